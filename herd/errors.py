@@ -1,0 +1,30 @@
+"""What can go wrong because of what a user gave us.
+
+Every message says what is wrong, where (file, key or row), what was expected and what to do next. The command line
+prints it without a traceback and exits with 2; the server turns it into OpenAI's error object. `assert` is left for
+our own invariants.
+"""
+
+
+class UserError(Exception):
+    """Something that the person who runs Herd can mend."""
+
+
+class ConfigError(UserError):
+    """A setting is unknown, missing, of the wrong kind, or impossible together with another."""
+
+
+class DataError(UserError):
+    """A file or a row of data is missing, damaged or not what it claims to be."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or a run folder cannot be used as it stands."""
+
+
+class CapacityError(UserError):
+    """The machine has too little disk, memory or time for what was asked."""
+
+
+class RequestError(UserError):
+    """A generation request asks for what the model or the server cannot give."""

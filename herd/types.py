@@ -1,0 +1,133 @@
+"""The nouns that travel between rooms, all in one place; importable without PyTorch.
+
+Letters for shapes, in the whole house: B rows, T tokens, D hidden, H query heads, K key-value heads, C channels of a
+head, F feed-forward, V vocabulary, N documents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IGNORE = -100
+"""The label of a token that nothing is to be learned from (the value PyTorch and `transformers` use)."""
+
+
+class ToolCall(TypedDict):
+    """A call the assistant asks for: the function's name and its arguments by name."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class Message(TypedDict, total=False):
+    """One message of a conversation. Roles: `system`, `user`, `assistant`, `ipython` (a tool's answer)."""
+
+    role: str
+    content: str
+    tool_calls: list[ToolCall]
+
+
+Conversation = list[Message]
+
+DOCUMENT_COLUMNS: dict[str, str] = {
+    "id": "string",  # content hash of the raw page: stable across runs
+    "url": "string",
+    "date": "string",  # ISO 8601 of the crawl or the file, empty when unknown
+    "title": "string",
+    "text": "large_string",
+    "language": "string",  # ISO 639-1, empty when unknown
+    "source": "string",  # which collection: `pydoc`, `library`, `web`, `files`...
+    "group": "string",  # what a train/held-out split must not tear apart: a module, a page, a repository
+    "quality": "float",  # 0 to 1, larger is better
+    "drop": "string",  # the reason the document was dropped, null for the ones kept
+    "drop_detail": "string",  # the figure or span behind the reason, null for the ones kept
+}
+"""The one schema of documents on disk (Parquet): column -> Arrow type name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One micro-batch of packed rows.
+
+    Several documents share a row; attention never crosses from one to another and positions restart with each.
+    """
+
+    tokens: Tensor  # (B, T) int64
+    labels: Tensor  # (B, T) int64: the token to predict at each place, IGNORE where nothing is learned
+    positions: Tensor  # (B, T) int64: place within the document
+    document_ids: Tensor  # (B, T) int32: which document of the row a token belongs to, -1 for padding
+    columns: dict[str, Tensor] = field(default_factory=dict)  # what an objective needs beside: pairs, log-probabilities
+
+    def to(self, device: Any) -> Batch:
+        """The same batch on another device."""
+        moved = {name: column.to(device, non_blocking=True) for name, column in self.columns.items()}
+        tensors = {n: getattr(self, n).to(device, non_blocking=True) for n in _BATCH_TENSORS}
+        return Batch(columns=moved, **tensors)
+
+
+_BATCH_TENSORS = ("tokens", "labels", "positions", "document_ids")
+
+
+class Loss(NamedTuple):
+    """What an objective returns: sums, so that one global division makes unequal micro-batches right."""
+
+    sum: Tensor  # () total over this micro-batch
+    count: Tensor  # () what was summed (tokens or pairs); a function of the batch alone
+    metrics: dict[str, tuple[Tensor, Tensor]]  # name -> (sum, count), reduced like the loss
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to draw tokens. Temperature 0 is greedy.
+
+    The defaults are Llama 3.1's own generation settings (temperature 0.6, top-p 0.9).
+    """
+
+    temperature: float = 0.6
+    top_k: int = 0  # keep the k likeliest tokens, 0 keeps all
+    top_p: float = 0.9  # keep the smallest set of tokens with this total probability
+    min_p: float = 0.0  # drop tokens below this share of the likeliest one's probability
+    max_tokens: int = 256
+    n: int = 1  # answers per prompt
+    seed: int | None = None  # the same seed gives the same answer; None draws a fresh one
+    stop: tuple[str, ...] = ()  # strings that end the answer and are not part of it
+    logprobs: int | None = None  # also return log-probabilities: of the drawn token and of this many likeliest
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One generated token: its natural log-probability, and the likeliest ones as (id, log-probability)."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer. `finish_reason` is `stop` (the model or a stop string ended it), `length` or `cancelled`."""
+
+    text: str
+    tokens: list[int]
+    finish_reason: str
+    logprobs: list[TokenLogprob] | None
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One figure of an evaluation, one JSON line on disk."""
+
+    task: str
+    metric: str
+    value: float
+    stderr: float | None = None
+    n: int = 0
+    shots: int = 0
+    prompt_hash: str = ""
+    low: float | None = None  # 95 % confidence interval
+    high: float | None = None
