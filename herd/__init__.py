@@ -1,0 +1,41 @@
+"""Herd raises Llama-3-class models, from raw web pages to a guarded assistant.
+
+The public Python API; everything loads on first use, so that `import herd` stays instant.
+
+    model, tokenizer = herd.load("runs/demo")              # model(tokens) -> logits
+    engine = herd.Engine("runs/demo")
+    engine.generate("def main(", herd.SamplingParams(max_tokens=40)).text
+    herd.html_to_text("<p>Hello</p>")
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from herd.curate.extract import html_to_text
+    from herd.infer.engine import Engine
+    from herd.model.checkpoint import load
+    from herd.tokenizer.tokenizer import Tokenizer
+    from herd.types import Completion, SamplingParams
+
+__version__ = "0.1.0"
+__all__ = ["Completion", "Engine", "SamplingParams", "Tokenizer", "html_to_text", "load"]
+
+_HOMES = {
+    "Completion": "herd.types",
+    "Engine": "herd.infer.engine",
+    "SamplingParams": "herd.types",
+    "Tokenizer": "herd.tokenizer.tokenizer",
+    "html_to_text": "herd.curate.extract",
+    "load": "herd.model.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'herd' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,183 @@
+"""The command line: `herd <stage> [recipe.yaml] [setting=value ...]`.
+
+A thin caller: every verb is one file of `herd/stages/`, with a settings class and `run(settings)`. Nothing heavy is
+imported before the verb is known, so that `herd --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import errno
+import importlib
+import os
+import signal
+import sys
+import typing
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
+
+from herd.errors import ConfigError, UserError
+
+STORY: dict[str, tuple[str, ...]] = {
+    "The whole story": ("demo",),
+    "From pages to a corpus": ("pages", "curate", "tokenizer", "pack"),
+    "From a corpus to a base model": ("pretrain", "average"),
+    "From a base model to an assistant": ("questions", "sft", "preferences", "reward", "reject", "dpo"),
+    "Measure and shrink": ("evaluate", "quantize", "report"),
+    "Use": ("chat", "serve", "inspect", "show", "doctor"),
+}
+"""The verbs in the order of the story; each is `herd/stages/<verb>.py`."""
+
+INTERRUPTED = 130
+USER_ERROR = 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status (0 done, 2 something the user can mend, 130 interrupted)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] in ("-V", "--version", "version"):
+        print(f"herd {importlib.import_module('herd').__version__}")
+        return 0
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _run_verb(words[0], words[1:])
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues where it was", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if message := _system_fault(error):
+            return _fail(message)
+        raise
+
+
+def recipes_folder() -> Path:
+    """Where the shipped recipes lie: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    return package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
+
+
+def _run_verb(verb: str, words: list[str]) -> int:
+    verbs = [name for names in STORY.values() for name in names]
+    if verb not in verbs:
+        import difflib
+
+        nearest = difflib.get_close_matches(verb, verbs, n=1)
+        hint = f"; did you mean `{nearest[0]}`?" if nearest else f"; there are: {', '.join(verbs)}"
+        raise ConfigError(f"no command `{verb}`{hint}")
+    stage = importlib.import_module(f"herd.stages.{verb}")
+    cls = typing.get_type_hints(stage.run)["settings"]
+    if any(word in ("-h", "--help") for word in words):
+        print(_verb_help(verb, stage, cls))
+        return 0
+    from herd import config
+
+    if words == ["--schema"]:
+        import json
+
+        print(json.dumps(config.json_schema(cls), indent=1))
+        return 0
+    recipe, overrides = _sort_words(verb, cls, words)
+    result = stage.run(config.load(cls, recipe, overrides))
+    return result if isinstance(result, int) else 0
+
+
+def _sort_words(verb: str, cls: type, words: list[str]) -> tuple[Path | None, list[str]]:
+    """Tell apart the recipe, `key=value`, `--key value`, `--flag` and the one bare word a command may take."""
+    hints = typing.get_type_hints(cls)
+    recipe, overrides = None, []
+    rest = iter(words)
+    for word in rest:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            name = name.replace("-", "_")
+            if not equals:
+                value = "true" if hints.get(name) is bool else next(rest, "")
+            overrides.append(f"{name}={value}")
+        elif "=" in word and not Path(word).exists():
+            overrides.append(word)
+        elif word.endswith((".yaml", ".yml")) and recipe is None:
+            recipe = _find_recipe(Path(word))
+        elif "path" in hints:
+            overrides.append(f"path={word}")
+        else:
+            raise ConfigError(f"{word}: expected a recipe (.yaml) or setting=value; see `herd {verb} --help`")
+    return recipe, overrides
+
+
+def _find_recipe(path: Path) -> Path:
+    """A recipe by its path, or by its place among the shipped ones (`demo/pretrain.yaml`)."""
+    if path.exists():
+        return path
+    inside = Path(*path.parts[1:]) if path.parts[0] == "recipes" else path
+    shipped = recipes_folder() / inside
+    return shipped if shipped.exists() else path
+
+
+# ---- help ------------------------------------------------------------------------------------------------------------
+
+
+def _overview() -> str:
+    lines = [
+        "Herd raises Llama-3-class models, from raw web pages to a guarded assistant.",
+        "",
+        "  herd <command> [recipe.yaml] [setting=value ...]     herd <command> --help shows every setting",
+    ]
+    for title, verbs in STORY.items():
+        lines += ["", f"{title}:", *(f"  {verb:<12} {_summary(verb)}" for verb in verbs)]
+    return "\n".join([*lines, "", "Begin with `herd demo`: the whole story on this machine, in about ten minutes."])
+
+
+def _summary(verb: str) -> str:
+    """The first sentence of a stage's docstring, read without importing the stage."""
+    file = Path(__file__).parent / "stages" / f"{verb}.py"
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return text.split("\n\n")[0].replace("\n", " ").strip()
+
+
+def _verb_help(verb: str, stage: ModuleType, cls: type) -> str:
+    from herd.config import describe
+
+    lines = [(stage.__doc__ or "").strip(), "", f"  herd {verb} [recipe.yaml] [setting=value ...]", ""]
+    for setting in describe(cls):
+        default = "required" if setting.default is None else f"default {setting.default or 'empty'}"
+        lines += [f"  {setting.name}  ({setting.kind}; {default})", f"      {setting.text}"]
+    return "\n".join(lines)
+
+
+# ---- how it ends -----------------------------------------------------------------------------------------------------
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return USER_ERROR
+
+
+def _system_fault(error: OSError) -> str | None:
+    """A plain sentence for the faults of a machine that a person can mend; None for what looks like our bug."""
+    where = f"{error.filename}: " if error.filename else ""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return f"{where}the disk is full; free some space and give the same command again, it continues"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return f"{where}no permission; choose a place you may write to (out=...) or change its rights"
+        case errno.ENOTDIR | errno.EISDIR | errno.ENOENT | errno.ENAMETOOLONG:
+            return f"{where}{error.strerror.lower()}"
+        case _:
+            return None
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> Any:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

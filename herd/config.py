@@ -1,0 +1,306 @@
+"""Settings: frozen dataclasses read from YAML and `key=value` words, validated once, every fault reported together.
+
+    @settings
+    class Optimizer:
+        \"""AdamW.\"""
+        lr: float = 3e-4
+        \"""Peak learning rate, reached after the warm-up.\"""
+
+    load(Optimizer, Path("recipe.yaml"), ["lr=1e-3"])
+
+A recipe may name another as `base:` and change only what differs. The docstring under a field is its documentation: it
+is what `--help` and the JSON schema for editors show.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import re
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from herd.errors import ConfigError
+
+S = TypeVar("S")
+
+
+@typing.dataclass_transform(kw_only_default=True, frozen_default=True)
+def settings(cls: type[S]) -> type[S]:
+    """Make a class of settings: a frozen keyword-only dataclass that refuses fields it does not know."""
+    cls.__pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    return dataclasses.dataclass(kw_only=True, frozen=True)(cls)
+
+
+def load(cls: type[S], file: Path | None = None, overrides: Sequence[str] = ()) -> S:
+    """Read settings from a recipe, put the `key=value` words over it and validate.
+
+    Raises:
+        ConfigError: with every fault at once: unknown keys (and the nearest known one), values of the wrong kind,
+            required settings that are missing, rules between settings.
+    """
+    values, origin = _read_recipe(file, ()) if file else ({}, {})
+    faults = _apply_overrides(cls, values, origin, overrides)
+    faults += _unknown_keys(cls, values, origin)
+    try:
+        result = _adapter(cls).validate_python(values)
+    except ValidationError as error:
+        faults += _validation_faults(error, origin)
+    if faults:
+        raise ConfigError(_report(cls, faults))
+    return result
+
+
+def to_dict(value: Any) -> Any:
+    """Settings as plain dictionaries, lists, strings and numbers, ready for YAML or JSON."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: to_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_dict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_dict(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def dump(value: Any) -> str:
+    """Settings as the YAML text that makes them again."""
+    return yaml.safe_dump(to_dict(value), sort_keys=False, allow_unicode=True, width=120)
+
+
+def json_schema(cls: type) -> dict[str, Any]:
+    """The JSON schema of a settings class, for completion in editors (`# yaml-language-server: $schema=...`)."""
+    return _adapter(cls).json_schema()
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldHelp:
+    """One line of `--help`: a setting's dotted name, kind, default (None: required) and documentation."""
+
+    name: str
+    kind: str
+    default: str | None
+    text: str
+
+
+def describe(cls: type, prefix: str = "") -> list[FieldHelp]:
+    """Every setting of a class with its kind, default and documentation, groups unfolded."""
+    texts = {name: schema.get("description", "") for name, schema in _properties(cls).items()}
+    lines = []
+    for field in dataclasses.fields(cls):
+        kind = _hints(cls)[field.name]
+        group = _settings_class(kind)
+        if group and _default(field) is not None:
+            lines += describe(group, f"{prefix}{field.name}.")
+        else:
+            text = " ".join(texts.get(field.name, "").split())
+            lines.append(FieldHelp(prefix + field.name, _kind_name(kind), _default_text(field), text))
+    return lines
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML where `1e-3` is a number and `no` is a word."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:(?:[0-9][0-9_]*)\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.[0-9]+(?:[eE][-+]?[0-9]+)?|\.(?:inf|nan))$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def _read_recipe(file: Path, chain: tuple[Path, ...]) -> tuple[dict, dict[str, str]]:
+    """The values of a recipe with its `base:` recipes under it, and the file each dotted key came from."""
+    resolved = file.resolve()
+    if resolved in chain:
+        raise ConfigError(
+            f"{file}: `base:` leads back to itself: {' -> '.join(str(path.name) for path in (*chain, resolved))}"
+        )
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such recipe") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read as a recipe: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: expected `setting: value` lines, got a {type(content).__name__}")
+    base = content.pop("base", None)
+    values, origin = _read_recipe(file.parent / str(base), (*chain, resolved)) if base is not None else ({}, {})
+    _merge(values, content, origin, str(file))
+    return values, origin
+
+
+def _merge(into: dict, new: dict, origin: dict[str, str], where: str, prefix: str = "") -> None:
+    for key, value in new.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value, origin, where, f"{name}.")
+        else:
+            into[key] = value
+            origin[name] = where
+
+
+def _apply_overrides(cls: type, values: dict, origin: dict[str, str], overrides: Sequence[str]) -> list[str]:
+    faults = []
+    for word in overrides:
+        name, equals, text = word.partition("=")
+        if not equals or not name:
+            faults.append(f"{word}: expected `setting=value`")
+            continue
+        try:
+            value = yaml.load(text, Loader=_Loader) if text else ""
+        except yaml.YAMLError:
+            value = text
+        node, *path = values, *name.split(".")
+        for part in path[:-1]:
+            node = node.setdefault(part, {}) if isinstance(node.get(part, {}), dict) else node
+        kind = _kind_at(cls, path)
+        if isinstance(value, str) and typing.get_origin(kind) is list:
+            value = [value]
+        node[path[-1]] = value
+        origin[name] = word
+    return faults
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+
+
+def _unknown_keys(cls: type, values: dict, origin: dict[str, str], prefix: str = "") -> list[str]:
+    known = {field.name: _settings_class(_hints(cls)[field.name]) for field in dataclasses.fields(cls)}
+    faults = []
+    for key in list(values):
+        name = f"{prefix}{key}"
+        if key not in known:
+            faults.append(f"{_where(name, origin)}no setting `{name}`{_did_you_mean(cls, str(key), prefix)}")
+            del values[key]
+        elif known[key] and isinstance(values[key], dict):
+            faults += _unknown_keys(known[key], values[key], origin, f"{name}.")
+    return faults
+
+
+def _did_you_mean(cls: type, key: str, prefix: str) -> str:
+    names = [field.name for field in dataclasses.fields(cls)]
+    nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    return f"; did you mean `{prefix}{nearest[0]}`?" if nearest else f"; known here: {', '.join(names)}"
+
+
+def _validation_faults(error: ValidationError, origin: dict[str, str]) -> list[str]:
+    faults = []
+    for fault in error.errors():
+        parts = [str(part) for part in fault["loc"] if not re.match(r"^(function-|list\[|dict\[|nullable)", str(part))]
+        name = ".".join(parts)
+        if fault["type"] == "missing":
+            faults.append(f"`{name}` is required and was not given")
+            continue
+        message = fault["msg"].removeprefix("Value error, ")
+        got = "" if fault["type"] in ("value_error", "dataclass_type") else f" (got {_short(fault['input'])})"
+        where = _where(name, origin)
+        faults.append(f"{where}`{name}`: {message}{got}" if name else f"{message}")
+    return faults
+
+
+def _where(name: str, origin: dict[str, str]) -> str:
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        if place := origin.get(".".join(parts[:length])):
+            return f"{place}: "
+    return ""
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _report(cls: type, faults: list[str]) -> str:
+    count = "1 problem" if len(faults) == 1 else f"{len(faults)} problems"
+    return "\n".join(
+        [f"{count} in the {cls.__name__.removesuffix('Settings').lower()} settings", *(f"  {f}" for f in faults)]
+    )
+
+
+# ---- the shape of a settings class -----------------------------------------------------------------------------------
+
+
+@functools.cache
+def _adapter(cls: type) -> TypeAdapter:
+    return TypeAdapter(cls)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _properties(cls: type) -> dict[str, dict]:
+    schema = _adapter(cls).json_schema()
+    return schema.get("properties", {})
+
+
+def _settings_class(kind: Any) -> type | None:
+    """The settings class behind an annotation (`Optimizer` or `Optimizer | None`), if it is one."""
+    options = (
+        typing.get_args(kind)
+        if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
+        else (kind,)
+    )
+    return next((option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)), None)
+
+
+def _kind_at(cls: type, path: Sequence[str]) -> Any:
+    for part in path[:-1]:
+        cls = _settings_class(_hints(cls).get(part)) if cls else None
+    return _hints(cls).get(path[-1]) if cls else None
+
+
+def _kind_name(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        return "|".join(str(option) for option in typing.get_args(kind))
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        return " or ".join("none" if option is type(None) else _kind_name(option) for option in typing.get_args(kind))
+    if typing.get_origin(kind) is list:
+        return f"list of {_kind_name(typing.get_args(kind)[0])}"
+    if typing.get_origin(kind) is dict:
+        return f"{_kind_name(typing.get_args(kind)[1])} by name"
+    return {"str": "text", "bool": "true|false", "int": "int", "float": "float", "Path": "path"}.get(
+        getattr(kind, "__name__", str(kind)), getattr(kind, "__name__", str(kind))
+    )
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return dataclasses.MISSING
+
+
+def _default_text(field: dataclasses.Field) -> str | None:
+    value = _default(field)
+    if value is dataclasses.MISSING:
+        return None
+    return "none" if value is None else str(to_dict(value))

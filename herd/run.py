@@ -1,0 +1,408 @@
+"""Run folders: where a stage keeps its settings, inputs, metrics and results, so that it can be trusted and continued.
+
+    settings.yaml     the resolved settings; feeding the file back reruns the stage
+    environment.json  versions, machine, command
+    inputs.json       the content hash of every input, so that an answer can be followed back to its pages
+    metrics.jsonl     one JSON line per logged step
+    run.json          written last: format version, state, hashes of the outputs, headline figures
+
+Half-written output does not exist: files and folders are written aside, flushed and renamed. A folder in use is locked
+by its process, and the lock dies with it, however it dies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from herd.config import dump, to_dict
+from herd.errors import CapacityError, CheckpointError, DataError
+from herd.log import duration, say, size
+
+FORMAT = 1
+"""Version of the run folder's layout; folders of another version are refused by name."""
+
+_BOOKKEEPING = {"settings.yaml", "environment.json", "inputs.json", "metrics.jsonl", "run.json", ".lock"}
+_SPARE_DISK = 50_000_000  # bytes left free for everybody else when a stage says what it needs
+_LOCK_GRACE_SECONDS = 5.0  # how long a killed process may take to let go of its lock
+
+
+class Run:
+    """An open run folder. Made by `open_run`."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]):
+        self.path = path
+        self._manifest = manifest
+        self._began = time.monotonic()
+
+    @property
+    def finished(self) -> bool:
+        """Whether an earlier run with the same settings and inputs has completed here."""
+        return self._manifest["state"] == "finished"
+
+    def need(self, *, disk_bytes: float = 0, seconds: float | None = None) -> None:
+        """Say what the stage will take, and refuse before it starts if the disk is too small.
+
+        Raises:
+            CapacityError: when less than `disk_bytes` (and a little spare) is free.
+        """
+        free = shutil.disk_usage(self.path).free
+        time_text = f", about {duration(seconds)}" if seconds else ""
+        say(f"  needs {size(disk_bytes)} of disk ({size(free)} free){time_text}")
+        if free < disk_bytes + _SPARE_DISK:
+            raise CapacityError(
+                f"{self.path}: needs {size(disk_bytes + _SPARE_DISK)} of disk, {size(free)} is free; "
+                "free some space or choose another out="
+            )
+
+    def log(self, **figures: Any) -> None:
+        """Append one line to metrics.jsonl."""
+        line = json.dumps(figures, default=float) + "\n"
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(line)
+
+    def rewind(self, step: int) -> None:
+        """Forget metrics logged after `step`: what a resumed run will log again."""
+        kept = [row for row in read_metrics(self.path) if row.get("step", 0) <= step]
+        atomic_write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+
+    def finish(self, figures: dict[str, Any] | None = None, **pointers: str) -> None:
+        """Record that the run is complete: hashes of its outputs and its headline figures; the manifest comes last.
+
+        `pointers` are kept in the manifest as they are (the demo's `checkpoint="dpo/checkpoint"`).
+        """
+        outputs = {str(file.relative_to(self.path)): _record(file) for file in _output_files(self.path)}
+        seconds = self._manifest.get("seconds", 0.0) + time.monotonic() - self._began
+        self._manifest |= {"state": "finished", "seconds": round(seconds, 2), "figures": figures or {}, **pointers}
+        self._manifest |= {"finished": _now(), "outputs": outputs}
+        self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        atomic_write(self.path / "run.json", json.dumps(self._manifest, indent=1))
+
+    def _interrupted(self) -> None:
+        """Keep the time spent so far, for the run that continues this one."""
+        self._manifest["seconds"] = self._manifest.get("seconds", 0.0) + round(time.monotonic() - self._began, 2)
+        self._write_manifest()
+
+
+@contextmanager
+def open_run(path: Path, *, stage: str, settings: Any, inputs: dict[str, Path | list[Path] | None]) -> Iterator[Run]:
+    """Open the run folder of a stage: new, interrupted (to be continued) or finished (to be skipped).
+
+    `inputs` maps the names of settings that point to files or folders to their paths; they are compared by content,
+    so a moved input is the same input.
+
+    Raises:
+        CheckpointError: the folder is in use, of another format version, of another stage, was made with other
+            settings or inputs, holds foreign files, or its recorded outputs were changed.
+        DataError: an input is missing.
+    """
+    inputs = {name: value for name, value in inputs.items() if value is not None and value != []}
+    hashes = {name: _fingerprint_all(value) for name, value in inputs.items()}
+    path.mkdir(parents=True, exist_ok=True)
+    with _locked(path):
+        manifest = _enter(path, stage, _comparable(settings, inputs), hashes)
+        run = Run(path, manifest)
+        if run.finished:
+            _check_outputs(path, manifest)
+            say(f"{stage}: already done in {path}, skipped")
+            yield run
+            return
+        atomic_write(path / "settings.yaml", dump(settings))
+        atomic_write(path / "environment.json", json.dumps(environment(), indent=1))
+        atomic_write(path / "inputs.json", json.dumps(_inputs_record(inputs, hashes), indent=1))
+        run._write_manifest()
+        say(f"{stage}: {'continues' if manifest.get('seconds') else 'starts'} in {path}")
+        try:
+            yield run
+        except BaseException:
+            run._interrupted()
+            raise
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The run.json of a run folder.
+
+    Raises:
+        CheckpointError: not a run folder, or one of another format version.
+    """
+    try:
+        manifest = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: not a run folder (it has no run.json)") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}/run.json: cannot be read: {error}") from None
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(
+            f"{path}: run folder of format {found}, this Herd reads format {FORMAT}; "
+            "use the version of Herd that wrote it, or choose another out="
+        )
+    return manifest
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run folder's metrics.jsonl; a last line torn by a kill is left out."""
+    try:
+        lines = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def fingerprint(path: Path) -> str:
+    """Content hash of a file or folder. A finished run folder answers with the hash of its recorded outputs.
+
+    Raises:
+        DataError: nothing there, or nothing in it.
+        CheckpointError: a run folder that is not finished, or whose outputs were changed after it finished.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if path.is_file():
+        return _hash_file(path)
+    if (path / "run.json").exists():
+        manifest = read_manifest(path)
+        if manifest["state"] != "finished":
+            raise CheckpointError(f"{path}: this run is not finished; run its stage again to complete it")
+        _check_outputs(path, manifest)
+        return _hash_text(json.dumps({name: record["sha256"] for name, record in manifest["outputs"].items()}))
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    if not files:
+        raise DataError(f"{path}: the folder is empty")
+    return _hash_text("".join(f"{file.relative_to(path)}\0{_hash_file(file)}\n" for file in files))
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Write a file whole or not at all: aside, flushed to disk, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(aside, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder aside; when the block ends well it becomes `path` (replacing what was there), else it vanishes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of a killed process
+        shutil.rmtree(leftover, ignore_errors=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        yield aside
+        for file in aside.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        aside.chmod(0o755)
+        if path.exists():
+            old = path.with_name(f".{path.name}.old.tmp")
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(path, old)
+            os.replace(aside, path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(aside, path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and command of this process, without loading PyTorch."""
+    packages = {}
+    for name in ("herd-lm", "torch", "numpy", "daft", "pyarrow", "tiktoken", "tokenizers", "safetensors"):
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "time": _now(),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "packages": packages,
+    }
+
+
+# ---- entering a folder -----------------------------------------------------------------------------------------------
+
+
+def _enter(path: Path, stage: str, settings: dict, hashes: dict[str, str]) -> dict[str, Any]:
+    if not (path / "run.json").exists():
+        foreign = [
+            item.name for item in path.iterdir() if item.name not in _BOOKKEEPING and not item.name.endswith(".tmp")
+        ]
+        if foreign:
+            raise CheckpointError(f"{path}: holds files that are not a Herd run ({foreign[0]}); choose another out=")
+        return {"format": FORMAT, "stage": stage, "state": "running", "settings": settings, "inputs": hashes}
+    manifest = read_manifest(path)
+    if manifest["stage"] != stage:
+        raise CheckpointError(f"{path}: is a `{manifest['stage']}` run, not a `{stage}` run; choose another out=")
+    changed = _differences(manifest["settings"], settings) + [
+        f"input `{name}` has other content" for name in hashes if manifest["inputs"].get(name) != hashes[name]
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{path}: this run folder was made with other settings or inputs:\n"
+            + "\n".join(f"  {line}" for line in changed)
+            + "\nChoose another out=, or delete the folder to start afresh"
+        )
+    return manifest
+
+
+def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    lines = []
+    for key in [*new, *(key for key in old if key not in new)]:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += _differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before} there, {after} now")
+    return lines
+
+
+def _comparable(settings: Any, inputs: dict[str, Any]) -> dict:
+    """The settings a result depends on: all but where it goes and the inputs (which are compared by content)."""
+    plain = {key: value for key, value in to_dict(settings).items() if key != "out" and key not in inputs}
+    return json.loads(json.dumps(plain))
+
+
+def _inputs_record(inputs: dict[str, Any], hashes: dict[str, str]) -> dict:
+    return {name: {"path": to_dict(value), "sha256": hashes[name]} for name, value in inputs.items()}
+
+
+def _check_outputs(path: Path, manifest: dict[str, Any]) -> None:
+    """A finished run's files must be what was written; a file whose size and time are unchanged is taken as sound."""
+    for name, record in manifest["outputs"].items():
+        file = path / name
+        if not file.exists():
+            raise CheckpointError(f"{file}: is missing from a finished run; delete {path} to make it again")
+        stat = file.stat()
+        if stat.st_size == record["bytes"] and stat.st_mtime_ns == record["mtime_ns"]:
+            continue
+        if _hash_file(file) != record["sha256"]:
+            raise CheckpointError(
+                f"{file}: was damaged or edited after the run finished (its content hash differs); "
+                f"restore it, or delete {path} to make it again"
+            )
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path / ".lock", "a+", encoding="utf-8") as file:
+        _take_lock(file, path)
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield  # closing the file frees the lock, and so does the death of the process
+
+
+def _take_lock(file: Any, path: Path) -> None:
+    deadline = time.monotonic() + _LOCK_GRACE_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError:
+            file.seek(0)
+            owner = file.read().strip()
+            if (owner and _alive(int(owner))) or time.monotonic() > deadline:
+                raise CheckpointError(
+                    f"{path}: in use by process {owner or 'unknown'}; wait for it, stop it, or choose another out="
+                ) from None
+            time.sleep(0.2)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+# ---- small parts -----------------------------------------------------------------------------------------------------
+
+
+def _output_files(path: Path) -> list[Path]:
+    """What a run hands on: its files but for the bookkeeping, the trainer's state and nested run folders."""
+    nested = {manifest.parent for manifest in path.glob("*/run.json")}
+    return sorted(
+        file
+        for file in path.rglob("*")
+        if file.is_file()
+        and file.relative_to(path).parts[0] not in _BOOKKEEPING | {"state"}
+        and not file.name.endswith(".tmp")
+        and not nested.intersection(file.parents)
+    )
+
+
+def _record(file: Path) -> dict[str, Any]:
+    stat = file.stat()
+    return {"sha256": _hash_file(file), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _fingerprint_all(value: Path | list[Path]) -> str:
+    if isinstance(value, list | tuple):
+        return _hash_text("".join(fingerprint(item) for item in value))
+    return fingerprint(value)
+
+
+def _hash_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
