@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from herd.curate.extract import html_to_text
     from herd.infer.engine import Engine
-    from herd.model.checkpoint import load
+    from herd.model.pretrained import load
     from herd.tokenizer.tokenizer import Tokenizer
     from herd.types import Completion, SamplingParams
 
@@ -27,7 +27,7 @@ _HOMES = {
     "SamplingParams": "herd.types",
     "Tokenizer": "herd.tokenizer.tokenizer",
     "html_to_text": "herd.curate.extract",
-    "load": "herd.model.checkpoint",
+    "load": "herd.model.pretrained",
 }
 
 

@@ -1,0 +1,1 @@
+"""The Llama model: configuration, layers, initialization, and checkpoints in the formats of Hugging Face and Meta."""

@@ -1,0 +1,195 @@
+"""Checkpoints: Hugging Face folders that `transformers`, vLLM, SGLang and llama.cpp's converter load as they stand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from herd.errors import CheckpointError
+from herd.model.config import CAUSAL_LM, SEQUENCE_CLASSIFICATION, ModelConfig
+from herd.model.llama import Attend, LlamaForCausalLM, LlamaForSequenceClassification
+from herd.model.weights import INDEX, SINGLE, TensorInfo, read_tensors, tensors_in_folder
+from herd.ops.attention import packed_attention
+from herd.run import atomic_folder
+
+if TYPE_CHECKING:
+    from herd.tokenizer.tokenizer import Tokenizer
+
+Llama = LlamaForCausalLM | LlamaForSequenceClassification
+
+MAX_SHARD_BYTES = 5_000_000_000
+
+_CLASSES = {CAUSAL_LM: LlamaForCausalLM, SEQUENCE_CLASSIFICATION: LlamaForSequenceClassification}
+_SHOWN = 3  # how many tensor names an error lists
+
+
+def find_checkpoint(path: Path | str) -> Path:
+    """The checkpoint folder that a path means: itself, its `checkpoint/`, or what its run.json points to.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist: expected a checkpoint folder or a run folder.")
+    candidates = [path, path / "checkpoint", *_pointed_to(path)]
+    for candidate in candidates:
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise CheckpointError(
+        f"{path} holds no checkpoint: expected config.json in it, in {path / 'checkpoint'}, or a finished run whose "
+        "run.json names one."
+    )
+
+
+def load(
+    path: Path | str, *, dtype: torch.dtype | None = None, device: str = "cpu", attend: Attend | None = None
+) -> Llama:
+    """Open a checkpoint in eval mode, as the class that its config.json names.
+
+    `dtype` None keeps what is on disk. On the CPU the weights are mapped from the files, not copied.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or its tensors do not fit config.json.
+        ConfigError: config.json describes something other than a Llama.
+    """
+    folder = find_checkpoint(path)
+    config = ModelConfig.from_folder(folder)
+    model = empty_model(config, attend)
+    tensors = _without_leftovers(tensors_in_folder(folder), config)
+    _check_fit(folder, tensors, model)
+    weights = {name: tensor.to(device=device, dtype=dtype) for name, tensor in read_tensors(tensors)}
+    model.load_state_dict(weights, strict=False, assign=True)
+    return _finish(model)
+
+
+def empty_model(config: ModelConfig, attend: Attend | None = None, device: str = "meta") -> Llama:
+    """A model of the configured class whose weights are not there yet (device `meta`) or not set."""
+    with torch.device(device):
+        return _CLASSES[config.architecture](config, attend or packed_attention)
+
+
+def save(
+    model: Llama, folder: Path | str, tokenizer: Tokenizer | None = None, dtype: torch.dtype | None = None
+) -> None:
+    """Write a checkpoint folder, whole or not at all; a folder already there is replaced.
+
+    `dtype` None keeps the model's. Larger than 5 GB, the weights come in shards with an index.
+    """
+    weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)
+    shards = list(_shards(weights, dtype))
+    with atomic_folder(Path(folder)) as aside:
+        files = _shard_names(len(shards))
+        for file, names in zip(files, shards, strict=True):
+            part = {name: weights[name].to("cpu", dtype or weights[name].dtype).contiguous() for name in names}
+            save_file(part, aside / file, metadata={"format": "pt"})
+        if len(shards) > 1:
+            _write_index(aside, files, shards, weights, dtype)
+        stored = dtype or next(iter(weights.values())).dtype
+        config = model.config.to_dict() | {"dtype": str(stored).removeprefix("torch.")}
+        _write_json(aside / "config.json", config)
+        _write_json(aside / "generation_config.json", _generation_config(model.config))
+        if tokenizer is not None:
+            tokenizer.save(aside)
+
+
+def _finish(model: Llama) -> Llama:
+    if isinstance(model, LlamaForCausalLM):
+        model.tie_weights()
+    return model.requires_grad_(True).eval()
+
+
+def _pointed_to(path: Path) -> list[Path]:
+    try:
+        target = json.loads((path / "run.json").read_text(encoding="utf-8")).get("checkpoint")
+    except (OSError, ValueError, AttributeError):
+        return []
+    return [path / target] if isinstance(target, str) else []
+
+
+def _without_leftovers(tensors: dict[str, TensorInfo], config: ModelConfig) -> dict[str, TensorInfo]:
+    """Drop what old exporters wrote beside the weights: rotary tables, and the second name of a tied embedding."""
+    return {
+        name: info
+        for name, info in tensors.items()
+        if not name.endswith("rotary_emb.inv_freq") and not (name == "lm_head.weight" and config.tie_word_embeddings)
+    }
+
+
+def _check_fit(folder: Path, tensors: dict[str, TensorInfo], model: Llama) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        expected.pop("lm_head.weight", None)
+    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing:
+        raise CheckpointError(f"{folder} lacks {_some(missing)}, which its config.json asks for.")
+    if extra:
+        raise CheckpointError(f"{folder} holds {_some(extra)}, for which its config.json has no place.")
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise CheckpointError(
+                f"{tensors[name].file}: tensor {name} has the shape {list(tensors[name].shape)}, "
+                f"but config.json asks for {list(shape)}."
+            )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"the tensor{'s' if len(names) > 1 else ''} {', '.join(names[:_SHOWN])}{more}"
+
+
+def _shards(weights: dict[str, Tensor], dtype: torch.dtype | None) -> Iterator[list[str]]:
+    shard, used = [], 0
+    for name, tensor in weights.items():
+        size = tensor.numel() * (dtype or tensor.dtype).itemsize
+        if shard and used + size > MAX_SHARD_BYTES:
+            yield shard
+            shard, used = [], 0
+        shard.append(name)
+        used += size
+    yield shard
+
+
+def _shard_names(count: int) -> list[str]:
+    if count == 1:
+        return [SINGLE]
+    return [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+
+
+def _write_index(folder: Path, files: list[str], shards: list[list[str]], weights: dict, dtype) -> None:
+    total = sum(tensor.numel() * (dtype or tensor.dtype).itemsize for tensor in weights.values())
+    weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _write_json(path: Path, values: dict) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _generation_config(config: ModelConfig) -> dict:
+    """Llama 3.1's own sampling settings, and the ids that begin and end a text."""
+    values = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
+    ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return values | {name: list(id) if isinstance(id, tuple) else id for name, id in ids.items() if id is not None}
+
+
+def as_reward_model(model: LlamaForCausalLM, seed: int, attend: Attend | None = None) -> LlamaForSequenceClassification:
+    """A reward model that starts from a language model's layers (shared, not copied), with a fresh small score head."""
+    config = replace(model.config, architecture=SEQUENCE_CLASSIFICATION, num_labels=1)
+    reward = empty_model(config, attend)
+    reward.model = model.model
+    drawn = torch.empty(reward.score.weight.shape).normal_(
+        0.0, config.initializer_range, generator=torch.Generator().manual_seed(seed)
+    )
+    weight = model.model.norm.weight
+    reward.score.weight = torch.nn.Parameter(drawn.to(weight.device, weight.dtype))
+    return reward

@@ -1,0 +1,234 @@
+"""The shape of a Llama, under the names of Hugging Face's `config.json`; importable without PyTorch."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from herd.errors import CheckpointError, ConfigError
+
+CAUSAL_LM = "LlamaForCausalLM"
+SEQUENCE_CLASSIFICATION = "LlamaForSequenceClassification"
+ARCHITECTURES = (CAUSAL_LM, SEQUENCE_CLASSIFICATION)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Llama 3.1's change of the slow rotary frequencies, for contexts longer than the first one.
+
+    Source: Meta's llama-models, `apply_scaling`; the paper does not describe it.
+    """
+
+    factor: float = 8.0
+    """How many times slower the slowest frequencies turn."""
+    low_freq_factor: float = 1.0
+    """Wavelengths above original context / this are slowed in full."""
+    high_freq_factor: float = 4.0
+    """Wavelengths below original context / this stay as they are."""
+    original_max_position_embeddings: int = 8192
+    """Context in tokens before the scaling."""
+
+    def __post_init__(self) -> None:
+        if self.factor < 1 or self.original_max_position_embeddings < 1:
+            raise ConfigError("rope_scaling: factor and original_max_position_embeddings must be at least 1")
+        if not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise ConfigError(
+                f"rope_scaling: low_freq_factor ({self.low_freq_factor}) must be positive and below "
+                f"high_freq_factor ({self.high_freq_factor})"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything that shapes a Llama. Field names are those of `config.json`.
+
+    Raises:
+        ConfigError: a size is impossible alone or together with another.
+    """
+
+    vocab_size: int
+    """Rows of the embedding, special tokens included."""
+    hidden_size: int
+    """Width D of the residual stream."""
+    intermediate_size: int
+    """Width F of the feed-forward layer."""
+    num_hidden_layers: int
+    """Number of transformer blocks."""
+    num_attention_heads: int
+    """Query heads H."""
+    num_key_value_heads: int | None = None
+    """Key-value heads K, a divisor of H; as many as query heads when absent."""
+    head_dim: int | None = None
+    """Channels C of a head; hidden_size / num_attention_heads when absent."""
+    max_position_embeddings: int = 8192
+    """Context in tokens."""
+    rms_norm_eps: float = 1e-5
+    """Added to the mean square under the root of RMSNorm."""
+    rope_theta: float = 500_000.0
+    """Base of the rotary frequencies."""
+    rope_scaling: RopeScaling | None = None
+    """Llama 3.1's scaling of the slow frequencies; none before 3.1."""
+    tie_word_embeddings: bool = False
+    """The output projection is the embedding itself."""
+    initializer_range: float = 0.02
+    """Standard deviation of fresh weights."""
+    bos_token_id: int | None = None
+    """Id of the token that begins every text."""
+    eos_token_id: int | tuple[int, ...] | None = None
+    """Ids that end an answer."""
+    pad_token_id: int | None = None
+    """Id that fills up a batch."""
+    architecture: str = CAUSAL_LM
+    """`LlamaForCausalLM`, or `LlamaForSequenceClassification` for a reward model."""
+    num_labels: int = 1
+    """Outputs of a sequence classifier."""
+    quantization_config: dict[str, Any] | None = field(default=None, hash=False)
+    """How the weights on disk are quantized, as it stands in `config.json`."""
+
+    def __post_init__(self) -> None:
+        if self.num_key_value_heads is None:
+            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
+        if self.head_dim is None and self.num_attention_heads:
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        if isinstance(self.eos_token_id, list):
+            object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
+        if isinstance(self.rope_scaling, dict):
+            object.__setattr__(self, "rope_scaling", _rope_scaling(self.rope_scaling))
+        faults = list(self._faults())
+        if faults:
+            raise ConfigError("The model's shape is impossible: " + "; ".join(faults) + ".")
+
+    def _faults(self):
+        sizes = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
+        for name in f"{sizes} head_dim max_position_embeddings num_labels".split():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                yield f"{name} must be a whole number of at least 1, not {value!r}"
+                return
+        if self.num_attention_heads % self.num_key_value_heads:
+            yield f"num_attention_heads ({self.num_attention_heads}) is not a multiple of num_key_value_heads ({self.num_key_value_heads})"
+        if self.head_dim * self.num_attention_heads != self.hidden_size and self.hidden_size % self.num_attention_heads:
+            yield f"hidden_size ({self.hidden_size}) is not divisible by num_attention_heads ({self.num_attention_heads}), and head_dim is not given"
+        if self.head_dim % 2:
+            yield f"head_dim ({self.head_dim}) must be even, because rotary embeddings turn pairs of channels"
+        if not (math.isfinite(self.rope_theta) and self.rope_theta > 1):
+            yield f"rope_theta must be above 1, not {self.rope_theta}"
+        if not 0 < self.rms_norm_eps < 1:
+            yield f"rms_norm_eps must lie between 0 and 1, not {self.rms_norm_eps}"
+        if self.architecture not in ARCHITECTURES:
+            yield f"architecture must be {' or '.join(ARCHITECTURES)}, not {self.architecture!r}"
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The ids that end an answer, always as a tuple."""
+        if self.eos_token_id is None:
+            return ()
+        return self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """Read the content of a `config.json`, of transformers 4 or 5. Keys that do not shape a Llama are passed over.
+
+        Raises:
+            ConfigError: it is not a Llama, or asks for something that this model does not have (biases, another RoPE).
+        """
+        _check_is_llama(values)
+        known = {f.name for f in fields(cls)} - {"architecture", "rope_scaling", "num_labels"}
+        taken = {name: value for name, value in values.items() if name in known and value is not None}
+        missing = [f for f in _REQUIRED if f not in taken]
+        if missing:
+            raise ConfigError(f"config.json lacks {', '.join(missing)}.")
+        rope = values.get("rope_parameters") or {}  # transformers 5 keeps theta and scaling in one place
+        taken.setdefault("rope_theta", rope.get("rope_theta", 10_000.0))
+        taken.setdefault("rms_norm_eps", 1e-6)
+        taken.setdefault("max_position_embeddings", 2048)
+        scaling = _rope_scaling(values.get("rope_scaling") or rope)
+        architecture = (values.get("architectures") or [CAUSAL_LM])[0]
+        labels = len(values["id2label"]) if values.get("id2label") else values.get("num_labels", 1)
+        return cls(rope_scaling=scaling, architecture=architecture, num_labels=labels, **taken)
+
+    @classmethod
+    def from_folder(cls, folder: Path | str) -> ModelConfig:
+        """Read `config.json` of a checkpoint folder.
+
+        Raises:
+            CheckpointError: the file is missing or is not JSON.
+            ConfigError: it does not describe a Llama.
+        """
+        path = Path(folder) / "config.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} is missing: {folder} is not a Hugging Face checkpoint folder.") from None
+        except (ValueError, OSError) as fault:
+            raise CheckpointError(f"{path} cannot be read as JSON: {fault}.") from None
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{path} must hold a JSON object, not {type(values).__name__}.")
+        try:
+            return cls.from_dict(values)
+        except ConfigError as fault:
+            raise ConfigError(f"{path}: {fault}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `config.json` holds, readable by transformers 4 and 5, vLLM, SGLang and llama.cpp's converter."""
+        values: dict[str, Any] = {"architectures": [self.architecture], "model_type": "llama"}
+        values |= {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _WRITTEN_APART}
+        if isinstance(self.eos_token_id, tuple):
+            values["eos_token_id"] = list(self.eos_token_id)
+        values |= {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0}
+        if self.rope_scaling is not None:
+            values["rope_scaling"] = {"rope_type": "llama3"} | {
+                f.name: getattr(self.rope_scaling, f.name) for f in fields(RopeScaling)
+            }
+        if self.architecture == SEQUENCE_CLASSIFICATION:
+            values["id2label"] = {str(i): f"LABEL_{i}" for i in range(self.num_labels)}
+            values["label2id"] = {f"LABEL_{i}": i for i in range(self.num_labels)}
+        if self.quantization_config is not None:
+            values["quantization_config"] = self.quantization_config
+        return values
+
+
+_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_WRITTEN_APART = ("architecture", "num_labels", "quantization_config", "rope_scaling")
+
+
+def _check_is_llama(values: dict[str, Any]) -> None:
+    if values.get("model_type", "llama") != "llama":
+        raise ConfigError(f"model_type is {values['model_type']!r}; only 'llama' is supported.")
+    architecture = (values.get("architectures") or [CAUSAL_LM])[0]
+    if architecture not in ARCHITECTURES:
+        raise ConfigError(f"architectures names {architecture!r}; supported are {', '.join(ARCHITECTURES)}.")
+    if values.get("hidden_act", "silu") not in ("silu", "swish"):
+        raise ConfigError(f"hidden_act is {values['hidden_act']!r}; a Llama has 'silu'.")
+    for name in ("attention_bias", "mlp_bias"):
+        if values.get(name):
+            raise ConfigError(f"{name} is true; a Llama has no biases.")
+
+
+def _rope_scaling(values: dict[str, Any] | None) -> RopeScaling | None:
+    kind = (values or {}).get("rope_type") or (values or {}).get("type") or "default"
+    if not values or kind == "default":
+        return None
+    if kind != "llama3":
+        raise ConfigError(f"rope_scaling has the type {kind!r}; supported is 'llama3' (Llama 3.1), or none.")
+    names = {f.name for f in fields(RopeScaling)}
+    missing = names - set(values)
+    if missing:
+        raise ConfigError(f"rope_scaling lacks {', '.join(sorted(missing))}.")
+    return RopeScaling(**{name: values[name] for name in names})
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Parameters of the whole model, a tied embedding counted once."""
+    c = config
+    attention = c.hidden_size * c.head_dim * (2 * c.num_attention_heads + 2 * c.num_key_value_heads)
+    block = attention + 3 * c.hidden_size * c.intermediate_size + 2 * c.hidden_size
+    embedding = c.vocab_size * c.hidden_size
+    if c.architecture == SEQUENCE_CLASSIFICATION:
+        head = c.num_labels * c.hidden_size
+    else:
+        head = 0 if c.tie_word_embeddings else embedding
+    return c.num_hidden_layers * block + embedding + c.hidden_size + head

@@ -1,0 +1,23 @@
+"""How much arithmetic a token costs."""
+
+from __future__ import annotations
+
+from herd.model.config import SEQUENCE_CLASSIFICATION, ModelConfig
+
+
+def matmul_parameters(config: ModelConfig) -> int:
+    """Weights that every token is multiplied with: all but the embedding rows and the norms; the head counts."""
+    c = config
+    attention = c.hidden_size * c.head_dim * (2 * c.num_attention_heads + 2 * c.num_key_value_heads)
+    head = c.num_labels if c.architecture == SEQUENCE_CLASSIFICATION else c.vocab_size
+    return c.num_hidden_layers * (attention + 3 * c.hidden_size * c.intermediate_size) + head * c.hidden_size
+
+
+def flops_per_token(config: ModelConfig, context_tokens: int) -> int:
+    """Floating-point operations to train on one token (forward and backward) in rows of `context_tokens`.
+
+    Six per weight of a matmul, plus attention, of which only the causal half is counted: a forward pass takes
+    2 x 2 x (context / 2) x H x C per layer and token, and the backward pass twice that.
+    """
+    attention = 6 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * context_tokens
+    return 6 * matmul_parameters(config) + attention

@@ -1,0 +1,185 @@
+"""Llama: one model for training and for decoding, under Hugging Face's names.
+
+A pre-norm decoder with grouped-query attention, rotary positions, RMSNorm and SwiGLU. Where keys and values come from
+is the business of `attend`, chosen at construction: packed rows for training, a paged cache in the engine. It gets
+`context` (tensors about the batch) and its own layer's `cache` entry; the model looks into neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from herd.model.config import ModelConfig
+from herd.model.rope import rotary_table
+from herd.ops.attention import AttentionContext, packed_attention
+from herd.ops.cross_entropy import cross_entropy_sum, token_log_probs
+from herd.ops.rms_norm import rms_norm
+from herd.ops.rope import apply_rotary
+from herd.ops.swiglu import swiglu
+from herd.types import Batch, Loss
+
+Attend = Callable[[Tensor, Tensor, Tensor, Any, Any], Tensor]
+Objective = Callable[[Tensor, nn.Module, Batch], Loss]
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a learned scale."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.eps = config.rms_norm_eps
+        self.weight = nn.Parameter(torch.ones(config.hidden_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: ModelConfig, attend: Attend) -> None:
+        super().__init__()
+        self.head_dim, self.attend = config.head_dim, attend
+        queries = config.num_attention_heads * config.head_dim
+        keys = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, queries, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, keys, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
+        self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], context: Any, cache: Any) -> Tensor:
+        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # (B, T, H, C)
+        k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # (B, T, K, C)
+        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
+        out = self.attend(apply_rotary(q, *rotary), apply_rotary(k, *rotary), v, context, cache)
+        return self.o_proj(out.flatten(-2))
+
+
+class MLP(nn.Module):
+    """The SwiGLU feed-forward layer."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+
+
+class Block(nn.Module):
+    """One layer: attention, then feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, attend: Attend) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, attend)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config)
+        self.post_attention_layernorm = RMSNorm(config)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], context: Any, cache: Any) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, context, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class LlamaModel(nn.Module):
+    """Embedding, blocks and final norm: everything below a head."""
+
+    def __init__(self, config: ModelConfig, attend: Attend = packed_attention) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, attend) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Embedding rows: (B, T) -> (B, T, D)."""
+        return self.embed_tokens(tokens)
+
+    def forward(self, x: Tensor, positions: Tensor, context: Any = None, cache: Sequence[Any] | None = None) -> Tensor:
+        """Hidden states after the final norm: x (B, T, D), positions (B, T) -> (B, T, D).
+
+        `context` and each layer's entry of `cache` go to `attend` as they are.
+        """
+        rotary = rotary_table(self.config, positions)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, rotary, context, None if cache is None else cache[index])
+        return self.norm(x)
+
+
+class Head(nn.Linear):
+    """From hidden states to the vocabulary. Chunking over wide logits lives here; an objective never sees V."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config.hidden_size, config.vocab_size, bias=False)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
+        return F.linear(hidden, self.weight)
+
+    forward = logits
+
+    def cross_entropy_sum(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Summed negative log-likelihood of the labels that are not IGNORE: (..., D), (...) -> () float32."""
+        return cross_entropy_sum(hidden, self.weight, labels)
+
+    def log_probs(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Log-probability of each id at its place: (..., D), (...) -> (...) float32."""
+        return token_log_probs(hidden, self.weight, ids)
+
+
+class LlamaForCausalLM(nn.Module):
+    """A Llama that predicts the next token. `forward(tokens)` gives logits, as in `transformers`."""
+
+    def __init__(self, config: ModelConfig, attend: Attend = packed_attention) -> None:
+        super().__init__()
+        self.config = config
+        self.model = LlamaModel(config, attend)
+        self.lm_head = Head(config)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Make the output projection the embedding itself, where the configuration asks for it."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits of one document a row: (B, T) -> (B, T, V)."""
+        return self.lm_head.logits(_hidden_of_documents(self.model, tokens))
+
+    def run(self, objective: Objective, batch: Batch) -> Loss:
+        """The loss of a packed batch under an objective."""
+        return objective(_hidden_of_batch(self.model, batch), self.lm_head, batch)
+
+
+class LlamaForSequenceClassification(nn.Module):
+    """A Llama that scores: a reward model. `forward(tokens)` scores every place; a reader takes the last token's."""
+
+    def __init__(self, config: ModelConfig, attend: Attend = packed_attention) -> None:
+        super().__init__()
+        self.config = config
+        self.model = LlamaModel(config, attend)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Scores of one document a row: (B, T) -> (B, T, num_labels)."""
+        return self.score(_hidden_of_documents(self.model, tokens))
+
+    def run(self, objective: Objective, batch: Batch) -> Loss:
+        """The loss of a packed batch under an objective; its head is the linear layer `score`."""
+        return objective(_hidden_of_batch(self.model, batch), self.score, batch)
+
+
+def _hidden_of_documents(model: LlamaModel, tokens: Tensor) -> Tensor:
+    positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    return model(model.embed(tokens), positions)
+
+
+def _hidden_of_batch(model: LlamaModel, batch: Batch) -> Tensor:
+    return model(model.embed(batch.tokens), batch.positions, AttentionContext(batch.document_ids))

@@ -1,0 +1,39 @@
+"""Rotary position embeddings in Hugging Face's layout: channel i turns together with channel i + C/2."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from herd.model.config import ModelConfig, RopeScaling
+
+
+@functools.lru_cache(maxsize=16)
+def inverse_frequencies(config: ModelConfig) -> Tensor:
+    """Radians per position of each channel pair, (C/2,) float32 on the CPU."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device="cpu").float() / config.head_dim
+    frequencies = 1.0 / (config.rope_theta**exponents)
+    return frequencies if config.rope_scaling is None else scale_frequencies(frequencies, config.rope_scaling)
+
+
+def scale_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """Slow the frequencies whose wavelength is long beside the original context; blend in between.
+
+    Source: Meta's llama-models, `apply_scaling` (Llama 3.1).
+    """
+    wavelength = 2 * math.pi / frequencies
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    original = scaling.original_max_position_embeddings
+    smooth = (original / wavelength - low) / (high - low)
+    blended = (1 - smooth) * frequencies / scaling.factor + smooth * frequencies
+    scaled = torch.where(wavelength > original / low, frequencies / scaling.factor, blended)
+    return torch.where(wavelength < original / high, frequencies, scaled)
+
+
+def rotary_table(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines at each position: two (B, T, C/2), float32."""
+    angles = positions[..., None].float() * inverse_frequencies(config).to(positions.device)
+    return angles.cos(), angles.sin()

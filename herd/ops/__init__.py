@@ -1,0 +1,1 @@
+"""Numerical kernels: each one a plain reference, a fast path, and a test that the two agree."""
