@@ -1,0 +1,63 @@
+# Two commands: `make demo` raises a small Llama here; `make test` runs the tests. Each does its own set-up in .venv.
+#
+#   make demo PYTHON=python3.12                     another Python (3.11 to 3.13)
+#   make demo TORCH=torch TORCH_INDEX=              the CUDA build of PyTorch, for owners of an NVIDIA GPU (the default
+#                                                   where nvidia-smi is found)
+
+PYTHON ?= python3
+VENV ?= .venv
+PAGES ?=
+DEMO ?= runs/demo
+
+ifeq ($(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu),gpu)
+TORCH ?= torch
+TORCH_INDEX ?=
+else
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?= --extra-index-url https://download.pytorch.org/whl/cpu
+endif
+
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test test-slow soak lint install dev clean
+
+demo: install
+	$(VENV)/bin/herd demo $(DEMO) $(if $(PAGES),--pages $(PAGES))
+
+test: dev
+	$(VENV)/bin/python -m pytest
+
+test-slow: dev
+	$(VENV)/bin/python -m pytest -m slow
+
+soak: dev
+	$(VENV)/bin/python -m pytest -m soak
+
+lint: dev
+	$(VENV)/bin/ruff check herd tests benchmarks
+	$(VENV)/bin/ruff format --check herd tests benchmarks
+	$(VENV)/bin/lint-imports
+
+install: $(VENV)/.installed
+dev: $(VENV)/.installed-dev
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "Herd needs Python 3.11 to 3.13, $(PYTHON) is `$(PYTHON) --version`; say which: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch: | $(VENV)/bin/python
+	@echo "installing PyTorch ($(TORCH)) and Herd into $(VENV) ..."
+	$(PIP) $(TORCH_INDEX) "$(TORCH)"
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/.torch
+	$(PIP) --editable . --constraint constraints.txt
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/.torch
+	$(PIP) --editable ".[dev]" --constraint constraints.txt
+	@touch $(VENV)/.installed $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from dataclasses import field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from herd import config
+from herd.config import settings
+from herd.errors import ConfigError
+
+
+@settings
+class Optimizer:
+    """AdamW."""
+
+    lr: float = 3e-4
+    """Peak learning rate."""
+
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    """Decay of the two moments."""
+
+
+@settings
+class TrainSettings:
+    """Train."""
+
+    out: Path
+    """Run folder."""
+
+    pages: list[Path] = field(default_factory=list)
+    """Folders of pages."""
+
+    dtype: Literal["bf16", "fp32"] = "fp32"
+    """Type of the weights."""
+
+    steps: int | None = None
+    """Optimizer steps."""
+
+    mixture: dict[str, float] = field(default_factory=dict)
+    """Weight of each source."""
+
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    """The optimizer."""
+
+    def __post_init__(self):
+        if self.steps == 0:
+            raise ValueError("steps must be at least 1")
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_a_recipe_inherits_and_words_override(tmp_path):
+    write(tmp_path / "base.yaml", "out: a\noptimizer: {lr: 1e-3, betas: [0.8, 0.9]}\nmixture: {web: 1}\n")
+    recipe = write(tmp_path / "child.yaml", "base: base.yaml\noptimizer: {lr: 2e-3}\n")
+    loaded = config.load(TrainSettings, recipe, ["steps=5", "pages=one", "mixture.code=0.5"])
+    assert loaded.optimizer == Optimizer(lr=2e-3, betas=[0.8, 0.9])
+    assert (loaded.out, loaded.steps, loaded.pages) == (Path("a"), 5, [Path("one")])
+    assert loaded.mixture == {"web": 1.0, "code": 0.5}
+
+
+def test_all_faults_come_at_once_with_place_and_nearest_name(tmp_path):
+    recipe = write(tmp_path / "r.yaml", "dtype: fp8\nstpes: 3\noptimizer: {lrr: 1}\n")
+    with pytest.raises(ConfigError) as error:
+        config.load(TrainSettings, recipe, ["optimizer.lr=fast", "nonsense"])
+    message = str(error.value)
+    assert message.startswith("6 problems")
+    assert "r.yaml: no setting `stpes`; did you mean `steps`?" in message
+    assert "no setting `optimizer.lrr`; did you mean `optimizer.lr`?" in message
+    assert "`dtype`: Input should be 'bf16' or 'fp32' (got 'fp8')" in message
+    assert "optimizer.lr=fast: `optimizer.lr`" in message
+    assert "nonsense: expected `setting=value`" in message
+    assert "`out` is required" in message
+
+
+def test_a_rule_between_settings_reads_like_a_sentence():
+    with pytest.raises(ConfigError, match="steps must be at least 1"):
+        config.load(TrainSettings, None, ["out=x", "steps=0"])
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("[1, 2]", "expected `setting: value` lines"),
+        ("a: [", "not valid YAML"),
+        ("base: r.yaml", "leads back to itself"),
+    ],
+)
+def test_a_broken_recipe_is_named(tmp_path, text, what):
+    with pytest.raises(ConfigError, match=what):
+        config.load(TrainSettings, write(tmp_path / "r.yaml", text))
+
+
+def test_missing_and_binary_recipes_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="no such recipe"):
+        config.load(TrainSettings, tmp_path / "none.yaml")
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        config.load(TrainSettings, tmp_path / "b.yaml")
+
+
+def test_yaml_words_stay_words_and_exponents_are_numbers():
+    loaded = config.load(TrainSettings, None, ["out=no", "optimizer.lr=1e-3"])
+    assert loaded.out == Path("no")
+    assert loaded.optimizer.lr == 1e-3
+
+
+@given(lr=st.floats(1e-9, 10), steps=st.one_of(st.none(), st.integers(1, 10**9)), name=st.text("abc-_ ", min_size=1))
+def test_dumped_settings_load_to_the_same(tmp_path_factory, lr, steps, name):
+    before = TrainSettings(out=Path(name), steps=steps, optimizer=Optimizer(lr=lr))
+    file = write(tmp_path_factory.mktemp("dump") / "settings.yaml", config.dump(before))
+    assert config.load(TrainSettings, file) == before
+
+
+def test_every_setting_is_described_with_kind_default_and_text():
+    lines = {line.name: line for line in config.describe(TrainSettings)}
+    assert lines["out"].default is None
+    assert lines["dtype"].kind == "bf16|fp32"
+    assert lines["optimizer.lr"].text == "Peak learning rate."
+    assert "optimizer" not in lines
+
+
+def test_the_schema_carries_the_documentation():
+    schema = config.json_schema(TrainSettings)
+    assert schema["properties"]["dtype"]["description"] == "Type of the weights."
+    assert schema["additionalProperties"] is False
