@@ -1,0 +1,1 @@
+"""Curation: from raw pages to clean, deduplicated, judged documents."""

@@ -1,0 +1,231 @@
+"""Reading pages from wherever they lie: WARC and WET, HTML files, JSONL, Parquet, text and code.
+
+Damage is counted, never fatal: a truncated archive gives the pages before the break.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from herd.curate.warc import read_warc
+from herd.errors import DataError
+
+MAX_PAGE_BYTES = 20_000_000
+"""Pages over this size are not parsed; they are kept as dropped, with the reason."""
+
+CODE_SUFFIXES = {".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go", ".java", ".kt", ".swift"}
+CODE_SUFFIXES |= {".js", ".ts", ".tsx", ".jsx", ".rb", ".php", ".pl", ".sh", ".sql", ".r", ".jl", ".lua", ".scala"}
+CODE_SUFFIXES |= {".cs", ".hs", ".ml", ".lean", ".tex", ".css", ".toml", ".yaml", ".yml"}
+_TEXT_SUFFIXES = {".txt", ".md", ".rst"}
+_HTML_SUFFIXES = {".html", ".htm", ".xhtml"}
+_HTML_TYPES = {"text/html", "application/xhtml+xml", "application/xhtml"}
+_FORMATS = ".html .htm .warc .wet .jsonl .ndjson .parquet .txt .md .rst and source code, also .gz and .zst"
+
+
+class RawPage(NamedTuple):
+    """A page before extraction. `kind` is `html`, `text` or `code`."""
+
+    id: str  # content hash: stable across runs
+    url: str
+    date: str
+    kind: str
+    charset: str  # as declared by the server, empty when it said nothing
+    content: bytes  # empty where the page is over the size limit
+    num_bytes: int
+    source: str
+
+
+def find_files(paths: list[Path]) -> list[Path]:
+    """The files that hold pages under the given files and folders, in a fixed order; a run folder of `pages` counts.
+
+    Raises:
+        DataError: a path is missing, or holds no file of a known kind.
+    """
+    files: list[Path] = []
+    for path in paths:
+        files += _files_under(Path(path))
+    return files
+
+
+def _files_under(path: Path) -> list[Path]:
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if path.is_file():
+        if _suffix(path) in _READERS:
+            return [path]
+        raise DataError(f"{path}: cannot tell what kind of file this is; expected {_FORMATS}")
+    if (path / "pages.warc.gz").exists():
+        return [path / "pages.warc.gz"]
+    if (path / "sources.json").exists():
+        return find_files([Path(p) for p in json.loads((path / "sources.json").read_text())["paths"]])
+    hidden = [file for file in path.rglob("*") if file.is_file() and _suffix(file) in _READERS]
+    files = sorted(f for f in hidden if not any(part.startswith(".") for part in f.relative_to(path).parts))
+    if not files:
+        raise DataError(f"{path}: no file of pages in this folder; expected {_FORMATS}")
+    return files
+
+
+def _suffix(path: Path) -> str:
+    """`.warc` for `crawl.warc.gz`: the suffix that names the format."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in (".gz", ".zst"):
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def read_pages(path: Path, counts: Counter, max_bytes: int = MAX_PAGE_BYTES) -> Iterator[RawPage]:
+    """The pages of one file, in order. `counts` gathers how many records were read, corrupt, or of another kind.
+
+    Raises:
+        DataError: the file cannot be opened.
+    """
+    try:
+        yield from _READERS[_suffix(path)](path, counts, max_bytes)
+    except PermissionError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _page(url: str, date: str, kind: str, charset: str, content: bytes, num_bytes: int, source: str) -> RawPage:
+    id = hashlib.blake2b(url.encode("utf-8", "replace") + b"\0" + content, digest_size=12).hexdigest()
+    return RawPage(id, url, date, kind, charset, content, num_bytes, source)
+
+
+def _read_warc(path: Path, counts: Counter, max_bytes: int) -> Iterator[RawPage]:
+    for page in read_warc(path, counts, max_bytes):
+        kind = _kind(page.url, page.media_type, page.content)
+        if kind is None:
+            counts["not a page: " + (page.media_type or "unknown type")] += 1
+            continue
+        yield _page(page.url, page.date, kind, page.charset, page.content, page.num_bytes, _source(page.url))
+
+
+def _source(url: str) -> str:
+    if url.startswith("python://"):
+        return "library" if "/lib/" in url else "pydoc"
+    return "web" if url.startswith(("http://", "https://")) else "files"
+
+
+def _kind(url: str, media_type: str, content: bytes) -> str | None:
+    if media_type in _HTML_TYPES:
+        return "html"
+    suffix = Path(url.partition("?")[0]).suffix.lower() if url else ""
+    if media_type.startswith("text/"):
+        return "code" if suffix in CODE_SUFFIXES else "text"
+    if media_type in ("", "application/octet-stream", "application/http"):
+        return "html" if looks_like_html(content) else None
+    return None
+
+
+def looks_like_html(content: bytes) -> bool:
+    """Whether bytes of unknown type begin like a web page."""
+    head = content[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return head.startswith((b"<!doctype html", b"<html", b"<head", b"<body")) or b"<html" in head
+
+
+def _read_file(kind: str) -> Any:
+    def read(path: Path, counts: Counter, max_bytes: int) -> Iterator[RawPage]:
+        counts["records"] += 1
+        num_bytes = path.stat().st_size
+        content = b""
+        if num_bytes <= max_bytes:
+            try:
+                with _open(path) as file:
+                    content = file.read(max_bytes + 1)
+            except (OSError, EOFError, zlib.error):
+                counts["corrupt"] += 1
+                return
+        if len(content) > max_bytes:
+            num_bytes, content = len(content), b""
+        date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(path.stat().st_mtime))
+        yield _page(path.as_posix(), date, kind, "", content, num_bytes, "files")
+
+    return read
+
+
+def _open(path: Path) -> IO[bytes]:
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rb")
+    if path.suffix.lower() == ".zst":
+        return pa.input_stream(str(path), compression="zstd")
+    return open(path, "rb")
+
+
+def _read_jsonl(path: Path, counts: Counter, max_bytes: int) -> Iterator[RawPage]:
+    number = 0
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(_lines(file), 1):
+                counts["records"] += 1
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    row = None
+                page = _row_page(row, f"{path.as_posix()}#{number}", counts, max_bytes)
+                if page is not None:
+                    yield page
+    except (OSError, EOFError, zlib.error):
+        counts["corrupt"] += 1
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    """Lines of a stream; unlike iterating over the file, this works for Arrow's streams as well."""
+    rest = b""
+    while block := file.read(1 << 20):
+        *lines, rest = (rest + block).split(b"\n")
+        yield from (line for line in lines if line.strip())
+    if rest.strip():
+        yield rest
+
+
+def _read_parquet(path: Path, counts: Counter, max_bytes: int) -> Iterator[RawPage]:
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=256):
+                for number, row in enumerate(batch.to_pylist(), counts["records"] + 1):
+                    counts["records"] += 1
+                    page = _row_page(row, f"{path.as_posix()}#{number}", counts, max_bytes)
+                    if page is not None:
+                        yield page
+    except (OSError, pa.ArrowException):
+        counts["corrupt"] += 1
+
+
+def _row_page(row: Any, place: str, counts: Counter, max_bytes: int) -> RawPage | None:
+    """A row of JSONL or Parquet as a page: `html`, or `text` (also called content, raw_content), with url and date."""
+    if not isinstance(row, dict):
+        counts["corrupt"] += 1
+        return None
+    html, text = row.get("html"), next((row[k] for k in ("text", "content", "raw_content") if row.get(k)), None)
+    content = html or text
+    if isinstance(content, str):
+        content = content.encode("utf-8", "surrogatepass")
+    if not isinstance(content, bytes):
+        counts["no html or text in the row"] += 1
+        return None
+    url = str(row.get("url") or place)
+    date = str(row.get("date") or row.get("timestamp") or row.get("warc_date") or "")
+    kind = "html" if html else ("code" if Path(str(row.get("path") or url)).suffix in CODE_SUFFIXES else "text")
+    kept = content if len(content) <= max_bytes else b""
+    charset = "utf-8" if isinstance(html or text, str) else ""
+    return _page(url, date, kind, charset, kept, len(content), _source(url))
+
+
+_READERS = (
+    dict.fromkeys([".warc", ".wet"], _read_warc)
+    | dict.fromkeys([".jsonl", ".ndjson", ".json"], _read_jsonl)
+    | {".parquet": _read_parquet}
+    | dict.fromkeys(_HTML_SUFFIXES, _read_file("html"))
+    | dict.fromkeys(_TEXT_SUFFIXES, _read_file("text"))
+    | dict.fromkeys(CODE_SUFFIXES, _read_file("code"))
+)
