@@ -1,0 +1,28 @@
+"""Text out of tokens that arrive one by one."""
+
+from __future__ import annotations
+
+import codecs
+
+from herd.tokenizer.tokenizer import Tokenizer
+
+
+class TextStream:
+    """Decodes a stream of ids into whole characters.
+
+    A token may end in the middle of a UTF-8 character; what is not yet a character waits for the next token.
+    All pieces together equal `tokenizer.decode(ids, skip_special=skip_special)`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+        self._token_bytes = tokenizer.token_bytes
+        self._skipped = frozenset(tokenizer.special.values()) if skip_special else frozenset()
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """The characters that this token completes, possibly none."""
+        return "" if token in self._skipped else self._decoder.decode(self._token_bytes(token))
+
+    def flush(self) -> str:
+        """What is left at the end: a replacement character if the last character was cut, else nothing."""
+        return self._decoder.decode(b"", final=True)

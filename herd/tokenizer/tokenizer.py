@@ -1,0 +1,227 @@
+"""Text to token ids and back, in Llama 3's manner."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+
+import tiktoken
+
+from herd.errors import ConfigError, DataError
+from herd.tokenizer import bpe, files
+from herd.tokenizer.specials import (
+    BEGIN_OF_TEXT,
+    END_OF_MESSAGE,
+    END_OF_TEXT,
+    END_OF_TURN,
+    NUM_SPECIAL_TOKENS,
+    PAD,
+    SPLIT_PATTERN,
+    special_tokens,
+)
+from herd.tokenizer.template import META_TEMPLATE
+
+# Meta's limits: tiktoken's Rust core overflows on longer texts and slows down quadratically on longer runs.
+MAX_ENCODE_CHARS = 400_000
+MAX_RUN_CHARS = 25_000
+_LONG_RUN = re.compile(rf"\s{{{MAX_RUN_CHARS + 1},}}|\S{{{MAX_RUN_CHARS + 1},}}")
+
+
+class Tokenizer:
+    """A byte-level BPE vocabulary with its special tokens.
+
+    Special strings inside text are plain text unless `allow_special` is set, so that no user can forge a turn.
+
+    Example:
+        >>> tokenizer = Tokenizer.load("runs/demo")
+        >>> tokenizer.decode(tokenizer.encode("Hello"))
+        'Hello'
+    """
+
+    def __init__(
+        self,
+        ranks: dict[bytes, int],
+        special: dict[str, int] | None = None,
+        *,
+        pattern: str = SPLIT_PATTERN,
+        eos: str = END_OF_TEXT,
+        chat_template: str = META_TEMPLATE,
+    ) -> None:
+        """Take a vocabulary as it is: bytes of a token -> its rank, which is also its id."""
+        self.ranks = ranks
+        self.special = special_tokens(len(ranks)) if special is None else special
+        self.pattern = pattern
+        self.eos = eos
+        self.chat_template = chat_template
+        self._encoding = tiktoken.Encoding("herd", pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.special)
+
+    # ---- make, load, save --------------------------------------------------------------------------------------------
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int, *, max_pretokens: int = 4_000_000) -> Tokenizer:
+        """Learn a vocabulary of `vocab_size` rows (256 bytes + merges + 256 special tokens) from a stream of texts.
+
+        A text too small for that many merges gives a smaller vocabulary. At most `max_pretokens` distinct pre-tokens
+        are held in memory at a time. The result depends on the texts alone.
+
+        Raises:
+            ConfigError: `vocab_size` leaves no room for the bytes and the special tokens.
+        """
+        least = bpe.NUM_BYTES + NUM_SPECIAL_TOKENS
+        if vocab_size < least:
+            raise ConfigError(
+                f"vocab_size {vocab_size} is too small: {bpe.NUM_BYTES} bytes and {NUM_SPECIAL_TOKENS} special tokens "
+                f"need {least} rows, and every row above that is one merge. Try 8192."
+            )
+        counts = bpe.count_pretokens(texts, max_distinct=max_pretokens)
+        return cls(bpe.train(counts, vocab_size - NUM_SPECIAL_TOKENS))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """Read a checkpoint or tokenizer folder, a `tokenizer.json`, or a file of tiktoken ranks.
+
+        Ranks alone carry no pattern and no special tokens: Llama 3's are assumed.
+
+        Raises:
+            DataError: the file is missing, damaged, or describes a kind of tokenizer that is not supported.
+        """
+        return cls(**files.read(Path(path)))
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `tokenizer.model` (tiktoken ranks), `tokenizer.json` and its companions, which `transformers` loads."""
+        return files.write(self, Path(folder))
+
+    # ---- what it is --------------------------------------------------------------------------------------------------
+
+    @property
+    def vocab_size(self) -> int:
+        """All rows: BPE and special tokens."""
+        return self._encoding.max_token_value + 1
+
+    @property
+    def bos_id(self) -> int:
+        """Opens every sequence."""
+        return self.special[BEGIN_OF_TEXT]
+
+    @property
+    def eos_id(self) -> int:
+        """Ends a document, or an answer, as the checkpoint's configuration says."""
+        return self.special[self.eos]
+
+    @property
+    def eot_id(self) -> int:
+        """Ends a turn."""
+        return self.special[END_OF_TURN]
+
+    @property
+    def eom_id(self) -> int:
+        """Ends a message after which the same side goes on: a tool is to be run."""
+        return self.special[END_OF_MESSAGE]
+
+    @property
+    def pad_id(self) -> int:
+        """Fills a batch on the right; nothing is learned from it."""
+        return self.special.get(PAD, self.eos_id)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Any of these ends generation (Llama 3: 128001, 128008, 128009)."""
+        names = (END_OF_TEXT, END_OF_MESSAGE, END_OF_TURN)
+        return tuple(sorted({self.special[name] for name in names if name in self.special} | {self.eos_id}))
+
+    @property
+    def chat_style(self) -> str:
+        """How conversations are written: `hf` where the checkpoint's template writes the date lines, else `meta`."""
+        return "hf" if "Today Date" in self.chat_template else "meta"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of everything that decides ids: ranks, pattern and special tokens."""
+        digest = hashlib.sha256(self.pattern.encode())
+        for token, rank in sorted(self.ranks.items(), key=lambda item: item[1]):
+            digest.update(base64.b64encode(token) + b" %d\n" % rank)
+        for name, token_id in sorted(self.special.items()):
+            digest.update(f"{name} {token_id}\n".encode())
+        return digest.hexdigest()
+
+    # ---- encode ------------------------------------------------------------------------------------------------------
+
+    def encode(self, text: str, *, bos: bool = False, eos: bool = False, allow_special: bool = False) -> list[int]:
+        """The ids of a text, optionally between the begin and end tokens.
+
+        `allow_special` turns special strings in the text into their tokens: only for text that you wrote yourself.
+        """
+        encode = self._encode_special if allow_special else self._encoding.encode_ordinary
+        ids = [self.bos_id] if bos else []
+        for piece in _within_limits(text):
+            ids += encode(piece)
+        if eos:
+            ids.append(self.eos_id)
+        return ids
+
+    def _encode_special(self, text: str) -> list[int]:
+        return self._encoding.encode(text, allowed_special="all")
+
+    def encode_batch(
+        self, texts: Sequence[str], *, bos: bool = False, eos: bool = False, allow_special: bool = False
+    ) -> list[list[int]]:
+        """The ids of many texts, in order, on all cores."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(pool.map(lambda t: self.encode(t, bos=bos, eos=eos, allow_special=allow_special), texts))
+
+    # ---- decode ------------------------------------------------------------------------------------------------------
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
+        """The text of ids; bytes that are no whole character become U+FFFD."""
+        if skip_special:
+            special = self._special_ids
+            ids = [i for i in ids if i not in special]
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The exact bytes of ids.
+
+        Raises:
+            DataError: an id is not in the vocabulary.
+        """
+        ids = [int(i) for i in ids]
+        try:
+            return self._encoding.decode_bytes(ids)
+        except (KeyError, OverflowError):
+            wrong = next(i for i in ids if not 0 <= i < self.vocab_size)
+            raise DataError(
+                f"Token id {wrong} is not in this vocabulary (0 to {self.vocab_size - 1}). "
+                "Were the ids made with another tokenizer?"
+            ) from None
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token; a special token's are its name."""
+        return self.decode_bytes((token,))
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(self.special.values())
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({len(self.ranks)} BPE rows + {len(self.special)} special tokens)"
+
+
+def _within_limits(text: str) -> Iterator[str]:
+    """Cut a text where Meta's tokenizer cuts it: every 400,000 characters, and in runs of over 25,000.
+
+    A run is a stretch of whitespace only, or of none.
+    """
+    for start in range(0, len(text), MAX_ENCODE_CHARS):
+        piece = text[start : start + MAX_ENCODE_CHARS]
+        cut_from = 0
+        for run in _LONG_RUN.finditer(piece):
+            for cut in range(run.start() + MAX_RUN_CHARS, run.end(), MAX_RUN_CHARS):
+                yield piece[cut_from:cut]
+                cut_from = cut
+        yield piece[cut_from:]

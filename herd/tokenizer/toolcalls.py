@@ -1,0 +1,144 @@
+"""Tool calls as Llama 3 writes them: two built-in forms, four for custom tools.
+
+    <|python_tag|>brave_search.call(query="...")                      built-in search and Wolfram
+    <|python_tag|>print(1)                                            code for the interpreter
+    <|python_tag|>{"type": "function", "name": "f", "parameters": {}} custom, `json`
+    {"name": "f", "parameters": {}}                                   custom, `bare`
+    <function=name>{"argument": 1}</function>                         custom, `tag`
+    [name(argument=1), other(x="y")]                                  custom, `python` (several calls in one message)
+
+Source: Meta's prompt format notes for Llama 3.1 and 3.2.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from typing import Any, Literal
+
+from herd.errors import DataError
+from herd.types import ToolCall
+
+Format = Literal["json", "bare", "tag", "python"]
+
+SEARCH_TOOLS = ("brave_search", "wolfram_alpha", "photogen")
+CODE_INTERPRETER = "code_interpreter"
+_SEARCH_CALL = re.compile(r'(?P<name>\w+)\.call\(query="(?P<query>[^"]*)"\)')
+_TAGGED_FUNCTION = re.compile(r"<function=(?P<name>[^}>]+)>(?P<arguments>\{.*\})(?:</function>)?", re.DOTALL)
+
+
+def checked(call: Any, where: str) -> ToolCall:
+    """A call in Herd's form, from that or from OpenAI's (`{"function": {"name", "arguments": "<JSON>"}}`).
+
+    Raises:
+        DataError: it is neither.
+    """
+    function = call.get("function", call) if isinstance(call, dict) else {}
+    name, arguments = function.get("name"), function.get("arguments", {})
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError as error:
+            raise DataError(f"{where}: the arguments of tool call {name!r} are no JSON ({error})") from None
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        raise DataError(f"{where}: a tool call needs a `name` and an `arguments` object, found {call!r}")
+    return ToolCall(name=name, arguments=arguments)
+
+
+def write(calls: list[ToolCall], custom: Format = "json") -> tuple[str, bool]:
+    """The text of calls, and whether `<|python_tag|>` opens it.
+
+    Raises:
+        DataError: several calls where the form holds one.
+    """
+    if custom == "python" and not any(_is_builtin(call) for call in calls):
+        return f"[{', '.join(_python_call(call) for call in calls)}]", False
+    if len(calls) != 1:
+        raise DataError(f"{len(calls)} tool calls in one message; only the `python` format holds more than one")
+    name, arguments = calls[0]["name"], calls[0]["arguments"]
+    if name == CODE_INTERPRETER and _is_builtin(calls[0]):
+        return arguments["code"], True
+    if _is_builtin(calls[0]):
+        return f'{name}.call(query="{arguments["query"]}")', True
+    if custom == "tag":
+        return f"<function={name}>{_json(arguments)}</function>", False
+    if custom == "bare":
+        return _json({"name": name, "parameters": arguments}), False
+    return _json({"type": "function", "name": name, "parameters": arguments}), True
+
+
+def read_tagged(text: str) -> list[ToolCall]:
+    """The call behind `<|python_tag|>`: a custom call in JSON, a search, or else code."""
+    if call := _json_call(text):
+        return [call]
+    if match := _SEARCH_CALL.fullmatch(text.strip()):
+        return [ToolCall(name=match["name"], arguments={"query": match["query"]})]
+    return read_untagged(text) or [ToolCall(name=CODE_INTERPRETER, arguments={"code": text})]
+
+
+def read_untagged(text: str) -> list[ToolCall]:
+    """The calls that a whole message consists of, without `<|python_tag|>`; none if it is ordinary text."""
+    text = text.strip()
+    if match := _TAGGED_FUNCTION.fullmatch(text):
+        try:
+            arguments = json.loads(match["arguments"])
+        except ValueError:
+            return []
+        return [ToolCall(name=match["name"], arguments=arguments)]
+    if call := _json_call(text):
+        return [call]
+    return _python_calls(text)
+
+
+def _is_builtin(call: ToolCall) -> bool:
+    """Whether the call fits a built-in form; a search for text with a double quote does not and is written in JSON."""
+    name, arguments = call["name"], call["arguments"]
+    if name == CODE_INTERPRETER:
+        return arguments.keys() == {"code"} and isinstance(arguments["code"], str)
+    query = arguments.get("query")
+    return name in SEARCH_TOOLS and len(arguments) == 1 and isinstance(query, str) and '"' not in query
+
+
+def _json(data: Any) -> str:
+    return json.dumps(data, ensure_ascii=False)
+
+
+def _json_call(text: str) -> ToolCall | None:
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(data, dict) or not data.keys() <= {"type", "name", "parameters"}:
+        return None
+    name, parameters = data.get("name"), data.get("parameters")
+    if data.get("type", "function") != "function" or not isinstance(name, str) or not isinstance(parameters, dict):
+        return None
+    return ToolCall(name=name, arguments=parameters)
+
+
+def _python_call(call: ToolCall) -> str:
+    return f"{call['name']}({', '.join(f'{key}={value!r}' for key, value in call['arguments'].items())})"
+
+
+def _python_calls(text: str) -> list[ToolCall]:
+    """The calls of `[f(a=1), g(b="x")]`; none if the text is anything else."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return []
+    try:
+        tree = ast.parse(text, mode="eval").body
+        if not isinstance(tree, ast.List):
+            return []
+        return [_python_node(node) for node in tree.elts]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+
+
+def _python_node(node: ast.expr) -> ToolCall:
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
+        raise ValueError("not a call by keywords")
+    if any(keyword.arg is None for keyword in node.keywords):
+        raise ValueError("arguments without names")
+    return ToolCall(
+        name=node.func.id, arguments={keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
+    )
