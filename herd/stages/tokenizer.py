@@ -1,0 +1,170 @@
+"""Tokenizer: learn a byte-level BPE vocabulary, Llama 3's way, from the documents a model will be trained on."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from herd.config import settings
+from herd.curate.read import find_files, read_pages
+from herd.data.split import is_held_out
+from herd.errors import DataError
+from herd.log import progress, say
+from herd.run import atomic_write, open_run
+from herd.tokenizer import Tokenizer
+
+_SAMPLE_BYTES = 1_000_000  # of each kind of text, to measure compression on
+
+
+@settings
+class TokenizerSettings:
+    """Train a byte-level BPE vocabulary with Llama 3's split pattern and special tokens."""
+
+    out: Path
+    """Run folder to write; the tokenizer lies directly in it."""
+    documents: Path
+    """Documents: a run folder of `herd curate`, or any folder or file of Parquet, JSONL or text."""
+    vocab_size: int = 8192
+    """Rows of the vocabulary, the 256 special tokens included (Llama 3: 128256)."""
+    holdout: float = 0.08
+    """Share of groups that the tokenizer does not learn from, the same groups that `herd pack` holds out."""
+    max_pretokens: int = 4_000_000
+    """Distinct pre-tokens held in memory while counting (about 150 bytes each); beyond it the rarest are forgotten."""
+
+    def __post_init__(self):
+        if not 0 <= self.holdout < 1:
+            raise ValueError("holdout must be at least 0 and below 1")
+        if self.max_pretokens < 10_000:
+            raise ValueError("max_pretokens must be at least 10000")
+
+
+class Text(NamedTuple):
+    """A document as far as a tokenizer cares."""
+
+    text: str
+    source: str
+    language: str
+    group: str
+
+
+def run(settings: TokenizerSettings) -> Path:
+    """Write the tokenizer and `compression.json`: bytes and characters per token for each source and language."""
+    with open_run(settings.out, stage="tokenizer", settings=settings, inputs={"documents": settings.documents}) as run:
+        if run.finished:
+            return run.path
+        run.need(disk_bytes=1e6 + 400 * settings.vocab_size)
+        tokenizer = Tokenizer.train(
+            _training_texts(settings), settings.vocab_size, max_pretokens=settings.max_pretokens
+        )
+        if tokenizer.vocab_size < settings.vocab_size:
+            say(
+                f"  the documents have merges for {tokenizer.vocab_size:,} rows only, "
+                f"{settings.vocab_size:,} were asked for"
+            )
+        tokenizer.save(run.path)
+        rows = compression(tokenizer, read_texts(settings.documents), settings.holdout)
+        _show(rows)
+        atomic_write(run.path / "compression.json", json.dumps(rows, indent=1))
+        total = {key: sum(row[key] for row in rows) for key in ("bytes", "characters", "tokens")}
+        run.finish(
+            {
+                "vocab_size": tokenizer.vocab_size,
+                "bytes_per_token": round(total["bytes"] / total["tokens"], 3),
+                "characters_per_token": round(total["characters"] / total["tokens"], 3),
+            }
+        )
+    return run.path
+
+
+def _training_texts(settings: TokenizerSettings) -> Iterator[str]:
+    """The kept texts of all groups that are not held out."""
+    empty = True
+    with progress("count pre-tokens", unit="characters") as bar:
+        for document in read_texts(settings.documents):
+            if not is_held_out(document.group, settings.holdout):
+                yield document.text
+                bar.advance(len(document.text))
+                empty = False
+    if empty:
+        raise DataError(f"{settings.documents}: no document to train on: all are dropped, empty or held out")
+    say("  merge the most frequent pairs")
+
+
+def read_texts(path: Path) -> Iterator[Text]:
+    """The kept documents of a `herd curate` folder, or the rows and files of any other folder or file, in order.
+
+    Raises:
+        DataError: nothing there to read, a damaged Parquet file, or one without a `text` column.
+    """
+    place = path / "documents" if (path / "documents").is_dir() else path
+    for file in find_files([place]):
+        if file.suffix == ".parquet":
+            yield from _read_parquet(file)
+        else:
+            yield from _read_pages(file)
+
+
+def _read_parquet(path: Path) -> Iterator[Text]:
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if "text" not in names:
+                raise DataError(f"{path}: has no `text` column, only {', '.join(names)}")
+            wanted = [name for name in ("text", "source", "language", "group", "drop") if name in names]
+            for batch in file.iter_batches(batch_size=256, columns=wanted):
+                for row in batch.to_pylist():
+                    if row["text"] and row.get("drop") is None:
+                        yield Text(row["text"], *(row.get(key) or "" for key in ("source", "language", "group")))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {error}") from None
+
+
+def _read_pages(path: Path) -> Iterator[Text]:
+    counts: Counter[str] = Counter()
+    for page in read_pages(path, counts):
+        if page.kind == "html":
+            raise DataError(
+                f"{path}: holds web pages; turn them into documents first: herd curate pages={path} out=..."
+            )
+        if page.content:
+            yield Text(page.content.decode("utf-8", "replace"), page.source, "", page.url)
+    if counts["corrupt"]:
+        say(f"  {path}: {counts['corrupt']:,} damaged records left out")
+
+
+def compression(tokenizer: Tokenizer, texts: Iterator[Text], holdout: float) -> list[dict]:
+    """Bytes and characters per token, for each source and language, apart for held-out groups.
+
+    Measured on the first megabyte of each.
+    """
+    sums: defaultdict[tuple[str, str, bool], Counter[str]] = defaultdict(Counter)
+    for document in texts:
+        held_out = is_held_out(document.group, holdout)
+        row = sums[document.source, document.language, held_out]
+        if row["bytes"] < _SAMPLE_BYTES:
+            size = len(document.text.encode("utf-8", "replace"))
+            row.update(bytes=size, characters=len(document.text), tokens=len(tokenizer.encode(document.text)))
+    return [
+        {
+            "source": source,
+            "language": language,
+            "held_out": held_out,
+            **row,
+            "bytes_per_token": round(row["bytes"] / row["tokens"], 3),
+            "characters_per_token": round(row["characters"] / row["tokens"], 3),
+        }
+        for (source, language, held_out), row in sorted(sums.items())
+    ]
+
+
+def _show(rows: list[dict]) -> None:
+    say(f"  {'source':<12} {'language':<9} {'':<9} {'bytes/token':>11} {'characters/token':>17}")
+    for row in rows:
+        name = f"{row['source'] or '-':<12} {row['language'] or '-':<9} {'held out' if row['held_out'] else '':<9}"
+        say(f"  {name} {row['bytes_per_token']:>11.2f} {row['characters_per_token']:>17.2f}")
