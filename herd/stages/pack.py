@@ -1,0 +1,116 @@
+"""Pack: curated documents become token shards, with whole groups (modules, sites) held out for evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from herd.config import settings
+from herd.data.shards import ShardWriter
+from herd.data.split import is_held_out
+from herd.errors import DataError
+from herd.log import amount, progress, say
+from herd.run import Run, atomic_write, open_run
+from herd.tokenizer.tokenizer import Tokenizer
+
+_COLUMNS = ["text", "source", "group", "quality", "drop"]
+_ROWS = 256  # documents encoded together
+
+
+@settings
+class PackSettings:
+    """Cut curated documents into token shards."""
+
+    documents: Path
+    """Run folder of `herd curate`, or a folder of Parquet files with its columns."""
+    tokenizer: Path
+    """Tokenizer: a run folder of `herd tokenizer`, a checkpoint, or a tokenizer file."""
+    out: Path
+    """Run folder to write."""
+    holdout: float = 0.08
+    """Share (0 to 1) of the groups that training never sees."""
+
+    def __post_init__(self):
+        if not 0 <= self.holdout < 1:
+            raise ValueError("holdout must be a share of at least 0 and less than 1")
+
+
+def run(settings: PackSettings) -> Path:
+    """Write `train/` and `heldout/` shards and `index.json`; one Parquet file after the other, each kept once done."""
+    inputs = {"documents": settings.documents, "tokenizer": settings.tokenizer}
+    with open_run(settings.out, stage="pack", settings=settings, inputs=inputs) as run:
+        if run.finished:
+            return run.path
+        files = _parquet_files(settings.documents)
+        num_documents = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
+        run.need(disk_bytes=2 * sum(file.stat().st_size for file in files))
+        tokenizer = Tokenizer.load(settings.tokenizer)
+        with progress("pack", total=num_documents, unit="documents") as bar:
+            parts = [_pack_file(run, settings, tokenizer, file, number, bar) for number, file in enumerate(files)]
+        totals = {side: _sum(part[side] for part in parts) for side in ("train", "heldout")}
+        if not sum(counts["tokens"] for counts in totals["train"].values()):
+            raise DataError(f"{settings.documents}: no document was kept for training; see the reasons in its report")
+        index = {"tokenizer": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size, "holdout": settings.holdout}
+        atomic_write(run.path / "index.json", json.dumps(index | totals, indent=1))
+        figures = {
+            f"{side}_{what}": sum(counts[what] for counts in totals[side].values())
+            for side in totals
+            for what in ("documents", "tokens", "bytes")
+        }
+        say(f"  {amount(figures['train_tokens'])} tokens to train on, {amount(figures['heldout_tokens'])} held out")
+        run.finish(figures=figures)
+    return run.path
+
+
+def _pack_file(run: Run, settings: PackSettings, tokenizer: Tokenizer, file: Path, number: int, bar) -> dict:
+    """The shards of one Parquet file; when its record is there, an interrupted run had finished it."""
+    record = run.path / "parts" / f"{number:05d}.json"
+    if record.exists():
+        part = json.loads(record.read_text(encoding="utf-8"))
+        bar.advance(part["rows"])
+        return part
+    writers: dict[tuple[str, str], ShardWriter] = {}
+    rows = 0
+    for batch in pq.ParquetFile(file).iter_batches(_ROWS, columns=_COLUMNS):
+        kept = [row for row in batch.to_pylist() if row["drop"] is None and row["text"]]
+        encoded = tokenizer.encode_batch([row["text"] for row in kept], bos=True, eos=True)
+        for row, tokens in zip(kept, encoded):
+            side = "heldout" if is_held_out(row["group"] or "", settings.holdout) else "train"
+            key = side, row["source"] or "documents"
+            if key not in writers:
+                writers[key] = ShardWriter(run.path / side, key[1], number, tokenizer=tokenizer.fingerprint)
+            quality = 1.0 if row["quality"] is None else row["quality"]
+            writers[key].add(tokens, num_bytes=len(row["text"].encode()), quality=quality)
+        rows += batch.num_rows
+        bar.advance(batch.num_rows)
+    part = {"rows": rows, "train": {}, "heldout": {}}
+    for (side, source), writer in writers.items():
+        part[side][source] = writer.close()
+    atomic_write(record, json.dumps(part))
+    return part
+
+
+def _parquet_files(path: Path) -> list[Path]:
+    folder = path / "documents" if (path / "documents").is_dir() else path
+    files = sorted(folder.glob("*.parquet")) if folder.is_dir() else [folder]
+    if not files:
+        raise DataError(f"{folder}: no Parquet files; expected the documents that `herd curate` writes")
+    for file in files:
+        try:
+            missing = set(_COLUMNS) - set(pq.ParquetFile(file).schema_arrow.names)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file}: cannot be read as Parquet ({error})") from None
+        if missing:
+            raise DataError(f"{file}: lacks the column `{min(missing)}` of curated documents; run `herd curate` first")
+    return files
+
+
+def _sum(parts) -> dict[str, dict[str, int]]:
+    totals: dict[str, Counter] = {}
+    for part in parts:
+        for source, counts in part.items():
+            totals.setdefault(source, Counter()).update(counts)
+    return {source: dict(counts) for source, counts in sorted(totals.items())}

@@ -1,0 +1,140 @@
+"""The state that makes a resumed run the same run: masters, moments and the number of steps, by torch DCP.
+
+    state/step-00000120/   DCP files of every process, and written last `manifest.json` with their sizes and hashes
+
+A state is written aside, flushed and renamed, and the one before is kept until the next is whole; so whatever tears a
+save (a kill, a full disk), the newest whole state is found, verified, and continued from. Parameters go by name, so
+that another number of processes can read them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from herd.errors import CapacityError, CheckpointError
+from herd.log import say
+
+KEEP = 2
+"""How many states are kept: the newest and the one before."""
+
+_MANIFEST = "manifest.json"
+
+
+def save_state(folder: Path, step: int, tensors: dict[str, Tensor]) -> None:
+    """Write the state after `step` finished steps; older ones but one are deleted afterwards.
+
+    Raises:
+        CapacityError: the disk is full; the states that were there stay as they were.
+    """
+    target, aside = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
+    try:
+        if is_first():
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
+        _write(tensors, aside)
+        if is_first():
+            _seal(aside, target)
+            _delete_old(folder)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise CapacityError(
+            f"{folder}: the training state after step {step} could not be saved ({error}); earlier states are intact. "
+            "Make room and run the same command again"
+        ) from None
+
+
+def load_state(folder: Path, tensors: dict[str, Tensor]) -> bool:
+    """Fill `tensors` in place from the newest whole state; false when there is none.
+
+    Raises:
+        CheckpointError: there are states but none is whole, or it belongs to another model.
+    """
+    found = sorted(folder.glob("step-*"), reverse=True)
+    for state in found:
+        if fault := _fault(state):
+            say(f"  {state}: {fault}; trying the one before")
+            continue
+        try:
+            with _quiet():
+                dcp.load(tensors, storage_reader=dcp.FileSystemReader(state), no_dist=not dist.is_initialized())
+        except (RuntimeError, ValueError, dcp.api.CheckpointException) as error:
+            first_line = str(error).strip().splitlines()[0]
+            raise CheckpointError(f"{state}: holds the state of another model or optimizer ({first_line})") from None
+        return True
+    if found:
+        raise CheckpointError(f"{folder}: none of its {len(found)} states is whole; delete the folder to start afresh")
+    return False
+
+
+def discard_state(folder: Path) -> None:
+    """Delete all states of a run that is finished."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(tensors: dict[str, Tensor], aside: Path) -> None:
+    try:
+        with _quiet():
+            dcp.save(tensors, storage_writer=dcp.FileSystemWriter(aside), no_dist=not dist.is_initialized())
+    except dcp.api.CheckpointException as error:
+        causes = [failure[0] for failure in error.failures.values()]
+        raise next((cause for cause in causes if isinstance(cause, OSError)), error) from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """DCP tells at length that a single process is a single process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _seal(aside: Path, target: Path) -> None:
+    """Record what was written and give it its name; from here on it counts."""
+    files = sorted(file for file in aside.iterdir() if file.name != _MANIFEST)
+    record = {file.name: {"bytes": file.stat().st_size, "sha256": _hash(file)} for file in files}
+    with open(aside / _MANIFEST, "w", encoding="utf-8") as file:
+        json.dump(record, file)
+        file.flush()
+        os.fsync(file.fileno())
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(aside, target)
+
+
+def _fault(state: Path) -> str | None:
+    """What is wrong with a state, or None."""
+    try:
+        record = json.loads((state / _MANIFEST).read_text(encoding="utf-8"))
+        for name, expected in record.items():
+            if (state / name).stat().st_size != expected["bytes"] or _hash(state / name) != expected["sha256"]:
+                return f"{name} is torn or damaged"
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        return f"is incomplete ({error})"
+    return None
+
+
+def _delete_old(folder: Path) -> None:
+    for old in sorted(folder.glob("step-*"))[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    for leftover in folder.glob(".step-*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _hash(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes: the only one, or rank 0."""
+    return not dist.is_initialized() or dist.get_rank() == 0

@@ -1,0 +1,63 @@
+"""Sums over micro-batches and processes, and how fast a run goes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch.distributed as dist
+
+from herd.types import Loss
+
+
+@dataclass
+class Totals:
+    """The loss and metrics of one optimizer step as (sum, count), over micro-batches and processes."""
+
+    sums: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def add(self, loss: Loss) -> None:
+        """Add one micro-batch."""
+        for name, (total, count) in {"loss": (loss.sum.detach(), loss.count), **loss.metrics}.items():
+            before = self.sums.get(name, (0.0, 0.0))
+            self.sums[name] = (before[0] + total.item(), before[1] + count.item())
+
+    def reduce(self) -> None:
+        """Sum over all processes, if there are several."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return
+        parts: list = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, self.sums)
+        names = dict.fromkeys(name for part in parts for name in part)
+        none = (0.0, 0.0)
+        self.sums = {name: tuple(sum(part.get(name, none)[i] for part in parts) for i in (0, 1)) for name in names}
+
+    @property
+    def count(self) -> float:
+        """What the loss was summed over: tokens or pairs."""
+        return self.sums.get("loss", (0.0, 0.0))[1]
+
+    def means(self) -> dict[str, float]:
+        """Each sum divided by its count; what was not seen is left out."""
+        return {name: total / count for name, (total, count) in self.sums.items() if count}
+
+
+class Speed:
+    """Tokens per second and the share of the peak arithmetic rate that they use (MFU)."""
+
+    def __init__(self, flops_per_token: float = 0.0, peak_flops: float = 0.0):
+        self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
+        self._began = time.perf_counter()
+
+    def begin(self) -> None:
+        """A step begins."""
+        self._began = time.perf_counter()
+
+    def figures(self, num_tokens: int) -> dict[str, float]:
+        """Of the step since `begin`, in which `num_tokens` went through the model."""
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        rate = num_tokens / seconds
+        figures = {"seconds": seconds, "tokens_per_second": rate}
+        if self.flops_per_token and self.peak_flops:
+            figures["mfu"] = rate * self.flops_per_token / self.peak_flops
+        return figures

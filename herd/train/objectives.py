@@ -1,0 +1,94 @@
+"""What a batch costs: functions from hidden states, a head and a batch to a `Loss`.
+
+An objective sees hidden states, never logits or weights; how wide logits are chunked or split is the head's affair. It
+returns sums and counts, so that the trainer's one division makes unequal micro-batches right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from herd.types import IGNORE, Batch, Loss
+
+
+def next_token(hidden: Tensor, head: nn.Module, batch: Batch, *, sources: Sequence[str] = ()) -> Loss:
+    """Cross entropy of every labelled token, for pre-training, long context, annealing and SFT alike.
+
+    With the names of the loader's `sources` (rows ordered by source, as `PackedLoader` makes them) each has its own
+    metric beside.
+    """
+    num_labels = (batch.labels != IGNORE).sum(1)
+    if len(sources) < 2:
+        return Loss(head.cross_entropy_sum(hidden, batch.labels), num_labels.sum(), {})
+    rows = torch.bincount(batch.columns["source"], minlength=len(sources)).tolist()
+    sums = [
+        head.cross_entropy_sum(states, labels) if len(labels) else hidden.new_zeros((), dtype=torch.float32)
+        for states, labels in zip(hidden.split(rows), batch.labels.split(rows))
+    ]
+    counts = [part.sum() for part in num_labels.split(rows)]
+    metrics = {f"loss/{name}": (part.detach(), count) for name, part, count in zip(sources, sums, counts)}
+    return Loss(torch.stack(sums).sum(), num_labels.sum(), metrics)
+
+
+def reward_pairs(hidden: Tensor, head: nn.Module, batch: Batch) -> Loss:
+    """-log sigmoid(better score - worse score), summed over all comparisons of the batch; no margin.
+
+    Columns `better` and `worse` (M, 2) give row and place of each response's last token; a pair with an edited
+    response gives three comparisons (edited > chosen, edited > rejected, chosen > rejected).
+
+    Source: The Llama 3 Herd of Models, section 4.1.2.
+    """
+    better, worse = (_scores(hidden, head, batch.columns[name]) for name in ("better", "worse"))
+    margin = better - worse
+    count = torch.tensor(len(margin), device=hidden.device)
+    metrics = {
+        "accuracy": ((margin > 0).sum().detach(), count),
+        "margin": (margin.sum().detach(), count),
+    }
+    return Loss(-F.logsigmoid(margin).sum(), count, metrics)
+
+
+def dpo(hidden: Tensor, head: nn.Module, batch: Batch, *, beta: float = 0.1, nll: float = 0.2) -> Loss:
+    """Direct preference optimisation with formatting tokens masked and an NLL term on the chosen response.
+
+    Per pair: -log sigmoid(beta * ((policy - reference)(chosen) - (policy - reference)(rejected))) + nll * NLL(chosen).
+    Log-probabilities are summed over the places where column `counted` (B, T) is true, which leaves out headers and
+    terminators; the NLL is the mean over all labelled tokens of the response, its terminator too, so that the model
+    does not forget how to stop. Column `response` (B, T) says which response a label belongs to (2i chosen, 2i + 1
+    rejected, -1 none), `reference` (2P,) holds the reference model's sums.
+
+    Source: The Llama 3 Herd of Models, section 4.1.4; NLL per token as in Pang et al. 2024.
+    """
+    learned = batch.columns["response"] >= 0
+    log_probs = head.log_probs(hidden[learned], batch.labels[learned])
+    response, counted = batch.columns["response"][learned], batch.columns["counted"][learned]
+    reference = batch.columns["reference"]
+
+    sums = _sum_by(response, log_probs * counted, len(reference))
+    gain = (sums - reference).view(-1, 2)  # (P, 2): chosen, rejected
+    margin = beta * (gain[:, 0] - gain[:, 1])
+    num_tokens = _sum_by(response, torch.ones_like(log_probs), len(reference)).clamp(min=1)
+    chosen_nll = -(_sum_by(response, log_probs, len(reference)) / num_tokens).view(-1, 2)[:, 0]
+
+    count = torch.tensor(len(margin), device=hidden.device)
+    figures = {
+        "accuracy": (margin > 0).sum(),
+        "margin": margin.sum(),
+        "chosen_reward": beta * gain[:, 0].sum(),
+        "rejected_reward": beta * gain[:, 1].sum(),
+        "nll": chosen_nll.sum(),
+    }
+    metrics = {name: (figure.detach(), count) for name, figure in figures.items()}
+    return Loss((nll * chosen_nll - F.logsigmoid(margin)).sum(), count, metrics)
+
+
+def _scores(hidden: Tensor, head: nn.Module, places: Tensor) -> Tensor:
+    return head(hidden[places[:, 0], places[:, 1]]).float().squeeze(-1)
+
+
+def _sum_by(group: Tensor, values: Tensor, num_groups: int) -> Tensor:
+    return values.new_zeros(num_groups).index_add(0, group, values)

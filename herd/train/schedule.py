@@ -1,0 +1,82 @@
+"""How the learning rate and the batch size go over a run: pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Literal
+
+from herd.config import settings
+from herd.data.loader import Phase
+
+
+@settings
+class ScheduleSettings:
+    """The learning rate over the run, as a share of its peak."""
+
+    shape: Literal["cosine", "linear", "constant"] = "cosine"
+    """How it falls after the warm-up."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    final_share: float = 0.01
+    """What is left at the end, as a share of the peak (cosine and linear)."""
+
+    def __post_init__(self):
+        if self.warmup_steps < 0:
+            raise ValueError("warmup_steps must be 0 or more")
+        if not 0 <= self.final_share <= 1:
+            raise ValueError("final_share must lie between 0 and 1")
+
+
+@settings
+class BatchSettings:
+    """How many tokens a step sees, in rows of which length."""
+
+    tokens: int = 8192
+    """Tokens of one optimizer step, over all processes, after the ramp."""
+    row_tokens: int = 256
+    """Tokens of a packed row: the context length."""
+    micro_tokens: int = 4096
+    """Tokens that go through the model at once; gradients of the micro-batches of a step are summed."""
+    double_at: list[float] = field(default_factory=list)
+    """Shares of the run (0 to 1) at which the batch doubles until it reaches `tokens`: the batch ramp."""
+
+    def __post_init__(self):
+        if min(self.tokens, self.row_tokens, self.micro_tokens) < 1:
+            raise ValueError("tokens, row_tokens and micro_tokens must be positive")
+        if sorted(self.double_at) != list(self.double_at) or not all(0 < share < 1 for share in self.double_at):
+            raise ValueError("double_at must be ascending shares between 0 and 1")
+
+
+def learning_rate(schedule: ScheduleSettings, peak: float, step: int, num_steps: int) -> float:
+    """The learning rate of optimizer step `step` (counted from 0) of a run of `num_steps`.
+
+    The first step of a warm-up of w steps has 1/w of the peak; the last step of a falling shape has the final share.
+    """
+    warmup = min(schedule.warmup_steps, num_steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if schedule.shape == "constant":
+        return peak
+    progress = (step + 1 - warmup) / max(num_steps - warmup, 1)
+    fall = 1 - progress if schedule.shape == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return peak * (schedule.final_share + (1 - schedule.final_share) * fall)
+
+
+def phases(batch: BatchSettings, num_steps: int, mixture: Mapping[str, float]) -> list[Phase]:
+    """The loader's phases of a run: one per batch size of the ramp."""
+    begins = [0] + [round(share * num_steps) for share in batch.double_at]
+    sizes = [batch.tokens >> (len(begins) - 1 - index) for index in range(len(begins))]
+    return [
+        Phase(step=step, batch_tokens=size, row_tokens=batch.row_tokens, mixture=mixture)
+        for step, size in dict(zip(begins, sizes)).items()
+    ]
+
+
+def steps_for(batch: BatchSettings, tokens: float) -> int:
+    """How many steps see about `tokens` tokens, the ramp considered."""
+    edges = [0.0, *batch.double_at, 1.0]
+    sizes = [max(1, round((batch.tokens >> k) / batch.row_tokens)) for k in reversed(range(len(edges) - 1))]
+    mean = sum((edges[i + 1] - edges[i]) * size * batch.row_tokens for i, size in enumerate(sizes))
+    return max(1, round(tokens / mean))

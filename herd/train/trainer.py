@@ -1,0 +1,210 @@
+"""The training loop: one, for every objective.
+
+    forward and backward over the micro-batches of a step, one division by the count summed over all of them and all
+    processes, clip, optimizer, schedule
+
+The state is saved every so many seconds, so that a run killed at any moment continues as if nothing had happened: the
+same batches (the loader is a pure function of the step), the same losses to the last bit. Extras are plain functions
+called at intervals (`Hook`); the state is saved before they run.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from herd.config import settings
+from herd.data.loader import PackedLoader
+from herd.errors import ConfigError, DataError
+from herd.log import progress
+from herd.model.checkpoint import save
+from herd.model.flops import flops_per_token
+from herd.model.llama import Objective
+from herd.run import Run
+from herd.tokenizer.tokenizer import Tokenizer
+from herd.train.checkpoint import discard_state, is_first, load_state, save_state
+from herd.train.metrics import Speed, Totals
+from herd.train.optimizer import FlatAdamW, OptimizerSettings
+from herd.train.schedule import ScheduleSettings, learning_rate
+from herd.types import Batch
+
+
+@settings
+class SavingSettings:
+    """What is kept of a run while it goes."""
+
+    save_seconds: float = 8.0
+    """Seconds between saves of the state that an interrupted run continues from."""
+    snapshot_steps: int = 0
+    """Steps between checkpoints kept under `checkpoints/` (for averaging); 0 keeps none."""
+    log_steps: int = 1
+    """Steps between lines of metrics.jsonl."""
+
+    def __post_init__(self):
+        if self.save_seconds <= 0 or self.snapshot_steps < 0 or self.log_steps < 1:
+            raise ValueError("save_seconds and log_steps must be positive, snapshot_steps 0 or more")
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A function called with the number of finished steps, wherever `due(step, num_steps)` says so."""
+
+    call: Callable[[int], None]
+    due: Callable[[int, int], bool]
+
+
+def every(steps: int, call: Callable[[int], None]) -> Hook:
+    """Call after every so many steps."""
+    return Hook(call, lambda step, num_steps: steps > 0 and step % steps == 0)
+
+
+def at_shares(shares: Sequence[float], call: Callable[[int], None]) -> Hook:
+    """Call when these shares (0 to 1) of the run are done."""
+    return Hook(call, lambda step, num_steps: step in {max(1, round(share * num_steps)) for share in shares})
+
+
+def train(
+    model: nn.Module,
+    objective: Objective,
+    loader: PackedLoader,
+    run: Run,
+    *,
+    num_steps: int,
+    optimizer: OptimizerSettings | None = None,
+    schedule: ScheduleSettings | None = None,
+    saving: SavingSettings | None = None,
+    hooks: Sequence[Hook] = (),
+    peak_flops: float = 0.0,
+    label: str = "train",
+) -> None:
+    """Train `model` in place to `num_steps` finished steps, continuing from the run folder's `state/` if it has one.
+
+    `peak_flops` is the machine's measured arithmetic rate, for MFU. Lines of metrics.jsonl count finished steps.
+
+    Raises:
+        DataError: a step whose batches have no label to learn from.
+        ConfigError: the loss or the gradient is no longer a number.
+        CapacityError, CheckpointError: as `save_state` and `load_state`.
+    """
+    schedule, saving = schedule or ScheduleSettings(), saving or SavingSettings()
+    adamw = _resumed(model, optimizer or OptimizerSettings(), run)
+    speed = Speed(flops_per_token(model.config, loader.phases[0].row_tokens), peak_flops)
+    hooks = [*hooks, every(saving.snapshot_steps, partial(_snapshot, model, run.path))]
+    tokens_done, settled, saved_at = loader.tokens_before(adamw.num_steps), True, time.monotonic()
+    model.train()
+    with progress(label, total=loader.tokens_before(num_steps), unit="tokens", done=tokens_done) as bar:
+        try:
+            while (step := adamw.num_steps) < num_steps:
+                speed.begin()
+                totals = _accumulate(model, objective, loader.batches(step), adamw)
+                norm = _checked_norm(adamw, totals, step)
+                rate = learning_rate(schedule, adamw.options.learning_rate, step, num_steps)
+                settled = False  # an interruption between here and the log line leaves nothing fit to be saved
+                adamw.step(rate, totals.count, norm)
+                seen = loader.tokens_before(step + 1) - tokens_done
+                tokens_done += seen
+                figures = totals.means() | {"learning_rate": rate, "gradient_norm": norm} | speed.figures(seen)
+                if (step + 1) % saving.log_steps == 0 and is_first():
+                    run.log(step=step + 1, tokens=tokens_done, **figures)
+                settled = True
+                bar.advance(seen, loss=figures["loss"])
+                due = [hook for hook in hooks if hook.due(step + 1, num_steps)]
+                if _agreed(due or time.monotonic() - saved_at > saving.save_seconds) or step + 1 == num_steps:
+                    save_state(run.path / "state", step + 1, adamw.state())
+                    saved_at = time.monotonic()
+                for hook in due:
+                    _call(hook, model, step + 1)
+        except KeyboardInterrupt:
+            if settled and not dist.is_initialized():
+                save_state(run.path / "state", adamw.num_steps, adamw.state())
+            raise
+
+
+def finish(model: nn.Module, run: Run, tokenizer: Tokenizer | None = None, figures: dict | None = None) -> None:
+    """Write the trained model as `checkpoint/`, complete the run's manifest, and only then let go of the state."""
+    if not is_first():
+        return
+    save(model, run.path / "checkpoint", tokenizer)
+    run.finish(figures=figures)
+    discard_state(run.path / "state")
+
+
+def tokens_per_second(model: nn.Module, objective: Objective, batches: Sequence[Batch], repeats: int = 2) -> float:
+    """How fast this machine trains: the best of a few passes forward and backward, without touching the weights."""
+    best = math.inf
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        for batch in batches:
+            model.run(objective, batch).sum.backward()
+        best = min(best, time.perf_counter() - began)
+    model.zero_grad(set_to_none=True)
+    return sum(batch.tokens.numel() for batch in batches) / best
+
+
+def _resumed(model: nn.Module, options: OptimizerSettings, run: Run) -> FlatAdamW:
+    adamw = FlatAdamW(model, options)
+    tensors = adamw.state()
+    if load_state(run.path / "state", tensors):
+        adamw.restored(tensors)
+    if is_first():
+        run.rewind(adamw.num_steps)
+    return adamw
+
+
+def _accumulate(model: nn.Module, objective: Objective, batches: Sequence[Batch], adamw: FlatAdamW) -> Totals:
+    """Forward and backward over the micro-batches of a step; gradients and figures are summed, not yet divided."""
+    device = next(model.parameters()).device
+    adamw.drop_gradients()
+    totals = Totals()
+    for batch in batches:
+        loss = model.run(objective, batch.to(device))
+        loss.sum.backward()
+        adamw.collect()
+        totals.add(loss)
+    adamw.reduce()
+    totals.reduce()
+    return totals
+
+
+def _checked_norm(adamw: FlatAdamW, totals: Totals, step: int) -> float:
+    if not totals.count:
+        raise DataError(
+            f"step {step + 1}: its batches have no token or pair to learn from; check that the data is not all masked"
+        )
+    loss, norm = totals.means()["loss"], adamw.norm(totals.count)
+    for name, value in (("loss", loss), ("gradient norm", norm)):
+        if not math.isfinite(value):
+            raise ConfigError(
+                f"step {step + 1}: the {name} is {value}. The weights are as they were before this step; try a smaller "
+                f"learning rate (it was to be at most {adamw.options.learning_rate:g}) or a longer warm-up"
+            )
+    return norm
+
+
+def _snapshot(model: nn.Module, folder: Path, step: int) -> None:
+    if is_first():
+        save(model, folder / "checkpoints" / f"step-{step:08d}")
+
+
+def _call(hook: Hook, model: nn.Module, step: int) -> None:
+    model.eval()
+    with torch.no_grad():
+        hook.call(step)
+    model.train()
+
+
+def _agreed(wish: object) -> bool:
+    """What the first process wishes, known to all."""
+    if not dist.is_initialized():
+        return bool(wish)
+    flag = torch.tensor([int(bool(wish))])
+    dist.broadcast(flag, 0)
+    return bool(flag)
