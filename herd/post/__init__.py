@@ -1,0 +1,1 @@
+"""Post-training data: questions, preference pairs, reward scores and rejection sampling."""

@@ -1,0 +1,370 @@
+"""Questions and answers made from facts, by wordings written here.
+
+The wordings for training and for evaluation are disjoint: a score on the evaluation's says that the model understood
+which name is meant and what is wanted, not that it has seen the sentence. Facts of held-out groups are only ever
+asked about in the evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from herd.data.split import is_held_out
+from herd.post.facts import Fact
+
+# ---- wordings --------------------------------------------------------------------------------------------------------
+
+TRAIN_WORDINGS: Mapping[str, tuple[str, ...]] = {
+    "summary": (
+        "What does {name} do?",
+        "What is {name} for?",
+        "Explain {name}.",
+        "Describe {name} in one sentence.",
+        "Tell me about {name}.",
+        "What is {name}?",
+        "I found {name} in some code. What does it do?",
+        "Summarize {name}.",
+        "When would I use {name}?",
+        "What happens when I use {name}?",
+        "Please explain what {name} does.",
+        "What does the documentation say about {name}?",
+        "Help me with {name}.",
+        "{name}?",
+        "How would you describe {name}?",
+        "I do not know {name}. What is it?",
+        "what does {name} do",
+        "Briefly, what is {name} good for?",
+    ),
+    "signature": (
+        "What arguments does {name} take?",
+        "What is the signature of {name}?",
+        "What are the parameters of {name}?",
+        "Which arguments can I give to {name}?",
+        "Show me the arguments of {name}.",
+        "List the parameters of {name}.",
+        "What do I pass to {name}?",
+        "With what arguments is {name} called?",
+        "How is {name} called?",
+        "what parameters does {name} have",
+    ),
+    "module": (
+        "What is the module {name} for?",
+        "What does the module {name} do?",
+        "Explain the module {name}.",
+        "Tell me about the {name} module.",
+        "What is the {name} module?",
+        "Why would I import {name}?",
+        "What do I get when I import {name}?",
+        "Describe the module {name}.",
+    ),
+    "reverse": (
+        'Which name in {module} does this: "{task}"',
+        'What in {module} is described as "{task}"',
+        '"{task}" What in {module} is this?',
+        'Find the name in {module}: "{task}"',
+        'In {module}, what fits the description "{task}"',
+    ),
+    "page": ('What is the page "{name}" about?', 'Summarize "{name}".', 'What does "{name}" say?'),
+    "section": (
+        'What does "{module}" say about {name}?',
+        'In "{module}", what is said about {name}?',
+        'Tell me about {name} in "{module}".',
+        'Explain {name} as "{module}" does.',
+    ),
+    "term": ("What is {name}?", "Define {name}.", "What does {name} mean?", "Explain {name}.", "Tell me about {name}."),
+}
+"""Wordings of questions in the training set, by kind."""
+
+EVAL_WORDINGS: Mapping[str, tuple[str, ...]] = {
+    "summary": (
+        "What is the purpose of {name}?",
+        "Can you say in a few words what {name} is used for?",
+        "Give me a short description of {name}.",
+        "I need to understand {name}. What is its job?",
+        "Could you tell me why people call {name}?",
+        "In my program I see {name}; what will it do?",
+    ),
+    "signature": (
+        "Which parameters should be passed when calling {name}?",
+        "Give me the argument list of {name}.",
+        "I want to call {name}. What arguments does it accept?",
+        "Can you write down the parameters that {name} expects?",
+    ),
+    "module": (
+        "What is the purpose of the module {name}?",
+        "Can you say what the {name} module offers?",
+        "Give me a short description of the module {name}.",
+    ),
+    "reverse": (
+        'I forgot a name of {module}. Its documentation reads "{task}"',
+        'What do I need from {module} if I want this: "{task}"',
+    ),
+    "page": ('Give me the gist of "{name}".', 'Can you say briefly what "{name}" deals with?'),
+    "section": ('Can you say how "{module}" treats {name}?', 'Give me the point of {name} from "{module}".'),
+    "term": ("Give me a definition of {name}.", "Can you say what is meant by {name}?"),
+}
+"""Wordings of questions in the evaluation, none of which the training set contains."""
+
+UNKNOWN = "I do not know that name. It is not in the pages I learned from."
+
+_GREETINGS = ("Hello", "Hello!", "Hi", "Hi there!", "Hey", "Good morning", "Good evening", "hello there", "Hi, llama!")
+_WHO = (
+    "Who are you?",
+    "What are you?",
+    "Are you a llama?",
+    "Who made you?",
+    "Introduce yourself.",
+    "What is your name?",
+)
+_CAN = (
+    "What can you do?",
+    "What can I ask you?",
+    "How can you help me?",
+    "What do you know?",
+    "Help",
+    "What should I ask?",
+)
+_CANNOT = (
+    "What can you not do?",
+    "Can you write a program for me?",
+    "What is the weather today?",
+    "Who is the president?",
+    "What is 2 + 2?",
+    "Write a poem.",
+    "Tell me the news.",
+    "Do you make mistakes?",
+    "Can I trust you?",
+)
+_THANKS = ("Thanks", "Thank you!", "Thank you very much.", "Great, thanks.", "Bye", "Goodbye!")
+_CHATS = (
+    (_GREETINGS, "Hello! Ask me what something in {subject} does."),
+    (_WHO, "I am a small Llama raised by Herd on {subject}."),
+    (_CAN, "I can say what a name in {subject} is for and what arguments it takes. Ask about one name at a time."),
+    (_CANNOT, "I cannot do that. I am very small, know only {subject}, and make mistakes: check my answers."),
+    (_THANKS, "You are welcome."),
+)
+"""What people say that is not a question about a name, and the answers, written by us."""
+
+
+def wordings_of(fact: Fact) -> tuple[str, ...]:
+    """The kinds of question that can be asked about a fact."""
+    if fact.kind in ("page", "section", "term", "module"):
+        return (fact.kind,)
+    signature = ("signature",) if fact.parameters is not None and len(fact.parameters) <= MAX_SIGNATURE_CHARS else ()
+    return ("summary", *signature, "reverse")
+
+
+MAX_SIGNATURE_CHARS = 70
+_MAX_TASK_WORDS = 16
+
+
+# ---- which facts -----------------------------------------------------------------------------------------------------
+
+
+def ranked(facts: Iterable[Fact], uses: Mapping[str, int]) -> list[Fact]:
+    """Facts with distinct names and answers, the best known and clearest first.
+
+    Well known is what the pages themselves use: `uses` counts how many sources import a module and how many call a
+    name. Modules, functions and classes come before methods, short summaries before long ones. Where two facts give
+    the same answer, one stays: the other could only be told apart by luck.
+    """
+    names: set[str] = set()
+    summaries: set[str] = set()
+    kept = []
+    for fact in sorted(facts, key=lambda fact: (-_renown(fact, uses), fact.name)):
+        summary = " ".join(re.findall(r"\w+", fact.summary.lower()))
+        if fact.name not in names and summary not in summaries:
+            kept.append(fact)
+            names.add(fact.name)
+            summaries.add(summary)
+    return kept
+
+
+_KIND_BONUS = {"module": 3.0, "function": 2.0, "class": 1.5, "attribute": -0.5, "page": 3.0, "term": 2.0}
+
+
+def _renown(fact: Fact, uses: Mapping[str, int]) -> float:
+    known = math.log2(1 + uses.get(fact.module, 0)) + math.log2(1 + uses.get(fact.name, 0))
+    words = len(fact.summary.split())
+    return known + _KIND_BONUS.get(fact.kind, 0.0) - 0.08 * abs(words - 8) - 0.5 * fact.name.count(".")
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionSets:
+    """What the questions stage writes: each a list of rows with `messages`, `name`, `kind`, `group`, `answer`."""
+
+    train: list[dict]
+    prompts: list[dict]  # the same facts in training wordings that `train` does not ask them in: for sampling
+    eval_trained: list[dict]
+    eval_heldout: list[dict]
+    eval_unknown: list[dict]  # invented names: the honest answer is that it is not known
+
+
+def make_questions(
+    facts: Sequence[Fact],
+    *,
+    holdout: float,
+    max_facts: int,
+    max_questions: int,
+    wordings: int,
+    subject: str,
+) -> QuestionSets:
+    """Question sets from ranked facts (see `ranked`): a pure function of its arguments.
+
+    `wordings` is how many different summary questions each trained fact gets; signatures get half as many.
+    """
+    known = {fact.name for fact in facts}
+    trained = [fact for fact in facts if not is_held_out(fact.group, holdout)][:max_facts]
+    answers = {fact.summary for fact in trained}
+    heldout = [fact for fact in facts if is_held_out(fact.group, holdout) and fact.summary not in answers]
+    heldout = heldout[: max(max_questions, 1)]
+    train, prompts = [], []
+    for fact in trained:
+        asked, spare = _training_rows(fact, wordings)
+        train += asked
+        prompts += spare
+    invented = list(invented_names(trained, known, count=max(len(trained) // 12, 8)))
+    train += _unknown_rows(invented[::2], TRAIN_WORDINGS["summary"], times=2)
+    train += _chat_rows(subject, len(train))
+    return QuestionSets(
+        train=_as_dialogues(sorted(train, key=_row_order)),
+        prompts=sorted(prompts, key=_row_order),
+        eval_trained=_evaluation_rows(trained, max_questions),
+        eval_heldout=_evaluation_rows(heldout, max_questions // 2),
+        eval_unknown=_unknown_rows(invented[1::2], EVAL_WORDINGS["summary"], times=1)[: max_questions // 4],
+    )
+
+
+def question_row(fact: Fact, kind: str, wording: str) -> dict:
+    """One question with its answer as a conversation row."""
+    task = _task(fact.summary)
+    question = wording.format(name=fact.name, module=fact.module, task=task)
+    return _row(question, answer_to(fact, kind), group=fact.group, name=fact.name, kind=kind)
+
+
+def answer_to(fact: Fact, kind: str) -> str:
+    """The reference answer. A signature is answered without the name, which the question contains already."""
+    if kind == "signature":
+        return f"({fact.parameters})" if fact.parameters else "It takes no arguments."
+    if kind == "reverse":
+        return fact.name.removeprefix(f"{fact.module}.")
+    return fact.summary
+
+
+def _row(question: str, answer: str, *, group: str, name: str, kind: str) -> dict:
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"messages": messages, "source": "questions", "group": group, "name": name, "kind": kind, "answer": answer}
+
+
+def _task(summary: str) -> str:
+    words = summary.split()
+    return summary if len(words) <= _MAX_TASK_WORDS else " ".join(words[:_MAX_TASK_WORDS]) + " ..."
+
+
+def _training_rows(fact: Fact, wordings: int) -> tuple[list[dict], list[dict]]:
+    """The rows a fact is trained on, and rows in wordings it is not trained on."""
+    asked, spare = [], []
+    for kind in wordings_of(fact):
+        order = sorted(TRAIN_WORDINGS[kind], key=lambda wording: _hash(fact.name, wording))
+        count = {"signature": (wordings + 1) // 2, "reverse": int(_hash(fact.name, "reverse") % 4 == 0)}.get(
+            kind, wordings
+        )
+        count = min(count, max(len(order) - 2, 1))
+        asked += [question_row(fact, kind, wording) for wording in order[:count]]
+        if kind != "reverse":
+            spare += [question_row(fact, kind, wording) for wording in order[count : count + 2]]
+    return [_varied(row) for row in asked], spare
+
+
+def _varied(row: dict) -> dict:
+    """Some questions write the name as people do: with `()` or in backticks."""
+    chance = _hash(row["messages"][0]["content"], "style") % 16
+    if chance > 1 or row["kind"] not in ("summary", "signature"):
+        return row
+    name = row["name"]
+    styled = f"{name}()" if chance else f"`{name}`"
+    question = row["messages"][0]["content"].replace(name, styled, 1)
+    return {**row, "messages": [{"role": "user", "content": question}, row["messages"][1]]}
+
+
+def _evaluation_rows(facts: Sequence[Fact], max_questions: int) -> list[dict]:
+    """One question a fact in an evaluation wording: mostly what it is for, some signatures, few reversed."""
+    rows = []
+    for fact in sorted(facts, key=lambda fact: _hash(fact.name, "evaluation"))[:max_questions]:
+        kinds = wordings_of(fact)
+        draw = _hash(fact.name, "kind") % 10
+        kind = kinds[0]
+        if draw < 2 and "signature" in kinds:
+            kind = "signature"
+        elif draw == 2 and "reverse" in kinds:
+            kind = "reverse"
+        choices = EVAL_WORDINGS[kind]
+        rows.append(question_row(fact, kind, choices[_hash(fact.name, "wording") % len(choices)]))
+    return rows
+
+
+def _unknown_rows(names: Sequence[str], wordings: Sequence[str], *, times: int) -> list[dict]:
+    rows = []
+    for name in names:
+        order = sorted(wordings, key=lambda wording: _hash(name, wording))[:times]
+        rows += [_row(wording.format(name=name), UNKNOWN, group="", name=name, kind="unknown") for wording in order]
+    return rows
+
+
+def _chat_rows(subject: str, num_rows: int) -> list[dict]:
+    """Every chat pair, repeated until they are about 3 % of the rows."""
+    pairs = [(said, answer.format(subject=subject)) for sayings, answer in _CHATS for said in sayings]
+    times = max(1, round(0.03 * num_rows / len(pairs)))
+    rows = [_row(said, answer, group="", name="", kind="chat") for said, answer in pairs]
+    return [row | {"copy": copy} if copy else row for row in rows for copy in range(times)]
+
+
+def _as_dialogues(rows: Sequence[dict]) -> list[dict]:
+    """Join about a fifth of the rows into conversations of two or three questions, so that a chat may go on."""
+    singles = [row for row in rows if _row_order(row) % 5]
+    joined = [row for row in rows if not _row_order(row) % 5]
+    dialogues = []
+    while joined:
+        length = 2 + _row_order(joined[0]) % 2
+        turns, joined = joined[:length], joined[length:]
+        dialogues.append(turns[0] if len(turns) == 1 else _dialogue(turns))
+    clean = [{key: value for key, value in row.items() if key != "copy"} for row in [*singles, *dialogues]]
+    return sorted(clean, key=_row_order)
+
+
+def _dialogue(turns: Sequence[dict]) -> dict:
+    messages = [message for turn in turns for message in turn["messages"]]
+    names = " ".join(turn["name"] for turn in turns if turn["name"])
+    return {**turns[-1], "messages": messages, "name": names, "kind": "dialogue"}
+
+
+def invented_names(facts: Sequence[Fact], known: set[str], *, count: int) -> Iterator[str]:
+    """Names that sound right and do not exist: a real module with an invented word."""
+    modules = sorted({fact.module for fact in facts if fact.kind not in ("page", "section", "term")})
+    if not modules:
+        return
+    starts, ends = (
+        ("flo", "bri", "quo", "zan", "mer", "tul", "vop", "gri"),
+        ("ble", "nix", "dorf", "mpify", "ster", "lux"),
+    )
+    for index in range(count):
+        draw = _hash(str(index), "invented")
+        word = starts[draw % 8] + ends[draw // 8 % 6] + ("", "_all", "_once", "s")[draw // 48 % 4]
+        name = f"{modules[draw // 192 % len(modules)]}.{word}"
+        if name not in known:
+            yield name
+
+
+def _row_order(row: dict) -> int:
+    return _hash(*(message["content"] for message in row["messages"]), str(row.get("copy", "")))
+
+
+def _hash(*parts: str) -> int:
+    return int.from_bytes(blake2b("\0".join(parts).encode(), digest_size=7).digest())
