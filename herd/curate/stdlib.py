@@ -93,7 +93,9 @@ def source_files(modules: Iterable[str] | None = None) -> list[Path]:
     top = None if modules is None else {name.partition(".")[0] for name in modules}
     files = []
     for folder, folders, names in os.walk(root):
-        folders[:] = sorted(n for n in folders if n.isidentifier() and n not in _SOURCES_EXCLUDED and n != "__pycache__")
+        folders[:] = sorted(
+            n for n in folders if n.isidentifier() and n not in _SOURCES_EXCLUDED and n != "__pycache__"
+        )
         for name in names:
             module = name.removesuffix(".py")
             file = Path(folder, name)

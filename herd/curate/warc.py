@@ -58,7 +58,7 @@ def read_warc(path: Path, counts: Counter, max_bytes: int) -> Iterator[WarcPage]
 def _page(record: WarcRecord, counts: Counter, max_bytes: int) -> WarcPage | None:
     counts["records"] += 1
     if not record.record_type & _PAGES:
-        counts[record.record_type.name] += 1
+        counts[str(record.record_type)] += 1
         return None
     media_type = record.headers.get("Content-Type") or ""
     charset = ""

@@ -1,0 +1,109 @@
+"""Web page to text: the main content with its code, formulas and tables, without the furniture around it."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from selectolax.lexbor import LexborHTMLParser, LexborNode
+
+from herd.curate.encoding import decode
+from herd.curate.render import render
+
+MAX_HTML_BYTES = 10_000_000
+_MANY_TAGS = 20_000
+_MAX_DEPTH = 400
+
+
+class Extracted(NamedTuple):
+    """What a page says. `problem` names why nothing was extracted, None when all is well."""
+
+    text: str
+    title: str
+    code_lines: list[int]  # start, end (exclusive), start, end...: lines of the text that are code blocks
+    problem: tuple[str, str] | None  # reason and detail
+
+
+def html_to_text(html: str | bytes, url: str | None = None) -> str:
+    """The main content of a page as plain text: paragraphs, code exactly as written, formulas as TeX, no markdown.
+
+    Bytes are decoded by their declared or detected encoding. A page over the size limit gives an empty text.
+    """
+    return extract(html, url).text
+
+
+def extract(content: str | bytes, url: str | None = None, charset: str = "", kind: str = "html") -> Extracted:
+    """Text and title of a page; never raises for any content. `kind` is `html`, or `text` and `code`, taken as they are."""
+    source = decode(content, charset)[0] if isinstance(content, bytes) else content
+    if _is_binary(source):
+        return Extracted("", "", [], ("binary", "not a text"))
+    if kind != "html":
+        return Extracted(source.replace("\r\n", "\n"), "", [], None)
+    if len(source) > MAX_HTML_BYTES:
+        return Extracted("", "", [], ("page_size", f"{len(source):,} characters of HTML"))
+    tree = LexborHTMLParser(_flattened(source.replace("\0", "")))
+    if tree.body is None:
+        return Extracted("", _title(tree), [], None)
+    text = render(main_content(tree))
+    return Extracted(str(text), _title(tree), text.code_lines, None)
+
+
+def _is_binary(source: str) -> bool:
+    head = source[:4000]
+    return head.count("\0") + head.count("\ufffd") > 0.1 * len(head)
+
+
+_TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)[^<>]*>")
+_VOID = {
+    "br",
+    "img",
+    "hr",
+    "input",
+    "meta",
+    "link",
+    "area",
+    "base",
+    "col",
+    "embed",
+    "source",
+    "track",
+    "wbr",
+    "p",
+    "li",
+}
+
+
+def _flattened(source: str) -> str:
+    """Take out tags nested deeper than any honest page: a parser's time grows with the square of the depth."""
+    if source.count("<") < _MANY_TAGS:
+        return source
+    depth = 0
+
+    def keep(match: re.Match) -> str:
+        nonlocal depth
+        closing, name = match[1], match[2].lower()
+        if name in _VOID:
+            return match[0]
+        depth = max(0, depth - 1) if closing else depth + 1
+        return match[0] if depth <= _MAX_DEPTH - bool(closing) else ""
+
+    return _TAG.sub(keep, source)
+
+
+_FURNITURE = "nav, footer, aside, [role=navigation], [role=banner], [role=contentinfo], [role=search], [role=dialog], [hidden], [aria-hidden=true]"
+
+
+def main_content(tree: LexborHTMLParser) -> LexborNode:
+    """The smallest element that holds the page's own content; furniture is taken out of it."""
+    for node in tree.css(_FURNITURE):
+        node.decompose()
+    for selector in ("article", "main", "[role=main]"):
+        found = tree.css(selector)
+        if len(found) == 1 and len(found[0].text() or "") > 200:
+            return found[0]
+    return tree.body
+
+
+def _title(tree: LexborHTMLParser) -> str:
+    node = tree.css_first("title")
+    return " ".join((node.text() or "").split()) if node is not None else ""

@@ -1,0 +1,577 @@
+"""Curation from end to end: read, drop old copies of URLs, extract, drop near-duplicates and repeated lines, judge.
+
+The corpus is worked on in parts. A step maps a pure function over the parts with Daft, which spreads them over
+processes; every finished part is a file, so a killed run goes on with the parts that are missing. Between the maps stand
+three global steps (URLs, MinHash, lines), each over compact arrays on disk.
+
+    state/raw/      pages as read            state/text/      extracted text
+    state/keys/     MinHash bands, line keys documents/       the result
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("DO_NOT_TRACK", "1")  # before Daft is imported: no telemetry
+
+import daft
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from herd.config import settings
+from herd.curate import dedup
+from herd.curate.extract import extract
+from herd.curate.filters import is_technical, why_drop
+from herd.curate.funnel import Funnel, Step
+from herd.curate.language import language
+from herd.curate.pii import MASKS, mask_pii
+from herd.curate.quality import quality
+from herd.curate.read import RawPage, read_pages
+from herd.errors import DataError
+from herd.log import progress
+from herd.run import atomic_write
+from herd.types import DOCUMENT_COLUMNS
+
+_RAW = pa.schema(
+    [(name, pa.string()) for name in ("id", "url", "date", "kind", "charset", "source")]
+    + [("content", pa.large_binary()), ("num_bytes", pa.int64())]
+)
+_DOCUMENT = [(name, pa.type_for_alias(kind)) for name, kind in DOCUMENT_COLUMNS.items()]
+_TEXT = pa.schema([*_DOCUMENT, ("kind", pa.string()), ("code_lines", pa.list_(pa.int32()))])
+DOCUMENT_SCHEMA = pa.schema(_DOCUMENT)
+"""The Arrow schema of curated documents."""
+
+
+@settings
+class Rules:
+    """Which documents are kept, beside duplicates."""
+
+    languages: list[str] | None = None
+    """Languages to keep, ISO 639-1; default: all."""
+    language_probability: float = 0.3
+    """Least probability at which a document counts as being in its language."""
+    heuristics: bool = True
+    """Whether to apply the Gopher, C4 and FineWeb rules."""
+    technical_sources: list[str] = ("library", "pydoc")
+    """Sources held to the rules for technical pages whatever their text looks like."""
+    pii: bool = True
+    """Whether to mask e-mail, phone, IP, card and account numbers."""
+    min_quality: float = 0.0
+    """Least quality score, 0 to 1."""
+
+
+@settings
+class Work:
+    """How the work is cut."""
+
+    processes: int | None = None
+    """Processes that extract and judge at the same time; default: one for each core."""
+    part_bytes: int = 8_000_000
+    """Raw bytes in a part: what a killed run may have to do again, and what a process holds."""
+    line_memory_bytes: int = 256_000_000
+    """Memory for counting lines; more lines than fit are counted in several passes."""
+    max_page_bytes: int = 20_000_000
+    """Pages over this size are dropped unparsed."""
+
+
+def curate(
+    files: list[Path], out: Path, rules: Rules, documents: dedup.DocumentDedup, lines: dedup.LineDedup, work: Work
+) -> dict[str, Any]:
+    """Curate the pages of `files` into `out`/documents/*.parquet and `out`/funnel.json; returns headline figures."""
+    state = out / "state"
+    funnel = Funnel(out / "funnel.json")
+    parts = _read(files, state, funnel, work)
+    replaced = _drop_old_urls(parts, state, funnel)
+    _extract(parts, state, funnel, rules, work)
+    _drop_near_duplicates(parts, state, funnel, documents)
+    _count_lines(parts, state, funnel, lines, work)
+    figures = _judge(parts, state, out, funnel, rules, lines, work)
+    del replaced
+    return figures
+
+
+# ---- mapping a function over parts with Daft -------------------------------------------------------------------------
+
+
+def map_parts(task: Callable[[dict], dict], jobs: list[dict], processes: int, label: str) -> Iterator[dict]:
+    """Run a pure function over jobs in processes of Daft's runner; results come in as they are ready."""
+    if not jobs:
+        return
+
+    @daft.func.batch(return_dtype=daft.DataType.string(), use_process=True, batch_size=1)
+    def run_task(jobs: daft.Series) -> list[str]:
+        return [json.dumps(task(json.loads(job))) for job in jobs.to_pylist()]
+
+    frame = daft.from_pydict({"job": [json.dumps(job) for job in jobs]})
+    with progress(label, total=len(jobs), unit="parts") as bar:
+        for row in frame.select(run_task(daft.col("job")).alias("result")).iter_rows():
+            bar.advance()
+            yield json.loads(row["result"])
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _read(files: list[Path], state: Path, funnel: Funnel, work: Work) -> list[str]:
+    """Cut the input files into raw parts; returns the parts' names in order."""
+    step = funnel.step("read")
+    folder = state / "raw"
+    folder.mkdir(parents=True, exist_ok=True)
+    names: list[str] = []
+    with progress("read", total=len(files), unit="files") as bar:
+        for number, file in enumerate(files):
+            record = folder / f"{number:06d}.json"
+            if not record.exists():
+                atomic_write(record, json.dumps(_read_file(file, number, folder, work)))
+            result = json.loads(record.read_text())
+            names += result["parts"]
+            step.add(result["step"])
+            funnel.write()
+            bar.advance()
+    if not names:
+        raise DataError(f"{files[0].parent}: no page could be read; what was found: {dict(step.notes)}")
+    return names
+
+
+def _read_file(file: Path, number: int, folder: Path, work: Work) -> dict[str, Any]:
+    counts: Counter = Counter()
+    step = Step("read")
+    parts: list[str] = []
+    for pages in _batches(read_pages(file, counts, work.max_page_bytes), work.part_bytes):
+        name = f"{number:06d}-{len(parts):05d}"
+        _write_parquet(pa.Table.from_pylist([page._asdict() for page in pages], _RAW), folder / f"{name}.parquet")
+        parts.append(name)
+        num_bytes = sum(page.num_bytes for page in pages)
+        step.add({"documents_out": len(pages), "bytes_out": num_bytes, "bytes_in": num_bytes})
+    step.documents_in = counts["records"]
+    step.notes = counts
+    return {"parts": parts, "step": step.as_dict()}
+
+
+def _batches(pages: Iterator[RawPage], part_bytes: int) -> Iterator[list[RawPage]]:
+    batch: list[RawPage] = []
+    size = 0
+    for page in pages:
+        batch.append(page)
+        size += len(page.content) + 1000
+        if size >= part_bytes:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+# ---- old copies of URLs ----------------------------------------------------------------------------------------------
+
+
+def _drop_old_urls(parts: list[str], state: Path, funnel: Funnel) -> np.ndarray:
+    """Keep the newest copy of each URL; writes `state/keys/NAME.url.npy`, the replacing document or -1."""
+    keys, dates, sizes, offsets = [], [], [], [0]
+    for name in parts:
+        table = pq.read_table(state / "raw" / f"{name}.parquet", columns=["url", "date", "num_bytes"])
+        urls = table["url"].to_pylist()
+        keys.append(np.array([_key(dedup.normal_url(url)) for url in urls], dtype=np.uint64))
+        dates.append(np.array([_date_number(date) for date in table["date"].to_pylist()], dtype=np.int64))
+        sizes.append(table["num_bytes"].to_numpy())
+        offsets.append(offsets[-1] + len(urls))
+    replaced = dedup.older_copies(np.concatenate(keys), np.concatenate(dates))
+    step = funnel.step("url_dedup")
+    all_sizes = np.concatenate(sizes)
+    step.documents_in, step.bytes_in = len(replaced), int(all_sizes.sum())
+    step.documents_out, step.bytes_out = int((replaced < 0).sum()), int(all_sizes[replaced < 0].sum())
+    if step.documents_in > step.documents_out:
+        step.reasons["url_older_copy"] = step.documents_in - step.documents_out
+    (state / "keys").mkdir(exist_ok=True)
+    for i, name in enumerate(parts):
+        _save_array(state / "keys" / f"{name}.url.npy", replaced[offsets[i] : offsets[i + 1]])
+    funnel.write()
+    return replaced
+
+
+def _key(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "little")
+
+
+def _date_number(date: str) -> int:
+    """`2024-05-01T10:20:30Z` as 20240501102030; what is missing counts as the earliest."""
+    digits = "".join(c for c in date if c.isdigit())[:14]
+    return int(digits.ljust(14, "0")) if digits else 0
+
+
+# ---- extraction ------------------------------------------------------------------------------------------------------
+
+
+def _extract(parts: list[str], state: Path, funnel: Funnel, rules: Rules, work: Work) -> None:
+    step = funnel.step("extract")
+    (state / "text").mkdir(exist_ok=True)
+    language_rules = {"languages": rules.languages, "probability": rules.language_probability}
+    jobs = [{"state": str(state), "name": name, **language_rules} for name in parts]
+    waiting = [job for job in jobs if not (state / "text" / f"{job['name']}.json").exists()]
+    for _ in map_parts(extract_part, waiting, _processes(work), "extract"):
+        pass
+    language_step = Step("language")
+    for name in parts:
+        result = json.loads((state / "text" / f"{name}.json").read_text())
+        step.add(result["extract"])
+        language_step.add(result["language"])
+    funnel.steps.append(language_step)
+    funnel.write()
+
+
+def extract_part(job: dict[str, Any]) -> dict[str, Any]:
+    """Extract one part's pages: text, title, language."""
+    state, name = Path(job["state"]), job["name"]
+    rows = pq.read_table(state / "raw" / f"{name}.parquet").to_pylist()
+    replaced = np.load(state / "keys" / f"{name}.url.npy")
+    steps = {"extract": Step("extract"), "language": Step("language")}
+    table = pa.Table.from_pylist(
+        [_document(row, old, steps, job) for row, old in zip(rows, replaced, strict=True)], _TEXT
+    )
+    _write_parquet(table, state / "text" / f"{name}.parquet")
+    result = {key: step.as_dict() for key, step in steps.items()}
+    atomic_write(state / "text" / f"{name}.json", json.dumps(result))
+    return {"name": name}
+
+
+def _document(row: dict[str, Any], replaced: int, steps: dict[str, Step], job: dict[str, Any]) -> dict[str, Any]:
+    document = {key: row[key] for key in ("id", "url", "date", "kind", "source")}
+    document |= {"group": _group(row["url"]), "title": "", "text": "", "language": "", "quality": 0.0}
+    document |= {"drop": None, "drop_detail": None, "code_lines": []}
+    if replaced >= 0:
+        return document | {"drop": "url_older_copy", "drop_detail": f"a newer copy is document {replaced}"}
+    step = steps["extract"]
+    step.documents_in += 1
+    step.bytes_in += row["num_bytes"]
+    problem = None
+    if row["num_bytes"] > len(row["content"]):
+        problem = ("page_size", f"{row['num_bytes']:,} bytes")
+    else:
+        page = extract(row["content"], row["url"], row["charset"], row["kind"])
+        document |= {"text": page.text, "title": page.title, "code_lines": page.code_lines}
+        problem = page.problem or (None if page.text.strip() else ("empty", "no text on the page"))
+    if problem:
+        step.drop(row["url"], *problem, document["text"])
+        return document | {"drop": problem[0], "drop_detail": problem[1]}
+    size = len(document["text"].encode())
+    step.keep(row["num_bytes"], size)
+    return _with_language(document, row["kind"], size, steps["language"], job)
+
+
+def _with_language(document: dict, kind: str, size: int, step: Step, job: dict[str, Any]) -> dict[str, Any]:
+    """Judge the language of prose; code has none."""
+    step.documents_in += 1
+    step.bytes_in += size
+    if kind != "code":
+        code, probability = language(document["text"])
+        document["language"] = code
+        if job["languages"] and (code not in job["languages"] or probability < job["probability"]):
+            detail = f"{code or 'none'} with probability {probability:.2f}"
+            step.drop(document["url"], "language", detail, document["text"])
+            return document | {"drop": "language", "drop_detail": detail}
+        step.notes[code or "unknown"] += 1
+    else:
+        step.notes["code"] += 1
+    step.keep(size, size)
+    return document
+
+
+def _group(url: str) -> str:
+    """What must not be torn apart: the top-level module of a library page, else the page."""
+    if not url.startswith("python://"):
+        return url
+    path = url.split("/", 4)[4] if url.count("/") >= 4 else url
+    if path.startswith("topics."):
+        return path.removesuffix(".html")
+    return path.split("/")[0].removesuffix(".html").removesuffix(".py").split(".")[0]
+
+
+# ---- near-duplicate documents ----------------------------------------------------------------------------------------
+
+
+def _drop_near_duplicates(parts: list[str], state: Path, funnel: Funnel, options: dedup.DocumentDedup) -> None:
+    """Find clusters of near-duplicates; writes `state/keys/NAME.copy.npy`, the surviving document or -1."""
+    step = funnel.step("document_dedup")
+    offsets, ranks, kept, sizes = [0], [], [], []
+    with progress("near-duplicates", total=len(parts), unit="parts") as bar:
+        for name in parts:
+            table = pq.read_table(state / "text" / f"{name}.parquet", columns=["text", "drop", "date"])
+            lengths = np.array([len(text) for text in table["text"].to_pylist()], dtype=np.int64)
+            kept.append(table["drop"].is_null().to_numpy())
+            sizes.append(lengths)
+            offsets.append(offsets[-1] + len(lengths))
+            ranks.append(_rank(options.keep, lengths, table["date"]))
+            file = state / "keys" / f"{name}.minhash.npy"
+            if options.enabled and not file.exists():
+                _save_array(file, dedup.signatures(table["text"].combine_chunks(), options))
+            bar.advance()
+    keep, size = np.concatenate(kept), np.concatenate(sizes)
+    copy = np.full(len(keep), -1, dtype=np.int64)
+    if options.enabled:
+        copy = _copies(parts, state, options, keep, np.concatenate(ranks))
+    step.documents_in, step.bytes_in = int(keep.sum()), int(size[keep].sum())
+    left = keep & (copy < 0)
+    step.documents_out, step.bytes_out = int(left.sum()), int(size[left].sum())
+    for i, name in enumerate(parts):
+        _save_array(state / "keys" / f"{name}.copy.npy", copy[offsets[i] : offsets[i + 1]])
+        _add_examples(step, state, parts, name, copy[offsets[i] : offsets[i + 1]], offsets)
+    funnel.write()
+
+
+def _rank(keep: str, lengths: np.ndarray, dates: pa.ChunkedArray) -> np.ndarray:
+    if keep == "longest":
+        return lengths
+    if keep == "newest":
+        return np.array([_date_number(date) for date in dates.to_pylist()], dtype=np.int64)
+    return np.zeros(len(lengths), dtype=np.int64)
+
+
+def _copies(
+    parts: list[str], state: Path, options: dedup.DocumentDedup, keep: np.ndarray, rank: np.ndarray
+) -> np.ndarray:
+    arrays = [np.load(state / "keys" / f"{name}.minhash.npy", mmap_mode="r") for name in parts]
+    bounds = np.cumsum([0] + [len(array) for array in arrays])
+    unhashed = np.iinfo(np.uint32).max  # the signature of a text without words
+
+    def rows_of(indices: np.ndarray) -> np.ndarray:
+        part = np.searchsorted(bounds, indices, side="right") - 1
+        return np.stack([arrays[p][i - bounds[p]] for p, i in zip(part, indices, strict=True)])
+
+    def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        usable = np.flatnonzero(keep)
+        for band in range(options.bands):
+            columns = slice(band * options.rows, (band + 1) * options.rows)
+            signature = np.concatenate([np.asarray(array[:, columns]) for array in arrays])[usable]
+            keys = dedup.band_keys(signature, options.rows)[:, 0]
+            left, right = dedup.candidate_pairs(keys)
+            hashed = signature[left, 0] != unhashed if len(left) else np.zeros(0, dtype=bool)
+            left, right = usable[left[hashed]], usable[right[hashed]]
+            if options.similarity > 0 and len(left):
+                near = dedup.similar(rows_of(left), rows_of(right)) >= options.similarity
+                left, right = left[near], right[near]
+            yield left, right
+
+    copy = dedup.survivors(dedup.clusters(len(keep), pairs()), np.where(keep, rank, -1))
+    copy[~keep] = -1
+    return copy
+
+
+def _add_examples(step: Step, state: Path, parts: list[str], name: str, copy: np.ndarray, offsets: list[int]) -> None:
+    dropped = np.flatnonzero(copy >= 0)
+    if len(dropped) == 0:
+        return
+    table = pq.read_table(state / "text" / f"{name}.parquet", columns=["url", "text"])
+    for i in dropped.tolist():
+        detail = f"a near-duplicate of document {copy[i]}"
+        step.drop(table["url"][i].as_py(), "near_duplicate", detail, table["text"][i].as_py())
+
+
+# ---- repeated lines --------------------------------------------------------------------------------------------------
+
+
+def _count_lines(parts: list[str], state: Path, funnel: Funnel, options: dedup.LineDedup, work: Work) -> None:
+    """Find lines seen too often; writes `state/keys/NAME.lines.npy` (a key a line) and `state/keys/repeated.npy`."""
+    if not options.enabled:
+        return
+    total, first_document = 0, 0
+    buckets: list[tuple[np.ndarray, np.ndarray]] = []
+    with progress("repeated lines", total=len(parts), unit="parts") as bar:
+        for name in parts:
+            columns = ["text", "drop", "kind"]
+            table = pq.read_table(state / "text" / f"{name}.parquet", columns=columns)
+            copy = np.load(state / "keys" / f"{name}.copy.npy")
+            counted = (
+                table["drop"].is_null().to_numpy()
+                & (copy < 0)
+                & np.array([k != "code" for k in table["kind"].to_pylist()])
+            )
+            file = state / "keys" / f"{name}.lines.npy"
+            texts = [
+                text.split("\n") if use else [] for text, use in zip(table["text"].to_pylist(), counted, strict=True)
+            ]
+            lengths = np.array([len(lines) for lines in texts], dtype=np.int64)
+            if not file.exists():
+                _save_array(file, dedup.line_keys([line for lines in texts for line in lines]))
+            documents = np.repeat(np.arange(first_document, first_document + len(texts)), lengths)
+            _save_array(state / "keys" / f"{name}.line_documents.npy", documents)
+            buckets.append((file, state / "keys" / f"{name}.line_documents.npy"))
+            first_document += len(texts)
+            total += int(lengths.sum())
+            bar.advance()
+    partitions = max(1, -(-total * 48 // work.line_memory_bytes))
+    by_bucket = np.uint64(0x9E3779B97F4A7C15)
+
+    def slices(partition: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        keys, documents = [], []
+        for key_file, document_file in buckets:
+            key, document = np.load(key_file), np.load(document_file)
+            key = np.where(key == 0, key, key ^ (document // options.bucket_documents).astype(np.uint64) * by_bucket)
+            mine = (key != 0) & (key % np.uint64(count) == partition)
+            keys.append(key[mine])
+            documents.append(document[mine])
+        return np.concatenate(keys), np.concatenate(documents)
+
+    keys, first = dedup.repeated_lines(slices, partitions, options.max_count)
+    order = np.argsort(keys)
+    np.savez(state / "keys" / "repeated.npz", keys=keys[order], first=first[order])
+
+
+# ---- judging ---------------------------------------------------------------------------------------------------------
+
+
+def _judge(
+    parts: list[str], state: Path, out: Path, funnel: Funnel, rules: Rules, lines: dedup.LineDedup, work: Work
+) -> dict[str, Any]:
+    (out / "documents").mkdir(exist_ok=True)
+    jobs, first = [], 0
+    for name in parts:
+        job = {"state": str(state), "out": str(out), "name": name, "first": first, "parts": parts if not jobs else []}
+        job |= {"heuristics": rules.heuristics, "technical": list(rules.technical_sources), "pii": rules.pii}
+        job |= {"min_quality": rules.min_quality, "lines": lines.enabled, "keep_first": lines.keep_first}
+        jobs.append(job)
+        first += pq.read_metadata(state / "text" / f"{name}.parquet").num_rows
+    waiting = [job for job in jobs if not (state / "text" / f"{job['name']}.judged.json").exists()]
+    for _ in map_parts(judge_part, waiting, _processes(work), "judge"):
+        pass
+    steps = [funnel.step(name) for name in ("line_dedup", "heuristics", "pii", "quality")]
+    for name in parts:
+        result = json.loads((state / "text" / f"{name}.judged.json").read_text())
+        for step in steps:
+            step.add(result[step.name])
+    funnel.write()
+    last = funnel.steps[-1]
+    return {
+        "documents_read": funnel.steps[0].documents_out,
+        "documents": last.documents_out,
+        "bytes": last.bytes_out,
+        "corrupt": funnel.steps[0].notes.get("corrupt", 0),
+    }
+
+
+def judge_part(job: dict[str, Any]) -> dict[str, Any]:
+    """Drop repeated lines from one part's documents, judge them, mask personal data, score, and write them."""
+    state, name = Path(job["state"]), job["name"]
+    rows = pq.read_table(state / "text" / f"{name}.parquet").to_pylist()
+    copies = np.load(state / "keys" / f"{name}.copy.npy")
+    steps = {key: Step(key) for key in ("line_dedup", "heuristics", "pii", "quality")}
+    lines = _RepeatedLines(state, name) if job["lines"] else None
+    for number, (row, copy) in enumerate(zip(rows, copies, strict=True), job["first"]):
+        if row["drop"] is None and copy >= 0:
+            row |= {"drop": "near_duplicate", "drop_detail": f"a near-duplicate of document {copy}"}
+        elif row["drop"] is None:
+            _judge_document(row, number, lines, steps, job)
+    table = pa.Table.from_pylist(rows, _TEXT).select(DOCUMENT_SCHEMA.names)
+    _write_parquet(table, Path(job["out"]) / "documents" / f"{name}.parquet")
+    result = {key: step.as_dict() for key, step in steps.items()}
+    atomic_write(state / "text" / f"{name}.judged.json", json.dumps(result))
+    return {"name": name}
+
+
+def _judge_document(row: dict, number: int, lines: _RepeatedLines | None, steps: dict[str, Step], job: dict) -> None:
+    is_code = row["kind"] == "code"
+    technical = True if is_code or row["source"] in job["technical"] else None
+    checks = {
+        "line_dedup": lambda: _drop_lines(row, number, lines, steps["line_dedup"], job["keep_first"]),
+        "heuristics": lambda: why_drop(row["text"], row["language"], technical) if job["heuristics"] else None,
+        "pii": lambda: _mask(row, is_code, steps["pii"]) if job["pii"] else None,
+        "quality": lambda: _score(row, is_code or bool(technical), job["min_quality"]),
+    }
+    for name, check in checks.items():
+        step = steps[name]
+        before = len(row["text"].encode())
+        step.documents_in += 1
+        step.bytes_in += before
+        reason = check()
+        if reason is not None:
+            row["drop"], row["drop_detail"] = reason
+            step.drop(row["url"], *reason, row["text"])
+            return
+        step.keep(before, len(row["text"].encode()))
+
+
+class _RepeatedLines:
+    """The repeated lines of the corpus, and the keys of one part's lines in order."""
+
+    def __init__(self, state: Path, name: str):
+        repeated = np.load(state / "keys" / "repeated.npz")
+        self.keys, self.first = repeated["keys"], repeated["first"]
+        self.part_keys = np.load(state / "keys" / f"{name}.lines.npy")
+        self.documents = np.load(state / "keys" / f"{name}.line_documents.npy")
+
+    def keep(self, number: int, keep_first: bool) -> np.ndarray:
+        """For each line of a document whether it stays, (lines,) bool."""
+        start, end = np.searchsorted(self.documents, [number, number + 1])
+        keys = self.part_keys[start:end]
+        place = np.searchsorted(self.keys, keys)
+        place[place == len(self.keys)] = 0
+        repeated = self.keys[place] == keys if len(self.keys) else np.zeros(len(keys), dtype=bool)
+        if not keep_first:
+            return ~repeated
+        is_first = (self.first[place] == number) if len(self.keys) else repeated
+        seen: set[int] = set()
+        for i in np.flatnonzero(repeated & is_first):
+            is_first[i] = keys[i] not in seen
+            seen.add(keys[i])
+        return ~repeated | is_first
+
+
+def _drop_lines(row: dict, number: int, lines: _RepeatedLines | None, step: Step, keep_first: bool):
+    """Take repeated lines out of prose; code stays exactly as it is."""
+    if lines is None or row["kind"] == "code":
+        return None
+    keep = lines.keep(number, keep_first)
+    if keep.all():
+        return None
+    for start, end in zip(row["code_lines"][::2], row["code_lines"][1::2], strict=True):
+        keep[start:end] = True
+    text_lines = row["text"].split("\n")
+    step.notes["lines dropped"] += int((~keep).sum())
+    kept: list[str] = []
+    for line, stays in zip(text_lines, keep, strict=True):
+        if stays and (line or (kept and kept[-1])):  # no second empty line where one was taken out between two
+            kept.append(line)
+    row["text"] = "\n".join(kept).strip("\n")
+    return None if row["text"].strip() else ("repeated_lines", "nothing but repeated lines")
+
+
+def _mask(row: dict, is_code: bool, step: Step) -> None:
+    kinds = ("email",) if is_code else tuple(MASKS)  # numbers in code are seldom anybody's
+    row["text"], found = mask_pii(row["text"], kinds)
+    step.notes.update(found)
+
+
+def _score(row: dict, is_code: bool, least: float):
+    row["quality"] = quality(row["text"], is_code and row["kind"] == "code")
+    return None if row["quality"] >= least else ("quality", f"score {row['quality']:.2f}")
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def _processes(work: Work) -> int:
+    return work.processes or (os.cpu_count() or 1)
+
+
+def _write_parquet(table: pa.Table, path: Path) -> None:
+    aside = path.with_name(f".{path.name}.tmp")
+    pq.write_table(table, aside, compression="zstd")
+    _flush(aside)
+    os.replace(aside, path)
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    aside = path.with_name(f".{path.name}.tmp")
+    with open(aside, "wb") as file:
+        np.save(file, array)
+    os.replace(aside, path)
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

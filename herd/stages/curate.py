@@ -1,0 +1,45 @@
+"""Curate: from raw pages to clean, deduplicated, judged documents."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import field
+from pathlib import Path
+
+from herd.config import settings
+from herd.curate.dedup import DocumentDedup, LineDedup
+from herd.curate.pipeline import Rules, Work, curate
+from herd.curate.read import find_files
+from herd.log import say, size
+from herd.run import open_run
+
+
+@settings
+class CurateSettings:
+    """Extract, filter, deduplicate and score pages."""
+
+    out: Path
+    """Run folder to write."""
+    pages: list[Path]
+    """What to curate: the run folder of `herd pages`, or folders and files of HTML, WARC, JSONL, Parquet or text."""
+    rules: Rules = field(default_factory=Rules)
+    documents: DocumentDedup = field(default_factory=DocumentDedup)
+    lines: LineDedup = field(default_factory=LineDedup)
+    work: Work = field(default_factory=Work)
+
+
+def run(settings: CurateSettings) -> Path:
+    """Write `documents/*.parquet` (dropped ones with their reason) and `funnel.json`."""
+    files = find_files(settings.pages)
+    with open_run(settings.out, stage="curate", settings=settings, inputs={"pages": settings.pages}) as run:
+        if run.finished:
+            return run.path
+        num_bytes = sum(file.stat().st_size for file in files)
+        run.need(disk_bytes=20 * num_bytes, seconds=5 + num_bytes / 500_000)
+        figures = curate(files, run.path, settings.rules, settings.documents, settings.lines, settings.work)
+        say(
+            f"  {figures['documents']:,} of {figures['documents_read']:,} documents kept, {size(figures['bytes'])} of text"
+        )
+        run.finish(figures)
+        shutil.rmtree(run.path / "state")
+    return run.path
