@@ -59,12 +59,6 @@ def main(arguments: list[str] | None = None) -> int:
         raise
 
 
-def recipes_folder() -> Path:
-    """Where the shipped recipes lie: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
-    return package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
-
-
 def _run_verb(verb: str, words: list[str]) -> int:
     verbs = [name for names in STORY.values() for name in names]
     if verb not in verbs:
@@ -92,6 +86,8 @@ def _run_verb(verb: str, words: list[str]) -> int:
 
 def _sort_words(verb: str, cls: type, words: list[str]) -> tuple[Path | None, list[str]]:
     """Tell apart the recipe, `key=value`, `--key value`, `--flag` and the one bare word a command may take."""
+    from herd.config import find_recipe
+
     hints = typing.get_type_hints(cls)
     recipe, overrides = None, []
     rest = iter(words)
@@ -105,21 +101,12 @@ def _sort_words(verb: str, cls: type, words: list[str]) -> tuple[Path | None, li
         elif "=" in word and not Path(word).exists():
             overrides.append(word)
         elif word.endswith((".yaml", ".yml")) and recipe is None:
-            recipe = _find_recipe(Path(word))
+            recipe = find_recipe(Path(word))
         elif "path" in hints:
             overrides.append(f"path={word}")
         else:
             raise ConfigError(f"{word}: expected a recipe (.yaml) or setting=value; see `herd {verb} --help`")
     return recipe, overrides
-
-
-def _find_recipe(path: Path) -> Path:
-    """A recipe by its path, or by its place among the shipped ones (`demo/pretrain.yaml`)."""
-    if path.exists():
-        return path
-    inside = Path(*path.parts[1:]) if path.parts[0] == "recipes" else path
-    shipped = recipes_folder() / inside
-    return shipped if shipped.exists() else path
 
 
 # ---- help ------------------------------------------------------------------------------------------------------------

@@ -58,6 +58,16 @@ def load(cls: type[S], file: Path | None = None, overrides: Sequence[str] = ()) 
     return result
 
 
+def find_recipe(path: Path) -> Path:
+    """A recipe by its path, or by its place among the shipped ones (`demo/pretrain.yaml`)."""
+    if path.exists():
+        return path
+    package = Path(__file__).parent  # the recipes lie in an installed package, or beside it in a checkout
+    folder = package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
+    shipped = folder.joinpath(*(path.parts[1:] if path.parts[0] == "recipes" else path.parts))
+    return shipped if shipped.exists() else path
+
+
 def to_dict(value: Any) -> Any:
     """Settings as plain dictionaries, lists, strings and numbers, ready for YAML or JSON."""
     if dataclasses.is_dataclass(value):

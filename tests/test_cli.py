@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from herd import cli
+from herd.config import find_recipe
 
 VERBS = [verb for verbs in cli.STORY.values() for verb in verbs]
 
@@ -63,4 +64,4 @@ def test_what_is_wrong_is_said_in_one_message_with_status_2(words, message, caps
 
 
 def test_shipped_recipes_are_found_by_name():
-    assert cli._find_recipe(Path("demo/pretrain.yaml")).is_file()
+    assert find_recipe(Path("demo/pretrain.yaml")).is_file()

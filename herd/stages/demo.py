@@ -1,0 +1,220 @@
+"""The whole story on this machine: raw pages become a model you can talk to, in about ten minutes.
+
+Every step is an ordinary stage with a recipe from `recipes/demo/`, in its own run folder. A step that is done is skipped,
+one that was interrupted continues, so the same command goes on wherever it was stopped. What depends on this machine's
+speed is measured once, before training, and kept in `choices.json`: a continued run is the same run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from herd import config
+from herd.config import settings
+from herd.data.loader import PackedLoader, Phase
+from herd.data.shards import open_shards
+from herd.errors import CapacityError
+from herd.log import amount, duration, say
+from herd.model.checkpoint import empty_model
+from herd.model.config import ModelConfig, num_parameters
+from herd.model.init import initialize
+from herd.ops.probe import best_dtype
+from herd.report import render
+from herd.run import Run, atomic_write, open_run, read_manifest
+from herd.stages.pretrain import ModelSettings
+from herd.tokenizer.tokenizer import Tokenizer
+from herd.train.objectives import next_token
+from herd.train.trainer import tokens_per_second
+
+_DISK_BYTES = 700_000_000
+_MEMORY_BYTES = 4_000_000_000
+_PRETRAINING = {"pretrain": 0.74, "longer-context": 0.12, "anneal": 0.14}  # shares of the time for pre-training
+_ARITHMETIC_SHARE = 0.88  # the rest is the optimizer, saving, logging
+_SLOW = 3000  # tokens a second of the usual shape below which a smaller model is raised
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the story: the run folder it writes, its stage, its recipe and where its inputs come from."""
+
+    name: str
+    verb: str
+    inputs: dict[str, str] = field(default_factory=dict)  # setting -> run folder (or file in one)
+
+    @property
+    def recipe(self) -> str:
+        return f"demo/{self.name}.yaml"
+
+
+STORY = (
+    Step("pages", "pages"),
+    Step("curate", "curate", {"pages": "pages"}),
+    Step("tokenizer", "tokenizer", {"documents": "curate"}),
+    Step("pack", "pack", {"documents": "curate", "tokenizer": "tokenizer"}),
+    Step("pretrain", "pretrain", {"shards": "pack", "tokenizer": "tokenizer"}),
+    Step("longer-context", "pretrain", {"shards": "pack", "tokenizer": "tokenizer", "checkpoint": "pretrain"}),
+    Step("anneal", "pretrain", {"shards": "pack", "tokenizer": "tokenizer", "checkpoint": "longer-context"}),
+    Step("average", "average", {"checkpoints": "anneal"}),
+    Step("questions", "questions", {"documents": "curate"}),
+    Step("sft", "sft", {"checkpoint": "average", "conversations": "questions/train.jsonl"}),
+    Step("preferences", "preferences", {"checkpoint": "sft", "questions": "questions"}),
+    Step("reward", "reward", {"checkpoint": "average", "pairs": "preferences/pairs.jsonl"}),
+    Step("reject", "reject", {"checkpoint": "sft", "reward": "reward", "questions": "questions"}),
+    Step("sft-best", "sft", {"checkpoint": "average", "conversations": "reject/conversations.jsonl"}),
+    Step("dpo", "dpo", {"checkpoint": "sft-best", "pairs": "preferences/pairs.jsonl"}),
+    Step("evaluate", "evaluate"),
+    Step("quantize", "quantize"),
+)
+
+
+@settings
+class DemoSettings:
+    """Raise a small Llama here."""
+
+    path: Path = Path("runs/demo")
+    """Folder for the whole story: one run folder for each step, and report.html."""
+    pages: list[Path] = field(default_factory=list)
+    """Your own pages (folders or files: HTML, WARC, JSONL, Parquet); this Python's documentation when not given."""
+    pretrain_seconds: float = 285.0
+    """Seconds for pre-training, longer context and annealing together."""
+
+    def __post_init__(self):
+        if self.pretrain_seconds < 1:
+            raise ValueError("pretrain_seconds must be at least 1")
+
+
+def run(settings: DemoSettings) -> Path:
+    """Go through the story, and end by telling how to talk to the model."""
+    began = time.monotonic()
+    inputs = {"pages": settings.pages} if settings.pages else {}
+    with open_run(settings.path, stage="demo", settings=settings, inputs=inputs) as run:
+        if not run.finished:
+            _check_machine(run)
+            _raise(run, settings)
+    _farewell(settings.path, time.monotonic() - began)
+    return settings.path
+
+
+# ---- the way -------------------------------------------------------------------------------------------------------
+
+
+def _check_machine(run: Run) -> None:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if memory < 0.9 * _MEMORY_BYTES:
+        raise CapacityError(f"{memory / 1e9:.1f} GB of memory here; the demo needs {_MEMORY_BYTES / 1e9:.0f} GB")
+    run.need(disk_bytes=_DISK_BYTES, seconds=2 * 285)
+
+
+def _raise(run: Run, settings: DemoSettings) -> None:
+    for number, step in enumerate(STORY, 1):
+        say(f"\n[{number}/{len(STORY)}] {step.name}")
+        _take(step, run, settings)
+        if step.name == "questions" and not read_manifest(run.path / step.name)["figures"]["enough"]:
+            break  # the stage has said so: the story ends with the base model
+    say("\nreport")
+    atomic_write(run.path / "report.html", render(run.path))
+    run.finish(_headlines(run.path), checkpoint=_chosen_model(run.path))
+
+
+def _take(step: Step, run: Run, settings: DemoSettings) -> None:
+    """Run one stage with its recipe, its inputs within the demo's folder and what was chosen for this machine."""
+    stage = importlib.import_module(f"herd.stages.{step.verb}")
+    cls = typing.get_type_hints(stage.run)["settings"]
+    overrides = [f"{name}={run.path / place}" for name, place in step.inputs.items()]
+    overrides += [f"out={run.path / step.name}", *_of_this_machine(step, run, settings)]
+    if step.name == "pages" and settings.pages:
+        overrides.append(f"pages={json.dumps([str(page) for page in settings.pages])}")
+    stage.run(config.load(cls, config.find_recipe(Path(step.recipe)), overrides))
+
+
+def _of_this_machine(step: Step, run: Run, settings: DemoSettings) -> Iterator[str]:
+    """The settings of a step that follow from how fast this machine trains."""
+    if step.name not in _PRETRAINING:
+        return
+    chosen = _choices(run, settings)
+    torch.set_num_threads(chosen["threads"])
+    yield f"tokens={chosen['tokens'][step.name]}"
+    yield f"run.dtype={chosen['dtype']}"
+    if step.name == "pretrain":
+        yield from (f"model.{name}={value}" for name, value in chosen["model"].items())
+
+
+# ---- what depends on the machine -----------------------------------------------------------------------------------
+
+
+def _choices(run: Run, settings: DemoSettings) -> dict:
+    """Size, number type and tokens for this machine: measured once and kept, whatever happens later."""
+    file = run.path / "choices.json"
+    if not file.exists():
+        atomic_write(file, json.dumps(_choose(run.path, settings), indent=1))
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _choose(path: Path, settings: DemoSettings) -> dict:
+    dtype = best_dtype()
+    shape = ModelSettings()
+    rates = {row_tokens: _measured_rate(path, shape, dtype, row_tokens) for row_tokens in (256, 1024)}
+    if rates[256] < _SLOW:
+        shape = ModelSettings(hidden_size=128, num_hidden_layers=4, intermediate_size=352)
+        rates = {row_tokens: _measured_rate(path, shape, dtype, row_tokens) for row_tokens in (256, 1024)}
+    tokens = {
+        name: round(share * settings.pretrain_seconds * rates[256 if name == "pretrain" else 1024])
+        for name, share in _PRETRAINING.items()
+    }
+    say(f"  this machine trains {amount(rates[256])} tokens/s: {amount(sum(tokens.values()))} tokens in all")
+    return {
+        "dtype": {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype],
+        "threads": torch.get_num_threads(),
+        "model": config.to_dict(shape),
+        "tokens_per_second": {str(row_tokens): round(rate) for row_tokens, rate in rates.items()},
+        "tokens": tokens,
+    }
+
+
+def _measured_rate(path: Path, shape: ModelSettings, dtype: torch.dtype, row_tokens: int) -> float:
+    """Training tokens per second of a model of this shape on the real data, the optimizer and saving considered."""
+    sources = open_shards(path / "pack" / "train")
+    mixture = {name: float(documents.num_tokens.sum()) for name, documents in sources.items()}
+    loader = PackedLoader(sources, [Phase(batch_tokens=4096, row_tokens=row_tokens, mixture=mixture)])
+    vocab_size = Tokenizer.load(path / "tokenizer").vocab_size
+    wanted = {name: value for name, value in config.to_dict(shape).items() if value is not None}
+    model = empty_model(ModelConfig(**wanted, vocab_size=vocab_size), device="cpu")
+    initialize(model, seed=0)
+    return _ARITHMETIC_SHARE * tokens_per_second(model.to(dtype).train(), next_token, loader.batches(0), repeats=5)
+
+
+# ---- the end -------------------------------------------------------------------------------------------------------
+
+
+def _headlines(path: Path) -> dict[str, float | str]:
+    """The figures that say how it went."""
+    last = next(name for name in ("anneal", "longer-context", "pretrain") if (path / name / "run.json").exists())
+    return {"heldout_bits_per_byte": read_manifest(path / last)["figures"]["heldout_bits_per_byte"]}
+
+
+def _chosen_model(path: Path) -> str:
+    """The checkpoint that a chat opens: the best by answers, or the base model where nothing was asked."""
+    if (path / "evaluate" / "run.json").exists():
+        best = read_manifest(path / "evaluate")["figures"].get("best")
+        if best:
+            return f"{best}/checkpoint"
+    return "average/checkpoint"
+
+
+def _farewell(path: Path, seconds: float) -> None:
+    herd = sys.argv[0] if os.sep in sys.argv[0] and not sys.argv[0].endswith("__main__.py") else "herd"
+    herd = os.path.relpath(herd) if os.sep in herd else herd
+    say(f"\nDone in {duration(seconds)}. Talk to it:\n")
+    say(f"  {herd} chat {path}       here in the terminal")
+    say(f"  {herd} serve {path}      a chat page, and an OpenAI-compatible API")
+    say(f"\nWhat happened, with every figure: {path / 'report.html'}")

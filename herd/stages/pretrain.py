@@ -1,0 +1,259 @@
+"""Pre-train a language model on token shards: from scratch, on a longer context, or to anneal it.
+
+The three are one stage with other settings: a starting checkpoint, a row length, RoPE, a mixture, a quality threshold
+and a learning-rate schedule.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import field, replace
+from pathlib import Path
+from statistics import fmean, median
+from typing import Literal
+
+import torch
+
+from herd.config import settings, to_dict
+from herd.data.loader import PackedLoader
+from herd.data.shards import Documents, open_shards
+from herd.errors import ConfigError
+from herd.evals.perplexity import code_length, sample_documents
+from herd.infer.engine import Engine
+from herd.log import amount, say
+from herd.model.checkpoint import empty_model, load
+from herd.model.config import ModelConfig, num_parameters
+from herd.model.init import initialize
+from herd.model.llama import LlamaForCausalLM
+from herd.ops.probe import best_dtype, matmul_rate
+from herd.run import Run, atomic_write, open_run, read_metrics
+from herd.tokenizer.tokenizer import Tokenizer
+from herd.train.objectives import next_token
+from herd.train.optimizer import OptimizerSettings
+from herd.train.schedule import BatchSettings, ScheduleSettings, phases, steps_for
+from herd.train.trainer import SavingSettings, at_shares, finish, train
+from herd.types import SamplingParams
+
+_SAMPLE_SHARES = (0.25, 0.5, 1.0)
+_STATE_COPIES = 3  # of the state on disk at once: the last good one, the one being written, the checkpoint
+
+
+@settings
+class ModelSettings:
+    """The shape of a new model. What follows from the tokenizer and the rows is not asked for."""
+
+    hidden_size: int = 256
+    """Width D of the residual stream."""
+    num_hidden_layers: int = 6
+    """Number of transformer blocks."""
+    num_attention_heads: int = 4
+    """Query heads H."""
+    num_key_value_heads: int = 2
+    """Key-value heads K, a divisor of the query heads."""
+    intermediate_size: int = 704
+    """Width F of the feed-forward layer."""
+    tie_word_embeddings: bool = True
+    """The output projection is the embedding itself, as in the smallest Llamas."""
+    rope_theta: float | None = None
+    """Base of the rotary frequencies: 500,000 for a new model, a starting checkpoint's own when not given."""
+    initializer_range: float = 0.02
+    """Standard deviation of fresh weights."""
+
+
+@settings
+class RunSettings:
+    """How the run goes, apart from what is learned."""
+
+    seed: int = 0
+    """Seed of the fresh weights and of the order of the data."""
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    """Number type of weights and activations (masters are fp32); auto takes the faster one as measured here."""
+    save_seconds: float = 8.0
+    """Seconds between saves of the state that an interrupted run continues from."""
+    snapshots: int = 0
+    """Checkpoints kept evenly over the run, the last step included, for averaging."""
+    prompts: list[str] = field(default_factory=list)
+    """Texts the model continues at 25, 50 and 100 % of the run."""
+
+
+@settings
+class PretrainSettings:
+    """Pre-train on packed documents."""
+
+    shards: Path
+    """Run folder of `herd pack`."""
+    tokenizer: Path
+    """Tokenizer the shards were packed with."""
+    out: Path
+    """Run folder to write."""
+    checkpoint: Path | None = None
+    """Checkpoint to start from; a new model when not given."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    """Shape of a new model; of a starting checkpoint only `rope_theta` is changed."""
+    tokens: float = 2e6
+    """Tokens to train on."""
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    """Batch size and row length."""
+    mixture: dict[str, float] = field(default_factory=dict)
+    """Weight of each source; by its size when empty."""
+    min_quality: float = 0.0
+    """Percentile (0 to 100) of a source's quality below which its documents are left out."""
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    """AdamW."""
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    """Learning rate over the run."""
+    run: RunSettings = field(default_factory=RunSettings)
+    """Seed, number type, saving and samples."""
+
+    def __post_init__(self):
+        if self.tokens < 1:
+            raise ValueError("tokens must be at least 1")
+        if not 0 <= self.min_quality < 100:
+            raise ValueError("min_quality is a percentile: at least 0 and less than 100")
+
+
+def run(settings: PretrainSettings) -> Path:
+    """Train, and write `checkpoint/` with the tokenizer beside the weights."""
+    inputs = {"shards": settings.shards, "tokenizer": settings.tokenizer, "checkpoint": settings.checkpoint}
+    with open_run(settings.out, stage="pretrain", settings=settings, inputs=inputs) as run:
+        if run.finished:
+            return run.path
+        tokenizer = Tokenizer.load(settings.tokenizer)
+        model = _model(settings, tokenizer, _dtype(run, settings.run.dtype))
+        sources = {name: docs.better_than(settings.min_quality) for name, docs in _sources(settings, "train").items()}
+        mixture = settings.mixture or {name: float(docs.num_tokens.sum()) for name, docs in sources.items()}
+        num_steps = steps_for(settings.batch, settings.tokens)
+        schedule = phases(settings.batch, num_steps, mixture)
+        loader = PackedLoader(sources, schedule, seed=settings.run.seed, micro_tokens=settings.batch.micro_tokens)
+        _announce(run, model, loader, num_steps)
+        saving = SavingSettings(
+            save_seconds=settings.run.save_seconds,
+            snapshot_steps=num_steps // settings.run.snapshots if settings.run.snapshots else 0,
+        )
+        hooks = [at_shares(_SAMPLE_SHARES, _sampler(run, model, tokenizer, settings, num_steps, loader))]
+        peak = matmul_rate(next(model.parameters()).dtype)
+        train(
+            model,
+            next_token,
+            loader,
+            run,
+            num_steps=num_steps,
+            optimizer=settings.optimizer,
+            schedule=settings.schedule,
+            saving=saving,
+            hooks=hooks,
+            peak_flops=peak,
+            label=settings.out.name,
+        )
+        heldout = heldout_bits_per_byte(model, settings.shards, settings.batch.row_tokens)
+        say(f"  held-out bits per byte {heldout:.3f}")
+        figures = _figures(run) | {"heldout_bits_per_byte": round(heldout, 4)}
+        finish(model, run, tokenizer, figures)
+    return run.path
+
+
+def heldout_bits_per_byte(
+    model: LlamaForCausalLM, shards: Path, context_tokens: int, max_bytes: int = 150_000
+) -> float:
+    """Bits per byte on a fixed sample of the held-out documents of every source together."""
+    folder = shards / "heldout"
+    if not folder.is_dir():
+        return float("nan")
+    model.eval()
+    nats = num_bytes = 0.0
+    for documents in open_shards(folder).values():
+        chosen = sample_documents(documents, max_bytes)
+        tokens = [documents.tokens(index) for index in chosen]
+        length = code_length(model, tokens, documents.num_bytes[chosen], context_tokens=context_tokens)
+        nats, num_bytes = nats + length.nats.sum(), num_bytes + length.num_bytes.sum()
+    return nats / math.log(2) / max(num_bytes, 1)
+
+
+def _dtype(run: Run, wish: str) -> torch.dtype:
+    """The number type, chosen once: an interrupted run keeps what it began with."""
+    record = run.path / "choices.json"
+    if not record.exists():
+        name = {"auto": str(best_dtype()).removeprefix("torch."), "bf16": "bfloat16", "fp32": "float32"}[wish]
+        atomic_write(record, json.dumps({"dtype": name}))
+    return getattr(torch, json.loads(record.read_text())["dtype"])
+
+
+def _model(settings: PretrainSettings, tokenizer: Tokenizer, dtype: torch.dtype) -> LlamaForCausalLM:
+    row_tokens = settings.batch.row_tokens
+    if settings.checkpoint is None:
+        shape = settings.model
+        config = ModelConfig(
+            **{name: value for name, value in to_dict(shape).items() if value is not None},
+            vocab_size=tokenizer.vocab_size,
+            max_position_embeddings=row_tokens,
+            bos_token_id=tokenizer.bos_id,
+            eos_token_id=tokenizer.eos_id,
+            pad_token_id=tokenizer.pad_id,
+        )
+        model = empty_model(config, device="cpu")
+        initialize(model, settings.run.seed)
+        return model.to(dtype)
+    model = load(settings.checkpoint, dtype=dtype)
+    if model.config.vocab_size != tokenizer.vocab_size:
+        raise ConfigError(
+            f"{settings.checkpoint} has {model.config.vocab_size} embedding rows and the tokenizer "
+            f"{settings.tokenizer} has {tokenizer.vocab_size}; give the tokenizer the checkpoint was trained with"
+        )
+    theta = settings.model.rope_theta or model.config.rope_theta
+    grown = replace(model.config, rope_theta=theta, max_position_embeddings=row_tokens)
+    model.config = model.model.config = grown
+    return model
+
+
+def _sources(settings: PretrainSettings, side: str) -> dict[str, Documents]:
+    return open_shards(settings.shards / side)
+
+
+def _announce(run: Run, model: LlamaForCausalLM, loader: PackedLoader, num_steps: int) -> None:
+    parameters = num_parameters(model.config)
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    say(
+        f"  {amount(parameters)} parameters in {dtype}, {num_steps:,} steps, "
+        f"{amount(loader.tokens_before(num_steps))} tokens from {', '.join(loader.names)}"
+    )
+    run.need(disk_bytes=_STATE_COPIES * 12 * parameters)
+
+
+def _sampler(
+    run: Run,
+    model: LlamaForCausalLM,
+    tokenizer: Tokenizer,
+    settings: PretrainSettings,
+    num_steps: int,
+    loader: PackedLoader,
+) -> Callable[[int], None]:
+    """A hook that lets the model continue the prompts and keeps what it wrote, once for each step."""
+    file = run.path / "training_samples.jsonl"
+
+    def write(step: int) -> None:
+        if not settings.run.prompts:
+            return
+        engine = Engine.of(model, tokenizer)
+        params = SamplingParams(temperature=0.7, top_p=0.95, max_tokens=60, seed=settings.run.seed)
+        texts = [completion.text for completion in engine.generate(list(settings.run.prompts), params)]
+        samples = [{"prompt": prompt, "text": text} for prompt, text in zip(settings.run.prompts, texts)]
+        row = {"step": step, "share": step / num_steps, "tokens": loader.tokens_before(step), "samples": samples}
+        earlier = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        rows = [*(old for old in earlier if old["step"] < step), row]
+        atomic_write(file, "".join(json.dumps(row) + "\n" for row in rows))
+        for sample in samples[:1]:
+            say(f"\n  at {step / num_steps:.0%} it writes: {sample['prompt']}{sample['text']!r}")
+
+    return write
+
+
+def _figures(run: Run) -> dict[str, float]:
+    """Headlines: what was trained on, the loss over the last twentieth of the run, the typical speed."""
+    rows = read_metrics(run.path)
+    tail = rows[-max(len(rows) // 20, 1) :]
+    speeds = {name: median(row[name] for row in rows) for name in ("tokens_per_second", "mfu") if name in rows[0]}
+    return {"tokens": rows[-1]["tokens"], "loss": round(fmean(row["loss"] for row in tail), 4)} | {
+        name: float(f"{value:.4g}") for name, value in speeds.items()
+    }
