@@ -1,0 +1,1 @@
+"""The inference engine: paged cache, continuous batching, sampling, quantization."""

@@ -1,0 +1,93 @@
+"""The memory of keys and values, paged."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from herd.errors import CapacityError
+from herd.log import size
+from herd.model.config import ModelConfig
+from herd.ops.paged_attention import LayerCache
+
+BLOCK_SIZE = 16
+"""Tokens a block. Small blocks share prefixes finely, large ones are gathered faster."""
+
+_SHARE_OF_MEMORY = 0.25  # of what is available, unless told otherwise
+
+
+class PagedCache:
+    """Every layer's pool of blocks, reserved once; the system hands over the pages when they are first written."""
+
+    def __init__(
+        self, config: ModelConfig, num_blocks: int, *, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.num_blocks, self.block_size = num_blocks, block_size
+        shape = (config.num_hidden_layers, 2, num_blocks, block_size, config.num_key_value_heads, config.head_dim)
+        self.tensor = torch.zeros(shape, dtype=dtype, device=device)
+        self.layers = [LayerCache(layer[0], layer[1]) for layer in self.tensor]
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy one block's keys and values in all layers."""
+        self.tensor[:, :, target] = self.tensor[:, :, source]
+
+
+def block_bytes(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
+    """Bytes one block takes in all layers."""
+    channels = config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim
+    return channels * block_size * dtype.itemsize
+
+
+def num_blocks_for(
+    config: ModelConfig,
+    *,
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_sequences: int,
+    cache_bytes: int | None,
+) -> int:
+    """How many blocks to reserve: what was asked for, else a quarter of the available memory.
+
+    Never more than all sequences can fill at full context.
+
+    Raises:
+        CapacityError: there is not even room for one block.
+    """
+    budget = cache_bytes if cache_bytes is not None else int(_SHARE_OF_MEMORY * available_memory(device))
+    each = block_bytes(config, block_size, dtype)
+    most = max_sequences * -(-config.max_position_embeddings // block_size)
+    if budget < each:
+        raise CapacityError(
+            f"The cache of keys and values may take {size(budget)}, but one block of {block_size} tokens takes "
+            f"{size(each)}; give it more memory (cache_bytes)."
+        )
+    return min(budget // each, most)
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes of memory that can be taken now: on the GPU, or on the host within the container's limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = _meminfo_available() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return min(free, _container_room())
+
+
+def _meminfo_available() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _container_room(root: Path = Path("/sys/fs/cgroup")) -> float:
+    """What is left of a cgroup (v2) memory limit; infinite where there is none."""
+    try:
+        limit = (root / "memory.max").read_text().strip()
+        used = int((root / "memory.current").read_text())
+    except OSError:
+        return float("inf")
+    return float("inf") if limit == "max" else max(int(limit) - used, 0)

@@ -1,0 +1,441 @@
+"""The engine: prompts in, answers out, many at a time.
+
+    engine = herd.Engine("runs/demo")
+    engine.generate("def main(", herd.SamplingParams(max_tokens=40)).text
+    engine.generate([{"role": "user", "content": "What does os.path.join do?"}])
+    for piece in engine.stream("Once", herd.SamplingParams()):
+        print(piece.text, end="", flush=True)
+
+Whoever waits for an answer drives: each call of `generate` or `stream` runs steps until its own answers are done, and
+every step serves all requests, those of other threads too.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from herd.errors import CheckpointError, RequestError
+from herd.infer.blocks import BlockAllocator
+from herd.infer.cache import BLOCK_SIZE, PagedCache, num_blocks_for
+from herd.infer.request import Answer, Piece, Pieces, Request, check_params, completion
+from herd.infer.runner import Runner
+from herd.infer.sampler import SamplingRows, log_probabilities, sample, uniforms
+from herd.infer.scheduler import Plan, Scheduler
+from herd.model.checkpoint import empty_model, find_checkpoint
+from herd.model.checkpoint import load as load_checkpoint
+from herd.model.llama import LlamaForCausalLM
+from herd.ops.paged_attention import paged_attention
+from herd.ops.quantized import replace_linears
+from herd.tokenizer.chat import render
+from herd.tokenizer.stream import TextStream
+from herd.tokenizer.tokenizer import Tokenizer
+from herd.types import Completion, Conversation, SamplingParams, TokenLogprob
+
+Input = str | Conversation
+Answers = Completion | list[Completion]
+
+
+class Engine:
+    """Generates text with one model.
+
+    `path` is a checkpoint folder or a run folder. `dtype` None keeps the checkpoint's own where this machine computes
+    in it well. `quantize="int8"` rounds the weights of the linear layers on loading. The cache of keys and values takes
+    `cache_bytes`, by default a quarter of the available memory; `max_sequences` answers grow at the same time, and a
+    step computes at most `max_prompt_tokens` tokens of new prompts beside them.
+
+    Raises:
+        CheckpointError: there is no language model at `path`.
+        CapacityError: the cache does not fit.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        dtype: torch.dtype | None = None,
+        device: str = "cpu",
+        quantize: Literal["int8"] | None = None,
+        cache_bytes: int | None = None,
+        max_sequences: int = 256,
+        max_prompt_tokens: int = 512,
+        max_context: int | None = None,
+    ) -> None:
+        folder = find_checkpoint(path)
+        model = load_checkpoint(folder, dtype=dtype, device=device, attend=paged_attention)
+        if not isinstance(model, LlamaForCausalLM):
+            raise CheckpointError(f"{folder} holds a reward model, which gives scores and no text.")
+        if dtype is None and device == "cpu":
+            model = model.to(_cpu_dtype(model.model.norm.weight.dtype))
+        if quantize == "int8":
+            replace_linears(model, quantizable_layers(model))
+        self._assemble(model, Tokenizer.load(folder), cache_bytes, max_sequences, max_prompt_tokens, max_context)
+
+    @classmethod
+    def of(
+        cls,
+        model: LlamaForCausalLM,
+        tokenizer: Tokenizer,
+        *,
+        cache_bytes: int | None = None,
+        max_sequences: int = 256,
+        max_prompt_tokens: int = 512,
+        max_context: int | None = None,
+    ) -> Engine:
+        """An engine around a model in memory, such as one in training: the weights are shared, not copied."""
+        shared = empty_model(model.config, paged_attention)
+        shared.load_state_dict(model.state_dict(), assign=True)
+        shared.tie_weights()
+        engine = cls.__new__(cls)
+        engine._assemble(shared.eval(), tokenizer, cache_bytes, max_sequences, max_prompt_tokens, max_context)
+        return engine
+
+    def _assemble(
+        self,
+        model: LlamaForCausalLM,
+        tokenizer: Tokenizer,
+        cache_bytes: int | None,
+        max_sequences: int,
+        max_prompt_tokens: int,
+        max_context: int | None,
+    ) -> None:
+        config, weight = model.config, model.model.norm.weight
+        if tokenizer.vocab_size > config.vocab_size:
+            raise CheckpointError(
+                f"The tokenizer has {tokenizer.vocab_size} rows and the model only {config.vocab_size}: "
+                "they do not belong together."
+            )
+        self.model, self.tokenizer = model, tokenizer
+        self.max_context = min(max_context or config.max_position_embeddings, config.max_position_embeddings)
+        self.stop_ids = frozenset(tokenizer.stop_ids) | _config_stop_ids(model)
+        num_blocks = num_blocks_for(
+            config,
+            block_size=BLOCK_SIZE,
+            dtype=weight.dtype,
+            device=weight.device,
+            max_sequences=max_sequences,
+            cache_bytes=cache_bytes,
+        )
+        cache = PagedCache(config, num_blocks, block_size=BLOCK_SIZE, dtype=weight.dtype, device=weight.device)
+        self._runner = Runner(model, cache, max_sequences=max_sequences, max_context=self.max_context)
+        self._allocator = BlockAllocator(num_blocks, BLOCK_SIZE)
+        self._scheduler = Scheduler(
+            self._allocator,
+            max_sequences=max_sequences,
+            max_prompt_tokens=max_prompt_tokens,
+            max_context=self.max_context,
+        )
+        self._inbox: deque[tuple[Literal["add", "cancel"], Request]] = deque()
+        self._lock = threading.Lock()
+
+    # ---- asking ----------------------------------------------------------------------------------------------------
+
+    def generate(
+        self, inputs: Input | Sequence[Input], params: SamplingParams | None = None
+    ) -> Answers | list[Answers]:
+        """Answer one input, or each of a list in the same order.
+
+        An input is a string (plain text to go on with) or a conversation (a list of messages, answered as a chat).
+        One answer is a `Completion`; with `params.n` above 1 it is a list of them.
+
+        Raises:
+            RequestError: a prompt is too long, or a sampling setting is out of its range.
+            DataError: a conversation's messages are malformed.
+        """
+        single = _is_one(inputs)
+        batch = [inputs] if single else list(inputs)
+        requests = [self.request(item, params) for item in batch]
+        try:
+            for request in requests:
+                self.submit(request)
+            for request in requests:
+                while not request.finished:
+                    self.step()
+        except BaseException:
+            for request in requests:
+                self.cancel(request)
+            raise
+        answers = [self._answers(request) for request in requests]
+        return answers[0] if single else answers
+
+    def stream(self, inputs: Input, params: SamplingParams | None = None) -> Iterator[Piece]:
+        """Answer one input piece by piece; leaving the loop early cancels the request.
+
+        Raises:
+            RequestError: the prompt is too long, or a sampling setting is out of its range.
+        """
+        pieces = Pieces()
+        request = self.request(inputs, params, pieces)
+        self.submit(request)
+        return self._drain(request, pieces)
+
+    def _drain(self, request: Request, pieces: Pieces) -> Iterator[Piece]:
+        try:
+            while pieces.waiting or not request.finished:
+                while pieces.waiting:
+                    yield pieces.waiting.popleft()
+                if not request.finished:
+                    self.step()
+        finally:
+            self.cancel(request)
+
+    def encode(self, inputs: Input) -> list[int]:
+        """The prompt tokens of an input: begin of text and the text, or the conversation up to the answer's header."""
+        if isinstance(inputs, str):
+            return self.tokenizer.encode(inputs, bos=True)
+        return render(self.tokenizer, inputs, generation_prompt=True).tokens
+
+    def request(
+        self,
+        inputs: Input | list[int],
+        params: SamplingParams | None = None,
+        listener: Callable[[Piece], None] | None = None,
+    ) -> Request:
+        """A checked request, ready to be submitted; a list of ids is a prompt that is encoded already.
+
+        Raises:
+            RequestError: the prompt is too long, or a sampling setting is out of its range.
+        """
+        params = params or SamplingParams()
+        check_params(params)
+        prompt = inputs if _is_encoded(inputs) else self.encode(inputs)
+        self._check_prompt(prompt, params)
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        request = Request(prompt, params, seed, listener)
+        if listener is not None or params.stop:
+            for answer in request.answers:
+                answer.follow_text(TextStream(self.tokenizer))
+        return request
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; safe from any thread. Somebody must call `step` until it is finished."""
+        self._inbox.append(("add", request))
+
+    def cancel(self, request: Request) -> None:
+        """End a request's open answers and free their blocks, at the latest before the next step; safe from any thread.
+
+        A finished request is left as it is.
+        """
+        if request.finished:
+            return
+        self._inbox.append(("cancel", request))
+        if self._lock.acquire(blocking=False):
+            try:
+                self._open_inbox()
+            finally:
+                self._lock.release()
+
+    @property
+    def has_work(self) -> bool:
+        """A step would do something."""
+        return bool(self._inbox) or self._scheduler.has_work
+
+    @property
+    def num_waiting(self) -> int:
+        """Answers that have not begun."""
+        return len(self._scheduler.waiting) + len(self._inbox)
+
+    @property
+    def num_running(self) -> int:
+        """Answers in the batch."""
+        return len(self._scheduler.running)
+
+    @property
+    def cache_bytes(self) -> int:
+        """What the cache of keys and values may take."""
+        return self._runner.cache.tensor.nbytes
+
+    # ---- stepping --------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Advance every running answer by one token and the next prompts by a chunk."""
+        with self._lock:
+            self._open_inbox()
+            try:
+                plan = self._scheduler.plan()
+                if plan:
+                    logits = self._runner.run(plan)
+                    self._draw(*self._drawing(plan), logits)
+            except BaseException as error:
+                self._abandon(error)
+                raise
+
+    def _open_inbox(self) -> None:
+        while self._inbox:
+            kind, request = self._inbox.popleft()
+            if kind == "add":
+                self._scheduler.add(request)
+            else:
+                for answer in request.answers:
+                    if not answer.finish_reason:
+                        self._end(answer, "cancelled", "", ())
+
+    def _drawing(self, plan: Plan) -> tuple[list[Answer], list[int]]:
+        """The answers that draw a token now, and the row of logits each draws from (siblings share one)."""
+        answers, rows = list(plan.decode), list(range(len(plan.decode)))
+        copies: list[tuple[int, int]] = []
+        row = len(rows)
+        for chunk in plan.chunks:
+            if not chunk.is_last:
+                continue
+            siblings, to_copy = [], []
+            if chunk.answer is chunk.answer.request.leader:
+                siblings, to_copy = self._scheduler.fork(chunk.answer)
+            answers += [chunk.answer, *siblings]
+            rows += [row] * (1 + len(siblings))
+            copies += to_copy
+            row += 1
+        for source, target in copies:
+            self._runner.cache.copy(source, target)
+        return answers, rows
+
+    @torch.inference_mode()
+    def _draw(self, answers: list[Answer], rows: list[int], logits: Tensor) -> None:
+        if not answers:
+            return
+        if len(rows) != logits.shape[0]:
+            logits = logits[torch.tensor(rows, device=logits.device)]
+        tokens = _sample(answers, logits)
+        logprobs = _logprobs(answers, logits, tokens)
+        for answer, token in zip(answers, tokens, strict=True):
+            self._accept(answer, token, logprobs.get(answer))
+
+    def _accept(self, answer: Answer, token: int, logprob: TokenLogprob | None) -> None:
+        """Append a drawn token and see whether the answer ends with it."""
+        answer.tokens.append(token)
+        if logprob is not None:
+            answer.logprobs.append(logprob)
+        reason, text = None, ""
+        if token in self.stop_ids:
+            reason = "stop"
+        elif len(answer.tokens) == answer.request.params.max_tokens or answer.num_tokens == self.max_context:
+            reason = "length"
+        if answer.stream is not None:
+            text = answer.stops.push(answer.stream.push(token) + (answer.stream.flush() if reason else ""))
+            if answer.stops.found:
+                reason = "stop"
+            elif reason:
+                text += answer.stops.flush()
+        added = () if logprob is None else (logprob,)
+        if reason:
+            self._end(answer, reason, text, (token,), added)
+        elif answer.stream is not None:
+            self._tell(answer, text, (token,), added)
+
+    def _end(
+        self,
+        answer: Answer,
+        reason: str,
+        text: str,
+        tokens: tuple[int, ...],
+        logprobs: tuple[TokenLogprob, ...] = (),
+    ) -> None:
+        self._scheduler.finish(answer, reason)
+        if answer.stream is not None:
+            self._tell(answer, text, tokens, logprobs)
+
+    def _tell(self, answer: Answer, text: str, tokens: tuple[int, ...], logprobs: tuple[TokenLogprob, ...]) -> None:
+        answer.pieces.append(text)
+        if (listener := answer.request.listener) is not None:
+            listener(Piece(answer.index, text, tokens, logprobs, answer.finish_reason))
+
+    def _abandon(self, error: BaseException) -> None:
+        """A step failed half-way: end everything it touched, and trust nothing that the cache holds."""
+        for answer in [*self._scheduler.running, *self._scheduler.waiting]:
+            answer.request.error = error
+            self._scheduler.finish(answer, "cancelled")
+            if answer.request.listener is not None:
+                answer.request.listener(Piece(answer.index, "", (), (), "cancelled"))
+        self._allocator.forget()
+
+    # ---- answers ---------------------------------------------------------------------------------------------------
+
+    def _answers(self, request: Request) -> Answers:
+        if request.error is not None:
+            raise RuntimeError("the engine failed while it worked on this request") from request.error
+        answers = [completion(answer, self.text_of(answer)) for answer in request.answers]
+        return answers[0] if request.params.n == 1 else answers
+
+    def text_of(self, answer: Answer) -> str:
+        """An answer's text: without special tokens, and up to its stop string."""
+        if answer.stream is not None:
+            return "".join(answer.pieces)
+        return self.tokenizer.decode(answer.tokens, skip_special=True)
+
+    def _check_prompt(self, prompt: list[int], params: SamplingParams) -> None:
+        if not prompt:
+            raise RequestError("The prompt is empty: it needs at least one token.")
+        if len(prompt) >= self.max_context:
+            raise RequestError(
+                f"The prompt has {len(prompt)} tokens, but this model's context is {self.max_context} tokens, the "
+                "answer included; shorten the prompt (nothing is cut silently)."
+            )
+        wrong = [token for token in prompt if not 0 <= token < self.model.config.vocab_size]
+        if wrong:
+            raise RequestError(
+                f"The prompt holds token id {wrong[0]}; this model knows 0 to {self.model.config.vocab_size - 1}."
+            )
+        self._scheduler.check_fits(len(prompt), params.max_tokens)
+
+
+def quantizable_layers(model: nn.Module) -> list[str]:
+    """The linear layers inside the transformer's blocks; embedding, head and norms stay as they are."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.startswith("model.layers.")
+    ]
+
+
+def _sample(answers: list[Answer], logits: Tensor) -> list[int]:
+    params = [answer.request.params for answer in answers]
+    if all(p.temperature == 0 for p in params):
+        return logits.argmax(-1).tolist()
+    device = logits.device
+    settings = SamplingRows(
+        temperature=torch.tensor([p.temperature for p in params], dtype=torch.float32, device=device),
+        top_k=torch.tensor([p.top_k for p in params], device=device),
+        top_p=torch.tensor([p.top_p for p in params], dtype=torch.float32, device=device),
+        min_p=torch.tensor([p.min_p for p in params], dtype=torch.float32, device=device),
+    )
+    seeds = np.array([answer.seed for answer in answers], dtype=np.uint64)
+    places = np.array([len(answer.tokens) for answer in answers], dtype=np.uint64)
+    return sample(logits, settings, torch.from_numpy(uniforms(seeds, places)).to(device)).tolist()
+
+
+def _logprobs(answers: list[Answer], logits: Tensor, tokens: list[int]) -> dict[Answer, TokenLogprob]:
+    wanted = [row for row, answer in enumerate(answers) if answer.request.params.logprobs is not None]
+    if not wanted:
+        return {}
+    num_top = [answers[row].request.params.logprobs for row in wanted]
+    found = log_probabilities(logits[wanted], [tokens[row] for row in wanted], num_top)
+    return {answers[row]: logprob for row, logprob in zip(wanted, found, strict=True)}
+
+
+def _config_stop_ids(model: LlamaForCausalLM) -> frozenset[int]:
+    ids = model.config.eos_token_id
+    return frozenset() if ids is None else frozenset((ids,) if isinstance(ids, int) else ids)
+
+
+def _cpu_dtype(dtype: torch.dtype) -> torch.dtype:
+    """bfloat16 only where the processor has instructions for it, float16 never: its products are emulated."""
+    if dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return dtype
+    return torch.float32
+
+
+def _is_one(inputs: object) -> bool:
+    """One input, rather than a list of them: a string, or a list of messages."""
+    return isinstance(inputs, str) or (bool(inputs) and all(isinstance(item, dict) for item in inputs))
+
+
+def _is_encoded(inputs: object) -> bool:
+    return isinstance(inputs, list) and bool(inputs) and isinstance(inputs[0], int)

@@ -1,0 +1,123 @@
+"""One step of arithmetic: a plan's tokens through the model, keys and values into the cache, logits out."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from herd.infer.cache import PagedCache
+from herd.infer.request import Answer
+from herd.infer.scheduler import Chunk, Plan
+from herd.model.llama import LlamaForCausalLM
+from herd.ops.paged_attention import DecodeGroup, PagedContext, PromptChunk, decode_mask, prompt_mask
+
+_SMALL_BATCH_BLOCKS = 512  # up to this many gathered blocks, one group of mixed lengths is quicker than several
+_CLASSES_PER_DOUBLING = 2  # groups of decoding sequences differ in length by at most 2^(1/2)
+
+
+class Runner:
+    """Turns plans into tensors and runs the model on them.
+
+    A sequence's block table and length live in arrays with one row per place in the batch, so that the work in Python
+    for a decoding sequence does not grow with its length.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, cache: PagedCache, *, max_sequences: int, max_context: int) -> None:
+        self.model, self.cache = model, cache
+        self.device = cache.tensor.device
+        self._tables = np.zeros((max_sequences, -(-max_context // cache.block_size)), dtype=np.int64)
+        self._owners: list[Answer | None] = [None] * max_sequences
+        self._num_known = [0] * max_sequences  # blocks of the owner that its table row holds already
+
+    @torch.inference_mode()
+    def run(self, plan: Plan) -> Tensor:
+        """The logits that follow each decoding sequence, then each chunk that ends its prompt: (N, V) float32.
+
+        The plan's decoding sequences are put into the order of their lengths.
+        """
+        plan.decode.sort(key=lambda answer: answer.num_computed)
+        tokens = [answer.tokens[-1] for answer in plan.decode]
+        positions = [answer.num_computed - 1 for answer in plan.decode]
+        wanted = list(range(len(tokens)))
+        for chunk in plan.chunks:
+            tokens += chunk.answer.token_range(chunk.start, chunk.stop)
+            positions += range(chunk.start, chunk.stop)
+            if chunk.is_last:
+                wanted.append(len(tokens) - 1)
+        context = self._context(plan, positions)
+        hidden = self._hidden(tokens, positions, context)
+        if len(wanted) < len(tokens):
+            hidden = hidden[torch.tensor(wanted, dtype=torch.int64, device=self.device)]
+        return self.model.lm_head.logits(hidden).float()
+
+    def _hidden(self, tokens: list[int], positions: list[int], context: PagedContext) -> Tensor:
+        """All tokens in one flat row through the layers: (T, D)."""
+        model = self.model.model
+        x = model.embed(torch.tensor([tokens], device=self.device))
+        return model(x, torch.tensor([positions], device=self.device), context, self.cache.layers)[0]
+
+    def _context(self, plan: Plan, positions: list[int]) -> PagedContext:
+        for answer in plan.decode:
+            self._update_table(answer)
+        for chunk in plan.chunks:
+            self._update_table(chunk.answer)
+        rows = [answer.row for answer in plan.decode]
+        for chunk in plan.chunks:
+            rows += [chunk.answer.row] * (chunk.stop - chunk.start)
+        place, block_size = np.array(positions), self.cache.block_size
+        slots = self._tables[rows, place // block_size] * block_size + place % block_size
+        return PagedContext(
+            slots=torch.from_numpy(slots).to(self.device),
+            decode=tuple(self._decode_groups(rows, place + 1, len(plan.decode))),
+            prompts=tuple(self._prompts(plan.chunks, len(plan.decode))),
+        )
+
+    def _update_table(self, answer: Answer) -> None:
+        """Copy the blocks that are new since the last step into the sequence's row."""
+        row = answer.row
+        known = self._num_known[row] if self._owners[row] is answer else 0
+        if known != len(answer.blocks):
+            self._tables[row, known : len(answer.blocks)] = answer.blocks[known:]
+            self._owners[row], self._num_known[row] = answer, len(answer.blocks)
+
+    def _decode_groups(self, rows: list[int], lengths: np.ndarray, num_decode: int) -> list[DecodeGroup]:
+        """Neighbours of similar length share a gather: each group is as wide as its longest member."""
+        if num_decode == 0:
+            return []
+        num_blocks = -(-lengths[:num_decode] // self.cache.block_size)
+        borders = [0, num_decode]
+        if num_decode * num_blocks[-1] > _SMALL_BATCH_BLOCKS:
+            classes = np.ceil(_CLASSES_PER_DOUBLING * np.log2(num_blocks))
+            borders = [0, *(np.flatnonzero(np.diff(classes)) + 1).tolist(), num_decode]
+        return [
+            self._decode_group(rows[start:stop], lengths[start:stop], num_blocks[stop - 1], start)
+            for start, stop in pairwise(borders)
+        ]
+
+    def _decode_group(self, rows: list[int], lengths: np.ndarray, width: int, start: int) -> DecodeGroup:
+        seen = torch.from_numpy(lengths).to(self.device)
+        return DecodeGroup(
+            rows=slice(start, start + len(rows)),
+            blocks=torch.from_numpy(self._tables[rows, :width]).to(self.device),
+            lengths=seen,
+            mask=decode_mask(seen, int(width) * self.cache.block_size, self.cache.tensor.dtype),
+        )
+
+    def _prompts(self, chunks: list[Chunk], start: int) -> list[PromptChunk]:
+        prompts = []
+        for chunk in chunks:
+            num_tokens = chunk.stop - chunk.start
+            width = -(-chunk.stop // self.cache.block_size)
+            prompts.append(
+                PromptChunk(
+                    rows=slice(start, start + num_tokens),
+                    blocks=torch.from_numpy(self._tables[chunk.answer.row, :width]).to(self.device),
+                    start=chunk.start,
+                    mask=prompt_mask(chunk.start, num_tokens, self.device),
+                )
+            )
+            start += num_tokens
+        return prompts

@@ -1,0 +1,121 @@
+"""Drawing tokens: temperature, top-k, top-p and min-p, for all rows of a batch at once.
+
+Rows are cut to their likeliest tokens before anything is sorted, and a row's draw depends only on its own logits,
+settings and seed, never on its neighbours.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from herd.types import TokenLogprob
+
+_FIRST_CANDIDATES = 64  # enough for nearly every row of a trained model
+_MORE = 16  # times as many, where they were not
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_MASK = (1 << 64) - 1
+
+
+class SamplingRows(NamedTuple):
+    """The sampling settings of N rows, as tensors."""
+
+    temperature: Tensor  # (N,) float32, 0 is greedy
+    top_k: Tensor  # (N,) int64, 0 keeps all
+    top_p: Tensor  # (N,) float32
+    min_p: Tensor  # (N,) float32
+
+    def select(self, rows: Tensor) -> SamplingRows:
+        """The settings of some rows."""
+        return SamplingRows(*(column[rows] for column in self))
+
+
+def sample(logits: Tensor, settings: SamplingRows, uniforms: Tensor) -> Tensor:
+    """One token a row: logits (N, V), uniforms (N,) in [0, 1) -> (N,) int64.
+
+    Settings apply in the order of `transformers`: temperature, top-k, top-p (of what top-k left), min-p.
+    """
+    tokens = logits.argmax(-1)
+    settings = settings._replace(top_k=settings.top_k.clamp_max(logits.shape[-1]))
+    drawn = (settings.temperature > 0).nonzero().flatten()
+    if drawn.numel() == 0:
+        return tokens
+    if drawn.numel() == logits.shape[0]:
+        return _draw(logits, settings, uniforms, _FIRST_CANDIDATES)
+    tokens[drawn] = _draw(logits[drawn], settings.select(drawn), uniforms[drawn], _FIRST_CANDIDATES)
+    return tokens
+
+
+def _draw(logits: Tensor, settings: SamplingRows, uniforms: Tensor, num_candidates: int) -> Tensor:
+    """Invert the cumulative distribution over the likeliest tokens; rows that need more of them are drawn again."""
+    num_candidates = min(num_candidates, logits.shape[-1])
+    scaled = (logits - logits.amax(-1, keepdim=True)) / settings.temperature[:, None]
+    values, ids = scaled.topk(num_candidates, dim=-1)
+    probabilities = (values - scaled.logsumexp(-1, keepdim=True)).exp()
+    cumulative = probabilities.cumsum(-1)
+    num_kept, kept_mass, cut = _keep(probabilities, cumulative, settings)
+    place = (cumulative <= (uniforms * kept_mass)[:, None]).sum(-1)
+    whole = num_candidates == logits.shape[-1]
+    restricted = (settings.top_k > 0) | (settings.top_p < 1) | (settings.min_p > 0)
+    settled = cut | (~restricted & (place < num_candidates))
+    tokens = ids.gather(-1, torch.minimum(place, num_kept - 1)[:, None]).squeeze(-1)
+    if whole or bool(settled.all()):
+        return tokens
+    again = (~settled).nonzero().flatten()
+    tokens[again] = _draw(logits[again], settings.select(again), uniforms[again], num_candidates * _MORE)
+    return tokens
+
+
+def _keep(probabilities: Tensor, cumulative: Tensor, settings: SamplingRows) -> tuple[Tensor, Tensor, Tensor]:
+    """How many of the sorted candidates each row keeps, their mass, and whether the cut falls within the candidates.
+
+    Where no cut falls within them and none is asked for, the mass is that of the whole vocabulary: 1.
+    """
+    num_candidates = probabilities.shape[-1]
+    rank = torch.arange(num_candidates, device=probabilities.device)
+    top_k = torch.where(settings.top_k > 0, settings.top_k, num_candidates + 1)
+    within_k = cumulative.gather(-1, (top_k - 1).clamp_max(num_candidates - 1)[:, None])
+    mass_after_k = torch.where(top_k[:, None] <= num_candidates, within_k, 1.0)
+    keep = rank < top_k[:, None]
+    keep &= ((cumulative - probabilities) < settings.top_p[:, None] * mass_after_k) | (settings.top_p[:, None] >= 1)
+    keep &= probabilities >= settings.min_p[:, None] * probabilities[:, :1]
+    keep[:, 0] = True
+    num_kept = keep.sum(-1)
+    knows_mass_after_k = (settings.top_k == 0) | (settings.top_k <= num_candidates) | (settings.top_p >= 1)
+    cut = ((num_kept < num_candidates) | (top_k == num_candidates)) & knows_mass_after_k
+    mass = cumulative.gather(-1, (num_kept - 1)[:, None]).squeeze(-1)
+    return num_kept, torch.where(cut, mass, 1.0), cut
+
+
+def stream_seed(seed: int, index: int) -> int:
+    """The 64-bit seed of one answer among several to the same request."""
+    return (seed * 0xD1342543DE82EF95 + index * 0x2545F4914F6CDD1D + 1) & _MASK
+
+
+def uniforms(seeds: np.ndarray, counters: np.ndarray) -> np.ndarray:
+    """A number in [0, 1) for each (seed, counter), always the same: (N,) uint64, (N,) uint64 -> (N,) float32.
+
+    Source: SplitMix64 (Steele, Lea and Flood 2014), read at position `counter` of the stream that `seed` begins.
+    """
+    x = seeds + (counters + np.uint64(1)) * _GOLDEN
+    x = (x ^ (x >> np.uint64(30))) * _MIX_1
+    x = (x ^ (x >> np.uint64(27))) * _MIX_2
+    x ^= x >> np.uint64(31)
+    return (x >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+
+
+def log_probabilities(logits: Tensor, tokens: list[int], num_top: list[int]) -> list[TokenLogprob]:
+    """The model's own log-probability (temperature 1) of each row's token, and of its `num_top` likeliest ones."""
+    normalized = logits.float().log_softmax(-1)
+    chosen = normalized.gather(-1, torch.tensor(tokens, device=logits.device)[:, None]).squeeze(-1).tolist()
+    values, ids = normalized.topk(min(max(num_top), logits.shape[-1]), dim=-1)
+    rows = zip(tokens, chosen, ids.tolist(), values.tolist(), num_top, strict=True)
+    return [
+        TokenLogprob(token, logprob, tuple(zip(top_ids[:count], top_values[:count], strict=True)))
+        for token, logprob, top_ids, top_values, count in rows
+    ]

@@ -1,0 +1,211 @@
+"""Which sequences advance in the next step: continuous batching over a paged cache.
+
+A request is admitted, first come first served, once its longest possible answer fits into blocks that nobody else was
+promised; so nothing runs out of memory half-way and nothing is ever swapped. Prompts are computed in chunks beside the
+decoding sequences, so that a long one does not hold up the others. The n answers of a request share its prompt's
+blocks: the prompt is computed once, then the answers part.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from herd.errors import RequestError
+from herd.infer.blocks import BlockAllocator
+from herd.infer.request import Answer, Request
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The part of a prompt that a step computes: places `start` to `stop` of an answer's tokens."""
+
+    answer: Answer
+    start: int
+    stop: int
+
+    @property
+    def is_last(self) -> bool:
+        """After this chunk the next token can be drawn."""
+        return self.stop == self.answer.num_tokens
+
+
+@dataclass
+class Plan:
+    """One step: sequences that add one token, and chunks of prompts."""
+
+    decode: list[Answer] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.decode or self.chunks)
+
+
+class Scheduler:
+    """The queue of waiting answers, the running batch, and who was promised which blocks."""
+
+    def __init__(
+        self, allocator: BlockAllocator, *, max_sequences: int, max_prompt_tokens: int, max_context: int
+    ) -> None:
+        self.allocator = allocator
+        self.max_prompt_tokens, self.max_context = max_prompt_tokens, max_context
+        self.waiting: deque[Answer] = deque()
+        self.running: list[Answer] = []
+        self.num_owed_blocks = 0
+        self._free_rows = list(range(max_sequences - 1, -1, -1))
+
+    @property
+    def has_work(self) -> bool:
+        """Somebody waits or runs."""
+        return bool(self.waiting or self.running)
+
+    def check_fits(self, num_prompt_tokens: int, max_tokens: int) -> None:
+        """Refuse what could not run even alone.
+
+        Raises:
+            RequestError: with the counts.
+        """
+        if self._num_blocks(num_prompt_tokens, max_tokens) > self.allocator.num_blocks:
+            num_places = self.allocator.num_blocks * self.allocator.block_size
+            raise RequestError(
+                f"The prompt has {num_prompt_tokens} tokens and the answer may have {max_tokens}, but the cache holds "
+                f"{num_places} tokens; ask for less, or give the cache more memory."
+            )
+
+    def add(self, request: Request) -> None:
+        """Queue a request."""
+        self.waiting.extend(request.answers)
+
+    def plan(self) -> Plan:
+        """The next step. Decoding sequences always advance; prompts share the step's budget of prompt tokens."""
+        plan = Plan(decode=[answer for answer in self.running if answer.tokens])
+        budget = self.max_prompt_tokens
+        for answer in self.running:
+            if budget and not answer.tokens:
+                budget -= self._add_chunk(plan, answer, budget)
+        while budget and (answer := self._admit_next()):
+            budget -= self._add_chunk(plan, answer, budget)
+        for answer in plan.decode:
+            self._advance(answer, answer.num_tokens)
+        return plan
+
+    def fork(self, leader: Answer) -> tuple[list[Answer], list[tuple[int, int]]]:
+        """After the prompt's last chunk: the siblings that can start from the same blocks now, and blocks to copy.
+
+        Full blocks are shared; the last one, if it is not full, is copied for each, as (from, to).
+        """
+        siblings, copies = [], []
+        if len(leader.request.answers) == 1:
+            return siblings, copies
+        num_shared, rest = divmod(leader.num_computed, self.allocator.block_size)
+        for sibling in leader.request.answers[1:]:
+            needed = self._blocks_for(sibling) - num_shared
+            if sibling.row >= 0 or sibling.finish_reason or not self._fits(needed):
+                continue
+            self._enter(sibling, needed)
+            for block in leader.blocks[:num_shared]:
+                self.allocator.share(block)
+            sibling.blocks = leader.blocks[:num_shared]
+            sibling.num_computed = leader.num_computed
+            sibling.num_registered, sibling.content = leader.num_registered, leader.content
+            if rest:
+                self._take_block(sibling)
+                copies.append((leader.blocks[-1], sibling.blocks[-1]))
+            siblings.append(sibling)
+        if siblings:
+            gone = set(map(id, siblings))
+            self.waiting = deque(answer for answer in self.waiting if id(answer) not in gone)
+        return siblings, copies
+
+    def finish(self, answer: Answer, reason: str) -> None:
+        """End an answer, waiting or running, and give back what it held or was promised."""
+        if answer.finish_reason:
+            return
+        answer.finish_reason = reason
+        if answer.row < 0:
+            self.waiting.remove(answer)
+            return
+        self.running.remove(answer)
+        self._free_rows.append(answer.row)
+        answer.row = -1
+        self.num_owed_blocks -= answer.owed_blocks
+        answer.owed_blocks = 0
+        self.allocator.release(answer.blocks)
+        answer.blocks = []
+
+    # ---- admission -------------------------------------------------------------------------------------------------
+
+    def _admit_next(self) -> Answer | None:
+        """Take the first waiting answer that may start; None when it does not fit (nobody overtakes it).
+
+        Siblings of a prompt that is being computed are passed over: they join when it is done.
+        """
+        if not self._free_rows:
+            return None
+        for place, answer in enumerate(self.waiting):
+            leader = answer.request.leader
+            if answer is not leader and leader.row >= 0 and not leader.tokens:
+                continue
+            if not self._admit(answer):
+                return None
+            del self.waiting[place]
+            return answer
+        return None
+
+    def _admit(self, answer: Answer) -> bool:
+        prompt = answer.request.prompt
+        blocks, content = self.allocator.match(prompt)
+        needed = self._blocks_for(answer) - len(blocks)
+        if not self._fits(needed):
+            self.allocator.release(blocks)
+            return False
+        self._enter(answer, needed)
+        answer.blocks, answer.content, answer.num_registered = blocks, content, len(blocks)
+        answer.num_computed = len(blocks) * self.allocator.block_size
+        return True
+
+    def _enter(self, answer: Answer, num_blocks: int) -> None:
+        answer.row = self._free_rows.pop()
+        answer.owed_blocks = num_blocks
+        self.num_owed_blocks += num_blocks
+        self.running.append(answer)
+
+    def _fits(self, num_blocks: int) -> bool:
+        return bool(self._free_rows) and num_blocks <= self.allocator.num_free - self.num_owed_blocks
+
+    def _blocks_for(self, answer: Answer) -> int:
+        return self._num_blocks(len(answer.request.prompt), answer.request.params.max_tokens)
+
+    def _num_blocks(self, num_prompt_tokens: int, max_tokens: int) -> int:
+        """Blocks of the longest answer allowed. Its last token is never written: nothing comes after it."""
+        longest = min(num_prompt_tokens + max_tokens, self.max_context)
+        return -(-(longest - 1) // self.allocator.block_size)
+
+    # ---- progress --------------------------------------------------------------------------------------------------
+
+    def _add_chunk(self, plan: Plan, answer: Answer, budget: int) -> int:
+        start = answer.num_computed
+        chunk = Chunk(answer, start, min(answer.num_tokens, start + budget))
+        plan.chunks.append(chunk)
+        self._advance(answer, chunk.stop)
+        return chunk.stop - chunk.start
+
+    def _advance(self, answer: Answer, stop: int) -> None:
+        """Take the blocks for places up to `stop` and make the full ones known.
+
+        They are known before they are written: within a step every key is written before any is read.
+        """
+        block_size = self.allocator.block_size
+        while len(answer.blocks) * block_size < stop:
+            self._take_block(answer)
+        answer.num_computed = stop
+        while (answer.num_registered + 1) * block_size <= stop:
+            start = answer.num_registered * block_size
+            tokens = answer.token_range(start, start + block_size)
+            answer.content = self.allocator.register(answer.blocks[answer.num_registered], answer.content, tokens)
+            answer.num_registered += 1
+
+    def _take_block(self, answer: Answer) -> None:
+        answer.blocks.append(self.allocator.take())
+        answer.owed_blocks -= 1
+        self.num_owed_blocks -= 1

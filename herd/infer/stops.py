@@ -1,0 +1,44 @@
+"""Stop strings, found across the borders of tokens."""
+
+from __future__ import annotations
+
+
+class StopStrings:
+    """Lets text through until one of the stop strings appears; holds back what may be the beginning of one.
+
+    Example: with the stop string "END", pushing "a E" and "N" lets "a " and "" through; then "D" sets `found` and the
+    text is "a ", while "X" would let "ENX" through.
+    """
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self.stops = stops
+        self.found = False
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """The text that is now certain to stand before any stop string."""
+        if not self.stops:
+            return text
+        if self.found:
+            return ""
+        text = self._held + text
+        places = [place for stop in self.stops if (place := text.find(stop)) >= 0]
+        if places:
+            self.found, self._held = True, ""
+            return text[: min(places)]
+        keep = max(_overlap(text, stop) for stop in self.stops)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """What was held back, once it is certain that nothing follows."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of `text` that begins `stop`, but is not all of it."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

@@ -1,0 +1,378 @@
+"""The engine's answers: the same as recomputation, as `transformers`, as one at a time."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+import torch
+
+import herd
+from herd.errors import CapacityError, CheckpointError, DataError, RequestError
+from herd.infer.engine import Engine
+from herd.infer.request import Request
+from herd.model.checkpoint import as_reward_model, save
+from herd.ops.paged_attention import paged_attention
+from herd.types import SamplingParams
+from tests.infer.models import SHAPES, TEXT, small_tokenizer, tiny_model
+
+PROMPTS = [
+    "The quick",
+    "def main(argument)",
+    "Grüße aus",
+    "What does this function do? " * 4,
+    "日本語",
+    "It joins paths. " * 9,
+    "q",
+]
+GREEDY = SamplingParams(temperature=0, max_tokens=24)
+
+
+def engine_of(model=None, **options) -> Engine:
+    return Engine.of(model or tiny_model(), small_tokenizer(), **options)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return engine_of()
+
+
+def recomputed(engine: Engine, prompt: list[int], num_tokens: int) -> list[int]:
+    """Greedy decoding without any cache: the whole sequence again for every token."""
+    model = tiny_model_like(engine)
+    ids = list(prompt)
+    while len(ids) < len(prompt) + num_tokens:
+        with torch.inference_mode():
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+        if ids[-1] in engine.stop_ids:
+            break
+    return ids[len(prompt) :]
+
+
+def tiny_model_like(engine: Engine):
+    from herd.model.checkpoint import empty_model
+
+    model = empty_model(engine.model.config)
+    model.load_state_dict(engine.model.state_dict(), assign=True)
+    model.tie_weights()
+    return model.eval()
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_cached_paged_decoding_equals_recomputation(shape):
+    engine = engine_of(tiny_model(**shape), max_prompt_tokens=40)
+    for prompt, answer in zip(PROMPTS, engine.generate(PROMPTS, GREEDY), strict=True):
+        assert answer.tokens == recomputed(engine, engine.encode(prompt), GREEDY.max_tokens)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_greedy_answers_equal_those_of_transformers(shape, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    save(tiny_model(**shape), tmp_path / "model", small_tokenizer())
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    ours = Engine(tmp_path / "model")
+    answers = ours.generate(PROMPTS, GREEDY)
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        ids = torch.tensor([ours.encode(prompt)])
+        stop = sorted(ours.stop_ids)
+        made = theirs.generate(
+            ids, max_new_tokens=24, do_sample=False, temperature=None, top_p=None, eos_token_id=stop, pad_token_id=0
+        )
+        assert answer.tokens == made[0, ids.shape[1] :].tolist()
+
+
+def test_a_small_batch_small_chunks_and_a_small_cache_change_nothing():
+    roomy, tight = engine_of(), engine_of(max_sequences=2, max_prompt_tokens=5, cache_bytes=2**17)
+    assert tight._allocator.num_blocks < 17
+    expected = [answer.tokens for answer in roomy.generate(PROMPTS, GREEDY)]
+    assert [answer.tokens for answer in tight.generate(PROMPTS, GREEDY)] == expected
+    assert tight._allocator.num_free == tight._allocator.num_blocks
+
+
+def test_one_input_gives_one_answer_and_several_samples_give_a_list(engine):
+    conversation = [{"role": "user", "content": "What does this function do?"}]
+    params = SamplingParams(max_tokens=3)
+    assert isinstance(engine.generate("The quick", params), herd.Completion)
+    assert isinstance(engine.generate(conversation, params), herd.Completion)
+    assert len(engine.generate(["The quick", conversation], params)) == 2
+    assert engine.generate([], params) == []
+    nested = engine.generate(["The", conversation, "fox"], SamplingParams(max_tokens=3, n=2))
+    assert [len(answers) for answers in nested] == [2, 2, 2]
+    assert len(engine.generate("The", SamplingParams(max_tokens=3, n=5))) == 5
+
+
+def test_a_string_is_completed_and_a_conversation_is_answered(engine):
+    tokenizer = engine.tokenizer
+    assert engine.encode("The quick") == [tokenizer.bos_id, *tokenizer.encode("The quick")]
+    chat = engine.encode([{"role": "user", "content": "The quick"}])
+    assert tokenizer.decode(chat).endswith("<|start_header_id|>assistant<|end_header_id|>\n\n")
+
+
+def test_the_same_seed_gives_the_same_answer_alone_in_a_crowd_and_one_by_one(engine):
+    params = SamplingParams(temperature=1.2, top_p=1.0, max_tokens=20, seed=11)
+    alone = engine.generate("The quick", params)
+    crowd = engine.generate([*PROMPTS[1:], "The quick"], params)[-1]
+    streamed = list(engine.stream("The quick", params))
+    assert alone.tokens == crowd.tokens == [token for piece in streamed for token in piece.tokens]
+    assert alone.text == "".join(piece.text for piece in streamed)
+    assert engine.generate("The quick", SamplingParams(temperature=1.2, max_tokens=20, seed=12)).tokens != alone.tokens
+
+
+def test_without_a_seed_answers_differ(engine):
+    params = SamplingParams(temperature=1.5, top_p=1.0, max_tokens=20)
+    assert engine.generate("The quick", params).tokens != engine.generate("The quick", params).tokens
+
+
+def test_samples_of_one_prompt_differ_and_their_order_is_fixed(engine):
+    params = SamplingParams(temperature=1.2, top_p=1.0, max_tokens=12, n=6, seed=3)
+    first, second = engine.generate("The quick", params), engine.generate("The quick", params)
+    assert [answer.tokens for answer in first] == [answer.tokens for answer in second]
+    assert len({tuple(answer.tokens) for answer in first}) == 6
+
+
+def test_more_samples_than_places_give_the_same_answers():
+    params = SamplingParams(temperature=1.2, top_p=1.0, max_tokens=9, n=7, seed=3)
+    expected = engine_of().generate(PROMPTS[:3], params)
+    got = engine_of(max_sequences=3).generate(PROMPTS[:3], params)
+    assert [[a.tokens for a in answers] for answers in got] == [[a.tokens for a in answers] for answers in expected]
+
+
+def test_samples_hold_their_prompts_blocks_once(engine):
+    prompt = "What does this function do? " * 6
+    num_prompt_blocks = len(engine.encode(prompt)) // 16
+    request = engine.request(prompt, SamplingParams(n=8, max_tokens=8, temperature=1.0, seed=0))
+    engine.submit(request)
+    while not request.leader.tokens:
+        engine.step()
+    shared = request.leader.blocks[:num_prompt_blocks]
+    assert all(answer.blocks[:num_prompt_blocks] == shared for answer in request.answers)
+    assert all(engine._allocator.num_holders(block) == 8 for block in shared)
+    used = engine._allocator.num_blocks - engine._allocator.num_free
+    assert used <= num_prompt_blocks + 8
+    engine.cancel(request)
+    assert engine._allocator.num_free == engine._allocator.num_blocks
+
+
+def test_the_next_turn_of_a_chat_reuses_the_last(engine):
+    conversation = [{"role": "user", "content": "What does this function do? " * 5}]
+    answer = engine.generate(conversation, GREEDY)
+    conversation += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": "Why?"}]
+    request = engine.request(conversation, GREEDY)
+    engine.submit(request)
+    engine.step()
+    before = answer.prompt_tokens // 16 * 16
+    assert before > 0
+    assert request.leader.num_computed - before < len(request.prompt)
+    engine.cancel(request)
+    blocks, _ = engine._allocator.match(request.prompt)
+    assert len(blocks) * 16 >= before
+    engine._allocator.release(blocks)
+
+
+def test_a_sampled_token_has_its_log_probability(engine):
+    params = SamplingParams(temperature=1.0, max_tokens=6, seed=5, logprobs=3)
+    answer = engine.generate("The quick", params)
+    model, ids = tiny_model_like(engine), engine.encode("The quick")
+    assert [entry.token for entry in answer.logprobs] == answer.tokens
+    for entry in answer.logprobs:
+        with torch.inference_mode():
+            expected = model(torch.tensor([ids]))[0, -1].log_softmax(-1)
+        assert entry.logprob == pytest.approx(float(expected[entry.token]), abs=1e-4)
+        assert [token for token, _ in entry.top] == expected.topk(3).indices.tolist()
+        ids.append(entry.token)
+
+
+def test_answers_end_with_the_stop_token_the_limit_or_the_context(engine):
+    short = engine.generate("The quick", SamplingParams(temperature=0, max_tokens=4))
+    assert short.finish_reason == "length" and len(short.tokens) == 4
+    assert short.prompt_tokens == len(engine.encode("The quick"))
+    long = engine_of(max_context=40).generate("The quick", SamplingParams(temperature=0, max_tokens=1000))
+    assert long.finish_reason == "length" and len(long.tokens) + long.prompt_tokens == 40
+    tokens = engine.generate("The quick", GREEDY).tokens
+    ended = stopping_engine(tokens[5]).generate("The quick", GREEDY)
+    assert ended.finish_reason == "stop" and ended.tokens == tokens[: tokens.index(tokens[5]) + 1]
+
+
+def stopping_engine(token: int) -> Engine:
+    """The same model, for which one more token ends an answer."""
+    return engine_of(tiny_model(eos_token_id=[token]))
+
+
+def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(engine):
+    params = SamplingParams(temperature=0.8, max_tokens=60, seed=1)
+    text = engine.generate("The quick", params).text
+    stop = text[10:14]
+    answer = engine.generate("The quick", SamplingParams(temperature=0.8, max_tokens=60, seed=1, stop=(stop,)))
+    assert answer.text == text[: text.index(stop)]
+    assert answer.finish_reason == "stop"
+    streamed = engine.stream("The quick", SamplingParams(temperature=0.8, max_tokens=60, seed=1, stop=(stop,)))
+    assert "".join(piece.text for piece in streamed) == answer.text
+
+
+def test_streams_never_tear_a_character():
+    tokenizer, engine = small_tokenizer(), engine_of()
+    wanted = tokenizer.encode("naïve 🦙 日本")
+    stream = feed(engine, wanted)
+    assert "".join(stream) == "naïve 🦙 日本"
+    assert not any("\ufffd" in piece for piece in stream)
+
+
+def feed(engine: Engine, tokens: list[int]) -> list[str]:
+    """The pieces of text of an answer that draws the given tokens."""
+    pieces = []
+    request = engine.request("x", SamplingParams(max_tokens=len(tokens)), lambda piece: pieces.append(piece.text))
+    engine.submit(request)
+    engine._open_inbox()
+    engine._scheduler.plan()
+    for token in tokens:
+        engine._accept(request.leader, token, None)
+    return pieces
+
+
+def test_leaving_a_stream_early_frees_its_blocks(engine):
+    stream = engine.stream("The quick", SamplingParams(max_tokens=100))
+    next(stream)
+    assert engine.num_running == 1
+    stream.close()
+    assert engine.num_running == 0
+    assert engine._allocator.num_free == engine._allocator.num_blocks
+
+
+def test_a_stream_ends_with_its_reason_and_tells_several_answers_apart(engine):
+    pieces = list(engine.stream("The quick", SamplingParams(max_tokens=5, n=3, seed=0, logprobs=0)))
+    answers = engine.generate("The quick", SamplingParams(max_tokens=5, n=3, seed=0))
+    for index, answer in enumerate(answers):
+        mine = [piece for piece in pieces if piece.index == index]
+        assert [token for piece in mine for token in piece.tokens] == answer.tokens
+        assert [piece.finish_reason for piece in mine] == [None] * (len(mine) - 1) + [answer.finish_reason]
+        assert [entry.token for piece in mine for entry in piece.logprobs] == answer.tokens
+
+
+def test_an_overlong_prompt_is_refused_with_the_counts_and_never_cut(engine):
+    prompt = TEXT * 10
+    count = len(engine.encode(prompt))
+    with pytest.raises(RequestError, match=f"{count} tokens.*context is 256"):
+        engine.generate(["fine", prompt], GREEDY)
+    assert not engine.has_work
+
+
+def test_what_can_never_fit_into_the_cache_is_refused(engine):
+    small = engine_of(cache_bytes=2**15)
+    with pytest.raises(RequestError, match="the cache holds"):
+        small.generate("The quick", SamplingParams(max_tokens=200))
+    with pytest.raises(CapacityError, match="one block"):
+        engine_of(cache_bytes=100)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"top_p": 0},
+        {"top_p": 1.5},
+        {"top_k": -1},
+        {"min_p": 2},
+        {"max_tokens": 0},
+        {"n": 0},
+        {"n": True},
+        {"seed": 2**70},
+        {"stop": ("",)},
+        {"stop": "text"},
+        {"logprobs": 21},
+        {"temperature": "warm"},
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused_by_name(engine, wrong):
+    with pytest.raises(RequestError, match=next(iter(wrong))):
+        engine.generate("The quick", SamplingParams(**wrong))
+
+
+def test_malformed_conversations_are_refused(engine):
+    for messages in ([{"role": "wizard", "content": "x"}], [{"role": "user", "content": 3}]):
+        with pytest.raises(DataError):
+            engine.generate(messages, GREEDY)
+
+
+def test_unknown_token_ids_are_refused(engine):
+    with pytest.raises(RequestError, match="999999"):
+        engine.request([1, 999999], GREEDY)
+
+
+def test_several_threads_share_one_engine(engine):
+    expected = [answer.tokens for answer in engine.generate(PROMPTS, GREEDY)]
+    got = {}
+
+    def ask(number):
+        got[number] = engine.generate(PROMPTS[number], GREEDY).tokens
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(PROMPTS))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [got[number] for number in range(len(PROMPTS))] == expected
+
+
+def test_a_failed_step_ends_its_requests_and_leaves_a_working_engine(monkeypatch):
+    engine = engine_of()
+    expected = engine.generate("The quick", GREEDY).tokens
+    run = engine._runner.run
+    monkeypatch.setattr(engine._runner, "run", lambda plan: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        engine.generate(PROMPTS, GREEDY)
+    monkeypatch.setattr(engine._runner, "run", run)
+    assert engine._allocator.num_free == engine._allocator.num_blocks
+    assert engine.generate("The quick", GREEDY).tokens == expected
+
+
+def test_cancelled_requests_in_any_order_lose_no_block():
+    engine = engine_of(max_sequences=5, max_prompt_tokens=16, cache_bytes=2**19)
+    order = torch.Generator().manual_seed(0)
+    open_requests: list[Request] = []
+    for _ in range(150):
+        if torch.rand((), generator=order) < 0.5:
+            prompt = PROMPTS[int(torch.randint(len(PROMPTS), (), generator=order))]
+            count = int(torch.randint(1, 5, (), generator=order))
+            request = engine.request(prompt, SamplingParams(max_tokens=7, n=count, seed=0))
+            engine.submit(request)
+            open_requests.append(request)
+        if open_requests and torch.rand((), generator=order) < 0.3:
+            engine.cancel(open_requests.pop(int(torch.randint(len(open_requests), (), generator=order))))
+        engine.step()
+        scheduler = engine._scheduler
+        assert scheduler.num_owed_blocks == sum(answer.owed_blocks for answer in scheduler.running)
+        assert 0 <= scheduler.num_owed_blocks <= engine._allocator.num_free
+    while engine.has_work:
+        engine.step()
+    assert engine._allocator.num_free == engine._allocator.num_blocks
+    assert all(request.finished for request in open_requests)
+
+
+def test_an_engine_around_a_model_in_training_follows_its_weights():
+    model = tiny_model()
+    engine = engine_of(model)
+    assert engine.model.model.layers[0].mlp.gate_proj.weight.data_ptr() == (
+        model.model.layers[0].mlp.gate_proj.weight.data_ptr()
+    )
+    assert model.model.layers[0].self_attn.attend is not paged_attention
+
+
+def test_reward_models_and_foreign_tokenizers_are_refused(tmp_path):
+    save(as_reward_model(tiny_model(), seed=0), tmp_path / "reward", small_tokenizer())
+    with pytest.raises(CheckpointError, match="reward model"):
+        Engine(tmp_path / "reward")
+    save(tiny_model(vocab_size=512), tmp_path / "small", small_tokenizer())
+    with pytest.raises(CheckpointError, match="do not belong together"):
+        Engine(tmp_path / "small")
+    with pytest.raises(CheckpointError):
+        Engine(tmp_path / "nothing")
+
+
+def test_a_checkpoint_on_disk_gives_the_same_answers_as_the_model_in_memory(tmp_path, engine):
+    save(tiny_model(), tmp_path / "run" / "checkpoint", small_tokenizer())
+    opened = herd.Engine(tmp_path / "run")
+    assert opened.generate("The quick", GREEDY) == engine.generate("The quick", GREEDY)
+    assert json.loads((tmp_path / "run" / "checkpoint" / "config.json").read_text())["model_type"] == "llama"
