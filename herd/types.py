@@ -131,3 +131,4 @@ class Score:
     prompt_hash: str = ""
     low: float | None = None  # 95 % confidence interval
     high: float | None = None
+    model: str = ""  # the checkpoint's name in the comparison; a baseline has its own

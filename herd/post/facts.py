@@ -12,7 +12,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from html import unescape
+from itertools import pairwise, takewhile
 
 MAX_WORDS = 24
 """Longest summary in words: answers stay under about 40 tokens."""
@@ -75,12 +76,12 @@ def read_source(text: str, module: str, group: str) -> Source:
 
 
 _IMPORT = re.compile(r"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import|import[ \t]+([\w., \t]+))", re.MULTILINE)
-_CALL = re.compile(r"(?<![\w.])([A-Za-z]\w*(?:\.\w+)+)\(")
+_CALLED = re.compile(r"(?<![\w.])([A-Za-z]\w*(?:\.\w+)+)\(")
 
 
 def _uses(text: str) -> set[str]:
     modules = {one or name for one, many in _IMPORT.findall(text) for name in ([one] if one else many.split(","))}
-    return {name.split(" as ")[0].strip() for name in modules} | set(_CALL.findall(text))
+    return {name.split(" as ")[0].strip() for name in modules} | set(_CALLED.findall(text))
 
 
 def _facts_of(node: ast.stmt, module: str, group: str) -> Iterator[Fact]:
@@ -195,54 +196,74 @@ def _public_name(fact: Fact, reexports: dict[str, str]) -> tuple[str, str]:
 
 # ---- pydoc pages -----------------------------------------------------------------------------------------------------
 
-_PYDOC_CLASS = re.compile(r"^class (\w+)(?:\(.*\))?$")
-_PYDOC_NAME = re.compile(r"^(\w+)\((.*)\)(?: (?:->|from|unbound) .*)?$")
-_PYDOC_SECTION = re.compile(r"^(Functions|Classes|Data|Modules|Package Contents|Author|Credits|Version)$")
-_PYDOC_FOREIGN = re.compile(r"^[\w ]+ inherited from .*:$")
-_PYDOC_OWN = re.compile(r"^[\w ]+ defined here:$")
+_PYDOC_ENTRY = re.compile(
+    r'<a name="(?P<type>\w+)">class <strong>(?:(?!<a name=).)*?colspan=2><span class="code">(?P<about>.*?)</span>'
+    r'|<dt><a name="(?P<owner>\w*)-(?P<name>\w+)"><strong>\w+</strong></a>(?P<call>.*?)</dt>'
+    r'(?:<dd><span class="code">(?P<doc>.*?)</span>)?'
+    r"|(?P<origin>inherited from|defined here)\b",
+    re.DOTALL,
+)
+_TAG = re.compile(r"<[^>]*>")
+_CALL = re.compile(r"[\w.]+\((.*?)\)(?:\s*-+>.*)?", re.DOTALL)
 
 
-def read_pydoc(text: str, module: str, group: str) -> list[Fact]:
-    """Functions and methods of a module's `pydoc` page as text: what it tells about modules that have no source.
+def read_pydoc(page: str, module: str, group: str) -> list[Fact]:
+    """Functions, classes and methods of a module's `pydoc` page (HTML): what it tells where there is no source.
 
-    A name stands at the margin with its parameters, its docstring indented under it. Inherited methods are left out.
+    Inherited methods are left out, and so are methods that the page lists as functions (they begin with `self`).
     """
     prefix = "" if module == "builtins" else f"{module}."
-    owner, foreign = "", False
-    facts = []
-    lines = text.splitlines()
-    for number, line in enumerate(lines):
-        if line.startswith("class ") or " = class " in line:
-            found = _PYDOC_CLASS.match(line)
-            owner, foreign = found[1] if found else "", found is None
-        elif _PYDOC_SECTION.match(line):
-            owner, foreign = "", False
-        elif _PYDOC_FOREIGN.match(line) or _PYDOC_OWN.match(line):
-            foreign = bool(_PYDOC_FOREIGN.match(line))
-        elif (found := _PYDOC_NAME.match(line)) and not foreign and not found[1].startswith("_"):
-            summary = first_sentence(_indented(lines, number + 1))
-            unbound = not owner and found[2].startswith("self")  # a method that the page shows as a function
-            if summary is None or unbound:
-                continue
-            name = f"{prefix}{owner}.{found[1]}" if owner else prefix + found[1]
-            kind = "method" if owner else "function"
-            parameters = None if "..." in found[2] else _without_self(found[2]) if owner else found[2]
-            facts.append(Fact(name=name, kind=kind, module=module, group=group, summary=summary, parameters=parameters))
+    facts: list[Fact] = []
+    inherited = False
+
+    def add(name: str, kind: str, docstring: str, parameters: str | None) -> None:
+        if summary := first_sentence(docstring):
+            facts.append(
+                Fact(name=prefix + name, kind=kind, module=module, group=group, summary=summary, parameters=parameters)
+            )
+
+    for entry in _PYDOC_ENTRY.finditer(page):
+        if entry["origin"]:
+            inherited = entry["origin"] == "inherited from"
+            continue
+        if entry["type"]:
+            inherited = False
+            if not entry["type"].startswith("_"):
+                about = _text_of(entry["about"])
+                add(entry["type"], "class", about, _parameters_in(about.partition("\n\n")[0].partition("\n")[0]))
+            continue
+        inherited = inherited and bool(entry["owner"])
+        if not inherited and not entry["name"].startswith("_") and not entry["owner"].startswith("_"):
+            parameters = _parameters_in("f" + _text_of(entry["call"]))
+            if entry["owner"]:
+                add(f"{entry['owner']}.{entry['name']}", "method", _text_of(entry["doc"]), _without_self(parameters))
+            elif not (parameters or "").startswith("self"):
+                add(entry["name"], "function", _text_of(entry["doc"]), parameters)
     return facts
 
 
-def _indented(lines: list[str], start: int) -> str:
-    """The block under a name: indented lines, up to the next line at the margin."""
-    block = []
-    for line in lines[start:]:
-        if line.strip() and not line.startswith((" ", "\t")):
-            break
-        block.append(line)
-    return "\n".join(block)
+def _text_of(html: str | None) -> str:
+    """The text of a stretch of pydoc's HTML, its lines kept."""
+    text = unescape(_TAG.sub("", (html or "").replace("<br>\n", "\n").replace("<br>", "\n"))).replace("\xa0", " ")
+    return "\n".join(line.rstrip() for line in text.splitlines())
 
 
-def _without_self(parameters: str) -> str:
-    names = [name.strip() for name in parameters.split(",")]
+def _parameters_in(call: str) -> str | None:
+    """What stands between the brackets of `join(a, *p) -> str`; None where it is not told (`...`) or cannot be read."""
+    found = _CALL.fullmatch(call.split(" from ")[0].strip())
+    if found is None or "..." in found[1] or "[" in found[1]:
+        return None
+    try:
+        return parameters_of(ast.parse(f"def f({found[1]}): 0").body[0].args)
+    except SyntaxError:
+        return None
+
+
+def _without_self(parameters: str | None) -> str | None:
+    """Parameters of a method as its caller sees them: no `self`, and no `/` that only `self` stood before."""
+    if parameters is None:
+        return None
+    names = parameters.split(", ")
     if names[0] in ("self", "cls", "type"):
         names = names[1:]
     return ", ".join(names[1:] if names[:1] == ["/"] else names)
@@ -306,35 +327,37 @@ def module_of(url: str) -> str:
     return found[1].replace("/", ".") if found else url.rpartition("/")[2].removesuffix(".py")
 
 
-def facts_of(documents: Iterable[Mapping[str, str]]) -> tuple[list[Fact], Counter[str]]:
+def facts_of(documents: Iterable[Mapping[str, str]], manuals: Mapping[str, str]) -> tuple[list[Fact], Counter[str]]:
     """Facts of kept documents (`url title text source group`), and how many sources use each module and name.
 
-    Python sources come first; `pydoc` pages add what only they know; every other page is read by its templates.
+    Python sources come first. A `pydoc` document adds what only it knows, read from its raw page in `manuals` (HTML by
+    URL), because curation cuts the headings that all these pages share. Every other page is read by its templates.
     """
     facts: list[Fact] = []
     reexports: dict[str, str] = {}
     uses: Counter[str] = Counter()
-    manuals = []
+    pages = []
     for document in documents:
         url, group = document["url"], document["group"]
         if url.endswith(".py"):
             source = read_source(document["text"], module_of(url), group)
             facts += source.facts
             reexports |= source.reexports
-            uses.update(source.uses)
-        elif document["source"] == "pydoc":
-            manuals.append(document)
-        else:
-            facts += read_page(document["title"], document["text"], group)
+            uses.update({*source.uses, "builtins"})
+        elif document["source"] != "pydoc":
+            facts += read_page(document["title"] or "", document["text"], group)
+        elif url in manuals:
+            pages.append((url, group))
     with_source = {fact.module for fact in facts}
     facts = under_public_names(facts, reexports)
     known = {fact.name for fact in facts}
-    for document in manuals:
-        module = module_of(document["url"])
-        for fact in read_pydoc(document["text"], module, document["group"]):
-            inner = fact.kind == "method" and module in with_source  # the source has told what is worth telling
-            if not inner and fact.name not in known and not any(part.startswith("_") for part in fact.name.split(".")):
-                facts.append(fact)
+    for url, group in pages:
+        module = module_of(url)
+        if any(part.startswith("_") for part in module.split(".")):
+            continue
+        told = ("method", "class") if module in with_source else ()  # the source has told what is worth telling
+        found = read_pydoc(manuals[url], module, group)
+        facts += [fact for fact in found if fact.kind not in told and fact.name not in known]
     return facts, uses
 
 
@@ -343,7 +366,9 @@ def facts_of(documents: Iterable[Mapping[str, str]]) -> tuple[list[Fact], Counte
 _SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)[.!?](?=\s+[A-Z(\"'`*]|$)")
 _CALL_LINE = re.compile(r"^[\w.]+\([^)]*\)?[^)]*\)?\s*(->|--|=>|:)\s*")
 _MARKUP = re.compile(r":\w+(?::\w+)?:`~?([^`]*)`|(?<!\w)\*(\w+)\*(?!\w)")
-_OWN_NAME = re.compile(r"^(?:module )?[\w.]+(?:\.py)? +--? +|^[\w.]+: (?=[A-Z])", re.IGNORECASE)
+_OWN_NAME = re.compile(
+    r"^(?:module )?[\w.]+(?:\.py)? +--? +|^[\w.]+: (?=[A-Z])|^[\w, ]{1,24} -+> (?=\w+ )", re.IGNORECASE
+)
 _UNCLEAR = re.compile(
     r">>>|\bTODO\b|\bXXX\b|^(see|same as|undocumented|internal|deprecated|initialize self|like |ditto|overrid"
     r"|helper|this (method|function|is)|for testing|not implemented|test )|[:;,]$|\bdocstring\b|@|https?:",
@@ -352,13 +377,16 @@ _UNCLEAR = re.compile(
 
 
 def first_sentence(docstring: str | None) -> str | None:
-    """The first sentence of a docstring on one line, or None where it is missing, too long or says too little."""
+    """The first sentence of a docstring on one line, or None where it is missing, too long or says too little.
+
+    Lines before it that only show the call (`str(object='') -> str`) are passed over.
+    """
     if not docstring:
         return None
-    paragraphs = inspect.cleandoc(docstring).split("\n\n")
-    text = _plain(paragraphs[0])
-    if re.fullmatch(r"[\w.]+\(.*\)(\s*->.*)?", text) and len(paragraphs) > 1:  # a signature line of its own
-        text = _plain(paragraphs[1])
+    lines = inspect.cleandoc(docstring).splitlines()
+    while lines and (not lines[0].strip() or _CALL.fullmatch(lines[0].strip())):
+        lines = lines[1:]
+    text = _plain("\n".join(takewhile(str.strip, lines)))
     text = _OWN_NAME.sub("", _CALL_LINE.sub("", text))
     end = _SENTENCE_END.search(text)
     sentence = (text[: end.end()] if end else text).strip()

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from herd.config import settings
+from herd.curate.read import find_files, read_pages
 from herd.data.split import is_held_out
 from herd.errors import DataError
 from herd.log import say
@@ -29,6 +30,8 @@ class QuestionsSettings:
     """Run folder to write."""
     documents: Path
     """Documents: a run folder of `herd curate`, or a folder or file of its Parquet."""
+    pages: Path | None = None
+    """The raw pages behind them, a run folder of `herd pages`: tells about modules that have no source."""
     holdout: float = 0.08
     """Share of groups that only the evaluation asks about, the same groups that `herd pack` holds out."""
     max_facts: int = 1200
@@ -54,11 +57,12 @@ def run(settings: QuestionsSettings) -> Path:
 
     The manifest's figure `enough` is 1 where questions were written and 0 where not.
     """
-    with open_run(settings.out, stage="questions", settings=settings, inputs={"documents": settings.documents}) as run:
+    inputs = {"documents": settings.documents, "pages": settings.pages}
+    with open_run(settings.out, stage="questions", settings=settings, inputs=inputs) as run:
         if run.finished:
             return run.path
         run.need(disk_bytes=3000 * settings.max_facts * settings.wordings / 4)
-        facts, uses = facts_of(read_documents(settings.documents))
+        facts, uses = facts_of(read_documents(settings.documents), read_manuals(settings.pages))
         facts = ranked(facts, uses)
         kinds = Counter(fact.kind for fact in facts)
         say(f"  {len(facts):,} facts: " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common()))
@@ -104,6 +108,13 @@ def read_documents(path: Path) -> Iterator[dict]:
             raise DataError(
                 f"{file}: not a Parquet file of documents with the columns {', '.join(_COLUMNS)}: {error}"
             ) from None
+
+
+def read_manuals(pages: Path | None) -> dict[str, str]:
+    """The HTML of `pydoc` pages by URL."""
+    files = find_files([pages]) if pages else []
+    records = (page for file in files for page in read_pages(file, Counter()))
+    return {page.url: page.content.decode("utf-8", "replace") for page in records if page.source == "pydoc"}
 
 
 def _write(folder: Path, sets: QuestionSets) -> dict[str, int]:

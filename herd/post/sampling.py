@@ -1,0 +1,49 @@
+"""Answers of a model to many prompts, in parts that survive an interruption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from herd.infer.engine import Engine, Input
+from herd.log import progress
+from herd.run import atomic_write
+from herd.types import Completion, SamplingParams
+
+CHUNK_PROMPTS = 96
+"""Prompts answered together and kept together; a few seconds of work on two cores."""
+
+
+def sample_answers(
+    checkpoint: Path,
+    prompts: Sequence[Input],
+    params: SamplingParams,
+    folder: Path,
+    *,
+    label: str = "sample",
+    chunk_prompts: int = CHUNK_PROMPTS,
+) -> list[list[str]]:
+    """`params.n` answers to each prompt, in order; finished chunks lie in `folder` and are not made again.
+
+    An answer that ran into `max_tokens` is kept as it stands. Every chunk has its own seed and a fresh engine, so that
+    an interrupted run ends with the answers of an undisturbed one: nothing left over in a cache changes a rounding.
+    """
+    answers: list[list[str]] = []
+    with progress(label, total=len(prompts) * params.n, unit="answers") as bar:
+        for number, start in enumerate(range(0, len(prompts), chunk_prompts)):
+            part = folder / f"answers-{number:05d}.json"
+            batch = list(prompts[start : start + chunk_prompts])
+            if not part.exists():
+                seeded = replace(params, seed=(params.seed or 0) * 1_000_003 + number)
+                found = Engine(checkpoint).generate(batch, seeded)
+                atomic_write(part, json.dumps([_texts(answer) for answer in found], ensure_ascii=False))
+            answers += json.loads(part.read_text(encoding="utf-8"))
+            bar.advance(len(batch) * params.n)
+    return answers
+
+
+def _texts(answer: Completion | list[Completion]) -> list[str]:
+    several = answer if isinstance(answer, list) else [answer]
+    return [completion.text.strip() for completion in several]
