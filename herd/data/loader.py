@@ -7,7 +7,7 @@ held (a sum over phases), whose turn each row is (`mixture`), and a computed shu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -53,8 +53,8 @@ class PackedLoader:
     """Packed micro-batches of `micro_tokens` tokens at most, for each step of a schedule of phases.
 
     `sources` are sorted by name; a batch's column `source` (B,) holds the number of the source each row is from.
-    `columns` makes an objective's further columns from where the documents of a micro-batch lie. Of `world` processes
-    each sees every `world`-th row of a step, so that all of them together see what one alone would.
+    `columns` makes an objective's further columns from where the documents of a micro-batch lie and its (B, T). Of
+    `world` processes each sees every `world`-th row of a step, so that all together see what one alone would.
 
     Raises:
         ConfigError: a mixture names a source that is not there or gives no weight to any.
@@ -70,7 +70,7 @@ class PackedLoader:
         micro_tokens: int = 4096,
         rank: int = 0,
         world: int = 1,
-        columns: Callable[[list[Placed]], dict[str, torch.Tensor]] | None = None,
+        columns: Callable[[list[Placed], tuple[int, int]], dict[str, torch.Tensor]] | None = None,
     ):
         self.sources = dict(sorted(sources.items()))
         self.names = tuple(self.sources)
@@ -87,6 +87,14 @@ class PackedLoader:
         parts = np.array_split(np.arange(len(rows)), max(num_batches, 1)) if rows else []
         return [self._batch([rows[i] for i in part], phase.row_tokens) for part in parts]
 
+    def epoch(self) -> Iterator[Batch]:
+        """Every row of every source once, in stored order and the first phase's length, for evaluation."""
+        row_tokens = self.phases[0].row_tokens
+        rows = [(n, row) for n, name in enumerate(self.names) for row in range(len(self._table(name, row_tokens).rows))]
+        per_batch = max(1, self.micro_tokens // row_tokens)
+        for first in range(0, len(rows), per_batch):
+            yield self._batch(rows[first : first + per_batch], row_tokens)
+
     def tokens_before(self, step: int) -> int:
         """How many tokens (places in rows) all steps before this one hold, over all processes."""
         return sum(steps * phase.num_rows * phase.row_tokens for phase, steps in self._spans(step))
@@ -97,11 +105,11 @@ class PackedLoader:
         cursors = self._cursors(step, row_tokens)
         return {name: cursors[name] / len(self._table(name, row_tokens).rows) for name in self.names if cursors[name]}
 
-    def steps_per_epoch(self, source: str) -> float:
-        """How many steps of the first phase go once through a source."""
+    def steps_for_epochs(self, epochs: float) -> int:
+        """How many steps of the first phase hold as many rows as all sources have, so many times over."""
         phase = self.phases[0]
-        share = phase.mixture.get(source, 0.0) / sum(phase.mixture.values())
-        return len(self._table(source, phase.row_tokens).rows) / (phase.num_rows * share) if share else float("inf")
+        num_rows = sum(len(self._table(name, phase.row_tokens).rows) for name in self.names)
+        return max(1, round(epochs * num_rows / phase.num_rows))
 
     # ---- which rows --------------------------------------------------------------------------------------------------
 
@@ -158,7 +166,7 @@ class PackedLoader:
             offset = 0
             for index, (documents, document, start, length) in enumerate(self._pieces(number, table_row, row_tokens)):
                 here = slice(offset, offset + length)
-                stretch = documents.tokens(document, start, length + 1)
+                stretch = documents.tokens(document, start, length + 1).astype(np.int64)
                 tokens[row, here] = stretch[:-1]
                 trained = documents.is_trained(document, start + 1, length)
                 labels[row, here] = stretch[1:] if trained is None else np.where(trained, stretch[1:], IGNORE)
@@ -168,7 +176,7 @@ class PackedLoader:
                 offset += length
         columns = {"source": torch.tensor([number for number, _ in rows])}
         if self.columns is not None:
-            columns |= self.columns(placed)
+            columns |= self.columns(placed, shape)
         arrays = {"tokens": tokens, "labels": labels, "positions": positions, "document_ids": document_ids}
         return Batch(columns=columns, **{name: torch.from_numpy(array) for name, array in arrays.items()})
 

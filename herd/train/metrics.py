@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
 
 import torch.distributed as dist
 
+from herd.run import read_metrics
 from herd.types import Loss
 
 
@@ -61,3 +64,11 @@ class Speed:
         if self.flops_per_token and self.peak_flops:
             figures["mfu"] = rate * self.flops_per_token / self.peak_flops
         return figures
+
+
+def last_means(path: Path, share: float = 0.05) -> dict[str, float]:
+    """Headline figures of a run folder: the means of its figures over the last share (0 to 1) of its logged steps."""
+    rows = read_metrics(path)
+    tail = rows[-max(1, round(share * len(rows))) :]
+    names = [name for name in tail[-1] if name not in ("step", "tokens", "seconds", "learning_rate")] if tail else []
+    return {name: float(f"{fmean(row[name] for row in tail if name in row):.6g}") for name in names}

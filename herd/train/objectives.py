@@ -42,8 +42,7 @@ def reward_pairs(hidden: Tensor, head: nn.Module, batch: Batch) -> Loss:
 
     Source: The Llama 3 Herd of Models, section 4.1.2.
     """
-    better, worse = (_scores(hidden, head, batch.columns[name]) for name in ("better", "worse"))
-    margin = better - worse
+    margin = reward_margins(hidden, head, batch)
     count = torch.tensor(len(margin), device=hidden.device)
     metrics = {
         "accuracy": ((margin > 0).sum().detach(), count),
@@ -63,11 +62,8 @@ def dpo(hidden: Tensor, head: nn.Module, batch: Batch, *, beta: float = 0.1, nll
 
     Source: The Llama 3 Herd of Models, section 4.1.4; NLL per token as in Pang et al. 2024.
     """
-    learned = batch.columns["response"] >= 0
-    log_probs = head.log_probs(hidden[learned], batch.labels[learned])
-    response, counted = batch.columns["response"][learned], batch.columns["counted"][learned]
+    log_probs, response, counted = response_log_probs(hidden, head, batch)
     reference = batch.columns["reference"]
-
     sums = _sum_by(response, log_probs * counted, len(reference))
     gain = (sums - reference).view(-1, 2)  # (P, 2): chosen, rejected
     margin = beta * (gain[:, 0] - gain[:, 1])
@@ -84,6 +80,25 @@ def dpo(hidden: Tensor, head: nn.Module, batch: Batch, *, beta: float = 0.1, nll
     }
     metrics = {name: (figure.detach(), count) for name, figure in figures.items()}
     return Loss((nll * chosen_nll - F.logsigmoid(margin)).sum(), count, metrics)
+
+
+def reward_margins(hidden: Tensor, head: nn.Module, batch: Batch) -> Tensor:
+    """Better score minus worse score of every comparison of a batch: (M,) float32."""
+    better, worse = (_scores(hidden, head, batch.columns[name]) for name in ("better", "worse"))
+    return better - worse
+
+
+def response_log_probs(hidden: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Of every labelled token of a response: its log-probability, which response, and whether it counts for DPO."""
+    learned = batch.columns["response"] >= 0
+    log_probs = head.log_probs(hidden[learned], batch.labels[learned])
+    return log_probs, batch.columns["response"][learned], batch.columns["counted"][learned]
+
+
+def response_sums(hidden: Tensor, head: nn.Module, batch: Batch) -> Tensor:
+    """The summed log-probability of every response of a batch, over the tokens that count for DPO: (2P,)."""
+    log_probs, response, counted = response_log_probs(hidden, head, batch)
+    return _sum_by(response, log_probs * counted, len(batch.columns["reference"]))
 
 
 def _scores(hidden: Tensor, head: nn.Module, places: Tensor) -> Tensor:

@@ -1,0 +1,224 @@
+"""Preference pairs as packed documents, with the columns that reward models and DPO need.
+
+Each response is a document of its own (prompt, then response), and the two or three of a pair share a row: so a pair
+never straddles micro-batches, and no response sees another.
+
+Choice: the paper concatenates the prompt and its responses in one row as an approximation and leaves open how they see
+each other; separate documents are the exact loss at the price of the prompt being computed once per response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from herd.data.loader import Placed
+from herd.data.rows import read_rows
+from herd.data.shards import Documents, in_memory
+from herd.data.split import is_held_out
+from herd.errors import DataError
+from herd.log import say
+from herd.tokenizer.chat import formatting_mask, render
+from herd.tokenizer.tokenizer import Tokenizer
+from herd.types import Message
+
+RANKS = ("edited", "chosen", "rejected")
+"""The responses of a pair, best first."""
+
+STRENGTHS = ("marginally_better", "slightly_better", "better", "significantly_better")
+"""How much the chosen response is better, in annotators' four grades; a row that does not say counts as `better`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Preference pairs: one document per response, pair by pair, best first. Arrays have one entry per document."""
+
+    documents: Documents
+    rank: np.ndarray  # index into RANKS
+    formatting: np.ndarray  # one entry per stored token: a header, terminator or other form
+    reference: np.ndarray  # the reference model's summed log-probability of the response, NaN where unknown
+    group: np.ndarray  # the row's `group`, or its prompt: what a held-out split must not tear apart
+    kind: np.ndarray  # the row's `kind`, for figures of each
+
+    def __len__(self) -> int:
+        return len(np.unique(self.documents.bundle))
+
+    def is_extreme(self) -> np.ndarray:
+        """Which documents are the best or the worst of their pair: the two that DPO compares."""
+        bundle = self.documents.bundle
+        edge = bundle[1:] != bundle[:-1]
+        return np.concatenate([[True], edge]) | np.concatenate([edge, [True]])
+
+    def with_reference(self, reference: np.ndarray) -> Pairs:
+        """The same with the reference model's log-probabilities, one per document."""
+        return replace(self, reference=np.asarray(reference, dtype=np.float64))
+
+    def select(self, keep: np.ndarray) -> Pairs:
+        """Only the documents where `keep` is true (whole pairs, please)."""
+        names = ("rank", "reference", "group", "kind")
+        return replace(
+            self, documents=self.documents.select(keep), **{name: getattr(self, name)[keep] for name in names}
+        )
+
+    def split(self, share: float) -> tuple[Pairs, Pairs]:
+        """Pairs to train on, and about this share (0 to 1) of the groups held out."""
+        held_out = np.array([is_held_out(group, share) for group in self.group])
+        return self.select(~held_out), self.select(held_out)
+
+    def reward_columns(self, placed: list[Placed], shape: tuple[int, int]) -> dict[str, Tensor]:
+        """What `reward_pairs` reads, by comparison: `better`, `worse` (M, 2), row and place where each response ends.
+
+        `document` (M,) is the better response's number.
+        """
+        better, worse, document = [], [], []
+        for responses in self._by_pair(placed):
+            ends = [(response.row, response.offset + response.length - 1) for response in responses]
+            for first in range(len(ends)):
+                for second in range(first + 1, len(ends)):
+                    better.append(ends[first])
+                    worse.append(ends[second])
+                    document.append(responses[first].document)
+        places = {"better": torch.tensor(better).view(-1, 2), "worse": torch.tensor(worse).view(-1, 2)}
+        return places | {"document": torch.tensor(document)}
+
+    def dpo_columns(self, placed: list[Placed], shape: tuple[int, int]) -> dict[str, Tensor]:
+        """What `dpo` reads of every best and worst: `response`, `counted` (B, T), `reference`, `document` (2P,)."""
+        response, counted = np.full(shape, -1, np.int64), np.zeros(shape, bool)
+        numbers: list[int] = []
+        for responses in self._by_pair(placed):
+            for item in (responses[0], responses[-1]):
+                here = item.row, slice(item.offset, item.offset + item.length)
+                trained = self.documents.is_trained(item.document, item.start + 1, item.length)
+                begin = self.documents.start[item.document] + item.start + 1
+                response[here] = np.where(trained, len(numbers), -1)
+                counted[here] = trained & ~self.formatting[begin : begin + item.length]
+                numbers.append(item.document)
+        return {
+            "response": torch.from_numpy(response),
+            "counted": torch.from_numpy(counted),
+            "reference": torch.from_numpy(self.reference[numbers]).float(),
+            "document": torch.tensor(numbers),
+        }
+
+    def _by_pair(self, placed: list[Placed]) -> list[list[Placed]]:
+        bundle = self.documents.bundle
+        return [list(group) for _, group in groupby(placed, key=lambda item: bundle[item.document])]
+
+
+def load_pairs(
+    paths: Path | Sequence[Path], tokenizer: Tokenizer, row_tokens: int, *, min_strength: str = STRENGTHS[0]
+) -> Pairs:
+    """The pairs of JSONL or Parquet files: `prompt`, `chosen`, `rejected`, perhaps `edited` (better than chosen).
+
+    A prompt is a list of messages or a text; a response is a text, or a list of messages whose last is the response.
+    Pairs of less than `min_strength`, and those that together do not fit into a row, are left out and counted.
+
+    Raises:
+        DataError: a row is no pair, its responses are the same, or no pair fits into a row.
+    """
+    responses: list[_Response] = []
+    too_long = too_weak = num_pairs = 0
+    for place, row in read_rows(paths):
+        try:
+            pair = _responses(row, tokenizer)
+            weak = _strength(row) < STRENGTHS.index(min_strength)
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from None
+        if weak:
+            too_weak += 1
+            continue
+        if sum(len(response.tokens) - 1 for response in pair) > row_tokens:
+            too_long += 1
+            continue
+        responses += [replace(response, bundle=num_pairs) for response in pair]
+        num_pairs += 1
+    if too_long or too_weak:
+        say(f"  left out: {too_long} pairs longer than a row of {row_tokens} tokens, {too_weak} of similar responses")
+    if not responses:
+        raise DataError(
+            f"no pair to train on: {too_long} are longer than a row of {row_tokens} tokens (raise row_tokens), "
+            f"{too_weak} are less than {min_strength}"
+        )
+    return Pairs(
+        documents=in_memory(
+            "pairs",
+            [response.tokens for response in responses],
+            trained=[response.trained for response in responses],
+            bundle=[response.bundle for response in responses],
+            tokenizer=tokenizer.fingerprint,
+        ),
+        rank=np.array([response.rank for response in responses]),
+        formatting=np.concatenate([response.formatting for response in responses]),
+        reference=np.array([response.reference for response in responses]),
+        group=np.array([response.group for response in responses]),
+        kind=np.array([response.kind for response in responses]),
+    )
+
+
+@dataclass(frozen=True)
+class _Response:
+    tokens: list[int]  # one pad token at the end, so that the terminator is an input, whose score can be read
+    trained: np.ndarray
+    formatting: np.ndarray
+    rank: int
+    reference: float
+    group: str
+    kind: str
+    bundle: int = -1
+
+
+def _responses(row: dict[str, Any], tokenizer: Tokenizer) -> list[_Response]:
+    texts = {name: row[name] for name in RANKS if row.get(name) is not None}
+    if missing := {"chosen", "rejected"} - texts.keys():
+        raise DataError(f"not a preference pair: it lacks `{min(missing)}`")
+    if len({str(text) for text in texts.values()}) < len(texts):
+        raise DataError("not a preference pair: two of its responses are the same")
+    made = []
+    for name, response in texts.items():
+        prompt, answer = _prompt_and_answer(row.get("prompt"), response, name)
+        rendered = render(tokenizer, [*prompt, answer])
+        before = len(render(tokenizer, prompt, generation_prompt=True).tokens)
+        trained = np.arange(len(rendered.tokens) + 1) >= before
+        trained[-1] = False
+        known = row.get(f"ref_{name}")
+        made.append(
+            _Response(
+                tokens=[*rendered.tokens, tokenizer.pad_id],
+                trained=trained,
+                formatting=np.array([*formatting_mask(tokenizer, rendered.tokens), True]),
+                rank=RANKS.index(name),
+                reference=float("nan") if known is None else float(known),
+                group=str(row.get("group") or prompt[-1].get("content")),
+                kind=str(row.get("kind") or ""),
+            )
+        )
+    return made
+
+
+def _strength(row: dict[str, Any]) -> int:
+    name = row.get("strength") or "better"
+    if name not in STRENGTHS:
+        raise DataError(f"unknown strength {name!r}; expected one of {', '.join(STRENGTHS)}")
+    return STRENGTHS.index(name)
+
+
+def _prompt_and_answer(prompt: Any, response: Any, name: str) -> tuple[list[Message], Message]:
+    if isinstance(response, list) and response:
+        answer = response[-1]
+        before = prompt if prompt is not None else response[:-1]
+    else:
+        answer, before = Message(role="assistant", content=response), prompt
+    if isinstance(before, str):
+        before = [Message(role="user", content=before)]
+    if not isinstance(before, list) or not before:
+        raise DataError("`prompt` must be a text or a list of messages, not empty")
+    if not isinstance(answer, dict) or answer.get("role") != "assistant" or not isinstance(answer.get("content"), str):
+        raise DataError(f"`{name}` must be a text, or messages of which the last is the assistant's")
+    return before, answer

@@ -1,0 +1,110 @@
+"""Reward model: the pre-trained (or fine-tuned) layers with a score head, trained to put better responses higher."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from herd.config import settings
+from herd.data.loader import PackedLoader
+from herd.data.preferences import Pairs, load_pairs
+from herd.log import amount, say
+from herd.model.checkpoint import as_reward_model, find_checkpoint, load
+from herd.model.llama import LlamaForSequenceClassification
+from herd.run import open_run
+from herd.tokenizer.tokenizer import Tokenizer
+from herd.train.metrics import last_means
+from herd.train.objectives import reward_margins, reward_pairs
+from herd.train.optimizer import OptimizerSettings
+from herd.train.schedule import BatchSettings, ScheduleSettings, phases
+from herd.train.trainer import SavingSettings, finish, train
+
+
+@settings
+class RewardSettings:
+    """Train a reward model on preference pairs."""
+
+    pairs: list[Path]
+    """JSONL or Parquet files (or folders of them) of `prompt`, `chosen`, `rejected` and perhaps `edited`."""
+    checkpoint: Path
+    """Language model to start from, its tokenizer beside it."""
+    out: Path
+    """Run folder to write."""
+    epochs: float = 1.0
+    """How often all pairs are gone through."""
+    holdout: float = 0.1
+    """Share (0 to 1) of the prompts kept aside to measure accuracy on."""
+    min_strength: Literal["marginally_better", "slightly_better", "better", "significantly_better"] = "better"
+    """Pairs whose responses are more alike than this are left out."""
+    batch: BatchSettings = field(default_factory=lambda: BatchSettings(row_tokens=1024))
+    """Batch size and row length; a pair must fit into a row."""
+    optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(learning_rate=1e-5))
+    """AdamW."""
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    """Learning rate over the run."""
+    saving: SavingSettings = field(default_factory=SavingSettings)
+    """What is kept while it runs."""
+    seed: int = 0
+    """Seed of the score head and of the order of the pairs."""
+
+    def __post_init__(self):
+        if self.epochs <= 0 or not 0 <= self.holdout < 1:
+            raise ValueError("epochs must be positive and holdout a share of at least 0 and less than 1")
+
+
+def run(settings: RewardSettings) -> Path:
+    """Train, measure accuracy on the held-out pairs by kind, and write `checkpoint/`."""
+    inputs = {"pairs": settings.pairs, "checkpoint": settings.checkpoint}
+    with open_run(settings.out, stage="reward", settings=settings, inputs=inputs) as run:
+        if run.finished:
+            return run.path
+        checkpoint, batch = find_checkpoint(settings.checkpoint), settings.batch
+        tokenizer, model = Tokenizer.load(checkpoint), as_reward_model(load(checkpoint), settings.seed)
+        pairs = load_pairs(settings.pairs, tokenizer, batch.row_tokens, min_strength=settings.min_strength)
+        trained, held_out = pairs.split(settings.holdout)
+        num_steps = _loader(trained, settings, 1).steps_for_epochs(settings.epochs)
+        say(f"  {amount(len(trained))} pairs to train on, {amount(len(held_out))} held out, {num_steps} steps")
+        run.need(disk_bytes=36 * sum(parameter.numel() for parameter in model.parameters()))
+        train(
+            model,
+            reward_pairs,
+            _loader(trained, settings, num_steps),
+            run,
+            num_steps=num_steps,
+            optimizer=settings.optimizer,
+            schedule=settings.schedule,
+            saving=settings.saving,
+            label="reward",
+        )
+        figures = {"pairs": len(trained), "heldout_pairs": len(held_out)} | last_means(run.path)
+        if len(held_out):
+            figures |= accuracy(model, held_out, settings)
+            say(f"  held-out accuracy {figures['heldout_accuracy']:.1%}")
+        finish(model, run, tokenizer, figures)
+    return run.path
+
+
+@torch.no_grad()
+def accuracy(model: LlamaForSequenceClassification, pairs: Pairs, settings: RewardSettings) -> dict[str, float]:
+    """How often the better response of a held-out comparison scores higher, over all and for each kind of pair."""
+    model.eval()
+    right: dict[str, list[bool]] = {}
+    for batch in _loader(pairs, settings, 1).epoch():
+        won = (model.run(reward_margins, batch) > 0).tolist()
+        for better, document in zip(won, batch.columns["document"].tolist()):
+            for name in ("heldout_accuracy", f"heldout_accuracy/{pairs.kind[document]}"):
+                right.setdefault(name, []).append(better)
+    return {name: sum(values) / len(values) for name, values in right.items() if not name.endswith("/")}
+
+
+def _loader(pairs: Pairs, settings: RewardSettings, num_steps: int) -> PackedLoader:
+    return PackedLoader(
+        {"pairs": pairs.documents},
+        phases(settings.batch, num_steps, {"pairs": 1.0}),
+        seed=settings.seed,
+        micro_tokens=settings.batch.micro_tokens,
+        columns=pairs.reward_columns,
+    )

@@ -1,0 +1,83 @@
+"""SFT: supervised fine-tuning on conversations; prompts are masked, answers and their stop tokens are learned."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from functools import partial
+from pathlib import Path
+
+from herd.config import settings
+from herd.data.conversations import load_conversations
+from herd.data.loader import PackedLoader
+from herd.log import amount, say
+from herd.model.checkpoint import find_checkpoint, load
+from herd.ops.probe import matmul_rate
+from herd.run import open_run
+from herd.tokenizer.tokenizer import Tokenizer
+from herd.train.metrics import last_means
+from herd.train.objectives import next_token
+from herd.train.optimizer import OptimizerSettings
+from herd.train.schedule import BatchSettings, ScheduleSettings, phases
+from herd.train.trainer import SavingSettings, finish, train
+
+
+@settings
+class SftSettings:
+    """Fine-tune a language model on conversations."""
+
+    conversations: list[Path]
+    """JSONL or Parquet files (or folders of them) of `messages`; ShareGPT and prompt/answer rows are read too."""
+    checkpoint: Path
+    """Checkpoint to start from, its tokenizer beside it."""
+    out: Path
+    """Run folder to write."""
+    epochs: float = 2.0
+    """How often all conversations are gone through."""
+    mixture: dict[str, float] = field(default_factory=dict)
+    """Weight of each `source` of the rows; by its tokens when empty."""
+    batch: BatchSettings = field(default_factory=lambda: BatchSettings(row_tokens=512))
+    """Batch size and row length; a conversation must fit into a row."""
+    optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(learning_rate=1e-5))
+    """AdamW."""
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    """Learning rate over the run."""
+    saving: SavingSettings = field(default_factory=SavingSettings)
+    """What is kept while it runs."""
+    seed: int = 0
+    """Seed of the order of the conversations."""
+
+    def __post_init__(self):
+        if self.epochs <= 0:
+            raise ValueError("epochs must be positive")
+
+
+def run(settings: SftSettings) -> Path:
+    """Train, and write `checkpoint/` with the tokenizer beside the weights."""
+    inputs = {"conversations": settings.conversations, "checkpoint": settings.checkpoint}
+    with open_run(settings.out, stage="sft", settings=settings, inputs=inputs) as run:
+        if run.finished:
+            return run.path
+        checkpoint, batch = find_checkpoint(settings.checkpoint), settings.batch
+        tokenizer, model = Tokenizer.load(checkpoint), load(checkpoint)
+        sources = load_conversations(settings.conversations, tokenizer, batch.row_tokens)
+        mixture = settings.mixture or {name: float(docs.num_tokens.sum()) for name, docs in sources.items()}
+        options = {"seed": settings.seed, "micro_tokens": batch.micro_tokens}
+        num_steps = PackedLoader(sources, phases(batch, 1, mixture), **options).steps_for_epochs(settings.epochs)
+        loader = PackedLoader(sources, phases(batch, num_steps, mixture), **options)
+        num_conversations = sum(len(documents) for documents in sources.values())
+        say(f"  {amount(num_conversations)} conversations, {num_steps} steps")
+        run.need(disk_bytes=36 * sum(parameter.numel() for parameter in model.parameters()))
+        train(
+            model,
+            partial(next_token, sources=loader.names),
+            loader,
+            run,
+            num_steps=num_steps,
+            optimizer=settings.optimizer,
+            schedule=settings.schedule,
+            saving=settings.saving,
+            peak_flops=matmul_rate(next(model.parameters()).dtype),
+            label="sft",
+        )
+        finish(model, run, tokenizer, {"conversations": num_conversations, "steps": num_steps} | last_means(run.path))
+    return run.path

@@ -1,0 +1,85 @@
+"""The Polyak average of checkpoints: the mean of their weights, which is often better than each of them.
+
+Source: The Llama 3 Herd of Models, sections 3.4.3 (annealing) and 4.1.5 (reward models, SFT and DPO).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from herd.errors import CheckpointError, ConfigError
+from herd.model.checkpoint import find_checkpoint
+from herd.model.weights import TensorInfo, read_tensors, tensors_in_folder
+from herd.run import atomic_folder
+
+
+def average(folders: Sequence[Path], out: Path, weights: Sequence[float] | None = None) -> Path:
+    """Write the (weighted) mean of checkpoints of one shape as a checkpoint folder laid out as the first one.
+
+    Memory holds one weight file of the result, and of each input one tensor at a time; sums are taken in float32.
+
+    Raises:
+        CheckpointError: a checkpoint is missing or damaged, or they differ in shape.
+        ConfigError: no checkpoints, or weights that do not fit them.
+    """
+    folders = [find_checkpoint(folder) for folder in folders]
+    shares = _shares(len(folders), weights)
+    tensors = [tensors_in_folder(folder) for folder in folders]
+    for folder, other in zip(folders[1:], tensors[1:]):
+        _check_same(folders[0], tensors[0], folder, other)
+    with atomic_folder(out) as aside:
+        for file in sorted({info.file for info in tensors[0].values()}):
+            names = [name for name, info in tensors[0].items() if info.file == file]
+            mean = {name: _mean(name, tensors, shares) for name in names}
+            save_file(mean, aside / file.name, metadata={"format": "pt"})
+        _copy_companions(folders[0], aside)
+    return out
+
+
+def _mean(name: str, tensors: Sequence[dict[str, TensorInfo]], shares: Sequence[float]) -> Tensor:
+    total: Tensor | None = None
+    for infos, share in zip(tensors, shares):
+        [(_, tensor)] = read_tensors({name: infos[name]})
+        part = tensor.float().mul_(share) if tensor.dtype != torch.float32 else tensor * share
+        total = part if total is None else total.add_(part)
+    return total.to(tensors[0][name].dtype)
+
+
+def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
+    if not count:
+        raise ConfigError("no checkpoints to average")
+    weights = [1.0] * count if weights is None else list(weights)
+    if len(weights) != count or min(weights) < 0 or sum(weights) <= 0:
+        raise ConfigError(f"averaging {count} checkpoints needs {count} weights of 0 or more, not all 0; got {weights}")
+    return [weight / sum(weights) for weight in weights]
+
+
+def _check_same(first: Path, expected: dict[str, TensorInfo], folder: Path, found: dict[str, TensorInfo]) -> None:
+    for name in sorted(expected.keys() | found.keys()):
+        here = tuple(infos[name].shape if name in infos else None for infos in (expected, found))
+        if here[0] != here[1]:
+            raise CheckpointError(
+                f"{folder} cannot be averaged with {first}: `{name}` has the shape {here[1]} there and {here[0]} here"
+            )
+    ropes = [_rope(path) for path in (first, folder)]
+    if ropes[0] != ropes[1]:
+        raise CheckpointError(f"{folder} cannot be averaged with {first}: their rotary settings differ ({ropes})")
+
+
+def _rope(folder: Path) -> list:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return [config.get(name) for name in ("rope_theta", "rope_scaling", "rope_parameters")]
+
+
+def _copy_companions(folder: Path, aside: Path) -> None:
+    """Configuration and tokenizer; an index of weight files stays valid, since the layout is the same."""
+    for file in folder.iterdir():
+        if file.is_file() and not file.name.endswith(".safetensors"):
+            shutil.copyfile(file, aside / file.name)
