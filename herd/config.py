@@ -14,6 +14,7 @@ is what `--help` and the JSON schema for editors show.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import functools
@@ -34,7 +35,14 @@ S = TypeVar("S")
 
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True)
 def settings(cls: type[S]) -> type[S]:
-    """Make a class of settings: a frozen keyword-only dataclass that refuses fields it does not know."""
+    """Make a class of settings: a frozen keyword-only dataclass that refuses fields it does not know.
+
+    A list or dictionary may stand as a default; each object gets its own copy.
+    """
+    for name in cls.__dict__.get("__annotations__", {}):
+        default = cls.__dict__.get(name)
+        if isinstance(default, list | dict):
+            setattr(cls, name, dataclasses.field(default_factory=functools.partial(copy.copy, default)))
     cls.__pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     return dataclasses.dataclass(kw_only=True, frozen=True)(cls)
 

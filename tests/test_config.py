@@ -130,3 +130,14 @@ def test_the_schema_carries_the_documentation():
     schema = config.json_schema(TrainSettings)
     assert schema["properties"]["dtype"]["description"] == "Type of the weights."
     assert schema["additionalProperties"] is False
+
+
+def test_a_list_may_stand_as_a_default_and_is_never_shared():
+    @settings
+    class Listed:
+        """Lists."""
+
+        names: list[str] = ["a"]  # noqa: RUF012
+        """Names."""
+
+    assert Listed().names == ["a"] and Listed().names is not Listed().names

@@ -1,6 +1,6 @@
 """The whole story on this machine: raw pages become a model you can talk to, in about ten minutes.
 
-Every step is an ordinary stage with a recipe from `recipes/demo/`, in its own run folder. A step that is done is skipped,
+Every step is an ordinary stage with a recipe from `recipes/demo/`, in its own run folder. A finished step is skipped,
 one that was interrupted continues, so the same command goes on wherever it was stopped. What depends on this machine's
 speed is measured once, before training, and kept in `choices.json`: a continued run is the same run.
 """
@@ -26,7 +26,7 @@ from herd.data.shards import open_shards
 from herd.errors import CapacityError
 from herd.log import amount, duration, say
 from herd.model.checkpoint import empty_model
-from herd.model.config import ModelConfig, num_parameters
+from herd.model.config import ModelConfig
 from herd.model.init import initialize
 from herd.ops.probe import best_dtype
 from herd.report import render
