@@ -12,6 +12,7 @@ by its process, and the lock dies with it, however it dies.
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -114,7 +115,7 @@ def open_run(path: Path, *, stage: str, settings: Any, inputs: dict[str, Path | 
     hashes = {name: _fingerprint_all(value) for name, value in inputs.items()}
     path.mkdir(parents=True, exist_ok=True)
     with _locked(path):
-        manifest = _enter(path, stage, _comparable(settings, inputs), hashes)
+        manifest = _enter(path, stage, _comparable(settings), hashes)
         run = Run(path, manifest)
         if run.finished:
             _check_outputs(path, manifest)
@@ -290,10 +291,19 @@ def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     return lines
 
 
-def _comparable(settings: Any, inputs: dict[str, Any]) -> dict:
-    """The settings a result depends on: all but where it goes and the inputs (which are compared by content)."""
-    plain = {key: value for key, value in to_dict(settings).items() if key != "out" and key not in inputs}
-    return json.loads(json.dumps(plain))
+def _comparable(settings: Any) -> dict:
+    """The settings a result depends on, without paths: inputs are compared by content, and a folder may move."""
+    return json.loads(json.dumps(_without_paths(settings)))
+
+
+def _without_paths(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): _without_paths(item) for key, item in value.items() if not isinstance(item, Path)}
+    if isinstance(value, list | tuple):
+        return [_without_paths(item) for item in value if not isinstance(item, Path)]
+    return value
 
 
 def _inputs_record(inputs: dict[str, Any], hashes: dict[str, str]) -> dict:
