@@ -269,7 +269,9 @@ def _enter(path: Path, stage: str, settings: dict, hashes: dict[str, str]) -> di
     if manifest["stage"] != stage:
         raise CheckpointError(f"{path}: is a `{manifest['stage']}` run, not a `{stage}` run; choose another out=")
     changed = _differences(manifest["settings"], settings) + [
-        f"input `{name}` has other content" for name in hashes if manifest["inputs"].get(name) != hashes[name]
+        f"input `{name}` has other content"
+        for name in dict.fromkeys([*hashes, *manifest["inputs"]])
+        if manifest["inputs"].get(name) != hashes.get(name)
     ]
     if changed:
         raise CheckpointError(

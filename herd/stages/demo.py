@@ -43,6 +43,9 @@ _ARITHMETIC_SHARE = 0.88  # the rest is the optimizer, saving, logging
 _SLOW = 3000  # tokens a second of the usual shape below which a smaller model is raised
 
 
+_JUDGED = ("average", "sft", "sft-best", "dpo")  # the models that are asked questions, in the order they are made
+
+
 @dataclass(frozen=True)
 class Step:
     """One step of the story: the run folder it writes, its stage, its recipe and where its inputs come from."""
@@ -70,10 +73,10 @@ STORY = (
     Step("preferences", "preferences", {"checkpoint": "sft", "questions": "questions"}),
     Step("reward", "reward", {"checkpoint": "average", "pairs": "preferences/pairs.jsonl"}),
     Step("reject", "reject", {"checkpoint": "sft", "reward": "reward", "questions": "questions"}),
-    Step("sft-best", "sft", {"checkpoint": "average", "conversations": "reject/conversations.jsonl"}),
+    Step("sft-best", "sft", {"checkpoint": "sft", "conversations": "reject/conversations.jsonl"}),
     Step("dpo", "dpo", {"checkpoint": "sft-best", "pairs": "preferences/pairs.jsonl"}),
-    Step("evaluate", "evaluate"),
-    Step("quantize", "quantize"),
+    Step("evaluate", "evaluate", {"shards": "pack", "questions": "questions"} | {f"models.{n}": n for n in _JUDGED}),
+    Step("quantize", "quantize", {"checkpoint": "dpo", "shards": "pack"}),
 )
 
 
