@@ -107,7 +107,7 @@ class LlamaModel(nn.Module):
 
         `context` and each layer's entry of `cache` go to `attend` as they are.
         """
-        rotary = rotary_table(self.config, positions)
+        rotary = rotary_table(self.config, positions, x.dtype)
         for index, layer in enumerate(self.layers):
             x = layer(x, rotary, context, None if cache is None else cache[index])
         return self.norm(x)

@@ -33,7 +33,8 @@ def scale_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
     return torch.where(wavelength < original / high, frequencies, scaled)
 
 
-def rotary_table(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines at each position: two (B, T, C/2), float32."""
-    angles = positions[..., None].float() * inverse_frequencies(config).to(positions.device)
-    return angles.cos(), angles.sin()
+def rotary_table(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines at each position, as `apply_rotary` takes them: positions (B, T) -> two (B, T, 1, C)."""
+    angles = positions[..., None, None].float() * inverse_frequencies(config).to(positions.device)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)

@@ -5,13 +5,18 @@ V can be 128,256, so that the logits of one 8,192-token row take 4 GB in float32
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from herd.types import IGNORE
 
-CHUNK_TOKENS = 512
+CHUNK_LOGITS = 2**21
+"""Logits that exist at a time: 4 MB in bfloat16, which stays in the processor's cache."""
+_MIN_CHUNK_TOKENS = 64  # below this the matmuls are starved
+_TINY = torch.finfo(torch.float32).tiny
 
 
 def cross_entropy_sum(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
@@ -44,55 +49,65 @@ def reference_token_log_probs(hidden: Tensor, weight: Tensor, ids: Tensor) -> Te
 
 
 class _CrossEntropySum(torch.autograd.Function):
+    """Loss and gradients in one go: three matmuls and one softmax over each chunk, which overwrites nothing larger.
+
+    The softmax is both the loss (its entry at the label) and the gradient (minus one there).
+    """
+
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for start in range(0, len(labels), CHUNK_TOKENS):
-            part = slice(start, start + CHUNK_TOKENS)
-            logits = F.linear(hidden[part], weight).float()
-            log_norm = logits.logsumexp(-1, keepdim=True)
+        differentiate = any(ctx.needs_input_grad)
+        grad_hidden = torch.empty_like(hidden) if differentiate else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if differentiate else None
+        for part in _chunks(len(labels), len(weight)):
+            probs = torch.softmax(F.linear(hidden[part], weight), -1)
             target = labels[part, None]
-            total += (log_norm - logits.gather(1, target)).sum()
-            probs = logits.sub_(log_norm).exp_()
-            probs.scatter_add_(1, target, torch.full_like(log_norm, -1.0))
-            grad_logits = probs.to(hidden.dtype)
-            torch.mm(grad_logits, weight, out=grad_hidden[part])
-            grad_weight += grad_logits.T @ hidden[part]
-        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+            chosen = probs.gather(1, target)
+            total -= chosen.float().clamp_min(_TINY).log_().sum()
+            if differentiate:
+                grad_logits = probs.scatter_(1, target, chosen.sub_(1))
+                torch.mm(grad_logits, weight, out=grad_hidden[part])
+                grad_weight += grad_logits.T @ hidden[part]
+        if differentiate:
+            ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
         return total
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor):
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_total: Tensor):
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_output.to(grad_hidden.dtype), grad_weight * grad_output.to(grad_weight.dtype), None
+        return grad_hidden * grad_total.to(grad_hidden.dtype), grad_weight * grad_total.to(grad_weight.dtype), None
 
 
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
-        log_norms, chosen = [], []
-        for start in range(0, len(ids), CHUNK_TOKENS):
-            part = slice(start, start + CHUNK_TOKENS)
+        log_probs = torch.empty(len(ids), dtype=torch.float32, device=hidden.device)
+        log_norms = torch.empty_like(log_probs)
+        for part in _chunks(len(ids), len(weight)):
             logits = F.linear(hidden[part], weight).float()
-            log_norms.append(logits.logsumexp(-1))
-            chosen.append(logits.gather(1, ids[part, None]).squeeze(1))
-        log_norm = torch.cat(log_norms) if log_norms else hidden.new_zeros(0, dtype=torch.float32)
-        ctx.save_for_backward(hidden, weight, ids, log_norm)
-        return torch.cat(chosen) - log_norm if chosen else log_norm.clone()
+            log_norms[part] = logits.logsumexp(-1)
+            log_probs[part] = logits.gather(1, ids[part, None]).squeeze(1) - log_norms[part]
+        ctx.save_for_backward(hidden, weight, ids)
+        return log_probs
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor):
-        hidden, weight, ids, log_norm = ctx.saved_tensors
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_log_probs: Tensor):
+        hidden, weight, ids = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for start in range(0, len(ids), CHUNK_TOKENS):
-            part = slice(start, start + CHUNK_TOKENS)
-            scale = grad_output[part, None]
-            probs = F.linear(hidden[part], weight).float().sub_(log_norm[part, None]).exp_()
-            probs.mul_(-scale).scatter_add_(1, ids[part, None], scale)
-            grad_logits = probs.to(hidden.dtype)
+        for part in _chunks(len(ids), len(weight)):
+            scale = grad_log_probs[part, None].to(hidden.dtype)
+            probs = torch.softmax(F.linear(hidden[part], weight), -1)
+            grad_logits = probs.mul_(-scale).scatter_add_(1, ids[part, None], scale)
             torch.mm(grad_logits, weight, out=grad_hidden[part])
             grad_weight += grad_logits.T @ hidden[part]
         return grad_hidden, grad_weight.to(weight.dtype), None
+
+
+def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
+    """Cut the tokens so that the logits of a chunk have about CHUNK_LOGITS elements."""
+    size = max(_MIN_CHUNK_TOKENS, CHUNK_LOGITS // vocabulary)
+    return (slice(first, first + size) for first in range(0, tokens, size))

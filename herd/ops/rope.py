@@ -1,4 +1,7 @@
-"""Turning queries and keys by their position."""
+"""Turning queries and keys by their position.
+
+Channel i turns together with channel i + C/2 (Hugging Face's layout).
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,27 @@ from torch import Tensor
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the channel pairs (i, i + C/2) of x (B, T, H, C) by the angles of cos and sin (B, T, C/2)."""
-    return reference_apply_rotary(x, cos, sin)
+    """Turn the channel pairs of x (B, T, H, C) by the angles of cos and sin, both (B, T, 1, C) in x's dtype.
+
+    The table holds each cosine twice, and each sine once negated, once not: (x1, x2) -> (x1 c - x2 s, x2 c + x1 s).
+    """
+    return _Rotary.apply(x, cos, sin)
 
 
 def reference_apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The twin of `apply_rotary`, in plain float32 arithmetic."""
-    cos, sin = cos[..., None, :], sin[..., None, :]
+    """The twin of `apply_rotary`, in plain float32 arithmetic on halves."""
+    cos, sin = (table.float()[..., table.shape[-1] // 2 :] for table in (cos, sin))
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+class _Rotary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        cos, sin = ctx.saved_tensors  # the inverse of a turn is the turn by the negative angle
+        return (grad * cos).addcmul_(grad.roll(grad.shape[-1] // 2, -1), sin, value=-1), None, None

@@ -1,0 +1,89 @@
+"""Chunked cross entropy and log-probabilities against their twins."""
+
+import pytest
+import torch
+
+from herd.ops import cross_entropy as ops
+from herd.types import IGNORE
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(ops, "CHUNK_LOGITS", 64 * 500)
+
+
+def problem(dtype, tokens=301, width=32, vocabulary=500):
+    torch.manual_seed(0)
+    hidden = torch.randn(tokens, width).to(dtype).requires_grad_()
+    weight = (torch.randn(vocabulary, width) * 0.3).to(dtype).requires_grad_()
+    labels = torch.randint(0, vocabulary, (tokens,))
+    return hidden, weight, labels
+
+
+def wide(*tensors):
+    return [x.detach().float().requires_grad_() for x in tensors]
+
+
+def assert_close(got, expected, dtype):
+    scale = max(1.0, expected.abs().max().item())
+    torch.testing.assert_close(got.float(), expected, atol=TOLERANCE[dtype] * scale, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_loss_and_gradients_equal_the_twin(dtype):
+    hidden, weight, labels = problem(dtype)
+    labels[::7] = IGNORE
+    loss = ops.cross_entropy_sum(hidden, weight, labels)
+    hidden32, weight32 = wide(hidden, weight)
+    expected = ops.reference_cross_entropy_sum(hidden32, weight32, labels)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=TOLERANCE[dtype] / 10, atol=0)
+    got = torch.autograd.grad(loss * 0.5, (hidden, weight))
+    for ours, theirs in zip(got, torch.autograd.grad(expected * 0.5, (hidden32, weight32)), strict=True):
+        assert_close(ours, theirs, dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_log_probabilities_and_their_gradients_equal_the_twin(dtype):
+    hidden, weight, ids = problem(dtype)
+    upstream = torch.randn(len(ids))
+    got = ops.token_log_probs(hidden, weight, ids)
+    hidden32, weight32 = wide(hidden, weight)
+    expected = ops.reference_token_log_probs(hidden32, weight32, ids)
+    assert_close(got, expected, dtype)
+    ours = torch.autograd.grad((got * upstream).sum(), (hidden, weight))
+    theirs = torch.autograd.grad((expected * upstream).sum(), (hidden32, weight32))
+    for a, b in zip(ours, theirs, strict=True):
+        assert_close(a, b, dtype)
+
+
+def test_the_loss_is_the_negative_sum_of_the_log_probabilities():
+    hidden, weight, labels = problem(torch.float32)
+    loss = ops.cross_entropy_sum(hidden, weight, labels)
+    torch.testing.assert_close(loss, -ops.token_log_probs(hidden, weight, labels).sum())
+
+
+def test_a_batch_without_labels_costs_nothing_and_has_zero_gradients():
+    hidden, weight, labels = problem(torch.float32)
+    loss = ops.cross_entropy_sum(hidden, weight, torch.full_like(labels, IGNORE))
+    loss.backward()
+    assert loss == 0
+    assert hidden.grad.abs().max() == 0 and weight.grad.abs().max() == 0
+
+
+def test_leading_dimensions_are_kept():
+    hidden, weight, ids = problem(torch.float32, tokens=300)
+    grouped = ops.token_log_probs(hidden.view(3, 100, -1), weight, ids.view(3, 100))
+    assert grouped.shape == (3, 100)
+    torch.testing.assert_close(grouped.flatten(), ops.token_log_probs(hidden, weight, ids))
+
+
+def test_no_chunk_of_logits_is_larger_than_stated(monkeypatch):
+    sizes = []
+    softmax = torch.softmax
+    monkeypatch.setattr(torch, "softmax", lambda x, dim: sizes.append(x.numel()) or softmax(x, dim))
+    hidden, weight, labels = problem(torch.float32, tokens=1000)
+    ops.cross_entropy_sum(hidden, weight, labels)
+    assert max(sizes) <= ops.CHUNK_LOGITS and len(sizes) == 16
