@@ -224,10 +224,9 @@ class _Table:
 
     def shuffled(self, first: int, count: int) -> np.ndarray:
         """The rows at places `first` to `first + count` of the endless shuffled sequence of epochs."""
-        places = np.arange(first, first + count)
-        epochs, within = np.divmod(places, len(self.rows))
-        parts = [
-            permute(within[epochs == epoch], len(self.rows), self.key * 1_000_003 + int(epoch))
-            for epoch in np.unique(epochs)
-        ]
-        return np.concatenate(parts)
+        epochs, within = np.divmod(np.arange(first, first + count), len(self.rows))
+        rows = np.empty(count, np.int64)
+        for epoch in np.unique(epochs):
+            key = self.key * 1_000_003 + int(epoch)
+            rows[epochs == epoch] = permute(within[epochs == epoch], len(self.rows), key)
+        return rows

@@ -12,7 +12,7 @@ _ROUNDS = 6
 def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
     """Where a shuffle of `range(size)` puts each of `index` (any shape); each `key` is another shuffle."""
     half = np.uint64(max((size - 1).bit_length() + 1, 2) // 2)
-    keys = _mix(np.arange(_ROUNDS, dtype=np.uint64) + np.uint64(key % 2**64) * np.uint64(_ROUNDS))
+    keys = _mix(np.arange(_ROUNDS, dtype=np.uint64) + np.uint64(key * _ROUNDS % 2**63))
     place = _feistel(np.asarray(index, dtype=np.uint64), half, keys)
     while (outside := place >= size).any():
         place[outside] = _feistel(place[outside], half, keys)
