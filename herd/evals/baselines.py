@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-_XZ_DICTIONARY_BYTES = 1 << 26  # 64 MiB: the whole training text of a small run stays in view
+_MAX_XZ_WINDOW_BYTES = 1 << 26  # `xz` needs about eleven times its window in memory
 
 
 class Trigram:
@@ -103,13 +103,13 @@ def _lookup(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndar
 # ---- xz --------------------------------------------------------------------------------------------------------------
 
 
-def xz_bits_per_byte(texts: Sequence[str], *, preset: int = 6) -> float:
+def xz_bits_per_byte(texts: Sequence[bytes], *, preset: int = 6) -> float:
     """Size of the joined texts under `xz` alone, in bits per byte of text."""
     data = _joined(texts)
     return 8 * _xz_size([data], preset) / len(data) if data else math.nan
 
 
-def xz_bits_per_byte_given(known: Sequence[str], texts: Sequence[str], *, preset: int = 6) -> float:
+def xz_bits_per_byte_given(known: Sequence[bytes], texts: Sequence[bytes], *, preset: int = 6) -> float:
     """What `texts` add to `xz` of the known texts, in bits per byte: a compressor with the training text in view."""
     before, data = _joined(known), _joined(texts)
     if not data:
@@ -120,11 +120,13 @@ def xz_bits_per_byte_given(known: Sequence[str], texts: Sequence[str], *, preset
         return 8 * (both.result() - alone.result()) / len(data)
 
 
-def _joined(texts: Sequence[str]) -> bytes:
-    return "\n".join(texts).encode()
+def _joined(texts: Sequence[bytes]) -> bytes:
+    return b"\n".join(texts)
 
 
-def _xz_size(parts: Iterable[bytes], preset: int) -> int:
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": _XZ_DICTIONARY_BYTES}]
+def _xz_size(parts: Sequence[bytes], preset: int) -> int:
+    """Compressed size, with a window that holds everything (up to a limit)."""
+    window = min(max(1 << sum(map(len, parts)).bit_length(), 1 << 16), _MAX_XZ_WINDOW_BYTES)
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": window}]
     compressor = lzma.LZMACompressor(format=lzma.FORMAT_XZ, check=lzma.CHECK_NONE, filters=filters)
     return sum(len(compressor.compress(part)) for part in parts) + len(compressor.flush())

@@ -204,7 +204,7 @@ _PYDOC_ENTRY = re.compile(
     re.DOTALL,
 )
 _TAG = re.compile(r"<[^>]*>")
-_CALL = re.compile(r"[\w.]+\((.*?)\)(?:\s*-+>.*)?", re.DOTALL)
+_CALL = re.compile(r"[\w.]+\((.*?)\)(?:\s*-+>(?:(?! --).)*)?", re.DOTALL)
 
 
 def read_pydoc(page: str, module: str, group: str) -> list[Fact]:
@@ -364,7 +364,7 @@ def facts_of(documents: Iterable[Mapping[str, str]], manuals: Mapping[str, str])
 # ---- sentences -------------------------------------------------------------------------------------------------------
 
 _SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)[.!?](?=\s+[A-Z(\"'`*]|$)")
-_CALL_LINE = re.compile(r"^[\w.]+\([^)]*\)?[^)]*\)?\s*(->|--|=>|:)\s*")
+_CALL_LINE = re.compile(r"^[\w.]+\([^)]*\)?[^)]*\)?\s*(?:-> [\w ]+ --|->|--|=>|:)\s*")
 _MARKUP = re.compile(r":\w+(?::\w+)?:`~?([^`]*)`|(?<!\w)\*(\w+)\*(?!\w)")
 _OWN_NAME = re.compile(
     r"^(?:module )?[\w.]+(?:\.py)? +--? +|^[\w.]+: (?=[A-Z])|^[\w, ]{1,24} -+> (?=\w+ )", re.IGNORECASE

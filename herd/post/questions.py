@@ -7,14 +7,17 @@ asked about in the evaluation.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 
 from herd.data.split import is_held_out
 from herd.post.facts import Fact
+from herd.run import atomic_write
 
 # ---- wordings --------------------------------------------------------------------------------------------------------
 
@@ -175,7 +178,7 @@ def ranked(facts: Iterable[Fact], uses: Mapping[str, int]) -> list[Fact]:
     names: set[str] = set()
     summaries: set[str] = set()
     kept = []
-    for fact in sorted(facts, key=lambda fact: (-_renown(fact, uses), fact.name)):
+    for fact in sorted(facts, key=lambda fact: (-_renown(fact, uses), fact.name, fact.summary)):
         summary = " ".join(re.findall(r"\w+", fact.summary.lower()))
         if fact.name not in names and summary not in summaries:
             kept.append(fact)
@@ -360,6 +363,11 @@ def invented_names(facts: Sequence[Fact], known: set[str], *, count: int) -> Ite
         name = f"{modules[draw // 192 % len(modules)]}.{word}"
         if name not in known:
             yield name
+
+
+def write_rows(file: Path, rows: Iterable[dict]) -> None:
+    """JSON lines, whole or not at all."""
+    atomic_write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _row_order(row: dict) -> int:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,8 +15,8 @@ from herd.data.split import is_held_out
 from herd.errors import DataError
 from herd.log import say
 from herd.post.facts import facts_of
-from herd.post.questions import QuestionSets, make_questions, ranked
-from herd.run import atomic_write, open_run
+from herd.post.questions import QuestionSets, make_questions, ranked, write_rows
+from herd.run import open_run
 
 _COLUMNS = ["url", "title", "text", "source", "group", "drop"]
 
@@ -125,8 +124,3 @@ def _write(folder: Path, sets: QuestionSets) -> dict[str, int]:
         counts[name] = len(rows)
     say("  " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items()))
     return counts
-
-
-def write_rows(file: Path, rows: Iterable[dict]) -> None:
-    """JSON lines, whole or not at all."""
-    atomic_write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

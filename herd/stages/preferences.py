@@ -1,0 +1,102 @@
+"""Preferences: reference answers against hard negatives, the model's own mistakes among them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from herd.config import settings
+from herd.data.rows import read_rows
+from herd.errors import DataError
+from herd.evals.qa import prompt_of
+from herd.log import say
+from herd.post.preferences import make_pairs
+from herd.post.questions import write_rows
+from herd.post.sampling import sample_answers
+from herd.run import open_run
+from herd.types import SamplingParams
+
+
+@settings
+class PreferencesSettings:
+    """Make preference pairs: another name's docstring, a spoiled signature, what the model itself gets wrong."""
+
+    out: Path
+    """Run folder to write."""
+    checkpoint: Path
+    """The chat model that is sampled: a checkpoint or a run folder of `herd sft`."""
+    questions: Path
+    """Run folder of `herd questions`."""
+    max_prompts: int = 384
+    """Questions about trained facts, in wordings that SFT did not ask them in."""
+    max_heldout: int = 96
+    """Questions about held-out groups, whose pairs a reward model is tested on."""
+    samples: int = 4
+    """Answers drawn from the model for each question."""
+    temperature: float = 0.9
+    """Temperature of these answers."""
+    answer_tokens: int = 40
+    """Longest answer, in tokens."""
+    seed: int = 0
+    """Seed of the sampling."""
+
+    def __post_init__(self):
+        if min(self.max_prompts, self.samples, self.answer_tokens) < 1 or self.max_heldout < 0:
+            raise ValueError("max_prompts, samples and answer_tokens must be at least 1, max_heldout at least 0")
+        if self.temperature <= 0:
+            raise ValueError("temperature must be above 0: the samples have to differ")
+
+
+def run(settings: PreferencesSettings) -> Path:
+    """Write `pairs.jsonl` (trained groups) and `heldout.jsonl` (groups that no training has seen)."""
+    inputs = {"checkpoint": settings.checkpoint, "questions": settings.questions}
+    with open_run(settings.out, stage="preferences", settings=settings, inputs=inputs) as run:
+        if run.finished:
+            return run.path
+        run.need(disk_bytes=4000 * (settings.max_prompts + settings.max_heldout))
+        rows = {name: read_questions(settings.questions, name) for name in ("prompts", "train", "eval_heldout")}
+        prompts = spread(rows["prompts"], settings.max_prompts)
+        unknown = [row for row in rows["train"] if row["kind"] == "unknown"][: settings.max_prompts // 12]
+        heldout = rows["eval_heldout"][: settings.max_heldout]
+        asked = [*prompts, *unknown, *heldout]
+        params = SamplingParams(
+            temperature=settings.temperature,
+            top_p=1.0,
+            max_tokens=settings.answer_tokens,
+            n=settings.samples,
+            seed=settings.seed,
+        )
+        conversations = [prompt_of(row) for row in asked]
+        answers = sample_answers(settings.checkpoint, conversations, params, run.path / "state")
+        num_trained = len(prompts) + len(unknown)
+        pool = [*rows["prompts"], *rows["train"]]
+        pairs = make_pairs(asked[:num_trained], answers[:num_trained], pool)
+        tests = make_pairs(heldout, answers[num_trained:], [*pool, *rows["eval_heldout"]])
+        if not pairs:
+            raise DataError(f"{settings.questions}: no pair could be made of its {len(asked)} questions")
+        write_rows(run.path / "pairs.jsonl", pairs)
+        write_rows(run.path / "heldout.jsonl", tests)
+        kinds = Counter(pair["kind"] for pair in pairs)
+        say(f"  {len(pairs):,} pairs: " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common()))
+        run.finish({"pairs": len(pairs), "heldout_pairs": len(tests), **kinds})
+    return run.path
+
+
+def read_questions(folder: Path, name: str) -> list[dict]:
+    """The rows of `<name>.jsonl` of a questions run.
+
+    Raises:
+        DataError: the run holds no questions.
+    """
+    file = folder / f"{name}.jsonl"
+    if not file.exists():
+        raise DataError(f"{file}: missing; expected the run folder of `herd questions` that found enough to ask")
+    return [row for _, row in read_rows(file)]
+
+
+def spread(rows: list[dict], count: int) -> list[dict]:
+    """About `count` rows spread evenly over the list, first come first served per name."""
+    first = list({row["name"]: row for row in reversed(rows)}.values())[::-1]
+    pool = [*first, *(row for row in rows if row not in first)] if len(first) < count else first
+    step = max(len(pool) / count, 1.0)
+    return [pool[int(place * step)] for place in range(min(count, len(pool)))]
