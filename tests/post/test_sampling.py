@@ -1,0 +1,47 @@
+"""Sampling in parts: deterministic, and a killed run goes on as if nothing had happened."""
+
+import pytest
+
+import herd.post.sampling as sampling
+from herd.post.sampling import sample_answers
+from herd.types import SamplingParams
+from tests.post.models import save_model
+
+PROMPTS = [[{"role": "user", "content": f"What does mod{number}.open do?"}] for number in range(10)]
+PARAMS = SamplingParams(temperature=1.0, max_tokens=6, n=3, seed=5)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model") / "checkpoint")
+
+
+def test_answers_come_in_order_n_each_and_repeat_with_the_seed(model, tmp_path):
+    first = sample_answers(model, PROMPTS, PARAMS, tmp_path / "a", chunk_prompts=4)
+    again = sample_answers(model, PROMPTS, PARAMS, tmp_path / "b", chunk_prompts=4)
+    assert first == again
+    assert [len(answers) for answers in first] == [3] * 10
+    assert len({answer for answers in first for answer in answers}) > 10
+
+
+def test_one_answer_a_prompt_is_a_list_of_one(model, tmp_path):
+    found = sample_answers(model, ["Open the"], SamplingParams(temperature=0, max_tokens=3), tmp_path)
+    assert [len(answers) for answers in found] == [1]
+
+
+def test_an_interrupted_run_continues_with_the_parts_it_has(model, tmp_path, monkeypatch):
+    whole = sample_answers(model, PROMPTS, PARAMS, tmp_path / "whole", chunk_prompts=4)
+    made = []
+
+    class Flaky(sampling.Engine):
+        def generate(self, inputs, params=None):
+            made.append(len(inputs))
+            if len(made) == 2:
+                raise KeyboardInterrupt
+            return super().generate(inputs, params)
+
+    monkeypatch.setattr(sampling, "Engine", Flaky)
+    with pytest.raises(KeyboardInterrupt):
+        sample_answers(model, PROMPTS, PARAMS, tmp_path / "broken", chunk_prompts=4)
+    assert sample_answers(model, PROMPTS, PARAMS, tmp_path / "broken", chunk_prompts=4) == whole
+    assert made == [4, 4, 4, 2]
