@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from selectolax.lexbor import LexborHTMLParser, LexborNode
+from selectolax.lexbor import LexborHTMLParser
 
+from herd.curate.content import main_content
 from herd.curate.encoding import decode
 from herd.curate.render import render
 
@@ -88,20 +89,6 @@ def _flattened(source: str) -> str:
         return match[0] if depth <= _MAX_DEPTH - bool(closing) else ""
 
     return _TAG.sub(keep, source)
-
-
-_FURNITURE = "nav, footer, aside, [role=navigation], [role=banner], [role=contentinfo], [role=search], [role=dialog], [hidden], [aria-hidden=true]"
-
-
-def main_content(tree: LexborHTMLParser) -> LexborNode:
-    """The smallest element that holds the page's own content; furniture is taken out of it."""
-    for node in tree.css(_FURNITURE):
-        node.decompose()
-    for selector in ("article", "main", "[role=main]"):
-        found = tree.css(selector)
-        if len(found) == 1 and len(found[0].text() or "") > 200:
-            return found[0]
-    return tree.body
 
 
 def _title(tree: LexborHTMLParser) -> str:

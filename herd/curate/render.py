@@ -34,6 +34,9 @@ _LINES = {
 _LINES |= {"tfoot", "td", "th", "body", "html", "menu", "hgroup", "optgroup", "ruby", "search", "dir"}
 BLOCKS = _PARAGRAPHS | _LINES
 _INDENT = "    "
+_TEXT_BLOCKS = {"p", "li", "td", "th", "dd", "dt", "h1", "h2", "h3", "h4", "h5", "h6"}
+_DESCRIPTION_WORDS = 5
+_FILE_NAME = re.compile(r"\S+\.(?:jpe?g|png|gif|webp|svg|bmp)|\W*", re.I)
 _SPACE = re.compile(r"[ \t\n\r\f\v\u200b\u00ad]+")
 _RENDERED_MATH = re.compile(r"MathJax(?:_Display|_SVG|_CHTML|_Preview)?\b|mjx-chtml|katex-html|mjx-math|MJX_Assistive")
 _CODE_GUTTER = re.compile(
@@ -258,8 +261,30 @@ def _add_image(node: LexborNode, text: Text) -> None:
     if is_tex(alt, attributes.get("class") or "", attributes.get("src") or ""):
         alt = re.sub(r"^(\\\(|\\\[|\$+)\s*|\s*(\\\)|\\\]|\$+)$", "", alt)
         text.add(f"${alt}$")
-    elif len(alt) > 2 and not re.fullmatch(r"\S+\.(jpe?g|png|gif|webp|svg)", alt, re.I):
+    elif not _FILE_NAME.fullmatch(alt) and (_stands_in_text(node) or _describes(node, alt)):
         text.add(f" {alt} ")
+
+
+def _stands_in_text(node: LexborNode) -> bool:
+    """Whether a picture is part of a sentence: its paragraph has words of its own."""
+    block = node.parent
+    while block is not None and block.tag not in BLOCKS:
+        block = block.parent
+    return block is not None and block.tag in _TEXT_BLOCKS and bool((block.text() or "").strip())
+
+
+def _describes(node: LexborNode, alt: str) -> bool:
+    """Whether a picture that stands alone has a description worth reading; figures have captions, links are cards."""
+    if len(alt.split()) < _DESCRIPTION_WORDS:
+        return False
+    above = node.parent
+    for _ in range(4):
+        if above is None:
+            return True
+        if above.tag in ("figure", "a"):
+            return False
+        above = above.parent
+    return True
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
