@@ -65,7 +65,7 @@ def run(settings: QuestionsSettings) -> Path:
         facts = ranked(facts, uses)
         kinds = Counter(fact.kind for fact in facts)
         say(f"  {len(facts):,} facts: " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common()))
-        num_trained = sum(not is_held_out(fact.group, settings.holdout) for fact in facts[: settings.max_facts])
+        num_trained = sum(not is_held_out(fact.group, settings.holdout) for fact in facts)
         figures = {"facts": len(facts), "enough": int(num_trained >= settings.min_facts)}
         if figures["enough"]:
             python = bool(kinds["function"] + kinds["method"] + kinds["class"])

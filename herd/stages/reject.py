@@ -11,10 +11,12 @@ from herd.log import progress, say
 from herd.post.questions import write_rows
 from herd.post.reject import best_of, keep_best, selection_figures
 from herd.post.reward import RewardModel
-from herd.post.sampling import CHUNK_PROMPTS, sample_answers
+from herd.post.sampling import sample_answers
 from herd.run import Run, atomic_write, open_run
 from herd.stages.preferences import read_questions, spread
 from herd.types import SamplingParams
+
+_CHUNK_QUESTIONS = 128  # scored together and kept together
 
 
 @settings
@@ -69,10 +71,7 @@ def run(settings: RejectSettings) -> Path:
             seed=settings.seed,
         )
         prompts = [prompt_of(question) for question in questions]
-        chunk = max(1, 2 * CHUNK_PROMPTS // settings.samples)
-        answers = sample_answers(
-            settings.checkpoint, prompts, params, run.path / "state", label="sample", chunk_prompts=chunk
-        )
+        answers = sample_answers(settings.checkpoint, prompts, params, run.path / "state")
         rewards = _rewards(run, settings, questions, answers)
         chosen = keep_best(best_of(questions, answers, rewards), settings.keep)
         figures = selection_figures(questions, answers, rewards)
@@ -92,9 +91,9 @@ def _rewards(run: Run, settings: RejectSettings, questions: list[dict], answers:
     model = RewardModel(settings.reward)
     rewards: list[list[float]] = []
     with progress("score", total=len(questions) * settings.samples, unit="answers") as bar:
-        for start in range(0, len(questions), CHUNK_PROMPTS):
+        for start in range(0, len(questions), _CHUNK_QUESTIONS):
             part = run.path / "state" / f"rewards-{start:06d}.json"
-            batch = list(zip(questions, answers, strict=True))[start : start + CHUNK_PROMPTS]
+            batch = list(zip(questions, answers, strict=True))[start : start + _CHUNK_QUESTIONS]
             if not part.exists():
                 pairs = [
                     [*prompt_of(question), {"role": "assistant", "content": text}]

@@ -8,6 +8,13 @@ from herd.types import SamplingParams
 from tests.post.models import save_model
 
 PROMPTS = [[{"role": "user", "content": f"What does mod{number}.open do?"}] for number in range(10)]
+
+
+@pytest.fixture(autouse=True)
+def chunks_of_four_prompts(monkeypatch):
+    monkeypatch.setattr(sampling, "CHUNK_ANSWERS", 12)
+
+
 PARAMS = SamplingParams(temperature=1.0, max_tokens=6, n=3, seed=5)
 
 
@@ -17,8 +24,8 @@ def model(tmp_path_factory):
 
 
 def test_answers_come_in_order_n_each_and_repeat_with_the_seed(model, tmp_path):
-    first = sample_answers(model, PROMPTS, PARAMS, tmp_path / "a", chunk_prompts=4)
-    again = sample_answers(model, PROMPTS, PARAMS, tmp_path / "b", chunk_prompts=4)
+    first = sample_answers(model, PROMPTS, PARAMS, tmp_path / "a")
+    again = sample_answers(model, PROMPTS, PARAMS, tmp_path / "b")
     assert first == again
     assert [len(answers) for answers in first] == [3] * 10
     assert len({answer for answers in first for answer in answers}) > 10
@@ -30,7 +37,7 @@ def test_one_answer_a_prompt_is_a_list_of_one(model, tmp_path):
 
 
 def test_an_interrupted_run_continues_with_the_parts_it_has(model, tmp_path, monkeypatch):
-    whole = sample_answers(model, PROMPTS, PARAMS, tmp_path / "whole", chunk_prompts=4)
+    whole = sample_answers(model, PROMPTS, PARAMS, tmp_path / "whole")
     made = []
 
     class Flaky(sampling.Engine):
@@ -42,6 +49,6 @@ def test_an_interrupted_run_continues_with_the_parts_it_has(model, tmp_path, mon
 
     monkeypatch.setattr(sampling, "Engine", Flaky)
     with pytest.raises(KeyboardInterrupt):
-        sample_answers(model, PROMPTS, PARAMS, tmp_path / "broken", chunk_prompts=4)
-    assert sample_answers(model, PROMPTS, PARAMS, tmp_path / "broken", chunk_prompts=4) == whole
+        sample_answers(model, PROMPTS, PARAMS, tmp_path / "broken")
+    assert sample_answers(model, PROMPTS, PARAMS, tmp_path / "broken") == whole
     assert made == [4, 4, 4, 2]
