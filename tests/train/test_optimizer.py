@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+from herd.train.optimizer import FlatAdamW, OptimizerSettings
+from tests.train.tiny import tiny_model
+
+OPTIONS = OptimizerSettings(learning_rate=1e-2, weight_decay=0.1, clip_norm=0.0)
+
+
+def set_gradients(model, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+
+
+def test_updates_are_those_of_torch_adamw_with_norms_not_decayed():
+    ours, theirs = tiny_model(), tiny_model()
+    flat = FlatAdamW(ours, OPTIONS)
+    groups = [
+        {"params": [p for p in theirs.parameters() if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in theirs.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-8)
+    for step in range(5):
+        set_gradients(ours, step)
+        set_gradients(theirs, step)
+        flat.collect()
+        flat.step(1e-2, count=1.0, norm=1.0)
+        adamw.step()
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters()):
+        torch.testing.assert_close(a, b, msg=name, atol=1e-6, rtol=1e-5)
+
+
+def test_gradients_are_divided_by_the_count_once_and_clipped_by_their_global_norm():
+    model = tiny_model()
+    flat = FlatAdamW(model, OptimizerSettings(clip_norm=0.5))
+    set_gradients(model, 0)
+    set_gradients_again = [parameter.grad.clone() for parameter in model.parameters()]
+    flat.collect()
+    for parameter, gradient in zip(model.parameters(), set_gradients_again):
+        parameter.grad = gradient.clone()
+    flat.collect()
+    whole = torch.cat([gradient.flatten() for gradient in set_gradients_again]).norm().item() * 2 / 8
+    assert flat.norm(8) == pytest.approx(whole, rel=1e-5)
+
+
+def test_bfloat16_weights_follow_float32_masters_through_tiny_updates():
+    model = tiny_model(dtype=torch.bfloat16)
+    before = model.model.layers[0].mlp.up_proj.weight.detach().float().clone()
+    flat = FlatAdamW(model, OptimizerSettings(weight_decay=0.0))
+    for _ in range(100):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        flat.collect()
+        flat.step(1e-5, count=1.0, norm=0.1)  # each alone is far below what bfloat16 can add to 0.02
+    moved = before - model.model.layers[0].mlp.up_proj.weight.float()
+    assert moved.mean().item() == pytest.approx(1e-3, rel=0.1)
+
+
+def test_the_embedding_has_its_own_learning_rate():
+    model = tiny_model()
+    flat = FlatAdamW(model, OptimizerSettings(embedding_multiplier=3.0, weight_decay=0.0))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    flat.collect()
+    flat.step(1e-3, count=1.0, norm=0.1)
+    moved = {name: (before[name] - parameter).mean().item() for name, parameter in model.named_parameters()}
+    assert moved["model.embed_tokens.weight"] == pytest.approx(3e-3, rel=1e-3)
+    assert moved["model.layers.0.mlp.up_proj.weight"] == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_state_by_name_continues_another_optimizer_exactly():
+    first, second = tiny_model(dtype=torch.bfloat16), tiny_model(seed=9, dtype=torch.bfloat16)
+    a, b = FlatAdamW(first, OPTIONS), FlatAdamW(second, OPTIONS)
+    for step in range(3):
+        set_gradients(first, step)
+        a.collect()
+        a.step(1e-2, count=1.0, norm=1.0)
+    state = b.state()
+    for name, tensor in a.state().items():
+        state[name].copy_(tensor)
+    b.restored(state)
+    for model, optimizer in ((first, a), (second, b)):
+        set_gradients(model, 7)
+        optimizer.collect()
+        optimizer.step(1e-2, count=1.0, norm=1.0)
+    assert b.num_steps == 4
+    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters()))
