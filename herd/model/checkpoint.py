@@ -17,6 +17,14 @@ from herd.model.config import CAUSAL_LM, SEQUENCE_CLASSIFICATION, ModelConfig
 from herd.model.llama import Attend, LlamaForCausalLM, LlamaForSequenceClassification
 from herd.model.weights import INDEX, SINGLE, TensorInfo, read_tensors, tensors_in_folder
 from herd.ops.attention import packed_attention
+from herd.ops.quantized import (
+    check_quantization,
+    empty_like,
+    packed_layers,
+    packed_shapes,
+    replace_linears,
+    unpack_tensors,
+)
 from herd.run import atomic_folder
 
 if TYPE_CHECKING:
@@ -62,10 +70,15 @@ def load(
     """
     folder = find_checkpoint(path)
     config = ModelConfig.from_folder(folder)
+    check_quantization(config.quantization_config, folder)
     model = empty_model(config, attend)
     tensors = _without_leftovers(tensors_in_folder(folder), config)
     _check_fit(folder, tensors, model)
-    weights = {name: tensor.to(device=device, dtype=dtype) for name, tensor in read_tensors(tensors)}
+    quantized = packed_layers(tensors)
+    replace_linears(model, quantized, empty_like)
+    weights = unpack_tensors(dict(read_tensors(tensors)))
+    kept = {f"{layer}.{part}" for layer in quantized for part in ("weight", "weight_scale")}
+    weights = {name: tensor.to(device, None if name in kept else dtype) for name, tensor in weights.items()}
     model.load_state_dict(weights, strict=False, assign=True)
     return _finish(model)
 
@@ -127,6 +140,9 @@ def _without_leftovers(tensors: dict[str, TensorInfo], config: ModelConfig) -> d
 
 def _check_fit(folder: Path, tensors: dict[str, TensorInfo], model: Llama) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for layer in packed_layers(tensors):
+        if shape := expected.pop(f"{layer}.weight", None):
+            expected |= {f"{layer}.{part}": packed for part, packed in packed_shapes(*shape).items()}
     if model.config.tie_word_embeddings:
         expected.pop("lm_head.weight", None)
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())

@@ -8,14 +8,18 @@ which `transformers` and vLLM read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from herd.errors import CheckpointError
+
 LARGEST = 127
 """The largest int8 magnitude used; -128 stays out, so that the range is symmetric."""
 
+_METHOD, _FORMAT, _BITS = "compressed-tensors", "pack-quantized", 8
 _OFFSET = 128  # compressed-tensors stores int8 as unsigned bytes
 _KERNEL_ROWS = 16  # above this many tokens, dequantizing once and multiplying wins over PyTorch's int8 kernel
 
@@ -120,6 +124,25 @@ def packed_layers(names: Iterable[str]) -> list[str]:
     return [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
 
 
+def packed_shapes(num_rows: int, num_columns: int) -> dict[str, tuple[int, ...]]:
+    """The tensors that stand on disk for one layer's weight (N, K)."""
+    return {
+        "weight_packed": (num_rows, -(-num_columns // 4)),
+        "weight_scale": (num_rows, 1),
+        "weight_shape": (2,),
+    }
+
+
+def pack_layer(weight: Tensor) -> dict[str, Tensor]:
+    """Quantize a weight (N, K) into the tensors that stand for it on disk."""
+    rounded, scale = quantize_rows(weight)
+    return {
+        "weight_packed": pack(rounded),
+        "weight_scale": scale[:, None],
+        "weight_shape": torch.tensor(weight.shape),
+    }
+
+
 def unpack_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """A packed checkpoint's tensors under the names that `QuantizedLinear` holds; other tensors pass as they are.
 
@@ -131,3 +154,47 @@ def unpack_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         state[f"{layer}.weight"] = unpack(state.pop(f"{layer}.weight_packed"), num_columns)
         state[f"{layer}.weight_scale"] = state[f"{layer}.weight_scale"].flatten().to(torch.bfloat16)
     return state
+
+
+def quantization_config(ignored: Iterable[str]) -> dict[str, Any]:
+    """What `config.json` says of int8 weights with one symmetric scale a row, in compressed-tensors' words."""
+    weights = {
+        "num_bits": _BITS,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "channel",
+        "group_size": None,
+        "dynamic": False,
+    }
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
+    return {
+        "quant_method": _METHOD,
+        "format": _FORMAT,
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": group},
+        "ignore": list(ignored),
+    }
+
+
+def check_quantization(config: dict[str, Any] | None, where: object) -> None:
+    """Refuse quantized checkpoints of another kind.
+
+    Raises:
+        CheckpointError: anything but int8 weights with one symmetric scale a row.
+    """
+    if config is None:
+        return
+    groups = config.get("config_groups", {}).values()
+    wanted = quantization_config(())["config_groups"]["group_0"]["weights"]
+    alike = all(
+        (group.get("weights") or {}).get(key) == wanted[key]
+        for group in groups
+        for key in ("num_bits", "type", "symmetric", "strategy")
+    )
+    plain = all(group.get("input_activations") is None for group in groups)
+    if (config.get("quant_method"), config.get("format")) != (_METHOD, _FORMAT) or not (groups and alike and plain):
+        raise CheckpointError(
+            f"{where}: its weights are quantized as {config.get('quant_method')}/{config.get('format')} in a way that "
+            f"is not read here; int8 {_METHOD}/{_FORMAT} with one symmetric scale a row is. Take the original weights "
+            "and run `herd quantize` on them."
+        )
