@@ -6,11 +6,12 @@ import base64
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import tiktoken
 
 from herd.errors import ConfigError, DataError
@@ -26,10 +27,13 @@ from herd.tokenizer.specials import (
     special_tokens,
 )
 from herd.tokenizer.template import META_TEMPLATE
+from herd.tokenizer.workers import Workers, in_parts, num_cores
 
 # Meta's limits: tiktoken's Rust core overflows on longer texts and slows down quadratically on longer runs.
 MAX_ENCODE_CHARS = 400_000
 MAX_RUN_CHARS = 25_000
+_WORTH_WORKERS_CHARS = 16_000_000  # encoded in batches by one tokenizer; below, starting processes costs more
+_PART_CHARS = 500_000  # handed to a process at a time
 _LONG_RUN = re.compile(rf"\s{{{MAX_RUN_CHARS + 1},}}|\S{{{MAX_RUN_CHARS + 1},}}")
 
 
@@ -59,6 +63,8 @@ class Tokenizer:
         self.pattern = pattern
         self.eos = eos
         self.chat_template = chat_template
+        self._workers: Workers | None = None
+        self._num_batched_chars = 0
         self._encoding = tiktoken.Encoding("herd", pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.special)
 
     # ---- make, load, save --------------------------------------------------------------------------------------------
@@ -73,14 +79,25 @@ class Tokenizer:
         Raises:
             ConfigError: `vocab_size` leaves no room for the bytes and the special tokens.
         """
+        counts = bpe.count_pretokens(texts, max_distinct=max_pretokens)
+        return cls.from_counts(counts.words, vocab_size)
+
+    @classmethod
+    def from_counts(
+        cls, words: Mapping[str, int], vocab_size: int, advance: Callable[[int], object] = lambda merges: None
+    ) -> Tokenizer:
+        """Learn a vocabulary from pre-tokens and how often each occurs; `advance` hears of each merge.
+
+        Raises:
+            ConfigError: `vocab_size` leaves no room for the bytes and the special tokens.
+        """
         least = bpe.NUM_BYTES + NUM_SPECIAL_TOKENS
         if vocab_size < least:
             raise ConfigError(
                 f"vocab_size {vocab_size} is too small: {bpe.NUM_BYTES} bytes and {NUM_SPECIAL_TOKENS} special tokens "
                 f"need {least} rows, and every row above that is one merge. Try 8192."
             )
-        counts = bpe.count_pretokens(texts, max_distinct=max_pretokens)
-        return cls(bpe.train(counts, vocab_size - NUM_SPECIAL_TOKENS))
+        return cls(bpe.train(words, vocab_size - NUM_SPECIAL_TOKENS, advance))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
@@ -171,9 +188,25 @@ class Tokenizer:
     def encode_batch(
         self, texts: Sequence[str], *, bos: bool = False, eos: bool = False, allow_special: bool = False
     ) -> list[list[int]]:
-        """The ids of many texts, in order, on all cores."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return list(pool.map(lambda t: self.encode(t, bos=bos, eos=eos, allow_special=allow_special), texts))
+        """The ids of many texts, in order; on all cores once there is much to do."""
+        options = {"bos": bos, "eos": eos, "allow_special": allow_special}
+        self._num_batched_chars += sum(map(len, texts))
+        if self._num_batched_chars < _WORTH_WORKERS_CHARS or len(texts) < 2 or num_cores() < 2:
+            return [self.encode(text, **options) for text in texts]
+        if self._workers is None:
+            self._workers = Workers(self._encode_packed)
+        packed = self._workers.map((part, options) for part in in_parts(texts, _PART_CHARS))
+        return [array.tolist() for arrays in packed for array in arrays]
+
+    def _encode_packed(self, work: tuple[list[str], dict[str, bool]]) -> list[np.ndarray]:
+        texts, options = work
+        return [np.array(self.encode(text, **options), dtype=np.uint32) for text in texts]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("ranks", "special", "pattern", "eos", "chat_template")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
 
     # ---- decode ------------------------------------------------------------------------------------------------------
 

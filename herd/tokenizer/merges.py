@@ -1,0 +1,188 @@
+"""The merge loop of byte-level BPE, over counted words.
+
+All words lie behind one another in flat arrays, one place for each byte. A token is known at its first place (`starts`)
+and at its last (`ends`), so that both neighbours of a token are found without a search:
+
+    place    0    1    2    3    4    5
+    byte     l    o    w    |    l    o       | stands between words
+    starts   lo   -    w    |    lo   -
+    ends     -    lo   w    |    -    lo
+
+A pair, once born, only ever becomes rarer. So a heap that holds each pair with the count it was born with is an upper
+bound: the pair on top is counted again, at the places where it was, and merged if it is still as frequent.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+_NONE = -1  # no token starts (or ends) at this place
+_ROUND_SPAN = 16  # a round follows the pairs at least this fraction as frequent as the best one, the others later
+
+
+class Pair(NamedTuple):
+    """A pair of neighbours in the heap: the most frequent first, among equals the one of smaller ids."""
+
+    negative_count: int
+    ids: tuple[int, int]
+    places: np.ndarray  # where its left token starts, ascending
+
+
+def learn_merges(
+    words: Sequence[Sequence[int]],
+    counts: Sequence[int],
+    lengths: Sequence[int],
+    num_merges: int,
+    advance: Callable[[int], object] = lambda merges: None,
+) -> list[tuple[int, int]]:
+    """The next merges of BPE: each joins the most frequent pair of neighbours, among equals the one of smaller ids.
+
+    `words` are sequences of token ids, `counts` how often each occurs, `lengths` the number of bytes of each id. Merge
+    number i makes token `len(lengths) + i`. Fewer than `num_merges` come back when no pair is left.
+
+    Source: Sennrich et al. 2016, algorithm 1.
+    """
+    text = _Text(words, counts, [*lengths, *[0] * num_merges])
+    merges: list[tuple[int, int]] = []
+    new = len(lengths)
+    while len(merges) < num_merges and (heap := text.frequent_pairs()):
+        heapq.heapify(heap)
+        while heap and len(merges) < num_merges:
+            pair = heapq.heappop(heap)
+            places = text.find(pair)
+            count = text.count(places)
+            if count == -pair.negative_count:
+                for born in text.merge(pair.ids, places, new + len(merges)):
+                    heapq.heappush(heap, born)
+                merges.append(pair.ids)
+                advance(1)
+            elif count >= text.least:
+                heapq.heappush(heap, Pair(-count, pair.ids, places))
+    return merges
+
+
+class _Text:
+    """The words as they stand after the merges so far."""
+
+    def __init__(self, words: Sequence[Sequence[int]], counts: Sequence[int], lengths: Sequence[int]) -> None:
+        self.lengths = np.array(lengths, dtype=np.int64)
+        self.least = 1
+        tokens = np.fromiter((token for word in words for token in (*word, _NONE)), dtype=np.int32)
+        num_tokens = np.fromiter((len(word) + 1 for word in words), dtype=np.int64, count=len(words))
+        self.weights = np.repeat(np.array(counts, dtype=np.int64), num_tokens)  # of the word, at each token
+        sizes = np.where(tokens == _NONE, 1, self.lengths[tokens])
+        last = np.cumsum(sizes)
+        self.starts = np.full(last[-1] + 1 if len(last) else 1, _NONE, dtype=np.int32)
+        self.ends = self.starts.copy()
+        self.starts[1 + last - sizes] = tokens
+        self.ends[last] = tokens
+        self.weights = np.concatenate([[0], np.repeat(self.weights, sizes)])
+
+    def frequent_pairs(self) -> list[Pair]:
+        """Begin a round: the pairs at least a sixteenth as frequent as the best one now."""
+        places = np.flatnonzero(self.starts[:-1] != _NONE)
+        left = self.starts[places]
+        right = self.starts[places + self.lengths[left]]
+        places, left, right = (a[right != _NONE] for a in (places, left, right))
+        if not len(places):
+            return []
+        keys = left.astype(np.int64) << 32 | right
+        order = np.argsort(keys, kind="stable")
+        groups = list(self._groups(keys[order], places[order]))
+        self.least = max(max(count for _, count, _ in groups) // _ROUND_SPAN, 1)
+        return [Pair(-count, divmod(key, 1 << 32), where) for key, count, where in groups if count >= self.least]
+
+    def _groups(self, keys: np.ndarray, places: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Cut sorted keys where they change: key, total weight of its places, the places."""
+        cuts = np.flatnonzero(keys[1:] != keys[:-1]) + 1
+        begins = np.concatenate([[0], cuts])
+        totals = np.add.reduceat(self.weights[places], begins).tolist()
+        for key, total, begin, end in zip(
+            keys[begins].tolist(), totals, begins.tolist(), [*cuts.tolist(), len(keys)], strict=True
+        ):
+            yield key, total, places[begin:end]
+
+    def find(self, pair: Pair) -> np.ndarray:
+        """Of the places where a pair was born, those where it still stands."""
+        left, right = pair.ids
+        here = self.starts[pair.places] == left
+        here &= self.starts[pair.places + self.lengths[left]] == right
+        return pair.places if here.all() else pair.places[here]
+
+    def count(self, places: np.ndarray) -> int:
+        """How often a pair that stands at these places occurs."""
+        return int(self.weights[places].sum())
+
+    def merge(self, ids: tuple[int, int], places: np.ndarray, new: int) -> Iterator[Pair]:
+        """Join a pair wherever it stands; the pairs that are born with the new token."""
+        left, right = ids
+        size = self.lengths[left]
+        if left == right:
+            places = _every_other(places, size)
+        self.lengths[new] = width = size + self.lengths[right]
+        self.starts[places] = new
+        self.starts[places + size] = _NONE
+        self.ends[places + width - 1] = new
+        yield from self._born(self.ends[places - 1], places, new, before=True)
+        yield from self._born(self.starts[places + width], places, new, before=False)
+
+    def _born(self, neighbours: np.ndarray, places: np.ndarray, new: int, before: bool) -> Iterator[Pair]:
+        """The pairs of a new token with its neighbours on one side; two new tokens in a row count on the left only."""
+        wanted = neighbours != _NONE if before else (neighbours != _NONE) & (neighbours != new)
+        neighbours, places = neighbours[wanted], places[wanted]
+        if not len(places):
+            return
+        order = np.argsort(neighbours, kind="stable")
+        for neighbour, count, where in self._groups(neighbours[order], places[order]):
+            if count >= self.least:
+                if before:
+                    yield Pair(-count, (neighbour, new), where - self.lengths[neighbour])
+                else:
+                    yield Pair(-count, (new, neighbour), where)
+
+
+def _every_other(places: np.ndarray, size: int) -> np.ndarray:
+    """In a row of equal tokens each second place, from the left: [0, 1, 2, 7, 8], 1 -> [0, 2, 7]."""
+    in_row = np.diff(places, prepend=places[:1] - size - 1) == size
+    index = np.arange(len(places))
+    row_start = np.maximum.accumulate(np.where(in_row, 0, index))
+    return places[(index - row_start) % 2 == 0]
+
+
+def reference_merges(
+    words: Sequence[Sequence[int]], counts: Sequence[int], first_id: int, num_merges: int
+) -> list[tuple[int, int]]:
+    """The same as `learn_merges`, as simply as it can be said: count all pairs, merge the best, begin again."""
+    words = [list(word) for word in words]
+    merges: list[tuple[int, int]] = []
+    while len(merges) < num_merges:
+        pairs: Counter[tuple[int, int]] = Counter()
+        for word, count in zip(words, counts, strict=True):
+            for pair in pairwise(word):
+                pairs[pair] += count
+        if not pairs:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        words = [merge_pair(word, best, first_id + len(merges)) for word in words]
+        merges.append(best)
+    return merges
+
+
+def merge_pair(word: Sequence[int], pair: tuple[int, int], new: int) -> list[int]:
+    """The word with each occurrence of the pair replaced, from the left: [1, 2, 3, 1, 2], (1, 2), 4 -> [4, 3, 4]."""
+    merged: list[int] = []
+    i = 0
+    while i < len(word):
+        if tuple(word[i : i + 2]) == pair:
+            merged.append(new)
+            i += 2
+        else:
+            merged.append(word[i])
+            i += 1
+    return merged

@@ -1,0 +1,114 @@
+"""Other processes that count or encode beside this one.
+
+They are started as fresh interpreters, not forked: safe beside threads, without asking the caller's script for a
+`__main__` guard. They end when their pipe closes, so they never outlive the process that started them.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+_START = "from herd.tokenizer.workers import work; work()"
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_parts(texts: Iterable[str], num_chars: int) -> Iterator[list[str]]:
+    """Texts in order, in lists of about `num_chars` characters: what is handed to a process at a time."""
+    part: list[str] = []
+    size = 0
+    for text in texts:
+        part.append(text)
+        size += len(text)
+        if size >= num_chars:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+class Workers:
+    """One process for each core, all applying the same function (anything that pickles)."""
+
+    def __init__(self, function: Callable[[Any], Any], num: int | None = None) -> None:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        self._processes = [
+            subprocess.Popen([sys.executable, "-c", _START], stdin=-1, stdout=-1, env=environment)
+            for _ in range(num or num_cores())
+        ]
+        self._stop = weakref.finalize(self, _stop, self._processes)
+        for process in self._processes:
+            _send(process, function)
+
+    def map(self, items: Iterable[Any]) -> Iterator[Any]:
+        """The function's results in the order of the items; no more items are drawn than there are processes."""
+        waiting: list[subprocess.Popen] = []
+        idle = list(self._processes)
+        for item in items:
+            if idle:
+                process, result = idle.pop(), []
+            else:
+                process = waiting.pop(0)
+                result = [_receive(process)]
+            _send(process, item)
+            waiting.append(process)
+            yield from result
+        for process in waiting:
+            yield _receive(process)
+
+    def close(self) -> None:
+        """End the processes."""
+        self._stop()
+
+
+def work() -> None:
+    """What a worker does: take a function, then apply it to one item after the other."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end closes the pipe
+    results = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # nothing printed may mix with the results
+    function = pickle.load(sys.stdin.buffer)
+    while True:
+        try:
+            item = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            result = (True, function(item))
+        except Exception as error:
+            result = (False, error)
+        try:
+            pickle.dump(result, results, protocol=pickle.HIGHEST_PROTOCOL)
+            results.flush()
+        except BrokenPipeError:
+            return
+
+
+def _send(process: subprocess.Popen, item: Any) -> None:
+    pickle.dump(item, process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
+    process.stdin.flush()
+
+
+def _receive(process: subprocess.Popen) -> Any:
+    good, result = pickle.load(process.stdout)
+    if not good:
+        raise result
+    return result
+
+
+def _stop(processes: list[subprocess.Popen]) -> None:
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.stdin.close()
+        process.stdout.close()
+        process.wait()

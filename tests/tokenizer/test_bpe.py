@@ -1,0 +1,108 @@
+"""Training: counting, merging, and their readable twins."""
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from herd.errors import ConfigError
+from herd.tokenizer import Tokenizer, bpe
+from herd.tokenizer.merges import learn_merges, merge_pair, reference_merges
+from tests.tokenizer.wild import TEXTS, WILD_TEXT
+
+
+@given(st.lists(st.lists(WILD_TEXT, max_size=5).map("\n".join), max_size=5))
+@settings(max_examples=300, deadline=None)
+def test_fast_counting_equals_the_split_pattern(texts):
+    assert bpe.count_pretokens(texts).words == bpe.reference_count(texts)
+
+
+@given(
+    st.lists(st.tuples(st.text(alphabet="abc", min_size=1, max_size=15), st.integers(1, 9)), min_size=1, max_size=20),
+    st.integers(0, 60),
+)
+@settings(max_examples=300, deadline=None)
+def test_fast_merges_equal_the_plain_algorithm(words_and_counts, num_merges):
+    words = [word.encode() for word, _ in words_and_counts]
+    counts = [count for _, count in words_and_counts]
+    fast = learn_merges(words, counts, [1] * 256, num_merges)
+    assert fast == reference_merges(words, counts, 256, num_merges)
+
+
+def test_merges_of_real_text_equal_the_plain_algorithm():
+    counts = bpe.count_pretokens(TEXTS).words
+    words = [word.encode() for word in counts]
+    fast = learn_merges(words, list(counts.values()), [1] * 256, 300)
+    assert fast == reference_merges(words, list(counts.values()), 256, 300)
+
+
+def test_merging_goes_from_the_left():
+    assert merge_pair([1, 2, 3, 1, 2], (1, 2), 4) == [4, 3, 4]
+    assert merge_pair([1, 1, 1], (1, 1), 2) == [2, 1]
+
+
+def test_counts_beyond_32_bits_are_exact():
+    words, counts = [b"ab", b"bc"], [2**40, 2**40 + 1]
+    assert learn_merges(words, counts, [1] * 256, 1) == [(ord("b"), ord("c"))]
+
+
+def test_the_order_of_the_texts_does_not_matter():
+    shuffled = TEXTS * 2
+    random.Random(0).shuffle(shuffled)
+    assert Tokenizer.train(shuffled, 800).fingerprint == Tokenizer.train(TEXTS * 2, 800).fingerprint
+
+
+def test_training_reads_a_stream_once(tokenizer):
+    assert Tokenizer.train(iter(TEXTS), 1500).fingerprint == tokenizer.fingerprint
+
+
+def test_the_vocabulary_has_the_size_asked_for(tokenizer):
+    assert tokenizer.vocab_size == 1500
+    assert len(tokenizer.ranks) == 1500 - 256
+    assert Tokenizer.train(TEXTS, 512).vocab_size == 512
+
+
+def test_a_text_too_small_for_the_merges_gives_a_smaller_vocabulary():
+    small = Tokenizer.train(["abab"], 8192)
+    assert small.vocab_size == 256 + 2 + 256
+    assert small.decode(small.encode("abab")) == "abab"
+    assert Tokenizer.train([], 8192).vocab_size == 512
+
+
+def test_a_vocabulary_without_room_for_bytes_is_refused():
+    with pytest.raises(ConfigError, match="vocab_size 500 is too small"):
+        Tokenizer.train(TEXTS, 500)
+
+
+def test_the_memory_limit_holds_and_says_what_it_cost():
+    texts = [f"common rare{letter}{other}" for letter in "abcdefghij" for other in "abcdefghij"]
+    sizes = []
+    counts = bpe.PretokenCounts()
+    for text in texts:
+        bpe.count_pretokens([text], counts=counts, max_distinct=20, after_batch=lambda c: sizes.append(len(c.words)))
+    assert max(sizes) <= 20
+    exact = bpe.reference_count(texts)
+    assert counts.words["common"] + counts.shortfall >= exact["common"] >= counts.words["common"]
+    assert counts.shortfall < 10
+    assert counts.num_texts == 100
+
+
+def test_counting_in_other_processes_gives_the_same(monkeypatch):
+    texts = TEXTS * 6
+    alone = bpe.count_pretokens(texts)
+    monkeypatch.setattr(bpe, "_ALONE_BATCHES", 1)
+    monkeypatch.setattr(bpe, "_BATCH_CHARS", 5_000)
+    monkeypatch.setattr(bpe, "num_cores", lambda: 2)
+    assert bpe.count_pretokens(texts) == alone
+
+
+def test_training_on_a_book_takes_seconds():
+    library = Path(random.__file__).parent
+    text = [
+        (library / name).read_text(encoding="utf-8") for name in ("random.py", "typing.py", "argparse.py", "ast.py")
+    ]
+    trained = Tokenizer.train(text, 2048)
+    assert trained.vocab_size == 2048
+    assert len(trained.encode(text[0])) < len(text[0]) / 3
