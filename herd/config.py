@@ -18,6 +18,7 @@ import copy
 import dataclasses
 import difflib
 import functools
+import inspect
 import re
 import types
 import typing
@@ -39,7 +40,7 @@ def settings(cls: type[S]) -> type[S]:
 
     A list or dictionary may stand as a default; each object gets its own copy.
     """
-    for name in cls.__dict__.get("__annotations__", {}):
+    for name in inspect.get_annotations(cls):
         default = cls.__dict__.get(name)
         if isinstance(default, list | dict):
             setattr(cls, name, dataclasses.field(default_factory=functools.partial(copy.copy, default)))
@@ -126,7 +127,7 @@ def describe(cls: type, prefix: str = "") -> list[FieldHelp]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML where `1e-3` is a number and `no` is a word."""
+    """YAML where `1e-3` is a number, `no` is a word and `none` (as `--help` prints it) is nothing."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -138,6 +139,7 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:none|None)$"), list("nN"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(

@@ -14,7 +14,7 @@ import sys
 import time
 import typing
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -31,7 +31,7 @@ from herd.model.init import initialize
 from herd.ops.probe import best_dtype
 from herd.report import render
 from herd.run import Run, atomic_write, open_run, read_manifest
-from herd.stages.pretrain import ModelSettings
+from herd.stages.pretrain import ModelSettings, PretrainSettings
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.objectives import next_token
 from herd.train.trainer import tokens_per_second
@@ -68,7 +68,7 @@ STORY = (
     Step("longer-context", "pretrain", {"shards": "pack", "tokenizer": "tokenizer", "checkpoint": "pretrain"}),
     Step("anneal", "pretrain", {"shards": "pack", "tokenizer": "tokenizer", "checkpoint": "longer-context"}),
     Step("average", "average", {"checkpoints": "anneal"}),
-    Step("questions", "questions", {"documents": "curate"}),
+    Step("questions", "questions", {"documents": "curate", "pages": "pages"}),
     Step("sft", "sft", {"checkpoint": "average", "conversations": "questions/train.jsonl"}),
     Step("preferences", "preferences", {"checkpoint": "sft", "questions": "questions"}),
     Step("reward", "reward", {"checkpoint": "average", "pairs": "preferences/pairs.jsonl"}),
@@ -165,10 +165,11 @@ def _choices(run: Run, settings: DemoSettings) -> dict:
 
 def _choose(path: Path, settings: DemoSettings) -> dict:
     dtype = best_dtype()
-    shape = ModelSettings()
+    shape, smaller = config.load(PretrainSettings, config.find_recipe(Path("demo/pretrain.yaml"))).model, {}
     rates = {row_tokens: _measured_rate(path, shape, dtype, row_tokens) for row_tokens in (256, 1024)}
     if rates[256] < _SLOW:
-        shape = ModelSettings(hidden_size=128, num_hidden_layers=4, intermediate_size=352)
+        smaller = {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 352}
+        shape = replace(shape, **smaller)
         rates = {row_tokens: _measured_rate(path, shape, dtype, row_tokens) for row_tokens in (256, 1024)}
     tokens = {
         name: round(share * settings.pretrain_seconds * rates[256 if name == "pretrain" else 1024])
@@ -178,7 +179,7 @@ def _choose(path: Path, settings: DemoSettings) -> dict:
     return {
         "dtype": {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype],
         "threads": torch.get_num_threads(),
-        "model": config.to_dict(shape),
+        "model": smaller,
         "tokens_per_second": {str(row_tokens): round(rate) for row_tokens, rate in rates.items()},
         "tokens": tokens,
     }

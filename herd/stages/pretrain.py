@@ -130,7 +130,7 @@ def run(settings: PretrainSettings) -> Path:
         _announce(run, model, loader, num_steps)
         saving = SavingSettings(
             save_seconds=settings.run.save_seconds,
-            snapshot_steps=num_steps // settings.run.snapshots if settings.run.snapshots else 0,
+            snapshot_steps=max(num_steps // settings.run.snapshots, 1) if settings.run.snapshots else 0,
         )
         hooks = [at_shares(_SAMPLE_SHARES, _sampler(run, model, tokenizer, settings, num_steps, loader))]
         peak = matmul_rate(next(model.parameters()).dtype)
