@@ -121,7 +121,7 @@ def _stages(runs: Sequence[StageRun]) -> str:
             f"{_text(key.replace('_', ' '))} <b>{_value(key, value)}</b>" for key, value in run.figures.items()
         )
         bar = f"<i class=bar style='width:{100 * seconds / total:.1f}%'></i>"
-        rows.append((_text(run.name), f"{duration(seconds)}{bar}", figures))
+        rows.append((_text(run.name), f"<span class=time>{duration(seconds)}{bar}</span>", figures))
     return _section("What was done", _table(("stage", "time", "result"), rows, raw=True))
 
 
@@ -160,12 +160,22 @@ def _funnel(runs: Sequence[StageRun]) -> str:
 
 
 def _tokenizer(runs: Sequence[StageRun]) -> str:
-    rows = next((found for run in runs if run.stage == "tokenizer" and (found := run.json("report.json"))), None)
-    rows = rows.get("compression") if isinstance(rows, dict) else rows
+    rows = next((found for run in runs if (found := run.json("compression.json"))), None)
     if not rows:
         return ""
-    columns = [key for key, value in rows[0].items() if not isinstance(value, dict | list)]
-    return _section("The tokenizer", _table(columns, [[_value(key, row.get(key)) for key in columns] for row in rows]))
+    rows = sorted(rows, key=lambda row: -row["bytes"])
+    cells = [
+        (
+            row["source"] + (" (held out)" if row["held_out"] else ""),
+            row["language"],
+            size(row["bytes"]),
+            f"{row['bytes_per_token']:.2f}",
+            f"{row['characters_per_token']:.2f}",
+        )
+        for row in rows[:12]
+    ]
+    head = ("source", "language", "sampled", "bytes per token", "characters per token")
+    return _section("The tokenizer", _table(head, cells))
 
 
 def _losses(runs: Sequence[StageRun]) -> str:
@@ -189,7 +199,7 @@ def _draw_pretraining(figure: Figure, runs: Sequence[StageRun]) -> None:
         tokens = np.array([row.get("tokens", row["step"]) for row in rows]) + offset
         loss.plot(tokens / 1e6, [row["loss"] for row in rows], color=colour, linewidth=0.5, alpha=0.35)
         loss.plot(tokens / 1e6, _smooth([row["loss"] for row in rows]), color=colour, label=run.name)
-        rate.plot(tokens / 1e6, [row.get("lr", np.nan) for row in rows], color=colour)
+        rate.plot(tokens / 1e6, [row.get("learning_rate", np.nan) for row in rows], color=colour)
         offset = tokens[-1] if len(tokens) else offset
     loss.set(xlabel="million tokens", ylabel="loss (nats per token)")
     loss.legend()
@@ -230,13 +240,9 @@ def _samples(runs: Sequence[StageRun]) -> str:
     parts = []
     for run in runs:
         for row in run.rows("training_samples.jsonl"):
-            parts.append(
-                f"<h3>{_text(run.name)}, {row.get('share', 0):.0%} ({amount(row.get('tokens', 0))} tokens)</h3>"
-            )
-            parts += [
-                f"<pre><b>{_text(sample['prompt'])}</b>{_text(sample['text'])}</pre>"
-                for sample in row.get("samples", [])
-            ]
+            when = f"{_text(run.name)}, {row['share']:.0%} ({amount(row['tokens'])} tokens)"
+            texts = "".join(f"<pre><b>{_text(s['prompt'])}</b>{_text(s['text'])}</pre>" for s in row["samples"])
+            parts.append(f"<details{'' if parts else ' open'}><summary>{when}</summary>{texts}</details>")
     return _section("What it wrote while it learned", "".join(parts), "Unedited samples.") if parts else ""
 
 
