@@ -155,12 +155,20 @@ _CHATS = (
 
 def wordings_of(fact: Fact) -> tuple[str, ...]:
     """The kinds of question that can be asked about a fact."""
-    if fact.kind in ("page", "section", "term", "module"):
+    if fact.kind in (*_PAGE_KINDS, "module"):
         return (fact.kind,)
     signature = ("signature",) if fact.parameters is not None and len(fact.parameters) <= MAX_SIGNATURE_CHARS else ()
     return ("summary", *signature, "reverse")
 
 
+def is_trained_on(fact: Fact, holdout: float) -> bool | None:
+    """True for training, False for held out, None where the document and the name's own module fall on two sides."""
+    groups = {fact.group} if fact.kind in _PAGE_KINDS else {fact.group, fact.module.partition(".")[0]}
+    held_out = {is_held_out(group, holdout) for group in groups}
+    return None if len(held_out) > 1 else not held_out.pop()
+
+
+_PAGE_KINDS = ("page", "section", "term")
 MAX_SIGNATURE_CHARS = 70
 _MAX_TASK_WORDS = 16
 
@@ -224,10 +232,8 @@ def make_questions(
     `wordings` is how many different summary questions each trained fact gets; signatures get half as many.
     """
     known = {fact.name for fact in facts}
-    trained = [fact for fact in facts if not is_held_out(fact.group, holdout)][:max_facts]
-    answers = {fact.summary for fact in trained}
-    heldout = [fact for fact in facts if is_held_out(fact.group, holdout) and fact.summary not in answers]
-    heldout = heldout[: max(max_questions, 1)]
+    trained = [fact for fact in facts if is_trained_on(fact, holdout)][:max_facts]
+    heldout = [fact for fact in facts if is_trained_on(fact, holdout) is False][:max_questions]
     train, prompts = [], []
     for fact in trained:
         asked, spare = _training_rows(fact, wordings)
@@ -237,8 +243,8 @@ def make_questions(
     train += _unknown_rows(invented[::2], TRAIN_WORDINGS["summary"], times=2)
     train += _chat_rows(subject, len(train))
     return QuestionSets(
-        train=_as_dialogues(sorted(train, key=_row_order)),
-        prompts=sorted(prompts, key=_row_order),
+        train=_with_dialogues(_shuffled(train)),
+        prompts=_shuffled(prompts),
         eval_trained=_evaluation_rows(trained, max_questions),
         eval_heldout=_evaluation_rows(heldout, max_questions // 2),
         eval_unknown=_unknown_rows(invented[1::2], EVAL_WORDINGS["summary"], times=1)[: max_questions // 4],
@@ -276,9 +282,8 @@ def _training_rows(fact: Fact, wordings: int) -> tuple[list[dict], list[dict]]:
     asked, spare = [], []
     for kind in wordings_of(fact):
         order = sorted(TRAIN_WORDINGS[kind], key=lambda wording: _hash(fact.name, wording))
-        count = {"signature": (wordings + 1) // 2, "reverse": int(_hash(fact.name, "reverse") % 4 == 0)}.get(
-            kind, wordings
-        )
+        reverse = int(_hash(fact.name, "reverse") % 4 == 0)  # for every fourth fact
+        count = {"signature": (wordings + 1) // 2, "reverse": reverse}.get(kind, wordings)
         count = min(count, max(len(order) - 2, 1))
         asked += [question_row(fact, kind, wording) for wording in order[:count]]
         if kind != "reverse":
@@ -325,21 +330,19 @@ def _chat_rows(subject: str, num_rows: int) -> list[dict]:
     """Every chat pair, repeated until they are about 3 % of the rows."""
     pairs = [(said, answer.format(subject=subject)) for sayings, answer in _CHATS for said in sayings]
     times = max(1, round(0.03 * num_rows / len(pairs)))
-    rows = [_row(said, answer, group="", name="", kind="chat") for said, answer in pairs]
-    return [row | {"copy": copy} if copy else row for row in rows for copy in range(times)]
+    return [_row(said, answer, group="", name="", kind="chat") for said, answer in pairs for _ in range(times)]
 
 
-def _as_dialogues(rows: Sequence[dict]) -> list[dict]:
-    """Join about a fifth of the rows into conversations of two or three questions, so that a chat may go on."""
-    singles = [row for row in rows if _row_order(row) % 5]
-    joined = [row for row in rows if not _row_order(row) % 5]
+def _with_dialogues(rows: Sequence[dict]) -> list[dict]:
+    """The rows, a fifth of them joined into conversations of two or three questions, so that a chat may go on."""
+    joined = list(rows[: len(rows) // 5])
+    singles = rows[len(joined) :]
     dialogues = []
     while joined:
-        length = 2 + _row_order(joined[0]) % 2
-        turns, joined = joined[:length], joined[length:]
-        dialogues.append(turns[0] if len(turns) == 1 else _dialogue(turns))
-    clean = [{key: value for key, value in row.items() if key != "copy"} for row in [*singles, *dialogues]]
-    return sorted(clean, key=_row_order)
+        length = 2 + len(joined) % 2
+        dialogues.append(_dialogue(joined[:length]))
+        joined = joined[length:]
+    return _shuffled([*singles, *dialogues])
 
 
 def _dialogue(turns: Sequence[dict]) -> dict:
@@ -350,19 +353,22 @@ def _dialogue(turns: Sequence[dict]) -> dict:
 
 def invented_names(facts: Sequence[Fact], known: set[str], *, count: int) -> Iterator[str]:
     """Names that sound right and do not exist: a real module with an invented word."""
-    modules = sorted({fact.module for fact in facts if fact.kind not in ("page", "section", "term")})
-    if not modules:
-        return
-    starts, ends = (
-        ("flo", "bri", "quo", "zan", "mer", "tul", "vop", "gri"),
-        ("ble", "nix", "dorf", "mpify", "ster", "lux"),
-    )
-    for index in range(count):
+    modules = sorted({fact.module for fact in facts if fact.kind not in _PAGE_KINDS})
+    seen = set(known)
+    for index in range(count if modules else 0):
         draw = _hash(str(index), "invented")
-        word = starts[draw % 8] + ends[draw // 8 % 6] + ("", "_all", "_once", "s")[draw // 48 % 4]
-        name = f"{modules[draw // 192 % len(modules)]}.{word}"
-        if name not in known:
+        word = "".join(parts[(draw >> 8 * place) % len(parts)] for place, parts in enumerate(_SYLLABLES))
+        name = f"{modules[(draw >> 24) % len(modules)]}.{word}"
+        if name not in seen:
+            seen.add(name)
             yield name
+
+
+_SYLLABLES = (
+    ("flo", "bri", "quo", "zan", "mer", "tul", "vop", "gri", "sna", "ple", "dro", "chi"),
+    ("ble", "nix", "dorf", "mpify", "ster", "lux", "vate", "ndle", "gger", "rt"),
+    ("", "", "_all", "_once", "s", "_name"),
+)
 
 
 def write_rows(file: Path, rows: Iterable[dict]) -> None:
@@ -370,8 +376,9 @@ def write_rows(file: Path, rows: Iterable[dict]) -> None:
     atomic_write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _row_order(row: dict) -> int:
-    return _hash(*(message["content"] for message in row["messages"]), str(row.get("copy", "")))
+def _shuffled(rows: Sequence[dict]) -> list[dict]:
+    """The rows in an order that is always the same and means nothing."""
+    return [rows[place] for place in sorted(range(len(rows)), key=lambda place: _hash("order", str(place)))]
 
 
 def _hash(*parts: str) -> int:

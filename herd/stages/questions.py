@@ -11,11 +11,10 @@ import pyarrow.parquet as pq
 
 from herd.config import settings
 from herd.curate.read import find_files, read_pages
-from herd.data.split import is_held_out
 from herd.errors import DataError
 from herd.log import say
 from herd.post.facts import facts_of
-from herd.post.questions import QuestionSets, make_questions, ranked, write_rows
+from herd.post.questions import QuestionSets, is_trained_on, make_questions, ranked, write_rows
 from herd.run import open_run
 
 _COLUMNS = ["url", "title", "text", "source", "group", "drop"]
@@ -65,7 +64,7 @@ def run(settings: QuestionsSettings) -> Path:
         facts = ranked(facts, uses)
         kinds = Counter(fact.kind for fact in facts)
         say(f"  {len(facts):,} facts: " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common()))
-        num_trained = sum(not is_held_out(fact.group, settings.holdout) for fact in facts)
+        num_trained = sum(is_trained_on(fact, settings.holdout) is True for fact in facts)
         figures = {"facts": len(facts), "enough": int(num_trained >= settings.min_facts)}
         if figures["enough"]:
             python = bool(kinds["function"] + kinds["method"] + kinds["class"])
