@@ -90,7 +90,8 @@ def normal_url(url: str) -> str:
 def older_copies(url_keys: np.ndarray, dates: np.ndarray) -> np.ndarray:
     """For each document the index of the newer copy of its URL that replaces it, or -1 where it is the newest itself.
 
-    `url_keys` (N,) uint64, `dates` (N,) int64, larger is newer; of equally new copies the first stays. Returns (N,) int64.
+    `url_keys` (N,) uint64; `dates` (N,) int64, larger is newer; of equally new copies the first stays.
+    Returns (N,) int64.
     """
     order = np.lexsort((np.arange(len(dates)), -dates, url_keys))
     is_start = np.ones(len(order), dtype=bool)
@@ -178,7 +179,7 @@ def similar(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def line_keys(lines: list[str]) -> np.ndarray:
-    """64-bit keys of lines, equal where lines differ only in case, digits and outer space; 0 where there are no letters.
+    """64-bit keys of lines, equal where lines differ only in case, digits and outer space; 0 where no letters are.
 
     Lines without letters (rules, brackets, numbers) carry no text that could be boilerplate. Returns (L,) uint64.
     """
@@ -191,6 +192,12 @@ def line_keys(lines: list[str]) -> np.ndarray:
     keys = table["key"].to_numpy().astype(np.uint64)
     keys[~table["has_letters"].to_numpy()] = 0
     return keys
+
+
+def bucket_keys(keys: np.ndarray, documents: np.ndarray, bucket_documents: int) -> np.ndarray:
+    """Keys that differ between buckets, so that each bucket counts its own lines; 0 stays 0. (L,), (L,) -> (L,)."""
+    bucket = (documents // bucket_documents).astype(np.uint64)
+    return np.where(keys == 0, keys, keys ^ (bucket * np.uint64(0x9E3779B97F4A7C15)))
 
 
 def repeated_lines(

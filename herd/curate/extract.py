@@ -14,6 +14,8 @@ from herd.curate.render import render
 MAX_HTML_BYTES = 10_000_000
 _MANY_TAGS = 20_000
 _MAX_DEPTH = 400
+_LONG_TITLE_WORDS = 4
+_TITLE_BREAK = re.compile(r"\s+(?:[|»·•–—-]|::)\s+")
 
 
 class Extracted(NamedTuple):
@@ -34,7 +36,10 @@ def html_to_text(html: str | bytes, url: str | None = None) -> str:
 
 
 def extract(content: str | bytes, url: str | None = None, charset: str = "", kind: str = "html") -> Extracted:
-    """Text and title of a page; never raises for any content. `kind` is `html`, or `text` and `code`, taken as they are."""
+    """Text and title of a page; never raises for any content.
+
+    `kind` is `html`, or `text` and `code`, which are taken as they are.
+    """
     source = decode(content, charset)[0] if isinstance(content, bytes) else content
     if _is_binary(source):
         return Extracted("", "", [], ("binary", "not a text"))
@@ -92,5 +97,8 @@ def _flattened(source: str) -> str:
 
 
 def _title(tree: LexborHTMLParser) -> str:
+    """The page's title without the name of the site: of `Bees | The Garden` the part `Bees`."""
     node = tree.css_first("title")
-    return " ".join((node.text() or "").split()) if node is not None else ""
+    title = " ".join((node.text() or "").split()) if node is not None else ""
+    parts = [part for part in _TITLE_BREAK.split(title) if part]
+    return max(parts, key=lambda part: min(len(part.split()), _LONG_TITLE_WORDS)) if parts else title

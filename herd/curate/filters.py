@@ -248,9 +248,9 @@ WEB_FILTERS = (
 
 
 def technical_repetition(text: Text) -> Reason | None:
-    """Drop technical pages of which half is repetition: generated tables, logs."""
+    """Drop technical pages that are mostly repetition: generated tables, logs."""
     share = repeated_ngram_share(text, 10)
-    return None if share <= 0.5 else ("technical_repetition", f"repeated 10-grams cover {share:.0%} of the characters")
+    return None if share <= 0.75 else ("technical_repetition", f"repeated 10-grams cover {share:.0%} of the characters")
 
 
 def technical_word_count(text: Text) -> Reason | None:

@@ -1,8 +1,8 @@
 """Curation from end to end: read, drop old copies of URLs, extract, drop near-duplicates and repeated lines, judge.
 
 The corpus is worked on in parts. A step maps a pure function over the parts with Daft, which spreads them over
-processes; every finished part is a file, so a killed run goes on with the parts that are missing. Between the maps stand
-three global steps (URLs, MinHash, lines), each over compact arrays on disk.
+processes; every finished part is a file, so a killed run goes on with the parts that are missing. Between the maps
+stand three global steps (URLs, MinHash, lines), each over compact arrays on disk.
 
     state/raw/      pages as read            state/text/      extracted text
     state/keys/     MinHash bands, line keys documents/       the result
@@ -23,12 +23,13 @@ os.environ.setdefault("DO_NOT_TRACK", "1")  # before Daft is imported: no teleme
 import daft
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from herd.config import settings
 from herd.curate import dedup
 from herd.curate.extract import extract
-from herd.curate.filters import is_technical, why_drop
+from herd.curate.filters import why_drop
 from herd.curate.funnel import Funnel, Step
 from herd.curate.language import language
 from herd.curate.pii import MASKS, mask_pii
@@ -61,6 +62,8 @@ class Rules:
     """Whether to apply the Gopher, C4 and FineWeb rules."""
     technical_sources: list[str] = ("library", "pydoc")
     """Sources held to the rules for technical pages whatever their text looks like."""
+    titles: bool = True
+    """Whether a page's text begins with its title where it does not say it itself."""
     pii: bool = True
     """Whether to mask e-mail, phone, IP, card and account numbers."""
     min_quality: float = 0.0
@@ -88,13 +91,11 @@ def curate(
     state = out / "state"
     funnel = Funnel(out / "funnel.json")
     parts = _read(files, state, funnel, work)
-    replaced = _drop_old_urls(parts, state, funnel)
+    _drop_old_urls(parts, state, funnel)
     _extract(parts, state, funnel, rules, work)
     _drop_near_duplicates(parts, state, funnel, documents)
     _count_lines(parts, state, funnel, lines, work)
-    figures = _judge(parts, state, out, funnel, rules, lines, work)
-    del replaced
-    return figures
+    return _judge(parts, state, out, funnel, rules, lines, work)
 
 
 # ---- mapping a function over parts with Daft -------------------------------------------------------------------------
@@ -105,13 +106,15 @@ def map_parts(task: Callable[[dict], dict], jobs: list[dict], processes: int, la
     if not jobs:
         return
 
-    @daft.func.batch(return_dtype=daft.DataType.string(), use_process=True, batch_size=1)
-    def run_task(jobs: daft.Series) -> list[str]:
-        return [json.dumps(task(json.loads(job))) for job in jobs.to_pylist()]
+    @daft.cls(use_process=True, max_concurrency=min(processes, len(jobs)))
+    class Worker:
+        @daft.method.batch(return_dtype=daft.DataType.string(), batch_size=1)
+        def run(self, jobs: daft.Series) -> list[str]:
+            return [json.dumps(task(json.loads(job))) for job in jobs.to_pylist()]
 
     frame = daft.from_pydict({"job": [json.dumps(job) for job in jobs]})
     with progress(label, total=len(jobs), unit="parts") as bar:
-        for row in frame.select(run_task(daft.col("job")).alias("result")).iter_rows():
+        for row in frame.select(Worker().run(daft.col("job")).alias("result")).iter_rows():
             bar.advance()
             yield json.loads(row["result"])
 
@@ -124,35 +127,58 @@ def _read(files: list[Path], state: Path, funnel: Funnel, work: Work) -> list[st
     step = funnel.step("read")
     folder = state / "raw"
     folder.mkdir(parents=True, exist_ok=True)
+    units = _units(files, work.part_bytes)
+    jobs = [
+        {"unit": number, "files": [str(file) for file in unit], "folder": str(folder)}
+        | {"part_bytes": work.part_bytes, "max_page_bytes": work.max_page_bytes}
+        for number, unit in enumerate(units)
+        if not (folder / f"{number:06d}.json").exists()
+    ]
+    results = map_parts(read_unit, jobs, _processes(work), "read") if len(jobs) > 1 else map(read_unit, jobs)
+    for _ in results:
+        funnel.write()
     names: list[str] = []
-    with progress("read", total=len(files), unit="files") as bar:
-        for number, file in enumerate(files):
-            record = folder / f"{number:06d}.json"
-            if not record.exists():
-                atomic_write(record, json.dumps(_read_file(file, number, folder, work)))
-            result = json.loads(record.read_text())
-            names += result["parts"]
-            step.add(result["step"])
-            funnel.write()
-            bar.advance()
+    for number in range(len(units)):
+        record = json.loads((folder / f"{number:06d}.json").read_text())
+        names += record["parts"]
+        step.add(record["step"])
+    funnel.write()
     if not names:
-        raise DataError(f"{files[0].parent}: no page could be read; what was found: {dict(step.notes)}")
+        raise DataError(f"{files[0]}: no page could be read; what was found: {dict(step.notes) or 'nothing'}")
     return names
 
 
-def _read_file(file: Path, number: int, folder: Path, work: Work) -> dict[str, Any]:
+def _units(files: list[Path], part_bytes: int) -> list[list[Path]]:
+    """Files that are read together: small ones gathered until they make a part."""
+    units: list[list[Path]] = []
+    room = 0
+    for file in files:
+        size = file.stat().st_size
+        if not units or size > room:
+            units.append([])
+            room = part_bytes
+        units[-1].append(file)
+        room -= size
+    return units
+
+
+def read_unit(job: dict[str, Any]) -> dict[str, Any]:
+    """Read some files into raw parts and record their names and counts."""
     counts: Counter = Counter()
     step = Step("read")
     parts: list[str] = []
-    for pages in _batches(read_pages(file, counts, work.max_page_bytes), work.part_bytes):
-        name = f"{number:06d}-{len(parts):05d}"
-        _write_parquet(pa.Table.from_pylist([page._asdict() for page in pages], _RAW), folder / f"{name}.parquet")
+    folder = Path(job["folder"])
+    pages = (page for file in job["files"] for page in read_pages(Path(file), counts, job["max_page_bytes"]))
+    for batch in _batches(pages, job["part_bytes"]):
+        name = f"{job['unit']:06d}-{len(parts):05d}"
+        _write_parquet(pa.Table.from_pylist([page._asdict() for page in batch], _RAW), folder / f"{name}.parquet")
         parts.append(name)
-        num_bytes = sum(page.num_bytes for page in pages)
-        step.add({"documents_out": len(pages), "bytes_out": num_bytes, "bytes_in": num_bytes})
+        num_bytes = sum(page.num_bytes for page in batch)
+        step.add({"documents_out": len(batch), "bytes_out": num_bytes, "bytes_in": num_bytes})
     step.documents_in = counts["records"]
     step.notes = counts
-    return {"parts": parts, "step": step.as_dict()}
+    atomic_write(folder / f"{job['unit']:06d}.json", json.dumps({"parts": parts, "step": step.as_dict()}))
+    return {"unit": job["unit"]}
 
 
 def _batches(pages: Iterator[RawPage], part_bytes: int) -> Iterator[list[RawPage]]:
@@ -171,7 +197,7 @@ def _batches(pages: Iterator[RawPage], part_bytes: int) -> Iterator[list[RawPage
 # ---- old copies of URLs ----------------------------------------------------------------------------------------------
 
 
-def _drop_old_urls(parts: list[str], state: Path, funnel: Funnel) -> np.ndarray:
+def _drop_old_urls(parts: list[str], state: Path, funnel: Funnel) -> None:
     """Keep the newest copy of each URL; writes `state/keys/NAME.url.npy`, the replacing document or -1."""
     keys, dates, sizes, offsets = [], [], [], [0]
     for name in parts:
@@ -192,7 +218,6 @@ def _drop_old_urls(parts: list[str], state: Path, funnel: Funnel) -> np.ndarray:
     for i, name in enumerate(parts):
         _save_array(state / "keys" / f"{name}.url.npy", replaced[offsets[i] : offsets[i + 1]])
     funnel.write()
-    return replaced
 
 
 def _key(text: str) -> int:
@@ -209,19 +234,39 @@ def _date_number(date: str) -> int:
 
 
 def _extract(parts: list[str], state: Path, funnel: Funnel, rules: Rules, work: Work) -> None:
-    step = funnel.step("extract")
     (state / "text").mkdir(exist_ok=True)
-    language_rules = {"languages": rules.languages, "probability": rules.language_probability}
-    jobs = [{"state": str(state), "name": name, **language_rules} for name in parts]
-    waiting = [job for job in jobs if not (state / "text" / f"{job['name']}.json").exists()]
-    for _ in map_parts(extract_part, waiting, _processes(work), "extract"):
-        pass
-    language_step = Step("language")
-    for name in parts:
-        result = json.loads((state / "text" / f"{name}.json").read_text())
-        step.add(result["extract"])
-        language_step.add(result["language"])
-    funnel.steps.append(language_step)
+    options = {"languages": rules.languages, "probability": rules.language_probability, "titles": rules.titles}
+    jobs = [{"state": str(state), "name": name, **options} for name in parts]
+    _run_part_steps(extract_part, jobs, state / "text", "", ("extract", "language"), funnel, work, "extract")
+
+
+def _run_part_steps(
+    task: Callable[[dict], dict],
+    jobs: list[dict],
+    folder: Path,
+    suffix: str,
+    names: tuple[str, ...],
+    funnel: Funnel,
+    work: Work,
+    label: str,
+) -> None:
+    """Run a task over the parts that lack its record, the funnel growing as they come; then count in order of parts.
+
+    The order of arrival differs from run to run, so the final counts and examples are taken in order.
+    """
+    records = {job["name"]: folder / f"{job['name']}{suffix}.json" for job in jobs}
+    waiting = [job for job in jobs if not records[job["name"]].exists()]
+    steps = [funnel.step(name) for name in names]
+    for result in map_parts(task, waiting, _processes(work), label):
+        for step in steps:
+            step.add(result[step.name])
+        funnel.write()
+    del funnel.steps[-len(steps) :]
+    steps = [funnel.step(name) for name in names]
+    for record in records.values():
+        result = json.loads(record.read_text())
+        for step in steps:
+            step.add(result[step.name])
     funnel.write()
 
 
@@ -237,7 +282,7 @@ def extract_part(job: dict[str, Any]) -> dict[str, Any]:
     _write_parquet(table, state / "text" / f"{name}.parquet")
     result = {key: step.as_dict() for key, step in steps.items()}
     atomic_write(state / "text" / f"{name}.json", json.dumps(result))
-    return {"name": name}
+    return result
 
 
 def _document(row: dict[str, Any], replaced: int, steps: dict[str, Step], job: dict[str, Any]) -> dict[str, Any]:
@@ -255,6 +300,9 @@ def _document(row: dict[str, Any], replaced: int, steps: dict[str, Step], job: d
     else:
         page = extract(row["content"], row["url"], row["charset"], row["kind"])
         document |= {"text": page.text, "title": page.title, "code_lines": page.code_lines}
+        if job["titles"] and page.title and page.text and page.title not in page.text[: len(page.title) + 300]:
+            shifted = [line + 2 for line in page.code_lines]
+            document |= {"text": f"{page.title}\n\n{page.text}", "code_lines": shifted}
         problem = page.problem or (None if page.text.strip() else ("empty", "no text on the page"))
     if problem:
         step.drop(row["url"], *problem, document["text"])
@@ -302,7 +350,7 @@ def _drop_near_duplicates(parts: list[str], state: Path, funnel: Funnel, options
     with progress("near-duplicates", total=len(parts), unit="parts") as bar:
         for name in parts:
             table = pq.read_table(state / "text" / f"{name}.parquet", columns=["text", "drop", "date"])
-            lengths = np.array([len(text) for text in table["text"].to_pylist()], dtype=np.int64)
+            lengths = pc.binary_length(table["text"]).to_numpy().astype(np.int64)
             kept.append(table["drop"].is_null().to_numpy())
             sizes.append(lengths)
             offsets.append(offsets[-1] + len(lengths))
@@ -386,11 +434,7 @@ def _count_lines(parts: list[str], state: Path, funnel: Funnel, options: dedup.L
             columns = ["text", "drop", "kind"]
             table = pq.read_table(state / "text" / f"{name}.parquet", columns=columns)
             copy = np.load(state / "keys" / f"{name}.copy.npy")
-            counted = (
-                table["drop"].is_null().to_numpy()
-                & (copy < 0)
-                & np.array([k != "code" for k in table["kind"].to_pylist()])
-            )
+            counted = table["drop"].is_null().to_numpy() & (copy < 0) & pc.not_equal(table["kind"], "code").to_numpy()
             file = state / "keys" / f"{name}.lines.npy"
             texts = [
                 text.split("\n") if use else [] for text, use in zip(table["text"].to_pylist(), counted, strict=True)
@@ -405,13 +449,12 @@ def _count_lines(parts: list[str], state: Path, funnel: Funnel, options: dedup.L
             total += int(lengths.sum())
             bar.advance()
     partitions = max(1, -(-total * 48 // work.line_memory_bytes))
-    by_bucket = np.uint64(0x9E3779B97F4A7C15)
 
     def slices(partition: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         keys, documents = [], []
         for key_file, document_file in buckets:
             key, document = np.load(key_file), np.load(document_file)
-            key = np.where(key == 0, key, key ^ (document // options.bucket_documents).astype(np.uint64) * by_bucket)
+            key = dedup.bucket_keys(key, document, options.bucket_documents)
             mine = (key != 0) & (key % np.uint64(count) == partition)
             keys.append(key[mine])
             documents.append(document[mine])
@@ -431,21 +474,19 @@ def _judge(
     (out / "documents").mkdir(exist_ok=True)
     jobs, first = [], 0
     for name in parts:
-        job = {"state": str(state), "out": str(out), "name": name, "first": first, "parts": parts if not jobs else []}
+        job = {"state": str(state), "out": str(out), "name": name, "first": first}
         job |= {"heuristics": rules.heuristics, "technical": list(rules.technical_sources), "pii": rules.pii}
         job |= {"min_quality": rules.min_quality, "lines": lines.enabled, "keep_first": lines.keep_first}
+        job |= {"bucket_documents": lines.bucket_documents}
         jobs.append(job)
         first += pq.read_metadata(state / "text" / f"{name}.parquet").num_rows
-    waiting = [job for job in jobs if not (state / "text" / f"{job['name']}.judged.json").exists()]
-    for _ in map_parts(judge_part, waiting, _processes(work), "judge"):
-        pass
-    steps = [funnel.step(name) for name in ("line_dedup", "heuristics", "pii", "quality")]
-    for name in parts:
-        result = json.loads((state / "text" / f"{name}.judged.json").read_text())
-        for step in steps:
-            step.add(result[step.name])
-    funnel.write()
+    names = ("line_dedup", "heuristics", "pii", "quality")
+    _run_part_steps(judge_part, jobs, state / "text", ".judged", names, funnel, work, "judge")
     last = funnel.steps[-1]
+    if not last.documents_out:
+        reasons = sum((step.reasons for step in funnel.steps), Counter()).most_common(3)
+        told = ", ".join(f"{reason} ({count:,})" for reason, count in reasons)
+        raise DataError(f"no document was kept; most were dropped for: {told}. See {funnel.path} for examples")
     return {
         "documents_read": funnel.steps[0].documents_out,
         "documents": last.documents_out,
@@ -460,7 +501,7 @@ def judge_part(job: dict[str, Any]) -> dict[str, Any]:
     rows = pq.read_table(state / "text" / f"{name}.parquet").to_pylist()
     copies = np.load(state / "keys" / f"{name}.copy.npy")
     steps = {key: Step(key) for key in ("line_dedup", "heuristics", "pii", "quality")}
-    lines = _RepeatedLines(state, name) if job["lines"] else None
+    lines = _RepeatedLines(state, name, job["bucket_documents"]) if job["lines"] else None
     for number, (row, copy) in enumerate(zip(rows, copies, strict=True), job["first"]):
         if row["drop"] is None and copy >= 0:
             row |= {"drop": "near_duplicate", "drop_detail": f"a near-duplicate of document {copy}"}
@@ -470,7 +511,7 @@ def judge_part(job: dict[str, Any]) -> dict[str, Any]:
     _write_parquet(table, Path(job["out"]) / "documents" / f"{name}.parquet")
     result = {key: step.as_dict() for key, step in steps.items()}
     atomic_write(state / "text" / f"{name}.judged.json", json.dumps(result))
-    return {"name": name}
+    return result
 
 
 def _judge_document(row: dict, number: int, lines: _RepeatedLines | None, steps: dict[str, Step], job: dict) -> None:
@@ -480,7 +521,7 @@ def _judge_document(row: dict, number: int, lines: _RepeatedLines | None, steps:
         "line_dedup": lambda: _drop_lines(row, number, lines, steps["line_dedup"], job["keep_first"]),
         "heuristics": lambda: why_drop(row["text"], row["language"], technical) if job["heuristics"] else None,
         "pii": lambda: _mask(row, is_code, steps["pii"]) if job["pii"] else None,
-        "quality": lambda: _score(row, is_code or bool(technical), job["min_quality"]),
+        "quality": lambda: _score(row, is_code, job["min_quality"]),
     }
     for name, check in checks.items():
         step = steps[name]
@@ -498,11 +539,12 @@ def _judge_document(row: dict, number: int, lines: _RepeatedLines | None, steps:
 class _RepeatedLines:
     """The repeated lines of the corpus, and the keys of one part's lines in order."""
 
-    def __init__(self, state: Path, name: str):
+    def __init__(self, state: Path, name: str, bucket_documents: int):
         repeated = np.load(state / "keys" / "repeated.npz")
         self.keys, self.first = repeated["keys"], repeated["first"]
-        self.part_keys = np.load(state / "keys" / f"{name}.lines.npy")
         self.documents = np.load(state / "keys" / f"{name}.line_documents.npy")
+        keys = np.load(state / "keys" / f"{name}.lines.npy")
+        self.part_keys = dedup.bucket_keys(keys, self.documents, bucket_documents)
 
     def keep(self, number: int, keep_first: bool) -> np.ndarray:
         """For each line of a document whether it stays, (lines,) bool."""
@@ -547,7 +589,7 @@ def _mask(row: dict, is_code: bool, step: Step) -> None:
 
 
 def _score(row: dict, is_code: bool, least: float):
-    row["quality"] = quality(row["text"], is_code and row["kind"] == "code")
+    row["quality"] = quality(row["text"], is_code)
     return None if row["quality"] >= least else ("quality", f"score {row['quality']:.2f}")
 
 

@@ -37,9 +37,8 @@ def run(settings: CurateSettings) -> Path:
         num_bytes = sum(file.stat().st_size for file in files)
         run.need(disk_bytes=20 * num_bytes, seconds=5 + num_bytes / 500_000)
         figures = curate(files, run.path, settings.rules, settings.documents, settings.lines, settings.work)
-        say(
-            f"  {figures['documents']:,} of {figures['documents_read']:,} documents kept, {size(figures['bytes'])} of text"
-        )
+        kept, read = figures["documents"], figures["documents_read"]
+        say(f"  {kept:,} of {read:,} documents kept, {size(figures['bytes'])} of text")
         run.finish(figures)
         shutil.rmtree(run.path / "state")
     return run.path
