@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from herd.errors import DataError
 from herd.run import atomic_write
-from herd.tokenizer.specials import BEGIN_OF_TEXT, PAD
+from herd.tokenizer.alphabet import read_bytes, write_bytes
+from herd.tokenizer.specials import PAD
 
 if TYPE_CHECKING:
     from herd.tokenizer.tokenizer import Tokenizer
@@ -19,7 +20,7 @@ RANKS_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
-_SUPPORTED = "Herd reads byte-level BPE (Llama 3 and its kin), as tokenizer.json or as tiktoken ranks"
+_SUPPORTED = "Herd reads BPE vocabularies of Llama models, as tokenizer.json or as tiktoken ranks"
 
 
 # ---- read ------------------------------------------------------------------------------------------------------------
@@ -60,7 +61,7 @@ def parse_ranks(content: bytes, path: Path) -> dict[bytes, int]:
     """The ranks of a tiktoken file: lines of base64(token bytes), a space, and the rank."""
     ranks: dict[bytes, int] = {}
     if content[:1] in (b"\x08", b"\x0a") and b"\x00" in content[:4096]:
-        raise DataError(f"{path}: a SentencePiece model. {_SUPPORTED}.")
+        raise DataError(f"{path}: a SentencePiece model. Give the {JSON_FILE} that belongs to it.")
     for number, line in enumerate(content.splitlines(), start=1):
         try:
             token, rank = line.split()
@@ -88,32 +89,41 @@ def _check_ranks(ranks: dict[bytes, int], path: Path) -> None:
 def _parse_json(content: bytes, path: Path) -> dict[str, Any]:
     try:
         data = json.loads(content)
-        model, kind = data["model"], data["model"].get("type", "BPE")
-        if kind != "BPE":
-            raise DataError(f"{path}: its model type is {kind}. {_SUPPORTED}.")
-        vocab, added = model["vocab"], data.get("added_tokens") or []
-        special = {token["content"]: token["id"] for token in added}
+        kind = data["model"].get("type", "BPE")
+        vocab, special = data["model"]["vocab"], {t["content"]: t["id"] for t in data.get("added_tokens") or []}
+        own_merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in data["model"].get("merges", [])]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: damaged, or no tokenizer.json ({error!r}).") from None
-    if model.get("byte_fallback"):
-        raise DataError(f"{path}: a SentencePiece-style vocabulary (Llama 1 and 2). {_SUPPORTED}.")
+    if kind != "BPE":
+        raise DataError(f"{path}: its model type is {kind}. {_SUPPORTED}.")
+    pattern = _find_pattern(data)
+    byte_level = (data.get("decoder") or {}).get("type") == "ByteLevel"
+    if not (byte_level or data["model"].get("byte_fallback")):
+        raise DataError(f"{path}: its BPE is neither byte-level nor falls back to bytes. {_SUPPORTED}.")
+    if not byte_level or pattern is None:
+        return {"ranks": {}, "special": special, "pieces": content.decode()}
     try:
-        ranks = {_BYTES_OF.decode(token): rank for token, rank in vocab.items() if token not in special}
+        ranks = {read_bytes(token): rank for token, rank in vocab.items() if token not in special}
     except KeyError as error:
-        raise DataError(
-            f"{path}: {error.args[0]!r} in its vocabulary is no byte-level character. {_SUPPORTED}."
-        ) from None
+        raise DataError(f"{path}: {error.args[0]!r} in its vocabulary stands for no byte. {_SUPPORTED}.") from None
     _check_ranks(ranks, path)
-    return {"ranks": ranks, "special": special, "pattern": _find_pattern(data.get("pre_tokenizer"), path)}
+    if own_merges != [(write_bytes(left), write_bytes(right)) for left, right in merges(ranks)]:
+        return {"ranks": {}, "special": special, "pieces": content.decode()}  # tiktoken would merge in another order
+    return {"ranks": ranks, "special": special, "pattern": pattern}
 
 
-def _find_pattern(pre_tokenizer: Any, path: Path) -> str:
-    """The split pattern of a `tokenizer.json`."""
-    steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer])
-    for step in steps:
-        if step and step.get("type") == "Split" and "Regex" in step.get("pattern", {}):
-            return step["pattern"]["Regex"]
-    raise DataError(f"{path}: no split pattern in its pre_tokenizer. {_SUPPORTED}.")
+def _find_pattern(data: dict[str, Any]) -> str | None:
+    """The pattern of a `tokenizer.json` that does no more than split by it and take bytes, as tiktoken does."""
+    match data.get("pre_tokenizer"), data.get("normalizer"):
+        case {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False},
+                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+            ],
+        }, None if data["model"].get("ignore_merges"):
+            return pattern
+    return None
 
 
 def _read_config(folder: Path | None) -> dict[str, Any]:
@@ -122,10 +132,10 @@ def _read_config(folder: Path | None) -> dict[str, Any]:
         return {}
     config = _read_json_object(folder / CONFIG_FILE)
     found: dict[str, Any] = {}
-    eos = config.get("eos_token")
-    eos = eos.get("content") if isinstance(eos, dict) else eos
-    if eos:
-        found["eos"] = eos
+    for role in ("bos", "eos"):
+        token = config.get(f"{role}_token")
+        if token:
+            found[role] = token["content"] if isinstance(token, dict) else token
     template = config.get("chat_template")
     if isinstance(template, list):
         template = next((t["template"] for t in template if t.get("name") == "default"), None)
@@ -154,11 +164,12 @@ def _read_json_object(path: Path) -> dict[str, Any]:
 def write(tokenizer: Tokenizer, folder: Path) -> Path:
     """Write all the files into a folder, which may hold other files (a checkpoint's weights)."""
     folder.mkdir(parents=True, exist_ok=True)
-    ranked = sorted(tokenizer.ranks.items(), key=lambda item: item[1])
-    lines = b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranked)
-    atomic_write(folder / RANKS_FILE, lines)
-    atomic_write(folder / JSON_FILE, _dump(tokenizer_json(tokenizer)))
-    named = {"bos_token": BEGIN_OF_TEXT, "eos_token": tokenizer.eos, "pad_token": PAD}
+    if tokenizer.pieces is None:
+        ranked = sorted(tokenizer.ranks.items(), key=_by_rank)
+        lines = b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranked)
+        atomic_write(folder / RANKS_FILE, lines)
+    atomic_write(folder / JSON_FILE, tokenizer.pieces or _dump(tokenizer_json(tokenizer)))
+    named = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "pad_token": PAD}
     named = {role: name for role, name in named.items() if name in tokenizer.special}
     atomic_write(folder / "special_tokens_map.json", _dump(named))
     config = {
@@ -179,7 +190,7 @@ def _dump(data: Any) -> str:
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """The vocabulary in the form of the `tokenizers` library, giving the same ids."""
     ids = tokenizer.special
-    bos = BEGIN_OF_TEXT
+    bos = tokenizer.bos
     split = {"type": "Split", "pattern": {"Regex": tokenizer.pattern}, "behavior": "Isolated", "invert": False}
     to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     opening = {
@@ -212,8 +223,8 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": True,
-            "vocab": {_BYTES_OF.encode(token): rank for token, rank in sorted(tokenizer.ranks.items(), key=_by_rank)},
-            "merges": [[_BYTES_OF.encode(left), _BYTES_OF.encode(right)] for left, right in merges(tokenizer.ranks)],
+            "vocab": {write_bytes(token): rank for token, rank in sorted(tokenizer.ranks.items(), key=_by_rank)},
+            "merges": [[write_bytes(left), write_bytes(right)] for left, right in merges(tokenizer.ranks)],
         },
     }
 
@@ -233,22 +244,3 @@ def merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
         ways = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
         found += sorted(ways, key=lambda way: (ranks[way[0]], ranks[way[1]]))
     return found
-
-
-class _ByteAlphabet:
-    """GPT-2's way to write bytes as visible characters: printable ones as themselves, others from U+0100 on."""
-
-    def __init__(self) -> None:
-        printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-        moved = (b for b in range(256) if b not in printable)
-        self._char = {b: chr(b) for b in printable} | {b: chr(256 + n) for n, b in enumerate(moved)}
-        self._byte = {char: b for b, char in self._char.items()}
-
-    def encode(self, token: bytes) -> str:
-        return "".join(map(self._char.__getitem__, token))
-
-    def decode(self, token: str) -> bytes:
-        return bytes(map(self._byte.__getitem__, token))
-
-
-_BYTES_OF = _ByteAlphabet()

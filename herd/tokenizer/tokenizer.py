@@ -16,6 +16,7 @@ import tiktoken
 
 from herd.errors import ConfigError, DataError
 from herd.tokenizer import bpe, files
+from herd.tokenizer.pieces import PieceEncoding
 from herd.tokenizer.specials import (
     BEGIN_OF_TEXT,
     END_OF_MESSAGE,
@@ -33,6 +34,7 @@ from herd.tokenizer.workers import Workers, in_parts, num_cores
 MAX_ENCODE_CHARS = 400_000
 MAX_RUN_CHARS = 25_000
 _WORTH_WORKERS_CHARS = 16_000_000  # encoded in batches by one tokenizer; below, starting processes costs more
+_PARTS = ("ranks", "special", "pattern", "pieces", "bos", "eos", "chat_template")
 _PART_CHARS = 500_000  # handed to a process at a time
 _LONG_RUN = re.compile(rf"\s{{{MAX_RUN_CHARS + 1},}}|\S{{{MAX_RUN_CHARS + 1},}}")
 
@@ -54,18 +56,43 @@ class Tokenizer:
         special: dict[str, int] | None = None,
         *,
         pattern: str = SPLIT_PATTERN,
+        pieces: str | None = None,
+        bos: str = BEGIN_OF_TEXT,
         eos: str = END_OF_TEXT,
         chat_template: str = META_TEMPLATE,
     ) -> None:
-        """Take a vocabulary as it is: bytes of a token -> its rank, which is also its id."""
+        """Take a vocabulary as it is: bytes of a token -> its rank, which is also its id.
+
+        `pieces` holds a `tokenizer.json` instead, for a vocabulary that ranks cannot express (Llama 1 and 2).
+
+        Raises:
+            DataError: the parts do not fit one another.
+        """
         self.ranks = ranks
         self.special = special_tokens(len(ranks)) if special is None else special
         self.pattern = pattern
-        self.eos = eos
+        self.pieces = pieces
+        self.bos, self.eos = bos, eos
         self.chat_template = chat_template
+        self._encoding = self._check_and_build()
         self._workers: Workers | None = None
         self._num_batched_chars = 0
-        self._encoding = tiktoken.Encoding("herd", pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.special)
+
+    def _check_and_build(self) -> tiktoken.Encoding | PieceEncoding:
+        taken = {rank for rank in self.special.values() if rank < len(self.ranks)}
+        if taken or len(set(self.special.values())) < len(self.special):
+            raise DataError("the ids of special tokens collide with other rows of the vocabulary")
+        for role, name in (("bos_token", self.bos), ("eos_token", self.eos)):
+            if name not in self.special:
+                raise DataError(f"the {role} {name} is not among the special tokens")
+        try:
+            if self.pieces is not None:
+                return PieceEncoding(self.pieces, self.special)
+            return tiktoken.Encoding(
+                "herd", pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=self.special
+            )
+        except Exception as error:  # both libraries raise bare exceptions for what a file made them read
+            raise DataError(f"the vocabulary or its split pattern cannot be used: {error}") from None
 
     # ---- make, load, save --------------------------------------------------------------------------------------------
 
@@ -108,7 +135,11 @@ class Tokenizer:
         Raises:
             DataError: the file is missing, damaged, or describes a kind of tokenizer that is not supported.
         """
-        return cls(**files.read(Path(path)))
+        parts = files.read(Path(path))
+        try:
+            return cls(**parts)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `tokenizer.model` (tiktoken ranks), `tokenizer.json` and its companions, which `transformers` loads."""
@@ -124,7 +155,7 @@ class Tokenizer:
     @property
     def bos_id(self) -> int:
         """Opens every sequence."""
-        return self.special[BEGIN_OF_TEXT]
+        return self.special[self.bos]
 
     @property
     def eos_id(self) -> int:
@@ -134,12 +165,17 @@ class Tokenizer:
     @property
     def eot_id(self) -> int:
         """Ends a turn."""
-        return self.special[END_OF_TURN]
+        return self._chat_token(END_OF_TURN)
 
     @property
     def eom_id(self) -> int:
         """Ends a message after which the same side goes on: a tool is to be run."""
-        return self.special[END_OF_MESSAGE]
+        return self._chat_token(END_OF_MESSAGE)
+
+    def _chat_token(self, name: str) -> int:
+        if name not in self.special:
+            raise DataError(f"this vocabulary has no {name}: it knows no Llama 3 chat format, only plain completion")
+        return self.special[name]
 
     @property
     def pad_id(self) -> int:
@@ -160,7 +196,7 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of everything that decides ids: ranks, pattern and special tokens."""
-        digest = hashlib.sha256(self.pattern.encode())
+        digest = hashlib.sha256((self.pieces or self.pattern).encode())
         for token, rank in sorted(self.ranks.items(), key=lambda item: item[1]):
             digest.update(base64.b64encode(token) + b" %d\n" % rank)
         for name, token_id in sorted(self.special.items()):
@@ -203,7 +239,7 @@ class Tokenizer:
         return [np.array(self.encode(text, **options), dtype=np.uint32) for text in texts]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("ranks", "special", "pattern", "eos", "chat_template")}
+        return {name: getattr(self, name) for name in _PARTS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
@@ -227,22 +263,28 @@ class Tokenizer:
         try:
             return self._encoding.decode_bytes(ids)
         except (KeyError, OverflowError):
-            wrong = next(i for i in ids if not 0 <= i < self.vocab_size)
-            raise DataError(
-                f"Token id {wrong} is not in this vocabulary (0 to {self.vocab_size - 1}). "
-                "Were the ids made with another tokenizer?"
-            ) from None
+            raise DataError(self._unknown(ids)) from None
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one token; a special token's are its name."""
-        return self.decode_bytes((token,))
+        try:
+            return self._encoding.decode_single_token_bytes(token)
+        except (KeyError, OverflowError):
+            raise DataError(self._unknown([token])) from None
+
+    def _unknown(self, ids: Sequence[int]) -> str:
+        wrong = next((i for i in ids if not 0 <= i < self.vocab_size), ids[0])
+        return (
+            f"token id {wrong} is not in this vocabulary (0 to {self.vocab_size - 1}); "
+            "were the ids made with another tokenizer?"
+        )
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
         return frozenset(self.special.values())
 
     def __repr__(self) -> str:
-        return f"Tokenizer({len(self.ranks)} BPE rows + {len(self.special)} special tokens)"
+        return f"Tokenizer({self.vocab_size - len(self.special)} BPE rows + {len(self.special)} special tokens)"
 
 
 def _within_limits(text: str) -> Iterator[str]:

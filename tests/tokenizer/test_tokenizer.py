@@ -75,7 +75,7 @@ def test_lone_surrogates_become_the_replacement_character(tokenizer):
 
 def test_ids_of_another_vocabulary_are_refused(tokenizer):
     for wrong in (1500, -1, 2**40):
-        with pytest.raises(DataError, match=rf"Token id {wrong} is not in this vocabulary \(0 to 1499\)"):
+        with pytest.raises(DataError, match=rf"token id {wrong} is not in this vocabulary \(0 to 1499\)"):
             tokenizer.decode([1, wrong])
 
 

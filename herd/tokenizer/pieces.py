@@ -1,0 +1,58 @@
+"""BPE vocabularies that tiktoken cannot hold (Llama 1 and 2, and byte-level ones with merges of their own order)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import tokenizers
+
+from herd.tokenizer.alphabet import WORD_START, read_bytes, read_piece
+
+
+class PieceEncoding:
+    """A `tokenizer.json` through the `tokenizers` library, behind the few methods that Herd uses of tiktoken's."""
+
+    def __init__(self, content: str, special: dict[str, int]) -> None:
+        """Raises: Exception (the library's own) when it cannot use the file."""
+        data = json.loads(content) | {"post_processor": None}
+        self._with_special = tokenizers.Tokenizer.from_str(json.dumps(data))
+        self._plain = tokenizers.Tokenizer.from_str(json.dumps(data | {"added_tokens": []}))
+        read = read_piece if data["model"].get("byte_fallback") else read_bytes
+        vocabulary = self._with_special.get_vocab(with_added_tokens=True)
+        names = {token_id: name for name, token_id in special.items()}
+        self._bytes = {i: names[i].encode() if i in names else read(name) for name, i in vocabulary.items()}
+        self._opens_with_space = _adds_a_space(data)
+        self.max_token_value = max(self._bytes)
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """Ids of plain text."""
+        return self._plain.encode(_valid(text), add_special_tokens=False).ids
+
+    def encode(self, text: str, allowed_special: str) -> list[int]:
+        """Ids of text whose special strings count as tokens."""
+        return self._with_special.encode(_valid(text), add_special_tokens=False).ids
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """Bytes of ids, without the space that SentencePiece puts before every text."""
+        joined = b"".join(map(self.decode_single_token_bytes, ids))
+        return joined.removeprefix(b" ") if self._opens_with_space else joined
+
+    def decode_single_token_bytes(self, token: int) -> bytes:
+        """Bytes of one id as it stands; KeyError when it is not in the vocabulary."""
+        return self._bytes[token]
+
+
+def _adds_a_space(data: dict) -> bool:
+    """Whether SentencePiece's habit of opening a text with a space is on: in the normalizer or in the pre-tokenizer."""
+    normalizer = data.get("normalizer") or {}
+    steps = normalizer.get("normalizers", [normalizer])
+    if any(step.get("type") == "Prepend" and step.get("prepend") == WORD_START for step in steps):
+        return True
+    pre_tokenizer = data.get("pre_tokenizer") or {}
+    return pre_tokenizer.get("type") == "Metaspace" and pre_tokenizer.get("prepend_scheme", "always") != "never"
+
+
+def _valid(text: str) -> str:
+    """Lone surrogates, which are no Unicode text, become U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

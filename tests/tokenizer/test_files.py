@@ -1,0 +1,295 @@
+"""Tokenizer files: what is saved can be read by Herd, tiktoken, `tokenizers` and `transformers`, with equal ids."""
+
+import base64
+import functools
+import gzip
+import json
+import shutil
+
+import pytest
+import tiktoken
+import tokenizers
+from hypothesis import given, settings
+from tiktoken.load import load_tiktoken_bpe
+from transformers import AutoTokenizer
+
+from herd.errors import DataError
+from herd.tokenizer import Tokenizer
+from tests.tokenizer.wild import TEXTS, WILD_TEXT
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer, tmp_path_factory):
+    return tokenizer.save(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def fast(folder):
+    return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def llama_fast(llama, tmp_path_factory):
+    return tokenizers.Tokenizer.from_file(str(llama.save(tmp_path_factory.mktemp("llama")) / "tokenizer.json"))
+
+
+@given(WILD_TEXT)
+@settings(max_examples=500, deadline=None)
+def test_ids_equal_those_of_the_tokenizers_library(tokenizer, fast, text):
+    assert fast.encode(text, add_special_tokens=False).ids == tokenizer.encode(text, allow_special=True)
+    assert fast.encode(text).ids == tokenizer.encode(text, bos=True, allow_special=True)
+
+
+@given(WILD_TEXT)
+@settings(max_examples=500, deadline=None)
+def test_llama3_ids_equal_those_of_the_tokenizers_library(llama, llama_fast, text):
+    assert llama_fast.encode(text, add_special_tokens=False).ids == llama.encode(text, allow_special=True)
+
+
+@pytest.mark.slow
+def test_ids_are_equal_on_ten_thousand_wild_strings(llama, llama_fast, tokenizer, fast):
+    @given(WILD_TEXT)
+    @settings(max_examples=10_000, deadline=None)
+    def check(text):
+        assert llama_fast.encode(text, add_special_tokens=False).ids == llama.encode(text, allow_special=True)
+        assert fast.encode(text, add_special_tokens=False).ids == tokenizer.encode(text, allow_special=True)
+
+    check()
+
+
+def test_llama3_ids_equal_on_texts_in_eight_languages(llama, llama_fast, shared_data):
+    with gzip.open(shared_data / "text-udhr" / "udhr.jsonl.gz", "rt", encoding="utf-8") as file:
+        for row in map(json.loads, file):
+            ids = llama.encode(row["text"])
+            assert llama_fast.encode(row["text"], add_special_tokens=False).ids == ids, row["lang"]
+            assert llama.decode(ids) == row["text"]
+
+
+@pytest.mark.parametrize("name", ["", "tokenizer.json", "tokenizer.model"])
+def test_every_saved_form_loads_as_the_same_tokenizer(tokenizer, folder, name):
+    loaded = Tokenizer.load(folder / name)
+    assert loaded.fingerprint == tokenizer.fingerprint
+    assert (loaded.eos_id, loaded.chat_template) == (tokenizer.eos_id, tokenizer.chat_template)
+
+
+def test_ranks_are_what_tiktoken_reads(tokenizer, folder):
+    ranks = load_tiktoken_bpe(str(folder / "tokenizer.model"))
+    encoding = tiktoken.Encoding("x", pat_str=tokenizer.pattern, mergeable_ranks=ranks, special_tokens={})
+    for text in TEXTS:
+        assert encoding.encode_ordinary(text) == tokenizer.encode(text)
+
+
+def test_transformers_loads_the_folder(tokenizer, folder):
+    loaded = AutoTokenizer.from_pretrained(folder)
+    text = "def f(x):\n    return x  # 12345\n\nÇa va?"
+    assert loaded(text)["input_ids"] == tokenizer.encode(text, bos=True)
+    assert loaded.decode(tokenizer.encode(text)) == text
+    assert len(loaded) == tokenizer.vocab_size
+    ids = (loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id)
+    assert ids == (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
+    assert loaded.decode(tokenizer.encode(text, bos=True), skip_special_tokens=True) == text
+
+
+def test_what_transformers_saves_is_read_back(tokenizer, folder, tmp_path):
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.fingerprint == tokenizer.fingerprint
+    assert loaded.chat_template == tokenizer.chat_template
+
+
+def test_saving_leaves_other_files_of_a_checkpoint_alone(tokenizer, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    tokenizer.save(tmp_path)
+    assert (tmp_path / "config.json").read_text() == "{}"
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "config.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+    }
+
+
+def test_a_checkpoint_keeps_its_own_template_and_end_token(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config |= {"chat_template": "Today Date: {{ date }}", "eos_token": {"content": "<|eot_id|>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.eos_id == tokenizer.eot_id
+    assert loaded.chat_style == "hf"
+    again = Tokenizer.load(loaded.save(tmp_path / "again"))
+    assert (again.eos, again.chat_template) == (loaded.eos, loaded.chat_template)
+
+
+def test_a_run_folder_and_metas_layout_are_found(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "run" / "checkpoint")
+    assert Tokenizer.load(tmp_path / "run").fingerprint == tokenizer.fingerprint
+    tokenizer.save(tmp_path / "hub" / "original")
+    assert Tokenizer.load(tmp_path / "hub").fingerprint == tokenizer.fingerprint
+
+
+# ---- vocabularies of other makers ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_style(tmp_path_factory):
+    """A vocabulary as Llama 1 and 2 have it: pieces with a space mark, bytes as a last resort."""
+    model = tokenizers.models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    built = tokenizers.Tokenizer(model)
+    prepend, replace = tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")
+    built.normalizer = tokenizers.normalizers.Sequence([prepend, replace])
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256))]
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=900, special_tokens=special, show_progress=False)
+    built.train_from_iterator([line for text in TEXTS[:2] for line in text.splitlines()], trainer)
+    data = json.loads(built.to_str())
+    data["added_tokens"] = data["added_tokens"][:3]
+    folder = tmp_path_factory.mktemp("llama2")
+    write(folder / "tokenizer.json", data)
+    write(folder / "tokenizer_config.json", {"bos_token": "<s>", "eos_token": "</s>"})
+    return folder
+
+
+@given(WILD_TEXT)
+@settings(max_examples=200, deadline=None)
+def test_a_sentencepiece_style_vocabulary_round_trips(sentencepiece_style, text):
+    loaded = load_once(sentencepiece_style)
+    library = tokenizers.Tokenizer.from_file(str(sentencepiece_style / "tokenizer.json"))
+    assert loaded.encode(text, allow_special=True) == library.encode(text).ids
+    assert loaded.decode(loaded.encode(text)) == text
+
+
+@functools.cache
+def load_once(folder):
+    return Tokenizer.load(folder)
+
+
+def test_a_sentencepiece_style_vocabulary_has_no_chat_format(sentencepiece_style, tmp_path):
+    loaded = Tokenizer.load(sentencepiece_style)
+    assert (loaded.bos_id, loaded.eos_id, loaded.pad_id, loaded.stop_ids) == (1, 2, 2, (2,))
+    assert not set(loaded.encode("</s> stays text")) & {0, 1, 2}
+    with pytest.raises(DataError, match="knows no Llama 3 chat format"):
+        _ = loaded.eot_id
+    assert Tokenizer.load(loaded.save(tmp_path)).fingerprint == loaded.fingerprint
+
+
+@pytest.mark.parametrize("pre_tokenizer", ["llama3", "gpt2"])
+def test_byte_level_vocabularies_of_other_makers_keep_their_own_merges(tmp_path, tokenizer, pre_tokenizer):
+    built = tokenizers.Tokenizer(tokenizers.models.BPE())
+    if pre_tokenizer == "gpt2":
+        built.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(tokenizer.pattern), "isolated")
+        to_bytes = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        built.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([split, to_bytes])
+    built.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    special = ["<|begin_of_text|>", "<|end_of_text|>"]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=700, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    built.train_from_iterator(TEXTS, trainer)
+    built.save(str(tmp_path / "tokenizer.json"))
+    loaded = Tokenizer.load(tmp_path)
+    for text in [*TEXTS, "x<|end_of_text|>y", "a\ud800"]:
+        if "\ud800" not in text:
+            assert loaded.encode(text, allow_special=True) == built.encode(text).ids
+        assert loaded.decode(loaded.encode(text)) == text.replace("\ud800", "\ufffd")
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return path
+
+
+def changed(folder, **model):
+    data = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    data["model"] |= model
+    return data
+
+
+def test_a_missing_file_is_one_clear_message(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere: no such file or folder"):
+        Tokenizer.load(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"holds neither tokenizer.json nor tokenizer.model"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "256 of the 256 single bytes"),
+        (b"\x80\x81binary\x00", "line 1 is"),
+        (b"IQ== 0\nIg== one\n", "line 2 is 'Ig== one'"),
+        (b"IQ== 0\nI! 1\n", "line 2"),
+        (b"{", "damaged, or no tokenizer.json"),
+        (b"{}", "damaged, or no tokenizer.json"),
+        (b'{"model": null}', "damaged, or no tokenizer.json"),
+        (b"\x0a\x0e\x0a\x05<unk>\x15\x00\x00\x00\x00\x18\x02", "SentencePiece"),
+    ],
+)
+def test_a_damaged_file_is_one_clear_message(tmp_path, content, message):
+    with pytest.raises(DataError, match=message):
+        Tokenizer.load(write(tmp_path / "tokenizer.model", content))
+
+
+def test_missing_or_double_ranks_are_refused(tokenizer, tmp_path):
+    lines = [base64.b64encode(token) + b" %d\n" % rank for token, rank in tokenizer.ranks.items()]
+    without = write(tmp_path / "without.model", b"".join(lines[:300] + lines[301:]))
+    with pytest.raises(DataError, match="are not 0 to 1242: lines are missing or double"):
+        Tokenizer.load(without)
+    with pytest.raises(DataError, match="lines are missing or double"):
+        Tokenizer.load(write(tmp_path / "double.model", b"".join([*lines, b"YWJjZGVm 5\n"])))
+
+
+def test_a_truncated_tokenizer_json_is_refused(folder, tmp_path):
+    whole = (folder / "tokenizer.json").read_bytes()
+    with pytest.raises(DataError, match=r"tokenizer\.json: damaged"):
+        Tokenizer.load(write(tmp_path / "tokenizer.json", whole[: len(whole) // 2]))
+
+
+@pytest.mark.parametrize("kind", ["WordPiece", "Unigram", "WordLevel"])
+def test_other_model_types_are_named(folder, tmp_path, kind):
+    with pytest.raises(DataError, match=f"its model type is {kind}. Herd reads BPE"):
+        Tokenizer.load(write(tmp_path / "tokenizer.json", changed(folder, type=kind)))
+
+
+def test_a_vocabulary_that_is_not_of_bytes_is_refused(folder, tmp_path):
+    vocab = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    with pytest.raises(DataError, match="stands for no byte"):
+        Tokenizer.load(write(tmp_path / "tokenizer.json", changed(folder, vocab=vocab | {"漢": len(vocab)})))
+
+
+def test_a_vocabulary_of_whole_words_without_bytes_is_refused(folder, tmp_path):
+    data = changed(folder)
+    data["decoder"] = {"type": "WordPiece"}
+    with pytest.raises(DataError, match="neither byte-level nor falls back to bytes"):
+        Tokenizer.load(write(tmp_path / "tokenizer.json", data))
+
+
+def test_a_pattern_that_does_not_compile_is_refused(folder, tmp_path):
+    data = changed(folder)
+    data["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "(["
+    with pytest.raises(DataError, match="split pattern"):
+        Tokenizer.load(write(tmp_path / "tokenizer.json", data))
+
+
+def test_special_tokens_that_collide_with_rows_are_refused(folder, tmp_path):
+    data = changed(folder)
+    data["added_tokens"][3]["id"] = 7
+    with pytest.raises(DataError, match="special"):
+        Tokenizer.load(write(tmp_path / "tokenizer.json", data))
+
+
+def test_a_damaged_configuration_is_named(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "t")
+    for broken in (b"{", b"[]", b"\xff\xfe"):
+        write(tmp_path / "t" / "tokenizer_config.json", broken)
+        with pytest.raises(DataError, match=r"tokenizer_config.json: "):
+            Tokenizer.load(tmp_path / "t")
+    write(tmp_path / "t" / "tokenizer_config.json", {"eos_token": "<nope>"})
+    with pytest.raises(DataError, match="<nope>"):
+        Tokenizer.load(tmp_path / "t")
