@@ -108,10 +108,11 @@ class ModelConfig:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 yield f"{name} must be a whole number of at least 1, not {value!r}"
                 return
-        if self.num_attention_heads % self.num_key_value_heads:
-            yield f"num_attention_heads ({self.num_attention_heads}) is not a multiple of num_key_value_heads ({self.num_key_value_heads})"
-        if self.head_dim * self.num_attention_heads != self.hidden_size and self.hidden_size % self.num_attention_heads:
-            yield f"hidden_size ({self.hidden_size}) is not divisible by num_attention_heads ({self.num_attention_heads}), and head_dim is not given"
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        if heads % kv_heads:
+            yield f"num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({kv_heads})"
+        if self.head_dim == self.hidden_size // heads and self.hidden_size % heads:
+            yield f"hidden_size ({self.hidden_size}) is not divisible by num_attention_heads ({heads})"
         if self.head_dim % 2:
             yield f"head_dim ({self.head_dim}) must be even, because rotary embeddings turn pairs of channels"
         if not (math.isfinite(self.rope_theta) and self.rope_theta > 1):

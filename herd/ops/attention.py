@@ -8,7 +8,6 @@ they can see, sized so that the scores of a block stay in the processor's second
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ BLOCK_BYTES = 2**20
 """Scores of one block; they are passed over several times, and fit a core's second-level cache."""
 KEPT_BYTES = 2**25
 """Attention weights that a layer may keep for its backward pass; where they take more they are computed again."""
-_MIN_QUERIES, _MAX_QUERIES = 64, 256
+_QUERIES = 128  # of a block: fewer starve the matmuls, more compute too much of the hidden future
 
 
 @dataclass(frozen=True)
@@ -75,136 +74,139 @@ def reference_attention(
 
 
 class _Block(NamedTuple):
-    """Queries first:last of a row against keys start:last; `bias` is added to the scores of the last keys."""
+    """Queries first:last of some rows, and the keys start:last that they can see."""
 
-    row: int
+    rows: slice
     first: int
     last: int
     start: int
-    bias: Tensor  # (queries, at most last - start): 0 where a query sees a key, -inf where it does not
+    heads: slice  # of the key-value heads
+    bias: Tensor  # (rows or 1, queries, last keys): 0 where a query sees a key, -inf where it does not
+
+    def queries(self, q: Tensor) -> Tensor:
+        """Of q (B, T, K, G, C): (rows x K, G x queries, C), so that the G heads that share keys meet in one matmul."""
+        return self._window(q).permute(0, 2, 3, 1, 4).flatten(2, 3).flatten(0, 1)
+
+    def put_queries(self, q: Tensor, values: Tensor) -> None:
+        """The way back: write (rows x K, G x queries, C) to its place in q (B, T, K, G, C)."""
+        window = self._window(q)
+        num_rows, queries, heads, groups, channels = window.shape
+        window.copy_(values.view(num_rows, heads, groups, queries, channels).permute(0, 3, 1, 2, 4))
+
+    def keys(self, k: Tensor) -> Tensor:
+        """Of k (B, T, K, C): (rows x K, keys, C)."""
+        return self._keys(k).flatten(0, 1)
+
+    def add_keys(self, k: Tensor, values: Tensor) -> None:
+        """The way back: add (rows x K, keys, C) to its place in k (B, T, K, C)."""
+        window = self._keys(k)
+        window.add_(values.view(window.shape))
+
+    def weights(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Softmax of the masked scores: (rows x K, G x queries, keys)."""
+        scale = queries.shape[-1] ** -0.5
+        scores = torch.baddbmm(queries.new_empty(()), queries, keys.transpose(1, 2), beta=0, alpha=scale)
+        by_head = scores.view(self.rows.stop - self.rows.start, -1, self.last - self.first, keys.shape[1])
+        by_head[..., -self.bias.shape[-1] :].add_(self.bias[:, None])
+        return torch.softmax(scores, -1)
+
+    def _window(self, q: Tensor) -> Tensor:
+        return q[self.rows, self.first : self.last, self.heads]
+
+    def _keys(self, k: Tensor) -> Tensor:
+        return k[self.rows, self.start : self.last, self.heads].transpose(1, 2)
 
 
 class _BlockAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext | None) -> Tensor:
-        blocks, heads = _plan(q, k, context)
-        keep = any(ctx.needs_input_grad) and _score_bytes(q, blocks) <= KEPT_BYTES
+        grouped = q.unflatten(2, (k.shape[2], -1))  # (B, T, K, G, C)
+        blocks = _plan(grouped, context)
+        keep = any(ctx.needs_input_grad) and _score_bytes(grouped, blocks) <= KEPT_BYTES
         kept = []
-        out = torch.zeros_like(q, memory_format=torch.contiguous_format)
-        for block, part in _work(blocks, heads, k.shape[2]):
-            weights = _weights(_queries(q, block, part, k), _keys(k, block, part), block)
-            _put_queries(out, block, part, k, torch.bmm(weights, _keys(v, block, part)))
+        out = torch.zeros(grouped.shape, dtype=q.dtype)
+        for block in blocks:
+            weights = block.weights(block.queries(grouped), block.keys(k))
+            block.put_queries(out, torch.bmm(weights, block.keys(v)))
             if keep:
                 kept.append(weights)
         ctx.save_for_backward(q, k, v, *kept)
         ctx.context = context
-        return out
+        return out.flatten(2, 3)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_out: Tensor):
         q, k, v, *kept = ctx.saved_tensors
-        blocks, heads = _plan(q, k, ctx.context)
-        grad_q = torch.zeros_like(q, memory_format=torch.contiguous_format)
+        q, grad_out = (x.unflatten(2, (k.shape[2], -1)) for x in (q, grad_out))
+        grad_q = torch.zeros(q.shape, dtype=q.dtype)
         grad_k, grad_v = (torch.zeros(k.shape, dtype=torch.float32) for _ in range(2))
-        for index, (block, part) in enumerate(_work(blocks, heads, k.shape[2])):
-            queries, keys = _queries(q, block, part, k), _keys(k, block, part)
-            weights = kept[index] if kept else _weights(queries, keys, block)
-            grad = _queries(grad_out, block, part, k)
-            _keys(grad_v, block, part).add_(torch.bmm(weights.transpose(1, 2), grad))
-            grad_weights = torch.bmm(grad, _keys(v, block, part).transpose(1, 2))
-            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-            scale = q.shape[-1] ** -0.5
-            _put_queries(grad_q, block, part, k, torch.bmm(grad_scores, keys).mul_(scale))
-            _keys(grad_k, block, part).add_(torch.bmm(grad_scores.transpose(1, 2), queries), alpha=scale)
-        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None
+        scale = q.shape[-1] ** -0.5
+        for index, block in enumerate(_plan(q, ctx.context)):
+            queries, keys, grad = block.queries(q), block.keys(k), block.queries(grad_out)
+            weights = kept[index] if kept else block.weights(queries, keys)
+            block.add_keys(grad_v, torch.bmm(weights.transpose(1, 2), grad))
+            grad_weights = torch.bmm(grad, block.keys(v).transpose(1, 2))
+            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(scale)
+            block.put_queries(grad_q, torch.bmm(grad_scores, keys))
+            block.add_keys(grad_k, torch.bmm(grad_scores.transpose(1, 2), queries))
+        return grad_q.flatten(2, 3), grad_k.to(k.dtype), grad_v.to(v.dtype), None
 
 
-def _weights(queries: Tensor, keys: Tensor, block: _Block) -> Tensor:
-    """Softmax of the scores of a block: (k, g x queries, C) and (k, keys, C) -> (k, g x queries, keys)."""
-    scale = queries.shape[-1] ** -0.5
-    scores = torch.baddbmm(queries.new_zeros(()), queries, keys.transpose(1, 2), beta=0, alpha=scale)
-    rows, columns = block.bias.shape
-    scores.unflatten(1, (-1, rows))[..., -columns:].add_(block.bias)
-    return torch.softmax(scores, -1)
-
-
-def _queries(q: Tensor, block: _Block, part: slice, k: Tensor) -> Tensor:
-    """A block's rows of (B, T, H, C), heads that share a key-value head side by side: (k, g x queries, C)."""
-    grouped = q[block.row, block.first : block.last].unflatten(1, (k.shape[2], -1))[:, part]  # (queries, k, g, C)
-    return grouped.permute(1, 2, 0, 3).flatten(1, 2)
-
-
-def _put_queries(out: Tensor, block: _Block, part: slice, k: Tensor, values: Tensor) -> None:
-    """The way back from `_queries`."""
-    grouped = out[block.row, block.first : block.last].unflatten(1, (k.shape[2], -1))[:, part]
-    grouped.copy_(values.unflatten(1, (-1, block.last - block.first)).permute(2, 0, 1, 3))
-
-
-def _keys(k: Tensor, block: _Block, part: slice) -> Tensor:
-    """The keys (or values) that a block sees, of some heads: a view (k, keys, C)."""
-    return k[block.row, block.start : block.last, part].transpose(0, 1)
-
-
-def _work(blocks: list[_Block], heads: int, num_heads: int) -> Iterator[tuple[_Block, slice]]:
-    """Every block with every group of `heads` key-value heads."""
-    for block in blocks:
-        for first in range(0, num_heads, heads):
-            yield block, slice(first, first + heads)
-
-
-def _plan(q: Tensor, k: Tensor, context: AttentionContext | None) -> tuple[list[_Block], int]:
-    """The blocks of a batch, and how many key-value heads to take at once so that scores stay in cache."""
-    rows, tokens, num_heads, _ = q.shape
-    line_bytes = tokens * q.element_size()  # scores of one query of one head
-    queries = _MAX_QUERIES
-    while queries > _MIN_QUERIES and num_heads * queries * line_bytes > BLOCK_BYTES:
-        queries //= 2
-    groups = num_heads // k.shape[2]
-    heads = max(1, min(k.shape[2], BLOCK_BYTES // (groups * queries * line_bytes)))
+def _plan(q: Tensor, context: AttentionContext | None) -> list[_Block]:
+    """The blocks of a batch: as many rows and heads at once as keeps the scores in cache. q is (B, T, K, G, C)."""
+    num_rows, tokens, heads, groups, _ = q.shape
+    head_bytes = groups * min(_QUERIES, tokens) * tokens * q.element_size()  # one row, one key-value head
+    heads_at_once = max(1, min(heads, BLOCK_BYTES // head_bytes))
+    rows_at_once = max(1, min(num_rows, BLOCK_BYTES // (head_bytes * heads)))
+    key = rows_at_once, heads_at_once, heads, q.dtype
     if context is None or context.document_ids is None:
-        return _blocks_of_rows(rows, tokens, queries, q.dtype), heads
-    key = queries, q.dtype
+        return _blocks_of_rows(num_rows, tokens, *key)
     if key not in context._plans:
-        context._plans[key] = _blocks_of_documents(context.document_starts, queries, q.dtype)
-    return context._plans[key], heads
+        context._plans[key] = _blocks(context.document_starts, *key)
+    return context._plans[key]
 
 
 @functools.lru_cache(maxsize=8)
-def _blocks_of_rows(rows: int, tokens: int, queries: int, dtype: torch.dtype) -> list[_Block]:
-    return _blocks_of_documents(torch.zeros(rows, tokens, dtype=torch.int64), queries, dtype)
+def _blocks_of_rows(num_rows: int, tokens: int, *key: Any) -> list[_Block]:
+    return _blocks(torch.zeros(num_rows, tokens, dtype=torch.int64), *key)
 
 
-def _blocks_of_documents(starts: Tensor, queries: int, dtype: torch.dtype) -> list[_Block]:
-    """Cut each row into blocks; a block reaches back to where the document of its first query begins."""
+def _blocks(starts: Tensor, rows_at_once: int, heads_at_once: int, heads: int, dtype: torch.dtype) -> list[_Block]:
+    """Cut rows into blocks; a block reaches back to where the first document of its first queries begins."""
     num_rows, tokens = starts.shape
-    triangle = torch.full((queries, queries), -torch.inf, dtype=dtype).triu_(1)
+    causal = torch.full((1, _QUERIES, _QUERIES), -torch.inf, dtype=dtype).triu_(1)
     blocks = []
-    for first in range(0, tokens, queries):
-        last = min(first + queries, tokens)
-        for row, (start, end) in enumerate(starts[:, [first, last - 1]].tolist()):
+    for first in range(0, tokens, _QUERIES):
+        last = min(first + _QUERIES, tokens)
+        for row in range(0, num_rows, rows_at_once):
+            rows = slice(row, min(row + rows_at_once, num_rows))
+            window = starts[rows, first:last]
+            start = int(window[:, 0].min())
             if start == tokens:  # padding, which fills the end of a row
                 continue
-            if start == end:
-                bias = triangle[: last - first, : last - first]
-            else:
-                bias = _document_bias(starts[row, first:last], first, start, dtype)
-            blocks.append(_Block(row, first, last, start, bias))
+            alone = bool((window == start).all())  # no other document in sight: only the future is hidden
+            bias = causal[:, : last - first, : last - first] if alone else _document_bias(window, first, start, dtype)
+            for head in range(0, heads, heads_at_once):
+                blocks.append(_Block(rows, first, last, start, slice(head, head + heads_at_once), bias))
     return blocks
 
 
 def _document_bias(starts: Tensor, first: int, start: int, dtype: torch.dtype) -> Tensor:
-    """0 from the start of a query's document to the query itself, -inf elsewhere: (queries, keys)."""
-    last = first + len(starts)
-    query, key = torch.arange(first, last)[:, None], torch.arange(start, last)[None, :]
-    starts = starts.clamp(max=last - 1)[:, None]  # padding sees at least one key, so that no row is all -inf
-    visible = (starts <= key) & (key <= query.clamp(min=starts))
+    """0 from the start of a query's document to the query itself, -inf elsewhere: (rows, queries, keys)."""
+    last = first + starts.shape[1]
+    query, key = torch.arange(first, last)[:, None], torch.arange(start, last)
+    visible = (starts[..., None] <= key) & (key <= query)
+    visible |= starts[..., None] >= last  # padding looks anywhere, so that no softmax is over nothing
     return torch.where(visible, 0.0, -torch.inf).to(dtype)
 
 
 def _score_bytes(q: Tensor, blocks: list[_Block]) -> int:
-    pairs = sum((block.last - block.first) * (block.last - block.start) for block in blocks)
-    return pairs * q.shape[2] * q.element_size()
+    scores = sum(
+        (b.rows.stop - b.rows.start) * (b.last - b.first) * (b.last - b.start) * len(range(q.shape[2])[b.heads])
+        for b in blocks
+    )
+    return scores * q.shape[3] * q.element_size()
 
 
 def _device_attention(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext | None) -> Tensor:
