@@ -1,0 +1,171 @@
+"""Quantize: int8 weights, and what that changes in size, speed, bits per byte and predictions."""
+
+from __future__ import annotations
+
+import gc
+import time
+from pathlib import Path
+
+import torch
+
+from herd.config import settings
+from herd.data.shards import Documents, open_shards
+from herd.errors import ConfigError
+from herd.evals.perplexity import code_length, sample_documents
+from herd.infer.engine import Engine
+from herd.infer.quantize import Quantized, quantize_folder
+from herd.log import say, size
+from herd.model.checkpoint import find_checkpoint, load
+from herd.model.llama import LlamaForCausalLM
+from herd.model.weights import tensors_in_folder
+from herd.run import Run, open_run
+from herd.types import SamplingParams
+
+_COMPARED_TOKENS = 1024  # of held-out text, for the divergence
+_TIMED_ANSWERS, _TIMED_TOKENS = 5, 48
+
+
+@settings
+class QuantizeSettings:
+    """Make an int8 copy of a checkpoint and measure it beside the original."""
+
+    checkpoint: Path
+    """Checkpoint or run folder of a language model."""
+    out: Path
+    """Run folder to write; the copy is its `checkpoint/`."""
+    shards: Path | None = None
+    """Run folder of `herd pack`: bits per byte are measured on its held-out side; not measured without it."""
+    max_bytes: int = 30_000
+    """Held-out text per source, in bytes; whole documents, spread evenly."""
+    context_tokens: int | None = None
+    """Context for bits per byte, in tokens; default: the model's own, at most 1024."""
+
+    def __post_init__(self):
+        if self.max_bytes < 1 or (self.context_tokens or 2) < 2:
+            raise ValueError("max_bytes must be at least 1 and context_tokens at least 2")
+
+
+def run(settings: QuantizeSettings) -> Path:
+    """Write `checkpoint/` in int8; the figures compare it with the original."""
+    inputs = {"checkpoint": settings.checkpoint, "shards": settings.shards}
+    with open_run(settings.out, stage="quantize", settings=settings, inputs=inputs) as run:
+        if run.finished:
+            return run.path
+        source, target = find_checkpoint(settings.checkpoint), run.path / "checkpoint"
+        heldout = _heldout(settings.shards)
+        run.need(disk_bytes=_num_bytes(source))
+        change = quantize_folder(source, target)
+        figures = _sizes(change) | _speeds(source, target) | _qualities(source, target, heldout, settings)
+        _tell(run, figures)
+        run.finish(figures)
+    return run.path
+
+
+def _heldout(shards: Path | None) -> dict[str, Documents]:
+    if shards is None:
+        return {}
+    if not (shards / "heldout").is_dir():
+        raise ConfigError(f"shards: {shards} has no heldout/ side; give a run folder of `herd pack` with holdout > 0")
+    return open_shards(shards / "heldout")
+
+
+def _num_bytes(folder: Path) -> int:
+    return sum(info.dtype.itemsize * torch.Size(info.shape).numel() for info in tensors_in_folder(folder).values())
+
+
+def _sizes(change: Quantized) -> dict[str, float]:
+    return {
+        "weights_bytes_before": change.bytes_before,
+        "weights_bytes_after": change.bytes_after,
+        "size_ratio": round(change.bytes_after / change.bytes_before, 4),
+        "quantized_layers": change.num_layers,
+    }
+
+
+# ---- speed -----------------------------------------------------------------------------------------------------------
+
+
+def _speeds(source: Path, target: Path) -> dict[str, float]:
+    """Tokens a second of one answer at a time, prompt excluded; the best of a few."""
+    return {
+        "decode_tokens_per_second_before": _decode_speed(source),
+        "decode_tokens_per_second_after": _decode_speed(target),
+    }
+
+
+def _decode_speed(folder: Path) -> float:
+    engine = Engine(folder, cache_bytes=2**26, max_sequences=1)
+    params = SamplingParams(temperature=1.0, top_p=1.0, max_tokens=_TIMED_TOKENS)
+    speeds = []
+    for seed in range(_TIMED_ANSWERS + 1):  # the first one warms up
+        request = engine.request([engine.tokenizer.bos_id], params)
+        engine.submit(request)
+        engine.step()
+        began = time.perf_counter()
+        while not request.finished:
+            engine.step()
+        if seed and len(request.leader.tokens) > 1:
+            speeds.append((len(request.leader.tokens) - 1) / (time.perf_counter() - began))
+    del engine
+    gc.collect()
+    return round(max(speeds, default=0.0), 1)
+
+
+# ---- quality ---------------------------------------------------------------------------------------------------------
+
+
+def _qualities(
+    source: Path, target: Path, heldout: dict[str, Documents], settings: QuantizeSettings
+) -> dict[str, float]:
+    """Bits per byte of both on the same held-out text, and how far their predictions are apart."""
+    if not heldout:
+        return {}
+    before, after = load(source), load(target)
+    context = min(settings.context_tokens or 1024, before.config.max_position_embeddings)
+    return {
+        "heldout_bits_per_byte_before": _bits_per_byte(before, heldout, settings.max_bytes, context),
+        "heldout_bits_per_byte_after": _bits_per_byte(after, heldout, settings.max_bytes, context),
+    } | _divergence(before, after, heldout, context)
+
+
+def _bits_per_byte(
+    model: LlamaForCausalLM, heldout: dict[str, Documents], max_bytes: int, context_tokens: int
+) -> float:
+    tokens, num_bytes = [], []
+    for documents in heldout.values():
+        chosen = sample_documents(documents, max_bytes)
+        tokens += [documents.tokens(index) for index in chosen]
+        num_bytes += [int(documents.num_bytes[index]) for index in chosen]
+    return round(code_length(model, tokens, num_bytes, context_tokens=context_tokens).bits_per_byte, 4)
+
+
+@torch.inference_mode()
+def _divergence(
+    before: LlamaForCausalLM, after: LlamaForCausalLM, heldout: dict[str, Documents], context_tokens: int
+) -> dict[str, float]:
+    """Kullback-Leibler divergence a token (nats), and how often both find the same token likeliest."""
+    divergence = agreeing = count = 0.0
+    for documents in heldout.values():
+        for index in sample_documents(documents, 4 * _COMPARED_TOKENS):
+            row = torch.from_numpy(documents.tokens(index)[:context_tokens].astype("int64"))[None]
+            p, q = (model(row).float().log_softmax(-1) for model in (before, after))
+            divergence += float((p.exp() * (p - q)).sum())
+            agreeing += float((p.argmax(-1) == q.argmax(-1)).sum())
+            count += row.numel()
+            if count >= _COMPARED_TOKENS:
+                break
+    return {"kl_nats_per_token": round(divergence / count, 6), "same_likeliest_token": round(agreeing / count, 4)}
+
+
+def _tell(run: Run, figures: dict[str, float]) -> None:
+    def change(name: str) -> str:
+        return f"{figures[f'{name}_before']} -> {figures[f'{name}_after']}"
+
+    before, after = figures["weights_bytes_before"], figures["weights_bytes_after"]
+    say(f"  weights {size(before)} -> {size(after)}, decoding {change('decode_tokens_per_second')} tokens/s")
+    if "kl_nats_per_token" in figures:
+        say(
+            f"  bits per byte {change('heldout_bits_per_byte')}, KL {figures['kl_nats_per_token']} nats a token, "
+            f"{figures['same_likeliest_token']:.1%} the same likeliest token"
+        )
+    say(f"  {run.path / 'checkpoint'} opens in transformers and vLLM (with compressed-tensors)")

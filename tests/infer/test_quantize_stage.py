@@ -1,0 +1,57 @@
+"""`herd quantize`, from a checkpoint and shards to a measured int8 copy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from herd.data.shards import ShardWriter
+from herd.errors import ConfigError
+from herd.infer.engine import Engine
+from herd.model.checkpoint import save
+from herd.stages.quantize import QuantizeSettings, run
+from tests.infer.models import TEXT, small_tokenizer, tiny_model
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    save(tiny_model(), tmp_path / "model", small_tokenizer())
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def shards(tmp_path) -> Path:
+    tokenizer = small_tokenizer()
+    folder = tmp_path / "pack" / "heldout"
+    folder.mkdir(parents=True)
+    writer = ShardWriter(folder, "library", 0, tokenizer=tokenizer.fingerprint)
+    for _ in range(4):
+        writer.add(tokenizer.encode(TEXT * 3, bos=True, eos=True), num_bytes=len(TEXT.encode()) * 3)
+    writer.close()
+    return tmp_path / "pack"
+
+
+def test_the_copy_opens_and_its_figures_stand_beside_the_originals(tmp_path, checkpoint, shards):
+    out = run(QuantizeSettings(checkpoint=checkpoint, shards=shards, out=tmp_path / "out"))
+    figures = json.loads((out / "run.json").read_text())["figures"]
+    assert figures["weights_bytes_after"] < figures["weights_bytes_before"]
+    assert figures["decode_tokens_per_second_after"] > 0
+    before, after = figures["heldout_bits_per_byte_before"], figures["heldout_bits_per_byte_after"]
+    assert before > 1 and abs(before - after) < 0.02
+    assert 0 <= figures["kl_nats_per_token"] < 0.01 and figures["same_likeliest_token"] > 0.9
+    assert Engine(out).generate("The quick").tokens
+
+
+def test_without_shards_only_size_and_speed_are_measured(tmp_path, checkpoint):
+    out = run(QuantizeSettings(checkpoint=checkpoint, out=tmp_path / "out"))
+    figures = json.loads((out / "run.json").read_text())["figures"]
+    assert "size_ratio" in figures and "heldout_bits_per_byte_before" not in figures
+
+
+def test_shards_without_a_held_out_side_are_refused(tmp_path, checkpoint):
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "index.json").write_text("{}")
+    with pytest.raises(ConfigError, match="heldout"):
+        run(QuantizeSettings(checkpoint=checkpoint, shards=tmp_path / "pack", out=tmp_path / "out"))
