@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
 
@@ -79,5 +79,6 @@ def run(settings: SftSettings) -> Path:
             peak_flops=matmul_rate(next(model.parameters()).dtype),
             label="sft",
         )
+        model.config = replace(model.config, eos_token_id=tokenizer.stop_ids)  # it ends turns now: a model for chat
         finish(model, run, tokenizer, {"conversations": num_conversations, "steps": num_steps} | last_means(run.path))
     return run.path
