@@ -48,6 +48,12 @@ class DocumentDedup:
     seed: int = 1
     """Seed of the hash functions."""
 
+    def __post_init__(self):
+        if min(self.ngram_words, self.bands, self.rows) < 1:
+            raise ValueError("ngram_words, bands and rows must be at least 1")
+        if not 0 <= self.similarity <= 1:
+            raise ValueError("similarity must be between 0 and 1")
+
 
 @settings
 class LineDedup:
@@ -61,6 +67,10 @@ class LineDedup:
     """Documents counted together."""
     keep_first: bool = True
     """Keep a repeated line in the first document that has it (ccNet drops it there too)."""
+
+    def __post_init__(self):
+        if min(self.max_count, self.bucket_documents) < 1:
+            raise ValueError("max_count and bucket_documents must be at least 1")
 
 
 # ---- URLs ------------------------------------------------------------------------------------------------------------
@@ -123,7 +133,7 @@ def _no_signatures(count: int) -> np.ndarray:
 
 def band_keys(signature: np.ndarray, rows: int) -> np.ndarray:
     """One 64-bit key for each band: (N, bands * rows) uint32 -> (N, bands) uint64."""
-    bands = signature.reshape(len(signature), -1, rows).astype(np.uint64)
+    bands = signature.reshape(len(signature), signature.shape[1] // rows, rows).astype(np.uint64)
     keys = np.full(bands.shape[:2], 0xCBF29CE484222325, dtype=np.uint64)
     for row in range(rows):
         keys = (keys ^ bands[:, :, row]) * np.uint64(0x9E3779B97F4A7C15)

@@ -11,7 +11,8 @@ from herd.curate.content import main_content
 from herd.curate.encoding import decode
 from herd.curate.render import render
 
-MAX_HTML_BYTES = 10_000_000
+MAX_HTML_CHARACTERS = 10_000_000
+MAX_TAGS = 300_000
 _MANY_TAGS = 20_000
 _MAX_DEPTH = 400
 _LONG_TITLE_WORDS = 4
@@ -45,8 +46,10 @@ def extract(content: str | bytes, url: str | None = None, charset: str = "", kin
         return Extracted("", "", [], ("binary", "not a text"))
     if kind != "html":
         return Extracted(source.replace("\r\n", "\n"), "", [], None)
-    if len(source) > MAX_HTML_BYTES:
+    if len(source) > MAX_HTML_CHARACTERS:
         return Extracted("", "", [], ("page_size", f"{len(source):,} characters of HTML"))
+    if (tags := source.count("<")) > MAX_TAGS:
+        return Extracted("", "", [], ("page_tags", f"{tags:,} tags"))
     tree = LexborHTMLParser(_flattened(source.replace("\0", "")))
     if tree.body is None:
         return Extracted("", _title(tree), [], None)
@@ -54,9 +57,12 @@ def extract(content: str | bytes, url: str | None = None, charset: str = "", kin
     return Extracted(str(text), _title(tree), text.code_lines, None)
 
 
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]")
+
+
 def _is_binary(source: str) -> bool:
     head = source[:4000]
-    return head.count("\0") + head.count("\ufffd") > 0.1 * len(head)
+    return len(_CONTROL.findall(head)) > 0.05 * len(head)
 
 
 _TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)[^<>]*>")

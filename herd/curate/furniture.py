@@ -38,10 +38,8 @@ _WEAK = frozenset(
     playlist player embed counter livestream popular meta metadata follow search
     """.split()  # noqa: SIM905
 )
-_WEAK_NAMES = frozenset(
-    ("tag", "date", "hidden", "hide", "d-none", "print", "email", "contact", "form", "published", "posted", "info")
-    + ("box", "aside", "notice", "extra")
-)
+_WEAK_NAMES = {"tag", "date", "hidden", "hide", "d-none", "print", "email", "contact", "form", "published", "posted"}
+_WEAK_NAMES |= {"info", "box", "aside", "notice", "extra"}
 _WEAK_PAIRS = re.compile(
     r"(?<![a-z])(?:post|entry|article|story|news|blog)[-_]*(?:meta|info|date|footer|tags)(?![a-z])"
 )

@@ -69,6 +69,10 @@ class Rules:
     min_quality: float = 0.0
     """Least quality score, 0 to 1."""
 
+    def __post_init__(self):
+        if not (0 <= self.language_probability <= 1 and 0 <= self.min_quality <= 1):
+            raise ValueError("language_probability and min_quality must be between 0 and 1")
+
 
 @settings
 class Work:
@@ -77,11 +81,17 @@ class Work:
     processes: int | None = None
     """Processes that extract and judge at the same time; default: one for each core."""
     part_bytes: int = 8_000_000
-    """Raw bytes in a part: what a killed run may have to do again, and what a process holds."""
+    """Bytes of pages in a part: what a killed run may have to do again, and what a process holds."""
     line_memory_bytes: int = 256_000_000
-    """Memory for counting lines; more lines than fit are counted in several passes."""
+    """Memory for counting lines, in bytes; more lines than fit are counted in several passes."""
     max_page_bytes: int = 20_000_000
-    """Pages over this size are dropped unparsed."""
+    """Pages over this size, in bytes, are dropped unparsed."""
+
+    def __post_init__(self):
+        if self.processes is not None and self.processes < 1:
+            raise ValueError("processes must be at least 1")
+        if min(self.part_bytes, self.line_memory_bytes, self.max_page_bytes) < 1:
+            raise ValueError("part_bytes, line_memory_bytes and max_page_bytes must be at least 1")
 
 
 def curate(

@@ -75,7 +75,7 @@ def render(name: str, folder: str, stdlib: str) -> None:
     sys.addaudithook(refuse)
     sys.argv = [name]
     page = topic_page(name[len("topics.") :]) if name.startswith("topics.") else module_page(name)
-    data = without_places(page, stdlib).encode("utf-8", "replace")
+    data = without_places(page, folder, stdlib).encode("utf-8", "replace")
     if len(data) > MAX_PAGE_BYTES:
         raise ValueError(f"the page has {len(data):,} bytes")
     aside = os.path.join(folder, f".{name}.tmp")
@@ -105,12 +105,12 @@ def topic_page(topic: str) -> str:
     return pydoc.html.page(heading, f'<pre class="topic">{pydoc.html.escape(text)}</pre>')
 
 
-def without_places(page: str, stdlib: str) -> str:
+def without_places(page: str, folder: str, stdlib: str) -> str:
     """Take the paths of this machine and the addresses of this run out of a page: it is the same page everywhere."""
-    page = page.replace(stdlib, "/usr/lib/python")
-    for place in {sys.executable, sys.prefix, sys.base_prefix}:
+    page = page.replace(stdlib, "/usr/lib/python").replace(folder, "/tmp").replace(os.path.dirname(__file__), "/usr/bin")
+    for place in sorted({sys.executable, sys.prefix, sys.base_prefix}, key=len, reverse=True):
         page = page.replace(place, "/usr")
-    return re.sub(r"( at |&nbsp;at&nbsp;)0x[0-9a-fA-F]{6,16}", r"\1...", page)
+    return re.sub(r"\b(at|handle)( |&nbsp;)(?:0x)?[0-9a-f]{6,16}\b", r"\1\2...", page)
 
 
 if __name__ == "__main__":

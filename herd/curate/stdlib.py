@@ -142,7 +142,7 @@ def _start(names: list[str], folder: Path, seconds: float) -> subprocess.Popen:
     script = Path(__file__).with_name("pydoc_child.py")
     environment = {
         "PATH": os.defpath,
-        "HOME": str(folder),
+        "HOME": "/nonexistent",
         "LANG": "C.UTF-8",
         "PYTHONHASHSEED": "0",
         "PYTHONUTF8": "1",

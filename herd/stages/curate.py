@@ -29,7 +29,11 @@ class CurateSettings:
 
 
 def run(settings: CurateSettings) -> Path:
-    """Write `documents/*.parquet` (dropped ones with their reason) and `funnel.json`."""
+    """Write `documents/*.parquet` (dropped ones with their reason) and `funnel.json`.
+
+    Raises:
+        DataError: no page can be read, or no document is kept.
+    """
     files = find_files(settings.pages)
     with open_run(settings.out, stage="curate", settings=settings, inputs={"pages": settings.pages}) as run:
         if run.finished:
@@ -38,6 +42,8 @@ def run(settings: CurateSettings) -> Path:
         run.need(disk_bytes=20 * num_bytes, seconds=5 + num_bytes / 500_000)
         figures = curate(files, run.path, settings.rules, settings.documents, settings.lines, settings.work)
         kept, read = figures["documents"], figures["documents_read"]
+        if figures["corrupt"]:
+            say(f"  {figures['corrupt']:,} damaged records skipped")
         say(f"  {kept:,} of {read:,} documents kept, {size(figures['bytes'])} of text")
         run.finish(figures)
         shutil.rmtree(run.path / "state")
