@@ -4,24 +4,41 @@
     <|start_header_id|>{role}<|end_header_id|>\\n\\n{content}<|eot_id|>      for every message
     <|start_header_id|>assistant<|end_header_id|>\\n\\n                      for the model to go on
 
-Content is encoded apart from its header and as plain text, so no message can forge a turn.
+Content is encoded apart from its header and as plain text, so no message can forge a turn. Two styles are in use:
+
+- `meta`, as Meta's own code writes: content as it is; a message that is not the end of its turn (a tool call behind
+  `<|python_tag|>`, or a message followed by another one of the assistant) ends with `<|eom_id|>`.
+- `hf`, as Hugging Face's Llama 3.1 template writes: content stripped, date lines before every system prompt, a tool's
+  answer as a JSON string, every message ended by `<|eot_id|>`.
+
+Reading back (`parse`) gives the same messages, with these exceptions, where the format itself is ambiguous:
+
+- assistant text that is itself the syntax of a tool call is read as the call;
+- code for the interpreter that reads as a search (`x.call(query="...")`) or as another form of call is read as that;
+- style `hf` keeps no whitespace around content, and its empty system message is read as none.
+
 Source: Llama 3 paper section 4.1.1; Meta's prompt format notes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import contextlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from herd.errors import DataError
 from herd.tokenizer import toolcalls
-from herd.tokenizer.specials import END_HEADER, PYTHON_TAG, START_HEADER
+from herd.tokenizer.specials import END_HEADER, END_OF_MESSAGE, END_OF_TURN, PYTHON_TAG, START_HEADER
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.types import Message
 
+Style = Literal["meta", "hf"]
+
 ROLES = ("system", "user", "assistant", "ipython")
-DATE_LINES = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
-"""What Hugging Face's Llama 3.1 template puts before every system prompt."""
+DATE = "26 Jul 2024"
+"""The date that Hugging Face's Llama 3.1 template writes when it is told none."""
 
 
 class Rendered(NamedTuple):
@@ -36,29 +53,32 @@ def render(
     messages: Sequence[Message],
     *,
     generation_prompt: bool = False,
-    style: str | None = None,
+    style: Style | None = None,
     tool_format: toolcalls.Format = "json",
+    date: str = DATE,
 ) -> Rendered:
     """Tokens and loss mask of a conversation; the assistant's messages and what ends them are trained on.
 
-    Styles: `meta` writes content as it is; `hf` strips it and always opens with the date lines, as Hugging Face's
-    Llama 3.1 template does; None takes the checkpoint's own.
+    `style` None takes the checkpoint's own. `tool_format` is how style `meta` writes calls of custom tools.
 
     Raises:
-        DataError: an unknown role or a message that is not text.
+        DataError: no message, an unknown role, content that is not text, a tool call that the form cannot hold.
     """
+    if not messages:
+        raise DataError("the conversation has no messages")
     style = style or tokenizer.chat_style
     messages = [_checked(message, number) for number, message in enumerate(messages)]
     if style == "hf":
-        messages = _with_dates(messages)
+        messages = _as_hf(messages, date)
     tokens, mask = [tokenizer.bos_id], [False]
-    for number, message in enumerate(messages):
+    for message, follower in zip(messages, [*messages[1:], None], strict=True):
         header = _header(tokenizer, message["role"])
-        body = _body(tokenizer, message, style, tool_format)
-        follower = messages[number + 1]["role"] if number + 1 < len(messages) else None
-        body.append(_terminator(tokenizer, message, body, follower))
+        body = _body(tokenizer, message, "bare" if style == "hf" else tool_format)
+        goes_on = tokenizer.special.get(PYTHON_TAG) in body or (follower and follower["role"] == "assistant")
+        is_assistant = message["role"] == "assistant"
+        body.append(tokenizer.eom_id if is_assistant and goes_on and style == "meta" else tokenizer.eot_id)
         tokens += header + body
-        mask += [False] * len(header) + [message["role"] == "assistant"] * len(body)
+        mask += [False] * len(header) + [is_assistant] * len(body)
     if generation_prompt:
         header = _header(tokenizer, "assistant")
         tokens += header
@@ -80,61 +100,69 @@ def require_trained(rendered: Rendered) -> Rendered:
 
 
 def _checked(message: Message, number: int) -> Message:
-    role = message.get("role")
-    role = "ipython" if role == "tool" else role
+    if not isinstance(message, Mapping):
+        raise DataError(f"message {number} is {type(message).__name__}, expected an object with role and content")
+    role = "ipython" if message.get("role") == "tool" else message.get("role")
     if role not in ROLES:
         raise DataError(f"message {number}: role {role!r} is unknown; expected one of {', '.join(ROLES)}")
-    content = message.get("content")
-    if content is None:
-        content = ""
-    if not isinstance(content, str):
-        raise DataError(f"message {number}: content is {type(content).__name__}, expected text")
+    checked = Message(role=role, content=_text(message.get("content"), number))
     calls = message.get("tool_calls") or []
     if calls and role != "assistant":
-        raise DataError(
-            f"message {number}: tool_calls stand in a message of role {role}; only the assistant calls tools"
-        )
-    checked = Message(role=role, content=content)
+        raise DataError(f"message {number}: tool_calls in a message of role {role}; only the assistant calls tools")
     if calls:
         checked["tool_calls"] = [toolcalls.checked(call, f"message {number}") for call in calls]
     return checked
 
 
-def _with_dates(messages: list[Message]) -> list[Message]:
-    """The date lines before the system prompt, which is made when there is none; all content stripped."""
-    messages = [message | {"content": message["content"].strip()} for message in messages]
-    system = ""
-    if messages and messages[0]["role"] == "system":
-        system = messages[0]["content"]
-        messages = messages[1:]
-    return [Message(role="system", content=DATE_LINES + system), *messages]
+def _text(content: Any, number: int) -> str:
+    """Content as text: a string, nothing, or OpenAI's list of text parts."""
+    if isinstance(content, list) and all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in content):
+        return "".join(part["text"] for part in content)
+    if content is None or isinstance(content, str):
+        return content or ""
+    raise DataError(f"message {number}: content is {type(content).__name__}, expected text")
+
+
+def _date_lines(date: str) -> str:
+    return f"Cutting Knowledge Date: December 2023\nToday Date: {date}\n\n"
+
+
+def _as_hf(messages: list[Message], date: str) -> list[Message]:
+    """The messages as Hugging Face's Llama 3.1 template words them."""
+    worded = []
+    for number, message in enumerate(messages):
+        content = message["content"].strip()
+        if message["role"] == "ipython":
+            content = json.dumps(message["content"], ensure_ascii=False)
+        if content and message.get("tool_calls"):
+            raise DataError(f"message {number}: style `hf` cannot write text and a tool call in one message")
+        worded.append(message | {"content": content})
+    if messages[0]["role"] == "system":
+        system = worded.pop(0)["content"]
+    else:
+        system = ""
+    return [Message(role="system", content=_date_lines(date) + system), *worded]
 
 
 def _header(tokenizer: Tokenizer, role: str) -> list[int]:
-    special = tokenizer.special
-    return [special[START_HEADER], *tokenizer.encode(role), special[END_HEADER], *tokenizer.encode("\n\n")]
+    start, end = tokenizer.chat_token(START_HEADER), tokenizer.chat_token(END_HEADER)
+    return [start, *tokenizer.encode(role), end, *tokenizer.encode("\n\n")]
 
 
-def _body(tokenizer: Tokenizer, message: Message, style: str, tool_format: toolcalls.Format) -> list[int]:
+def _body(tokenizer: Tokenizer, message: Message, tool_format: toolcalls.Format) -> list[int]:
     tokens = tokenizer.encode(message["content"])
     if calls := message.get("tool_calls"):
-        text, tagged = toolcalls.write(calls, "bare" if style == "hf" and tool_format == "json" else tool_format)
+        text, tagged = toolcalls.write(calls, tool_format)
         if tagged:
-            tokens.append(tokenizer.special[PYTHON_TAG])
+            tokens.append(tokenizer.chat_token(PYTHON_TAG))
         tokens += tokenizer.encode(text)
     return tokens
-
-
-def _terminator(tokenizer: Tokenizer, message: Message, body: list[int], follower: str | None) -> int:
-    """End of message where the same turn goes on (a tagged call, or another assistant message), else end of turn."""
-    goes_on = follower == "assistant" or tokenizer.special.get(PYTHON_TAG) in body
-    return tokenizer.eom_id if message["role"] == "assistant" and goes_on else tokenizer.eot_id
 
 
 # ---- parse -----------------------------------------------------------------------------------------------------------
 
 
-def parse(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[Message]:
+def parse(tokenizer: Tokenizer, tokens: Sequence[int], *, style: Style | None = None) -> list[Message]:
     """The messages of a rendered conversation; the last one may be cut before its end.
 
     A generation prompt at the end, with nothing after it, is no message.
@@ -142,24 +170,46 @@ def parse(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[Message]:
     Raises:
         DataError: the tokens are not a conversation.
     """
-    special = tokenizer.special
-    start, end = special[START_HEADER], special[END_HEADER]
+    start_header, end_header = tokenizer.chat_token(START_HEADER), tokenizer.chat_token(END_HEADER)
+    terminators = [tokenizer.special[name] for name in (END_OF_TURN, END_OF_MESSAGE) if name in tokenizer.special]
     position = 1 if tokens and tokens[0] == tokenizer.bos_id else 0
     messages: list[Message] = []
     while position < len(tokens):
-        if tokens[position] != start:
-            raise DataError(f"token {position} is {tokens[position]}, expected a message header ({start})")
-        close = _find(tokens, (end,), position)
+        if tokens[position] != start_header:
+            raise DataError(f"token {position} is {tokens[position]}, expected the header of a message")
+        close = _find(tokens, (end_header,), position)
         if close is None:
-            raise DataError(f"the message header at token {position} is not closed")
-        role = tokenizer.decode(tokens[position + 1 : close])
-        stop = _find(tokens, (tokenizer.eot_id, tokenizer.eom_id), close)
-        stop = len(tokens) if stop is None else stop
+            raise DataError(f"the header at token {position} is not closed")
+        stop = _find(tokens, terminators, close)
         body = _after_blank_line(tokenizer, tokens[close + 1 : stop])
-        if body or stop < len(tokens):
-            messages.append(parse_reply(tokenizer, body) if role == "assistant" else _plain(tokenizer, role, body))
-        position = stop + 1
+        if body or stop is not None:
+            messages.append(_message(tokenizer, tokenizer.decode(tokens[position + 1 : close]), body))
+        position = len(tokens) if stop is None else stop + 1
+    return _from_hf(messages) if (style or tokenizer.chat_style) == "hf" else messages
+
+
+def _message(tokenizer: Tokenizer, role: str, body: Sequence[int]) -> Message:
+    if role == "assistant":
+        return parse_reply(tokenizer, body)
+    if role not in ROLES:
+        raise DataError(f"role {role!r} is unknown; expected one of {', '.join(ROLES)}")
+    return Message(role=role, content=tokenizer.decode(body))
+
+
+def _from_hf(messages: list[Message]) -> list[Message]:
+    """Undo what the template adds: the date lines, and the JSON around what a tool answered."""
+    for message in messages:
+        if message["role"] == "ipython":
+            with contextlib.suppress(ValueError):
+                said = json.loads(message["content"])
+                message["content"] = said if isinstance(said, str) else message["content"]
+    if messages and messages[0]["role"] == "system":
+        messages[0]["content"] = _DATE_LINES.sub("", messages[0]["content"])
+        return messages if messages[0]["content"] else messages[1:]
     return messages
+
+
+_DATE_LINES = re.compile(r"\ACutting Knowledge Date: [^\n]*\nToday Date: [^\n]*\n\n")
 
 
 def parse_reply(tokenizer: Tokenizer, tokens: Sequence[int]) -> Message:
@@ -183,25 +233,19 @@ def formatting_mask(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[bool]:
     DPO leaves them out of its loss.
     Source: Llama 3 paper section 4.1.4.
     """
-    special = tokenizer.special
+    start_header, end_header = tokenizer.chat_token(START_HEADER), tokenizer.chat_token(END_HEADER)
     blank_line = tokenizer.encode("\n\n")
     ends = {tokenizer.bos_id, *tokenizer.stop_ids, tokenizer.pad_id}
     mask = [token in ends for token in tokens]
     position = 0
-    while (start := _find(tokens, (special[START_HEADER],), position)) is not None:
-        close = _find(tokens, (special[END_HEADER],), start)
+    while (start := _find(tokens, (start_header,), position)) is not None:
+        close = _find(tokens, (end_header,), start)
         close = len(tokens) if close is None else close + 1
         if list(tokens[close : close + len(blank_line)]) == blank_line:
             close += len(blank_line)
         mask[start:close] = [True] * (min(close, len(tokens)) - start)
         position = close
     return mask
-
-
-def _plain(tokenizer: Tokenizer, role: str, body: Sequence[int]) -> Message:
-    if role not in ROLES:
-        raise DataError(f"role {role!r} is unknown; expected one of {', '.join(ROLES)}")
-    return Message(role=role, content=tokenizer.decode(body))
 
 
 def _after_blank_line(tokenizer: Tokenizer, body: Sequence[int]) -> Sequence[int]:

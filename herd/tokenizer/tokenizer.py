@@ -165,14 +165,19 @@ class Tokenizer:
     @property
     def eot_id(self) -> int:
         """Ends a turn."""
-        return self._chat_token(END_OF_TURN)
+        return self.chat_token(END_OF_TURN)
 
     @property
     def eom_id(self) -> int:
         """Ends a message after which the same side goes on: a tool is to be run."""
-        return self._chat_token(END_OF_MESSAGE)
+        return self.chat_token(END_OF_MESSAGE)
 
-    def _chat_token(self, name: str) -> int:
+    def chat_token(self, name: str) -> int:
+        """The id of a special token of the chat format.
+
+        Raises:
+            DataError: the vocabulary lacks it.
+        """
         if name not in self.special:
             raise DataError(f"this vocabulary has no {name}: it knows no Llama 3 chat format, only plain completion")
         return self.special[name]

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import ast
 import json
+import keyword
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from herd.errors import DataError
@@ -25,6 +27,7 @@ Format = Literal["json", "bare", "tag", "python"]
 SEARCH_TOOLS = ("brave_search", "wolfram_alpha", "photogen")
 CODE_INTERPRETER = "code_interpreter"
 _SEARCH_CALL = re.compile(r'(?P<name>\w+)\.call\(query="(?P<query>[^"]*)"\)')
+_TAG_NAME = re.compile(r"[^}>]+")
 _TAGGED_FUNCTION = re.compile(r"<function=(?P<name>[^}>]+)>(?P<arguments>\{.*\})(?:</function>)?", re.DOTALL)
 
 
@@ -32,39 +35,40 @@ def checked(call: Any, where: str) -> ToolCall:
     """A call in Herd's form, from that or from OpenAI's (`{"function": {"name", "arguments": "<JSON>"}}`).
 
     Raises:
-        DataError: it is neither.
+        DataError: it is neither, or its arguments are not JSON.
     """
-    function = call.get("function", call) if isinstance(call, dict) else {}
+    function = call.get("function", call) if isinstance(call, Mapping) else {}
     name, arguments = function.get("name"), function.get("arguments", {})
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except ValueError as error:
-            raise DataError(f"{where}: the arguments of tool call {name!r} are no JSON ({error})") from None
+    try:
+        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+        json.dumps(arguments, allow_nan=False)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{where}: the arguments of tool call {name!r} are not JSON ({error})") from None
     if not isinstance(name, str) or not isinstance(arguments, dict):
-        raise DataError(f"{where}: a tool call needs a `name` and an `arguments` object, found {call!r}")
+        raise DataError(f"{where}: a tool call needs a `name` and an object of `arguments`, found {call!r}")
     return ToolCall(name=name, arguments=arguments)
 
 
-def write(calls: list[ToolCall], custom: Format = "json") -> tuple[str, bool]:
-    """The text of calls, and whether `<|python_tag|>` opens it.
+def write(calls: list[ToolCall], form: Format = "json") -> tuple[str, bool]:
+    """The text of calls, and whether `<|python_tag|>` opens it; `form` is for custom tools.
 
     Raises:
-        DataError: several calls where the form holds one.
+        DataError: the form cannot hold these calls.
     """
-    if custom == "python" and not any(_is_builtin(call) for call in calls):
-        return f"[{', '.join(_python_call(call) for call in calls)}]", False
+    if form == "python" and not any(map(_is_builtin, calls)):
+        return f"[{', '.join(map(_python_call, calls))}]", False
     if len(calls) != 1:
         raise DataError(f"{len(calls)} tool calls in one message; only the `python` format holds more than one")
     name, arguments = calls[0]["name"], calls[0]["arguments"]
-    if name == CODE_INTERPRETER and _is_builtin(calls[0]):
-        return arguments["code"], True
-    if _is_builtin(calls[0]):
-        return f'{name}.call(query="{arguments["query"]}")', True
-    if custom == "tag":
-        return f"<function={name}>{_json(arguments)}</function>", False
-    if custom == "bare":
+    if form == "bare":
         return _json({"name": name, "parameters": arguments}), False
+    if _is_builtin(calls[0]):
+        code = arguments["code"] if name == CODE_INTERPRETER else f'{name}.call(query="{arguments["query"]}")'
+        return code, True
+    if form == "tag":
+        if not _TAG_NAME.fullmatch(name):
+            raise DataError(f"the name of tool {name!r} cannot stand in a <function=...> tag")
+        return f"<function={name}>{_json(arguments)}</function>", False
     return _json({"type": "function", "name": name, "parameters": arguments}), True
 
 
@@ -118,6 +122,9 @@ def _json_call(text: str) -> ToolCall | None:
 
 
 def _python_call(call: ToolCall) -> str:
+    for name in (call["name"], *call["arguments"]):
+        if not name.isidentifier() or keyword.iskeyword(name):
+            raise DataError(f"{name!r} of tool {call['name']!r} is no Python name, as the `python` format needs")
     return f"{call['name']}({', '.join(f'{key}={value!r}' for key, value in call['arguments'].items())})"
 
 
@@ -137,8 +144,7 @@ def _python_calls(text: str) -> list[ToolCall]:
 def _python_node(node: ast.expr) -> ToolCall:
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
         raise ValueError("not a call by keywords")
-    if any(keyword.arg is None for keyword in node.keywords):
+    arguments = {argument.arg: ast.literal_eval(argument.value) for argument in node.keywords}
+    if None in arguments:
         raise ValueError("arguments without names")
-    return ToolCall(
-        name=node.func.id, arguments={keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
-    )
+    return ToolCall(name=node.func.id, arguments=arguments)
