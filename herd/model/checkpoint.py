@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from herd.errors import CheckpointError
-from herd.model.config import CAUSAL_LM, SEQUENCE_CLASSIFICATION, ModelConfig
-from herd.model.llama import Attend, LlamaForCausalLM, LlamaForSequenceClassification
+from herd.model.config import SEQUENCE_CLASSIFICATION, ModelConfig
+from herd.model.llama import Attend, Llama, LlamaForCausalLM, LlamaForSequenceClassification, empty_model
+from herd.model.meta import is_meta_checkpoint, load_meta
 from herd.model.weights import INDEX, SINGLE, TensorInfo, read_tensors, tensors_in_folder
-from herd.ops.attention import packed_attention
 from herd.ops.quantized import (
     check_quantization,
     empty_like,
@@ -30,11 +30,8 @@ from herd.run import atomic_folder
 if TYPE_CHECKING:
     from herd.tokenizer.tokenizer import Tokenizer
 
-Llama = LlamaForCausalLM | LlamaForSequenceClassification
-
 MAX_SHARD_BYTES = 5_000_000_000
 
-_CLASSES = {CAUSAL_LM: LlamaForCausalLM, SEQUENCE_CLASSIFICATION: LlamaForSequenceClassification}
 _SHOWN = 3  # how many tensor names an error lists
 
 
@@ -49,7 +46,7 @@ def find_checkpoint(path: Path | str) -> Path:
         raise CheckpointError(f"{path} does not exist: expected a checkpoint folder or a run folder.")
     candidates = [path, path / "checkpoint", *_pointed_to(path)]
     for candidate in candidates:
-        if (candidate / "config.json").is_file():
+        if (candidate / "config.json").is_file() or is_meta_checkpoint(candidate):
             return candidate
     raise CheckpointError(
         f"{path} holds no checkpoint: expected config.json in it, in {path / 'checkpoint'}, or a finished run whose "
@@ -60,7 +57,7 @@ def find_checkpoint(path: Path | str) -> Path:
 def load(
     path: Path | str, *, dtype: torch.dtype | None = None, device: str = "cpu", attend: Attend | None = None
 ) -> Llama:
-    """Open a checkpoint in eval mode, as the class that its config.json names.
+    """Open a checkpoint, Hugging Face's or Meta's, in eval mode, as the class that its config.json names.
 
     `dtype` None keeps what is on disk. On the CPU the weights are mapped from the files, not copied.
 
@@ -69,6 +66,8 @@ def load(
         ConfigError: config.json describes something other than a Llama.
     """
     folder = find_checkpoint(path)
+    if is_meta_checkpoint(folder) and not (folder / "config.json").is_file():
+        return load_meta(folder, dtype=dtype, attend=attend).to(device)
     config = ModelConfig.from_folder(folder)
     check_quantization(config.quantization_config, folder)
     model = empty_model(config, attend)
@@ -83,19 +82,18 @@ def load(
     return _finish(model)
 
 
-def empty_model(config: ModelConfig, attend: Attend | None = None, device: str = "meta") -> Llama:
-    """A model of the configured class whose weights are not there yet (device `meta`) or not set."""
-    with torch.device(device):
-        return _CLASSES[config.architecture](config, attend or packed_attention)
-
-
 def save(
     model: Llama, folder: Path | str, tokenizer: Tokenizer | None = None, dtype: torch.dtype | None = None
 ) -> None:
     """Write a checkpoint folder, whole or not at all; a folder already there is replaced.
 
     `dtype` None keeps the model's. Larger than 5 GB, the weights come in shards with an index.
+
+    Raises:
+        CheckpointError: the model's weights are quantized.
     """
+    if model.config.quantization_config is not None:
+        raise CheckpointError(f"{folder}: a quantized model is not saved again; save the one it was made from.")
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)

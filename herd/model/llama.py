@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from herd.model.config import ModelConfig
+from herd.model.config import CAUSAL_LM, SEQUENCE_CLASSIFICATION, ModelConfig
 from herd.model.rope import rotary_table
 from herd.ops.attention import AttentionContext, packed_attention
 from herd.ops.cross_entropy import cross_entropy_sum, token_log_probs
@@ -173,6 +173,17 @@ class LlamaForSequenceClassification(nn.Module):
     def run(self, objective: Objective, batch: Batch) -> Loss:
         """The loss of a packed batch under an objective; its head is the linear layer `score`."""
         return objective(_hidden_of_batch(self.model, batch), self.score, batch)
+
+
+Llama = LlamaForCausalLM | LlamaForSequenceClassification
+
+_CLASSES = {CAUSAL_LM: LlamaForCausalLM, SEQUENCE_CLASSIFICATION: LlamaForSequenceClassification}
+
+
+def empty_model(config: ModelConfig, attend: Attend | None = None, device: str = "meta") -> Llama:
+    """A model of the configured class whose weights are not there yet (device `meta`) or not set."""
+    with torch.device(device):
+        return _CLASSES[config.architecture](config, attend or packed_attention)
 
 
 def _hidden_of_documents(model: LlamaModel, tokens: Tensor) -> Tensor:

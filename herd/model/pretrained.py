@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from herd.model.checkpoint import Llama, find_checkpoint
+from herd.model.checkpoint import find_checkpoint
 from herd.model.checkpoint import load as load_checkpoint
+from herd.model.llama import Llama
 from herd.tokenizer.tokenizer import Tokenizer
 
 
