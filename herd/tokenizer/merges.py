@@ -17,7 +17,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +31,7 @@ class Pair(NamedTuple):
 
     negative_count: int
     ids: tuple[int, int]
-    places: np.ndarray  # where its left token starts, ascending
+    places: np.ndarray  # where its left token starts, in any order
 
 
 def learn_merges(
@@ -73,16 +73,20 @@ class _Text:
     def __init__(self, words: Sequence[Sequence[int]], counts: Sequence[int], lengths: Sequence[int]) -> None:
         self.lengths = np.array(lengths, dtype=np.int64)
         self.least = 1
-        tokens = np.fromiter((token for word in words for token in (*word, _NONE)), dtype=np.int32)
-        num_tokens = np.fromiter((len(word) + 1 for word in words), dtype=np.int64, count=len(words))
-        self.weights = np.repeat(np.array(counts, dtype=np.int64), num_tokens)  # of the word, at each token
-        sizes = np.where(tokens == _NONE, 1, self.lengths[tokens])
-        last = np.cumsum(sizes)
-        self.starts = np.full(last[-1] + 1 if len(last) else 1, _NONE, dtype=np.int32)
+        if all(isinstance(word, bytes) for word in words):
+            tokens = np.frombuffer(b"".join(words), dtype=np.uint8)
+        else:
+            tokens = np.fromiter(chain.from_iterable(words), dtype=np.int32)
+        sizes = self.lengths[tokens]
+        num_tokens = np.fromiter(map(len, words), dtype=np.int64, count=len(words))
+        word_of = np.repeat(np.arange(len(words)), num_tokens)
+        last = np.cumsum(sizes) + word_of  # one wall before each word: its first place is 1
+        self.starts = np.full(sizes.sum() + len(words) + 1, _NONE, dtype=np.int32)
         self.ends = self.starts.copy()
         self.starts[1 + last - sizes] = tokens
         self.ends[last] = tokens
-        self.weights = np.concatenate([[0], np.repeat(self.weights, sizes)])
+        self.weights = np.zeros(len(self.starts), dtype=np.int64)  # of the word, at each place where a token starts
+        self.weights[1 + last - sizes] = np.array(counts, dtype=np.int64)[word_of]
 
     def frequent_pairs(self) -> list[Pair]:
         """Begin a round: the pairs at least a sixteenth as frequent as the best one now."""
@@ -92,20 +96,23 @@ class _Text:
         places, left, right = (a[right != _NONE] for a in (places, left, right))
         if not len(places):
             return []
-        keys = left.astype(np.int64) << 32 | right
-        order = np.argsort(keys, kind="stable")
-        groups = list(self._groups(keys[order], places[order]))
-        self.least = max(max(count for _, count, _ in groups) // _ROUND_SPAN, 1)
-        return [Pair(-count, divmod(key, 1 << 32), where) for key, count, where in groups if count >= self.least]
+        groups = self._groups(left.astype(np.int64) << 32 | right, places, new_round=True)
+        return [Pair(-count, divmod(key, 1 << 32), where) for key, count, where in groups]
 
-    def _groups(self, keys: np.ndarray, places: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Cut sorted keys where they change: key, total weight of its places, the places."""
-        cuts = np.flatnonzero(keys[1:] != keys[:-1]) + 1
-        begins = np.concatenate([[0], cuts])
-        totals = np.add.reduceat(self.weights[places], begins).tolist()
-        for key, total, begin, end in zip(
-            keys[begins].tolist(), totals, begins.tolist(), [*cuts.tolist(), len(keys)], strict=True
-        ):
+    def _groups(
+        self, keys: np.ndarray, places: np.ndarray, new_round: bool = False
+    ) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Bring equal keys together: each key with the weight of its places and the places, unless it is too rare."""
+        order = np.argsort(keys)
+        keys, places = keys[order], places[order]
+        begins = np.concatenate([[0], np.flatnonzero(keys[1:] != keys[:-1]) + 1])
+        totals = np.add.reduceat(self.weights[places], begins)
+        ends = np.concatenate([begins[1:], [len(keys)]])
+        if new_round:
+            self.least = max(int(totals.max()) // _ROUND_SPAN, 1)
+        wanted = totals >= self.least
+        bounds = (array[wanted].tolist() for array in (keys[begins], totals, begins, ends))
+        for key, total, begin, end in zip(*bounds, strict=True):
             yield key, total, places[begin:end]
 
     def find(self, pair: Pair) -> np.ndarray:
@@ -138,17 +145,16 @@ class _Text:
         neighbours, places = neighbours[wanted], places[wanted]
         if not len(places):
             return
-        order = np.argsort(neighbours, kind="stable")
-        for neighbour, count, where in self._groups(neighbours[order], places[order]):
-            if count >= self.least:
-                if before:
-                    yield Pair(-count, (neighbour, new), where - self.lengths[neighbour])
-                else:
-                    yield Pair(-count, (new, neighbour), where)
+        for neighbour, count, where in self._groups(neighbours, places):
+            if before:
+                yield Pair(-count, (neighbour, new), where - self.lengths[neighbour])
+            else:
+                yield Pair(-count, (new, neighbour), where)
 
 
 def _every_other(places: np.ndarray, size: int) -> np.ndarray:
     """In a row of equal tokens each second place, from the left: [0, 1, 2, 7, 8], 1 -> [0, 2, 7]."""
+    places = np.sort(places)
     in_row = np.diff(places, prepend=places[:1] - size - 1) == size
     index = np.arange(len(places))
     row_start = np.maximum.accumulate(np.where(in_row, 0, index))
