@@ -118,7 +118,7 @@ def older_copies(url_keys: np.ndarray, dates: np.ndarray) -> np.ndarray:
 def signatures(texts: pa.Array, options: DocumentDedup) -> np.ndarray:
     """MinHash signatures of texts, (N, bands * rows) uint32, of lower-cased words without punctuation."""
     count = options.bands * options.rows
-    words = col("text").lower().regexp_replace(r"[^\p{L}\p{N}]+", " ")
+    words = col("text").lower().regexp_replace(r"[^\p{L}\p{N}]+", " ").regexp_replace(r"^ | $", "")
     frame = daft.from_arrow(pa.table({"text": texts})).select(
         minhash(words, num_hashes=count, ngram_size=options.ngram_words, seed=options.seed).alias("minhash")
     )

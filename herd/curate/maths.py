@@ -73,23 +73,21 @@ _FUNCTIONS = {
 }
 _FUNCTIONS |= {"hom", "inf", "ker", "lg", "lim", "liminf", "limsup", "ln", "log", "max", "min", "Pr", "sec", "sin"}
 _FUNCTIONS |= {"sinh", "sup", "tan", "tanh"}
-_LETTERS = (("MATHEMATICAL BOLD SCRIPT ", "mathcal"), ("MATHEMATICAL SCRIPT ", "mathcal"), ("SCRIPT ", "mathcal"))
-_LETTERS += (
-    ("MATHEMATICAL BOLD FRAKTUR ", "mathfrak"),
-    ("MATHEMATICAL FRAKTUR ", "mathfrak"),
-    ("BLACK-LETTER ", "mathfrak"),
-)
-_LETTERS += (
-    ("MATHEMATICAL DOUBLE-STRUCK ", "mathbb"),
-    ("DOUBLE-STRUCK ", "mathbb"),
-    ("MATHEMATICAL SANS-SERIF ", "mathsf"),
-)
-_LETTERS += (
-    ("MATHEMATICAL BOLD ITALIC ", "mathbf"),
-    ("MATHEMATICAL BOLD ", "mathbf"),
-    ("MATHEMATICAL MONOSPACE ", "mathtt"),
-)
-_LETTERS += (("MATHEMATICAL ITALIC ", ""),)
+_LETTERS = {
+    "MATHEMATICAL BOLD SCRIPT ": "mathcal",
+    "MATHEMATICAL SCRIPT ": "mathcal",
+    "SCRIPT ": "mathcal",
+    "MATHEMATICAL BOLD FRAKTUR ": "mathfrak",
+    "MATHEMATICAL FRAKTUR ": "mathfrak",
+    "BLACK-LETTER ": "mathfrak",
+    "MATHEMATICAL DOUBLE-STRUCK ": "mathbb",
+    "DOUBLE-STRUCK ": "mathbb",
+    "MATHEMATICAL SANS-SERIF ": "mathsf",
+    "MATHEMATICAL BOLD ITALIC ": "mathbf",
+    "MATHEMATICAL BOLD ": "mathbf",
+    "MATHEMATICAL MONOSPACE ": "mathtt",
+    "MATHEMATICAL ITALIC ": "",
+}
 _VARIANTS = {
     "bold": "mathbf",
     "double-struck": "mathbb",
@@ -127,7 +125,12 @@ def math_to_tex(node: LexborNode) -> str:
         if "tex" in (annotation.attributes.get("encoding") or "").lower():
             return _without_style((annotation.text() or "").strip())
     alt = (node.attributes.get("alttext") or "").strip()
-    return _without_style(alt) if alt else re.sub(r"\s+", " ", _row(node, 0)).strip()
+    if alt:
+        return _without_style(alt)
+    try:
+        return " ".join(_row(node, 0).split())
+    except RecursionError:  # no formula is that deep; its symbols are still there to be read
+        return " ".join((node.text() or "").split())
 
 
 def _without_style(tex: str) -> str:
@@ -144,19 +147,19 @@ def _row(node: LexborNode, depth: int) -> str:
     children = _children(node)
     if not children:
         return _symbols((node.text() or "").strip())
-    if depth > _MAX_DEPTH:
-        return _symbols(" ".join((node.text() or "").split()))
     return " ".join(piece for piece in (_tex(child, depth + 1) for child in children) if piece)
 
 
 def _tex(node: LexborNode, depth: int) -> str:
+    if depth > _MAX_DEPTH:
+        raise RecursionError
     writer = _WRITERS.get(node.tag)
     return writer(node, depth) if writer else _row(node, depth)
 
 
 def _arguments(node: LexborNode, count: int, depth: int) -> list[str]:
     """The TeX of a node's first children, empty where there are too few."""
-    pieces = [_tex(child, depth + 1) for child in _children(node)[:count]] if depth <= _MAX_DEPTH else []
+    pieces = [_tex(child, depth + 1) for child in _children(node)[:count]]
     return pieces + [""] * (count - len(pieces))
 
 

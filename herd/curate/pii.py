@@ -66,7 +66,7 @@ def _is_public_ip(value: str) -> bool:
 def is_card_number(value: str) -> bool:
     """Whether digits (spaces and hyphens allowed) are a payment card number: issuer, length and Luhn's checksum."""
     digits = [int(c) for c in value if c.isdigit()]
-    if not 13 <= len(digits) <= 19 or digits[0] not in (2, 3, 4, 5, 6) or len(set(digits)) < 3:
+    if not 13 <= len(digits) <= 19 or digits[0] not in (2, 3, 4, 5, 6) or len(set(digits)) < 2:
         return False
     doubled = [sum(divmod(2 * d, 10)) for d in digits[-2::-2]]
     return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0

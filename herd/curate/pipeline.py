@@ -112,21 +112,29 @@ def curate(
 
 
 def map_parts(task: Callable[[dict], dict], jobs: list[dict], processes: int, label: str) -> Iterator[dict]:
-    """Run a pure function over jobs in processes of Daft's runner; results come in as they are ready."""
+    """Run a pure function over jobs in processes of Daft's runner; results come in as they are ready.
+
+    A single job, or a single process, needs no runner and stays in this process.
+    """
     if not jobs:
         return
+    processes = min(processes, len(jobs))
+    with progress(label, total=len(jobs), unit="parts") as bar:
+        for result in map(task, jobs) if processes == 1 else _map_with_daft(task, jobs, processes):
+            bar.advance()
+            yield result
 
-    @daft.cls(use_process=True, max_concurrency=min(processes, len(jobs)))
+
+def _map_with_daft(task: Callable[[dict], dict], jobs: list[dict], processes: int) -> Iterator[dict]:
+    @daft.cls(use_process=True, max_concurrency=processes)
     class Worker:
         @daft.method.batch(return_dtype=daft.DataType.string(), batch_size=1)
         def run(self, jobs: daft.Series) -> list[str]:
             return [json.dumps(task(json.loads(job))) for job in jobs.to_pylist()]
 
     frame = daft.from_pydict({"job": [json.dumps(job) for job in jobs]})
-    with progress(label, total=len(jobs), unit="parts") as bar:
-        for row in frame.select(Worker().run(daft.col("job")).alias("result")).iter_rows():
-            bar.advance()
-            yield json.loads(row["result"])
+    for row in frame.select(Worker().run(daft.col("job")).alias("result")).iter_rows():
+        yield json.loads(row["result"])
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -144,9 +152,8 @@ def _read(files: list[Path], state: Path, funnel: Funnel, work: Work) -> list[st
         for number, unit in enumerate(units)
         if not (folder / f"{number:06d}.json").exists()
     ]
-    results = map_parts(read_unit, jobs, _processes(work), "read") if len(jobs) > 1 else map(read_unit, jobs)
-    for _ in results:
-        funnel.write()
+    for _ in map_parts(read_unit, jobs, _processes(work), "read"):
+        pass
     names: list[str] = []
     for number in range(len(units)):
         record = json.loads((folder / f"{number:06d}.json").read_text())
@@ -245,7 +252,7 @@ def _date_number(date: str) -> int:
 
 def _extract(parts: list[str], state: Path, funnel: Funnel, rules: Rules, work: Work) -> None:
     (state / "text").mkdir(exist_ok=True)
-    options = {"languages": rules.languages, "probability": rules.language_probability, "titles": rules.titles}
+    options = {"languages": rules.languages, "probability": rules.language_probability}
     jobs = [{"state": str(state), "name": name, **options} for name in parts]
     _run_part_steps(extract_part, jobs, state / "text", "", ("extract", "language"), funnel, work, "extract")
 
@@ -310,9 +317,6 @@ def _document(row: dict[str, Any], replaced: int, steps: dict[str, Step], job: d
     else:
         page = extract(row["content"], row["url"], row["charset"], row["kind"])
         document |= {"text": page.text, "title": page.title, "code_lines": page.code_lines}
-        if job["titles"] and page.title and page.text and page.title not in page.text[: len(page.title) + 300]:
-            shifted = [line + 2 for line in page.code_lines]
-            document |= {"text": f"{page.title}\n\n{page.text}", "code_lines": shifted}
         problem = page.problem or (None if page.text.strip() else ("empty", "no text on the page"))
     if problem:
         step.drop(row["url"], *problem, document["text"])
@@ -487,7 +491,7 @@ def _judge(
         job = {"state": str(state), "out": str(out), "name": name, "first": first}
         job |= {"heuristics": rules.heuristics, "technical": list(rules.technical_sources), "pii": rules.pii}
         job |= {"min_quality": rules.min_quality, "lines": lines.enabled, "keep_first": lines.keep_first}
-        job |= {"bucket_documents": lines.bucket_documents}
+        job |= {"bucket_documents": lines.bucket_documents, "titles": rules.titles}
         jobs.append(job)
         first += pq.read_metadata(state / "text" / f"{name}.parquet").num_rows
     names = ("line_dedup", "heuristics", "pii", "quality")
@@ -543,6 +547,8 @@ def _judge_document(row: dict, number: int, lines: _RepeatedLines | None, steps:
             row["drop"], row["drop_detail"] = reason
             step.drop(row["url"], *reason, row["text"])
             return
+        if name == "line_dedup" and job["titles"]:
+            _with_title(row)
         step.keep(before, len(row["text"].encode()))
 
 
@@ -590,6 +596,13 @@ def _drop_lines(row: dict, number: int, lines: _RepeatedLines | None, step: Step
             kept.append(line)
     row["text"] = "\n".join(kept).strip("\n")
     return None if row["text"].strip() else ("repeated_lines", "nothing but repeated lines")
+
+
+def _with_title(row: dict) -> None:
+    """Begin a page's text with its title where it does not say it itself; after its lines were counted."""
+    title, text = row["title"], row["text"]
+    if title and text and title not in text[: len(title) + 300]:
+        row["text"] = f"{title}\n\n{text}"
 
 
 def _mask(row: dict, is_code: bool, step: Step) -> None:

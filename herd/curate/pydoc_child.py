@@ -107,7 +107,9 @@ def topic_page(topic: str) -> str:
 
 def without_places(page: str, folder: str, stdlib: str) -> str:
     """Take the paths of this machine and the addresses of this run out of a page: it is the same page everywhere."""
-    page = page.replace(stdlib, "/usr/lib/python").replace(folder, "/tmp").replace(os.path.dirname(__file__), "/usr/bin")
+    page = (
+        page.replace(stdlib, "/usr/lib/python").replace(folder, "/tmp").replace(os.path.dirname(__file__), "/usr/bin")
+    )
     for place in sorted({sys.executable, sys.prefix, sys.base_prefix}, key=len, reverse=True):
         page = page.replace(place, "/usr")
     return re.sub(r"\b(at|handle)( |&nbsp;)(?:0x)?[0-9a-f]{6,16}\b", r"\1\2...", page)

@@ -24,6 +24,8 @@ from herd.errors import DataError
 MAX_PAGE_BYTES = 20_000_000
 """Pages over this size are not parsed; they are kept as dropped, with the reason."""
 
+_MAX_LINE_BYTES = 100_000_000
+
 CODE_SUFFIXES = {".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go", ".java", ".kt", ".swift"}
 CODE_SUFFIXES |= {".js", ".ts", ".tsx", ".jsx", ".rb", ".php", ".pl", ".sh", ".sql", ".r", ".jl", ".lua", ".scala"}
 CODE_SUFFIXES |= {".cs", ".hs", ".ml", ".lean", ".tex", ".css", ".toml", ".yaml", ".yml"}
@@ -179,11 +181,16 @@ def _read_jsonl(path: Path, counts: Counter, max_bytes: int) -> Iterator[RawPage
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Lines of a stream; unlike iterating over the file, this works for Arrow's streams as well."""
+    """Lines that are not blank; unlike iterating over the file, this works for Arrow's streams and bounds a line."""
     rest = b""
     while block := file.read(1 << 20):
         *lines, rest = (rest + block).split(b"\n")
         yield from (line for line in lines if line.strip())
+        if len(rest) > _MAX_LINE_BYTES:
+            yield b"{"  # counted as corrupt
+            while (block := file.read(1 << 20)) and b"\n" not in block:
+                pass
+            rest = block.partition(b"\n")[2]
     if rest.strip():
         yield rest
 

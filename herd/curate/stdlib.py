@@ -45,6 +45,15 @@ EXCLUDED = {
 
 _SOURCES_EXCLUDED = EXCLUDED.keys() - {"posixpath", "ntpath", "tix"}
 _MAX_SOURCE_BYTES = 1_000_000
+_ENVIRONMENT = {
+    "PATH": os.defpath,
+    "HOME": "/nonexistent",
+    "LANG": "C.UTF-8",
+    "PYTHONHASHSEED": "0",
+    "PYTHONUTF8": "1",
+    "BROWSER": "true",
+    "OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES",  # macOS: the child forks before it does anything else
+}
 
 
 def stdlib_folder() -> Path:
@@ -140,18 +149,9 @@ def render(
 
 def _start(names: list[str], folder: Path, seconds: float) -> subprocess.Popen:
     script = Path(__file__).with_name("pydoc_child.py")
-    environment = {
-        "PATH": os.defpath,
-        "HOME": "/nonexistent",
-        "LANG": "C.UTF-8",
-        "PYTHONHASHSEED": "0",
-        "PYTHONUTF8": "1",
-        "BROWSER": "true",
-        "OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES",  # macOS: the child forks before it does anything else
-    }
     command = [sys.executable, "-s", "-S", "-B", "-P", str(script), str(folder), str(seconds), str(stdlib_folder())]
     child = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, cwd=folder
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_ENVIRONMENT, cwd=folder
     )
     child.stdin.write("\n".join(names).encode())
     child.stdin.close()

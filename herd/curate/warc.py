@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import uuid
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,8 @@ def read_warc(path: Path, counts: Counter, max_bytes: int) -> Iterator[WarcPage]
                     page = _page(record, counts, max_bytes)
                     if page is not None:
                         yield page
+                if _ends_early(file, last, start):
+                    counts["corrupt"] += 1
                 return
             except (OSError, ValueError, EOFError):
                 counts["corrupt"] += 1
@@ -80,6 +83,24 @@ def _page(record: WarcRecord, counts: Counter, max_bytes: int) -> WarcPage | Non
     if not record.is_http and declared and num_bytes < int(declared):
         raise ValueError("the record ends early")
     return WarcPage(url, date, media_type.partition(";")[0].strip().lower(), charset, content, num_bytes)
+
+
+def _ends_early(file: BinaryIO, position: int, start: bytes) -> bool:
+    """Whether the records from `position` on break off: the reader takes that for the end of the file."""
+    if start != b"\x1f\x8b\x08":
+        return False
+    file.seek(position)
+    member = None
+    while block := file.read(_SEARCH_BYTES):
+        while block:
+            member = member or zlib.decompressobj(wbits=31)
+            try:
+                member.decompress(block, _SEARCH_BYTES)
+            except zlib.error:
+                return True
+            block = member.unused_data if member.eof else member.unconsumed_tail
+            member = None if member.eof else member
+    return member is not None
 
 
 def _next_start(file: BinaryIO, position: int, start: bytes) -> int | None:

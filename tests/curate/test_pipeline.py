@@ -1,0 +1,237 @@
+"""Curation from end to end, on a small crawl with everything in it."""
+
+import json
+import random
+import shutil
+from itertools import pairwise
+
+import pyarrow.parquet as pq
+import pytest
+
+from herd.curate.dedup import DocumentDedup, LineDedup
+from herd.curate.pipeline import DOCUMENT_SCHEMA, Rules, Work, curate, extract_part, judge_part
+from herd.curate.read import find_files
+from herd.curate.warc import warc_record
+from herd.errors import ConfigError, DataError
+from herd.stages.curate import CurateSettings
+from herd.stages.curate import run as run_stage
+from herd.types import DOCUMENT_COLUMNS
+
+WORDS = """
+bee hive garden flower meadow winter keeper queen honey summer river morning stone wall path light rain cloud wing
+voice song year month door window table glass bread salt wind hill field tree leaf root seed apple cherry barn roof
+ladder rope cart wheel horse dog cat mouse owl night moon star fire smoke ash coal lamp book letter page word name story
+child mother father brother sister friend stranger village town bridge mill""".split()  # noqa: SIM905
+VERBS = "watched carried followed remembered counted moved opened guarded forgot painted mended sold".split()  # noqa: SIM905
+NOTICE = "This page was printed by the garden society for its members only."
+CODE = "\n\n".join(
+    f'def {verb}(bee, place):\n    """Let a bee {verb} at a place."""\n\treturn  place.{verb}s(bee)'
+    for verb in ("fly", "walk", "wait", "eat", "sleep", "sing")
+)
+
+
+def prose(seed, sentences=16):
+    draw = random.Random(seed)
+    word = lambda: draw.choice(WORDS)  # noqa: E731
+    told = (
+        f"{draw.choice(['The', 'A', 'That', 'One'])} {word()} {draw.choice(VERBS)} {word()} and {word()} with "
+        f"{word()}, {draw.choice(['while', 'because', 'until', 'as'])} {word()} {draw.choice(VERBS)} the {word()} to "
+        f"{word()}."
+        for _ in range(sentences)
+    )
+    return " ".join(told)
+
+
+def html(text):
+    body = "".join(f"<p>{paragraph}</p>" for paragraph in text.split("\n"))
+    return f"<html><head><title>Bees</title></head><body><nav>Home</nav><main>{body}</main></body></html>".encode()
+
+
+@pytest.fixture(scope="module")
+def crawl(tmp_path_factory):
+    """Twenty good pages that share a notice, an old copy of one, a near-duplicate, junk, personal data and code."""
+    folder = tmp_path_factory.mktemp("crawl")
+    pages = {f"http://bees.org/{i}": f"{prose(i)}\n{NOTICE}\n{prose(100 + i)}" for i in range(20)}
+    pages["http://bees.org/near"] = pages["http://bees.org/3"].replace("The ", "Our ", 2)
+    pages["http://bees.org/mail"] = prose(50) + "\nWrite to jane@garden.org or 4111 1111 1111 1111."
+    pages["http://bees.org/short"] = "Nothing here."
+    pages["http://bees.org/spam"] = prose(60, 3) + " buy honey now" * 100
+    pages["http://bees.org/german"] = GERMAN
+    records = [warc_record("http://www.bees.org/7?utm_source=x", "2020-01-01T00:00:00Z", "text/html", html(prose(900)))]
+    records += [warc_record(url, "2024-01-01T00:00:00Z", "text/html", html(text)) for url, text in pages.items()]
+    records.append(warc_record("python://3.11/lib/bees/fly.py", "2024-01-01T00:00:00Z", "text/plain", CODE.encode()))
+    (folder / "crawl.warc.gz").write_bytes(b"".join(records))
+    return folder
+
+
+GERMAN = (
+    "Die Bienen fliegen jeden Morgen aus dem Stock. Wer sie ein Jahr lang beobachtet hat, wird nicht sagen, dass "
+    "sie langsam lernen. Am Abend kommen sie zurück, und der "
+    "Imker zählt, was sie gebracht haben. Im Winter bleiben sie im Stock und warten auf die ersten warmen Tage. Dann "
+    "beginnt alles von vorn, und niemand hat je gesehen, dass sie einen Tag verloren hätten."
+)
+WORK = Work(part_bytes=12_000, processes=1)
+
+
+def curated(crawl, out, rules=None, work=WORK, documents=None, lines=None):
+    out.mkdir(exist_ok=True)
+    rules, documents, lines = rules or Rules(), documents or DocumentDedup(), lines or LineDedup()
+    figures = curate(find_files([crawl]), out, rules, documents, lines, work)
+    rows = pq.read_table(out / "documents").to_pylist()
+    return {row["url"]: row for row in rows}, json.loads((out / "funnel.json").read_text()), figures
+
+
+@pytest.fixture(scope="module")
+def result(crawl, tmp_path_factory):
+    return curated(crawl, tmp_path_factory.mktemp("result"), work=Work(part_bytes=12_000, processes=2))
+
+
+def test_every_page_is_there_kept_or_with_its_reason(result):
+    rows, _, figures = result
+    reasons = {url.rpartition("/")[2]: row["drop"] for url, row in rows.items() if row["drop"]}
+    near = reasons.pop("near", None) or reasons.pop("3", None)
+    assert near == "near_duplicate"
+    assert reasons == {
+        "7?utm_source=x": "url_older_copy",
+        "short": "gopher_word_count",
+        "spam": "gopher_top_ngram",
+    }
+    assert figures["documents_read"] == len(rows) == 27 and figures["documents"] == 23
+    assert all(row["drop_detail"] for row in rows.values() if row["drop"])
+
+
+def test_the_result_has_the_columns_of_the_house(result):
+    rows, _, _ = result
+    assert list(next(iter(rows.values()))) == list(DOCUMENT_COLUMNS) == DOCUMENT_SCHEMA.names
+    row = rows["http://bees.org/1"]
+    assert row["language"] == "en" and row["source"] == "web" and row["group"] == row["url"] and row["title"] == "Bees"
+    assert (
+        row["date"] == "2024-01-01T00:00:00Z"
+        and 0 < row["quality"] <= 1
+        and row["text"].startswith("Bees\n\n" + prose(1))
+    )
+    assert rows["http://bees.org/german"]["language"] == "de"
+
+
+def test_repeated_lines_stay_once_and_prose_stays_whole(result):
+    rows, funnel, _ = result
+    assert sum(NOTICE in row["text"] for row in rows.values() if row["drop"] is None) == 1
+    assert prose(5) in rows["http://bees.org/5"]["text"] and prose(105) in rows["http://bees.org/5"]["text"]
+    (step,) = (step for step in funnel["steps"] if step["name"] == "line_dedup")
+    assert step["notes"]["lines dropped"] >= 18
+
+
+def test_code_stays_exactly_as_it_is(result):
+    row = result[0]["python://3.11/lib/bees/fly.py"]
+    assert row["text"] == CODE and row["drop"] is None
+    assert (row["source"], row["group"], row["language"]) == ("library", "bees", "")
+
+
+def test_personal_data_is_masked_and_counted(result):
+    rows, funnel, _ = result
+    assert rows["http://bees.org/mail"]["text"].endswith("Write to email@example.com or [card number].")
+    (step,) = (step for step in funnel["steps"] if step["name"] == "pii")
+    assert step["notes"] == {"email": 1, "card": 1}
+
+
+def test_the_funnel_adds_up_and_shows_examples(result):
+    _, funnel, _ = result
+    steps = funnel["steps"]
+    assert [step["name"] for step in steps] == [
+        *("read", "url_dedup", "extract", "language", "document_dedup"),
+        *("line_dedup", "heuristics", "pii", "quality"),
+    ]
+    for before, step in pairwise(steps):
+        assert step["documents_in"] == before["documents_out"]
+        assert step["documents_in"] - step["documents_out"] == sum(step["reasons"].values())
+        assert {example["reason"] for example in step["examples"]} <= set(step["reasons"])
+    (spam,) = (e for step in steps for e in step["examples"] if e["url"].endswith("spam"))
+    assert "honey" in spam["detail"] and spam["text"].startswith("Bees")
+
+
+def test_the_cut_into_parts_changes_nothing(crawl, result, tmp_path):
+    rows, funnel, _ = curated(crawl, tmp_path, work=Work(part_bytes=10_000_000, processes=1, line_memory_bytes=2000))
+    assert rows == result[0]
+    assert [step["reasons"] for step in funnel["steps"]] == [step["reasons"] for step in result[1]["steps"]]
+
+
+def test_lost_and_half_written_parts_are_made_again(crawl, result, tmp_path):
+    curated(crawl, tmp_path)
+    (tmp_path / "state/text/000000-00001.json").unlink()
+    (tmp_path / "state/text/.000000-00001.parquet.tmp").write_bytes(b"half")
+    (tmp_path / "state/text/000000-00000.judged.json").unlink()
+    shutil.rmtree(tmp_path / "documents")
+    (tmp_path / "documents").mkdir()
+    for record in (tmp_path / "state/text").glob("*.judged.json"):
+        record.unlink()
+    rows, funnel, _ = curated(crawl, tmp_path)
+    assert rows == result[0] and funnel == result[1]
+
+
+def test_languages_are_chosen_and_quality_is_asked_for(crawl, tmp_path):
+    rows, _, _ = curated(crawl, tmp_path, rules=Rules(languages=["de"]))
+    kept = {url for url, row in rows.items() if row["drop"] is None}
+    assert kept == {"http://bees.org/german", "python://3.11/lib/bees/fly.py"}
+
+
+def test_steps_can_be_switched_off(crawl, tmp_path):
+    off = Rules(heuristics=False, pii=False, titles=False)
+    rows, _, _ = curated(crawl, tmp_path, off, documents=DocumentDedup(enabled=False), lines=LineDedup(enabled=False))
+    assert {row["drop"] for row in rows.values()} == {None, "url_older_copy"}
+    assert "jane@garden.org" in rows["http://bees.org/mail"]["text"]
+    assert rows["http://bees.org/1"]["text"].startswith(prose(1))
+
+
+def test_steps_are_plain_functions_of_a_part(crawl, result, tmp_path):
+    """Without Daft: the same part gives the same documents when its two functions are called by hand."""
+    curated(crawl, tmp_path)
+    name, state = "000000-00000", str(tmp_path / "state")
+    before = pq.read_table(tmp_path / f"documents/{name}.parquet")
+    extract_part({"state": state, "name": name, "languages": None, "probability": 0.3})
+    job = {"state": state, "out": str(tmp_path), "name": name, "first": 0, "heuristics": True, "technical": ["library"]}
+    job |= {
+        "pii": True,
+        "min_quality": 0.0,
+        "lines": True,
+        "keep_first": True,
+        "bucket_documents": 30_000_000,
+        "titles": True,
+    }
+    judge_part(job)
+    assert pq.read_table(tmp_path / f"documents/{name}.parquet").equals(before)
+
+
+def test_a_crawl_of_which_nothing_stays_says_why(tmp_path):
+    (tmp_path / "a.html").write_bytes(html("Nothing here."))
+    with pytest.raises(DataError, match=r"no document was kept.*gopher_word_count \(1\)"):
+        curated(tmp_path / "a.html", tmp_path / "out")
+
+
+def test_one_huge_page_is_dropped_and_the_others_go_on(tmp_path):
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    (pages / "huge.html").write_bytes(b"<p>" + b"bee " * 12_500_000)
+    (pages / "good.html").write_bytes(html(prose(1)))
+    rows, _, _ = curated(pages, tmp_path / "out")
+    assert {url.rpartition("/")[2]: row["drop"] for url, row in rows.items()} == {
+        "huge.html": "page_size",
+        "good.html": None,
+    }
+
+
+def test_the_stage_runs_once_and_then_is_skipped(crawl, tmp_path):
+    settings = CurateSettings(out=tmp_path / "run", pages=[crawl], work=WORK)
+    first = run_stage(settings)
+    written = (first / "run.json").read_bytes()
+    assert run_stage(settings) == first and (first / "run.json").read_bytes() == written
+    assert not (first / "state").exists() and json.loads(written)["figures"]["documents"] == 23
+
+
+@pytest.mark.parametrize(
+    "words", [["documents.bands=0"], ["documents.similarity=2"], ["lines.max_count=0"], ["rules.min_quality=-1"]]
+)
+def test_impossible_settings_are_refused(words):
+    from herd.config import load
+
+    with pytest.raises(ConfigError, match=words[0].partition("=")[0].partition(".")[0]):
+        load(CurateSettings, None, ["out=x", "pages=[y]", *words])

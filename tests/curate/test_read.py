@@ -1,0 +1,112 @@
+"""Reading pages from files of every kind, sound and damaged."""
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from herd.curate.read import find_files, read_pages
+from herd.curate.warc import warc_record
+from herd.errors import DataError
+
+PAGE = b"<html><body><p>Bees fly early.</p></body></html>"
+
+
+def read(path, **options):
+    counts: Counter = Counter()
+    return list(read_pages(Path(path), counts, **options)), counts
+
+
+def archive(number=5):
+    return [warc_record(f"http://a/{i}", "2024-01-01T00:00:00Z", "text/html", PAGE + b"%d" % i) for i in range(number)]
+
+
+def test_a_written_archive_is_read_back(tmp_path):
+    (tmp_path / "a.warc.gz").write_bytes(b"".join(archive()))
+    pages, counts = read(tmp_path / "a.warc.gz")
+    assert [page.url for page in pages] == [f"http://a/{i}" for i in range(5)]
+    assert pages[3].content == PAGE + b"3" and pages[3].kind == "html" and pages[3].source == "web"
+    assert pages[0].date == "2024-01-01T00:00:00Z" and counts["corrupt"] == 0
+
+
+def test_a_truncated_archive_gives_the_pages_before_the_break(tmp_path):
+    whole = b"".join(archive())
+    (tmp_path / "a.warc.gz").write_bytes(whole[: len(whole) - 150])
+    pages, counts = read(tmp_path / "a.warc.gz")
+    assert len(pages) == 4 and counts["corrupt"] == 1
+
+
+def test_reading_goes_on_after_a_damaged_record(tmp_path):
+    records = archive()
+    records[1] = records[1][:60] + bytes(60) + records[1][120:]
+    (tmp_path / "a.warc.gz").write_bytes(b"".join(records))
+    pages, counts = read(tmp_path / "a.warc.gz")
+    assert [page.url for page in pages] == ["http://a/0", "http://a/2", "http://a/3", "http://a/4"]
+    assert counts["corrupt"] >= 1
+
+
+@pytest.mark.parametrize("content", [b"", b"not an archive", bytes(range(256)) * 20])
+def test_files_that_are_no_archives_give_nothing(tmp_path, content):
+    for name in ("a.warc.gz", "a.warc", "a.parquet", "a.jsonl.gz"):
+        (tmp_path / name).write_bytes(content)
+        assert read(tmp_path / name)[0] == []
+
+
+def test_every_archive_of_a_public_collection_is_read(shared_data):
+    found = {}
+    for file in sorted((shared_data / "warc-samples").glob("*.warc*")):
+        pages, counts = read(file)
+        found[file.name] = (sum(page.kind == "html" for page in pages), counts["corrupt"])
+        assert all(b"<!doctype html>" in page.content[:20].lower() for page in pages if page.kind == "html")
+    assert found["example.warc.gz"] == (1, 0) and found["example-iana.org-chunked.warc"] == (1, 0)
+    assert found["example-trunc.warc"] == (1, 1) and found["post-test.warc.gz"] == (0, 0)
+
+
+def test_json_lines_hold_html_or_text_and_bad_lines_are_counted(tmp_path):
+    rows = [{"url": "http://a", "html": "<p>a"}, {"text": "plain"}, {"other": 1}, {"path": "a.py", "content": "x = 1"}]
+    lines = [json.dumps(row) for row in rows] + ["{broken", ""]
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    pages, counts = read(tmp_path / "a.jsonl.gz")
+    assert [page.kind for page in pages] == ["html", "text", "code"]
+    assert counts["corrupt"] == 1 and counts["no html or text in the row"] == 1
+
+
+def test_zstd_and_parquet_are_read(tmp_path):
+    with pa.output_stream(str(tmp_path / "a.jsonl.zst"), compression="zstd") as file:
+        file.write(json.dumps({"text": "bee " * 500_000}).encode() + b"\n" + json.dumps({"text": "wasp"}).encode())
+    assert [len(page.content) for page in read(tmp_path / "a.jsonl.zst")[0]] == [2_000_000, 4]
+    pq.write_table(pa.table({"url": ["http://a"], "html": [PAGE], "date": ["2024-05-05"]}), tmp_path / "a.parquet")
+    (page,) = read(tmp_path / "a.parquet")[0]
+    assert (page.content, page.kind, page.date) == (PAGE, "html", "2024-05-05")
+
+
+def test_files_of_a_folder_come_in_order_and_by_kind(tmp_path):
+    (tmp_path / "b").mkdir()
+    for name in ("b/z.html", "a.txt", "c.py", "unknown.xyz", ".hidden.html"):
+        (tmp_path / name).write_bytes(PAGE)
+    files = find_files([tmp_path])
+    assert [file.name for file in files] == ["a.txt", "z.html", "c.py"]
+    assert [read(file)[0][0].kind for file in files] == ["text", "html", "code"]
+
+
+def test_pages_over_the_limit_come_without_content(tmp_path):
+    (tmp_path / "a.html").write_bytes(b"x" * 1001)
+    ((page,), _) = read(tmp_path / "a.html", max_bytes=1000)
+    assert page.content == b"" and page.num_bytes == 1001
+    (tmp_path / "a.warc.gz").write_bytes(warc_record("http://a", "2024-01-01T00:00:00Z", "text/html", b"x" * 1001))
+    ((page,), _) = read(tmp_path / "a.warc.gz", max_bytes=1000)
+    assert page.content == b"" and page.num_bytes == 1001
+
+
+def test_missing_and_unknown_paths_are_named(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        find_files([tmp_path / "none"])
+    with pytest.raises(DataError, match="no file of pages"):
+        find_files([tmp_path])
+    (tmp_path / "a.xyz").write_text("x")
+    with pytest.raises(DataError, match="cannot tell what kind"):
+        find_files([tmp_path / "a.xyz"])
