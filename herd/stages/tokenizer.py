@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +21,10 @@ from herd.errors import DataError
 from herd.log import progress, say
 from herd.run import atomic_write, open_run
 from herd.tokenizer import Tokenizer
+from herd.tokenizer.bpe import NUM_BYTES, PretokenCounts, count_pretokens
+from herd.tokenizer.specials import NUM_SPECIAL_TOKENS
 
+_SAVE_SECONDS = 8.0
 _SAMPLE_BYTES = 1_000_000  # of each kind of text, to measure compression on
 
 
@@ -40,6 +46,8 @@ class TokenizerSettings:
     def __post_init__(self):
         if not 0 <= self.holdout < 1:
             raise ValueError("holdout must be at least 0 and below 1")
+        if self.vocab_size < NUM_BYTES + NUM_SPECIAL_TOKENS:
+            raise ValueError("vocab_size must be at least 512: 256 bytes and 256 special tokens")
         if self.max_pretokens < 10_000:
             raise ValueError("max_pretokens must be at least 10000")
 
@@ -59,14 +67,11 @@ def run(settings: TokenizerSettings) -> Path:
         if run.finished:
             return run.path
         run.need(disk_bytes=1e6 + 400 * settings.vocab_size)
-        tokenizer = Tokenizer.train(
-            _training_texts(settings), settings.vocab_size, max_pretokens=settings.max_pretokens
-        )
+        counts = _count(settings, run.path / "state" / "counts.json")
+        with progress("merge", total=settings.vocab_size - NUM_BYTES - NUM_SPECIAL_TOKENS, unit="merges") as bar:
+            tokenizer = Tokenizer.from_counts(counts.words, settings.vocab_size, bar.advance)
         if tokenizer.vocab_size < settings.vocab_size:
-            say(
-                f"  the documents have merges for {tokenizer.vocab_size:,} rows only, "
-                f"{settings.vocab_size:,} were asked for"
-            )
+            say(f"  the documents hold no more than {tokenizer.vocab_size:,} of {settings.vocab_size:,} rows")
         tokenizer.save(run.path)
         rows = compression(tokenizer, read_texts(settings.documents), settings.holdout)
         _show(rows)
@@ -77,23 +82,43 @@ def run(settings: TokenizerSettings) -> Path:
                 "vocab_size": tokenizer.vocab_size,
                 "bytes_per_token": round(total["bytes"] / total["tokens"], 3),
                 "characters_per_token": round(total["characters"] / total["tokens"], 3),
+                "pretokens": len(counts.words),
+                "largest_undercount": counts.shortfall,
             }
         )
+        shutil.rmtree(run.path / "state", ignore_errors=True)
     return run.path
 
 
-def _training_texts(settings: TokenizerSettings) -> Iterator[str]:
-    """The kept texts of all groups that are not held out."""
-    empty = True
-    with progress("count pre-tokens", unit="characters") as bar:
-        for document in read_texts(settings.documents):
-            if not is_held_out(document.group, settings.holdout):
-                yield document.text
-                bar.advance(len(document.text))
-                empty = False
-    if empty:
+def _count(settings: TokenizerSettings, saved: Path) -> PretokenCounts:
+    """Pre-tokens of the kept texts of all groups that are not held out; saved every few seconds, so as to continue."""
+    counts = _load(saved)
+    begun = counts.num_texts
+    texts = (d.text for d in read_texts(settings.documents) if not is_held_out(d.group, settings.holdout))
+    last_save = time.monotonic()
+    with progress("count", unit="texts", done=begun) as bar:
+
+        def after_batch(counts: PretokenCounts) -> None:
+            nonlocal last_save
+            bar.advance(counts.num_texts - bar.done, pretokens=len(counts.words))
+            if time.monotonic() - last_save > _SAVE_SECONDS:
+                atomic_write(saved, json.dumps(vars(counts)))
+                last_save = time.monotonic()
+
+        count_pretokens(
+            islice(texts, begun, None), counts=counts, max_distinct=settings.max_pretokens, after_batch=after_batch
+        )
+    if not counts.num_texts:
         raise DataError(f"{settings.documents}: no document to train on: all are dropped, empty or held out")
-    say("  merge the most frequent pairs")
+    return counts
+
+
+def _load(saved: Path) -> PretokenCounts:
+    """The counts of an interrupted run, or none yet."""
+    if not saved.exists():
+        return PretokenCounts()
+    fields = json.loads(saved.read_bytes())
+    return PretokenCounts(**fields | {"words": Counter(fields["words"])})
 
 
 def read_texts(path: Path) -> Iterator[Text]:

@@ -1,0 +1,80 @@
+"""Show: a conversation as the model sees it, with the tokens that are trained on in colour."""
+
+from __future__ import annotations
+
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.text import Text
+
+from herd.config import settings
+from herd.data.conversations import as_messages
+from herd.data.rows import read_rows
+from herd.errors import DataError
+from herd.tokenizer import Tokenizer
+from herd.tokenizer.chat import Rendered, render
+
+
+@settings
+class ShowSettings:
+    """Print conversations with their special tokens; trained tokens are green (between ⟦ and ⟧ where no colour is)."""
+
+    path: Path
+    """File or folder of conversations (JSONL or Parquet), as `herd sft` takes them."""
+    tokenizer: Path = Path("runs/demo")
+    """Checkpoint or tokenizer folder."""
+    first: int = 1
+    """The first conversation to show, counted from 1."""
+    number: int = 3
+    """How many conversations to show."""
+    style: Literal["meta", "hf"] | None = None
+    """Chat style; default: the checkpoint's own."""
+
+    def __post_init__(self):
+        if self.first < 1 or self.number < 1:
+            raise ValueError("first and number must be at least 1")
+
+
+def run(settings: ShowSettings) -> None:
+    """Print conversations to standard output."""
+    tokenizer = Tokenizer.load(settings.tokenizer)
+    console = Console(highlight=False, soft_wrap=True)
+    begin = settings.first - 1
+    shown = 0
+    for place, row in islice(read_rows(settings.path), begin, begin + settings.number):
+        try:
+            rendered = render(tokenizer, as_messages(row), style=settings.style)
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from None
+        num_trained = sum(rendered.mask)
+        console.rule(Text(f"{place}: {len(rendered.tokens)} tokens, {num_trained} trained"), style="dim")
+        console.print(colour(tokenizer, rendered, marks=not console.is_terminal))
+        shown += 1
+    if not shown:
+        raise DataError(f"{settings.path}: has no conversation {settings.first}")
+
+
+def colour(tokenizer: Tokenizer, rendered: Rendered, *, marks: bool = False) -> Text:
+    """A rendered conversation for the terminal: trained tokens green, special tokens dim.
+
+    `marks` puts ⟦ and ⟧ around what is trained, for where colour is lost.
+    """
+    special = frozenset(tokenizer.special.values())
+    text = Text()
+    for trained, run_of_tokens in groupby(zip(*rendered, strict=True), key=lambda pair: pair[1]):
+        if trained and marks:
+            text.append("⟦")
+        for characters, is_special in _pieces(tokenizer, [token for token, _ in run_of_tokens], special):
+            colours = ["green" if trained else "default", "dim" if is_special else "not dim"]
+            text.append(characters, style=" ".join(colours))
+        if trained and marks:
+            text.append("⟧")
+    return text
+
+
+def _pieces(tokenizer: Tokenizer, tokens: list[int], special: frozenset[int]) -> list[tuple[str, bool]]:
+    """Runs of special and of ordinary tokens as text: no character is torn, and none can command the terminal."""
+    grouped = groupby(tokens, key=special.__contains__)
+    return [(tokenizer.decode(run).replace("\x1b", "␛"), is_special) for is_special, run in grouped]
