@@ -11,7 +11,8 @@ The constants were chosen on three fifths of two public sets of annotated pages 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
@@ -34,7 +35,9 @@ _LINK_LIST = 0.75  # share of links that makes a list a menu
 _EDGE_CHARACTERS = 60  # shorter blocks before the first and after the last good text are furniture
 _CODE_FRAME = 0.8  # share of preformatted text that makes an element the frame of a code block
 
-_CUT = "script:not([type^=math]), style, noscript, template, iframe, button, select, textarea, dialog, object, canvas"
+_CUT = (
+    "nav, script:not([type^=math]), style, noscript, template, iframe, button, select, textarea, dialog, object, canvas"
+)
 _CUT += ", audio, video, input, svg, link, meta"
 _ROLES = {"navigation", "banner", "contentinfo", "search", "complementary", "dialog", "alertdialog"}
 _ROLES |= {"menu", "menubar", "toolbar", "tablist"}
@@ -65,7 +68,6 @@ class _Element:
     marks: int = 0  # sentence marks in it
     has_title: bool = False  # whether a first-level heading is inside
     end: int = 0  # the number of the first element after the subtree
-    children: list[int] = field(default_factory=list)
     gone: bool = False  # the rest changes as elements go
     text: int = 0  # characters of what is left of the subtree
     link: int = 0
@@ -87,8 +89,7 @@ def main_content(tree: LexborHTMLParser) -> LexborNode:
     for node in tree.css(_CUT):
         node.decompose()
     elements = _measure(tree.body)
-    _sum(elements)
-    whole = elements[0].text
+    whole = sum(element.own for element in elements)
     for strictness in (2, 1, 0):
         home = _search(elements, strictness)
         if elements[home].text >= min(_MIN_CHARACTERS, 0.5 * whole):
@@ -110,7 +111,7 @@ def _search(elements: list[_Element], strictness: int) -> int:
     if strictness:
         _mark_links_and_phrases(elements, home)
         _mark_empty_headings(elements, home)
-        _sum(elements)
+        _sum(elements, home)
     return home
 
 
@@ -122,40 +123,32 @@ def _measure(root: LexborNode) -> list[_Element]:
     elements = [_Element(root, "body", -1, {}, "", 0, False)]
     index = {root.mem_id: 0}
     for node in root.traverse(include_text=True):
-        tag, above = node.tag, node.parent
+        above = node.parent
         parent = index.get(above.mem_id) if above is not None else None
         if parent is None:
             continue
+        tag = node.tag
         if tag == "-text":
-            _count_text(elements, parent, node.text_content or "")
+            if text := (node.text_content or "").strip():
+                _count_text(elements, elements[parent], text)
         elif tag and tag[0] != "-":
-            index[node.mem_id] = len(elements)
-            _add_element(elements, parent, node, tag)
-    for number in range(len(elements) - 1, -1, -1):
-        element = elements[number]
-        element.end = max(element.end, number + 1)
-        if number:
-            above = elements[element.parent]
-            above.end = max(above.end, element.end)
-            above.has_title |= element.has_title or element.tag == "h1"
+            number, over = len(elements), elements[parent]
+            index[node.mem_id] = number
+            attributes = node.attributes
+            hint = f"{attributes.get('class') or ''} {attributes.get('id') or ''}" if attributes else ""
+            in_link = over.in_link or (tag == "a" and not (attributes.get("href") or "#").startswith("#"))
+            block = number if tag in BLOCKS else over.block
+            elements.append(_Element(node, tag, parent, attributes, hint, block, in_link))
+    for number in range(len(elements) - 1, 0, -1):
+        element, above = elements[number], elements[elements[number].parent]
+        element.end = element.end or number + 1
+        above.end = above.end or element.end  # the last child comes first
+        above.has_title |= element.has_title or element.tag == "h1"
+    elements[0].end = len(elements)
     return elements
 
 
-def _add_element(elements: list[_Element], parent: int, node: LexborNode, tag: str) -> None:
-    number, above = len(elements), elements[parent]
-    attributes = node.attributes
-    hint = f"{attributes.get('class') or ''} {attributes.get('id') or ''}" if attributes else ""
-    in_link = above.in_link or (tag == "a" and not (attributes.get("href") or "#").startswith("#"))
-    block = number if tag in BLOCKS else above.block
-    elements.append(_Element(node, tag, parent, attributes, hint, block, in_link))
-    above.children.append(number)
-
-
-def _count_text(elements: list[_Element], parent: int, text: str) -> None:
-    text = text.strip()
-    if not text:
-        return
-    above = elements[parent]
+def _count_text(elements: list[_Element], above: _Element, text: str) -> None:
     block = elements[above.block]
     block.own += len(text)
     block.marks += len(_SENTENCE.findall(text))
@@ -163,14 +156,16 @@ def _count_text(elements: list[_Element], parent: int, text: str) -> None:
         block.own_link += len(text)
 
 
-def _sum(elements: list[_Element]) -> None:
-    """Add up text, links and good text of what is not gone, from the leaves to the root."""
-    for element in elements:
+def _sum(elements: list[_Element], root: int = 0) -> None:
+    """Add up text, links and good text of what is not gone below `root`, from the leaves up."""
+    inside = elements[root : elements[root].end] if root else elements
+    for element in inside:
         element.text, element.link = element.own, element.own_link
         element.good = element.own if element.own and element.is_good else 0
         element.code = element.own if element.tag == "pre" else 0
-    for element in reversed(elements):
-        if element.parent >= 0 and not element.gone:
+    for number in range(elements[root].end - 1, root, -1):
+        element = elements[number]
+        if element.text and not element.gone:
             above = elements[element.parent]
             above.text += element.text
             above.link += element.link
@@ -178,7 +173,16 @@ def _sum(elements: list[_Element]) -> None:
             above.code += element.code
 
 
-def _alive(elements: list[_Element], start: int, end: int, take_gone: bool = False):
+def _children(elements: list[_Element], number: int) -> Iterator[int]:
+    """The numbers of an element's children that are not gone."""
+    child = number + 1
+    while child < elements[number].end:
+        if not elements[child].gone:
+            yield child
+        child = elements[child].end
+
+
+def _alive(elements: list[_Element], start: int, end: int, take_gone: bool = False) -> Iterator[_Element]:
     """The elements of a range in document order, without what lies inside one that is gone when its turn comes."""
     number = start
     while number < end:
@@ -240,7 +244,7 @@ def _home(elements: list[_Element]) -> int:
     total = elements[0].good
     home = 0
     while total:
-        alive = [child for child in elements[home].children if not elements[child].gone]
+        alive = list(_children(elements, home))
         best = max(alive, key=lambda child: elements[child].good, default=None)
         if best is None or elements[best].good < _DOMINANT * total or not _can_be_home(elements[best]):
             break
