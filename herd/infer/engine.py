@@ -12,6 +12,7 @@ every step serves all requests, those of other threads too.
 
 from __future__ import annotations
 
+import json
 import secrets
 import threading
 from collections import deque
@@ -78,6 +79,7 @@ class Engine:
         if quantize == "int8":
             replace_linears(model, quantizable_layers(model))
         self._assemble(model, Tokenizer.load(folder), cache_bytes, max_sequences, max_prompt_tokens, max_context)
+        self._end_answers_with(_as_ids(model.config.eos_token_id) | _generation_stop_ids(folder))
 
     @classmethod
     def of(
@@ -96,6 +98,7 @@ class Engine:
         shared.tie_weights()
         engine = cls.__new__(cls)
         engine._assemble(shared.eval(), tokenizer, cache_bytes, max_sequences, max_prompt_tokens, max_context)
+        engine._end_answers_with(_as_ids(model.config.eos_token_id))
         return engine
 
     def _assemble(
@@ -115,7 +118,6 @@ class Engine:
             )
         self.model, self.tokenizer = model, tokenizer
         self.max_context = min(max_context or config.max_position_embeddings, config.max_position_embeddings)
-        self.stop_ids = frozenset(tokenizer.stop_ids) | _config_stop_ids(model)
         num_blocks = num_blocks_for(
             config,
             block_size=BLOCK_SIZE,
@@ -135,6 +137,11 @@ class Engine:
         )
         self._inbox: deque[tuple[Literal["add", "cancel"], Request]] = deque()
         self._lock = threading.Lock()
+
+    def _end_answers_with(self, declared: frozenset[int]) -> None:
+        """Any stop token ends an answer. A checkpoint that declares the end of turn was trained on conversations."""
+        self.stop_ids = declared | set(self.tokenizer.stop_ids)
+        self.speaks_chat = self.tokenizer.eot_id in declared
 
     # ---- asking ----------------------------------------------------------------------------------------------------
 
@@ -420,9 +427,17 @@ def _logprobs(answers: list[Answer], logits: Tensor, tokens: list[int]) -> dict[
     return {answers[row]: logprob for row, logprob in zip(wanted, found, strict=True)}
 
 
-def _config_stop_ids(model: LlamaForCausalLM) -> frozenset[int]:
-    ids = model.config.eos_token_id
-    return frozenset() if ids is None else frozenset((ids,) if isinstance(ids, int) else ids)
+def _generation_stop_ids(folder: Path) -> frozenset[int]:
+    """The ids that end an answer by `generation_config.json`, where Hugging Face's folders have them in full."""
+    try:
+        return _as_ids(json.loads((folder / "generation_config.json").read_text(encoding="utf-8")).get("eos_token_id"))
+    except (OSError, ValueError, AttributeError):
+        return frozenset()
+
+
+def _as_ids(ids: object) -> frozenset[int]:
+    listed = ids if isinstance(ids, list | tuple) else [ids]
+    return frozenset(token for token in listed if isinstance(token, int))
 
 
 def _cpu_dtype(dtype: torch.dtype) -> torch.dtype:

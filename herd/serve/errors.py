@@ -1,0 +1,111 @@
+"""OpenAI's error object for everything that can go wrong with a request."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from herd.errors import UserError
+from herd.serve.schemas import KNOWN_FIELDS
+
+
+class ApiError(Exception):
+    """A refusal with its HTTP status, the field it is about and a code for programs."""
+
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+
+_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def error_object(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """`{"error": {"message", "type", "param", "code"}}`, as OpenAI's clients expect it."""
+    kind = "server_error" if status >= 500 else _TYPES.get(status, "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def install(app: FastAPI) -> None:
+    """Answer every failure of the app with an error object."""
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(UserError, _user_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _fault)
+
+
+def _respond(status: int, message: str, param: str | None = None, code: str | None = None) -> JSONResponse:
+    headers = {"Retry-After": "1"} if status == 429 else None
+    return JSONResponse(error_object(status, message, param, code), status_code=status, headers=headers)
+
+
+async def _api_error(_: Request, error: ApiError) -> JSONResponse:
+    return _respond(error.status, str(error), error.param, error.code)
+
+
+async def _user_error(_: Request, error: UserError) -> JSONResponse:
+    return _respond(400, str(error))
+
+
+async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+    messages = {
+        404: f"There is no {request.url.path} here; the API lives under /v1.",
+        405: f"{request.method} is not allowed on {request.url.path}.",
+    }
+    return _respond(error.status_code, messages.get(error.status_code, str(error.detail)))
+
+
+async def _fault(_: Request, error: Exception) -> JSONResponse:
+    return _respond(500, "The server failed on this request; its log says why.", code="internal_error")
+
+
+async def _validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
+    faults = _distinct(error.errors())
+    messages = [_describe(fault, error.body) for fault in faults]
+    param = _place(faults[0])
+    code = {"extra_forbidden": "unknown_field", "missing": "missing_field"}.get(faults[0]["type"], "invalid_value")
+    return _respond(400, "; ".join(messages), param or None, code)
+
+
+def _distinct(faults: list[dict]) -> list[dict]:
+    """One fault a place, and none that another explains more closely: a union of types reports each of its members."""
+    by_place: dict[str, dict] = {}
+    for fault in faults:
+        by_place.setdefault(_place(fault), fault)
+    return [fault for place, fault in by_place.items() if not any(p.startswith(f"{place}.") for p in by_place)]
+
+
+def _describe(fault: dict, body: Any) -> str:
+    place = _place(fault)
+    match fault["type"]:
+        case "json_invalid":
+            return f"The body is not valid JSON: {fault['ctx']['error']}"
+        case "extra_forbidden":
+            return f"Unknown field `{place}`{_nearest(place)}"
+        case "missing":
+            return f"`{place}` is required" if place else "The body is empty; expected a JSON object"
+        case "value_error":
+            return f"`{place}` {fault['ctx']['error']}"
+        case _:
+            where = f"`{place}`: " if place else "The body: "
+            return where + fault["msg"]
+
+
+def _place(fault: dict) -> str:
+    """`messages.0.content` from pydantic's location, without the names of a union's members."""
+    words = [word for word in fault["loc"][1:] if not (isinstance(word, str) and ("[" in word or word in _MEMBERS))]
+    return "" if fault["type"] == "json_invalid" else ".".join(str(word) for word in words)
+
+
+_MEMBERS = {"str", "int", "float", "bool", "none"}
+
+
+def _nearest(place: str) -> str:
+    nearest = difflib.get_close_matches(place.rpartition(".")[2], KNOWN_FIELDS, n=1)
+    return f"; did you mean `{nearest[0]}`?" if nearest else ""
