@@ -23,11 +23,15 @@ def cross_entropy_sum(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """Sum over all places whose label is not IGNORE of -log softmax(hidden @ weight.T)[label], a float32 scalar.
 
     hidden is (..., D), weight (V, D), labels (...). Gradients are computed together with the loss, chunk by chunk,
-    and only multiplied in the backward pass.
+    and only multiplied in the backward pass; the loss is then as exact as the hidden states' dtype. Without gradients
+    it is float32 throughout.
     """
     hidden, labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
     kept = (labels != IGNORE).nonzero().squeeze(1)
-    return _CrossEntropySum.apply(hidden[kept], weight, labels[kept])
+    hidden, labels = hidden[kept], labels[kept]
+    if not torch.is_grad_enabled():
+        return -token_log_probs(hidden, weight, labels).sum()
+    return _CrossEntropySum.apply(hidden, weight, labels)
 
 
 def reference_cross_entropy_sum(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
@@ -57,20 +61,17 @@ class _CrossEntropySum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
-        differentiate = any(ctx.needs_input_grad)
-        grad_hidden = torch.empty_like(hidden) if differentiate else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if differentiate else None
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         for part, logits, probs in _chunks(hidden, weight):
             torch.softmax(torch.mm(hidden[part], weight.T, out=logits), -1, out=probs)
             at_label = torch.arange(len(probs), device=probs.device), labels[part]
             chosen = probs[at_label]
             total -= chosen.float().clamp_min(_TINY).log_().sum()
-            if differentiate:
-                probs[at_label] = chosen - 1  # now the gradient with respect to the logits
-                torch.mm(probs, weight, out=grad_hidden[part])
-                grad_weight += torch.mm(probs.T, hidden[part])
-        if differentiate:
-            ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+            probs[at_label] = chosen - 1  # now the gradient with respect to the logits
+            torch.mm(probs, weight, out=grad_hidden[part])
+            grad_weight += torch.mm(probs.T, hidden[part])
+        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
         return total
 
     @staticmethod
@@ -84,9 +85,10 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
         log_probs = torch.empty(len(ids), dtype=torch.float32, device=hidden.device)
-        for part, logits, _ in _chunks(hidden, weight):
-            wide = torch.mm(hidden[part], weight.T, out=logits).float()
-            log_probs[part] = wide.gather(1, ids[part, None]).squeeze(1) - wide.logsumexp(-1)
+        for part, logits, wide in _chunks(hidden, weight, torch.float32):
+            torch.mm(hidden[part], weight.T, out=logits)
+            torch.log_softmax(logits, -1, dtype=torch.float32, out=wide)
+            log_probs[part] = wide.gather(1, ids[part, None]).squeeze(1)
         ctx.save_for_backward(hidden, weight, ids)
         return log_probs
 
@@ -106,14 +108,16 @@ class _TokenLogProbs(torch.autograd.Function):
         return grad_hidden, grad_weight.to(weight.dtype), None
 
 
-def _chunks(hidden: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Cut the tokens so that a chunk has about CHUNK_LOGITS logits; each comes with two buffers (tokens, V).
+def _chunks(hidden: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Cut the tokens so that a chunk has about CHUNK_LOGITS logits; each comes with two buffers (tokens, V),
+    the second of another `dtype` if so wished.
 
     The buffers are the same memory each time: fresh memory costs more than what is written into it.
     """
     num_tokens, vocabulary = len(hidden), len(weight)
     size = min(num_tokens, max(_MIN_CHUNK_TOKENS, CHUNK_LOGITS // vocabulary))
-    logits, probs = (torch.empty(size, vocabulary, dtype=hidden.dtype, device=hidden.device) for _ in range(2))
+    logits = torch.empty(size, vocabulary, dtype=hidden.dtype, device=hidden.device)
+    second = torch.empty_like(logits, dtype=dtype)
     for first in range(0, num_tokens, size or 1):
         length = min(size, num_tokens - first)
-        yield slice(first, first + length), logits[:length], probs[:length]
+        yield slice(first, first + length), logits[:length], second[:length]

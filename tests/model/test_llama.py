@@ -141,6 +141,23 @@ def test_run_hands_hidden_states_and_head_to_the_objective():
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_of_every_parameter_equal_those_of_transformers(variant, tmp_path):
+    torch.manual_seed(6)
+    model = build(VARIANTS[variant])
+    checkpoint.save(model, tmp_path / "model")
+    peer = theirs(tmp_path / "model")
+    batch = batch_of([[torch.randint(0, TINY.vocab_size, (90,)).tolist()] for _ in range(2)])
+    loss = model.run(lambda hidden, head, batch: Loss(head.cross_entropy_sum(hidden, batch.labels), None, {}), batch)
+    loss.sum.backward()
+    logits = peer(batch.tokens).logits
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="sum").backward()
+    expected = dict(peer.named_parameters())
+    for name, parameter in model.named_parameters():
+        scale = expected[name].grad.abs().max().item()
+        torch.testing.assert_close(parameter.grad, expected[name].grad, atol=1e-4 * scale, rtol=0, msg=name)
+
+
 @pytest.mark.parametrize("size", FAMILY)
 def test_parameter_counts_equal_the_released_models(size):
     hidden, ffn, layers, heads, tied, expected = FAMILY[size]

@@ -65,6 +65,15 @@ def test_the_loss_is_the_negative_sum_of_the_log_probabilities():
     torch.testing.assert_close(loss, -ops.token_log_probs(hidden, weight, labels).sum())
 
 
+def test_without_gradients_the_loss_is_float32_throughout():
+    hidden, weight, labels = problem(torch.bfloat16)
+    labels[::5] = IGNORE
+    logits = (hidden @ weight.T).double()
+    expected = torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE)
+    with torch.no_grad():
+        torch.testing.assert_close(ops.cross_entropy_sum(hidden, weight, labels).double(), expected, rtol=1e-5, atol=0)
+
+
 def test_a_batch_without_labels_costs_nothing_and_has_zero_gradients():
     hidden, weight, labels = problem(torch.float32)
     loss = ops.cross_entropy_sum(hidden, weight, torch.full_like(labels, IGNORE))
