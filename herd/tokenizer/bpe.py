@@ -125,10 +125,9 @@ def train(
     counts: Mapping[str, int], vocab_size: int, advance: Callable[[int], object] = lambda merges: None
 ) -> dict[bytes, int]:
     """The ranks (bytes of a token -> id) of up to `vocab_size` tokens: the 256 bytes, then one for each merge."""
-    words = {word.encode("utf-8", "replace"): count for word, count in counts.items()}
+    words = [word.encode("utf-8", "replace") for word in counts]
     tokens = [bytes([b]) for b in range(NUM_BYTES)]
-    for left, right in learn_merges(
-        list(words), list(words.values()), [1] * NUM_BYTES, vocab_size - NUM_BYTES, advance
-    ):
+    num_merges = vocab_size - NUM_BYTES
+    for left, right in learn_merges(words, list(counts.values()), [1] * NUM_BYTES, num_merges, advance):
         tokens.append(tokens[left] + tokens[right])
     return {token: rank for rank, token in enumerate(tokens)}

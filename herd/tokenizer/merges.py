@@ -22,6 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from herd.errors import CapacityError
+
 _NONE = -1  # no token starts (or ends) at this place
 _ROUND_SPAN = 16  # a round follows the pairs at least this fraction as frequent as the best one, the others later
 
@@ -31,7 +33,7 @@ class Pair(NamedTuple):
 
     negative_count: int
     ids: tuple[int, int]
-    places: np.ndarray  # where its left token starts, in any order
+    places: np.ndarray  # where its left token starts, ascending
 
 
 def learn_merges(
@@ -71,47 +73,65 @@ class _Text:
     """The words as they stand after the merges so far."""
 
     def __init__(self, words: Sequence[Sequence[int]], counts: Sequence[int], lengths: Sequence[int]) -> None:
-        self.lengths = np.array(lengths, dtype=np.int64)
         self.least = 1
         if all(isinstance(word, bytes) for word in words):
             tokens = np.frombuffer(b"".join(words), dtype=np.uint8)
         else:
             tokens = np.fromiter(chain.from_iterable(words), dtype=np.int32)
-        sizes = self.lengths[tokens]
-        num_tokens = np.fromiter(map(len, words), dtype=np.int64, count=len(words))
-        word_of = np.repeat(np.arange(len(words)), num_tokens)
-        last = np.cumsum(sizes) + word_of  # one wall before each word: its first place is 1
-        self.starts = np.full(sizes.sum() + len(words) + 1, _NONE, dtype=np.int32)
+        num_places = int(np.array(lengths)[tokens].sum()) + len(words) + 1
+        place = np.int32 if num_places < 2**31 else np.int64
+        self.lengths = np.array(lengths, dtype=place)
+        self.starts = np.full(num_places, _NONE, dtype=np.int32)
         self.ends = self.starts.copy()
-        self.starts[1 + last - sizes] = tokens
+        self.weights = np.zeros(num_places, dtype=np.int64)  # of the word, at each place where a token starts
+        num_tokens = np.fromiter(map(len, words), dtype=place, count=len(words))
+        last = np.cumsum(self.lengths[tokens], dtype=place)
+        last += np.repeat(np.arange(len(words), dtype=place), num_tokens)  # a wall before each word
         self.ends[last] = tokens
-        self.weights = np.zeros(len(self.starts), dtype=np.int64)  # of the word, at each place where a token starts
-        self.weights[1 + last - sizes] = np.array(counts, dtype=np.int64)[word_of]
+        last -= self.lengths[tokens] - 1
+        self.starts[last] = tokens
+        self.weights[last] = np.repeat(np.array(counts, dtype=np.int64), num_tokens)
+        self._id_bits, self._place_bits = len(lengths).bit_length(), num_places.bit_length()
+        if 2 * self._id_bits + self._place_bits > 63:
+            raise CapacityError(
+                f"{len(words):,} distinct pre-tokens are too many for {len(lengths):,} tokens; lower max_pretokens"
+            )
 
     def frequent_pairs(self) -> list[Pair]:
         """Begin a round: the pairs at least a sixteenth as frequent as the best one now."""
-        places = np.flatnonzero(self.starts[:-1] != _NONE)
-        left = self.starts[places]
-        right = self.starts[places + self.lengths[left]]
-        places, left, right = (a[right != _NONE] for a in (places, left, right))
+        places = np.flatnonzero(self.starts[:-1] != _NONE).astype(self.lengths.dtype)
+        right = self.starts[places + self.lengths[self.starts[places]]]
+        places, right = places[right != _NONE], right[right != _NONE]
         if not len(places):
             return []
-        groups = self._groups(left.astype(np.int64) << 32 | right, places, new_round=True)
-        return [Pair(-count, divmod(key, 1 << 32), where) for key, count, where in groups]
+        keys = self.starts[places].astype(np.int64)
+        keys <<= self._id_bits
+        keys |= right
+        del right
+        groups = self._groups(keys, places, new_round=True)
+        del keys, places
+        return [Pair(-count, divmod(key, 1 << self._id_bits), where) for key, count, where in groups]
 
     def _groups(
         self, keys: np.ndarray, places: np.ndarray, new_round: bool = False
     ) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Bring equal keys together: each key with the weight of its places and the places, unless it is too rare."""
-        order = np.argsort(keys)
-        keys, places = keys[order], places[order]
-        begins = np.concatenate([[0], np.flatnonzero(keys[1:] != keys[:-1]) + 1])
+        """Bring equal keys together: each key with the weight of its places and the places, unless it is too rare.
+
+        Key and place share one integer, so that one sort in place does it.
+        """
+        packed = keys.astype(np.int64, copy=False)
+        packed <<= self._place_bits
+        packed |= places
+        packed.sort()
+        places = (packed & ((1 << self._place_bits) - 1)).astype(places.dtype)
+        packed >>= self._place_bits
+        begins = np.concatenate([[0], np.flatnonzero(packed[1:] != packed[:-1]) + 1])
         totals = np.add.reduceat(self.weights[places], begins)
-        ends = np.concatenate([begins[1:], [len(keys)]])
+        ends = np.concatenate([begins[1:], [len(packed)]])
         if new_round:
             self.least = max(int(totals.max()) // _ROUND_SPAN, 1)
         wanted = totals >= self.least
-        bounds = (array[wanted].tolist() for array in (keys[begins], totals, begins, ends))
+        bounds = (array[wanted].tolist() for array in (packed[begins], totals, begins, ends))
         for key, total, begin, end in zip(*bounds, strict=True):
             yield key, total, places[begin:end]
 
@@ -154,7 +174,6 @@ class _Text:
 
 def _every_other(places: np.ndarray, size: int) -> np.ndarray:
     """In a row of equal tokens each second place, from the left: [0, 1, 2, 7, 8], 1 -> [0, 2, 7]."""
-    places = np.sort(places)
     in_row = np.diff(places, prepend=places[:1] - size - 1) == size
     index = np.arange(len(places))
     row_start = np.maximum.accumulate(np.where(in_row, 0, index))
