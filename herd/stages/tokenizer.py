@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 from herd.config import settings
 from herd.curate.read import find_files, read_pages
 from herd.data.split import is_held_out
-from herd.errors import DataError
+from herd.errors import ConfigError, DataError
 from herd.log import progress, say
 from herd.run import atomic_write, open_run
 from herd.tokenizer import Tokenizer
 from herd.tokenizer.bpe import NUM_BYTES, PretokenCounts, count_pretokens
+from herd.tokenizer.extend import extend_from_counts
 from herd.tokenizer.specials import NUM_SPECIAL_TOKENS
 
 _SAVE_SECONDS = 8.0
@@ -38,6 +39,8 @@ class TokenizerSettings:
     """Documents: a run folder of `herd curate`, or any folder or file of Parquet, JSONL or text."""
     vocab_size: int = 8192
     """Rows of the vocabulary, the 256 special tokens included (Llama 3: 128256)."""
+    base: Path | None = None
+    """A tokenizer to extend: it keeps its tokens and ids, and merges are added up to `vocab_size`."""
     holdout: float = 0.08
     """Share of groups that the tokenizer does not learn from, the same groups that `herd pack` holds out."""
     max_pretokens: int = 4_000_000
@@ -63,16 +66,26 @@ class Text(NamedTuple):
 
 def run(settings: TokenizerSettings) -> Path:
     """Write the tokenizer and `compression.json`: bytes and characters per token for each source and language."""
-    with open_run(settings.out, stage="tokenizer", settings=settings, inputs={"documents": settings.documents}) as run:
+    inputs = {"documents": settings.documents, "base": settings.base}
+    with open_run(settings.out, stage="tokenizer", settings=settings, inputs=inputs) as run:
         if run.finished:
             return run.path
         run.need(disk_bytes=1e6 + 400 * settings.vocab_size)
+        base = Tokenizer.load(settings.base) if settings.base else None
+        num_merges = _num_merges(settings, base)
         counts = _count(settings, run.path / "state" / "counts.json")
-        with progress("merge", total=settings.vocab_size - NUM_BYTES - NUM_SPECIAL_TOKENS, unit="merges") as bar:
-            tokenizer = Tokenizer.from_counts(counts.words, settings.vocab_size, bar.advance)
+        with progress("merge", total=num_merges, unit="merges") as bar:
+            if base:
+                tokenizer = extend_from_counts(base, counts.words, num_merges, bar.advance)
+            else:
+                tokenizer = Tokenizer.from_counts(counts.words, settings.vocab_size, bar.advance)
         if tokenizer.vocab_size < settings.vocab_size:
             say(f"  the documents hold no more than {tokenizer.vocab_size:,} of {settings.vocab_size:,} rows")
         tokenizer.save(run.path)
+        if base:
+            say("  the base:")
+            _show(compression(base, read_texts(settings.documents), settings.holdout))
+            say("  extended:")
         rows = compression(tokenizer, read_texts(settings.documents), settings.holdout)
         _show(rows)
         atomic_write(run.path / "compression.json", json.dumps(rows, indent=1))
@@ -88,6 +101,13 @@ def run(settings: TokenizerSettings) -> Path:
         )
         shutil.rmtree(run.path / "state", ignore_errors=True)
     return run.path
+
+
+def _num_merges(settings: TokenizerSettings, base: Tokenizer | None) -> int:
+    num_rows = base.vocab_size if base else NUM_BYTES + NUM_SPECIAL_TOKENS
+    if base and settings.vocab_size <= num_rows:
+        raise ConfigError(f"vocab_size {settings.vocab_size} does not extend the base, which has {num_rows} rows")
+    return settings.vocab_size - num_rows
 
 
 def _count(settings: TokenizerSettings, saved: Path) -> PretokenCounts:

@@ -127,7 +127,7 @@ def train(
     """The ranks (bytes of a token -> id) of up to `vocab_size` tokens: the 256 bytes, then one for each merge."""
     words = [word.encode("utf-8", "replace") for word in counts]
     tokens = [bytes([b]) for b in range(NUM_BYTES)]
-    num_merges = vocab_size - NUM_BYTES
-    for left, right in learn_merges(words, list(counts.values()), [1] * NUM_BYTES, num_merges, advance):
+    for left, right in learn_merges(words, list(counts.values()), [1] * NUM_BYTES, vocab_size - NUM_BYTES):
         tokens.append(tokens[left] + tokens[right])
+        advance(1)
     return {token: rank for rank, token in enumerate(tokens)}

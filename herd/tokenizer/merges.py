@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 from typing import NamedTuple
 
@@ -41,32 +41,29 @@ def learn_merges(
     counts: Sequence[int],
     lengths: Sequence[int],
     num_merges: int,
-    advance: Callable[[int], object] = lambda merges: None,
-) -> list[tuple[int, int]]:
-    """The next merges of BPE: each joins the most frequent pair of neighbours, among equals the one of smaller ids.
+) -> Iterator[tuple[int, int]]:
+    """The next merges of BPE, one by one: each the most frequent pair, among equals the one of smaller ids.
 
     `words` are sequences of token ids, `counts` how often each occurs, `lengths` the number of bytes of each id. Merge
-    number i makes token `len(lengths) + i`. Fewer than `num_merges` come back when no pair is left.
+    number i makes token `len(lengths) + i`. It ends after `num_merges`, or earlier when no pair is left.
 
     Source: Sennrich et al. 2016, algorithm 1.
     """
     text = _Text(words, counts, [*lengths, *[0] * num_merges])
-    merges: list[tuple[int, int]] = []
-    new = len(lengths)
-    while len(merges) < num_merges and (heap := text.frequent_pairs()):
+    new, end = len(lengths), len(lengths) + num_merges
+    while new < end and (heap := text.frequent_pairs()):
         heapq.heapify(heap)
-        while heap and len(merges) < num_merges:
+        while heap and new < end:
             pair = heapq.heappop(heap)
             places = text.find(pair)
             count = text.count(places)
             if count == -pair.negative_count:
-                for born in text.merge(pair.ids, places, new + len(merges)):
+                for born in text.merge(pair.ids, places, new):
                     heapq.heappush(heap, born)
-                merges.append(pair.ids)
-                advance(1)
+                yield pair.ids
+                new += 1
             elif count >= text.least:
                 heapq.heappush(heap, Pair(-count, pair.ids, places))
-    return merges
 
 
 class _Text:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from herd.errors import ConfigError
 from herd.tokenizer import Tokenizer, bpe
+from herd.tokenizer.extend import extend
 from herd.tokenizer.merges import learn_merges, merge_pair, reference_merges
 from tests.tokenizer.wild import TEXTS, WILD_TEXT
 
@@ -27,14 +28,14 @@ def test_fast_counting_equals_the_split_pattern(texts):
 def test_fast_merges_equal_the_plain_algorithm(words_and_counts, num_merges):
     words = [word.encode() for word, _ in words_and_counts]
     counts = [count for _, count in words_and_counts]
-    fast = learn_merges(words, counts, [1] * 256, num_merges)
+    fast = list(learn_merges(words, counts, [1] * 256, num_merges))
     assert fast == reference_merges(words, counts, 256, num_merges)
 
 
 def test_merges_of_real_text_equal_the_plain_algorithm():
     counts = bpe.count_pretokens(TEXTS).words
     words = [word.encode() for word in counts]
-    fast = learn_merges(words, list(counts.values()), [1] * 256, 300)
+    fast = list(learn_merges(words, list(counts.values()), [1] * 256, 300))
     assert fast == reference_merges(words, list(counts.values()), 256, 300)
 
 
@@ -45,7 +46,7 @@ def test_merging_goes_from_the_left():
 
 def test_counts_beyond_32_bits_are_exact():
     words, counts = [b"ab", b"bc"], [2**40, 2**40 + 1]
-    assert learn_merges(words, counts, [1] * 256, 1) == [(ord("b"), ord("c"))]
+    assert list(learn_merges(words, counts, [1] * 256, 1)) == [(ord("b"), ord("c"))]
 
 
 def test_the_order_of_the_texts_does_not_matter():
@@ -106,3 +107,33 @@ def test_training_on_a_book_takes_seconds():
     trained = Tokenizer.train(text, 2048)
     assert trained.vocab_size == 2048
     assert len(trained.encode(text[0])) < len(text[0]) / 3
+
+
+# ---- extend ----------------------------------------------------------------------------------------------------------
+
+
+THAI = ["มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ ต่างมีเหตุผลและมโนธรรม\n" * 4]
+
+
+def test_extending_keeps_the_base_and_shortens_the_new_language(tokenizer):
+    extended = extend(tokenizer, THAI, 40)
+    assert extended.vocab_size == tokenizer.vocab_size + 40
+    assert list(extended.ranks.items())[: len(tokenizer.ranks)] == list(tokenizer.ranks.items())
+    assert list(extended.special) == list(tokenizer.special)
+    assert extended.bos_id == tokenizer.bos_id + 40
+    assert len(extended.encode(THAI[0])) < 0.7 * len(tokenizer.encode(THAI[0]))
+    assert extended.decode(extended.encode(THAI[0])) == THAI[0]
+    for text in (TEXTS[0], TEXTS[1], TEXTS[3]):
+        assert extended.encode(text) == tokenizer.encode(text)
+
+
+def test_extending_the_bytes_alone_is_training(tokenizer):
+    only_bytes = Tokenizer.train([], 512)
+    assert extend(only_bytes, TEXTS, 1500 - 512).fingerprint == tokenizer.fingerprint
+
+
+def test_llama3_extended_keeps_its_golden_ids(llama):
+    extended = extend(llama, THAI, 10)
+    assert extended.encode("This is a test sentence.") == [2028, 374, 264, 1296, 11914, 13]
+    assert (extended.bos_id, extended.vocab_size) == (128010, 128266)
+    assert len(extended.encode(THAI[0])) < len(llama.encode(THAI[0]))

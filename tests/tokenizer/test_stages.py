@@ -132,6 +132,16 @@ def test_impossible_settings_are_refused(curated):
         load(stage.TokenizerSettings, None, [f"out={curated}", f"documents={curated}", "vocab_size=300"])
 
 
+def test_a_base_is_extended(curated, tokenizer, tmp_path):
+    base = tokenizer.save(tmp_path / "base")
+    out = stage.run(settings(curated, base=base, vocab_size=1600))
+    extended = Tokenizer.load(out)
+    assert extended.vocab_size == 1600
+    assert list(extended.ranks)[: len(tokenizer.ranks)] == list(tokenizer.ranks)
+    with pytest.raises(ConfigError, match="vocab_size 1500 does not extend the base, which has 1500 rows"):
+        stage.run(settings(curated, base=base, vocab_size=1500, out=tmp_path / "other"))
+
+
 # ---- show ------------------------------------------------------------------------------------------------------------
 
 

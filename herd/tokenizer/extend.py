@@ -1,0 +1,63 @@
+"""Extending a vocabulary, as Llama 3 extended tiktoken's 100k tokens by 28k for other languages.
+
+The base keeps its tokens, ids and ranks; new merges come after them, so text that none of them touches is encoded as
+before. Special tokens move up by the number of new rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from herd.errors import DataError
+from herd.tokenizer.bpe import count_pretokens
+from herd.tokenizer.merges import learn_merges
+from herd.tokenizer.tokenizer import Tokenizer
+
+_SPARE_MERGES = 10_000  # for those that make a token that is there already
+
+
+def extend(
+    base: Tokenizer,
+    texts: Iterable[str],
+    num_merges: int,
+    *,
+    max_pretokens: int = 4_000_000,
+) -> Tokenizer:
+    """The base with `num_merges` further merges (fewer when no pair is left), learned from a stream of texts.
+
+    Raises:
+        DataError: the base is no vocabulary of ranks (Llama 1 and 2).
+    Source: Llama 3 paper section 3.2.
+    """
+    return extend_from_counts(base, count_pretokens(texts, max_distinct=max_pretokens).words, num_merges)
+
+
+def extend_from_counts(
+    base: Tokenizer,
+    words: Mapping[str, int],
+    num_merges: int,
+    advance: Callable[[int], object] = lambda merges: None,
+) -> Tokenizer:
+    """The same from pre-tokens and how often each occurs; `advance` hears of each merge."""
+    if base.pieces is not None:
+        raise DataError("only a vocabulary of tiktoken ranks can be extended, not one of SentencePiece's kind")
+    ranks = dict(base.ranks)
+    tokens = sorted(ranks, key=ranks.__getitem__)
+    end = len(ranks) + num_merges
+    for left, right in learn_merges(*_encoded(base, words), list(map(len, tokens)), num_merges + _SPARE_MERGES):
+        tokens.append(tokens[left] + tokens[right])
+        if tokens[-1] not in ranks:  # joined by another way, the base may have it already
+            ranks[tokens[-1]] = len(ranks)
+            advance(1)
+        if len(ranks) == end:
+            break
+    shift = len(ranks) - len(base.ranks)
+    special = {name: token_id + shift for name, token_id in base.special.items()}
+    return Tokenizer(ranks, special, pattern=base.pattern, bos=base.bos, eos=base.eos, chat_template=base.chat_template)
+
+
+def _encoded(base: Tokenizer, words: Mapping[str, int]) -> tuple[list[list[int]], list[int]]:
+    """The words that the base cuts into several tokens, as its ids, and how often each occurs."""
+    encoded = ((base.encode(word), count) for word, count in words.items())
+    kept = [(ids, count) for ids, count in encoded if len(ids) > 1]
+    return [ids for ids, _ in kept], [count for _, count in kept]
