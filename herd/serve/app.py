@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import hmac
 import json
 import time
@@ -73,10 +75,12 @@ def create_app(engine: Engine, *, name: str, key: str | None = None, limits: Lim
 
 def _page_routes(service: Service) -> APIRouter:
     router = APIRouter()
+    html = _PAGE.read_text(encoding="utf-8")
+    headers = {"Content-Security-Policy": _page_policy(html)}
 
     @router.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
-        return HTMLResponse(_PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": _PAGE_POLICY})
+        return HTMLResponse(html, headers=headers)
 
     @router.get("/health")
     async def health() -> JSONResponse:
@@ -86,6 +90,19 @@ def _page_routes(service: Service) -> APIRouter:
         return JSONResponse(state, status_code=200 if alive else 503)
 
     return router
+
+
+def _page_policy(html: str) -> str:
+    """What the page may load: its own script and styles and this server's answers, nothing else.
+
+    The script is named by its hash, so that no text a model writes can ever run as one.
+    """
+    script = html.partition("<script>")[2].rpartition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
 
 
 def _api_routes(service: Service) -> APIRouter:
