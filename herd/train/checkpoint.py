@@ -23,7 +23,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from herd.errors import CapacityError, CheckpointError
-from herd.log import say
+from herd.log import say, size
 
 KEEP = 2
 """How many states are kept: the newest and the one before."""
@@ -46,11 +46,12 @@ def save_state(folder: Path, step: int, tensors: dict[str, Tensor]) -> None:
         if is_first():
             _seal(aside, target)
             _delete_old(folder)
-    except OSError as error:
+    except (OSError, dcp.api.CheckpointException) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise CapacityError(
-            f"{folder}: the training state after step {step} could not be saved ({error}); earlier states are intact. "
-            "Make room and run the same command again"
+            f"{folder}: the training state after step {step} could not be saved ({_cause(error)}; "
+            f"{size(shutil.disk_usage(folder.parent).free)} of disk are free). Earlier states are intact: make room "
+            "and run the same command again"
         ) from None
 
 
@@ -83,12 +84,15 @@ def discard_state(folder: Path) -> None:
 
 
 def _write(tensors: dict[str, Tensor], aside: Path) -> None:
-    try:
-        with _quiet():
-            dcp.save(tensors, storage_writer=dcp.FileSystemWriter(aside), no_dist=not dist.is_initialized())
-    except dcp.api.CheckpointException as error:
-        causes = [failure[0] for failure in error.failures.values()]
-        raise next((cause for cause in causes if isinstance(cause, OSError)), error) from None
+    with _quiet():
+        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(aside), no_dist=not dist.is_initialized())
+
+
+def _cause(error: Exception) -> str:
+    """The first line of what went wrong beneath DCP's own report."""
+    if isinstance(error, dcp.api.CheckpointException):
+        error = next(failure[0] for failure in error.failures.values())
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager

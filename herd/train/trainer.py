@@ -98,9 +98,10 @@ def train(
     adamw = _resumed(model, optimizer or OptimizerSettings(), run)
     speed = Speed(flops_per_token(model.config, loader.phases[0].row_tokens), peak_flops)
     hooks = [*hooks, every(saving.snapshot_steps, partial(_snapshot, model, run.path))]
-    tokens_done, settled, saved_at = loader.tokens_before(adamw.num_steps), True, time.monotonic()
+    settled, saved_at = True, time.monotonic()
     model.train()
-    with progress(label, total=loader.tokens_before(num_steps), unit="tokens", done=tokens_done) as bar:
+    done, total = loader.tokens_before(adamw.num_steps), loader.tokens_before(num_steps)
+    with progress(label, total=total, unit="tokens", done=done) as bar:
         try:
             while (step := adamw.num_steps) < num_steps:
                 speed.begin()
@@ -109,15 +110,14 @@ def train(
                 rate = learning_rate(schedule, adamw.options.learning_rate, step, num_steps)
                 settled = False  # an interruption between here and the log line leaves nothing fit to be saved
                 adamw.step(rate, totals.count, norm)
-                seen = loader.tokens_before(step + 1) - tokens_done
-                tokens_done += seen
+                seen, done = loader.tokens_before(step + 1) - done, loader.tokens_before(step + 1)
                 figures = totals.means() | {"learning_rate": rate, "gradient_norm": norm} | speed.figures(seen)
                 if (step + 1) % saving.log_steps == 0 and is_first():
-                    run.log(step=step + 1, tokens=tokens_done, **figures)
+                    run.log(step=step + 1, tokens=done, **figures)
                 settled = True
                 bar.advance(seen, loss=figures["loss"])
                 due = [hook for hook in hooks if hook.due(step + 1, num_steps)]
-                if _agreed(due or time.monotonic() - saved_at > saving.save_seconds) or step + 1 == num_steps:
+                if _agreed(due or step + 1 == num_steps or time.monotonic() - saved_at > saving.save_seconds):
                     save_state(run.path / "state", step + 1, adamw.state())
                     saved_at = time.monotonic()
                 for hook in due:
