@@ -104,8 +104,7 @@ class _Block(NamedTuple):
 
     def weights(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Softmax of the masked scores: (rows x K, G x queries, keys)."""
-        scale = queries.shape[-1] ** -0.5
-        scores = torch.baddbmm(queries.new_empty(()), queries, keys.transpose(1, 2), beta=0, alpha=scale)
+        scores = _scaled_bmm(queries, keys.transpose(1, 2), queries.shape[-1] ** -0.5)
         by_head = scores.view(self.rows.stop - self.rows.start, -1, self.last - self.first, keys.shape[1])
         by_head[..., -self.bias.shape[-1] :].add_(self.bias[:, None])
         return torch.softmax(scores, -1)
@@ -147,10 +146,15 @@ class _BlockAttention(torch.autograd.Function):
             weights = kept[index] if kept else block.weights(queries, keys)
             block.add_keys(grad_v, torch.bmm(weights.transpose(1, 2), grad))
             grad_weights = torch.bmm(grad, block.keys(v).transpose(1, 2))
-            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(scale)
-            block.put_queries(grad_q, torch.bmm(grad_scores, keys))
-            block.add_keys(grad_k, torch.bmm(grad_scores.transpose(1, 2), queries))
+            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            block.put_queries(grad_q, _scaled_bmm(grad_scores, keys, scale))
+            block.add_keys(grad_k, _scaled_bmm(grad_scores.transpose(1, 2), queries, scale))
         return grad_q.flatten(2, 3), grad_k.to(k.dtype), grad_v.to(v.dtype), None
+
+
+def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """scale * (a @ b), the scale applied inside the matmul."""
+    return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=scale)
 
 
 def _plan(q: Tensor, context: AttentionContext | None) -> list[_Block]:
