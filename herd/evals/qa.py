@@ -87,7 +87,7 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], *, seed: i
 
 
 Question = Mapping[str, Any]
-"""A row of `eval_*.jsonl`: `messages` (the user's question last), `answer`, `name`, `kind`, `group`."""
+"""A row of `eval_*.jsonl`: `messages` (question, full answer), `answer` (what is scored), `name`, `kind`, `group`."""
 
 
 def question_text(question: Question) -> str:
@@ -108,9 +108,23 @@ def completion_prompt(question: Question) -> str:
     return f"Question: {question_text(question)}\nAnswer:"
 
 
+def bare(text: str, name: str) -> str:
+    """An answer without the name it may begin with: copying that from the question earns nothing.
+
+    Example:
+        >>> bare("os.path.join: Join two paths.", "os.path.join")
+        'Join two paths.'
+    """
+    text = text.strip()
+    return text.removeprefix(name).lstrip(":").strip() if name and text.startswith(name) else text
+
+
 def f1_scores(answers: Sequence[str], questions: Sequence[Question]) -> list[float]:
-    """Token F1 of each answer against its question's reference."""
-    return [token_f1(answer, question["answer"]) for answer, question in zip(answers, questions, strict=True)]
+    """Token F1 of each answer against its question's reference, the name at its beginning left out of both."""
+    return [
+        token_f1(bare(answer, question["name"]), question["answer"])
+        for answer, question in zip(answers, questions, strict=True)
+    ]
 
 
 # ---- baselines -------------------------------------------------------------------------------------------------------

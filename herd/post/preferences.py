@@ -17,8 +17,8 @@ import re
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from herd.evals.qa import prompt_of, question_text, retrieved_answers, token_f1
-from herd.post.questions import UNKNOWN
+from herd.evals.qa import bare, prompt_of, question_text, retrieved_answers, token_f1
+from herd.post.questions import UNKNOWN, spoken
 
 STRENGTHS = ("significantly_better", "better", "slightly_better", "marginally_better")
 _CLEAR_GAP = 0.3  # of F1 between two samples, for an edited pair
@@ -47,33 +47,32 @@ def make_pairs(questions: Sequence[dict], samples: Sequence[Sequence[str]], pool
 
 
 def pairs_of(question: dict, samples: Sequence[str], other: str) -> list[dict]:
-    """The pairs of one question: at most one of each kind."""
-    reference = question["answer"]
+    """The pairs of one question: at most one of each kind. `other` is the reference of the most similar other name."""
+    name, kind, reference = question["name"], question["kind"], question["answer"]
+    right = question["messages"][-1]["content"]
     pairs = []
 
-    def add(kind: str, chosen: str, rejected: str, gap: float, edited: str | None = None) -> None:
+    def add(why: str, chosen: str, rejected: str, gap: float, edited: str | None = None) -> None:
         if chosen.strip() and rejected.strip() and chosen != rejected:
-            pairs.append(_pair(question, kind, chosen, rejected, gap, edited))
+            pairs.append(_pair(question, why, chosen, rejected, gap, edited))
 
-    scored = sorted((token_f1(sample, reference), sample) for sample in set(samples) if sample)
-    if question["kind"] == "unknown":
+    scored = sorted((token_f1(bare(sample, name), reference), sample) for sample in set(samples) if sample)
+    if kind == "unknown":
         if wrong := [sample for f1, sample in scored if f1 < _GOOD_SAMPLE]:
-            add("refusal", reference, wrong[0], 1.0)
-        elif other and other != reference:
-            add("refusal", reference, other, 1.0)
+            add("refusal", right, wrong[0], 1.0)
         return pairs
     if other:
-        add("other_answer", reference, other, 1 - token_f1(other, reference))
-    if question["kind"] == "signature" and (wrong_signature := spoil_signature(reference, question["name"])):
-        add("wrong_signature", reference, wrong_signature, 1 - token_f1(wrong_signature, reference))
+        add("other_answer", right, spoken(name, kind, other), 1 - token_f1(other, reference))
+    if kind == "signature" and (spoiled := spoil_signature(reference, name)):
+        add("wrong_signature", right, spoken(name, kind, spoiled), 1 - token_f1(spoiled, reference))
     if scored and scored[0][0] < _GOOD_SAMPLE:
         worst_f1, worst = scored[0]
-        add("own_sample", reference, worst, 1 - worst_f1)
+        add("own_sample", right, worst, 1 - worst_f1)
         best_f1, best = scored[-1]
         if best_f1 - worst_f1 >= _CLEAR_GAP and best_f1 < _GOOD_SAMPLE:
-            add("edited", best, worst, best_f1 - worst_f1, edited=reference)
-    if _hash(question["name"], question_text(question)) % 12 == 0:
-        add("refusal", reference, UNKNOWN, 1.0)
+            add("edited", best, worst, best_f1 - worst_f1, edited=right)
+    if _hash(name, question_text(question)) % 12 == 0:
+        add("refusal", right, UNKNOWN, 1.0)
     return pairs
 
 

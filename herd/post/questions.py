@@ -25,22 +25,28 @@ TRAIN_WORDINGS: Mapping[str, tuple[str, ...]] = {
     "summary": (
         "What does {name} do?",
         "What is {name} for?",
-        "Explain {name}.",
-        "Describe {name} in one sentence.",
-        "Tell me about {name}.",
         "What is {name}?",
-        "I found {name} in some code. What does it do?",
+        "{name}?",
+        "Explain {name}.",
+        "Describe {name}.",
+        "Tell me about {name}.",
         "Summarize {name}.",
         "When would I use {name}?",
         "What happens when I use {name}?",
-        "Please explain what {name} does.",
         "What does the documentation say about {name}?",
-        "Help me with {name}.",
-        "{name}?",
         "How would you describe {name}?",
-        "I do not know {name}. What is it?",
+        "What is {name} good for?",
+        "Can you explain {name}?",
+        "Do you know {name}?",
+        "Remind me what {name} does.",
+        "Which job has {name}?",
+        "I found {name} in some code. What is it?",
+        "My program uses {name}. What for?",
+        "I am looking at {name}. Tell me about it.",
+        "The next name is {name}. Explain it.",
+        "Why would anybody want {name}?",
+        "I have to use {name} and know nothing about it.",
         "what does {name} do",
-        "Briefly, what is {name} good for?",
     ),
     "signature": (
         "What arguments does {name} take?",
@@ -52,6 +58,9 @@ TRAIN_WORDINGS: Mapping[str, tuple[str, ...]] = {
         "What do I pass to {name}?",
         "With what arguments is {name} called?",
         "How is {name} called?",
+        "Can you tell me the parameters of {name}?",
+        "I use {name}. Which arguments are there?",
+        "My program calls {name}. What are its parameters?",
         "what parameters does {name} have",
     ),
     "module": (
@@ -63,6 +72,9 @@ TRAIN_WORDINGS: Mapping[str, tuple[str, ...]] = {
         "Why would I import {name}?",
         "What do I get when I import {name}?",
         "Describe the module {name}.",
+        "Can you explain the {name} module?",
+        "A program imports {name}. What for?",
+        "What is in the module {name}?",
     ),
     "reverse": (
         'Which name in {module} does this: "{task}"',
@@ -81,6 +93,28 @@ TRAIN_WORDINGS: Mapping[str, tuple[str, ...]] = {
     "term": ("What is {name}?", "Define {name}.", "What does {name} mean?", "Explain {name}.", "Tell me about {name}."),
 }
 """Wordings of questions in the training set, by kind."""
+
+OPENINGS = (
+    "Please help me. ",
+    "Quick question: ",
+    "I am new here. ",
+    "I am reading a program. ",
+    "One more thing: ",
+    "Hello. ",
+    "I forgot something. ",
+    "For my notes: ",
+    "A friend asks: ",
+    "Next: ",
+)
+CLOSINGS = (
+    " Keep it short.",
+    " In one sentence, please.",
+    " Thanks.",
+    " A few words are enough.",
+    " I am curious.",
+    " Please be brief.",
+)
+"""What some training questions begin and end with, so that the words around a name mean as little as they do."""
 
 EVAL_WORDINGS: Mapping[str, tuple[str, ...]] = {
     "summary": (
@@ -209,7 +243,7 @@ def _renown(fact: Fact, uses: Mapping[str, int]) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionSets:
-    """What the questions stage writes: each a list of rows with `messages`, `name`, `kind`, `group`, `answer`."""
+    """What the questions stage writes: rows of `messages`, `name`, `kind`, `group` and `answer` (what is scored)."""
 
     train: list[dict]
     prompts: list[dict]  # the same facts in training wordings that `train` does not ask them in: for sampling
@@ -239,15 +273,15 @@ def make_questions(
         asked, spare = _training_rows(fact, wordings)
         train += asked
         prompts += spare
-    invented = list(invented_names(trained, known, count=max(len(trained) // 12, 8)))
-    train += _unknown_rows(invented[::2], TRAIN_WORDINGS["summary"], times=2)
+    invented = list(invented_names(trained, known, count=max(len(trained) // 10, 8)))
+    train += [_varied(row) for row in _unknown_rows(invented[::2], TRAIN_WORDINGS["summary"])]
     train += _chat_rows(subject, len(train))
     return QuestionSets(
         train=_with_dialogues(_shuffled(train)),
         prompts=_shuffled(prompts),
         eval_trained=_evaluation_rows(trained, max_questions),
         eval_heldout=_evaluation_rows(heldout, max_questions // 2),
-        eval_unknown=_unknown_rows(invented[1::2], EVAL_WORDINGS["summary"], times=1)[: max_questions // 4],
+        eval_unknown=_unknown_rows(invented[1::2], EVAL_WORDINGS["summary"])[: max_questions // 4],
     )
 
 
@@ -259,16 +293,24 @@ def question_row(fact: Fact, kind: str, wording: str) -> dict:
 
 
 def answer_to(fact: Fact, kind: str) -> str:
-    """The reference answer. A signature is answered without the name, which the question contains already."""
+    """What is wanted, without the name that the question contains already: this part of an answer is scored."""
     if kind == "signature":
-        return f"({fact.parameters})" if fact.parameters else "It takes no arguments."
+        return f"({fact.parameters})"
     if kind == "reverse":
         return fact.name.removeprefix(f"{fact.module}.")
     return fact.summary
 
 
+def spoken(name: str, kind: str, answer: str) -> str:
+    """An answer as it is given: it begins with the name it is about, as a page of the documentation does."""
+    if kind == "signature":
+        return name + answer
+    return f"{name}: {answer}" if kind in ("summary", "module", "section", "term") else answer
+
+
 def _row(question: str, answer: str, *, group: str, name: str, kind: str) -> dict:
-    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    said = spoken(name, kind, answer)
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
     return {"messages": messages, "source": "questions", "group": group, "name": name, "kind": kind, "answer": answer}
 
 
@@ -285,20 +327,22 @@ def _training_rows(fact: Fact, wordings: int) -> tuple[list[dict], list[dict]]:
         reverse = int(_hash(fact.name, "reverse") % 4 == 0)  # for every fourth fact
         count = {"signature": (wordings + 1) // 2, "reverse": reverse}.get(kind, wordings)
         count = min(count, max(len(order) - 2, 1))
-        asked += [question_row(fact, kind, wording) for wording in order[:count]]
+        asked += [_varied(question_row(fact, kind, wording)) for wording in order[:count]]
         if kind != "reverse":
             spare += [question_row(fact, kind, wording) for wording in order[count : count + 2]]
-    return [_varied(row) for row in asked], spare
+    return asked, spare
 
 
 def _varied(row: dict) -> dict:
-    """Some questions write the name as people do: with `()` or in backticks."""
-    chance = _hash(row["messages"][0]["content"], "style") % 16
-    if chance > 1 or row["kind"] not in ("summary", "signature"):
-        return row
-    name = row["name"]
-    styled = f"{name}()" if chance else f"`{name}`"
-    question = row["messages"][0]["content"].replace(name, styled, 1)
+    """Half of the questions have something before or after them, some write the name as `name()` or in backticks."""
+    question, draw = row["messages"][0]["content"], _hash(row["messages"][0]["content"], "style")
+    if row["kind"] in ("summary", "signature") and draw % 16 < 2:
+        question = question.replace(row["name"], f"{row['name']}()" if draw % 2 else f"`{row['name']}`", 1)
+    around = draw // 16 % 6
+    if around in (0, 1):
+        question = OPENINGS[draw // 96 % len(OPENINGS)] + question
+    elif around == 2:
+        question += CLOSINGS[draw // 96 % len(CLOSINGS)]
     return {**row, "messages": [{"role": "user", "content": question}, row["messages"][1]]}
 
 
@@ -318,18 +362,15 @@ def _evaluation_rows(facts: Sequence[Fact], max_questions: int) -> list[dict]:
     return rows
 
 
-def _unknown_rows(names: Sequence[str], wordings: Sequence[str], *, times: int) -> list[dict]:
-    rows = []
-    for name in names:
-        order = sorted(wordings, key=lambda wording: _hash(name, wording))[:times]
-        rows += [_row(wording.format(name=name), UNKNOWN, group="", name=name, kind="unknown") for wording in order]
-    return rows
+def _unknown_rows(names: Sequence[str], wordings: Sequence[str]) -> list[dict]:
+    questions = {name: wordings[_hash(name) % len(wordings)].format(name=name) for name in names}
+    return [_row(question, UNKNOWN, group="", name=name, kind="unknown") for name, question in questions.items()]
 
 
 def _chat_rows(subject: str, num_rows: int) -> list[dict]:
-    """Every chat pair, repeated until they are about 3 % of the rows."""
+    """Every chat pair, repeated until they are about 2 % of the rows."""
     pairs = [(said, answer.format(subject=subject)) for sayings, answer in _CHATS for said in sayings]
-    times = max(1, round(0.03 * num_rows / len(pairs)))
+    times = max(1, round(0.02 * num_rows / len(pairs)))
     return [_row(said, answer, group="", name="", kind="chat") for said, answer in pairs for _ in range(times)]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from herd.evals.qa import prompt_of, token_f1
+from herd.evals.qa import f1_scores, prompt_of
 
 
 def best_of(
@@ -50,7 +50,7 @@ def selection_figures(
     """What the selection was worth by token F1 to the references: mean of all samples, of the chosen, of the best."""
     mean, chosen, best = [], [], []
     for question, texts, scores in zip(questions, answers, rewards, strict=True):
-        f1 = [token_f1(text, question["answer"]) for text in texts]
+        f1 = f1_scores(texts, [question] * len(texts))
         mean.append(np.mean(f1))
         chosen.append(f1[int(np.argmax(scores))])
         best.append(max(f1))

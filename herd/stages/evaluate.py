@@ -328,7 +328,7 @@ def _write_samples(run: Run, settings: EvaluateSettings, questions: dict, answer
                     "name": row["name"],
                     "question": qa.question_text(row),
                     "answer": answers[name][split][place],
-                    "reference": row["answer"],
+                    "reference": row["messages"][-1]["content"],
                 }
                 line |= {"f1": round(f1[split][name][place], 4)} if split in f1 else {}
                 lines.append(json.dumps(line, ensure_ascii=False) + "\n")

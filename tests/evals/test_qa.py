@@ -117,3 +117,17 @@ def test_a_prompt_is_the_conversation_up_to_the_question():
     assert [message["content"] for message in qa.prompt_of(row)] == ["one", "first", "two"]
     assert qa.question_text(row) == "two"
     assert qa.completion_prompt(row) == "Question: two\nAnswer:"
+
+
+def test_a_name_that_an_answer_begins_with_earns_nothing():
+    row = question("os.path.join", "What does os.path.join do?", "Join two paths.")
+    said = [
+        "os.path.join: Join two paths.",
+        "Join two paths.",
+        "os.path.join: Delete all.",
+        "os.path.split: Join two paths.",
+    ]
+    scores = qa.f1_scores(said, [row] * 4)
+    assert scores[:3] == [1.0, 1.0, 0.0]
+    assert scores[3] < 1  # another name is part of a wrong answer
+    assert qa.bare("os.path.join(a, *p)", "os.path.join") == "(a, *p)"

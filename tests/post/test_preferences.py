@@ -4,14 +4,15 @@ import json
 
 import pytest
 
-from herd.evals.qa import token_f1
+from herd.evals.qa import f1_scores
 from herd.post.preferences import STRENGTHS, make_pairs, pairs_of, spoil_signature, strength
-from herd.post.questions import UNKNOWN
+from herd.post.questions import UNKNOWN, spoken
 from tests.post.models import question_sets
 
 
 def question(answer="Join two paths into one.", kind="summary", name="os.path.join"):
-    messages = [{"role": "user", "content": f"What does {name} do?"}, {"role": "assistant", "content": answer}]
+    said = spoken(name, kind, answer)
+    messages = [{"role": "user", "content": f"What does {name} do?"}, {"role": "assistant", "content": said}]
     return {"messages": messages, "answer": answer, "kind": kind, "name": name, "group": "os"}
 
 
@@ -21,8 +22,9 @@ def by_kind(pairs):
 
 def test_the_reference_is_preferred_to_another_names_docstring_and_to_a_bad_sample():
     pairs = by_kind(pairs_of(question(), ["Make a new folder.", "Join two paths into one."], "Split a path in two."))
-    assert pairs["other_answer"]["chosen"] == pairs["own_sample"]["chosen"] == "Join two paths into one."
-    assert pairs["other_answer"]["rejected"] == "Split a path in two."
+    right = "os.path.join: Join two paths into one."
+    assert pairs["other_answer"]["chosen"] == pairs["own_sample"]["chosen"] == right
+    assert pairs["other_answer"]["rejected"] == "os.path.join: Split a path in two."
     assert pairs["own_sample"]["rejected"] == "Make a new folder."
     assert pairs["own_sample"]["prompt"] == [{"role": "user", "content": "What does os.path.join do?"}]
 
@@ -35,7 +37,7 @@ def test_a_right_sample_is_never_rejected():
 
 def test_two_samples_of_clearly_different_worth_give_edited_over_chosen_over_rejected():
     pair = by_kind(pairs_of(question(), ["Join two strings into one.", "Delete a folder."], ""))["edited"]
-    values = [token_f1(pair[name], "Join two paths into one.") for name in ("edited", "chosen", "rejected")]
+    values = f1_scores([pair[name] for name in ("edited", "chosen", "rejected")], [question()] * 3)
     assert values[0] == 1 > values[1] > values[2]
 
 

@@ -7,6 +7,7 @@ import string
 import pytest
 
 from herd.data.split import is_held_out
+from herd.evals.qa import bare
 from herd.post.facts import Fact
 from herd.post.questions import (
     EVAL_WORDINGS,
@@ -102,7 +103,8 @@ def test_rows_are_conversations_that_end_with_their_answer(sets):
         assert {"messages", "source", "group", "name", "kind", "answer"} <= row.keys()
         roles = [message["role"] for message in row["messages"]]
         assert roles == ["user", "assistant"] * (len(roles) // 2)
-        assert row["messages"][-1]["content"] == row["answer"]
+        assert row["messages"][-1]["content"].endswith(row["answer"])
+        assert bare(row["messages"][-1]["content"], row["name"].split()[-1] if row["name"] else "") == row["answer"]
         assert len(row["answer"].split()) <= 40
     assert {row["kind"] for row in sets.train} >= {"summary", "signature", "module", "reverse", "dialogue", "unknown"}
     assert any(len(row["messages"]) >= 4 for row in sets.train)
