@@ -177,7 +177,7 @@ def _blocks_of_rows(num_rows: int, tokens: int, *key: Any) -> list[_Block]:
 
 
 def _blocks(starts: Tensor, rows_at_once: int, heads_at_once: int, heads: int, dtype: torch.dtype) -> list[_Block]:
-    """Cut rows into blocks; a block reaches back to where the first document of its first queries begins."""
+    """Cut rows into blocks; a block reaches back to where the earliest document of its queries begins."""
     num_rows, tokens = starts.shape
     causal = torch.full((1, _QUERIES, _QUERIES), -torch.inf, dtype=dtype).triu_(1)
     blocks = []
@@ -186,8 +186,8 @@ def _blocks(starts: Tensor, rows_at_once: int, heads_at_once: int, heads: int, d
         for row in range(0, num_rows, rows_at_once):
             rows = slice(row, min(row + rows_at_once, num_rows))
             window = starts[rows, first:last]
-            start = int(window[:, 0].min())
-            if start == tokens:  # padding, which fills the end of a row
+            start = int(window.min())
+            if start == tokens:  # nothing but padding
                 continue
             alone = bool((window == start).all())  # no other document in sight: only the future is hidden
             bias = causal[:, : last - first, : last - first] if alone else _document_bias(window, first, start, dtype)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from herd.types import IGNORE
 
-CHUNK_LOGITS = 2**22
-"""Logits that exist at a time: 8 MB in bfloat16, which stays in the processor's cache."""
-_MIN_CHUNK_TOKENS = 64  # below this the matmuls are starved
+CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**28}
+"""Logits that exist at a time: 8 MB in bfloat16 on the CPU, to stay in its cache; elsewhere to fill wide matmuls."""
+MIN_CHUNK_TOKENS = 256
+"""Fewer would spend more on summing up the weight's gradient than on computing it."""
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -53,7 +54,7 @@ def reference_token_log_probs(hidden: Tensor, weight: Tensor, ids: Tensor) -> Te
 
 
 class _CrossEntropySum(torch.autograd.Function):
-    """Loss and gradients in one go: three matmuls and one softmax over each chunk, which overwrites nothing larger.
+    """Loss and gradients in one go: three matmuls and one softmax over each chunk.
 
     The softmax is both the loss (its entry at the label) and the gradient (minus one there).
     """
@@ -109,13 +110,14 @@ class _TokenLogProbs(torch.autograd.Function):
 
 
 def _chunks(hidden: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Cut the tokens so that a chunk has about CHUNK_LOGITS logits; each comes with two buffers (tokens, V),
-    the second of another `dtype` if so wished.
+    """Cut the tokens so that a chunk has about CHUNK_LOGITS logits.
 
-    The buffers are the same memory each time: fresh memory costs more than what is written into it.
+    Each comes with two buffers (tokens, V), the second of another `dtype` if so wished; they are the same
+    memory each time, because fresh memory costs more than what is written into it.
     """
     num_tokens, vocabulary = len(hidden), len(weight)
-    size = min(num_tokens, max(_MIN_CHUNK_TOKENS, CHUNK_LOGITS // vocabulary))
+    budget = CHUNK_LOGITS.get(hidden.device.type, CHUNK_LOGITS["cuda"])
+    size = min(num_tokens, max(MIN_CHUNK_TOKENS, budget // vocabulary))
     logits = torch.empty(size, vocabulary, dtype=hidden.dtype, device=hidden.device)
     second = torch.empty_like(logits, dtype=dtype)
     for first in range(0, num_tokens, size or 1):

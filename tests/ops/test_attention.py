@@ -74,6 +74,15 @@ def test_heads_are_taken_in_groups_where_a_block_would_outgrow_the_cache(monkeyp
     compare([[300], [100, 200]], 300, 8, 4)
 
 
+def test_padding_may_stand_anywhere():
+    ids = document_ids([[250]], 300)
+    ids[0, :40] = -1
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 300, 4, 16), torch.randn(1, 300, 2, 16), torch.randn(1, 300, 2, 16)
+    got, expected = (f(q, k, v, AttentionContext(ids)) for f in (packed_attention, reference_attention))
+    torch.testing.assert_close(got[:, 40:250], expected[:, 40:250])
+
+
 def test_no_context_means_one_document_a_row():
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 70, 4, 16), torch.randn(2, 70, 2, 16), torch.randn(2, 70, 2, 16)

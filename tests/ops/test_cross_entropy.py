@@ -11,7 +11,8 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(ops, "CHUNK_LOGITS", 64 * 500)
+    monkeypatch.setitem(ops.CHUNK_LOGITS, "cpu", 64 * 500)
+    monkeypatch.setattr(ops, "MIN_CHUNK_TOKENS", 16)
 
 
 def problem(dtype, tokens=301, width=32, vocabulary=500):
@@ -92,4 +93,4 @@ def test_leading_dimensions_are_kept():
 def test_no_chunk_of_logits_is_larger_than_stated():
     hidden, weight, _ = problem(torch.float32, tokens=1000)
     sizes = [logits.numel() for _, logits, _ in ops._chunks(hidden, weight)]
-    assert max(sizes) <= ops.CHUNK_LOGITS and sum(sizes) == 1000 * 500 and len(sizes) == 16
+    assert max(sizes) <= 64 * 500 and sum(sizes) == 1000 * 500 and len(sizes) == 16
