@@ -99,7 +99,6 @@ def test_long_texts_are_cut_where_meta_cuts_them(monkeypatch):
     monkeypatch.setitem(globals(), "MAX_RUN_CHARS", 5)
     monkeypatch.setattr(module, "MAX_ENCODE_CHARS", 40)
     monkeypatch.setattr(module, "MAX_RUN_CHARS", 5)
-    monkeypatch.setattr(module, "_LONG_RUN", module.re.compile(r"\s{6,}|\S{6,}"))
     for seed in range(200):
         generator = random.Random(seed)
         text = "".join(generator.choice(["a", "aaaaaaa", " ", "\n\n\n\n", "\x1c"]) for _ in range(40))
@@ -107,8 +106,17 @@ def test_long_texts_are_cut_where_meta_cuts_them(monkeypatch):
 
 
 def test_a_very_long_run_is_encoded_and_comes_back(tokenizer):
-    for text in ("a" * 120_000, " " * 60_000 + "x", "ab " * 300_000):
+    for text in ("a" * 120_000, " " * 60_000 + "x", "ab " * 300_000, "x " + "\n" * 25_001 + "y" * 49_999):
         assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_the_search_for_long_runs_misses_none():
+    for run in ("a", " "):
+        for offset in range(0, 13_000, 499):
+            other = " " if run == "a" else "a"
+            text = other * offset + run * (MAX_RUN_CHARS + 1) + other
+            assert module._may_have_long_run(text), (run, offset)
+    assert not module._may_have_long_run("many words " * 20_000)
 
 
 def test_batches_equal_single_texts(tokenizer):

@@ -1,0 +1,228 @@
+"""Training and encoding beside rustbpe, `tokenizers` and tiktoken: the same texts, each measurement a fresh process.
+
+    python benchmarks/tokenizer.py [--texts FOLDER ...] [--megabytes 38] [--repeats 3]
+
+The texts are this Python's standard library, and whatever `.jsonl.gz` files with a `text` field `--texts` names (half
+and half). Seconds are the best of the repeats; memory is the peak of the process and of those it starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+from herd.tokenizer import Tokenizer
+from herd.tokenizer.specials import SPLIT_PATTERN
+
+RESULTS = Path(__file__).parent / "results" / "tokenizer.json"
+
+
+# ---- what is measured ------------------------------------------------------------------------------------------------
+
+
+def train_herd(corpus: Path, vocab_size: int) -> dict[bytes, int]:
+    return Tokenizer.train(read(corpus), vocab_size + 256).ranks
+
+
+def train_rustbpe(corpus: Path, vocab_size: int) -> dict[bytes, int]:
+    import rustbpe
+
+    tokenizer = rustbpe.Tokenizer()
+    tokenizer.train_from_iterator(read(corpus), vocab_size, pattern=SPLIT_PATTERN)
+    return {bytes(token): rank for token, rank in tokenizer.get_mergeable_ranks()}
+
+
+def train_tokenizers(corpus: Path, vocab_size: int) -> None:
+    tokenizer = hugging_face()
+    from tokenizers import pre_tokenizers, trainers
+
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(read(corpus), trainer)
+
+
+def hugging_face():
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    return tokenizer
+
+
+def encode_herd(texts: list[str], folder: Path) -> Callable[[], object]:
+    tokenizer = Tokenizer.load(folder)
+    tokenizer.encode_batch(texts)  # starts its processes
+    return lambda: tokenizer.encode_batch(texts)
+
+
+def encode_herd_one_core(texts: list[str], folder: Path) -> Callable[[], object]:
+    tokenizer = Tokenizer.load(folder)
+    return lambda: [tokenizer.encode(text) for text in texts]
+
+
+def encode_tiktoken_one_thread(texts: list[str], folder: Path) -> Callable[[], object]:
+    encoding = tiktoken_encoding(folder)
+    return lambda: [encoding.encode_ordinary(text) for text in texts]
+
+
+def encode_tiktoken_batch(texts: list[str], folder: Path) -> Callable[[], object]:
+    encoding = tiktoken_encoding(folder)
+    return lambda: encoding.encode_ordinary_batch(texts, num_threads=os.cpu_count())
+
+
+def tiktoken_encoding(folder: Path):
+    import tiktoken
+    from tiktoken.load import load_tiktoken_bpe
+
+    ranks = load_tiktoken_bpe(str(folder / "tokenizer.model"))
+    return tiktoken.Encoding("benchmark", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={})
+
+
+def encode_tokenizers_batch(texts: list[str], folder: Path) -> Callable[[], object]:
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return lambda: [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+TRAINERS = {"herd": train_herd, "rustbpe": train_rustbpe, "tokenizers": train_tokenizers}
+ENCODERS = {
+    "herd, all cores": encode_herd,
+    "herd, one core": encode_herd_one_core,
+    "tiktoken, one thread": encode_tiktoken_one_thread,
+    "tiktoken, its batch": encode_tiktoken_batch,
+    "tokenizers, its batch": encode_tokenizers_batch,
+}
+
+
+# ---- how it is measured ----------------------------------------------------------------------------------------------
+
+
+def read(corpus: Path) -> Iterator[str]:
+    with open(corpus, encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def measure(kind: str, name: str, corpus: Path, argument: str) -> dict:
+    """One measurement, in this process."""
+    if kind == "train":
+        began = time.perf_counter()
+        ranks = TRAINERS[name](corpus, int(argument))
+        seconds = time.perf_counter() - began
+        tokens = None if ranks is None else hash_of(ranks)
+    else:
+        texts = list(read(corpus))
+        encode = ENCODERS[name](texts, Path(argument))
+        began = time.perf_counter()
+        ids = encode()
+        seconds = time.perf_counter() - began
+        tokens = sum(map(len, ids))
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (os.cpu_count() or 1)
+    return {"seconds": seconds, "megabytes": (own + children) / 1024, "result": tokens}
+
+
+def hash_of(ranks: dict[bytes, int]) -> str:
+    import hashlib
+
+    return hashlib.sha256(repr(sorted(ranks.items())).encode()).hexdigest()[:16]
+
+
+def best_of(repeats: int, *arguments: str) -> dict:
+    """The fastest of several runs, each in a fresh process."""
+    runs = []
+    for _ in range(repeats):
+        command = [sys.executable, __file__, "--measure", *arguments]
+        runs.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    return min(runs, key=lambda run: run["seconds"])
+
+
+def write_corpus(path: Path, folders: list[Path], num_bytes: int) -> int:
+    """Texts up to a size: half this Python's library, half from the given folders (all library without any)."""
+    library = sorted(Path(os.__file__).parent.rglob("*.py"))
+    sources = [(file.read_text("utf-8", "replace") for file in library if "site-packages" not in file.parts)]
+    files = sorted(file for folder in folders for file in folder.glob("*.jsonl.gz"))
+    if files:
+        sources.append(text for file in files for text in texts_of(file))
+    written = 0
+    with open(path, "w", encoding="utf-8") as out:
+        for number, source in enumerate(sources, 1):
+            for text in source:
+                if written >= num_bytes * number / len(sources):
+                    break
+                out.write(json.dumps(text) + "\n")
+                written += len(text.encode())
+    return written
+
+
+def texts_of(file: Path) -> Iterator[str]:
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        yield from (json.loads(line)["text"] for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--texts", type=Path, nargs="*", default=[])
+    parser.add_argument("--megabytes", type=float, default=38)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        kind, name, corpus, argument = options.measure
+        print(json.dumps(measure(kind, name, Path(corpus), argument)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        report = run(Path(folder), options)
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def run(folder: Path, options: argparse.Namespace) -> dict:
+    corpus = folder / "corpus.jsonl"
+    num_bytes = write_corpus(corpus, options.texts, int(options.megabytes * 1e6))
+    print(f"{num_bytes / 1e6:.1f} MB of text")
+    rows = []
+    for vocab_size in (8192, 32000):
+        for name in TRAINERS:
+            row = best_of(options.repeats, "train", name, str(corpus), str(vocab_size))
+            rows.append({"what": f"train {vocab_size}", "with": name, **row})
+            show(rows[-1], num_bytes)
+    Tokenizer.train(read(corpus), 32256).save(folder / "tokenizer")
+    for name in ENCODERS:
+        row = best_of(options.repeats, "encode", name, str(corpus), str(folder / "tokenizer"))
+        rows.append({"what": "encode", "with": name, **row})
+        show(rows[-1], num_bytes)
+    packages = {name: metadata.version(name) for name in ("rustbpe", "tokenizers", "tiktoken", "regex", "numpy")}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "packages": packages,
+        "text_bytes": num_bytes,
+        "load_average": os.getloadavg()[0],
+        "rows": rows,
+    }
+
+
+def show(row: dict, num_bytes: int) -> None:
+    rate = num_bytes / 1e6 / row["seconds"]
+    print(f"{row['what']:<12} {row['with']:<22} {row['seconds']:6.2f} s {rate:6.1f} MB/s {row['megabytes']:6.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
