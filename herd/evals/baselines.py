@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import lzma
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -109,15 +109,17 @@ def xz_bits_per_byte(texts: Sequence[bytes], *, preset: int = 6) -> float:
     return 8 * _xz_size([data], preset) / len(data) if data else math.nan
 
 
-def xz_bits_per_byte_given(known: Sequence[bytes], texts: Sequence[bytes], *, preset: int = 6) -> float:
-    """What `texts` add to `xz` of the known texts, in bits per byte: a compressor with the training text in view."""
-    before, data = _joined(known), _joined(texts)
-    if not data:
-        return math.nan
+def xz_bits_per_byte_given(
+    known: Sequence[bytes], texts: Mapping[str, Sequence[bytes]], *, preset: int = 6
+) -> dict[str, float]:
+    """What each group of texts adds to `xz` of the known texts, in bits per byte: with the training text in view."""
+    before = _joined(known)
+    parts = {name: _joined(group) for name, group in texts.items()}
     with ThreadPoolExecutor(2) as pool:  # lzma releases the interpreter lock
         alone = pool.submit(_xz_size, [before], preset)
-        both = pool.submit(_xz_size, [before, data], preset)
-        return 8 * (both.result() - alone.result()) / len(data)
+        both = {name: pool.submit(_xz_size, [before, data], preset) for name, data in parts.items()}
+        added = {name: both[name].result() - alone.result() for name in parts}
+    return {name: 8 * added[name] / len(data) if data else math.nan for name, data in parts.items()}
 
 
 def _joined(texts: Sequence[bytes]) -> bytes:

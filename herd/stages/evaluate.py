@@ -161,17 +161,19 @@ def _baseline_bits(
     training = open_shards(settings.shards / "train").values()
     train = [documents.tokens(index)[1:] for documents in training for index in range(len(documents))]
     trigram = baselines.Trigram(train, tokenizer.vocab_size, tokenizer.bos_id)
-    known = [_text(tokenizer, tokens) for tokens in train]
-    figures = {}
-    for source, documents in heldout.items():
-        test = [documents.tokens(index)[1:] for index in chosen[source]]  # without begin-of-text, which is given
-        texts = [_text(tokenizer, tokens) for tokens in test]
-        figures[source] = {
-            "trigram": trigram.bits_per_byte(test, int(documents.num_bytes[chosen[source]].sum())),
-            "xz": baselines.xz_bits_per_byte(texts),
-            "xz given the training text": baselines.xz_bits_per_byte_given(known, texts),
+    tests = {  # without begin-of-text, which is given
+        source: [documents.tokens(index)[1:] for index in chosen[source]] for source, documents in heldout.items()
+    }
+    texts = {source: [_text(tokenizer, tokens) for tokens in test] for source, test in tests.items()}
+    given = baselines.xz_bits_per_byte_given([_text(tokenizer, tokens) for tokens in train], texts)
+    return {
+        source: {
+            "trigram": trigram.bits_per_byte(tests[source], int(documents.num_bytes[chosen[source]].sum())),
+            "xz": baselines.xz_bits_per_byte(texts[source]),
+            "xz given the training text": given[source],
         }
-    return figures
+        for source, documents in heldout.items()
+    }
 
 
 def _text(tokenizer: Tokenizer, tokens: np.ndarray) -> bytes:

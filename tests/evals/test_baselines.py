@@ -101,6 +101,8 @@ def test_xz_profits_from_text_it_has_seen_and_not_from_noise():
     noise = generator.randbytes(20_000)
     alone = baselines.xz_bits_per_byte([text])
     assert 0.2 < alone < 3
-    assert baselines.xz_bits_per_byte_given([text], [text]) < 0.1 * alone
-    assert baselines.xz_bits_per_byte_given([text], [noise]) == pytest.approx(8, abs=0.2)
+    given = baselines.xz_bits_per_byte_given([text], {"seen": [text], "noise": [noise], "nothing": []})
+    assert given["seen"] < 0.1 * alone
+    assert given["noise"] == pytest.approx(8, abs=0.2)
+    assert math.isnan(given["nothing"])
     assert math.isnan(baselines.xz_bits_per_byte([]))
