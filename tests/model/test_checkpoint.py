@@ -7,13 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
+import herd
 from herd.errors import CheckpointError, ConfigError
 from herd.model import checkpoint
 from herd.model.config import SEQUENCE_CLASSIFICATION, ModelConfig, RopeScaling
 from herd.model.init import initialize
 from herd.model.llama import LlamaForCausalLM, LlamaForSequenceClassification
+from herd.tokenizer.tokenizer import Tokenizer
 
 TINY = ModelConfig(
     vocab_size=64,
@@ -87,8 +90,6 @@ def test_saving_replaces_a_folder_whole(folder):
 
 
 def test_a_reward_model_comes_back_as_one_and_loads_in_transformers(folder, tmp_path):
-    import transformers
-
     reward = checkpoint.as_reward_model(checkpoint.load(folder), seed=0)
     checkpoint.save(reward, tmp_path / "reward")
     again = checkpoint.load(tmp_path / "reward")
@@ -122,6 +123,16 @@ def test_a_run_folder_stands_for_its_checkpoint(folder, tmp_path):
     assert checkpoint.find_checkpoint(run) == run / "checkpoint"
     with pytest.raises(CheckpointError, match="does not exist"):
         checkpoint.find_checkpoint(tmp_path / "nowhere")
+
+
+def test_herd_load_gives_model_and_tokenizer_in_two_words(tmp_path):
+    tokenizer = Tokenizer.train(["some text about some words"], 600)
+    model = LlamaForCausalLM(replace(TINY, vocab_size=tokenizer.vocab_size))
+    initialize(model, 0)
+    checkpoint.save(model, tmp_path / "model", tokenizer)
+    loaded, words = herd.load(tmp_path / "model")
+    logits = loaded(torch.tensor([words.encode("some words", bos=True)]))
+    assert logits.shape[-1] == tokenizer.vocab_size and not loaded.training
 
 
 def truncate(folder):

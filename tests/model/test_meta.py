@@ -12,6 +12,8 @@ from herd.model import checkpoint, meta
 from herd.model.config import ModelConfig, RopeScaling, num_parameters
 from herd.model.init import initialize
 from herd.model.llama import LlamaForCausalLM
+from herd.model.rope import rotary_table
+from herd.ops.rope import apply_rotary
 
 CONFIG = ModelConfig(
     vocab_size=64,
@@ -101,9 +103,6 @@ def test_turning_adjacent_channels_equals_turning_halves_after_the_permutation(m
     angles = torch.arange(5)[:, None] * 500_000.0 ** (-torch.arange(0, channels, 2) / channels)
     turned = torch.view_as_complex(adjacent) * torch.polar(torch.ones_like(angles), angles)[:, None]
     expected = torch.view_as_real(turned).flatten(-2)
-
-    from herd.model.rope import rotary_table
-    from herd.ops.rope import apply_rotary
 
     table = rotary_table(replace(CONFIG, rope_scaling=None), torch.arange(5)[None], torch.float32)
     ours = apply_rotary((x @ halves.T).view(1, 5, heads, channels), *table)[0]
