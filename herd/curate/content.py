@@ -23,6 +23,7 @@ _GOOD_CHARACTERS = 60  # a block this long with a sentence mark in it is good te
 _LONG_CHARACTERS = 140  # a block this long is good text whatever its marks
 _MAX_LINK_SHARE = 0.45  # of a block's characters; above, it is a menu
 _DOMINANT = 0.6  # share of the good text that makes one child the home of the content
+_TITLED_ARTICLE = 0.2  # share of the good text that makes an article with a first-level heading the whole content
 _TWINS = 0.1  # share of good text in its twins that makes an element one section of several
 _PROTECTED = 0.65  # share of the good text above which no hint can remove an element
 _PROTECTED_TITLE = 0.2  # the same for an element that holds a first-level heading
@@ -31,7 +32,7 @@ _LEAD_CHARACTERS = 150  # a paragraph this long before the home belongs to it
 _LEAD_LEVELS = 4  # how far up the tree it is looked for
 _MIN_CHARACTERS = 250  # with less than this, the search begins again with fewer rules
 _LINK_BLOCK = 0.8  # share of links that makes a paragraph a link
-_LINK_LIST = 0.75  # share of links that makes a list a menu
+_LINK_LIST = 0.9  # share of links that makes a list a menu
 _EDGE_CHARACTERS = 60  # shorter blocks before the first and after the last good text are furniture
 _CODE_FRAME = 0.8  # share of preformatted text that makes an element the frame of a code block
 
@@ -241,8 +242,8 @@ def _is_math(element: _Element) -> bool:
 
 def _home(elements: list[_Element]) -> int:
     """Go down from the body as long as one child holds most of the good text of the page."""
-    total = elements[0].good
-    home = 0
+    home = _start(elements)
+    total = elements[home].good
     while total:
         alive = list(_children(elements, home))
         best = max(alive, key=lambda child: elements[child].good, default=None)
@@ -252,6 +253,15 @@ def _home(elements: list[_Element]) -> int:
             break
         home = best
     return home
+
+
+def _start(elements: list[_Element]) -> int:
+    """The one `article` that holds the page's title and a fair share of its text, else the body."""
+    least = _TITLED_ARTICLE * elements[0].good
+    titled = [e for e in _alive(elements, 1, len(elements)) if e.tag == "article" and e.has_title and e.good > least]
+    if not titled or any(article.end > titled[0].end for article in titled):
+        return 0
+    return next(number for number, element in enumerate(elements) if element is titled[0])
 
 
 def _can_be_home(element: _Element) -> bool:

@@ -75,16 +75,17 @@ _PHRASES = (
     r"zurück zur .{0,30}|zurück|back to (?:top|.{0,20})|nach oben",
     # readers' part
     r"leave a (?:reply|comment).*|post a comment.*|join the conversation.*|tell us what you think.*|vos réactions.*",
-    r"(?:\d+ |no |keine |view )?(?:comments?|kommentare?|comentarios|commentaires)(?: \(?\d+\)?)?:?",
+    r"(?:\d+ |no |keine |view )?(?:comments?|kommentare?|comentarios|commentaires)(?: \(.*\)| \d+)?:?",
     r"kommentar schreiben.*|schreibe einen kommentar.*",
     r"subscribe(?: to| now| here)?\b.{0,60}|sign up.{0,80}|newsletter|follow (?:us|me)\b.*",
     r"get the .{0,40}(?:app|newsletter)\b.*",
     # labels and rights
-    r"tags?:?|filed under.*|posted in.*|categor(?:y|ies):?|schlagwörter:?|schlagworte:?",
+    r"tags?(?::.*)?|filed under.*|posted in.*|categor(?:y|ies):?|schlagwörter:?|schlagworte:?",
     r"all rights reserved.*|©.*|copyright\b.{0,80}",
 )
 _PHRASE = re.compile(rf"^\W*(?:{'|'.join(_PHRASES)})\W*$", re.I)
-MAX_PHRASE_CHARACTERS = 120
+_MAX_PHRASE = 120
+MAX_PHRASE_CHARACTERS = 400  # a notice of rights can be that long
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -108,4 +109,6 @@ def strength(hint: str) -> int:
 
 def is_phrase(text: str) -> bool:
     """Whether a short text only sends the reader elsewhere: `Read more`, `Share this on ...`, `Keine Kommentare`."""
-    return len(text) <= MAX_PHRASE_CHARACTERS and bool(_PHRASE.match(text))
+    if text.startswith("©"):
+        return len(text) <= MAX_PHRASE_CHARACTERS
+    return len(text) <= _MAX_PHRASE and bool(_PHRASE.match(text))
