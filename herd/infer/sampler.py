@@ -16,6 +16,7 @@ from herd.types import TokenLogprob
 
 _FIRST_CANDIDATES = 64  # enough for nearly every row of a trained model
 _MORE = 16  # times as many, where they were not
+_COLDEST = 1e-6  # a temperature below gives the same draws and would overflow
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -40,35 +41,39 @@ def sample(logits: Tensor, settings: SamplingRows, uniforms: Tensor) -> Tensor:
 
     Settings apply in the order of `transformers`: temperature, top-k, top-p (of what top-k left), min-p.
     """
-    tokens = logits.argmax(-1)
     settings = settings._replace(top_k=settings.top_k.clamp_max(logits.shape[-1]))
     drawn = (settings.temperature > 0).nonzero().flatten()
-    if drawn.numel() == 0:
-        return tokens
     if drawn.numel() == logits.shape[0]:
         return _draw(logits, settings, uniforms, _FIRST_CANDIDATES)
-    tokens[drawn] = _draw(logits[drawn], settings.select(drawn), uniforms[drawn], _FIRST_CANDIDATES)
+    tokens = logits.argmax(-1)
+    if drawn.numel():
+        tokens[drawn] = _draw(logits[drawn], settings.select(drawn), uniforms[drawn], _FIRST_CANDIDATES)
     return tokens
 
 
 def _draw(logits: Tensor, settings: SamplingRows, uniforms: Tensor, num_candidates: int) -> Tensor:
     """Invert the cumulative distribution over the likeliest tokens; rows that need more of them are drawn again."""
     num_candidates = min(num_candidates, logits.shape[-1])
-    scaled = (logits - logits.amax(-1, keepdim=True)) / settings.temperature[:, None]
-    values, ids = scaled.topk(num_candidates, dim=-1)
-    probabilities = (values - scaled.logsumexp(-1, keepdim=True)).exp()
+    values, ids = logits.topk(num_candidates, dim=-1)
+    probabilities = _probabilities(values, logits, settings.temperature)
     cumulative = probabilities.cumsum(-1)
     num_kept, kept_mass, cut = _keep(probabilities, cumulative, settings)
     place = (cumulative <= (uniforms * kept_mass)[:, None]).sum(-1)
-    whole = num_candidates == logits.shape[-1]
     restricted = (settings.top_k > 0) | (settings.top_p < 1) | (settings.min_p > 0)
     settled = cut | (~restricted & (place < num_candidates))
     tokens = ids.gather(-1, torch.minimum(place, num_kept - 1)[:, None]).squeeze(-1)
-    if whole or bool(settled.all()):
+    if num_candidates == logits.shape[-1] or bool(settled.all()):
         return tokens
     again = (~settled).nonzero().flatten()
     tokens[again] = _draw(logits[again], settings.select(again), uniforms[again], num_candidates * _MORE)
     return tokens
+
+
+def _probabilities(values: Tensor, logits: Tensor, temperature: Tensor) -> Tensor:
+    """The candidates' probabilities (N, candidates) among the whole vocabulary, at each row's temperature."""
+    largest, sharpness = values[:, :1], 1 / temperature.clamp_min(_COLDEST)[:, None]
+    total = (logits - largest).mul_(sharpness).exp_().sum(-1, keepdim=True)
+    return ((values - largest) * sharpness).exp_() / total
 
 
 def _keep(probabilities: Tensor, cumulative: Tensor, settings: SamplingRows) -> tuple[Tensor, Tensor, Tensor]:
