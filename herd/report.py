@@ -76,7 +76,7 @@ def render(path: Path) -> str:
         _samples,
         _needle,
         _answers,
-        _preferences,
+        _verdict,
         _dialogues,
         _quantization,
         _commands,
@@ -219,21 +219,9 @@ def _draw_objective(figure: Figure, rows: Sequence[dict], name: str) -> None:
 
 
 def _compression(runs: Sequence[StageRun]) -> str:
-    scores = [score for run in runs for score in run.rows("scores.jsonl") if score.get("metric") == "bits_per_byte"]
-    if not scores:
-        return ""
-    scores = sorted(scores, key=lambda score: score["value"])
-    longest = max(score["value"] for score in scores)
-    rows = [
-        (
-            _text(score["task"]),
-            f"<span class=track><i class=fill style='width:{100 * score['value'] / longest:.1f}%'></i></span>",
-            f"{score['value']:.3f}",
-        )
-        for score in scores
-    ]
-    note = "On held-out modules; lower is better. The trigram model and xz are there to be beaten."
-    return _section("Bits per byte", _table(("", "", "bits per byte"), rows, raw=True), note)
+    scores = [score for score in _scores(runs) if score["metric"] == "bits_per_byte"]
+    note = "Of held-out text; lower is better. The trigram model and xz are there to be beaten."
+    return _section("Bits per byte", _pivot(scores), note) if scores else ""
 
 
 def _samples(runs: Sequence[StageRun]) -> str:
@@ -269,19 +257,20 @@ def _needle(runs: Sequence[StageRun]) -> str:
 
 
 def _answers(runs: Sequence[StageRun]) -> str:
-    scores = [s for run in runs for s in run.rows("scores.jsonl") if s.get("metric") not in ("bits_per_byte", None)]
+    scores = [score for score in _scores(runs) if score["metric"] != "bits_per_byte"]
     if not scores:
         return ""
-    rows = [
-        (s["task"], s["metric"].replace("_", " "), f"{s['value']:.3f}", _interval(s), s.get("n") or "") for s in scores
-    ]
+    parts = [score for score in scores if " questions about " in score["task"]]  # signature questions about ...
     note = "Steps are judged by wordings that training never contained and by modules it never saw, not by the reward."
-    return _section("Scores", _table(("task", "metric", "value", "95 % interval", "n"), rows), note)
+    body = _pivot([score for score in scores if score not in parts])
+    details = f"<details><summary>by kind of question</summary>{_pivot(parts)}</details>" if parts else ""
+    return _section("Scores", body + details, note)
 
 
-def _preferences(runs: Sequence[StageRun]) -> str:
-    verdicts = [(run.name, verdict) for run in runs if (verdict := run.figures.get("verdict"))]
-    return _section("What improved and what did not", _table(("stage", ""), verdicts)) if verdicts else ""
+def _verdict(runs: Sequence[StageRun]) -> str:
+    sentences = [sentence for run in runs for sentence in str(run.figures.get("verdict", "")).split("; ") if sentence]
+    items = "".join(f"<li>{_text(sentence)}</li>" for sentence in sentences)
+    return _section("What improved and what did not", f"<ul>{items}</ul>") if items else ""
 
 
 def _dialogues(runs: Sequence[StageRun]) -> str:
@@ -372,10 +361,26 @@ def _spread(rows: Sequence[dict], count: int) -> list[dict]:
     return [rows[index] for index in np.linspace(0, len(rows) - 1, count).astype(int)]
 
 
-def _interval(score: dict[str, Any]) -> str:
+def _scores(runs: Sequence[StageRun]) -> list[dict[str, Any]]:
+    return [score for run in runs for score in run.rows("scores.jsonl")]
+
+
+def _pivot(scores: Sequence[dict[str, Any]]) -> str:
+    """A table with a row for each model and a column for each task and metric."""
+    columns = list(dict.fromkeys((score["task"], score["metric"]) for score in scores))
+    cells = {(score.get("model", ""), score["task"], score["metric"]): _score(score) for score in scores}
+    models = list(dict.fromkeys(model for model, *_ in cells))
+    head = ["", *(f"{task}: {metric.replace('_', ' ')}" for task, metric in columns)]
+    rows = [[_text(model), *(cells.get((model, *column), "") for column in columns)] for model in models]
+    return _table(head, rows, raw=True)
+
+
+def _score(score: dict[str, Any]) -> str:
     if score.get("low") is not None:
-        return f"{score['low']:.3f} to {score['high']:.3f}"
-    return f"± {1.96 * score['stderr']:.3f}" if score.get("stderr") else ""
+        spread = f"{score['low']:.3f} to {score['high']:.3f}"
+    else:
+        spread = f"± {1.96 * score['stderr']:.3f}" if score.get("stderr") else ""
+    return f"<b>{score['value']:.3f}</b> <small>{spread}</small>"
 
 
 def _value(key: str, value: Any) -> str:
