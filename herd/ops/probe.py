@@ -8,11 +8,14 @@ import time
 import torch
 
 
-def matmul_rate(dtype: torch.dtype, size: int = 1024, seconds: float = 0.3, device: str = "cpu") -> float:
-    """Floating-point operations per second of a square matmul of `size`, the best of its repetitions."""
-    a = torch.randn(size, size, device=device).to(dtype)
-    b = torch.randn(size, size, device=device).to(dtype)
-    return 2 * size**3 / _best_seconds(lambda: torch.mm(a, b.T), seconds, device)
+def matmul_rate(dtype: torch.dtype, size: int = 768, seconds: float = 0.3, device: str = "cpu") -> float:
+    """Floating-point operations per second of a square matmul of `size`, the best of its repetitions.
+
+    The default is large enough to reach a CPU's peak, and short enough that other processes spoil only some repetitions.
+    """
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    result = torch.empty_like(a)
+    return 2 * size**3 / _best_seconds(lambda: torch.mm(a, b.T, out=result), seconds, device)
 
 
 def memory_bandwidth(seconds: float = 0.2, device: str = "cpu", megabytes: int = 256) -> float:
