@@ -8,11 +8,12 @@ import time
 import torch
 
 
-def matmul_rate(dtype: torch.dtype, size: int = 768, seconds: float = 0.3, device: str = "cpu") -> float:
+def matmul_rate(dtype: torch.dtype, size: int | None = None, seconds: float = 0.3, device: str = "cpu") -> float:
     """Floating-point operations per second of a square matmul of `size`, the best of its repetitions.
 
-    The default is large enough to reach a CPU's peak, and short enough that other processes spoil only some repetitions.
+    The default is just large enough to reach the peak, so that on a busy machine some repetitions go undisturbed.
     """
+    size = size or (768 if device == "cpu" else 8192)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     result = torch.empty_like(a)
     return 2 * size**3 / _best_seconds(lambda: torch.mm(a, b.T, out=result), seconds, device)
