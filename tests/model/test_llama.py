@@ -10,7 +10,7 @@ from herd.model import checkpoint
 from herd.model.config import ModelConfig, RopeScaling, num_parameters
 from herd.model.init import initialize
 from herd.model.llama import LlamaForCausalLM
-from herd.ops.attention import AttentionContext
+from herd.ops.attention import AttentionContext, reference_attention
 from herd.types import IGNORE, Batch, Loss
 
 TINY = ModelConfig(
@@ -196,3 +196,27 @@ def test_a_layer_gets_its_own_cache_entry_as_last_argument():
     model = LlamaForCausalLM(TINY, attend)
     model.model(model.model.embed(torch.zeros(1, 4, dtype=torch.long)), torch.arange(4)[None], "context", "abc")
     assert seen == [("context", "a"), ("context", "b"), ("context", "c")]
+
+
+def test_one_compiled_block_serves_all_layers_whatever_their_caches():
+    config = replace(TINY, num_hidden_layers=32)
+    compilations = []
+
+    def attend(q, k, v, context, cache):
+        cache.copy_(k)
+        return reference_attention(q, cache, v, context)
+
+    def backend(graph, inputs):
+        compilations.append(graph)
+        return graph
+
+    model = LlamaForCausalLM(config, attend).eval()
+    initialize(model, 0)
+    x, positions = model.model.embed(torch.arange(9)[None]), torch.arange(9)[None]
+    caches = [torch.zeros(1, 9, 2, 16) for _ in range(32)]
+    with torch.no_grad():
+        expected = model.model(x, positions, None, caches)
+        for layer in model.model.layers:
+            layer.compile(backend=backend, fullgraph=True)
+        torch.testing.assert_close(model.model(x, positions, None, caches), expected)
+    assert len(compilations) <= 2
