@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from herd.errors import CapacityError
@@ -26,12 +28,19 @@ class PagedCache:
     ) -> None:
         self.num_blocks, self.block_size = num_blocks, block_size
         shape = (config.num_hidden_layers, 2, num_blocks, block_size, config.num_key_value_heads, config.head_dim)
-        self.tensor = torch.zeros(shape, dtype=dtype, device=device)
+        self.tensor = _zeros(shape, dtype, device)
         self.layers = [LayerCache(layer[0], layer[1]) for layer in self.tensor]
 
     def copy(self, source: int, target: int) -> None:
         """Copy one block's keys and values in all layers."""
         self.tensor[:, :, target] = self.tensor[:, :, source]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros that take no memory on the host until they are written: `torch.zeros` would touch every page now."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
 
 
 def block_bytes(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:

@@ -269,8 +269,9 @@ class Engine:
             try:
                 plan = self._scheduler.plan()
                 if plan:
-                    logits = self._runner.run(plan)
-                    self._draw(*self._drawing(plan), logits)
+                    with self._runner.threads_for(plan):
+                        logits = self._runner.run(plan)
+                        self._draw(*self._drawing(plan), logits)
             except BaseException as error:
                 self._abandon(error)
                 raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -11,9 +13,11 @@ from torch import Tensor
 from herd.infer.cache import PagedCache
 from herd.infer.request import Answer
 from herd.infer.scheduler import Chunk, Plan
+from herd.model.config import num_parameters
 from herd.model.llama import LlamaForCausalLM
 from herd.ops.paged_attention import DecodeGroup, PagedContext, PromptChunk, decode_mask, prompt_mask
 
+_SERIAL_FLOPS = 3e8  # up to this, a step is quicker on one core than split over several that must wait for each other
 _SMALL_BATCH_BLOCKS = 512  # up to this many gathered blocks, one group of mixed lengths is quicker than several
 _CLASSES_PER_DOUBLING = 2  # groups of decoding sequences differ in length by at most 2^(1/2)
 
@@ -28,9 +32,22 @@ class Runner:
     def __init__(self, model: LlamaForCausalLM, cache: PagedCache, *, max_sequences: int, max_context: int) -> None:
         self.model, self.cache = model, cache
         self.device = cache.tensor.device
+        self._flops_per_token = 2 * num_parameters(model.config)
         self._tables = np.zeros((max_sequences, -(-max_context // cache.block_size)), dtype=np.int64)
         self._owners: list[Answer | None] = [None] * max_sequences
         self._num_known = [0] * max_sequences  # blocks of the owner that its table row holds already
+
+    @contextmanager
+    def threads_for(self, plan: Plan) -> Iterator[None]:
+        """Compute small steps on one core; the number of threads is as before afterwards."""
+        num_tokens = len(plan.decode) + sum(chunk.stop - chunk.start for chunk in plan.chunks)
+        before = torch.get_num_threads()
+        if num_tokens * self._flops_per_token < _SERIAL_FLOPS:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> Tensor:
