@@ -53,7 +53,7 @@ def extend_from_counts(
             break
     shift = len(ranks) - len(base.ranks)
     special = {name: token_id + shift for name, token_id in base.special.items()}
-    return Tokenizer(ranks, special, pattern=base.pattern, bos=base.bos, eos=base.eos, chat_template=base.chat_template)
+    return Tokenizer(ranks, special, bos=base.bos, eos=base.eos, chat_template=base.chat_template)
 
 
 def _encoded(base: Tokenizer, words: Mapping[str, int]) -> tuple[list[list[int]], list[int]]:

@@ -6,12 +6,15 @@ import base64
 import binascii
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Required
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from herd.errors import DataError
-from herd.run import atomic_write
-from herd.tokenizer.alphabet import read_bytes, write_bytes
-from herd.tokenizer.specials import PAD
+from herd.run import atomic_write, read_manifest
+from herd.tokenizer.alphabet import byte_characters, read_bytes, write_bytes
+from herd.tokenizer.specials import PAD, SPLIT_PATTERN
 
 if TYPE_CHECKING:
     from herd.tokenizer.tokenizer import Tokenizer
@@ -40,7 +43,9 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _read_folder(folder: Path) -> dict[str, Any]:
-    places = (folder, folder / "checkpoint", folder / "original")
+    places = [folder, folder / "checkpoint", folder / "original"]
+    if (folder / "run.json").exists() and (pointer := read_manifest(folder).get("checkpoint")):
+        places.append(folder / pointer)
     for file in (place / name for place in places for name in (JSON_FILE, RANKS_FILE)):
         if file.exists():
             return _read_file(file) | _read_config(file.parent)
@@ -86,76 +91,122 @@ def _check_ranks(ranks: dict[bytes, int], path: Path) -> None:
         )
 
 
+class _AddedToken(TypedDict):
+    id: int
+    content: str
+
+
+class _Model(TypedDict, total=False):
+    vocab: Required[dict[str, int]]
+    merges: Required[list[str] | list[tuple[str, str]]]
+    byte_fallback: bool
+    ignore_merges: bool
+
+
+class _TokenizerJson(TypedDict, total=False):
+    model: Required[_Model]
+    added_tokens: list[_AddedToken] | None
+    normalizer: dict[str, Any] | None
+    pre_tokenizer: dict[str, Any] | None
+    decoder: dict[str, Any] | None
+
+
 def _parse_json(content: bytes, path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(content)
-        kind = data["model"].get("type", "BPE")
-        vocab, special = data["model"]["vocab"], {t["content"]: t["id"] for t in data.get("added_tokens") or []}
-        own_merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in data["model"].get("merges", [])]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: damaged, or no tokenizer.json ({error!r}).") from None
-    if kind != "BPE":
+    data = _load_object(content, path)
+    kind = data["model"].get("type", "BPE") if isinstance(data.get("model"), dict) else None
+    if kind not in ("BPE", None):
         raise DataError(f"{path}: its model type is {kind}. {_SUPPORTED}.")
-    pattern = _find_pattern(data)
-    byte_level = (data.get("decoder") or {}).get("type") == "ByteLevel"
-    if not (byte_level or data["model"].get("byte_fallback")):
+    data = _validated(_TokenizerJson, data, path)
+    model, special = data["model"], {token["content"]: token["id"] for token in data.get("added_tokens") or []}
+    if not (_is_byte_level(data) or model.get("byte_fallback")):
         raise DataError(f"{path}: its BPE is neither byte-level nor falls back to bytes. {_SUPPORTED}.")
-    if not byte_level or pattern is None:
-        return {"ranks": {}, "special": special, "pieces": content.decode()}
-    try:
-        ranks = {read_bytes(token): rank for token, rank in vocab.items() if token not in special}
-    except KeyError as error:
-        raise DataError(f"{path}: {error.args[0]!r} in its vocabulary stands for no byte. {_SUPPORTED}.") from None
-    _check_ranks(ranks, path)
-    if own_merges != [(write_bytes(left), write_bytes(right)) for left, right in merges(ranks)]:
-        return {"ranks": {}, "special": special, "pieces": content.decode()}  # tiktoken would merge in another order
-    return {"ranks": ranks, "special": special, "pattern": pattern}
+    if _does_what_tiktoken_does(data):
+        ranks = {read_bytes(token): rank for token, rank in model["vocab"].items() if token not in special}
+        _check_ranks(ranks, path)
+        if _split(model["merges"]) == [(write_bytes(left), write_bytes(right)) for left, right in merges(ranks)]:
+            return {"ranks": ranks, "special": special}
+    return {"ranks": {}, "special": special, "pieces": content.decode()}
 
 
-def _find_pattern(data: dict[str, Any]) -> str | None:
-    """The pattern of a `tokenizer.json` that does no more than split by it and take bytes, as tiktoken does."""
+def _is_byte_level(data: dict[str, Any]) -> bool:
+    alphabet = frozenset(byte_characters().values())
+    special = {token["content"] for token in data.get("added_tokens") or []}
+    return (data.get("decoder") or {}).get("type") == "ByteLevel" and all(
+        alphabet.issuperset(token) for token in data["model"]["vocab"] if token not in special
+    )
+
+
+def _does_what_tiktoken_does(data: dict[str, Any]) -> bool:
+    """Whether it only splits by Llama 3's pattern and takes bytes, whole pre-tokens first."""
     match data.get("pre_tokenizer"), data.get("normalizer"):
         case {
             "type": "Sequence",
             "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False},
+                {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
                 {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
             ],
-        }, None if data["model"].get("ignore_merges"):
-            return pattern
-    return None
+        }, None:
+            plain = not data["model"].get("byte_fallback") and data["model"].get("ignore_merges")
+            return pattern == SPLIT_PATTERN and _is_byte_level(data) and bool(plain)
+    return False
+
+
+def _split(pairs: list[str] | list[tuple[str, str]]) -> list[tuple[str, ...]]:
+    """Merges as pairs; older files write them as one string with a space."""
+    return [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in pairs]
+
+
+class _NamedToken(TypedDict):
+    content: str
+
+
+class _NamedTemplate(TypedDict):
+    name: str
+    template: str
+
+
+class _TokenizerConfig(TypedDict, total=False):
+    bos_token: str | _NamedToken | None
+    eos_token: str | _NamedToken | None
+    chat_template: str | list[_NamedTemplate] | None
 
 
 def _read_config(folder: Path | None) -> dict[str, Any]:
-    """What stands beside the vocabulary: the end token and the chat template."""
+    """What stands beside the vocabulary: begin and end token, chat template."""
     if folder is None:
         return {}
-    config = _read_json_object(folder / CONFIG_FILE)
+    config, file = {}, folder / CONFIG_FILE
+    if file.exists():
+        config = _validated(_TokenizerConfig, _load_object(file.read_bytes(), file), file)
     found: dict[str, Any] = {}
     for role in ("bos", "eos"):
-        token = config.get(f"{role}_token")
-        if token:
-            found[role] = token["content"] if isinstance(token, dict) else token
+        if token := config.get(f"{role}_token"):
+            found[role] = token if isinstance(token, str) else token["content"]
     template = config.get("chat_template")
     if isinstance(template, list):
-        template = next((t["template"] for t in template if t.get("name") == "default"), None)
+        template = next((named["template"] for named in template if named["name"] == "default"), None)
     if (folder / TEMPLATE_FILE).exists():
-        template = (folder / TEMPLATE_FILE).read_text("utf-8")
-    if template:
-        found["chat_template"] = template
-    return found
+        template = (folder / TEMPLATE_FILE).read_text("utf-8", "replace")
+    return found | ({"chat_template": template} if template else {})
 
 
-def _read_json_object(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
+def _load_object(content: bytes, path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path}: damaged ({error}).") from None
+        data = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: damaged, no JSON ({error}).") from None
     if not isinstance(data, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(data).__name__}.")
     return data
+
+
+def _validated(shape: type, data: dict[str, Any], path: Path) -> Any:
+    try:
+        return TypeAdapter(shape).validate_python(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"][:3]))
+        raise DataError(f"{path}: damaged, or made for something else: {place}: {first['msg'].lower()}.") from None
 
 
 # ---- write -----------------------------------------------------------------------------------------------------------
@@ -191,7 +242,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """The vocabulary in the form of the `tokenizers` library, giving the same ids."""
     ids = tokenizer.special
     bos = tokenizer.bos
-    split = {"type": "Split", "pattern": {"Regex": tokenizer.pattern}, "behavior": "Isolated", "invert": False}
+    split = {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN}, "behavior": "Isolated", "invert": False}
     to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     opening = {
         "type": "TemplateProcessing",

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +35,7 @@ from herd.tokenizer.workers import Workers, in_parts, num_cores
 MAX_ENCODE_CHARS = 400_000
 MAX_RUN_CHARS = 25_000
 _WORTH_WORKERS_CHARS = 16_000_000  # encoded in batches by one tokenizer; below, starting processes costs more
-_PARTS = ("ranks", "special", "pattern", "pieces", "bos", "eos", "chat_template")
+_PARTS = ("ranks", "special", "pieces", "bos", "eos", "chat_template")
 _PART_CHARS = 500_000  # handed to a process at a time
 _RUNS = re.compile(r"\s+|\S+")
 
@@ -55,7 +56,6 @@ class Tokenizer:
         ranks: dict[bytes, int],
         special: dict[str, int] | None = None,
         *,
-        pattern: str = SPLIT_PATTERN,
         pieces: str | None = None,
         bos: str = BEGIN_OF_TEXT,
         eos: str = END_OF_TEXT,
@@ -70,12 +70,12 @@ class Tokenizer:
         """
         self.ranks = ranks
         self.special = special_tokens(len(ranks)) if special is None else special
-        self.pattern = pattern
         self.pieces = pieces
         self.bos, self.eos = bos, eos
         self.chat_template = chat_template
         self._encoding = self._check_and_build()
         self._workers: Workers | None = None
+        self._one_batch = threading.Lock()
         self._num_batched_chars = 0
 
     def _check_and_build(self) -> tiktoken.Encoding | PieceEncoding:
@@ -89,10 +89,10 @@ class Tokenizer:
             if self.pieces is not None:
                 return PieceEncoding(self.pieces, self.special)
             return tiktoken.Encoding(
-                "herd", pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=self.special
+                "herd", pat_str=SPLIT_PATTERN, mergeable_ranks=self.ranks, special_tokens=self.special
             )
         except Exception as error:  # both libraries raise bare exceptions for what a file made them read
-            raise DataError(f"the vocabulary or its split pattern cannot be used: {error}") from None
+            raise DataError(f"the vocabulary cannot be used: {error}") from None
 
     # ---- make, load, save --------------------------------------------------------------------------------------------
 
@@ -200,8 +200,8 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of everything that decides ids: ranks, pattern and special tokens."""
-        digest = hashlib.sha256((self.pieces or self.pattern).encode())
+        """A hash of everything that decides ids: the vocabulary and its special tokens."""
+        digest = hashlib.sha256((self.pieces or SPLIT_PATTERN).encode())
         for token, rank in sorted(self.ranks.items(), key=lambda item: item[1]):
             digest.update(base64.b64encode(token) + b" %d\n" % rank)
         for name, token_id in sorted(self.special.items()):
@@ -234,10 +234,11 @@ class Tokenizer:
         self._num_batched_chars += sum(map(len, texts))
         if self._num_batched_chars < _WORTH_WORKERS_CHARS or len(texts) < 2 or num_cores() < 2:
             return [self.encode(text, **options) for text in texts]
-        if self._workers is None:
-            self._workers = Workers(self._encode_packed)
-        packed = self._workers.map((part, options) for part in in_parts(texts, _PART_CHARS))
-        return [array.tolist() for arrays in packed for array in arrays]
+        with self._one_batch:
+            if self._workers is None or not self._workers.usable:
+                self._workers = Workers(self._encode_packed)
+            packed = self._workers.map((part, options) for part in in_parts(texts, _PART_CHARS))
+            return [array.tolist() for arrays in packed for array in arrays]
 
     def _encode_packed(self, work: tuple[list[str], dict[str, bool]]) -> list[np.ndarray]:
         texts, options = work

@@ -6,15 +6,20 @@ They are started as fresh interpreters, not forked: safe beside threads, without
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from herd.errors import CapacityError
+
+_KILLED = "a process that helped to count or encode was killed; is there too little memory?"
 _START = "from herd.tokenizer.workers import work; work()"
 
 
@@ -46,25 +51,37 @@ class Workers:
             subprocess.Popen([sys.executable, "-c", _START], stdin=-1, stdout=-1, env=environment)
             for _ in range(num or num_cores())
         ]
-        self._stop = weakref.finalize(self, _stop, self._processes)
+        self._stop = weakref.finalize(self, _stop, self._processes, os.getpid())
+        self._pid = os.getpid()
         for process in self._processes:
             _send(process, function)
 
+    @property
+    def usable(self) -> bool:
+        """Whether they still run, and belong to this process (not to the one it was forked from)."""
+        return self._stop.alive and self._pid == os.getpid()
+
     def map(self, items: Iterable[Any]) -> Iterator[Any]:
-        """The function's results in the order of the items; no more items are drawn than there are processes."""
-        waiting: list[subprocess.Popen] = []
+        """The function's results in the order of the items; no more items are drawn than there are processes.
+
+        The processes end when the results are not all taken, or when one of them fails.
+
+        Raises:
+            CapacityError: a process was killed.
+        """
+        waiting: deque[subprocess.Popen] = deque()
         idle = list(self._processes)
-        for item in items:
-            if idle:
-                process, result = idle.pop(), []
-            else:
-                process = waiting.pop(0)
-                result = [_receive(process)]
-            _send(process, item)
-            waiting.append(process)
-            yield from result
-        for process in waiting:
-            yield _receive(process)
+        try:
+            for item in items:
+                process, results = (idle.pop(), []) if idle else (first := waiting.popleft(), [_receive(first)])
+                _send(process, item)
+                waiting.append(process)
+                yield from results
+            while waiting:
+                yield _receive(waiting.popleft())
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """End the processes."""
@@ -94,21 +111,30 @@ def work() -> None:
 
 
 def _send(process: subprocess.Popen, item: Any) -> None:
-    pickle.dump(item, process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
-    process.stdin.flush()
+    try:
+        pickle.dump(item, process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
+        process.stdin.flush()
+    except BrokenPipeError:
+        raise CapacityError(_KILLED) from None
 
 
 def _receive(process: subprocess.Popen) -> Any:
-    good, result = pickle.load(process.stdout)
+    try:
+        good, result = pickle.load(process.stdout)
+    except (EOFError, pickle.UnpicklingError):
+        raise CapacityError(_KILLED) from None
     if not good:
         raise result
     return result
 
 
-def _stop(processes: list[subprocess.Popen]) -> None:
+def _stop(processes: list[subprocess.Popen], owner: int) -> None:
+    if os.getpid() != owner:
+        return
     for process in processes:
         process.kill()
     for process in processes:
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
         process.stdout.close()
         process.wait()

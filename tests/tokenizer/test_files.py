@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from herd.errors import DataError
 from herd.tokenizer import Tokenizer
+from herd.tokenizer.specials import SPLIT_PATTERN
 from tests.tokenizer.wild import TEXTS, WILD_TEXT
 
 
@@ -74,7 +75,7 @@ def test_every_saved_form_loads_as_the_same_tokenizer(tokenizer, folder, name):
 
 def test_ranks_are_what_tiktoken_reads(tokenizer, folder):
     ranks = load_tiktoken_bpe(str(folder / "tokenizer.model"))
-    encoding = tiktoken.Encoding("x", pat_str=tokenizer.pattern, mergeable_ranks=ranks, special_tokens={})
+    encoding = tiktoken.Encoding("x", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={})
     for text in TEXTS:
         assert encoding.encode_ordinary(text) == tokenizer.encode(text)
 
@@ -125,6 +126,9 @@ def test_a_checkpoint_keeps_its_own_template_and_end_token(tokenizer, tmp_path):
 def test_a_run_folder_and_metas_layout_are_found(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "run" / "checkpoint")
     assert Tokenizer.load(tmp_path / "run").fingerprint == tokenizer.fingerprint
+    tokenizer.save(tmp_path / "demo" / "dpo" / "checkpoint")
+    write(tmp_path / "demo" / "run.json", {"format": 1, "checkpoint": "dpo/checkpoint"})
+    assert Tokenizer.load(tmp_path / "demo").fingerprint == tokenizer.fingerprint
     tokenizer.save(tmp_path / "hub" / "original")
     assert Tokenizer.load(tmp_path / "hub").fingerprint == tokenizer.fingerprint
 
@@ -179,7 +183,7 @@ def test_byte_level_vocabularies_of_other_makers_keep_their_own_merges(tmp_path,
     if pre_tokenizer == "gpt2":
         built.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     else:
-        split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(tokenizer.pattern), "isolated")
+        split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(SPLIT_PATTERN), "isolated")
         to_bytes = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         built.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([split, to_bytes])
     built.decoder = tokenizers.decoders.ByteLevel()
@@ -225,9 +229,9 @@ def test_a_missing_file_is_one_clear_message(tmp_path):
         (b"\x80\x81binary\x00", "line 1 is"),
         (b"IQ== 0\nIg== one\n", "line 2 is 'Ig== one'"),
         (b"IQ== 0\nI! 1\n", "line 2"),
-        (b"{", "damaged, or no tokenizer.json"),
-        (b"{}", "damaged, or no tokenizer.json"),
-        (b'{"model": null}', "damaged, or no tokenizer.json"),
+        (b"{", "damaged"),
+        (b"{}", "damaged"),
+        (b'{"model": null}', "damaged"),
         (b"\x0a\x0e\x0a\x05<unk>\x15\x00\x00\x00\x00\x18\x02", "SentencePiece"),
     ],
 )
@@ -257,9 +261,19 @@ def test_other_model_types_are_named(folder, tmp_path, kind):
         Tokenizer.load(write(tmp_path / "tokenizer.json", changed(folder, type=kind)))
 
 
+def test_shapes_that_are_wrong_are_named_with_their_place(folder, tmp_path):
+    for wrong, place in (
+        ({"vocab": []}, "model.vocab"),
+        ({"vocab": {"a": "b"}}, "model.vocab.a"),
+        ({"merges": 3}, "model.merges"),
+    ):
+        with pytest.raises(DataError, match=f"made for something else: {place}"):
+            Tokenizer.load(write(tmp_path / "tokenizer.json", changed(folder, **wrong)))
+
+
 def test_a_vocabulary_that_is_not_of_bytes_is_refused(folder, tmp_path):
     vocab = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-    with pytest.raises(DataError, match="stands for no byte"):
+    with pytest.raises(DataError, match="neither byte-level"):
         Tokenizer.load(write(tmp_path / "tokenizer.json", changed(folder, vocab=vocab | {"漢": len(vocab)})))
 
 
@@ -273,7 +287,7 @@ def test_a_vocabulary_of_whole_words_without_bytes_is_refused(folder, tmp_path):
 def test_a_pattern_that_does_not_compile_is_refused(folder, tmp_path):
     data = changed(folder)
     data["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "(["
-    with pytest.raises(DataError, match="split pattern"):
+    with pytest.raises(DataError, match="the vocabulary cannot be used"):
         Tokenizer.load(write(tmp_path / "tokenizer.json", data))
 
 
