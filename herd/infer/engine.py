@@ -117,7 +117,6 @@ class Engine:
                 "they do not belong together."
             )
         self.model, self.tokenizer = model, tokenizer
-        self.max_context = min(max_context or config.max_position_embeddings, config.max_position_embeddings)
         num_blocks = num_blocks_for(
             config,
             block_size=BLOCK_SIZE,
@@ -125,6 +124,9 @@ class Engine:
             device=weight.device,
             max_sequences=max_sequences,
             cache_bytes=cache_bytes,
+        )
+        self.max_context = min(
+            max_context or config.max_position_embeddings, config.max_position_embeddings, num_blocks * BLOCK_SIZE
         )
         cache = PagedCache(config, num_blocks, block_size=BLOCK_SIZE, dtype=weight.dtype, device=weight.device)
         self._runner = Runner(model, cache, max_sequences=max_sequences, max_context=self.max_context)
@@ -198,6 +200,8 @@ class Engine:
         """The prompt tokens of an input: begin of text and the text, or the conversation up to the answer's header."""
         if isinstance(inputs, str):
             return self.tokenizer.encode(inputs, bos=True)
+        if not _is_one(inputs):
+            raise RequestError(f"An input is a string or a list of messages, not {type(inputs).__name__}.")
         return render(self.tokenizer, inputs, generation_prompt=True).tokens
 
     def request(
@@ -214,7 +218,7 @@ class Engine:
         params = params or SamplingParams()
         check_params(params)
         prompt = inputs if _is_encoded(inputs) else self.encode(inputs)
-        self._check_prompt(prompt, params)
+        self._check_prompt(prompt)
         seed = secrets.randbits(63) if params.seed is None else params.seed
         request = Request(prompt, params, seed, listener)
         if listener is not None or params.stop:
@@ -378,20 +382,21 @@ class Engine:
             return "".join(answer.pieces)
         return self.tokenizer.decode(answer.tokens, skip_special=True)
 
-    def _check_prompt(self, prompt: list[int], params: SamplingParams) -> None:
+    def _check_prompt(self, prompt: list[int]) -> None:
         if not prompt:
             raise RequestError("The prompt is empty: it needs at least one token.")
         if len(prompt) >= self.max_context:
+            by_cache = self.max_context < self.model.config.max_position_embeddings
+            why = ", limited by the cache or by max_context" if by_cache else ""
             raise RequestError(
-                f"The prompt has {len(prompt)} tokens, but this model's context is {self.max_context} tokens, the "
-                "answer included; shorten the prompt (nothing is cut silently)."
+                f"The prompt has {len(prompt)} tokens, but the context is {self.max_context} tokens, the answer "
+                f"included{why}; shorten the prompt (nothing is cut silently)."
             )
         wrong = [token for token in prompt if not 0 <= token < self.model.config.vocab_size]
         if wrong:
             raise RequestError(
                 f"The prompt holds token id {wrong[0]}; this model knows 0 to {self.model.config.vocab_size - 1}."
             )
-        self._scheduler.check_fits(len(prompt), params.max_tokens)
 
 
 def quantizable_layers(model: nn.Module) -> list[str]:

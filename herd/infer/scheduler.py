@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from herd.errors import RequestError
 from herd.infer.blocks import BlockAllocator
 from herd.infer.request import Answer, Request
 
@@ -42,7 +41,10 @@ class Plan:
 
 
 class Scheduler:
-    """The queue of waiting answers, the running batch, and who was promised which blocks."""
+    """The queue of waiting answers, the running batch, and who was promised which blocks.
+
+    `max_context` tokens must fit into the cache, so that every request can run at least alone.
+    """
 
     def __init__(
         self, allocator: BlockAllocator, *, max_sequences: int, max_prompt_tokens: int, max_context: int
@@ -58,19 +60,6 @@ class Scheduler:
     def has_work(self) -> bool:
         """Somebody waits or runs."""
         return bool(self.waiting or self.running)
-
-    def check_fits(self, num_prompt_tokens: int, max_tokens: int) -> None:
-        """Refuse what could not run even alone.
-
-        Raises:
-            RequestError: with the counts.
-        """
-        if self._num_blocks(num_prompt_tokens, max_tokens) > self.allocator.num_blocks:
-            num_places = self.allocator.num_blocks * self.allocator.block_size
-            raise RequestError(
-                f"The prompt has {num_prompt_tokens} tokens and the answer may have {max_tokens}, but the cache holds "
-                f"{num_places} tokens; ask for less, or give the cache more memory."
-            )
 
     def add(self, request: Request) -> None:
         """Queue a request."""
@@ -174,11 +163,9 @@ class Scheduler:
         return bool(self._free_rows) and num_blocks <= self.allocator.num_free - self.num_owed_blocks
 
     def _blocks_for(self, answer: Answer) -> int:
-        return self._num_blocks(len(answer.request.prompt), answer.request.params.max_tokens)
-
-    def _num_blocks(self, num_prompt_tokens: int, max_tokens: int) -> int:
         """Blocks of the longest answer allowed. Its last token is never written: nothing comes after it."""
-        longest = min(num_prompt_tokens + max_tokens, self.max_context)
+        request = answer.request
+        longest = min(len(request.prompt) + request.params.max_tokens, self.max_context)
         return -(-(longest - 1) // self.allocator.block_size)
 
     # ---- progress --------------------------------------------------------------------------------------------------

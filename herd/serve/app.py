@@ -194,7 +194,7 @@ def _max_tokens(service: Service, prompt_tokens: int, wanted: int | None) -> int
         return max(min(room, service.limits.max_tokens), 1)
     if 0 < room < wanted:
         raise RequestError(
-            f"This model's context is {service.engine.max_context} tokens; the prompt has {prompt_tokens} and the "
+            f"The context is {service.engine.max_context} tokens; the prompt has {prompt_tokens} and the "
             f"answer was to have up to {wanted}. Ask for at most {room}, or leave the limit out."
         )
     return wanted
@@ -264,8 +264,10 @@ def _check_model(service: Service, wanted: str | None) -> None:
 
 
 def _check_queue(service: Service, num_answers: int) -> None:
-    if service.engine.num_waiting + num_answers > service.limits.max_waiting:
-        waiting, most = service.engine.num_waiting, service.limits.max_waiting
+    waiting, most = service.engine.num_waiting, service.limits.max_waiting
+    if num_answers > most:
+        raise ApiError(400, f"{num_answers} answers in one request; at most {most} are taken.", code="too_many_answers")
+    if waiting + num_answers > most:
         raise ApiError(429, f"{waiting} answers wait already, at most {most} may; try again soon.", code="queue_full")
 
 

@@ -55,6 +55,7 @@ async def _user_error(_: Request, error: UserError) -> JSONResponse:
 
 async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
     messages = {
+        400: "The body cannot be read as JSON.",
         404: f"There is no {request.url.path} here; the API lives under /v1.",
         405: f"{request.method} is not allowed on {request.url.path}.",
     }
@@ -90,6 +91,8 @@ def _describe(fault: dict, body: Any) -> str:
             return f"Unknown field `{place}`{_nearest(place)}"
         case "missing":
             return f"`{place}` is required" if place else "The body is empty; expected a JSON object"
+        case "model_attributes_type":
+            return "The body must be a JSON object, sent with Content-Type: application/json"
         case "value_error":
             return f"`{place}` {fault['ctx']['error']}"
         case _:

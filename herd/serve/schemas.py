@@ -13,6 +13,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from herd.infer.request import MAX_LOGPROBS, MAX_SEED
 from herd.types import Conversation, Message, SamplingParams
 
+MAX_STOPS = 64
+
 
 def _only(*neutral: Any) -> AfterValidator:
     def check(value: Any) -> Any:
@@ -53,7 +55,7 @@ class Generation(_Strict):
     min_p: float | None = Field(None, ge=0, le=1, description="Drop tokens below this share of the likeliest's.")
     n: int | None = Field(None, ge=1, le=128)
     seed: int | None = Field(None, ge=-MAX_SEED, lt=MAX_SEED)
-    stop: str | list[Annotated[str, Field(min_length=1)]] | None = None
+    stop: str | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 

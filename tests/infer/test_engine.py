@@ -257,12 +257,21 @@ def test_an_overlong_prompt_is_refused_with_the_counts_and_never_cut(engine):
     assert not engine.has_work
 
 
-def test_what_can_never_fit_into_the_cache_is_refused(engine):
+def test_a_small_cache_shortens_the_context_and_says_so(engine):
     small = engine_of(cache_bytes=2**15)
-    with pytest.raises(RequestError, match="the cache holds"):
-        small.generate("The quick", SamplingParams(max_tokens=200))
+    assert small.max_context == 64
+    answer = small.generate("The quick", SamplingParams(temperature=0, max_tokens=200))
+    assert answer.prompt_tokens + len(answer.tokens) == 64 and answer.finish_reason == "length"
+    with pytest.raises(RequestError, match="limited by the cache"):
+        small.generate(TEXT, GREEDY)
     with pytest.raises(CapacityError, match="one block"):
         engine_of(cache_bytes=100)
+
+
+@pytest.mark.parametrize("wrong", [[1, 2], [None], 5, [["nested"]], b"bytes"], ids=str)
+def test_inputs_of_another_kind_are_refused(engine, wrong):
+    with pytest.raises((RequestError, TypeError)):
+        engine.generate(wrong, GREEDY)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from herd.infer.engine import Engine
 from herd.serve.app import Limits, create_app
+from herd.types import SamplingParams
 from tests.infer.models import small_tokenizer, tiny_model
 from tests.serve.conftest import chat_engine, listening
 
@@ -69,7 +70,10 @@ def test_fields_without_effect_and_neutral_values_are_accepted(http):
     assert http.post("/v1/chat/completions", json=CHAT | neutral).status_code == 200
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b'{"messages": [}', b"{" * 5000])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b'{"messages": [}', b"{" * 5000, b"[" * 40_000 + b"]" * 40_000],
+)
 def test_rubbish_bodies_are_refused(http, body):
     error_of(http.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"}), 400)
 
@@ -125,10 +129,21 @@ def test_special_tokens_in_a_message_are_plain_text(server):
     assert prompt.count(server.engine.tokenizer.eot_id) == 1
 
 
-def test_a_full_queue_is_refused_with_429(http):
-    response = http.post("/v1/chat/completions", json=CHAT | {"n": 41})
+def test_more_answers_than_the_queue_holds_are_refused_for_good(http):
+    assert error_of(http.post("/v1/chat/completions", json=CHAT | {"n": 41}), 400)["code"] == "too_many_answers"
+
+
+def test_a_full_queue_is_refused_with_429(server, http):
+    waiting = [server.engine.request("x", SamplingParams(max_tokens=100, n=30)) for _ in range(2)]
+    for request in waiting:  # submitted behind the worker's back: they wait until somebody wakes it
+        server.engine.submit(request)
+    server.engine._open_inbox()
+    response = http.post("/v1/chat/completions", json=CHAT)
     assert error_of(response, 429)["code"] == "queue_full"
     assert response.headers["retry-after"] == "1"
+    for request in waiting:
+        server.engine.cancel(request)
+    server.wait_until_idle()
 
 
 def test_a_key_is_asked_for_where_one_is_set():
