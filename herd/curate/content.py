@@ -33,6 +33,7 @@ _LEAD_LEVELS = 4  # how far up the tree it is looked for
 _MIN_CHARACTERS = 250  # with less than this, the search begins again with fewer rules
 _LINK_BLOCK = 0.8  # share of links that makes a paragraph a link
 _LINK_LIST = 0.9  # share of links that makes a list a menu
+_LINK_TABLE = 0.75  # share of links that makes a table a menu
 _EDGE_CHARACTERS = 60  # shorter blocks before the first and after the last good text are furniture
 _CODE_FRAME = 0.8  # share of preformatted text that makes an element the frame of a code block
 
@@ -332,7 +333,7 @@ def _says_nothing(element: _Element, at_edge: bool, total: int) -> bool:
     if element.text == 0 or element.good > _PROTECTED_WEAK * total:
         return False
     if element.tag in _LISTS:
-        return element.link > _LINK_LIST * element.text
+        return element.link > (_LINK_TABLE if element.tag == "table" else _LINK_LIST) * element.text
     if element.tag in _PARTS:
         return False
     if element.text != element.own:
