@@ -108,21 +108,25 @@ def completion_prompt(question: Question) -> str:
     return f"Question: {question_text(question)}\nAnswer:"
 
 
-def bare(text: str, name: str) -> str:
-    """An answer without the name it may begin with: copying that from the question earns nothing.
+def scored_part(answer: str, question: Question) -> str:
+    """An answer without the name it begins with: copying that from the question earns nothing.
+
+    Where the name itself is asked for (kind `reverse`) everything counts.
 
     Example:
-        >>> bare("os.path.join: Join two paths.", "os.path.join")
+        >>> scored_part("os.path.join: Join two paths.", {"name": "os.path.join", "kind": "summary"})
         'Join two paths.'
     """
-    text = text.strip()
-    return text.removeprefix(name).lstrip(":").strip() if name and text.startswith(name) else text
+    text, name = answer.strip(), question["name"]
+    if not name or question["kind"] == "reverse" or not text.startswith(name):
+        return text
+    return text.removeprefix(name).lstrip(":").strip()
 
 
 def f1_scores(answers: Sequence[str], questions: Sequence[Question]) -> list[float]:
     """Token F1 of each answer against its question's reference, the name at its beginning left out of both."""
     return [
-        token_f1(bare(answer, question["name"]), question["answer"])
+        token_f1(scored_part(answer, question), question["answer"])
         for answer, question in zip(answers, questions, strict=True)
     ]
 

@@ -17,7 +17,7 @@ import re
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from herd.evals.qa import bare, prompt_of, question_text, retrieved_answers, token_f1
+from herd.evals.qa import prompt_of, question_text, retrieved_answers, scored_part, token_f1
 from herd.post.questions import UNKNOWN, spoken
 
 STRENGTHS = ("significantly_better", "better", "slightly_better", "marginally_better")
@@ -56,7 +56,7 @@ def pairs_of(question: dict, samples: Sequence[str], other: str) -> list[dict]:
         if chosen.strip() and rejected.strip() and chosen != rejected:
             pairs.append(_pair(question, why, chosen, rejected, gap, edited))
 
-    scored = sorted((token_f1(bare(sample, name), reference), sample) for sample in set(samples) if sample)
+    scored = sorted((token_f1(scored_part(sample, question), reference), sample) for sample in set(samples) if sample)
     if kind == "unknown":
         if wrong := [sample for f1, sample in scored if f1 < _GOOD_SAMPLE]:
             add("refusal", right, wrong[0], 1.0)

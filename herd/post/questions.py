@@ -188,11 +188,12 @@ _CHATS = (
 
 
 def wordings_of(fact: Fact) -> tuple[str, ...]:
-    """The kinds of question that can be asked about a fact."""
+    """The kinds of question that are asked about a fact; the reverse of every fourth only, which is long."""
     if fact.kind in (*_PAGE_KINDS, "module"):
         return (fact.kind,)
     signature = ("signature",) if fact.parameters is not None and len(fact.parameters) <= MAX_SIGNATURE_CHARS else ()
-    return ("summary", *signature, "reverse")
+    reverse = ("reverse",) if _hash(fact.name, "reverse") % 4 == 0 else ()
+    return ("summary", *signature, *reverse)
 
 
 def is_trained_on(fact: Fact, holdout: float) -> bool | None:
@@ -324,8 +325,7 @@ def _training_rows(fact: Fact, wordings: int) -> tuple[list[dict], list[dict]]:
     asked, spare = [], []
     for kind in wordings_of(fact):
         order = sorted(TRAIN_WORDINGS[kind], key=lambda wording: _hash(fact.name, wording))
-        reverse = int(_hash(fact.name, "reverse") % 4 == 0)  # for every fourth fact
-        count = {"signature": (wordings + 1) // 2, "reverse": reverse}.get(kind, wordings)
+        count = {"signature": (wordings + 1) // 2, "reverse": 1}.get(kind, wordings)
         count = min(count, max(len(order) - 2, 1))
         asked += [_varied(question_row(fact, kind, wording)) for wording in order[:count]]
         if kind != "reverse":
@@ -355,7 +355,7 @@ def _evaluation_rows(facts: Sequence[Fact], max_questions: int) -> list[dict]:
         kind = kinds[0]
         if draw < 2 and "signature" in kinds:
             kind = "signature"
-        elif draw == 2 and "reverse" in kinds:
+        elif draw < 6 and "reverse" in kinds:
             kind = "reverse"
         choices = EVAL_WORDINGS[kind]
         rows.append(question_row(fact, kind, choices[_hash(fact.name, "wording") % len(choices)]))

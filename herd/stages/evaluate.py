@@ -102,7 +102,7 @@ def run(settings: EvaluateSettings) -> Path:
             answered, figures = _judge_answers(run, settings)
             scores += answered
         atomic_write(run.path / "scores.jsonl", "".join(json.dumps(asdict(score)) + "\n" for score in scores))
-        run.finish(figures | _headlines(scores, list(settings.models)[-1]))
+        run.finish(_headlines(scores, _text_models(settings)[0], figures.get("best", "")) | figures)
     return run.path
 
 
@@ -367,14 +367,14 @@ def _cell(score: Score | None) -> str:
     return f"{score.value:.3f}{interval}"
 
 
-def _headlines(scores: Sequence[Score], last: str) -> dict[str, float]:
-    """The last model's figures for the manifest."""
+def _headlines(scores: Sequence[Score], first: str, best: str) -> dict[str, float]:
+    """Figures for the manifest: text and needles of the model that was made for text, answers of the best."""
     figures = {}
     for score in scores:
-        if score.model == last and " questions about" not in score.task:
-            figures[f"{score.task} {score.metric}".replace("questions about ", "").replace(" ", "_")] = round(
-                score.value, 4
-            )
+        asked = score.task.startswith("questions about ")
+        if score.model == (best if asked else first) and " questions about" not in score.task:
+            name = f"{score.task.removeprefix('questions about ')} {score.metric}".replace(" ", "_")
+            figures[name] = round(score.value, 4)
     return figures
 
 

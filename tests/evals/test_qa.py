@@ -130,4 +130,6 @@ def test_a_name_that_an_answer_begins_with_earns_nothing():
     scores = qa.f1_scores(said, [row] * 4)
     assert scores[:3] == [1.0, 1.0, 0.0]
     assert scores[3] < 1  # another name is part of a wrong answer
-    assert qa.bare("os.path.join(a, *p)", "os.path.join") == "(a, *p)"
+    assert qa.scored_part("os.path.join(a, *p)", row) == "(a, *p)"
+    wanted = question("len", "Which name counts?", "len", kind="reverse")
+    assert qa.f1_scores(["len", "max"], [wanted] * 2) == [1.0, 0.0]  # here the name is what is asked for
