@@ -4,8 +4,8 @@ The corpus is worked on in parts. A step maps a pure function over the parts wit
 processes; every finished part is a file, so a killed run goes on with the parts that are missing. Between the maps
 stand three global steps (URLs, MinHash, lines), each over compact arrays on disk.
 
-    state/raw/      pages as read            state/text/      extracted text
-    state/keys/     MinHash bands, line keys documents/       the result
+    state/raw/      pages as read                state/text/    extracted text
+    state/keys/     signatures, keys of lines    documents/     the result
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def _batches(pages: Iterator[RawPage], part_bytes: int) -> Iterator[list[RawPage
 
 
 def _drop_old_urls(parts: list[str], state: Path, funnel: Funnel) -> None:
-    """Keep the newest copy of each URL; writes `state/keys/NAME.url.npy`, the replacing document or -1."""
+    """Keep the newest copy of each URL; writes `state/keys/NAME.url.npy`: the date of the kept copy, -1 for that one."""
     keys, dates, sizes, offsets = [], [], [], [0]
     for name in parts:
         table = pq.read_table(state / "raw" / f"{name}.parquet", columns=["url", "date", "num_bytes"])
@@ -224,7 +224,8 @@ def _drop_old_urls(parts: list[str], state: Path, funnel: Funnel) -> None:
         dates.append(np.array([_date_number(date) for date in table["date"].to_pylist()], dtype=np.int64))
         sizes.append(table["num_bytes"].to_numpy())
         offsets.append(offsets[-1] + len(urls))
-    replaced = dedup.older_copies(np.concatenate(keys), np.concatenate(dates))
+    all_dates = np.concatenate(dates)
+    replaced = dedup.older_copies(np.concatenate(keys), all_dates)
     step = funnel.step("url_dedup")
     all_sizes = np.concatenate(sizes)
     step.documents_in, step.bytes_in = len(replaced), int(all_sizes.sum())
@@ -233,7 +234,8 @@ def _drop_old_urls(parts: list[str], state: Path, funnel: Funnel) -> None:
         step.reasons["url_older_copy"] = step.documents_in - step.documents_out
     (state / "keys").mkdir(exist_ok=True)
     for i, name in enumerate(parts):
-        _save_array(state / "keys" / f"{name}.url.npy", replaced[offsets[i] : offsets[i + 1]])
+        mine = replaced[offsets[i] : offsets[i + 1]]
+        _save_array(state / "keys" / f"{name}.url.npy", np.where(mine < 0, -1, all_dates[mine]))
     funnel.write()
 
 
@@ -307,7 +309,8 @@ def _document(row: dict[str, Any], replaced: int, steps: dict[str, Step], job: d
     document |= {"group": _group(row["url"]), "title": "", "text": "", "language": "", "quality": 0.0}
     document |= {"drop": None, "drop_detail": None, "code_lines": []}
     if replaced >= 0:
-        return document | {"drop": "url_older_copy", "drop_detail": f"a newer copy is document {replaced}"}
+        kept = f"the copy of {str(replaced)[:8]} was kept" if replaced else "another undated copy was kept"
+        return document | {"drop": "url_older_copy", "drop_detail": kept}
     step = steps["extract"]
     step.documents_in += 1
     step.bytes_in += row["num_bytes"]
@@ -358,7 +361,7 @@ def _group(url: str) -> str:
 
 
 def _drop_near_duplicates(parts: list[str], state: Path, funnel: Funnel, options: dedup.DocumentDedup) -> None:
-    """Find clusters of near-duplicates; writes `state/keys/NAME.copy.npy`, the surviving document or -1."""
+    """Find clusters of near-duplicates; writes `state/keys/NAME.copy.parquet`, the survivor's URL or null."""
     step = funnel.step("document_dedup")
     offsets, ranks, kept, sizes = [0], [], [], []
     with progress("near-duplicates", total=len(parts), unit="parts") as bar:
@@ -380,9 +383,11 @@ def _drop_near_duplicates(parts: list[str], state: Path, funnel: Funnel, options
     step.documents_in, step.bytes_in = int(keep.sum()), int(size[keep].sum())
     left = keep & (copy < 0)
     step.documents_out, step.bytes_out = int(left.sum()), int(size[left].sum())
+    survivors = _urls(parts, state, offsets, np.unique(copy[copy >= 0]))
     for i, name in enumerate(parts):
-        _save_array(state / "keys" / f"{name}.copy.npy", copy[offsets[i] : offsets[i + 1]])
-        _add_examples(step, state, parts, name, copy[offsets[i] : offsets[i + 1]], offsets)
+        urls = [survivors.get(number) for number in copy[offsets[i] : offsets[i + 1]].tolist()]
+        _write_parquet(pa.table({"copy_of": pa.array(urls, pa.string())}), state / "keys" / f"{name}.copy.parquet")
+        _add_duplicates(step, state / "text" / f"{name}.parquet", urls)
     funnel.write()
 
 
@@ -399,21 +404,19 @@ def _copies(
 ) -> np.ndarray:
     arrays = [np.load(state / "keys" / f"{name}.minhash.npy", mmap_mode="r") for name in parts]
     bounds = np.cumsum([0] + [len(array) for array in arrays])
-    unhashed = np.iinfo(np.uint32).max  # the signature of a text without words
+    has_words = np.concatenate([array[:, 0] for array in arrays]) != np.iinfo(np.uint32).max
 
     def rows_of(indices: np.ndarray) -> np.ndarray:
         part = np.searchsorted(bounds, indices, side="right") - 1
         return np.stack([arrays[p][i - bounds[p]] for p, i in zip(part, indices, strict=True)])
 
     def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        usable = np.flatnonzero(keep)
+        usable = np.flatnonzero(keep & has_words)
         for band in range(options.bands):
             columns = slice(band * options.rows, (band + 1) * options.rows)
-            signature = np.concatenate([np.asarray(array[:, columns]) for array in arrays])[usable]
-            keys = dedup.band_keys(signature, options.rows)[:, 0]
-            left, right = dedup.candidate_pairs(keys)
-            hashed = signature[left, 0] != unhashed if len(left) else np.zeros(0, dtype=bool)
-            left, right = usable[left[hashed]], usable[right[hashed]]
+            keys = np.concatenate([dedup.band_keys(array[:, columns], options.rows)[:, 0] for array in arrays])
+            left, right = dedup.candidate_pairs(keys[usable])
+            left, right = usable[left], usable[right]
             if options.similarity > 0 and len(left):
                 near = dedup.similar(rows_of(left), rows_of(right)) >= options.similarity
                 left, right = left[near], right[near]
@@ -424,14 +427,23 @@ def _copies(
     return copy
 
 
-def _add_examples(step: Step, state: Path, parts: list[str], name: str, copy: np.ndarray, offsets: list[int]) -> None:
-    dropped = np.flatnonzero(copy >= 0)
-    if len(dropped) == 0:
-        return
-    table = pq.read_table(state / "text" / f"{name}.parquet", columns=["url", "text"])
-    for i in dropped.tolist():
-        detail = f"a near-duplicate of document {copy[i]}"
-        step.drop(table["url"][i].as_py(), "near_duplicate", detail, table["text"][i].as_py())
+def _urls(parts: list[str], state: Path, offsets: list[int], numbers: np.ndarray) -> dict[int, str]:
+    """The URLs of some documents by their number in the corpus."""
+    found: dict[int, str] = {}
+    for i, name in enumerate(parts):
+        mine = numbers[(numbers >= offsets[i]) & (numbers < offsets[i + 1])]
+        if len(mine):
+            urls = pq.read_table(state / "text" / f"{name}.parquet", columns=["url"])["url"].take(mine - offsets[i])
+            found |= dict(zip(mine.tolist(), urls.to_pylist(), strict=True))
+    return found
+
+
+def _add_duplicates(step: Step, part: Path, copy_of: list[str | None]) -> None:
+    if any(copy_of):
+        table = pq.read_table(part, columns=["url", "text"]).to_pylist()
+        for row, original in zip(table, copy_of, strict=True):
+            if original:
+                step.drop(row["url"], "near_duplicate", f"of {original}", row["text"])
 
 
 # ---- repeated lines --------------------------------------------------------------------------------------------------
@@ -447,8 +459,8 @@ def _count_lines(parts: list[str], state: Path, funnel: Funnel, options: dedup.L
         for name in parts:
             columns = ["text", "drop", "kind"]
             table = pq.read_table(state / "text" / f"{name}.parquet", columns=columns)
-            copy = np.load(state / "keys" / f"{name}.copy.npy")
-            counted = table["drop"].is_null().to_numpy() & (copy < 0) & pc.not_equal(table["kind"], "code").to_numpy()
+            is_original = pq.read_table(state / "keys" / f"{name}.copy.parquet")["copy_of"].is_null().to_numpy()
+            counted = table["drop"].is_null().to_numpy() & is_original & pc.not_equal(table["kind"], "code").to_numpy()
             file = state / "keys" / f"{name}.lines.npy"
             texts = [
                 text.split("\n") if use else [] for text, use in zip(table["text"].to_pylist(), counted, strict=True)
@@ -513,12 +525,12 @@ def judge_part(job: dict[str, Any]) -> dict[str, Any]:
     """Drop repeated lines from one part's documents, judge them, mask personal data, score, and write them."""
     state, name = Path(job["state"]), job["name"]
     rows = pq.read_table(state / "text" / f"{name}.parquet").to_pylist()
-    copies = np.load(state / "keys" / f"{name}.copy.npy")
+    copies = pq.read_table(state / "keys" / f"{name}.copy.parquet")["copy_of"].to_pylist()
     steps = {key: Step(key) for key in ("line_dedup", "heuristics", "pii", "quality")}
     lines = _RepeatedLines(state, name, job["bucket_documents"]) if job["lines"] else None
-    for number, (row, copy) in enumerate(zip(rows, copies, strict=True), job["first"]):
-        if row["drop"] is None and copy >= 0:
-            row |= {"drop": "near_duplicate", "drop_detail": f"a near-duplicate of document {copy}"}
+    for number, (row, original) in enumerate(zip(rows, copies, strict=True), job["first"]):
+        if row["drop"] is None and original:
+            row |= {"drop": "near_duplicate", "drop_detail": f"of {original}"}
         elif row["drop"] is None:
             _judge_document(row, number, lines, steps, job)
     table = pa.Table.from_pylist(rows, _TEXT).select(DOCUMENT_SCHEMA.names)

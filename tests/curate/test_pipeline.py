@@ -91,6 +91,11 @@ def test_every_page_is_there_kept_or_with_its_reason(result):
     reasons = {url.rpartition("/")[2]: row["drop"] for url, row in rows.items() if row["drop"]}
     near = reasons.pop("near", None) or reasons.pop("3", None)
     assert near == "near_duplicate"
+    assert {rows[f"http://bees.org/{name}"]["drop_detail"] for name in ("3", "near")} == {
+        None,
+        f"of http://bees.org/{'near' if rows['http://bees.org/3']['drop'] else '3'}",
+    }
+    assert rows["http://www.bees.org/7?utm_source=x"]["drop_detail"] == "the copy of 20240101 was kept"
     assert reasons == {
         "7?utm_source=x": "url_older_copy",
         "short": "gopher_word_count",
