@@ -215,7 +215,7 @@ def _batches(pages: Iterator[RawPage], part_bytes: int) -> Iterator[list[RawPage
 
 
 def _drop_old_urls(parts: list[str], state: Path, funnel: Funnel) -> None:
-    """Keep the newest copy of each URL; writes `state/keys/NAME.url.npy`: the date of the kept copy, -1 for that one."""
+    """Keep the newest copy of each URL; writes `state/keys/NAME.url.npy`: the date of the kept copy, -1 for it."""
     keys, dates, sizes, offsets = [], [], [], [0]
     for name in parts:
         table = pq.read_table(state / "raw" / f"{name}.parquet", columns=["url", "date", "num_bytes"])
