@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
@@ -17,10 +17,13 @@ from herd.tokenizer.workers import Workers, in_parts, num_cores
 
 NUM_BYTES = 256
 _BATCH_CHARS = 1_000_000
+_SPARE_MERGES = 10_000  # for those that make a token that is there already
 _ALONE_BATCHES = 6  # counted in this process; a longer stream is worth starting others for
 
 _split = regex.compile(SPLIT_PATTERN).findall
+# The pattern always cuts between a line break and what is not whitespace, and before a space that such follows.
 _line_ends = re.compile(r"\n(?=\S)")
+_word_starts = re.compile(r" (?=\S)")
 
 
 @dataclass
@@ -81,18 +84,28 @@ def count_pretokens(
 def _count_batch(texts: Sequence[str]) -> tuple[Counter[str], int]:
     split = _fast_split()
     words: Counter[str] = Counter()
-    for text in texts:
+    for text in chain.from_iterable(map(_bounded, texts)):
         if _in_basic_plane(text):
             words.update(split(text))
             continue
-        # Between a line break and what is not whitespace there is always a cut, so lines may be counted in any order.
-        *lines, last = _line_ends.split(text)
+        *lines, last = _line_ends.split(text)  # lines may be counted in any order
         basic = [line for line in lines if _in_basic_plane(line)]
         other = [line for line in lines if not _in_basic_plane(line)]
         words.update(split("\n".join([*basic, ""])))
         words.update(_split("\n".join([*other, ""])))
         words.update(_split(last))
     return words, len(texts)
+
+
+def _bounded(text: str) -> Iterator[str]:
+    """A text in pieces of a few megabytes, cut before words, so that one endless page does not fill the memory."""
+    begin = 0
+    while len(text) - begin > _BATCH_CHARS:
+        cut = _word_starts.search(text, begin + _BATCH_CHARS, begin + 2 * _BATCH_CHARS)
+        end = cut.start() if cut else begin + 2 * _BATCH_CHARS
+        yield text[begin:end]
+        begin = end
+    yield text[begin:]
 
 
 def _in_basic_plane(text: str) -> bool:
@@ -124,10 +137,30 @@ def reference_count(texts: Iterable[str]) -> Counter[str]:
 def train(
     counts: Mapping[str, int], vocab_size: int, advance: Callable[[int], object] = lambda merges: None
 ) -> dict[bytes, int]:
-    """The ranks (bytes of a token -> id) of up to `vocab_size` tokens: the 256 bytes, then one for each merge."""
+    """The ranks (bytes of a token -> id) of up to `vocab_size` tokens: the 256 bytes, then what merges make."""
     words = [word.encode("utf-8", "replace") for word in counts]
-    tokens = [bytes([b]) for b in range(NUM_BYTES)]
-    for left, right in learn_merges(words, list(counts.values()), [1] * NUM_BYTES, vocab_size - NUM_BYTES):
+    bytes_alone = {bytes([b]): b for b in range(NUM_BYTES)}
+    return grow(bytes_alone, words, list(counts.values()), vocab_size, advance)
+
+
+def grow(
+    ranks: dict[bytes, int],
+    words: Sequence[Sequence[int]],
+    counts: Sequence[int],
+    vocab_size: int,
+    advance: Callable[[int], object],
+) -> dict[bytes, int]:
+    """These ranks and those of further merges, up to `vocab_size` in all; `words` are given as ids of the ranks."""
+    ranks = dict(ranks)
+    tokens = sorted(ranks, key=ranks.__getitem__)
+    if len(ranks) >= vocab_size:
+        return ranks
+    for left, right in learn_merges(words, counts, list(map(len, tokens)), vocab_size - len(ranks) + _SPARE_MERGES):
         tokens.append(tokens[left] + tokens[right])
+        if tokens[-1] in ranks:  # "aba" may come of "ab" + "a" and of "a" + "ba"
+            continue
+        ranks[tokens[-1]] = len(ranks)
         advance(1)
-    return {token: rank for rank, token in enumerate(tokens)}
+        if len(ranks) == vocab_size:
+            break
+    return ranks

@@ -9,11 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from herd.errors import DataError
-from herd.tokenizer.bpe import count_pretokens
-from herd.tokenizer.merges import learn_merges
+from herd.tokenizer.bpe import count_pretokens, grow
 from herd.tokenizer.tokenizer import Tokenizer
-
-_SPARE_MERGES = 10_000  # for those that make a token that is there already
 
 
 def extend(
@@ -41,16 +38,7 @@ def extend_from_counts(
     """The same from pre-tokens and how often each occurs; `advance` hears of each merge."""
     if base.pieces is not None:
         raise DataError("only a vocabulary of tiktoken ranks can be extended, not one of SentencePiece's kind")
-    ranks = dict(base.ranks)
-    tokens = sorted(ranks, key=ranks.__getitem__)
-    end = len(ranks) + num_merges
-    for left, right in learn_merges(*_encoded(base, words), list(map(len, tokens)), num_merges + _SPARE_MERGES):
-        tokens.append(tokens[left] + tokens[right])
-        if tokens[-1] not in ranks:  # joined by another way, the base may have it already
-            ranks[tokens[-1]] = len(ranks)
-            advance(1)
-        if len(ranks) == end:
-            break
+    ranks = grow(base.ranks, *_encoded(base, words), len(base.ranks) + num_merges, advance)
     shift = len(ranks) - len(base.ranks)
     special = {name: token_id + shift for name, token_id in base.special.items()}
     return Tokenizer(ranks, special, bos=base.bos, eos=base.eos, chat_template=base.chat_template)

@@ -106,6 +106,7 @@ class Tokenizer:
         Raises:
             ConfigError: `vocab_size` leaves no room for the bytes and the special tokens.
         """
+        _check_vocab_size(vocab_size)
         counts = bpe.count_pretokens(texts, max_distinct=max_pretokens)
         return cls.from_counts(counts.words, vocab_size)
 
@@ -113,17 +114,12 @@ class Tokenizer:
     def from_counts(
         cls, words: Mapping[str, int], vocab_size: int, advance: Callable[[int], object] = lambda merges: None
     ) -> Tokenizer:
-        """Learn a vocabulary from pre-tokens and how often each occurs; `advance` hears of each merge.
+        """Learn a vocabulary from pre-tokens and how often each occurs; `advance` hears of each new row.
 
         Raises:
             ConfigError: `vocab_size` leaves no room for the bytes and the special tokens.
         """
-        least = bpe.NUM_BYTES + NUM_SPECIAL_TOKENS
-        if vocab_size < least:
-            raise ConfigError(
-                f"vocab_size {vocab_size} is too small: {bpe.NUM_BYTES} bytes and {NUM_SPECIAL_TOKENS} special tokens "
-                f"need {least} rows, and every row above that is one merge. Try 8192."
-            )
+        _check_vocab_size(vocab_size)
         return cls(bpe.train(words, vocab_size - NUM_SPECIAL_TOKENS, advance))
 
     @classmethod
@@ -159,8 +155,8 @@ class Tokenizer:
 
     @property
     def eos_id(self) -> int:
-        """Ends a document, or an answer, as the checkpoint's configuration says."""
-        return self.special[self.eos]
+        """Ends a document: Llama 3's end of text, elsewhere the checkpoint's own end token."""
+        return self.special.get(END_OF_TEXT, self.special[self.eos])
 
     @property
     def eot_id(self) -> int:
@@ -191,7 +187,7 @@ class Tokenizer:
     def stop_ids(self) -> tuple[int, ...]:
         """Any of these ends generation (Llama 3: 128001, 128008, 128009)."""
         names = (END_OF_TEXT, END_OF_MESSAGE, END_OF_TURN)
-        return tuple(sorted({self.special[name] for name in names if name in self.special} | {self.eos_id}))
+        return tuple(sorted({self.special[name] for name in names if name in self.special} | {self.special[self.eos]}))
 
     @property
     def chat_style(self) -> str:
@@ -291,6 +287,15 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.vocab_size - len(self.special)} BPE rows + {len(self.special)} special tokens)"
+
+
+def _check_vocab_size(vocab_size: int) -> None:
+    least = bpe.NUM_BYTES + NUM_SPECIAL_TOKENS
+    if vocab_size < least:
+        raise ConfigError(
+            f"vocab_size {vocab_size} is too small: {bpe.NUM_BYTES} bytes and {NUM_SPECIAL_TOKENS} special tokens "
+            f"need {least} rows, and every row above that is one merge. Try 8192."
+        )
 
 
 def _within_limits(text: str) -> Iterator[str]:

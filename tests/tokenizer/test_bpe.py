@@ -44,6 +44,22 @@ def test_merging_goes_from_the_left():
     assert merge_pair([1, 1, 1], (1, 1), 2) == [2, 1]
 
 
+@given(st.text(alphabet="ab", min_size=1, max_size=300))
+@settings(max_examples=100, deadline=None)
+def test_a_token_made_in_two_ways_stands_once(text):
+    trained = Tokenizer.train([text], 560)
+    assert list(trained.ranks.values()) == list(range(len(trained.ranks)))
+    assert trained.decode(trained.encode(text)) == text
+
+
+def test_an_endless_page_is_counted_in_pieces(monkeypatch):
+    page = "".join(TEXTS)
+    exact = bpe.reference_count([page])
+    monkeypatch.setattr(bpe, "_BATCH_CHARS", 500)
+    assert max(map(len, bpe._bounded(page))) <= 1000
+    assert bpe.count_pretokens([page]).words == exact
+
+
 def test_counts_beyond_32_bits_are_exact():
     words, counts = [b"ab", b"bc"], [2**40, 2**40 + 1]
     assert list(learn_merges(words, counts, [1] * 256, 1)) == [(ord("b"), ord("c"))]

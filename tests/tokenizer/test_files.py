@@ -117,7 +117,8 @@ def test_a_checkpoint_keeps_its_own_template_and_end_token(tokenizer, tmp_path):
     config |= {"chat_template": "Today Date: {{ date }}", "eos_token": {"content": "<|eot_id|>"}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     loaded = Tokenizer.load(tmp_path)
-    assert loaded.eos_id == tokenizer.eot_id
+    assert loaded.eos == "<|eot_id|>"
+    assert loaded.eos_id == tokenizer.eos_id
     assert loaded.chat_style == "hf"
     again = Tokenizer.load(loaded.save(tmp_path / "again"))
     assert (again.eos, again.chat_template) == (loaded.eos, loaded.chat_template)
