@@ -26,6 +26,7 @@ from herd.tokenizer.extend import extend_from_counts
 from herd.tokenizer.specials import NUM_SPECIAL_TOKENS
 
 _SAVE_SECONDS = 8.0
+_TELLING_BYTES = 20_000  # less text says little; such rows stand in the file only
 _SAMPLE_BYTES = 1_000_000  # of each kind of text, to measure compression on
 
 
@@ -210,6 +211,7 @@ def compression(tokenizer: Tokenizer, texts: Iterator[Text], holdout: float) -> 
 
 def _show(rows: list[dict]) -> None:
     say(f"  {'source':<12} {'language':<9} {'':<9} {'bytes/token':>11} {'characters/token':>17}")
-    for row in rows:
+    telling = [row for row in rows if row["bytes"] >= _TELLING_BYTES]
+    for row in telling or rows:
         name = f"{row['source'] or '-':<12} {row['language'] or '-':<9} {'held out' if row['held_out'] else '':<9}"
         say(f"  {name} {row['bytes_per_token']:>11.2f} {row['characters_per_token']:>17.2f}")
