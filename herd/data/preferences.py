@@ -68,8 +68,11 @@ class Pairs:
         )
 
     def split(self, share: float) -> tuple[Pairs, Pairs]:
-        """Pairs to train on, and about this share (0 to 1) of the groups held out."""
-        held_out = np.array([is_held_out(group, share) for group in self.group])
+        """Pairs to train on, and about this share (0 to 1) of the groups held out.
+
+        Another hash than that of `herd pack`: what it held out never became a pair to train on.
+        """
+        held_out = np.array([is_held_out(f"pairs of {group}", share) for group in self.group])
         return self.select(~held_out), self.select(held_out)
 
     def reward_columns(self, placed: list[Placed], shape: tuple[int, int]) -> dict[str, Tensor]:

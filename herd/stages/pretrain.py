@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import field, replace
+from dataclasses import field, fields, replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Literal
@@ -37,6 +37,7 @@ from herd.train.trainer import SavingSettings, at_shares, finish, train
 from herd.types import SamplingParams
 
 _SAMPLE_SHARES = (0.25, 0.5, 1.0)
+_SHAPE = {field.name for field in fields(ModelConfig)}
 _STATE_COPIES = 3  # of the state on disk at once: the last good one, the one being written, the checkpoint
 
 
@@ -60,6 +61,8 @@ class ModelSettings:
     """Base of the rotary frequencies: 500,000 for a new model, a starting checkpoint's own when not given."""
     initializer_range: float = 0.02
     """Standard deviation of fresh weights."""
+    embedding_range: float | None = None
+    """Standard deviation of fresh embeddings; like the other weights when not given."""
 
 
 @settings
@@ -183,17 +186,8 @@ def _dtype(run: Run, wish: str) -> torch.dtype:
 def _model(settings: PretrainSettings, tokenizer: Tokenizer, dtype: torch.dtype) -> LlamaForCausalLM:
     row_tokens = settings.batch.row_tokens
     if settings.checkpoint is None:
-        shape = settings.model
-        config = ModelConfig(
-            **{name: value for name, value in to_dict(shape).items() if value is not None},
-            vocab_size=tokenizer.vocab_size,
-            max_position_embeddings=row_tokens,
-            bos_token_id=tokenizer.bos_id,
-            eos_token_id=tokenizer.eos_id,
-            pad_token_id=tokenizer.pad_id,
-        )
-        model = empty_model(config, device="cpu")
-        initialize(model, settings.run.seed)
+        model = empty_model(new_config(settings.model, tokenizer, row_tokens), device="cpu")
+        initialize(model, settings.run.seed, embedding_range=settings.model.embedding_range)
         return model.to(dtype)
     model = load(settings.checkpoint, dtype=dtype)
     if model.config.vocab_size != tokenizer.vocab_size:
@@ -205,6 +199,18 @@ def _model(settings: PretrainSettings, tokenizer: Tokenizer, dtype: torch.dtype)
     grown = replace(model.config, rope_theta=theta, max_position_embeddings=row_tokens)
     model.config = model.model.config = grown
     return model
+
+
+def new_config(shape: ModelSettings, tokenizer: Tokenizer, row_tokens: int) -> ModelConfig:
+    """The configuration of a new model: the wished shape, and what follows from the tokenizer and the rows."""
+    return ModelConfig(
+        **{name: value for name, value in to_dict(shape).items() if value is not None and name in _SHAPE},
+        vocab_size=tokenizer.vocab_size,
+        max_position_embeddings=row_tokens,
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
+    )
 
 
 def _sources(settings: PretrainSettings, side: str) -> dict[str, Documents]:
