@@ -35,7 +35,7 @@ from herd.model.checkpoint import empty_model, find_checkpoint
 from herd.model.checkpoint import load as load_checkpoint
 from herd.model.llama import LlamaForCausalLM
 from herd.ops.paged_attention import paged_attention
-from herd.ops.quantized import replace_linears
+from herd.ops.quantized import QuantizedLinear, empty_like, replace_linears
 from herd.tokenizer.chat import render
 from herd.tokenizer.stream import TextStream
 from herd.tokenizer.tokenizer import Tokenizer
@@ -94,6 +94,8 @@ class Engine:
     ) -> Engine:
         """An engine around a model in memory, such as one in training: the weights are shared, not copied."""
         shared = empty_model(model.config, paged_attention)
+        quantized = [name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)]
+        replace_linears(shared, quantized, empty_like)
         shared.load_state_dict(model.state_dict(), assign=True)
         shared.tie_weights()
         engine = cls.__new__(cls)

@@ -8,6 +8,8 @@ from torch import Tensor
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Scale each row of x (..., D) to a mean square of one, then by weight (D,)."""
+    if not torch.is_grad_enabled():  # for a single decoded token autograd's bookkeeping costs more than the arithmetic
+        return (x * _scale(x, eps).to(x.dtype)).mul_(weight)
     return _RMSNorm.apply(x, weight, eps)
 
 
@@ -18,13 +20,18 @@ def reference_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * normed.to(x.dtype)
 
 
+def _scale(x: Tensor, eps: float) -> Tensor:
+    """One over each row's root mean square: (..., D) -> (..., 1) float32."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
 class _RMSNorm(torch.autograd.Function):
     """Few passes over x: on the CPU each one costs as much as its memory traffic, and eager mode fuses nothing."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (..., 1) float32
+        scale = _scale(x, eps)
         ctx.save_for_backward(x, weight, scale)
         return (x * scale.to(x.dtype)).mul_(weight)
 

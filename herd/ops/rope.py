@@ -14,6 +14,8 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     The table holds each cosine twice, and each sine once negated, once not: (x1, x2) -> (x1 c - x2 s, x2 c + x1 s).
     """
+    if not torch.is_grad_enabled():  # see rms_norm
+        return _turned(x, cos, sin)
     return _Rotary.apply(x, cos, sin)
 
 
@@ -24,11 +26,15 @@ def reference_apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
+
+
 class _Rotary(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
+        return _turned(x, cos, sin)
 
     @staticmethod
     def backward(ctx, grad: Tensor):

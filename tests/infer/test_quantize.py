@@ -87,6 +87,8 @@ def test_the_engine_answers_from_a_quantized_folder_as_from_weights_quantized_on
     from_folder = Engine(tmp_path / "int8").generate("The quick", GREEDY)
     on_loading = Engine(tmp_path / "model", quantize="int8").generate("The quick", GREEDY)
     assert from_folder == on_loading
+    in_memory = Engine.of(load(tmp_path / "int8"), small_tokenizer()).generate("The quick", GREEDY)
+    assert in_memory == on_loading
 
 
 def test_large_models_are_written_in_shards(tmp_path, monkeypatch):
