@@ -44,7 +44,7 @@ class Pairs:
     rank: np.ndarray  # index into RANKS
     formatting: np.ndarray  # one entry per stored token: a header, terminator or other form
     reference: np.ndarray  # the reference model's summed log-probability of the response, NaN where unknown
-    group: np.ndarray  # the row's `group`, or its prompt: what a held-out split must not tear apart
+    group: np.ndarray  # the row's `name`, `group` or prompt: what a held-out split must not tear apart
     kind: np.ndarray  # the row's `kind`, for figures of each
 
     def __len__(self) -> int:
@@ -198,7 +198,7 @@ def _responses(row: dict[str, Any], tokenizer: Tokenizer) -> list[_Response]:
                 formatting=np.array([*formatting_mask(tokenizer, rendered.tokens), True]),
                 rank=RANKS.index(name),
                 reference=float("nan") if known is None else float(known),
-                group=str(row.get("group") or prompt[-1].get("content")),
+                group=str(row.get("name") or row.get("group") or prompt[-1].get("content")),
                 kind=str(row.get("kind") or ""),
             )
         )

@@ -87,12 +87,16 @@ class DemoSettings:
     """Folder for the whole story: one run folder for each step, and report.html."""
     pages: list[Path] = field(default_factory=list)
     """Your own pages (folders or files: HTML, WARC, JSONL, Parquet); this Python's documentation when not given."""
-    pretrain_seconds: float = 320.0
+    pretrain_seconds: float = 360.0
     """Seconds for pre-training, longer context and annealing together."""
+    pretrain_tokens: int | None = None
+    """Tokens for these three together, whatever time they take: two runs with the same number are the same run."""
 
     def __post_init__(self):
         if self.pretrain_seconds < 1:
             raise ValueError("pretrain_seconds must be at least 1")
+        if self.pretrain_tokens is not None and self.pretrain_tokens < 10_000:
+            raise ValueError("pretrain_tokens must be at least 10,000")
 
 
 def run(settings: DemoSettings) -> Path:
@@ -172,10 +176,10 @@ def _choose(path: Path, settings: DemoSettings) -> dict:
         smaller = {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 352}
         shape = replace(shape, **smaller)
         rates = {row_tokens: _measured_rate(path, shape, dtype, row_tokens) for row_tokens in (256, 1024)}
-    tokens = {
-        name: round(share * settings.pretrain_seconds * rates[256 if name == "pretrain" else 1024])
-        for name, share in _PRETRAINING.items()
-    }
+    seconds = {name: share * settings.pretrain_seconds for name, share in _PRETRAINING.items()}
+    tokens = {name: round(seconds[name] * rates[256 if name == "pretrain" else 1024]) for name in seconds}
+    if settings.pretrain_tokens:
+        tokens = {name: round(share * settings.pretrain_tokens) for name, share in _PRETRAINING.items()}
     say(f"  this machine trains {amount(rates[256])} tokens/s: {amount(sum(tokens.values()))} tokens in all")
     return {
         "dtype": {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype],
