@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -68,7 +69,8 @@ def run(settings: ServeSettings) -> None:
     app = create_app(engine, name=name, key=settings.key, limits=limits)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE_SECONDS)
     _announce(engine, name, settings.host, listener.getsockname()[1])
-    uvicorn.Server(config).run(sockets=[listener])
+    with suppress(KeyboardInterrupt):  # told to stop, and stopped
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:

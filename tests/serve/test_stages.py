@@ -136,5 +136,5 @@ def test_the_server_starts_answers_and_stops_on_sigterm(folders):
         response = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=20)
         assert response.status_code == 200 and response.json()["model"] == "chat"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=15) in (0, 130)
+        assert process.wait(timeout=15) == 0
         assert "Traceback" not in process.stderr.read()
