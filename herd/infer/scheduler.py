@@ -2,13 +2,15 @@
 
 A request is admitted, first come first served, once its longest possible answer fits into blocks that nobody else was
 promised; so nothing runs out of memory half-way and nothing is ever swapped. Prompts are computed in chunks beside the
-decoding sequences, so that a long one does not hold up the others. The n answers of a request share its prompt's
-blocks: the prompt is computed once, then the answers part.
+decoding sequences, so that a long one does not hold up the others; where they are cut does not depend on the load. The
+n answers of a request share its prompt's blocks: the prompt is computed once, then the answers part.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from herd.infer.blocks import BlockAllocator
@@ -69,11 +71,13 @@ class Scheduler:
         """The next step. Decoding sequences always advance; prompts share the step's budget of prompt tokens."""
         plan = Plan(decode=[answer for answer in self.running if answer.tokens])
         budget = self.max_prompt_tokens
-        for answer in self.running:
-            if budget and not answer.tokens:
-                budget -= self._add_chunk(plan, answer, budget)
-        while budget and (answer := self._admit_next()):
-            budget -= self._add_chunk(plan, answer, budget)
+        for answer in itertools.chain(self._prompts_in_progress(), self._admissions()):
+            chunk = self._next_chunk(answer)
+            budget -= chunk.stop - chunk.start
+            if budget < 0:
+                break
+            plan.chunks.append(chunk)
+            self._advance(answer, chunk.stop)
         for answer in plan.decode:
             self._advance(answer, answer.num_tokens)
         return plan
@@ -124,6 +128,13 @@ class Scheduler:
 
     # ---- admission -------------------------------------------------------------------------------------------------
 
+    def _prompts_in_progress(self) -> Iterator[Answer]:
+        return (answer for answer in list(self.running) if not answer.tokens)
+
+    def _admissions(self) -> Iterator[Answer]:
+        while (answer := self._admit_next()) is not None:
+            yield answer
+
     def _admit_next(self) -> Answer | None:
         """Take the first waiting answer that may start; None when it does not fit (nobody overtakes it).
 
@@ -170,12 +181,10 @@ class Scheduler:
 
     # ---- progress --------------------------------------------------------------------------------------------------
 
-    def _add_chunk(self, plan: Plan, answer: Answer, budget: int) -> int:
-        start = answer.num_computed
-        chunk = Chunk(answer, start, min(answer.num_tokens, start + budget))
-        plan.chunks.append(chunk)
-        self._advance(answer, chunk.stop)
-        return chunk.stop - chunk.start
+    def _next_chunk(self, answer: Answer) -> Chunk:
+        """Up to the next multiple of a step's budget: where a prompt is cut never depends on who else is there."""
+        start, most = answer.num_computed, self.max_prompt_tokens
+        return Chunk(answer, start, min(answer.num_tokens, start - start % most + most))
 
     def _advance(self, answer: Answer, stop: int) -> None:
         """Take the blocks for places up to `stop` and make the full ones known.

@@ -90,6 +90,30 @@ def test_a_small_batch_small_chunks_and_a_small_cache_change_nothing():
     assert tight._allocator.num_free == tight._allocator.num_blocks
 
 
+def test_where_a_prompt_is_cut_does_not_depend_on_the_load():
+    prompt = "Nobody else begins like this. " * 8
+    alone, crowd = (engine_of(max_prompt_tokens=24) for _ in range(2))
+    assert chunks_of(alone, prompt, []) == chunks_of(crowd, prompt, PROMPTS)
+
+
+def chunks_of(engine: Engine, prompt: str, others: list[str]) -> list[tuple[int, int]]:
+    """The chunks in which a prompt is computed beside others."""
+    requests = [engine.request(text, GREEDY) for text in [*others, prompt]]
+    for request in requests:
+        engine.submit(request)
+    seen, run = [], engine._runner.run
+
+    def spy(plan):
+        seen.extend((c.start, c.stop) for c in plan.chunks if c.answer.request is requests[-1])
+        return run(plan)
+
+    engine._runner.run = spy
+    while not requests[-1].finished:
+        engine.step()
+    assert len(seen) > 3 and seen[-1][1] == len(requests[-1].prompt)
+    return seen
+
+
 def test_one_input_gives_one_answer_and_several_samples_give_a_list(engine):
     conversation = [{"role": "user", "content": "What does this function do?"}]
     params = SamplingParams(max_tokens=3)
