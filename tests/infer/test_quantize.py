@@ -131,3 +131,16 @@ def test_checkpoints_quantized_in_another_way_are_refused_by_name(tmp_path):
     file.write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
     with pytest.raises(CheckpointError, match="gptq"):
         load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_transformers_reads_the_folder_and_predicts_the_same(tmp_path, tied):
+    pytest.importorskip("compressed_tensors", reason="transformers reads these folders with compressed-tensors")
+    transformers = pytest.importorskip("transformers")
+    save(tiny_model(tie_word_embeddings=tied), tmp_path / "model", small_tokenizer())
+    quantize_folder(tmp_path / "model", tmp_path / "int8")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "int8", dtype=torch.float32)
+    ours = load(tmp_path / "int8", dtype=torch.float32)
+    tokens = torch.randint(0, 600, (1, 30), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert (theirs(tokens).logits - ours(tokens)).abs().max() < 1e-4
