@@ -337,7 +337,8 @@ def _plot(draw: Callable[[Figure], None], *, width: float, height: float) -> str
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # the same page from the same run
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     svg = buffer.getvalue()
     return f"<div class=plot>{svg[svg.index('<svg') :]}</div>"
 
@@ -349,7 +350,7 @@ def _steps(run: StageRun) -> list[dict[str, Any]]:
 def _smooth(values: Sequence[float]) -> np.ndarray:
     """A centred moving average over about a fortieth of the run."""
     array = np.asarray(values, dtype=float)
-    width = max(1, len(array) // 40)
+    width = min(max(1, len(array) // 40), max(0, (len(array) - 1) // 2))
     window = np.ones(2 * width + 1)
     return np.convolve(array, window, "same") / np.convolve(np.ones_like(array), window, "same")
 

@@ -142,6 +142,12 @@ def open_shards(folder: Path) -> dict[str, Documents]:
     return {source: _join(source, entries) for source, entries in shards.items()}
 
 
+def open_heldout(packed: Path) -> dict[str, Documents]:
+    """The held-out sources of a `herd pack` run; none where so few groups were packed that none was held out."""
+    folder = Path(packed) / "heldout"
+    return open_shards(folder) if folder.is_dir() else {}
+
+
 def _join(source: str, entries: list[tuple[dict, np.ndarray]]) -> Documents:
     ends = [np.asarray(manifest["document_ends"], dtype=np.int64) for manifest, _ in entries]
     starts = [np.concatenate([[0], end[:-1]]) for end in ends]

@@ -78,6 +78,12 @@ STORY = (
     Step("quantize", "quantize", {"checkpoint": "dpo", "shards": "pack"}),
 )
 
+BASE_ENDING = (
+    Step("evaluate-base", "evaluate", {"shards": "pack", "models.average": "average"}),
+    Step("quantize", "quantize", {"checkpoint": "average", "shards": "pack"}),
+)
+"""How the story ends where the pages give too few questions: with the base model."""
+
 
 @settings
 class DemoSettings:
@@ -122,11 +128,12 @@ def _check_machine(run: Run, settings: DemoSettings) -> None:
 
 
 def _raise(run: Run, settings: DemoSettings) -> None:
-    for number, step in enumerate(STORY, 1):
-        say(f"\n[{number}/{len(STORY)}] {step.name}")
+    steps = list(STORY)
+    for number, step in enumerate(steps, 1):
+        say(f"\n[{number}/{len(steps)}] {step.name}")
         _take(step, run, settings)
         if step.name == "questions" and not read_manifest(run.path / step.name)["figures"]["enough"]:
-            break  # the stage has said so: the story ends with the base model
+            steps[number:] = BASE_ENDING  # the stage has said so
     say("\nreport")
     atomic_write(run.path / "report.html", render(run.path))
     run.finish(_headlines(run.path), checkpoint=_chosen_model(run.path))
@@ -206,7 +213,8 @@ def _measured_rate(path: Path, shape: ModelSettings, dtype: torch.dtype, row_tok
 def _headlines(path: Path) -> dict[str, float | str]:
     """The figures that say how it went."""
     last = next(name for name in ("anneal", "longer-context", "pretrain") if (path / name / "run.json").exists())
-    return {"heldout_bits_per_byte": read_manifest(path / last)["figures"]["heldout_bits_per_byte"]}
+    figures = read_manifest(path / last)["figures"]
+    return {name: figures[name] for name in ("tokens", "loss", "heldout_bits_per_byte") if name in figures}
 
 
 def _chosen_model(path: Path) -> str:

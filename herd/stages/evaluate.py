@@ -17,7 +17,7 @@ import numpy as np
 
 from herd.config import settings
 from herd.data.rows import read_rows
-from herd.data.shards import Documents, open_shards
+from herd.data.shards import Documents, open_heldout, open_shards
 from herd.evals import baselines, needle, perplexity, qa
 from herd.log import say
 from herd.model.checkpoint import load as load_checkpoint
@@ -94,10 +94,13 @@ def run(settings: EvaluateSettings) -> Path:
         run.need(disk_bytes=20e6)
         scores: list[Score] = []
         figures: dict[str, Any] = {}
-        if "perplexity" in settings.tasks:
-            scores += _judge_text(run, settings)
-        if "needle" in settings.tasks:
-            scores += _judge_needles(run, settings)
+        heldout = open_heldout(settings.shards)
+        if not heldout:
+            say("  nothing was held out (too few documents): bits per byte and needles are left out")
+        if "perplexity" in settings.tasks and heldout:
+            scores += _judge_text(run, settings, heldout)
+        if "needle" in settings.tasks and heldout:
+            scores += _judge_needles(run, settings, heldout)
         if "answers" in settings.tasks and settings.questions:
             answered, figures = _judge_answers(run, settings)
             scores += answered
@@ -118,8 +121,7 @@ def _kept(run: Run, name: str, make: Callable[[], Any]) -> Any:
 # ---- bits per byte ---------------------------------------------------------------------------------------------------
 
 
-def _judge_text(run: Run, settings: EvaluateSettings) -> list[Score]:
-    heldout = open_shards(settings.shards / "heldout")
+def _judge_text(run: Run, settings: EvaluateSettings, heldout: Mapping[str, Documents]) -> list[Score]:
     chosen = {source: perplexity.sample_documents(found, settings.max_bytes) for source, found in heldout.items()}
     scores = []
     known = _kept(run, "text-baselines", partial(_baseline_bits, settings, heldout, chosen))
@@ -189,8 +191,7 @@ def _text_models(settings: EvaluateSettings) -> list[str]:
 # ---- needles ---------------------------------------------------------------------------------------------------------
 
 
-def _judge_needles(run: Run, settings: EvaluateSettings) -> list[Score]:
-    heldout = open_shards(settings.shards / "heldout")
+def _judge_needles(run: Run, settings: EvaluateSettings, heldout: Mapping[str, Documents]) -> list[Score]:
     largest = max(heldout.values(), key=lambda documents: int(documents.num_tokens.sum()))
     haystack = np.concatenate([largest.tokens(index)[1:-1] for index in range(len(largest))])
     grids, scores = {}, []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import field, fields, replace
 from pathlib import Path
 from statistics import fmean, median
@@ -18,7 +18,7 @@ import torch
 
 from herd.config import settings, to_dict
 from herd.data.loader import PackedLoader
-from herd.data.shards import Documents, open_shards
+from herd.data.shards import Documents, open_heldout, open_shards
 from herd.errors import ConfigError
 from herd.evals.perplexity import code_length, sample_documents
 from herd.infer.engine import Engine
@@ -150,23 +150,22 @@ def run(settings: PretrainSettings) -> Path:
             peak_flops=peak,
             label=settings.out.name,
         )
-        heldout = heldout_bits_per_byte(model, settings.shards, settings.batch.row_tokens)
-        say(f"  held-out bits per byte {heldout:.3f}")
-        figures = _figures(run) | {"heldout_bits_per_byte": round(heldout, 4)}
+        figures = _figures(run)
+        if heldout := open_heldout(settings.shards):
+            bits = bits_per_byte(model, heldout, settings.batch.row_tokens)
+            say(f"  held-out bits per byte {bits:.3f}")
+            figures["heldout_bits_per_byte"] = round(bits, 4)
         finish(model, run, tokenizer, figures)
     return run.path
 
 
-def heldout_bits_per_byte(
-    model: LlamaForCausalLM, shards: Path, context_tokens: int, max_bytes: int = 150_000
+def bits_per_byte(
+    model: LlamaForCausalLM, heldout: Mapping[str, Documents], context_tokens: int, max_bytes: int = 150_000
 ) -> float:
     """Bits per byte on a fixed sample of the held-out documents of every source together."""
-    folder = shards / "heldout"
-    if not folder.is_dir():
-        return float("nan")
     model.eval()
     nats = num_bytes = 0.0
-    for documents in open_shards(folder).values():
+    for documents in heldout.values():
         chosen = sample_documents(documents, max_bytes)
         tokens = [documents.tokens(index) for index in chosen]
         length = code_length(model, tokens, documents.num_bytes[chosen], context_tokens=context_tokens)

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from herd.config import settings
-from herd.data.shards import Documents, open_shards
-from herd.errors import ConfigError
+from herd.data.shards import Documents, open_heldout
 from herd.evals.perplexity import code_length, sample_documents
 from herd.infer.engine import Engine
 from herd.infer.quantize import Quantized, quantize_folder
@@ -52,21 +51,13 @@ def run(settings: QuantizeSettings) -> Path:
         if run.finished:
             return run.path
         source, target = find_checkpoint(settings.checkpoint), run.path / "checkpoint"
-        heldout = _heldout(settings.shards)
+        heldout = open_heldout(settings.shards) if settings.shards else {}
         run.need(disk_bytes=_num_bytes(source))
         change = quantize_folder(source, target)
         figures = _sizes(change) | _speeds(source, target) | _qualities(source, target, heldout, settings)
         _tell(run, figures)
         run.finish(figures)
     return run.path
-
-
-def _heldout(shards: Path | None) -> dict[str, Documents]:
-    if shards is None:
-        return {}
-    if not (shards / "heldout").is_dir():
-        raise ConfigError(f"shards: {shards} has no heldout/ side; give a run folder of `herd pack` with holdout > 0")
-    return open_shards(shards / "heldout")
 
 
 def _num_bytes(folder: Path) -> int:

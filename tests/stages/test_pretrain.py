@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from herd import config
+from herd.data.shards import ShardWriter
+from herd.errors import CheckpointError, ConfigError
+from herd.model.config import ModelConfig
+from herd.run import read_manifest, read_metrics
+from herd.stages import average, pretrain
+from herd.tokenizer.tokenizer import Tokenizer
+
+TEXT = "def add(first, second):\n    return first + second\n\n\nprint(add(1, 2))\n"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """Shards and tokenizer of a small repetitive text."""
+    folder = tmp_path_factory.mktemp("corpus")
+    tokenizer = Tokenizer.train([TEXT * 3], 540)
+    tokenizer.save(folder / "tokenizer")
+    for side, count in (("train", 40), ("heldout", 3)):
+        (folder / "shards" / side).mkdir(parents=True)
+        writer = ShardWriter(folder / "shards" / side, "code", 0, tokenizer=tokenizer.fingerprint)
+        for number in range(count):
+            text = TEXT.replace("1", str(number))
+            writer.add(tokenizer.encode(text, bos=True, eos=True), num_bytes=len(text.encode()))
+        writer.close()
+    return folder
+
+
+def settings(corpus: Path, out: Path, *words: str):
+    shape = "model.hidden_size=32 model.num_hidden_layers=2 model.intermediate_size=64 model.num_attention_heads=2"
+    batch = "batch.row_tokens=64 batch.tokens=256 batch.micro_tokens=128 optimizer.learning_rate=1e-2"
+    places = [f"shards={corpus / 'shards'}", f"tokenizer={corpus / 'tokenizer'}", f"out={out}"]
+    defaults = [*places, *shape.split(), *batch.split(), "run.dtype=fp32", "tokens=6000"]
+    return config.load(pretrain.PretrainSettings, None, [*defaults, *words])
+
+
+def test_pretraining_longer_context_and_average_follow_one_another(corpus, tmp_path):
+    first = pretrain.run(settings(corpus, tmp_path / "first", "run.prompts=['def']", "run.snapshots=3"))
+    rows = read_metrics(first)
+    assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
+    figures = read_manifest(first)["figures"]
+    assert 0 < figures["heldout_bits_per_byte"] < 4
+    samples = (first / "training_samples.jsonl").read_text().splitlines()
+    assert len(samples) == 3  # at 25, 50 and 100 %
+
+    words = [f"checkpoint={first}", "batch.row_tokens=256", "model.rope_theta=1e6", "tokens=1024"]
+    longer = pretrain.run(settings(corpus, tmp_path / "longer", *words))
+    grown = ModelConfig.from_folder(longer / "checkpoint")
+    assert (grown.max_position_embeddings, grown.rope_theta) == (256, 1e6)
+
+    mean = average.run(average.AverageSettings(checkpoints=[first], out=tmp_path / "mean", last=2))
+    assert read_manifest(mean)["figures"] == {"checkpoints": 2}
+    assert Tokenizer.load(mean / "checkpoint").vocab_size == 540
+
+
+def test_a_second_run_is_skipped_and_another_setting_is_refused(corpus, tmp_path):
+    pretrain.run(settings(corpus, tmp_path / "run", "tokens=512"))
+    before = (tmp_path / "run" / "run.json").stat().st_mtime_ns
+    pretrain.run(settings(corpus, tmp_path / "run", "tokens=512"))
+    assert (tmp_path / "run" / "run.json").stat().st_mtime_ns == before
+    with pytest.raises(CheckpointError, match="tokens: 512"):
+        pretrain.run(settings(corpus, tmp_path / "run", "tokens=1024"))
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("model.num_attention_heads=3", "num_attention_heads"),
+        ("model.num_key_value_heads=3", "num_key_value_heads"),
+        ("mixture={web: 1}", "web"),
+    ],
+)
+def test_impossible_settings_are_refused_before_training(corpus, tmp_path, word, message):
+    with pytest.raises(ConfigError, match=message):
+        pretrain.run(settings(corpus, tmp_path / "run", word))
+
+
+def test_a_checkpoint_with_another_vocabulary_is_refused(corpus, tmp_path):
+    first = pretrain.run(settings(corpus, tmp_path / "first", "tokens=512"))
+    Tokenizer.train([TEXT], 520).save(tmp_path / "other")
+    with pytest.raises(ConfigError, match="540 embedding rows"):
+        pretrain.run(settings(corpus, tmp_path / "second", f"checkpoint={first}", f"tokenizer={tmp_path / 'other'}"))
