@@ -180,7 +180,7 @@ def _tokenizer(runs: Sequence[StageRun]) -> str:
 
 def _losses(runs: Sequence[StageRun]) -> str:
     parts = []
-    language = [run for run in runs if run.stage == "pretrain"]
+    language = [run for run in runs if run.stage == "pretrain" and _steps(run)]
     if language:
         parts.append(_plot(lambda figure: _draw_pretraining(figure, language), width=9, height=3.4))
     for run in runs:
