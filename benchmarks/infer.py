@@ -1,6 +1,6 @@
 """Decoding and prompt speed on this CPU: Herd's engine beside `transformers`, taking turns in one run.
 
-    python benchmarks/infer.py [--shape demo|1b] [--rounds 3] [--threads 2]
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/infer.py [--shape demo|1b] [--rounds 3] [--threads 2]
 
 Weights are random, bfloat16; answers are greedy and never stop early. `decode` is one answer at a time after a short
 prompt; `prompt` is 512 tokens of new prompt; `many` is 16 requests at once, 256 tokens in and 128 out (a quarter of
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
+import os
 import subprocess
 import tempfile
 import time
@@ -31,6 +31,7 @@ from herd.model.init import initialize
 from herd.model.llama import LlamaForCausalLM
 from herd.ops.probe import matmul_rate, memory_bandwidth
 from herd.ops.quantized import replace_linears
+from herd.run import environment
 from herd.tokenizer import Tokenizer
 from herd.types import SamplingParams
 
@@ -143,10 +144,11 @@ def write(arguments: argparse.Namespace, config: ModelConfig, speeds: dict[str, 
         "commit": commit,
         "command": f"python benchmarks/infer.py --shape {arguments.shape} --rounds {arguments.rounds}",
         "hardware": {
-            "cpu": platform.processor() or platform.machine(),
+            "cpu": environment()["processor"],
             "threads": arguments.threads,
             "matmul_bf16_gflops": round(matmul_rate(torch.bfloat16) / 1e9),
             "bandwidth_gbytes_per_second": round(memory_bandwidth() / 1e9, 1),
+            "load_average": round(os.getloadavg()[0], 1),
             "torch": torch.__version__,
         },
         "shape": {"name": arguments.shape, "parameters": num_parameters(config)},
