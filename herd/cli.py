@@ -97,7 +97,9 @@ def _sort_words(verb: str, cls: type, words: list[str]) -> tuple[Path | None, li
             name, equals, value = word[2:].partition("=")
             name = name.replace("-", "_")
             if not equals:
-                value = "true" if hints.get(name) is bool else next(rest, "")
+                value = "true" if hints.get(name) is bool else next(rest, None)
+            if value is None:
+                raise ConfigError(f"{word}: expected a value after it ({word} VALUE)")
             overrides.append(f"{name}={value}")
         elif "=" in word and not Path(word).exists():
             overrides.append(word)
@@ -106,7 +108,8 @@ def _sort_words(verb: str, cls: type, words: list[str]) -> tuple[Path | None, li
         elif "path" in hints:
             overrides.append(f"path={word}")
         else:
-            raise ConfigError(f"{word}: expected a recipe (.yaml) or setting=value; see `herd {verb} --help`")
+            expected = "only one recipe" if recipe else "a recipe (.yaml) or setting=value"
+            raise ConfigError(f"{word}: expected {expected}; see `herd {verb} --help`")
     return recipe, overrides
 
 
@@ -134,8 +137,11 @@ def _summary(verb: str) -> str:
 def _verb_help(verb: str, stage: ModuleType, cls: type) -> str:
     from herd.config import describe
 
-    lines = [(stage.__doc__ or "").strip(), "", f"  herd {verb} [recipe.yaml] [setting=value ...]", ""]
-    for setting in describe(cls):
+    settings = describe(cls)
+    first = "PATH" if any(setting.name == "path" for setting in settings) else "[recipe.yaml]"
+    usage = f"  herd {verb} {first} [setting=value ...]     (or --setting value; lists as [a,b])"
+    lines = [(stage.__doc__ or "").strip(), "", usage, ""]
+    for setting in settings:
         default = "required" if setting.default is None else f"default {setting.default or 'empty'}"
         lines += [f"  {setting.name}  ({setting.kind}; {default})", f"      {setting.text}"]
     return "\n".join(lines)
@@ -157,7 +163,7 @@ def _system_fault(error: OSError) -> str | None:
             return f"{where}the disk is full; free some space and give the same command again, it continues"
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return f"{where}no permission; choose a place you may write to (out=...) or change its rights"
-        case errno.ENOTDIR | errno.EISDIR | errno.ENOENT | errno.ENAMETOOLONG:
+        case errno.EEXIST | errno.ENOTDIR | errno.EISDIR | errno.ENOENT | errno.ENAMETOOLONG:
             return f"{where}{error.strerror.lower()}"
         case _:
             return None

@@ -199,7 +199,7 @@ def _apply_overrides(cls: type, values: dict, origin: dict[str, str], overrides:
         for part in path[:-1]:
             node = node.setdefault(part, {}) if isinstance(node.get(part, {}), dict) else node
         kind = _kind_at(cls, path)
-        if isinstance(value, str) and typing.get_origin(kind) is list:
+        if isinstance(value, str) and _is_list(kind):
             value = [value]
         node[path[-1]] = value
         origin[name] = word
@@ -295,6 +295,11 @@ def _kind_at(cls: type, path: Sequence[str]) -> Any:
     for part in path[:-1]:
         cls = _settings_class(_hints(cls).get(part)) if cls else None
     return _hints(cls).get(path[-1]) if cls else None
+
+
+def _is_list(kind: Any) -> bool:
+    """Whether an annotation is `list[...]` or `list[...] | None`."""
+    return any(typing.get_origin(option) is list for option in (kind, *typing.get_args(kind)))
 
 
 def _kind_name(kind: Any) -> str:

@@ -258,16 +258,19 @@ def environment() -> dict[str, Any]:
 
 
 def _enter(path: Path, stage: str, settings: dict, hashes: dict[str, str]) -> dict[str, Any]:
+    fresh = {"format": FORMAT, "stage": stage, "state": "running", "settings": settings, "inputs": hashes}
     if not (path / "run.json").exists():
         foreign = [
             item.name for item in path.iterdir() if item.name not in _BOOKKEEPING and not item.name.endswith(".tmp")
         ]
         if foreign:
             raise CheckpointError(f"{path}: holds files that are not a Herd run ({foreign[0]}); choose another out=")
-        return {"format": FORMAT, "stage": stage, "state": "running", "settings": settings, "inputs": hashes}
+        return fresh
     manifest = read_manifest(path)
     if manifest["stage"] != stage:
         raise CheckpointError(f"{path}: is a `{manifest['stage']}` run, not a `{stage}` run; choose another out=")
+    if manifest["state"] == "running" and not _holds_work(path):
+        return fresh  # an earlier try failed before it made anything
     changed = _differences(manifest["settings"], settings) + [
         f"input `{name}` has other content"
         for name in dict.fromkeys([*hashes, *manifest["inputs"]])
@@ -280,6 +283,10 @@ def _enter(path: Path, stage: str, settings: dict, hashes: dict[str, str]) -> di
             + "\nChoose another out=, or delete the folder to start afresh"
         )
     return manifest
+
+
+def _holds_work(path: Path) -> bool:
+    return bool(_output_files(path)) or (path / "state").exists() or any(path.glob("*/run.json"))
 
 
 def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:

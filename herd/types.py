@@ -97,6 +97,10 @@ class SamplingParams:
     stop: tuple[str, ...] = ()  # strings that end the answer and are not part of it
     logprobs: int | None = None  # also return log-probabilities: of the drawn token and of this many likeliest
 
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str | list):  # one string, or a list, as OpenAI's clients send it
+            object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+
 
 @dataclass(frozen=True)
 class TokenLogprob:

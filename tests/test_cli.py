@@ -55,6 +55,7 @@ def test_every_stage_file_is_a_verb():
         (["pack", "word"], "word: expected a recipe"),
         (["pack", "out=x", "documnets=y"], "no setting `documnets`; did you mean `documents`?"),
         (["chat", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["demo", "--pages"], "--pages: expected a value"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_message_with_status_2(words, message, capsys):

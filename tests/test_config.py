@@ -141,3 +141,14 @@ def test_a_list_may_stand_as_a_default_and_is_never_shared():
         """Names."""
 
     assert Listed().names == ["a"] and Listed().names is not Listed().names
+
+
+def test_one_word_fills_a_list_even_an_optional_one():
+    @settings
+    class Listed:
+        """Lists."""
+
+        names: list[str] | None = None
+        """Names."""
+
+    assert config.load(Listed, None, ["names=a"]).names == ["a"]

@@ -170,3 +170,18 @@ def test_half_written_files_and_folders_do_not_exist(tmp_path):
         (aside / "part").write_text("new")
     assert (tmp_path / "folder" / "part").read_text() == "new"
     assert [item.name for item in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_folder_in_which_nothing_was_made_takes_other_settings(tmp_path):
+    with pytest.raises(ValueError), open_stage(tmp_path / "run", steps=3):
+        raise ValueError("before anything was made")
+    finish(tmp_path / "run", steps=4)
+    assert runs.read_manifest(tmp_path / "run")["settings"]["steps"] == 4
+
+
+def test_an_interrupted_run_that_made_something_refuses_other_settings(tmp_path):
+    with pytest.raises(KeyboardInterrupt), open_stage(tmp_path / "run", steps=3) as run:
+        runs.atomic_write(run.path / "part", "work")
+        raise KeyboardInterrupt
+    with pytest.raises(CheckpointError, match="steps: 3 there, 4 now"), open_stage(tmp_path / "run", steps=4):
+        pass

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from herd.errors import CheckpointError, RequestError
+from herd.errors import CapacityError, CheckpointError, ConfigError, RequestError
 from herd.infer.blocks import BlockAllocator
 from herd.infer.cache import BLOCK_SIZE, PagedCache, num_blocks_for
 from herd.infer.request import Answer, Piece, Pieces, Request, check_params, completion
@@ -71,6 +71,7 @@ class Engine:
         max_context: int | None = None,
     ) -> None:
         folder = find_checkpoint(path)
+        _check_device(device)
         model = load_checkpoint(folder, dtype=dtype, device=device, attend=paged_attention)
         if not isinstance(model, LlamaForCausalLM):
             raise CheckpointError(f"{folder} holds a reward model, which gives scores and no text.")
@@ -79,6 +80,7 @@ class Engine:
         if quantize == "int8":
             replace_linears(model, quantizable_layers(model))
         self._assemble(model, Tokenizer.load(folder), cache_bytes, max_sequences, max_prompt_tokens, max_context)
+        _check_ends(folder, model, self.tokenizer)
         self._end_answers_with(_as_ids(model.config.eos_token_id) | _generation_stop_ids(folder))
 
     @classmethod
@@ -441,6 +443,25 @@ def _generation_stop_ids(folder: Path) -> frozenset[int]:
         return _as_ids(json.loads((folder / "generation_config.json").read_text(encoding="utf-8")).get("eos_token_id"))
     except (OSError, ValueError, AttributeError):
         return frozenset()
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ConfigError(f"device={device}: no such device; expected cpu or cuda") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise CapacityError(f"device={device}: PyTorch finds no GPU here; leave device out to run on the CPU")
+
+
+def _check_ends(folder: Path, model: LlamaForCausalLM, tokenizer: Tokenizer) -> None:
+    """A tokenizer that does not know the ids that end the model's answers is another model's."""
+    unknown = [token for token in _as_ids(model.config.eos_token_id) if token >= tokenizer.vocab_size]
+    if unknown:
+        raise CheckpointError(
+            f"{folder}: its config.json ends answers with id {unknown[0]}, its tokenizer has only "
+            f"{tokenizer.vocab_size} ids: they do not belong together"
+        )
 
 
 def _as_ids(ids: object) -> frozenset[int]:

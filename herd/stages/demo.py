@@ -29,7 +29,7 @@ from herd.model.checkpoint import empty_model
 from herd.model.init import initialize
 from herd.ops.probe import best_dtype
 from herd.report import render
-from herd.run import Run, atomic_write, open_run, read_manifest
+from herd.run import Run, atomic_write, fingerprint, open_run, read_manifest
 from herd.stages.pretrain import ModelSettings, PretrainSettings, new_config
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.objectives import next_token
@@ -110,7 +110,9 @@ def run(settings: DemoSettings) -> Path:
     began = time.monotonic()
     inputs = {"pages": settings.pages} if settings.pages else {}
     with open_run(settings.path, stage="demo", settings=settings, inputs=inputs) as run:
-        if not run.finished:
+        if run.finished:
+            _check_steps(settings.path)
+        else:
             _check_machine(run, settings)
             _raise(run, settings)
     _farewell(settings.path, time.monotonic() - began)
@@ -125,6 +127,12 @@ def _check_machine(run: Run, settings: DemoSettings) -> None:
     if memory < 0.9 * _MEMORY_BYTES:
         raise CapacityError(f"{memory / 1e9:.1f} GB of memory here; the demo needs {_MEMORY_BYTES / 1e9:.0f} GB")
     run.need(disk_bytes=_DISK_BYTES, seconds=settings.pretrain_seconds + 200)
+
+
+def _check_steps(path: Path) -> None:
+    """Whether every finished step still holds what it wrote; the step that does not is named."""
+    for manifest in sorted(path.glob("*/run.json")):
+        fingerprint(manifest.parent)
 
 
 def _raise(run: Run, settings: DemoSettings) -> None:

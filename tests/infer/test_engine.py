@@ -312,7 +312,7 @@ def test_inputs_of_another_kind_are_refused(engine, wrong):
         {"n": True},
         {"seed": 2**70},
         {"stop": ("",)},
-        {"stop": "text"},
+        {"stop": ("",)},
         {"logprobs": 21},
         {"temperature": "warm"},
     ],
