@@ -4,6 +4,7 @@ Kinds of rejected answer:
 
 - `other_answer`: what the documentation says about the most similar other name;
 - `wrong_signature`: the right parameters with one left out, renamed, or out of order;
+- `wrong_kind`: the signature where it was asked what the name does, or the other way round;
 - `own_sample`: what the model itself said, where that scores badly by token F1;
 - `refusal`: "I do not know" where the answer is known, or an answer where the name does not exist.
 
@@ -34,20 +35,30 @@ def strength(gap: float) -> str:
     return "slightly_better" if gap >= 0.15 else "marginally_better"
 
 
+OWN = ("own_sample", "edited")
+"""The kinds of pair that hold the model's own samples: what DPO learns from, as it should see what the policy says."""
+
+
 def make_pairs(questions: Sequence[dict], samples: Sequence[Sequence[str]], pool: Sequence[dict]) -> list[dict]:
-    """All pairs of some questions; `samples` are the model's answers to each, `pool` holds rows of other names.
+    """All pairs of some questions; `samples` are the model's answers to each (perhaps none), `pool` is where other
+    names' and other kinds' answers come from.
 
     A pure function: the same questions and samples give the same pairs in the same order.
     """
     others = retrieved_answers(questions, pool)
+    known = {(row["name"], row["kind"]): row["messages"][-1]["content"] for row in pool}
     pairs = []
     for question, answers, other in zip(questions, samples, others, strict=True):
-        pairs += pairs_of(question, answers, other)
+        swapped = {"summary": "signature", "signature": "summary"}.get(question["kind"], "")
+        pairs += pairs_of(question, answers, other, known.get((question["name"], swapped), ""))
     return pairs
 
 
-def pairs_of(question: dict, samples: Sequence[str], other: str) -> list[dict]:
-    """The pairs of one question: at most one of each kind. `other` is the reference of the most similar other name."""
+def pairs_of(question: dict, samples: Sequence[str], other: str = "", swapped: str = "") -> list[dict]:
+    """The pairs of one question: at most one of each kind.
+
+    `other` is the reference of the most similar other name, `swapped` the answer to another question about this one.
+    """
     name, kind, reference = question["name"], question["kind"], question["answer"]
     right = question["messages"][-1]["content"]
     pairs = []
@@ -63,6 +74,8 @@ def pairs_of(question: dict, samples: Sequence[str], other: str) -> list[dict]:
         return pairs
     if other:
         add("other_answer", right, spoken(name, kind, other), 1 - token_f1(other, reference))
+    if swapped:
+        add("wrong_kind", right, swapped, 1.0)
     if kind == "signature" and (spoiled := spoil_signature(reference, name)):
         add("wrong_signature", right, spoken(name, kind, spoiled), 1 - token_f1(spoiled, reference))
     if scored and scored[0][0] < _GOOD_SAMPLE:

@@ -1,8 +1,8 @@
 """Questions and answers made from facts, by wordings written here.
 
-The wordings for training and for evaluation are disjoint: a score on the evaluation's says that the model understood
-which name is meant and what is wanted, not that it has seen the sentence. Facts of held-out groups are only ever
-asked about in the evaluation.
+The wordings for training, for sampling and for evaluation are disjoint: a score on the evaluation's says that the model
+understood which name is meant and what is wanted, not that it has seen the sentence. Facts of held-out groups are only
+ever asked about in the evaluation.
 """
 
 from __future__ import annotations
@@ -31,21 +31,31 @@ TRAIN_WORDINGS: Mapping[str, tuple[str, ...]] = {
         "Describe {name}.",
         "Tell me about {name}.",
         "Summarize {name}.",
+        "Define {name}.",
         "When would I use {name}?",
         "What happens when I use {name}?",
         "What does the documentation say about {name}?",
         "How would you describe {name}?",
         "What is {name} good for?",
+        "What is the role of {name}?",
+        "What is the meaning of {name}?",
+        "Which job has {name}?",
+        "What would {name} do for me?",
+        "What can {name} do?",
         "Can you explain {name}?",
+        "Can you tell me what {name} does?",
         "Do you know {name}?",
         "Remind me what {name} does.",
-        "Which job has {name}?",
         "I found {name} in some code. What is it?",
         "My program uses {name}. What for?",
         "I am looking at {name}. Tell me about it.",
+        "I do not understand {name}. What is it for?",
+        "I read about {name}. What does it do?",
         "The next name is {name}. Explain it.",
         "Why would anybody want {name}?",
+        "Why do programs use {name}?",
         "I have to use {name} and know nothing about it.",
+        "Write a sentence about {name}.",
         "what does {name} do",
     ),
     "signature": (
@@ -53,14 +63,20 @@ TRAIN_WORDINGS: Mapping[str, tuple[str, ...]] = {
         "What is the signature of {name}?",
         "What are the parameters of {name}?",
         "Which arguments can I give to {name}?",
+        "Which arguments are there for {name}?",
         "Show me the arguments of {name}.",
         "List the parameters of {name}.",
+        "Tell me the parameters of {name}.",
+        "Write the signature of {name}.",
         "What do I pass to {name}?",
         "With what arguments is {name} called?",
         "How is {name} called?",
         "Can you tell me the parameters of {name}?",
+        "Can you list the arguments of {name}?",
         "I use {name}. Which arguments are there?",
         "My program calls {name}. What are its parameters?",
+        "I forgot the arguments of {name}.",
+        "Does {name} take arguments?",
         "what parameters does {name} have",
     ),
     "module": (
@@ -72,9 +88,11 @@ TRAIN_WORDINGS: Mapping[str, tuple[str, ...]] = {
         "Why would I import {name}?",
         "What do I get when I import {name}?",
         "Describe the module {name}.",
+        "Introduce the {name} module.",
         "Can you explain the {name} module?",
         "A program imports {name}. What for?",
         "What is in the module {name}?",
+        "What is the {name} module good for?",
     ),
     "reverse": (
         'Which name in {module} does this: "{task}"',
@@ -82,6 +100,8 @@ TRAIN_WORDINGS: Mapping[str, tuple[str, ...]] = {
         '"{task}" What in {module} is this?',
         'Find the name in {module}: "{task}"',
         'In {module}, what fits the description "{task}"',
+        'I look for a name of {module} with the description "{task}"',
+        'Tell me what does this in {module}: "{task}"',
     ),
     "page": ('What is the page "{name}" about?', 'Summarize "{name}".', 'What does "{name}" say?'),
     "section": (
@@ -115,6 +135,49 @@ CLOSINGS = (
     " Please be brief.",
 )
 """What some training questions begin and end with, so that the words around a name mean as little as they do."""
+
+PROMPT_WORDINGS: Mapping[str, tuple[str, ...]] = {
+    "summary": (
+        "Introduce {name}.",
+        "When does one need {name}?",
+        "What happens when {name} runs?",
+        "How does the documentation describe {name}?",
+        "What is the point of {name}?",
+        "What is the task of {name}?",
+        "Which problem does {name} solve?",
+        "Can you describe {name}?",
+        "Could you summarize {name}?",
+        "Say what {name} does.",
+        "I see {name} here. What does it do?",
+        "A program of mine calls {name}. Why?",
+        "I want to learn about {name}. What is its use?",
+        "Why is there {name}?",
+        "I need a summary of {name}.",
+        "Here is {name}. What is its role?",
+    ),
+    "signature": (
+        "What are the arguments of {name}?",
+        "Which parameters does {name} have?",
+        "Show the signature of {name}.",
+        "Name the arguments of {name}.",
+        "What must be passed to {name}?",
+        "How do I call {name}?",
+        "Could you show the signature of {name}?",
+        "I have to call {name}. With what parameters?",
+        "I need the parameters of {name}.",
+    ),
+    "module": (
+        "Summarize the module {name}.",
+        "Can you describe the module {name}?",
+        "What is the role of the module {name}?",
+        "When do I need the module {name}?",
+        "I want to learn about the module {name}.",
+    ),
+    "page": ('I have no time to read "{name}". What is in it?',),
+    "section": ('What is the point of {name} in "{module}"?',),
+    "term": ("What is meant by the word {name}?", "Introduce {name}."),
+}
+"""Wordings that the first fine-tuning does not contain: new prompts for preference pairs and rejection sampling."""
 
 EVAL_WORDINGS: Mapping[str, tuple[str, ...]] = {
     "summary": (
@@ -187,7 +250,7 @@ _CHATS = (
 """What people say that is not a question about a name, and the answers, written by us."""
 
 
-def wordings_of(fact: Fact) -> tuple[str, ...]:
+def kinds_of(fact: Fact) -> tuple[str, ...]:
     """The kinds of question that are asked about a fact; the reverse of every fourth only, which is long."""
     if fact.kind in (*_PAGE_KINDS, "module"):
         return (fact.kind,)
@@ -247,7 +310,7 @@ class QuestionSets:
     """What the questions stage writes: rows of `messages`, `name`, `kind`, `group` and `answer` (what is scored)."""
 
     train: list[dict]
-    prompts: list[dict]  # the same facts in training wordings that `train` does not ask them in: for sampling
+    prompts: list[dict]  # the same facts in wordings of their own: what preferences and rejection sampling ask
     eval_trained: list[dict]
     eval_heldout: list[dict]
     eval_unknown: list[dict]  # invented names: the honest answer is that it is not known
@@ -271,9 +334,8 @@ def make_questions(
     heldout = [fact for fact in facts if is_trained_on(fact, holdout) is False][:max_questions]
     train, prompts = [], []
     for fact in trained:
-        asked, spare = _training_rows(fact, wordings)
-        train += asked
-        prompts += spare
+        train += _training_rows(fact, wordings)
+        prompts += _prompt_rows(fact)
     invented = list(invented_names(trained, known, count=max(len(trained) // 10, 8)))
     train += [_varied(row) for row in _unknown_rows(invented[::2], TRAIN_WORDINGS["summary"])]
     train += _chat_rows(subject, len(train))
@@ -320,17 +382,27 @@ def _task(summary: str) -> str:
     return summary if len(words) <= _MAX_TASK_WORDS else " ".join(words[:_MAX_TASK_WORDS]) + " ..."
 
 
-def _training_rows(fact: Fact, wordings: int) -> tuple[list[dict], list[dict]]:
-    """The rows a fact is trained on, and rows in wordings it is not trained on."""
-    asked, spare = [], []
-    for kind in wordings_of(fact):
-        order = sorted(TRAIN_WORDINGS[kind], key=lambda wording: _hash(fact.name, wording))
+def _training_rows(fact: Fact, wordings: int) -> list[dict]:
+    """The rows a fact is trained on: signatures in half as many wordings as summaries, the reverse in one."""
+    rows = []
+    for kind in kinds_of(fact):
         count = {"signature": (wordings + 1) // 2, "reverse": 1}.get(kind, wordings)
-        count = min(count, max(len(order) - 2, 1))
-        asked += [_varied(question_row(fact, kind, wording)) for wording in order[:count]]
-        if kind != "reverse":
-            spare += [question_row(fact, kind, wording) for wording in order[count : count + 2]]
-    return asked, spare
+        rows += [_varied(question_row(fact, kind, wording)) for wording in _drawn(fact, TRAIN_WORDINGS[kind], count)]
+    return rows
+
+
+def _prompt_rows(fact: Fact) -> list[dict]:
+    """The rows whose questions later steps put to the model: two for a summary, one for a signature."""
+    rows = []
+    for kind in kinds_of(fact):
+        drawn = _drawn(fact, PROMPT_WORDINGS.get(kind, ()), 1 if kind == "signature" else 2)
+        rows += [question_row(fact, kind, wording) for wording in drawn]
+    return rows
+
+
+def _drawn(fact: Fact, wordings: Sequence[str], count: int) -> list[str]:
+    """Some of the wordings, others for each fact."""
+    return sorted(wordings, key=lambda wording: _hash(fact.name, wording))[:count]
 
 
 def _varied(row: dict) -> dict:
@@ -350,7 +422,7 @@ def _evaluation_rows(facts: Sequence[Fact], max_questions: int) -> list[dict]:
     """One question a fact in an evaluation wording: mostly what it is for, some signatures, few reversed."""
     rows = []
     for fact in sorted(facts, key=lambda fact: _hash(fact.name, "evaluation"))[:max_questions]:
-        kinds = wordings_of(fact)
+        kinds = kinds_of(fact)
         draw = _hash(fact.name, "kind") % 10
         kind = kinds[0]
         if draw < 2 and "signature" in kinds:

@@ -8,9 +8,9 @@ from pathlib import Path
 from herd.config import settings
 from herd.data.rows import read_rows
 from herd.errors import DataError
-from herd.evals.qa import prompt_of
+from herd.evals.qa import prompt_of, question_text
 from herd.log import say
-from herd.post.preferences import make_pairs
+from herd.post.preferences import OWN, make_pairs
 from herd.post.questions import write_rows
 from herd.post.sampling import sample_answers
 from herd.run import open_run
@@ -27,8 +27,10 @@ class PreferencesSettings:
     """The chat model that is sampled: a checkpoint or a run folder of `herd sft`."""
     questions: Path
     """Run folder of `herd questions`."""
-    max_prompts: int = 384
-    """Questions about trained facts, in wordings that SFT did not ask them in."""
+    max_prompts: int = 1200
+    """Questions about trained facts, in wordings that SFT does not contain."""
+    max_sampled: int = 384
+    """How many of them the model is asked; the others get the negatives that need no sampling."""
     max_heldout: int = 96
     """Questions about held-out groups, whose pairs a reward model is tested on."""
     samples: int = 4
@@ -48,7 +50,8 @@ class PreferencesSettings:
 
 
 def run(settings: PreferencesSettings) -> Path:
-    """Write `pairs.jsonl` (trained groups) and `heldout.jsonl` (groups that no training has seen)."""
+    """Write `pairs.jsonl` (trained groups), `own.jsonl` (those of them with samples of the model, for DPO) and
+    `heldout.jsonl` (groups that no training has seen)."""
     inputs = {"checkpoint": settings.checkpoint, "questions": settings.questions}
     with open_run(settings.out, stage="preferences", settings=settings, inputs=inputs) as run:
         if run.finished:
@@ -56,9 +59,10 @@ def run(settings: PreferencesSettings) -> Path:
         run.need(disk_bytes=4000 * (settings.max_prompts + settings.max_heldout))
         rows = {name: read_questions(settings.questions, name) for name in ("prompts", "train", "eval_heldout")}
         prompts = spread(rows["prompts"], settings.max_prompts)
-        unknown = [row for row in rows["train"] if row["kind"] == "unknown"][: settings.max_prompts // 12]
+        sampled = spread(prompts, settings.max_sampled)
+        unknown = [row for row in rows["train"] if row["kind"] == "unknown"][: settings.max_sampled // 12]
         heldout = rows["eval_heldout"][: settings.max_heldout]
-        asked = [*prompts, *unknown, *heldout]
+        asked = [*sampled, *unknown, *heldout]
         params = SamplingParams(
             temperature=settings.temperature,
             top_p=1.0,
@@ -66,15 +70,16 @@ def run(settings: PreferencesSettings) -> Path:
             n=settings.samples,
             seed=settings.seed,
         )
-        conversations = [prompt_of(row) for row in asked]
-        answers = sample_answers(settings.checkpoint, conversations, params, run.path / "state")
-        num_trained = len(prompts) + len(unknown)
+        answers = sample_answers(settings.checkpoint, [prompt_of(row) for row in asked], params, run.path / "state")
+        said = {question_text(row): texts for row, texts in zip(asked, answers, strict=True)}
         pool = [*rows["prompts"], *rows["train"]]
-        pairs = make_pairs(asked[:num_trained], answers[:num_trained], pool)
-        tests = make_pairs(heldout, answers[num_trained:], [*pool, *rows["eval_heldout"]])
+        trained = [*prompts, *unknown]
+        pairs = make_pairs(trained, [said.get(question_text(row), []) for row in trained], pool)
+        tests = make_pairs(heldout, [said[question_text(row)] for row in heldout], [*pool, *rows["eval_heldout"]])
         if not pairs:
             raise DataError(f"{settings.questions}: no pair could be made of its {len(asked)} questions")
         write_rows(run.path / "pairs.jsonl", pairs)
+        write_rows(run.path / "own.jsonl", [pair for pair in pairs if pair["kind"] in OWN])
         write_rows(run.path / "heldout.jsonl", tests)
         kinds = Counter(pair["kind"] for pair in pairs)
         say(f"  {len(pairs):,} pairs: " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common()))
@@ -95,8 +100,6 @@ def read_questions(folder: Path, name: str) -> list[dict]:
 
 
 def spread(rows: list[dict], count: int) -> list[dict]:
-    """About `count` rows spread evenly over the list, first come first served per name."""
-    first = list({row["name"]: row for row in reversed(rows)}.values())[::-1]
-    pool = [*first, *(row for row in rows if row not in first)] if len(first) < count else first
-    step = max(len(pool) / count, 1.0)
-    return [pool[int(place * step)] for place in range(min(count, len(pool)))]
+    """`count` rows (or all) spread evenly over the list."""
+    step = max(len(rows) / count, 1.0)
+    return [rows[int(place * step)] for place in range(min(count, len(rows)))]

@@ -33,9 +33,9 @@ class RejectSettings:
     """Run folder of `herd questions`; its `prompts.jsonl` are asked."""
     samples: int = 8
     """K, the answers drawn for each question."""
-    max_prompts: int = 384
+    max_prompts: int = 512
     """Questions asked."""
-    keep: float = 0.5
+    keep: float = 0.7
     """Share (0 to 1) of the chosen answers that is kept, those of the highest reward."""
     references: bool = True
     """Whether the questions' own training conversations are mixed in, so that nothing learned is lost."""

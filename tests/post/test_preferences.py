@@ -44,7 +44,12 @@ def test_two_samples_of_clearly_different_worth_give_edited_over_chosen_over_rej
 def test_an_invented_name_prefers_the_refusal_to_an_answer():
     pairs = pairs_of(question(UNKNOWN, "unknown", "os.florble"), ["Join two paths into one."], "")
     assert [(pair["kind"], pair["chosen"]) for pair in pairs] == [("refusal", UNKNOWN)]
-    assert pairs_of(question(UNKNOWN, "unknown", "os.florble"), [UNKNOWN], "") == []
+    assert pairs_of(question(UNKNOWN, "unknown", "os.florble"), [UNKNOWN]) == []
+
+
+def test_the_answer_to_another_question_about_the_same_name_is_rejected():
+    pair = by_kind(pairs_of(question(), [], swapped="os.path.join(a, *p)"))["wrong_kind"]
+    assert (pair["chosen"], pair["rejected"]) == ("os.path.join: Join two paths into one.", "os.path.join(a, *p)")
 
 
 @pytest.mark.parametrize(
@@ -76,7 +81,7 @@ def test_pairs_are_deterministic_and_their_responses_always_differ():
     samples = [["Open the thing with care.", ""] for _ in sets.prompts]
     pairs = make_pairs(sets.prompts, samples, sets.prompts)
     assert json.dumps(pairs) == json.dumps(make_pairs(sets.prompts, samples, sets.prompts))
-    assert {"other_answer", "wrong_signature", "own_sample"} <= {pair["kind"] for pair in pairs}
+    assert {"other_answer", "wrong_signature", "own_sample", "wrong_kind"} <= {pair["kind"] for pair in pairs}
     for pair in pairs:
         responses = [pair["chosen"], pair["rejected"], *([pair["edited"]] if "edited" in pair else [])]
         assert len(set(responses)) == len(responses)

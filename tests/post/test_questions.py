@@ -11,12 +11,13 @@ from herd.evals.qa import f1_scores
 from herd.post.facts import Fact
 from herd.post.questions import (
     EVAL_WORDINGS,
+    PROMPT_WORDINGS,
     TRAIN_WORDINGS,
     UNKNOWN,
     invented_names,
+    kinds_of,
     make_questions,
     ranked,
-    wordings_of,
 )
 
 HOLDOUT = 0.2
@@ -56,13 +57,18 @@ def skeleton(wording):
     return re.sub(r"\W+", " ", re.sub(r"\{\w+\}", " ", wording)).lower().strip()
 
 
-def test_wordings_of_training_and_evaluation_are_disjoint_even_without_punctuation():
+def test_wordings_of_training_sampling_and_evaluation_are_disjoint_even_without_punctuation():
     assert TRAIN_WORDINGS.keys() == EVAL_WORDINGS.keys()
-    for kind, wordings in EVAL_WORDINGS.items():
-        trained = {skeleton(wording) for wordings in TRAIN_WORDINGS.values() for wording in wordings}
-        assert not trained & {skeleton(wording) for wording in wordings}, kind
-        fields = {name for wording in wordings for _, name, _, _ in string.Formatter().parse(wording) if name}
-        assert fields <= {"name", "module", "task"}
+    sets = [
+        {skeleton(wording) for wordings in group.values() for wording in wordings}
+        for group in (TRAIN_WORDINGS, PROMPT_WORDINGS, EVAL_WORDINGS)
+    ]
+    assert not sets[0] & sets[1]
+    assert not sets[0] & sets[2]
+    assert not sets[1] & sets[2]
+    for group in (TRAIN_WORDINGS, PROMPT_WORDINGS, EVAL_WORDINGS):
+        for wording in (wording for wordings in group.values() for wording in wordings):
+            assert {name for _, name, _, _ in string.Formatter().parse(wording) if name} <= {"name", "module", "task"}
 
 
 def test_no_question_of_the_evaluation_is_in_the_training_set(sets):
@@ -145,9 +151,7 @@ def test_well_known_names_come_first_and_equal_answers_once():
 
 def test_a_signature_is_asked_for_only_where_it_is_known_and_short():
     def kinds(parameters):
-        return wordings_of(
-            Fact(name="m.f", kind="function", module="m", group="m", summary="S.", parameters=parameters)
-        )
+        return kinds_of(Fact(name="m.f", kind="function", module="m", group="m", summary="S.", parameters=parameters))
 
     assert "signature" in kinds("a, b")
     assert "signature" in kinds("")

@@ -172,6 +172,8 @@ def test_preferences_writes_pairs_of_trained_groups_and_a_held_out_file(inputs, 
     assert len(pairs) == figures_of(out)["pairs"] > 30
     assert {"other_answer", "own_sample", "wrong_signature"} <= {pair["kind"] for pair in pairs}
     assert heldout
+    own = rows_of(out / "own.jsonl")
+    assert own == [pair for pair in pairs if pair["kind"] in ("own_sample", "edited")]
     assert not any(is_held_out(pair["group"], 0.2) for pair in pairs)
     assert all(is_held_out(pair["group"], 0.2) for pair in heldout)
     asked = {
