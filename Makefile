@@ -48,7 +48,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.torch: | $(VENV)/bin/python
 	@echo "installing PyTorch ($(TORCH)) and Herd into $(VENV) ..."
-	$(PIP) $(TORCH_INDEX) "$(TORCH)"
+	$(PIP) --retries 1 $(TORCH_INDEX) "$(TORCH)"
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/.torch

@@ -143,8 +143,14 @@ def open_shards(folder: Path) -> dict[str, Documents]:
 
 
 def open_heldout(packed: Path) -> dict[str, Documents]:
-    """The held-out sources of a `herd pack` run; none where so few groups were packed that none was held out."""
+    """The held-out sources of a `herd pack` run; none where so few groups were packed that none was held out.
+
+    Raises:
+        DataError: not the run folder of `herd pack`.
+    """
     folder = Path(packed) / "heldout"
+    if not folder.is_dir() and not (Path(packed) / "train").is_dir():
+        raise DataError(f"{packed}: has neither train/ nor heldout/ shards; expected the run folder of `herd pack`")
     return open_shards(folder) if folder.is_dir() else {}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from herd.data.shards import ShardWriter
-from herd.errors import ConfigError
+from herd.errors import DataError
 from herd.infer.engine import Engine
 from herd.model.checkpoint import save
 from herd.stages.quantize import QuantizeSettings, run
@@ -50,8 +50,8 @@ def test_without_shards_only_size_and_speed_are_measured(tmp_path, checkpoint):
     assert "size_ratio" in figures and "heldout_bits_per_byte_before" not in figures
 
 
-def test_shards_without_a_held_out_side_are_refused(tmp_path, checkpoint):
+def test_a_folder_that_is_no_pack_run_is_refused(tmp_path, checkpoint):
     (tmp_path / "pack").mkdir()
     (tmp_path / "pack" / "index.json").write_text("{}")
-    with pytest.raises(ConfigError, match="heldout"):
+    with pytest.raises(DataError, match="herd pack"):
         run(QuantizeSettings(checkpoint=checkpoint, shards=tmp_path / "pack", out=tmp_path / "out"))
