@@ -55,7 +55,10 @@ class SavingSettings:
 
 @dataclass(frozen=True)
 class Hook:
-    """A function called with the number of finished steps, wherever `due(step, num_steps)` says so."""
+    """A function called with the number of finished steps, wherever `due(step, num_steps)` says so.
+
+    A resumed run calls the hooks of the step it continues from once more; so `call` must not mind a second time.
+    """
 
     call: Callable[[int], None]
     due: Callable[[int, int], bool]
@@ -100,6 +103,9 @@ def train(
     hooks = [*hooks, every(saving.snapshot_steps, partial(_snapshot, model, run.path))]
     settled, saved_at = True, time.monotonic()
     model.train()
+    for hook in hooks:  # a run killed between its save and its hooks owes them: a snapshot may be missing
+        if adamw.num_steps and hook.due(adamw.num_steps, num_steps):
+            _call(hook, model, adamw.num_steps)
     done, total = loader.tokens_before(adamw.num_steps), loader.tokens_before(num_steps)
     with progress(label, total=total, unit="tokens", done=done) as bar:
         try:

@@ -194,6 +194,18 @@ def test_hooks_run_when_due_in_eval_mode_and_after_the_state_is_saved(tmp_path):
     assert {entry[2:] for entry in seen} == {(False, False, True)}
 
 
+def test_a_run_killed_between_its_save_and_its_snapshot_makes_the_snapshot_when_resumed(tmp_path):
+    saving = SavingSettings(save_seconds=1000, snapshot_steps=4)
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "_snapshot", lambda model, folder, step: _interrupt(step))
+        train_tiny(tmp_path / "torn", num_steps=8, saving=saving)
+    train_tiny(tmp_path / "torn", num_steps=8, saving=saving)
+    train_tiny(tmp_path / "whole", num_steps=8, saving=saving)
+    for step in ("step-00000004", "step-00000008"):
+        torn, whole = (load(tmp_path / name / "checkpoints" / step) for name in ("torn", "whole"))
+        assert all(torch.equal(a, b) for a, b in zip(torn.parameters(), whole.parameters(), strict=True))
+
+
 def test_snapshots_are_checkpoints_that_load(tmp_path):
     from_run = train_tiny(tmp_path, num_steps=6, saving=SavingSettings(snapshot_steps=3))
     folders = sorted((tmp_path / "checkpoints").iterdir())
