@@ -33,7 +33,7 @@ from herd.infer.sampler import SamplingRows, log_probabilities, sample, uniforms
 from herd.infer.scheduler import Plan, Scheduler
 from herd.model.checkpoint import empty_model, find_checkpoint
 from herd.model.checkpoint import load as load_checkpoint
-from herd.model.llama import LlamaForCausalLM
+from herd.model.llama import Attend, LlamaForCausalLM
 from herd.ops.paged_attention import paged_attention
 from herd.ops.quantized import QuantizedLinear, empty_like, replace_linears
 from herd.tokenizer.chat import render
@@ -95,13 +95,9 @@ class Engine:
         max_context: int | None = None,
     ) -> Engine:
         """An engine around a model in memory, such as one in training: the weights are shared, not copied."""
-        shared = empty_model(model.config, paged_attention)
-        quantized = [name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)]
-        replace_linears(shared, quantized, empty_like)
-        shared.load_state_dict(model.state_dict(), assign=True)
-        shared.tie_weights()
         engine = cls.__new__(cls)
-        engine._assemble(shared.eval(), tokenizer, cache_bytes, max_sequences, max_prompt_tokens, max_context)
+        shared = with_attention(model, paged_attention)
+        engine._assemble(shared, tokenizer, cache_bytes, max_sequences, max_prompt_tokens, max_context)
         engine._end_answers_with(_as_ids(model.config.eos_token_id))
         return engine
 
@@ -401,6 +397,16 @@ class Engine:
             raise RequestError(
                 f"The prompt holds token id {wrong[0]}; this model knows 0 to {self.model.config.vocab_size - 1}."
             )
+
+
+def with_attention(model: LlamaForCausalLM, attend: Attend) -> LlamaForCausalLM:
+    """The same model with another attention: the weights are shared, not copied."""
+    shared = empty_model(model.config, attend)
+    quantized = [name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)]
+    replace_linears(shared, quantized, empty_like)
+    shared.load_state_dict(model.state_dict(), assign=True)
+    shared.tie_weights()
+    return shared.eval()
 
 
 def quantizable_layers(model: nn.Module) -> list[str]:
