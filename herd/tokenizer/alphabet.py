@@ -37,3 +37,8 @@ def read_piece(name: str) -> bytes:
     if match := _BYTE_PIECE.fullmatch(name):
         return bytes([int(match[1], 16)])
     return name.replace(WORD_START, " ").encode()
+
+
+def is_byte_piece(name: str) -> bool:
+    """Whether a SentencePiece token stands for one byte: "<0x0A>"."""
+    return _BYTE_PIECE.fullmatch(name) is not None

@@ -123,7 +123,7 @@ def _parse_json(content: bytes, path: Path) -> dict[str, Any]:
     if _does_what_tiktoken_does(data):
         ranks = {read_bytes(token): rank for token, rank in model["vocab"].items() if token not in special}
         _check_ranks(ranks, path)
-        if _split(model["merges"]) == [(write_bytes(left), write_bytes(right)) for left, right in merges(ranks)]:
+        if split_merges(model["merges"]) == [(write_bytes(left), write_bytes(right)) for left, right in merges(ranks)]:
             return {"ranks": ranks, "special": special}
     return {"ranks": {}, "special": special, "pieces": content.decode()}
 
@@ -151,7 +151,7 @@ def _does_what_tiktoken_does(data: dict[str, Any]) -> bool:
     return False
 
 
-def _split(pairs: list[str] | list[tuple[str, str]]) -> list[tuple[str, ...]]:
+def split_merges(pairs: list[str] | list[tuple[str, str]]) -> list[tuple[str, ...]]:
     """Merges as pairs; older files write them as one string with a space."""
     return [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in pairs]
 

@@ -22,7 +22,7 @@ class PieceEncoding:
         vocabulary = self._with_special.get_vocab(with_added_tokens=True)
         names = {token_id: name for name, token_id in special.items()}
         self._bytes = {i: names[i].encode() if i in names else read(name) for name, i in vocabulary.items()}
-        self._opens_with_space = _adds_a_space(data)
+        self._opens_with_space = adds_a_space(data)
         self.max_token_value = max(self._bytes)
 
     def encode_ordinary(self, text: str) -> list[int]:
@@ -43,7 +43,7 @@ class PieceEncoding:
         return self._bytes[token]
 
 
-def _adds_a_space(data: dict) -> bool:
+def adds_a_space(data: dict) -> bool:
     """Whether SentencePiece's habit of opening a text with a space is on: in the normalizer or in the pre-tokenizer."""
     normalizer = data.get("normalizer") or {}
     steps = normalizer.get("normalizers", [normalizer])

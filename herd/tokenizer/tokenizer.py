@@ -16,7 +16,7 @@ import numpy as np
 import tiktoken
 
 from herd.errors import ConfigError, DataError
-from herd.tokenizer import bpe, files
+from herd.tokenizer import bpe, files, gguf
 from herd.tokenizer.pieces import PieceEncoding
 from herd.tokenizer.specials import (
     BEGIN_OF_TEXT,
@@ -140,6 +140,10 @@ class Tokenizer:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `tokenizer.model` (tiktoken ranks), `tokenizer.json` and its companions, which `transformers` loads."""
         return files.write(self, Path(folder))
+
+    def gguf_fields(self, num_rows: int | None = None) -> dict[str, Any]:
+        """The tokenizer's part of a GGUF file's metadata, for llama.cpp; see `herd.tokenizer.gguf`."""
+        return gguf.gguf_fields(self, num_rows)
 
     # ---- what it is --------------------------------------------------------------------------------------------------
 

@@ -137,24 +137,6 @@ def test_a_run_folder_and_metas_layout_are_found(tokenizer, tmp_path):
 # ---- vocabularies of other makers ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def sentencepiece_style(tmp_path_factory):
-    """A vocabulary as Llama 1 and 2 have it: pieces with a space mark, bytes as a last resort."""
-    model = tokenizers.models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    built = tokenizers.Tokenizer(model)
-    prepend, replace = tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")
-    built.normalizer = tokenizers.normalizers.Sequence([prepend, replace])
-    special = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256))]
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=900, special_tokens=special, show_progress=False)
-    built.train_from_iterator([line for text in TEXTS[:2] for line in text.splitlines()], trainer)
-    data = json.loads(built.to_str())
-    data["added_tokens"] = data["added_tokens"][:3]
-    folder = tmp_path_factory.mktemp("llama2")
-    write(folder / "tokenizer.json", data)
-    write(folder / "tokenizer_config.json", {"bos_token": "<s>", "eos_token": "</s>"})
-    return folder
-
-
 @given(WILD_TEXT)
 @settings(max_examples=200, deadline=None)
 def test_a_sentencepiece_style_vocabulary_round_trips(sentencepiece_style, text):
