@@ -14,6 +14,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,11 @@ import pyarrow.parquet as pq
 
 from herd.config import settings
 from herd.curate import dedup
+from herd.curate.addresses import AddressGate, Reason
 from herd.curate.extract import extract
-from herd.curate.filters import why_drop
 from herd.curate.funnel import Funnel, Step
+from herd.curate.judge import Judge, Rules, rules_from_json, rules_to_json, take_step
 from herd.curate.language import language
-from herd.curate.pii import MASKS, mask_pii
-from herd.curate.quality import quality
 from herd.curate.read import RawPage, read_pages
 from herd.errors import DataError
 from herd.log import progress
@@ -42,36 +42,12 @@ from herd.types import DOCUMENT_COLUMNS
 
 _RAW = pa.schema(
     [(name, pa.string()) for name in ("id", "url", "date", "kind", "charset", "source")]
-    + [("content", pa.large_binary()), ("num_bytes", pa.int64())]
+    + [("content", pa.large_binary()), ("num_bytes", pa.int64()), ("drop", pa.string()), ("drop_detail", pa.string())]
 )
 _DOCUMENT = [(name, pa.type_for_alias(kind)) for name, kind in DOCUMENT_COLUMNS.items()]
 _TEXT = pa.schema([*_DOCUMENT, ("kind", pa.string()), ("code_lines", pa.list_(pa.int32()))])
 DOCUMENT_SCHEMA = pa.schema(_DOCUMENT)
 """The Arrow schema of curated documents."""
-
-
-@settings
-class Rules:
-    """Which documents are kept, beside duplicates."""
-
-    languages: list[str] | None = None
-    """Languages to keep, ISO 639-1; default: all."""
-    language_probability: float = 0.3
-    """Least probability at which a document counts as being in its language."""
-    heuristics: bool = True
-    """Whether to apply the Gopher, C4 and FineWeb rules."""
-    technical_sources: list[str] = ("library", "pydoc")
-    """Sources held to the rules for technical pages whatever their text looks like."""
-    titles: bool = True
-    """Whether a page's text begins with its title where it does not say it itself."""
-    pii: bool = True
-    """Whether to mask e-mail, phone, IP, card and account numbers."""
-    min_quality: float = 0.0
-    """Least quality score, 0 to 1."""
-
-    def __post_init__(self):
-        if not (0 <= self.language_probability <= 1 and 0 <= self.min_quality <= 1):
-            raise ValueError("language_probability and min_quality must be between 0 and 1")
 
 
 @settings
@@ -100,7 +76,7 @@ def curate(
     """Curate the pages of `files` into `out`/documents/*.parquet and `out`/funnel.json; returns headline figures."""
     state = out / "state"
     funnel = Funnel(out / "funnel.json")
-    parts = _read(files, state, funnel, work)
+    parts = _read(files, state, funnel, rules, work)
     _drop_old_urls(parts, state, funnel)
     _extract(parts, state, funnel, rules, work)
     _drop_near_duplicates(parts, state, funnel, documents)
@@ -140,15 +116,16 @@ def _map_with_daft(task: Callable[[dict], dict], jobs: list[dict], processes: in
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _read(files: list[Path], state: Path, funnel: Funnel, work: Work) -> list[str]:
+def _read(files: list[Path], state: Path, funnel: Funnel, rules: Rules, work: Work) -> list[str]:
     """Cut the input files into raw parts; returns the parts' names in order."""
-    step = funnel.step("read")
+    step, gate_step = funnel.step("read"), funnel.step("addresses")
+    AddressGate(rules.blocked, rules.cutoff)  # a fault in a list is told before the work begins
     folder = state / "raw"
     folder.mkdir(parents=True, exist_ok=True)
     units = _units(files, work.part_bytes)
     jobs = [
         {"unit": number, "files": [str(file) for file in unit], "folder": str(folder)}
-        | {"part_bytes": work.part_bytes, "max_page_bytes": work.max_page_bytes}
+        | {"part_bytes": work.part_bytes, "max_page_bytes": work.max_page_bytes, "rules": rules_to_json(rules)}
         for number, unit in enumerate(units)
         if not (folder / f"{number:06d}.json").exists()
     ]
@@ -159,6 +136,7 @@ def _read(files: list[Path], state: Path, funnel: Funnel, work: Work) -> list[st
         record = json.loads((folder / f"{number:06d}.json").read_text())
         names += record["parts"]
         step.add(record["step"])
+        gate_step.add(record["addresses"])
     funnel.write()
     if not names:
         raise DataError(f"{files[0]}: no page could be read; what was found: {dict(step.notes) or 'nothing'}")
@@ -182,20 +160,38 @@ def _units(files: list[Path], part_bytes: int) -> list[list[Path]]:
 def read_unit(job: dict[str, Any]) -> dict[str, Any]:
     """Read some files into raw parts and record their names and counts."""
     counts: Counter = Counter()
-    step = Step("read")
+    step, gate_step = Step("read"), Step("addresses")
+    rules = rules_from_json(job["rules"])
+    gate = AddressGate(rules.blocked, rules.cutoff)
     parts: list[str] = []
     folder = Path(job["folder"])
     pages = (page for file in job["files"] for page in read_pages(Path(file), counts, job["max_page_bytes"]))
     for batch in _batches(pages, job["part_bytes"]):
         name = f"{job['unit']:06d}-{len(parts):05d}"
-        _write_parquet(pa.Table.from_pylist([page._asdict() for page in batch], _RAW), folder / f"{name}.parquet")
+        rows = [_through_gate(page, gate, gate_step) for page in batch]
+        _write_parquet(pa.Table.from_pylist(rows, _RAW), folder / f"{name}.parquet")
         parts.append(name)
         num_bytes = sum(page.num_bytes for page in batch)
         step.add({"documents_out": len(batch), "bytes_out": num_bytes, "bytes_in": num_bytes})
     step.documents_in = counts["records"]
     step.notes = counts
-    atomic_write(folder / f"{job['unit']:06d}.json", json.dumps({"parts": parts, "step": step.as_dict()}))
+    record = {"parts": parts, "step": step.as_dict(), "addresses": gate_step.as_dict()}
+    atomic_write(folder / f"{job['unit']:06d}.json", json.dumps(record))
     return {"unit": job["unit"]}
+
+
+def _through_gate(page: RawPage, gate: AddressGate, step: Step) -> dict[str, Any]:
+    """The row of a raw page; a page that its address or date rules out keeps its reason and loses its content."""
+    row = page._asdict()
+    step.documents_in += 1
+    step.bytes_in += page.num_bytes
+    step.notes["undated"] += not page.date
+    reason = gate.why_refuse(page.url, page.date)
+    if reason is None:
+        step.keep(page.num_bytes, page.num_bytes)
+        return row
+    step.drop(page.url, *reason, "")
+    return row | {"content": b"", "drop": reason[0], "drop_detail": reason[1]}
 
 
 def _batches(pages: Iterator[RawPage], part_bytes: int) -> Iterator[list[RawPage]]:
@@ -216,20 +212,25 @@ def _batches(pages: Iterator[RawPage], part_bytes: int) -> Iterator[list[RawPage
 
 def _drop_old_urls(parts: list[str], state: Path, funnel: Funnel) -> None:
     """Keep the newest copy of each URL; writes `state/keys/NAME.url.npy`: the date of the kept copy, -1 for it."""
-    keys, dates, sizes, offsets = [], [], [], [0]
+    keys, dates, sizes, wanted, offsets = [], [], [], [], [0]
     for name in parts:
-        table = pq.read_table(state / "raw" / f"{name}.parquet", columns=["url", "date", "num_bytes"])
+        table = pq.read_table(state / "raw" / f"{name}.parquet", columns=["url", "date", "num_bytes", "drop"])
         urls = table["url"].to_pylist()
         keys.append(np.array([_key(dedup.normal_url(url)) for url in urls], dtype=np.uint64))
         dates.append(np.array([_date_number(date) for date in table["date"].to_pylist()], dtype=np.int64))
         sizes.append(table["num_bytes"].to_numpy())
+        wanted.append(table["drop"].is_null().to_numpy())
         offsets.append(offsets[-1] + len(urls))
     all_dates = np.concatenate(dates)
-    replaced = dedup.older_copies(np.concatenate(keys), all_dates)
+    keep = np.concatenate(wanted)
+    replaced = np.full(len(keep), -1, dtype=np.int64)  # by number among all pages; those ruled out take no part
+    mine = dedup.older_copies(np.concatenate(keys)[keep], all_dates[keep])
+    replaced[keep] = np.where(mine < 0, -1, np.flatnonzero(keep)[mine])
     step = funnel.step("url_dedup")
     all_sizes = np.concatenate(sizes)
-    step.documents_in, step.bytes_in = len(replaced), int(all_sizes.sum())
-    step.documents_out, step.bytes_out = int((replaced < 0).sum()), int(all_sizes[replaced < 0].sum())
+    left = keep & (replaced < 0)
+    step.documents_in, step.bytes_in = int(keep.sum()), int(all_sizes[keep].sum())
+    step.documents_out, step.bytes_out = int(left.sum()), int(all_sizes[left].sum())
     if step.documents_in > step.documents_out:
         step.reasons["url_older_copy"] = step.documents_in - step.documents_out
     (state / "keys").mkdir(exist_ok=True)
@@ -307,7 +308,9 @@ def extract_part(job: dict[str, Any]) -> dict[str, Any]:
 def _document(row: dict[str, Any], replaced: int, steps: dict[str, Step], job: dict[str, Any]) -> dict[str, Any]:
     document = {key: row[key] for key in ("id", "url", "date", "kind", "source")}
     document |= {"group": _group(row["url"]), "title": "", "text": "", "language": "", "quality": 0.0}
-    document |= {"drop": None, "drop_detail": None, "code_lines": []}
+    document |= {"drop": row["drop"], "drop_detail": row["drop_detail"], "code_lines": []}
+    if row["drop"]:
+        return document
     if replaced >= 0:
         kept = f"the copy of {str(replaced)[:8]} was kept" if replaced else "another undated copy was kept"
         return document | {"drop": "url_older_copy", "drop_detail": kept}
@@ -500,13 +503,11 @@ def _judge(
     (out / "documents").mkdir(exist_ok=True)
     jobs, first = [], 0
     for name in parts:
-        job = {"state": str(state), "out": str(out), "name": name, "first": first}
-        job |= {"heuristics": rules.heuristics, "technical": list(rules.technical_sources), "pii": rules.pii}
-        job |= {"min_quality": rules.min_quality, "lines": lines.enabled, "keep_first": lines.keep_first}
-        job |= {"bucket_documents": lines.bucket_documents, "titles": rules.titles}
+        job = {"state": str(state), "out": str(out), "name": name, "first": first, "rules": rules_to_json(rules)}
+        job |= {"lines": lines.enabled, "keep_first": lines.keep_first, "bucket_documents": lines.bucket_documents}
         jobs.append(job)
         first += pq.read_metadata(state / "text" / f"{name}.parquet").num_rows
-    names = ("line_dedup", "heuristics", "pii", "quality")
+    names = ("line_dedup", *Judge.STEPS)
     _run_part_steps(judge_part, jobs, state / "text", ".judged", names, funnel, work, "judge")
     last = funnel.steps[-1]
     if not last.documents_out:
@@ -526,42 +527,22 @@ def judge_part(job: dict[str, Any]) -> dict[str, Any]:
     state, name = Path(job["state"]), job["name"]
     rows = pq.read_table(state / "text" / f"{name}.parquet").to_pylist()
     copies = pq.read_table(state / "keys" / f"{name}.copy.parquet")["copy_of"].to_pylist()
-    steps = {key: Step(key) for key in ("line_dedup", "heuristics", "pii", "quality")}
+    rules = rules_from_json(job["rules"])
+    judge = Judge(rules, state)
+    steps = {key: Step(key) for key in ("line_dedup", *Judge.STEPS)}
     lines = _RepeatedLines(state, name, job["bucket_documents"]) if job["lines"] else None
     for number, (row, original) in enumerate(zip(rows, copies, strict=True), job["first"]):
         if row["drop"] is None and original:
             row |= {"drop": "near_duplicate", "drop_detail": f"of {original}"}
         elif row["drop"] is None:
-            _judge_document(row, number, lines, steps, job)
+            clean = partial(_clean_lines, number, lines, job["keep_first"], rules.titles)
+            if take_step(row, steps["line_dedup"], clean):
+                judge.judge(row, steps)
     table = pa.Table.from_pylist(rows, _TEXT).select(DOCUMENT_SCHEMA.names)
     _write_parquet(table, Path(job["out"]) / "documents" / f"{name}.parquet")
     result = {key: step.as_dict() for key, step in steps.items()}
     atomic_write(state / "text" / f"{name}.judged.json", json.dumps(result))
     return result
-
-
-def _judge_document(row: dict, number: int, lines: _RepeatedLines | None, steps: dict[str, Step], job: dict) -> None:
-    is_code = row["kind"] == "code"
-    technical = True if is_code or row["source"] in job["technical"] else None
-    checks = {
-        "line_dedup": lambda: _drop_lines(row, number, lines, steps["line_dedup"], job["keep_first"]),
-        "heuristics": lambda: why_drop(row["text"], row["language"], technical) if job["heuristics"] else None,
-        "pii": lambda: _mask(row, is_code, steps["pii"]) if job["pii"] else None,
-        "quality": lambda: _score(row, is_code, job["min_quality"]),
-    }
-    for name, check in checks.items():
-        step = steps[name]
-        before = len(row["text"].encode())
-        step.documents_in += 1
-        step.bytes_in += before
-        reason = check()
-        if reason is not None:
-            row["drop"], row["drop_detail"] = reason
-            step.drop(row["url"], *reason, row["text"])
-            return
-        if name == "line_dedup" and job["titles"]:
-            _with_title(row)
-        step.keep(before, len(row["text"].encode()))
 
 
 class _RepeatedLines:
@@ -591,7 +572,16 @@ class _RepeatedLines:
         return ~repeated | is_first
 
 
-def _drop_lines(row: dict, number: int, lines: _RepeatedLines | None, step: Step, keep_first: bool):
+def _clean_lines(
+    number: int, lines: _RepeatedLines | None, keep_first: bool, titles: bool, row: dict, step: Step
+) -> Reason | None:
+    reason = _drop_lines(number, lines, keep_first, row, step)
+    if reason is None and titles:
+        _with_title(row)
+    return reason
+
+
+def _drop_lines(number: int, lines: _RepeatedLines | None, keep_first: bool, row: dict, step: Step):
     """Take repeated lines out of prose; code stays exactly as it is."""
     if lines is None or row["kind"] == "code":
         return None
@@ -615,17 +605,6 @@ def _with_title(row: dict) -> None:
     title, text = row["title"], row["text"]
     if title and text and title not in text[: len(title) + 300]:
         row["text"] = f"{title}\n\n{text}"
-
-
-def _mask(row: dict, is_code: bool, step: Step) -> None:
-    kinds = ("email",) if is_code else tuple(MASKS)  # numbers in code are seldom anybody's
-    row["text"], found = mask_pii(row["text"], kinds)
-    step.notes.update(found)
-
-
-def _score(row: dict, is_code: bool, least: float):
-    row["quality"] = quality(row["text"], is_code)
-    return None if row["quality"] >= least else ("quality", f"score {row['quality']:.2f}")
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

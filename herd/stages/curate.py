@@ -8,7 +8,8 @@ from pathlib import Path
 
 from herd.config import settings
 from herd.curate.dedup import DocumentDedup, LineDedup
-from herd.curate.pipeline import Rules, Work, curate
+from herd.curate.judge import Rules, rule_files
+from herd.curate.pipeline import Work, curate
 from herd.curate.read import find_files
 from herd.log import say, size
 from herd.run import open_run
@@ -35,7 +36,8 @@ def run(settings: CurateSettings) -> Path:
         DataError: no page can be read, or no document is kept.
     """
     files = find_files(settings.pages)
-    with open_run(settings.out, stage="curate", settings=settings, inputs={"pages": settings.pages}) as run:
+    inputs = {"pages": settings.pages, "lists": rule_files(settings.rules)}
+    with open_run(settings.out, stage="curate", settings=settings, inputs=inputs) as run:
         if run.finished:
             return run.path
         num_bytes = sum(file.stat().st_size for file in files)

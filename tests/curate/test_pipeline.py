@@ -8,8 +8,10 @@ from itertools import pairwise
 import pyarrow.parquet as pq
 import pytest
 
+from herd.curate.addresses import Blocked
 from herd.curate.dedup import DocumentDedup, LineDedup
-from herd.curate.pipeline import DOCUMENT_SCHEMA, Rules, Work, curate, extract_part, judge_part
+from herd.curate.judge import Heuristics, Privacy, Rules, rules_to_json
+from herd.curate.pipeline import DOCUMENT_SCHEMA, Work, curate, extract_part, judge_part
 from herd.curate.read import find_files
 from herd.curate.warc import warc_record
 from herd.errors import ConfigError, DataError
@@ -143,7 +145,7 @@ def test_the_funnel_adds_up_and_shows_examples(result):
     _, funnel, _ = result
     steps = funnel["steps"]
     assert [step["name"] for step in steps] == [
-        *("read", "url_dedup", "extract", "language", "document_dedup"),
+        *("read", "addresses", "url_dedup", "extract", "language", "document_dedup"),
         *("line_dedup", "heuristics", "pii", "quality"),
     ]
     for before, step in pairwise(steps):
@@ -179,8 +181,19 @@ def test_languages_are_chosen_and_quality_is_asked_for(crawl, tmp_path):
     assert kept == {"http://bees.org/german", "python://3.11/lib/bees/fly.py"}
 
 
+def test_pages_after_the_cutoff_give_way_to_older_copies_and_blocked_ones_go(crawl, tmp_path):
+    rules = Rules(cutoff="2020-12-31", blocked=Blocked(words={"spam": ["spam"]}))
+    rows, funnel, _ = curated(crawl, tmp_path, rules)
+    assert rows["http://www.bees.org/7?utm_source=x"]["drop"] is None
+    assert rows["http://bees.org/7"]["drop"] == "after_cutoff" and rows["http://bees.org/7"]["text"] == ""
+    rows, funnel, _ = curated(crawl, tmp_path / "words", Rules(blocked=rules.blocked))
+    assert rows["http://bees.org/spam"]["drop"] == "blocked_word_spam"
+    (step,) = (step for step in funnel["steps"] if step["name"] == "addresses")
+    assert step["reasons"] == {"blocked_word_spam": 1} and step["documents_in"] - 1 == step["documents_out"]
+
+
 def test_steps_can_be_switched_off(crawl, tmp_path):
-    off = Rules(heuristics=False, pii=False, titles=False)
+    off = Rules(heuristics=Heuristics(enabled=False), privacy=Privacy(mask=[]), titles=False)
     rows, _, _ = curated(crawl, tmp_path, off, documents=DocumentDedup(enabled=False), lines=LineDedup(enabled=False))
     assert {row["drop"] for row in rows.values()} == {None, "url_older_copy"}
     assert "jane@garden.org" in rows["http://bees.org/mail"]["text"]
@@ -193,15 +206,8 @@ def test_steps_are_plain_functions_of_a_part(crawl, result, tmp_path):
     name, state = "000000-00000", str(tmp_path / "state")
     before = pq.read_table(tmp_path / f"documents/{name}.parquet")
     extract_part({"state": state, "name": name, "languages": None, "probability": 0.3})
-    job = {"state": state, "out": str(tmp_path), "name": name, "first": 0, "heuristics": True, "technical": ["library"]}
-    job |= {
-        "pii": True,
-        "min_quality": 0.0,
-        "lines": True,
-        "keep_first": True,
-        "bucket_documents": 30_000_000,
-        "titles": True,
-    }
+    job = {"state": state, "out": str(tmp_path), "name": name, "first": 0, "rules": rules_to_json(Rules())}
+    job |= {"lines": True, "keep_first": True, "bucket_documents": 30_000_000}
     judge_part(job)
     assert pq.read_table(tmp_path / f"documents/{name}.parquet").equals(before)
 
@@ -233,7 +239,7 @@ def test_the_stage_runs_once_and_then_is_skipped(crawl, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [["documents.bands=0"], ["documents.similarity=2"], ["lines.max_count=0"], ["rules.min_quality=-1"]]
+    "words", [["documents.bands=0"], ["documents.similarity=2"], ["lines.max_count=0"], ["rules.quality.min_score=-1"]]
 )
 def test_impossible_settings_are_refused(words):
     from herd.config import load

@@ -1,0 +1,143 @@
+"""Which pages are not read at all: blocked domains, words in addresses, pages younger than the knowledge cutoff.
+
+A block list is a file or words in the recipe. A file has one domain a line (`casino.example`, its subdomains are meant
+too; lines of hosts files such as `0.0.0.0 casino.example` and `||casino.example^` are read as well; `#` begins a
+comment). Lists are named by their category, and the funnel counts by category.
+
+Source: the Llama 3 paper, section 3.1.1: domains ranked as harmful by safety standards, domains known to hold adult
+content, and domains with much personal information are removed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import unicodedata
+from dataclasses import field
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from herd.config import settings
+from herd.errors import DataError
+
+Reason = tuple[str, str]
+
+CATEGORIES = ("personal", "adult", "unsafe")
+"""The paper's categories; any other name may be used as well."""
+
+_HOSTS_FILE = re.compile(r"^(?:0\.0\.0\.0|127\.0\.0\.1|::1?)\s+")
+_DOMAIN = re.compile(r"^(?:[a-z0-9_](?:[a-z0-9_-]{0,62}\.)+)[a-z0-9-]{2,63}$")
+_URL_WORDS = re.compile(r"[^\W_]+")
+_DATE = re.compile(r"^\d{4}(?:-\d{2}(?:-\d{2}(?:T\d{2}:\d{2}:\d{2}Z?)?)?)?$")
+
+
+@settings
+class Blocked:
+    """Pages that are dropped for their address."""
+
+    domains: dict[str, list[str]] = field(default_factory=dict)
+    """Category (personal, adult, unsafe or your own) to domains; subdomains are meant too."""
+    domain_files: dict[str, list[Path]] = field(default_factory=dict)
+    """Category to files of domains, one a line (hosts files and gzip work too)."""
+    words: dict[str, list[str]] = field(default_factory=dict)
+    """Category to words that no address may contain as a whole word (`casino` is in /casino-games, not in /casinos)."""
+    word_files: dict[str, list[Path]] = field(default_factory=dict)
+    """Category to files of such words, one a line."""
+
+
+class AddressGate:
+    """Tells by address and date which pages are not wanted. Reads its files once, when it is made.
+
+    Raises:
+        DataError: a list cannot be read, or holds what is no domain.
+    """
+
+    def __init__(self, blocked: Blocked, cutoff: str | None = None):
+        self._blocked = blocked
+        self.cutoff = cutoff or ""
+        self.domains: dict[str, str] = {}  # domain -> category
+        for category, names in blocked.domains.items():
+            for name in names:
+                self.domains[_domain(name, f"blocked.domains.{category}")] = category
+        for category, files in blocked.domain_files.items():
+            for file in files:
+                for number, line in _lines(file):
+                    self.domains[_domain(line, f"{file}:{number}")] = category
+        words = {word: category for category, words in blocked.words.items() for word in words}
+        for category, files in blocked.word_files.items():
+            words |= {line: category for file in files for _, line in _lines(file)}
+        self._words = {_plain(word): category for word, category in words.items() if _plain(word)}
+
+    @cached_property
+    def _word_pattern(self) -> re.Pattern:
+        alternatives = "|".join(re.escape(word) for word in sorted(self._words, key=len, reverse=True))
+        return re.compile(rf"(?<![^\W_])(?:{alternatives})(?![^\W_])")
+
+    def why_refuse(self, url: str, date: str = "") -> Reason | None:
+        """The reason to drop a page, with the entry of the list that it met; None for a page that is wanted."""
+        if self.cutoff and date and date[: len(self.cutoff)] > self.cutoff:
+            return "after_cutoff", f"{date} is after {self.cutoff}"
+        if self.domains and (domain := self._blocked_domain(url)):
+            return f"blocked_domain_{self.domains[domain]}", domain
+        if self._words and (match := self._word_pattern.search(_plain(unquote(url)))):
+            return f"blocked_word_{self._words[match[0]]}", match[0]
+        return None
+
+    def _blocked_domain(self, url: str) -> str | None:
+        labels = host(url).split(".")
+        for start in range(len(labels) - 1):
+            if (name := ".".join(labels[start:])) in self.domains:
+                return name
+        return None
+
+
+def host(url: str) -> str:
+    """The host of an address in lower case, without `www.`, port and user; empty where there is none."""
+    try:
+        name = urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+    name = name.rstrip(".").lower()
+    if not name.isascii():
+        try:
+            name = name.encode("idna").decode()
+        except UnicodeError:
+            return name
+    return name.removeprefix("www.")
+
+
+def check_cutoff(cutoff: str | None) -> None:
+    """Refuse what is no date.
+
+    Raises:
+        ValueError: not YYYY, YYYY-MM, YYYY-MM-DD or a full ISO 8601 time.
+    """
+    if cutoff is not None and not _DATE.match(cutoff):
+        raise ValueError(f"cutoff: expected a date such as 2023-12-31, got {cutoff!r}")
+
+
+def _domain(line: str, place: str) -> str:
+    name = _HOSTS_FILE.sub("", line.strip().lower()).removeprefix("||").removeprefix("*.").removeprefix("www.")
+    name = name.rstrip("^/.").removeprefix("http://").removeprefix("https://").removeprefix("www.")
+    if not name.isascii():
+        name = host(f"http://{name}")
+    if not _DOMAIN.match(name):
+        raise DataError(f"{place}: {line.strip()!r} is no domain; expected a name such as casino.example")
+    return name
+
+
+def _plain(text: str) -> str:
+    """Lower case without accents; underscores part words as hyphens do."""
+    folded = unicodedata.normalize("NFKD", text.lower())
+    return "".join(c for c in folded if not unicodedata.combining(c)).strip()
+
+
+def _lines(file: Path) -> list[tuple[int, str]]:
+    """The lines of a list with their numbers, without comments."""
+    try:
+        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else open(file, encoding="utf-8") as lines:
+            rows = [(number, line.partition("#")[0].strip()) for number, line in enumerate(lines, 1)]
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read as a list, one entry a line: {error}") from None
+    return [(number, line) for number, line in rows if line]
