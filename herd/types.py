@@ -6,6 +6,7 @@ head, F feed-forward, V vocabulary, N documents.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
@@ -84,7 +85,8 @@ class Loss(NamedTuple):
 class SamplingParams:
     """How to draw tokens. Temperature 0 is greedy.
 
-    The defaults are Llama 3.1's own generation settings (temperature 0.6, top-p 0.9).
+    The defaults are Llama 3.1's own generation settings (temperature 0.6, top-p 0.9). At most one of `json_schema`,
+    `regex`, `grammar` and `choice` may say what form the answer has; every token then keeps to it.
     """
 
     temperature: float = 0.6
@@ -96,10 +98,29 @@ class SamplingParams:
     seed: int | None = None  # the same seed gives the same answer; None draws a fresh one
     stop: tuple[str, ...] = ()  # strings that end the answer and are not part of it
     logprobs: int | None = None  # also return log-probabilities: of the drawn token and of this many likeliest
+    repetition_penalty: float = 1.0  # divides positive logits (multiplies negative) of tokens in prompt and answer
+    presence_penalty: float = 0.0  # taken off the logit of every token the answer holds
+    frequency_penalty: float = 0.0  # taken off a token's logit as often as the answer holds it
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)  # token id -> added to its logit
+    min_tokens: int = 0  # no stop token is drawn before so many tokens
+    best_of: int | None = None  # draw so many answers, return the n of highest mean log-probability
+    prompt_logprobs: int | None = None  # also return the prompt's log-probabilities, with so many likeliest tokens
+    json_schema: Mapping[str, Any] | None = field(default=None, hash=False)  # {} is any JSON object
+    regex: str | None = None  # Rust's syntax
+    grammar: str | None = None  # a Lark grammar, as llguidance reads it
+    choice: tuple[str, ...] = ()  # the answer is one of these strings
+    adapter: str | None = None  # name of the LoRA adapter that answers; None is the model itself
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str | list):  # one string, or a list, as OpenAI's clients send it
-            object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        for name in ("stop", "choice"):  # one string, or a list, as OpenAI's clients send it
+            value = getattr(self, name)
+            if isinstance(value, str | list):
+                object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+
+    @property
+    def num_drawn(self) -> int:
+        """Answers that are drawn: `n`, or `best_of` where that is more."""
+        return max(self.n, self.best_of or 0)
 
 
 @dataclass(frozen=True)
@@ -113,13 +134,19 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer. `finish_reason` is `stop` (the model or a stop string ended it), `length` or `cancelled`."""
+    """One answer. `finish_reason` is `stop` (the model or a stop string ended it), `length` or `cancelled`.
+
+    The first entry of `prompt_logprobs` is None: nothing comes before the first token. `repetition` is the share (0 to
+    1) of the answer's token 4-grams that occurred in it before.
+    """
 
     text: str
     tokens: list[int]
     finish_reason: str
     logprobs: list[TokenLogprob] | None
     prompt_tokens: int
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    repetition: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,12 +80,13 @@ class BlockAllocator:
         self._key_of[block] = key
         return self._newest_content
 
-    def match(self, tokens: Sequence[int]) -> tuple[list[int], int]:
+    def match(self, tokens: Sequence[int], root: int = ROOT) -> tuple[list[int], int]:
         """The longest known prefix in whole blocks, shared to the caller, and its content id.
 
-        At least the last token is left over: its logits are what the caller wants.
+        At least the last token is left over: its logits are what the caller wants. Contents under different roots
+        (negative ids) are never shared: an adapter's keys are not the model's own.
         """
-        blocks, content = [], ROOT
+        blocks, content = [], root
         for start in range(0, len(tokens) - self.block_size, self.block_size):
             found = self._contents.get((content, tuple(tokens[start : start + self.block_size])))
             if found is None:

@@ -7,29 +7,32 @@
         print(piece.text, end="", flush=True)
 
 Whoever waits for an answer drives: each call of `generate` or `stream` runs steps until its own answers are done, and
-every step serves all requests, those of other threads too.
+every step serves all requests, those of other threads too. `agenerate` and `astream` do the same beside an event loop.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from herd.errors import CapacityError, CheckpointError, ConfigError, RequestError
+from herd.infer.adjust import Adjustment
 from herd.infer.blocks import BlockAllocator
 from herd.infer.cache import BLOCK_SIZE, PagedCache, num_blocks_for
+from herd.infer.draw import draw
+from herd.infer.guide import GuideMaker
 from herd.infer.request import Answer, Piece, Pieces, Request, check_params, completion
-from herd.infer.runner import Runner
-from herd.infer.sampler import SamplingRows, log_probabilities, sample, uniforms
+from herd.infer.runner import Output, Runner
+from herd.infer.sampler import log_probabilities
 from herd.infer.scheduler import Plan, Scheduler
 from herd.model.checkpoint import empty_model, find_checkpoint
 from herd.model.checkpoint import load as load_checkpoint
@@ -37,12 +40,15 @@ from herd.model.llama import Attend, LlamaForCausalLM
 from herd.ops.paged_attention import paged_attention
 from herd.ops.quantized import QuantizedLinear, empty_like, replace_linears
 from herd.tokenizer.chat import render
+from herd.tokenizer.specials import END_OF_TURN
 from herd.tokenizer.stream import TextStream
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.types import Completion, Conversation, SamplingParams, TokenLogprob
 
 Input = str | Conversation
 Answers = Completion | list[Completion]
+
+_LOGPROB_ROWS = 64  # rows of logits held at a time for a prompt's log-probabilities
 
 
 class Engine:
@@ -143,7 +149,9 @@ class Engine:
     def _end_answers_with(self, declared: frozenset[int]) -> None:
         """Any stop token ends an answer. A checkpoint that declares the end of turn was trained on conversations."""
         self.stop_ids = declared | set(self.tokenizer.stop_ids)
-        self.speaks_chat = self.tokenizer.eot_id in declared
+        self.speaks_chat = self.tokenizer.special.get(END_OF_TURN) in declared
+        end_id = self.tokenizer.eot_id if self.speaks_chat else self.tokenizer.eos_id
+        self._guides = GuideMaker(self.tokenizer, self.model.config.vocab_size, end_id)
 
     # ---- asking ----------------------------------------------------------------------------------------------------
 
@@ -160,7 +168,7 @@ class Engine:
             DataError: a conversation's messages are malformed.
         """
         single = _is_one(inputs)
-        batch = [inputs] if single else list(inputs)
+        batch = [inputs] if single else _as_batch(inputs)
         requests = [self.request(item, params) for item in batch]
         try:
             for request in requests:
@@ -185,6 +193,47 @@ class Engine:
         request = self.request(inputs, params, pieces)
         self.submit(request)
         return self._drain(request, pieces)
+
+    async def agenerate(
+        self, inputs: Input | Sequence[Input], params: SamplingParams | None = None
+    ) -> Answers | list[Answers]:
+        """`generate` without blocking the event loop: many at once share the engine's steps.
+
+        Raises:
+            RequestError: a prompt is too long, or a sampling setting is out of its range.
+            DataError: a conversation's messages are malformed.
+        """
+        single = _is_one(inputs)
+        batch = [inputs] if single else _as_batch(inputs)
+        requests = [self.request(item, params) for item in batch]
+        try:
+            for request in requests:
+                self.submit(request)
+            while not all(request.finished for request in requests):
+                await asyncio.to_thread(self.step)
+        finally:
+            for request in requests:
+                self.cancel(request)
+        answers = [self._answers(request) for request in requests]
+        return answers[0] if single else answers
+
+    async def astream(self, inputs: Input, params: SamplingParams | None = None) -> AsyncIterator[Piece]:
+        """`stream` without blocking the event loop; leaving the loop early cancels the request.
+
+        Raises:
+            RequestError: the prompt is too long, or a sampling setting is out of its range.
+        """
+        pieces = Pieces()
+        request = self.request(inputs, params, pieces)
+        self.submit(request)
+        try:
+            while pieces.waiting or not request.finished:
+                while pieces.waiting:
+                    yield pieces.waiting.popleft()
+                if not request.finished:
+                    await asyncio.to_thread(self.step)
+        finally:
+            self.cancel(request)
 
     def _drain(self, request: Request, pieces: Pieces) -> Iterator[Piece]:
         try:
@@ -221,10 +270,24 @@ class Engine:
         self._check_prompt(prompt)
         seed = secrets.randbits(63) if params.seed is None else params.seed
         request = Request(prompt, params, seed, listener)
+        self._adjust(request)
         if listener is not None or params.stop:
             for answer in request.answers:
                 answer.follow_text(TextStream(self.tokenizer))
         return request
+
+    def _adjust(self, request: Request) -> None:
+        """Give each answer what must change its logits: penalties, biases, a grammar's guide of its own."""
+        params = request.params
+        wrong = [token for token in params.logit_bias if token >= self.model.config.vocab_size]
+        if wrong:
+            raise RequestError(f"logit_bias: this model has no token {wrong[0]}.")
+        guide = self._guides.compile(params)
+        if guide is None and not Adjustment.wanted(params):
+            return
+        for answer in request.answers:
+            own = guide.fork() if guide is not None else None
+            answer.adjustment = Adjustment(params, request.prompt, self.stop_ids, own)
 
     def submit(self, request: Request) -> None:
         """Queue a request; safe from any thread. Somebody must call `step` until it is finished."""
@@ -273,9 +336,8 @@ class Engine:
             try:
                 plan = self._scheduler.plan()
                 if plan:
-                    with self._runner.threads_for(plan):
-                        logits = self._runner.run(plan)
-                        self._draw(*self._drawing(plan), logits)
+                    with self._runner.threads_for(plan), torch.inference_mode():
+                        self._draw(plan, self._runner.run(plan))
             except BaseException as error:
                 self._abandon(error)
                 raise
@@ -290,43 +352,60 @@ class Engine:
                     if not answer.finish_reason:
                         self._end(answer, "cancelled", "", ())
 
-    def _drawing(self, plan: Plan) -> tuple[list[Answer], list[int]]:
-        """The answers that draw a token now, and the row of logits each draws from (siblings share one)."""
-        answers, rows = list(plan.decode), list(range(len(plan.decode)))
-        copies: list[tuple[int, int]] = []
-        row = len(rows)
+    def _draw(self, plan: Plan, output: Output) -> None:
+        """Draw the tokens that the step's logits allow, siblings of a finished prompt included."""
+        self._note_prompts(plan, output)
+        answers = [answer for answer in plan.decode if not answer.finish_reason]
+        rows = [output.rows[answer] for answer in answers]
         for chunk in plan.chunks:
-            if not chunk.is_last:
-                continue
-            siblings, to_copy = [], []
-            if chunk.answer is chunk.answer.request.leader:
-                siblings, to_copy = self._scheduler.fork(chunk.answer)
-            answers += [chunk.answer, *siblings]
-            rows += [row] * (1 + len(siblings))
-            copies += to_copy
-            row += 1
-        for source, target in copies:
-            self._runner.cache.copy(source, target)
-        return answers, rows
-
-    @torch.inference_mode()
-    def _draw(self, answers: list[Answer], rows: list[int], logits: Tensor) -> None:
+            if chunk.is_last:
+                group = [chunk.answer, *self._part(chunk.answer)]
+                answers += group
+                rows += [output.rows[chunk.answer]] * len(group)
         if not answers:
             return
-        if len(rows) != logits.shape[0]:
-            logits = logits[torch.tensor(rows, device=logits.device)]
-        tokens = _sample(answers, logits)
-        logprobs = _logprobs(answers, logits, tokens)
-        for answer, token in zip(answers, tokens, strict=True):
-            self._accept(answer, token, logprobs.get(answer))
+        for answer, drawn in zip(answers, draw(answers, rows, output.logits), strict=True):
+            for token, logprob in drawn:
+                if not answer.finish_reason:
+                    self._accept(answer, token, logprob)
+            if not answer.finish_reason:
+                self._scheduler.settle(answer)
+
+    def _part(self, leader: Answer) -> list[Answer]:
+        """The siblings that begin where a prompt has ended."""
+        if leader is not leader.request.leader:
+            return []
+        siblings, copies = self._scheduler.fork(leader)
+        for source, target in copies:
+            self._runner.cache.copy(source, target)
+        return siblings
+
+    def _note_prompts(self, plan: Plan, output: Output) -> None:
+        """The log-probabilities of prompts, chunk by chunk, where they are asked for."""
+        for chunk, places in zip(plan.chunks, output.chunks, strict=True):
+            request = chunk.answer.request
+            if request.params.prompt_logprobs is None or chunk.answer is not request.leader:
+                continue
+            targets = request.prompt[chunk.start + 1 : chunk.stop + 1]
+            for start in range(0, len(targets), _LOGPROB_ROWS):
+                part = targets[start : start + _LOGPROB_ROWS]
+                hidden = output.hidden[places][start : start + len(part)]
+                num_top = [request.params.prompt_logprobs] * len(part)
+                request.prompt_logprobs += log_probabilities(self._runner.logits_of(hidden), part, num_top)
 
     def _accept(self, answer: Answer, token: int, logprob: TokenLogprob | None) -> None:
         """Append a drawn token and see whether the answer ends with it."""
         answer.tokens.append(token)
         if logprob is not None:
-            answer.logprobs.append(logprob)
+            answer.sum_logprob += logprob.logprob
+            if answer.request.params.logprobs is None:
+                logprob = None  # wanted only to choose the best answers
+            else:
+                answer.logprobs.append(logprob)
+        if answer.adjustment is not None:
+            answer.adjustment.accept(token)
         reason, text = None, ""
-        if token in self.stop_ids:
+        if token in self.stop_ids or (answer.adjustment is not None and answer.adjustment.is_complete):
             reason = "stop"
         elif len(answer.tokens) == answer.request.params.max_tokens or answer.num_tokens == self.max_context:
             reason = "length"
@@ -356,15 +435,22 @@ class Engine:
 
     def _tell(self, answer: Answer, text: str, tokens: tuple[int, ...], logprobs: tuple[TokenLogprob, ...]) -> None:
         answer.pieces.append(text)
-        if (listener := answer.request.listener) is not None:
-            listener(Piece(answer.index, text, tokens, logprobs, answer.finish_reason))
+        request = answer.request
+        if request.listener is None:
+            return
+        if not request.chooses:
+            request.listener(Piece(answer.index, text, tokens, logprobs, answer.finish_reason))
+        elif request.finished:
+            for index, best in enumerate(request.best):
+                whole = "".join(best.pieces)
+                request.listener(Piece(index, whole, tuple(best.tokens), tuple(best.logprobs), best.finish_reason))
 
     def _abandon(self, error: BaseException) -> None:
         """A step failed half-way: end everything it touched, and trust nothing that the cache holds."""
         for answer in [*self._scheduler.running, *self._scheduler.waiting]:
             answer.request.error = error
             self._scheduler.finish(answer, "cancelled")
-            if answer.request.listener is not None:
+            if answer.request.listener is not None and answer.index < answer.request.params.n:
                 answer.request.listener(Piece(answer.index, "", (), (), "cancelled"))
         self._allocator.forget()
 
@@ -373,7 +459,7 @@ class Engine:
     def _answers(self, request: Request) -> Answers:
         if request.error is not None:
             raise RuntimeError("the engine failed while it worked on this request") from request.error
-        answers = [completion(answer, self.text_of(answer)) for answer in request.answers]
+        answers = [completion(answer, self.text_of(answer)) for answer in request.best]
         return answers[0] if request.params.n == 1 else answers
 
     def text_of(self, answer: Answer) -> str:
@@ -418,31 +504,6 @@ def quantizable_layers(model: nn.Module) -> list[str]:
     ]
 
 
-def _sample(answers: list[Answer], logits: Tensor) -> list[int]:
-    params = [answer.request.params for answer in answers]
-    if all(p.temperature == 0 for p in params):
-        return logits.argmax(-1).tolist()
-    device = logits.device
-    settings = SamplingRows(
-        temperature=torch.tensor([p.temperature for p in params], dtype=torch.float32, device=device),
-        top_k=torch.tensor([p.top_k for p in params], device=device),
-        top_p=torch.tensor([p.top_p for p in params], dtype=torch.float32, device=device),
-        min_p=torch.tensor([p.min_p for p in params], dtype=torch.float32, device=device),
-    )
-    seeds = np.array([answer.seed for answer in answers], dtype=np.uint64)
-    places = np.array([len(answer.tokens) for answer in answers], dtype=np.uint64)
-    return sample(logits, settings, torch.from_numpy(uniforms(seeds, places)).to(device)).tolist()
-
-
-def _logprobs(answers: list[Answer], logits: Tensor, tokens: list[int]) -> dict[Answer, TokenLogprob]:
-    wanted = [row for row, answer in enumerate(answers) if answer.request.params.logprobs is not None]
-    if not wanted:
-        return {}
-    num_top = [answers[row].request.params.logprobs for row in wanted]
-    found = log_probabilities(logits[wanted], [tokens[row] for row in wanted], num_top)
-    return {answers[row]: logprob for row, logprob in zip(wanted, found, strict=True)}
-
-
 def _generation_stop_ids(folder: Path) -> frozenset[int]:
     """The ids that end an answer by `generation_config.json`, where Hugging Face's folders have them in full."""
     try:
@@ -484,7 +545,18 @@ def _cpu_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _is_one(inputs: object) -> bool:
     """One input, rather than a list of them: a string, or a list of messages."""
-    return isinstance(inputs, str) or (bool(inputs) and all(isinstance(item, dict) for item in inputs))
+    return isinstance(inputs, str) or (
+        isinstance(inputs, Sequence) and bool(inputs) and all(isinstance(item, dict) for item in inputs)
+    )
+
+
+def _as_batch(inputs: object) -> list[Input]:
+    if not isinstance(inputs, Sequence) or isinstance(inputs, bytes):
+        raise RequestError(
+            f"The input is {type(inputs).__name__}; expected a string, a conversation (a list of messages), or a list "
+            "of these."
+        )
+    return list(inputs)
 
 
 def _is_encoded(inputs: object) -> bool:

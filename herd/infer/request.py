@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from herd.errors import RequestError
+from herd.infer.adjust import Adjustment
 from herd.infer.blocks import ROOT
+from herd.infer.guide import FORMS, is_set
 from herd.infer.sampler import stream_seed
 from herd.infer.stops import StopStrings
 from herd.tokenizer.stream import TextStream
@@ -40,13 +42,27 @@ class Request:
     ) -> None:
         self.number = next(_numbers)
         self.prompt, self.params, self.listener = prompt, params, listener
-        self.answers = [Answer(self, index, stream_seed(seed, index)) for index in range(params.n)]
+        self.answers = [Answer(self, index, stream_seed(seed, index)) for index in range(params.num_drawn)]
+        self.prompt_logprobs: list[TokenLogprob | None] = [None]  # nothing comes before the first token
+        self.root = ROOT  # the content id of nothing: an adapter has its own
         self.error: BaseException | None = None
 
     @property
     def finished(self) -> bool:
         """All answers have ended."""
         return all(answer.finish_reason for answer in self.answers)
+
+    @property
+    def chooses(self) -> bool:
+        """More answers are drawn than returned: which ones is known only at the end."""
+        return self.params.num_drawn > self.params.n
+
+    @property
+    def best(self) -> list[Answer]:
+        """The `n` answers to return, in order: where more were drawn, those of highest mean log-probability."""
+        if not self.chooses:
+            return self.answers
+        return sorted(self.answers, key=lambda answer: answer.mean_logprob, reverse=True)[: self.params.n]
 
     @property
     def leader(self) -> Answer:
@@ -66,7 +82,10 @@ class Answer:
     finish_reason: str | None = None
     pieces: list[str] = field(default_factory=list)  # text so far, where it is followed as it grows
 
+    drafts: list[int] = field(default_factory=list)  # guesses of the next tokens, to be verified by this step
+
     row: int = -1  # place in the batch, -1 while waiting
+    served_at: int = -1  # the step that computed a part of its prompt last
     blocks: list[int] = field(default_factory=list)
     owed_blocks: int = 0  # promised by the scheduler, not taken yet
     num_computed: int = 0  # tokens whose keys and values are in the cache
@@ -75,11 +94,23 @@ class Answer:
 
     stream: TextStream | None = None
     stops: StopStrings | None = None
+    adjustment: Adjustment | None = None
+    sum_logprob: float = 0.0  # of the drawn tokens, where answers are ranked by it
 
     @property
     def num_tokens(self) -> int:
         """Prompt and answer together."""
         return len(self.request.prompt) + len(self.tokens)
+
+    @property
+    def mean_logprob(self) -> float:
+        """The mean log-probability of the answer's tokens."""
+        return self.sum_logprob / max(len(self.tokens), 1)
+
+    def token_at(self, place: int) -> int:
+        """The token of answer or drafts at a place, counted from the prompt's begin."""
+        place -= len(self.request.prompt)
+        return self.tokens[place] if place < len(self.tokens) else self.drafts[place - len(self.tokens)]
 
     def token_range(self, start: int, stop: int) -> list[int]:
         """Tokens of prompt and answer by place."""
@@ -112,7 +143,20 @@ def completion(answer: Answer, text: str) -> Completion:
         finish_reason=answer.finish_reason or "cancelled",
         logprobs=answer.logprobs if params.logprobs is not None else None,
         prompt_tokens=len(answer.request.prompt),
+        prompt_logprobs=answer.request.prompt_logprobs if params.prompt_logprobs is not None else None,
+        repetition=repetition(answer.tokens),
     )
+
+
+def repetition(tokens: Sequence[int], length: int = 4) -> float:
+    """The share (0 to 1) of a text's token n-grams that occurred in it before.
+
+    Example: "a b a b a b" has the 2-grams ab ba ab ba ab, of which the last three are repeated: 0.6.
+    """
+    num_grams = len(tokens) - length + 1
+    if num_grams < 1:
+        return 0.0
+    return 1 - len({tuple(tokens[i : i + length]) for i in range(num_grams)}) / num_grams
 
 
 def check_params(params: SamplingParams) -> None:
@@ -136,9 +180,48 @@ def check_params(params: SamplingParams) -> None:
             f"a whole number from 0 to {MAX_LOGPROBS}",
         ),
     }
+    rules |= _rules_of_adjustments(params)
     faults = [f"{name} must be {rule}, got {getattr(params, name)!r}" for name, (ok, rule) in rules.items() if not ok]
+    forms = [name for name in FORMS if is_set(getattr(params, name))]
+    if len(forms) > 1:
+        faults.append(f"{' and '.join(forms)} are both set; an answer has one form")
     if faults:
         raise RequestError("; ".join(faults))
+
+
+def _rules_of_adjustments(params: SamplingParams) -> dict[str, tuple[bool, str]]:
+    def penalty(value: object) -> tuple[bool, str]:
+        return _is_number(value) and -2 <= value <= 2, "from -2 to 2"
+
+    bias = params.logit_bias
+    bias_is_right = isinstance(bias, Mapping) and all(
+        _is_whole(token, 0) and _is_number(value) and -100 <= value <= 100 for token, value in bias.items()
+    )
+    choice_is_text = isinstance(params.choice, tuple) and all(isinstance(s, str) and s for s in params.choice)
+    top = params.prompt_logprobs
+    return {
+        "repetition_penalty": (
+            _is_number(params.repetition_penalty) and params.repetition_penalty > 0,
+            "a finite number above 0 (1 changes nothing)",
+        ),
+        "presence_penalty": penalty(params.presence_penalty),
+        "frequency_penalty": penalty(params.frequency_penalty),
+        "logit_bias": (bias_is_right, "token ids with numbers from -100 to 100"),
+        "min_tokens": (
+            _is_whole(params.max_tokens, 1) and _is_whole(params.min_tokens, 0, params.max_tokens),
+            "a whole number from 0 to max_tokens",
+        ),
+        "best_of": (
+            params.best_of is None or (_is_whole(params.n, 1) and _is_whole(params.best_of, params.n)),
+            "a whole number of at least n",
+        ),
+        "prompt_logprobs": (top is None or _is_whole(top, 0, MAX_LOGPROBS), f"a whole number from 0 to {MAX_LOGPROBS}"),
+        "json_schema": (params.json_schema is None or isinstance(params.json_schema, Mapping), "a JSON schema (dict)"),
+        "regex": (params.regex is None or isinstance(params.regex, str), "a string"),
+        "grammar": (params.grammar is None or isinstance(params.grammar, str), "a string"),
+        "choice": (choice_is_text, "a tuple of strings that are not empty"),
+        "adapter": (params.adapter is None or isinstance(params.adapter, str), "the name of an adapter"),
+    }
 
 
 def _is_number(value: object) -> bool:

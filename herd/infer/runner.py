@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +22,32 @@ from herd.ops.paged_attention import DecodeGroup, PagedContext, PromptChunk, dec
 _SERIAL_FLOPS = 3e8  # up to this, a step is quicker on one core than split over several that must wait for each other
 _SMALL_BATCH_BLOCKS = 512  # up to this many gathered blocks, one group of mixed lengths is quicker than several
 _CLASSES_PER_DOUBLING = 2  # groups of decoding sequences differ in length by at most 2^(1/2)
+
+
+class Output(NamedTuple):
+    """What one step computed."""
+
+    logits: Tensor  # (N, V) float32
+    rows: dict[Answer, list[int]]  # which rows of the logits follow which answer's tokens, in order
+    hidden: Tensor  # (T, D) of every token
+    chunks: list[slice]  # the places of each chunk of the plan among them
+
+
+@dataclass
+class _Step:
+    """A plan's tokens side by side."""
+
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)  # each token's sequence, as its place in the batch
+    num_single: int = 0  # tokens of decoding sequences: they come first
+    wanted: dict[Answer, list[int]] = field(default_factory=dict)  # tokens whose logits are wanted
+    chunks: list[slice] = field(default_factory=list)
+
+
+def _places(answer: Answer) -> range:
+    """The places a decoding sequence computes: its last token and the drafts behind it."""
+    return range(answer.num_tokens - 1, answer.num_tokens + len(answer.drafts))
 
 
 class Runner:
@@ -40,7 +68,9 @@ class Runner:
     @contextmanager
     def threads_for(self, plan: Plan) -> Iterator[None]:
         """Compute small steps on one core; the number of threads is as before afterwards."""
-        num_tokens = len(plan.decode) + sum(chunk.stop - chunk.start for chunk in plan.chunks)
+        num_tokens = sum(1 + len(answer.drafts) for answer in plan.decode) + sum(
+            chunk.stop - chunk.start for chunk in plan.chunks
+        )
         before = torch.get_num_threads()
         if num_tokens * self._flops_per_token < _SERIAL_FLOPS:
             torch.set_num_threads(1)
@@ -50,25 +80,44 @@ class Runner:
             torch.set_num_threads(before)
 
     @torch.inference_mode()
-    def run(self, plan: Plan) -> Tensor:
-        """The logits that follow each decoding sequence, then each chunk that ends its prompt: (N, V) float32.
+    def run(self, plan: Plan) -> Output:
+        """Compute a plan's tokens: the logits that follow each decoding sequence, its drafts, and each ended prompt."""
+        step = self._flatten(plan)
+        hidden = self._hidden(step.tokens, step.positions, self._context(plan, step))
+        wanted = [row for rows in step.wanted.values() for row in rows]
+        chosen = hidden
+        if len(wanted) < len(step.tokens) or wanted != list(range(len(wanted))):
+            chosen = hidden[torch.tensor(wanted, dtype=torch.int64, device=self.device)]
+        numbers = iter(range(len(wanted)))
+        rows = {answer: [next(numbers) for _ in rows] for answer, rows in step.wanted.items()}
+        return Output(self.model.lm_head.logits(chosen).float(), rows, hidden, step.chunks)
 
-        The plan's decoding sequences are put into the order of their lengths.
-        """
-        plan.decode.sort(key=lambda answer: answer.num_computed)
-        tokens = [answer.tokens[-1] for answer in plan.decode]
-        positions = [answer.num_computed - 1 for answer in plan.decode]
-        wanted = list(range(len(tokens)))
-        for chunk in plan.chunks:
-            tokens += chunk.answer.token_range(chunk.start, chunk.stop)
-            positions += range(chunk.start, chunk.stop)
-            if chunk.is_last:
-                wanted.append(len(tokens) - 1)
-        context = self._context(plan, positions)
-        hidden = self._hidden(tokens, positions, context)
-        if len(wanted) < len(tokens):
-            hidden = hidden[torch.tensor(wanted, dtype=torch.int64, device=self.device)]
+    @torch.inference_mode()
+    def logits_of(self, hidden: Tensor) -> Tensor:
+        """What the model expects after each place: (T, D) -> logits (T, V) float32."""
         return self.model.lm_head.logits(hidden).float()
+
+    def _flatten(self, plan: Plan) -> _Step:
+        """All tokens of a plan in one flat row: decoding ones by length, drafts among them, then prompts."""
+        step = _Step()
+        singles = sorted(
+            ((place, answer) for answer in plan.decode for place in _places(answer)), key=lambda single: single[0]
+        )
+        for row, (place, answer) in enumerate(singles):
+            step.tokens.append(answer.token_at(place))
+            step.positions.append(place)
+            step.owners.append(answer.row)
+            step.wanted.setdefault(answer, []).append(row)
+        step.num_single = len(singles)
+        for chunk in plan.chunks:
+            begin = len(step.tokens)
+            step.tokens += chunk.answer.token_range(chunk.start, chunk.stop)
+            step.positions += range(chunk.start, chunk.stop)
+            step.owners += [chunk.answer.row] * (chunk.stop - chunk.start)
+            step.chunks.append(slice(begin, len(step.tokens)))
+            if chunk.is_last:
+                step.wanted[chunk.answer] = [len(step.tokens) - 1]
+        return step
 
     def _hidden(self, tokens: list[int], positions: list[int], context: PagedContext) -> Tensor:
         """All tokens in one flat row through the layers: (T, D)."""
@@ -76,20 +125,17 @@ class Runner:
         x = model.embed(torch.tensor([tokens], device=self.device))
         return model(x, torch.tensor([positions], device=self.device), context, self.cache.layers)[0]
 
-    def _context(self, plan: Plan, positions: list[int]) -> PagedContext:
+    def _context(self, plan: Plan, step: _Step) -> PagedContext:
         for answer in plan.decode:
             self._update_table(answer)
         for chunk in plan.chunks:
             self._update_table(chunk.answer)
-        rows = [answer.row for answer in plan.decode]
-        for chunk in plan.chunks:
-            rows += [chunk.answer.row] * (chunk.stop - chunk.start)
-        place, block_size = np.array(positions), self.cache.block_size
-        slots = self._tables[rows, place // block_size] * block_size + place % block_size
+        place, block_size = np.array(step.positions), self.cache.block_size
+        slots = self._tables[step.owners, place // block_size] * block_size + place % block_size
         return PagedContext(
             slots=torch.from_numpy(slots).to(self.device),
-            decode=tuple(self._decode_groups(rows, place + 1, len(plan.decode))),
-            prompts=tuple(self._prompts(plan.chunks, len(plan.decode))),
+            decode=tuple(self._decode_groups(step.owners, place + 1, step.num_single)),
+            prompts=tuple(self._prompts(plan.chunks, step.num_single)),
         )
 
     def _update_table(self, answer: Answer) -> None:

@@ -2,19 +2,21 @@
 
 A request is admitted, first come first served, once its longest possible answer fits into blocks that nobody else was
 promised; so nothing runs out of memory half-way and nothing is ever swapped. Prompts are computed in chunks beside the
-decoding sequences, so that a long one does not hold up the others; where they are cut does not depend on the load. The
-n answers of a request share its prompt's blocks: the prompt is computed once, then the answers part.
+decoding sequences, the one served least recently first, so that a long one holds up neither answers nor short prompts;
+where they are cut does not depend on the load. The n answers of a request share its prompt's blocks: the prompt is
+computed once, then the answers part.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from herd.infer.blocks import BlockAllocator
 from herd.infer.request import Answer, Request
+
+_PROMPTS_AT_ONCE = 8  # admitted and in progress, taking turns
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Chunk:
 
 @dataclass
 class Plan:
-    """One step: sequences that add one token, and chunks of prompts."""
+    """One step: sequences that add a token (with drafts: several at once, if they hold), and chunks of prompts."""
 
     decode: list[Answer] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
@@ -49,7 +51,13 @@ class Scheduler:
     """
 
     def __init__(
-        self, allocator: BlockAllocator, *, max_sequences: int, max_prompt_tokens: int, max_context: int
+        self,
+        allocator: BlockAllocator,
+        *,
+        max_sequences: int,
+        max_prompt_tokens: int,
+        max_context: int,
+        shares_prefixes: bool = True,
     ) -> None:
         self.allocator = allocator
         self.max_prompt_tokens, self.max_context = max_prompt_tokens, max_context
@@ -57,6 +65,8 @@ class Scheduler:
         self.running: list[Answer] = []
         self.num_owed_blocks = 0
         self._free_rows = list(range(max_sequences - 1, -1, -1))
+        self._shares_prefixes = shares_prefixes
+        self._step = 0
 
     @property
     def has_work(self) -> bool:
@@ -67,20 +77,36 @@ class Scheduler:
         """Queue a request."""
         self.waiting.extend(request.answers)
 
-    def plan(self) -> Plan:
-        """The next step. Decoding sequences always advance; prompts share the step's budget of prompt tokens."""
+    def plan(self, guess: Callable[[Answer, int], list[int]] | None = None) -> Plan:
+        """The next step. Decoding sequences always advance; prompts share the step's budget of prompt tokens.
+
+        `guess(answer, most)` gives drafts of an answer's next tokens, at most so many.
+        """
+        self._step += 1
         plan = Plan(decode=[answer for answer in self.running if answer.tokens])
         budget = self.max_prompt_tokens
-        for answer in itertools.chain(self._prompts_in_progress(), self._admissions()):
+        for answer in self._prompts():
+            if answer.served_at < 0:
+                self._match_again(answer)
             chunk = self._next_chunk(answer)
+            if chunk.stop - chunk.start > budget:
+                continue
             budget -= chunk.stop - chunk.start
-            if budget < 0:
-                break
+            answer.served_at = self._step
             plan.chunks.append(chunk)
             self._advance(answer, chunk.stop)
         for answer in plan.decode:
+            answer.drafts = guess(answer, self._room(answer)) if guess else []
             self._advance(answer, answer.num_tokens)
         return plan
+
+    def settle(self, answer: Answer) -> None:
+        """After a step drew an answer's tokens: what was computed for drafts that did not hold counts for nothing.
+
+        Their places are written again; the blocks stay, for they were promised anyway.
+        """
+        answer.drafts = []
+        answer.num_computed = answer.num_tokens - 1
 
     def fork(self, leader: Answer) -> tuple[list[Answer], list[tuple[int, int]]]:
         """After the prompt's last chunk: the siblings that can start from the same blocks now, and blocks to copy.
@@ -128,12 +154,12 @@ class Scheduler:
 
     # ---- admission -------------------------------------------------------------------------------------------------
 
-    def _prompts_in_progress(self) -> Iterator[Answer]:
-        return (answer for answer in list(self.running) if not answer.tokens)
-
-    def _admissions(self) -> Iterator[Answer]:
-        while (answer := self._admit_next()) is not None:
-            yield answer
+    def _prompts(self) -> list[Answer]:
+        """The prompts to go on with, the one served least recently first; new ones join as long as they fit."""
+        prompts = [answer for answer in self.running if not answer.tokens]
+        while len(prompts) < _PROMPTS_AT_ONCE and (answer := self._admit_next()) is not None:
+            prompts.append(answer)
+        return sorted(prompts, key=lambda answer: answer.served_at if answer.served_at >= 0 else self._step)
 
     def _admit_next(self) -> Answer | None:
         """Take the first waiting answer that may start; None when it does not fit (nobody overtakes it).
@@ -153,8 +179,7 @@ class Scheduler:
         return None
 
     def _admit(self, answer: Answer) -> bool:
-        prompt = answer.request.prompt
-        blocks, content = self.allocator.match(prompt)
+        blocks, content = self._known_prefix(answer)
         needed = self._blocks_for(answer) - len(blocks)
         if not self._fits(needed):
             self.allocator.release(blocks)
@@ -163,6 +188,26 @@ class Scheduler:
         answer.blocks, answer.content, answer.num_registered = blocks, content, len(blocks)
         answer.num_computed = len(blocks) * self.allocator.block_size
         return True
+
+    def _known_prefix(self, answer: Answer) -> tuple[list[int], int]:
+        """Blocks that hold the prompt's beginning already. Log-probabilities of a prompt need all of it computed."""
+        request = answer.request
+        if not self._shares_prefixes or (request.params.prompt_logprobs is not None and answer is request.leader):
+            return [], request.root
+        return self.allocator.match(request.prompt, request.root)
+
+    def _match_again(self, answer: Answer) -> None:
+        """Before its first chunk: blocks that became known since the answer was admitted serve it too."""
+        blocks, content = self._known_prefix(answer)
+        more = len(blocks) - len(answer.blocks)
+        if more <= 0:
+            self.allocator.release(blocks)
+            return
+        self.allocator.release(answer.blocks)
+        answer.owed_blocks -= more
+        self.num_owed_blocks -= more
+        answer.blocks, answer.content, answer.num_registered = blocks, content, len(blocks)
+        answer.num_computed = len(blocks) * self.allocator.block_size
 
     def _enter(self, answer: Answer, num_blocks: int) -> None:
         answer.row = self._free_rows.pop()
@@ -174,10 +219,17 @@ class Scheduler:
         return bool(self._free_rows) and num_blocks <= self.allocator.num_free - self.num_owed_blocks
 
     def _blocks_for(self, answer: Answer) -> int:
-        """Blocks of the longest answer allowed. Its last token is never written: nothing comes after it."""
+        """Blocks of the longest answer allowed."""
+        return -(-self._most_computed(answer) // self.allocator.block_size)
+
+    def _most_computed(self, answer: Answer) -> int:
+        """Tokens of the longest answer allowed, but for its last one: it is never written, nothing comes after it."""
         request = answer.request
-        longest = min(len(request.prompt) + request.params.max_tokens, self.max_context)
-        return -(-(longest - 1) // self.allocator.block_size)
+        return min(len(request.prompt) + request.params.max_tokens, self.max_context) - 1
+
+    def _room(self, answer: Answer) -> int:
+        """How many drafts fit behind an answer's tokens."""
+        return max(self._most_computed(answer) - answer.num_tokens, 0)
 
     # ---- progress --------------------------------------------------------------------------------------------------
 
@@ -187,14 +239,17 @@ class Scheduler:
         return Chunk(answer, start, min(answer.num_tokens, start - start % most + most))
 
     def _advance(self, answer: Answer, stop: int) -> None:
-        """Take the blocks for places up to `stop` and make the full ones known.
+        """Take the blocks for places up to `stop` and the drafts behind it, and make the full ones known.
 
-        They are known before they are written: within a step every key is written before any is read.
+        They are known before they are written: within a step every key is written before any is read. Blocks with
+        drafts in them are not: drafts may turn out wrong.
         """
         block_size = self.allocator.block_size
-        while len(answer.blocks) * block_size < stop:
+        while len(answer.blocks) * block_size < stop + len(answer.drafts):
             self._take_block(answer)
         answer.num_computed = stop
+        if not self._shares_prefixes:
+            return
         while (answer.num_registered + 1) * block_size <= stop:
             start = answer.num_registered * block_size
             tokens = answer.token_range(start, start + block_size)

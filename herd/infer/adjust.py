@@ -1,0 +1,79 @@
+"""What changes an answer's logits before a token is drawn: penalties, biases, a grammar, a least length."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from herd.infer.guide import Guide
+from herd.types import SamplingParams
+
+
+class Adjustment:
+    """One answer's changes to its logits, and what it must remember of its tokens for them.
+
+    The order is that of vLLM: repetition, frequency and presence penalty, bias, then what is forbidden altogether.
+    """
+
+    def __init__(
+        self, params: SamplingParams, prompt: Iterable[int], stop_ids: Iterable[int], guide: Guide | None = None
+    ) -> None:
+        self.params, self.guide = params, guide
+        self._prompt = set(prompt) if params.repetition_penalty != 1 else set()
+        self._counts: Counter[int] = Counter()
+        self._stop_ids = sorted(stop_ids) if params.min_tokens else []
+
+    @staticmethod
+    def wanted(params: SamplingParams) -> bool:
+        """The settings change logits, apart from a grammar."""
+        return bool(
+            params.repetition_penalty != 1
+            or params.presence_penalty
+            or params.frequency_penalty
+            or params.logit_bias
+            or params.min_tokens
+        )
+
+    def accept(self, token: int) -> None:
+        """Remember a drawn token."""
+        self._counts[token] += 1
+        if self.guide is not None:
+            self.guide.accept(token)
+
+    @property
+    def is_complete(self) -> bool:
+        """The grammar allows nothing more."""
+        return self.guide is not None and self.guide.is_complete
+
+    def apply(self, logits: Tensor) -> None:
+        """Change one row of logits (V,) in place."""
+        params = self.params
+        if params.repetition_penalty != 1:
+            self._penalize_repetition(logits)
+        if self._counts and (params.presence_penalty or params.frequency_penalty):
+            ids = torch.tensor(list(self._counts), device=logits.device)
+            counts = torch.tensor(list(self._counts.values()), dtype=logits.dtype, device=logits.device)
+            logits[ids] -= params.frequency_penalty * counts + params.presence_penalty
+        if params.logit_bias:
+            ids = torch.tensor(list(params.logit_bias), device=logits.device)
+            logits[ids] += torch.tensor(list(params.logit_bias.values()), dtype=logits.dtype, device=logits.device)
+        if self.guide is not None:
+            self.guide.mask(logits)
+        if self._counts.total() < params.min_tokens:
+            self._forbid_the_end(logits)
+
+    def _penalize_repetition(self, logits: Tensor) -> None:
+        """Source: Keskar et al. 2019, CTRL, section 4.1; with its sign mended as in `transformers`."""
+        ids = torch.tensor(list(self._prompt | self._counts.keys()), device=logits.device)
+        values, penalty = logits[ids], self.params.repetition_penalty
+        logits[ids] = torch.where(values > 0, values / penalty, values * penalty)
+
+    def _forbid_the_end(self, logits: Tensor) -> None:
+        """A grammar that allows nothing but the end keeps its end."""
+        kept = logits[self._stop_ids].clone()
+        logits[self._stop_ids] = -torch.inf
+        if bool(torch.isneginf(logits).all()):
+            logits[self._stop_ids] = kept

@@ -1,0 +1,128 @@
+"""Constrained output: an answer keeps to a JSON schema, a regular expression, a grammar or a list of choices.
+
+Which tokens may come next is computed by llguidance (an optional package, extra `guided`); this file gives it the
+tokenizer and turns its verdict into logits.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from herd.errors import RequestError
+from herd.tokenizer.tokenizer import Tokenizer
+from herd.types import SamplingParams
+
+FORMS = ("json_schema", "regex", "grammar", "choice")
+"""The fields of `SamplingParams` that say what form an answer has."""
+
+
+class Guide:
+    """How far one answer has come in its grammar."""
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+
+    def fork(self) -> Guide:
+        """A guide of its own for a sibling, at the same place."""
+        return Guide(self._matcher.deep_copy())
+
+    def mask(self, logits: Tensor) -> None:
+        """Set the logits (V,) of tokens that may not come next to minus infinity, in place."""
+        bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
+        allowed = torch.from_numpy(bits[: logits.shape[0]].astype(bool))
+        if allowed.shape[0] < logits.shape[0]:
+            allowed = torch.cat((allowed, torch.zeros(logits.shape[0] - allowed.shape[0], dtype=torch.bool)))
+        logits.masked_fill_(~allowed.to(logits.device), -torch.inf)
+
+    def accept(self, token: int) -> None:
+        """Go on by a drawn token."""
+        self._matcher.consume_token(token)
+
+    @property
+    def is_complete(self) -> bool:
+        """Nothing may follow but the end."""
+        return bool(self._matcher.is_stopped())
+
+
+class GuideMaker:
+    """Compiles grammars against one tokenizer; an answer's end is the token `end_id`."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_id: int) -> None:
+        self.tokenizer, self.vocab_size, self.end_id = tokenizer, vocab_size, end_id
+
+    def compile(self, params: SamplingParams) -> Guide | None:
+        """The guide that the parameters ask for, None where they ask for none.
+
+        Raises:
+            RequestError: the schema, expression or grammar is wrong or too large, or llguidance is not installed.
+        """
+        form = next((name for name in FORMS if is_set(getattr(params, name))), None)
+        if form is None:
+            return None
+        matcher = self._library.LLMatcher
+        try:
+            grammar = self._grammar(form, getattr(params, form))
+            fault = matcher.validate_grammar(grammar, self._vocabulary)
+        except ValueError as error:
+            raise RequestError(f"{form}: {error}") from None
+        if fault:
+            raise RequestError(f"{form} cannot be followed: {_first_lines(fault)}")
+        return Guide(matcher(self._vocabulary, grammar, log_level=0))
+
+    def _grammar(self, form: str, value: Any) -> str:
+        matcher = self._library.LLMatcher
+        if form == "json_schema":
+            schema = dict(value) or {"type": "object"}
+            return matcher.grammar_from_json_schema(json.dumps(schema), defaults={"whitespace_flexible": False})
+        if form == "regex":
+            return matcher.grammar_from_regex(value)
+        if form == "choice":
+            value = "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in value)
+        return matcher.grammar_from_lark(value)
+
+    @cached_property
+    def _library(self) -> Any:
+        try:
+            return importlib.import_module("llguidance")
+        except ImportError:
+            raise RequestError(
+                "A constrained answer (json_schema, regex, grammar, choice) needs llguidance: "
+                "pip install 'herd-lm[guided]'."
+            ) from None
+
+    @cached_property
+    def _vocabulary(self) -> Any:
+        wrapper = importlib.import_module("llguidance._tokenizer").TokenizerWrapper(_Vocabulary(self.tokenizer))
+        return self._library.LLTokenizer(wrapper, n_vocab=self.vocab_size, eos_token=self.end_id)
+
+
+class _Vocabulary:
+    """The tokenizer as llguidance wants to see it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_id, self.bos_token_id = tokenizer.eos_id, tokenizer.bos_id
+        self.special_token_ids = sorted(tokenizer.special.values())
+        special = set(self.special_token_ids)
+        known = special | set(tokenizer.ranks.values())
+        self.tokens = [tokenizer.token_bytes(i) if i in known else b"" for i in range(tokenizer.vocab_size)]
+
+    def __call__(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text)
+
+
+def is_set(value: str | tuple[str, ...] | Mapping[str, Any] | None) -> bool:
+    """A form was asked for; an empty schema is one (any object), an empty list of choices is none."""
+    return value is not None and value != ()
+
+
+def _first_lines(text: str, count: int = 3) -> str:
+    return " ".join(line.strip() for line in text.strip().splitlines()[:count])
