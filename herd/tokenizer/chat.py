@@ -9,13 +9,14 @@ Content is encoded apart from its header and as plain text, so no message can fo
 - `meta`, as Meta's own code writes: content as it is; a message that is not the end of its turn (a tool call behind
   `<|python_tag|>`, or a message followed by another one of the assistant) ends with `<|eom_id|>`.
 - `hf`, as Hugging Face's Llama 3.1 template writes: content stripped, date lines before every system prompt, a tool's
-  answer as a JSON string, every message ended by `<|eot_id|>`.
+  answer as a JSON string, every message ended by `<|eot_id|>` (calls by `<|eom_id|>` where built-in tools are offered).
 
 Reading back (`parse`) gives the same messages, with these exceptions, where the format itself is ambiguous:
 
 - assistant text that is itself the syntax of a tool call is read as the call;
 - code for the interpreter that reads as a search (`x.call(query="...")`) or as another form of call is read as that;
-- style `hf` keeps no whitespace around content, and its empty system message is read as none.
+- style `hf` keeps no whitespace around content, and its empty system message is read as none;
+- what the prompt says of offered tools is read as part of the message it stands in.
 
 Source: Llama 3 paper section 4.1.1; Meta's prompt format notes.
 """
@@ -32,6 +33,8 @@ from herd.errors import DataError
 from herd.tokenizer import toolcalls
 from herd.tokenizer.specials import END_HEADER, END_OF_MESSAGE, END_OF_TURN, PYTHON_TAG, START_HEADER
 from herd.tokenizer.tokenizer import Tokenizer
+from herd.tokenizer.tools import ENVIRONMENT, Offered, announce, definitions, into_first_user_message
+from herd.tokenizer.tools import checked as checked_tools
 from herd.types import Message
 
 Style = Literal["meta", "hf"]
@@ -54,29 +57,39 @@ def render(
     *,
     generation_prompt: bool = False,
     style: Style | None = None,
+    tools: Sequence[Any] | None = None,
     tool_format: toolcalls.Format = "json",
-    date: str = DATE,
+    date: str | None = None,
 ) -> Rendered:
     """Tokens and loss mask of a conversation; the assistant's messages and what ends them are trained on.
 
-    `style` None takes the checkpoint's own. `tool_format` is how style `meta` writes calls of custom tools.
+    `style` None takes the checkpoint's own. `tools` are announced to the model: OpenAI's schemas, and names of
+    built-in ones (see `herd.tokenizer.tools`). `tool_format` is how style `meta` announces and calls custom tools.
+    `date` is what the date lines say: style `hf` always writes them (default `DATE`), `meta` only when a date is given.
 
     Raises:
-        DataError: no message, an unknown role, content that is not text, a tool call that the form cannot hold.
+        DataError: no message, an unknown role, content that is not text, a tool that is none, a tool call that the form
+            cannot hold.
     """
-    if not messages:
-        raise DataError("the conversation has no messages")
+    messages = checked_messages(messages)
     style = style or tokenizer.chat_style
-    messages = [_checked(message, number) for number, message in enumerate(messages)]
+    offered = checked_tools(tools)
     if style == "hf":
-        messages = _as_hf(messages, date)
+        messages = _as_hf(messages, _date_lines(date or DATE), offered)
+        tool_format = "bare"
+    elif offered != Offered() or date:
+        messages = announce(messages, offered, tool_format, _date_lines(date).rstrip("\n") if date else "")
     tokens, mask = [tokenizer.bos_id], [False]
     for message, follower in zip(messages, [*messages[1:], None], strict=True):
         header = _header(tokenizer, message["role"])
-        body = _body(tokenizer, message, "bare" if style == "hf" else tool_format)
-        goes_on = tokenizer.special.get(PYTHON_TAG) in body or (follower and follower["role"] == "assistant")
+        tagged = offered.builtin if style == "hf" else ()
+        body = _body(tokenizer, message, tool_format, tagged)
         is_assistant = message["role"] == "assistant"
-        body.append(tokenizer.eom_id if is_assistant and goes_on and style == "meta" else tokenizer.eot_id)
+        if style == "hf":
+            goes_on = message.get("tool_calls") and offered.builtin
+        else:
+            goes_on = tokenizer.special.get(PYTHON_TAG) in body or (follower and follower["role"] == "assistant")
+        body.append(tokenizer.eom_id if is_assistant and goes_on else tokenizer.eot_id)
         tokens += header + body
         mask += [False] * len(header) + [is_assistant] * len(body)
     if generation_prompt:
@@ -97,6 +110,19 @@ def require_trained(rendered: Rendered) -> Rendered:
     if all(rendered.mask):
         raise DataError("everything in this conversation is trained on: its loss mask hides no prompt")
     return rendered
+
+
+def checked_messages(messages: Sequence[Message]) -> list[Message]:
+    """The messages in Herd's own form: text content, `ipython` for `tool`, calls with name and arguments.
+
+    Raises:
+        DataError: one of them is no message.
+    """
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
+        raise DataError(f"the conversation is {type(messages).__name__}, expected a list of messages")
+    if not messages:
+        raise DataError("the conversation has no messages")
+    return [_checked(message, number) for number, message in enumerate(messages)]
 
 
 def _checked(message: Message, number: int) -> Message:
@@ -127,7 +153,7 @@ def _date_lines(date: str) -> str:
     return f"Cutting Knowledge Date: December 2023\nToday Date: {date}\n\n"
 
 
-def _as_hf(messages: list[Message], date: str) -> list[Message]:
+def _as_hf(messages: list[Message], date_lines: str, offered: Offered) -> list[Message]:
     """The messages as Hugging Face's Llama 3.1 template words them."""
     worded = []
     for number, message in enumerate(messages):
@@ -137,11 +163,12 @@ def _as_hf(messages: list[Message], date: str) -> list[Message]:
         if content and message.get("tool_calls"):
             raise DataError(f"message {number}: style `hf` cannot write text and a tool call in one message")
         worded.append(message | {"content": content})
-    if messages[0]["role"] == "system":
-        system = worded.pop(0)["content"]
-    else:
-        system = ""
-    return [Message(role="system", content=_date_lines(date) + system), *worded]
+    system = worded.pop(0)["content"] if messages[0]["role"] == "system" else ""
+    head = f"{ENVIRONMENT}\n" if offered != Offered() else ""
+    if offered.builtin:
+        head += f"Tools: {', '.join(name for name in offered.builtin if name != toolcalls.CODE_INTERPRETER)}\n\n"
+    worded.insert(0, Message(role="system", content=head + date_lines + system))
+    return into_first_user_message(worded, definitions(offered, "bare")) if offered.custom else worded
 
 
 def _header(tokenizer: Tokenizer, role: str) -> list[int]:
@@ -149,10 +176,12 @@ def _header(tokenizer: Tokenizer, role: str) -> list[int]:
     return [start, *tokenizer.encode(role), end, *tokenizer.encode("\n\n")]
 
 
-def _body(tokenizer: Tokenizer, message: Message, tool_format: toolcalls.Format) -> list[int]:
+def _body(
+    tokenizer: Tokenizer, message: Message, tool_format: toolcalls.Format, always_tagged: Sequence[str]
+) -> list[int]:
     tokens = tokenizer.encode(message["content"])
     if calls := message.get("tool_calls"):
-        text, tagged = toolcalls.write(calls, tool_format)
+        text, tagged = toolcalls.write(calls, "json" if calls[0]["name"] in always_tagged else tool_format)
         if tagged:
             tokens.append(tokenizer.chat_token(PYTHON_TAG))
         tokens += tokenizer.encode(text)
@@ -209,7 +238,9 @@ def _from_hf(messages: list[Message]) -> list[Message]:
     return messages
 
 
-_DATE_LINES = re.compile(r"\ACutting Knowledge Date: [^\n]*\nToday Date: [^\n]*\n\n")
+_DATE_LINES = re.compile(
+    r"\A(?:Environment: ipython\n)?(?:Tools: [^\n]*\n\n)?Cutting Knowledge Date: [^\n]*\nToday Date: [^\n]*\n\n"
+)
 
 
 def parse_reply(tokenizer: Tokenizer, tokens: Sequence[int]) -> Message:

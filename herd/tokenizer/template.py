@@ -2,12 +2,37 @@
 
 META_TEMPLATE = """\
 {{- bos_token }}
+{%- if tools %}
+{{- "<|start_header_id|>system<|end_header_id|>\\n\\nEnvironment: ipython" }}
+{%- if messages[0].role == "system" %}
+{{- "\\n\\n" + messages[0].content if messages[0].content }}
+{%- set messages = messages[1:] %}
+{%- endif %}
+{{- "<|eot_id|>" }}
+{%- endif %}
 {%- for message in messages %}
 {%- set role = "ipython" if message.role == "tool" else message.role %}
 {%- set goes_on = role == "assistant" and loop.nextitem is defined and loop.nextitem.role == "assistant" %}
 {{- "<|start_header_id|>" + role + "<|end_header_id|>\\n\\n" }}
+{%- if tools and loop.first %}
+{%- if role != "user" %}
+{{- raise_exception("tools are announced in the first user message, and the conversation does not open with one") }}
+{%- endif %}
+{{- "Answer the user's question by making use of the following functions if needed.\\n" }}
+{{- "If none of the function can be used, please say so.\\nHere is a list of functions in JSON format:\\n" }}
+{%- for tool in tools %}
+{%- set told = tool.function or tool %}
+{%- set parameters = told.parameters or {"type": "object", "properties": {}} %}
+{%- set told = {"name": told.name, "description": told.description or "", "parameters": parameters} %}
+{{- {"type": "function", "function": told} | tojson(indent=4) + "\\n" }}
+{%- endfor %}
+{{- "Return function calls in JSON format.\\n\\n" }}
+{%- endif %}
 {{- message.content or "" }}
 {%- if message.tool_calls %}
+{%- if message.tool_calls | length > 1 %}
+{{- raise_exception("only one tool call fits into a message of this format") }}
+{%- endif %}
 {%- set goes_on = true %}
 {%- set call = message.tool_calls[0].function or message.tool_calls[0] %}
 {{- "<|python_tag|>" }}
@@ -25,4 +50,4 @@ META_TEMPLATE = """\
 {{- "<|start_header_id|>assistant<|end_header_id|>\\n\\n" }}
 {%- endif %}
 """
-"""Llama 3's bare format: what `herd.tokenizer.chat.render` writes in style `meta`."""
+"""Llama 3's format without dates, custom tools in JSON: what `herd.tokenizer.chat.render` writes in style `meta`."""

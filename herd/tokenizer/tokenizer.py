@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import operator
 import os
 import re
 import threading
@@ -214,7 +215,12 @@ class Tokenizer:
         """The ids of a text, optionally between the begin and end tokens.
 
         `allow_special` turns special strings in the text into their tokens: only for text that you wrote yourself.
+
+        Raises:
+            DataError: it is no text.
         """
+        if not isinstance(text, str):
+            raise DataError(f"only text can be encoded, not {type(text).__name__}")
         encode = self._encode_special if allow_special else self._encoding.encode_ordinary
         ids = [self.bos_id] if bos else []
         for piece in _within_limits(text):
@@ -231,6 +237,7 @@ class Tokenizer:
     ) -> list[list[int]]:
         """The ids of many texts, in order; on all cores once there is much to do."""
         options = {"bos": bos, "eos": eos, "allow_special": allow_special}
+        _check_texts(texts)
         self._num_batched_chars += sum(map(len, texts))
         if self._num_batched_chars < _WORTH_WORKERS_CHARS or len(texts) < 2 or num_cores() < 2:
             return [self.encode(text, **options) for text in texts]
@@ -256,7 +263,7 @@ class Tokenizer:
         """The text of ids; bytes that are no whole character become U+FFFD."""
         if skip_special:
             special = self._special_ids
-            ids = [i for i in ids if i not in special]
+            ids = [i for i in _checked_ids(ids) if i not in special]
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -265,7 +272,7 @@ class Tokenizer:
         Raises:
             DataError: an id is not in the vocabulary.
         """
-        ids = [int(i) for i in ids]
+        ids = _checked_ids(ids)
         try:
             return self._encoding.decode_bytes(ids)
         except (KeyError, OverflowError):
@@ -277,6 +284,8 @@ class Tokenizer:
             return self._encoding.decode_single_token_bytes(token)
         except (KeyError, OverflowError):
             raise DataError(self._unknown([token])) from None
+        except TypeError:
+            raise DataError(f"a token id is an integer, not {_shown(token)}") from None
 
     def _unknown(self, ids: Sequence[int]) -> str:
         wrong = next((i for i in ids if not 0 <= i < self.vocab_size), ids[0])
@@ -293,6 +302,19 @@ class Tokenizer:
         return f"Tokenizer({self.vocab_size - len(self.special)} BPE rows + {len(self.special)} special tokens)"
 
 
+def _checked_ids(ids: Iterable[int]) -> list[int]:
+    """Ids as Python integers, whatever kind of integers they are."""
+    try:
+        return list(map(operator.index, ids))
+    except TypeError:
+        raise DataError(f"only a sequence of token ids can be decoded, not {_shown(ids)}") from None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def _check_vocab_size(vocab_size: int) -> None:
     least = bpe.NUM_BYTES + NUM_SPECIAL_TOKENS
     if vocab_size < least:
@@ -300,6 +322,14 @@ def _check_vocab_size(vocab_size: int) -> None:
             f"vocab_size {vocab_size} is too small: {bpe.NUM_BYTES} bytes and {NUM_SPECIAL_TOKENS} special tokens "
             f"need {least} rows, and every row above that is one merge. Try 8192."
         )
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise DataError(f"encode_batch takes a list of texts, not {type(texts).__name__}")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"text {number} is {type(text).__name__}: only text can be encoded")
 
 
 def _within_limits(text: str) -> Iterator[str]:

@@ -27,6 +27,10 @@ Format = Literal["json", "bare", "tag", "python"]
 SEARCH_TOOLS = ("brave_search", "wolfram_alpha", "photogen")
 CODE_INTERPRETER = "code_interpreter"
 _SEARCH_CALL = re.compile(r'(?P<name>\w+)\.call\(query="(?P<query>[^"]*)"\)')
+_CALL_KEYS = ("type", "name", "parameters")
+_FIRST_KEY = re.compile(r'\{\s*"?([^"]*)')
+_PYTHON_START = re.compile(r"""\[\s*[^\s()\[\]{}"',=:#]*\s*(?:\(|\Z)""")
+_TAG_OPEN = "<function="
 _TAG_NAME = re.compile(r"[^}>]+")
 _TAGGED_FUNCTION = re.compile(r"<function=(?P<name>[^}>]+)>(?P<arguments>\{.*\})(?:</function>)?", re.DOTALL)
 
@@ -84,6 +88,8 @@ def read_tagged(text: str) -> list[ToolCall]:
 def read_untagged(text: str) -> list[ToolCall]:
     """The calls that a whole message consists of, without `<|python_tag|>`; none if it is ordinary text."""
     text = text.strip()
+    if not may_become_call(text):
+        return []
     if match := _TAGGED_FUNCTION.fullmatch(text):
         try:
             arguments = json.loads(match["arguments"])
@@ -93,6 +99,20 @@ def read_untagged(text: str) -> list[ToolCall]:
     if call := _json_call(text):
         return [call]
     return _python_calls(text)
+
+
+def may_become_call(text: str) -> bool:
+    """Whether a message that begins with this text may still turn out to be a call without `<|python_tag|>`.
+
+    When it says no, `read_untagged` finds no call however the message goes on.
+    """
+    text = text.lstrip()
+    if text.startswith("{"):
+        key = _FIRST_KEY.match(text)
+        return key[1] in _CALL_KEYS or (key.end() == len(text) and any(name.startswith(key[1]) for name in _CALL_KEYS))
+    if text.startswith("["):
+        return _PYTHON_START.match(text) is not None
+    return text.startswith(_TAG_OPEN) or _TAG_OPEN.startswith(text)
 
 
 def _is_builtin(call: ToolCall) -> bool:
@@ -113,7 +133,7 @@ def _json_call(text: str) -> ToolCall | None:
         data = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(data, dict) or not data.keys() <= {"type", "name", "parameters"}:
+    if not isinstance(data, dict) or not data.keys() <= set(_CALL_KEYS):
         return None
     name, parameters = data.get("name"), data.get("parameters")
     if data.get("type", "function") != "function" or not isinstance(name, str) or not isinstance(parameters, dict):

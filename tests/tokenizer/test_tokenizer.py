@@ -146,3 +146,23 @@ def test_the_fingerprint_tells_vocabularies_apart(tokenizer):
     other = module.Tokenizer.train(TEXTS, 1499)
     assert other.fingerprint != tokenizer.fingerprint
     assert repr(tokenizer) == "Tokenizer(1244 BPE rows + 256 special tokens)"
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"bytes", ["a"]])
+def test_what_is_no_text_is_refused_by_name(tokenizer, wrong):
+    kind = type(wrong).__name__
+    with pytest.raises(DataError, match=f"only text can be encoded, not {kind}"):
+        tokenizer.encode(wrong)
+    with pytest.raises(DataError, match=f"text 1 is {kind}"):
+        tokenizer.encode_batch(["a", wrong])
+    with pytest.raises(DataError, match="takes a list of texts, not str"):
+        tokenizer.encode_batch("a")
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "text", ["a"], [1.5]])
+def test_what_is_no_list_of_ids_is_refused(tokenizer, wrong):
+    for skip_special in (False, True):
+        with pytest.raises(DataError, match="only a sequence of token ids"):
+            tokenizer.decode(wrong, skip_special=skip_special)
+    with pytest.raises(DataError, match="a token id is an integer"):
+        tokenizer.token_bytes(None)
