@@ -393,10 +393,10 @@ def _record(file: Path) -> dict[str, Any]:
     return {"sha256": _hash_file(file), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
-def _fingerprint_all(value: Path | list[Path]) -> str:
+def _fingerprint_all(value: Path | str | list[Path | str]) -> str:
     if isinstance(value, list | tuple):
-        return _hash_text("".join(fingerprint(item) for item in value))
-    return fingerprint(value)
+        return _hash_text("".join(_fingerprint_all(item) for item in value))
+    return _hash_text(value) if isinstance(value, str) else fingerprint(value)  # a text speaks for what is far away
 
 
 def _hash_file(path: Path) -> str:

@@ -43,6 +43,7 @@ DOCUMENT_COLUMNS: dict[str, str] = {
     "language": "string",  # ISO 639-1, empty when unknown
     "source": "string",  # which collection: `pydoc`, `library`, `web`, `files`...
     "group": "string",  # what a train/held-out split must not tear apart: a module, a page, a repository
+    "place": "string",  # where the page was read: file, and byte offset (WARC), line or row behind `#`
     "quality": "float",  # 0 to 1, larger is better
     "drop": "string",  # the reason the document was dropped, null for the ones kept
     "drop_detail": "string",  # the figure or span behind the reason, null for the ones kept

@@ -7,11 +7,15 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from herd.run import atomic_write
 
 EXAMPLES_PER_REASON = 3
 _EXAMPLE_CHARACTERS = 300
+_MAX_ROWS = 5000  # rows of a table that are kept while it is gathered: a crawl has millions of domains
+KEPT = "kept"
+REST = "(the rest)"
 
 
 @dataclass
@@ -44,6 +48,10 @@ class Step:
             example = {"url": url, "reason": reason, "detail": detail, "text": text[:_EXAMPLE_CHARACTERS]}
             self.examples.append(example)
 
+    def room_for(self, reason: str, documents: int) -> int:
+        """For how many of so many documents dropped for a reason `drop` still keeps examples."""
+        return max(0, min(documents, EXAMPLES_PER_REASON - self.reasons[reason]))
+
     def keep(self, bytes_in: int, bytes_out: int) -> None:
         """Count a document that passed."""
         self.documents_out += 1
@@ -54,18 +62,72 @@ class Step:
         return asdict(self) | {"reasons": dict(self.reasons.most_common()), "notes": dict(self.notes.most_common())}
 
 
+Table = dict[str, dict[str, int]]
+"""What became of the documents of each language or domain: its name -> `kept` or the reason -> documents."""
+
+
+def tables_of(rows: list[dict[str, Any]]) -> dict[str, Table]:
+    """Tables of one part's judged documents."""
+    tables: dict[str, dict[str, Counter]] = {"language": {}, "domain": {}, "source": {}}
+    for row in rows:
+        names = {"language": row["language"] or "none", "domain": domain(row["url"]), "source": row["source"]}
+        for kind, name in names.items():
+            counts = tables[kind].setdefault(name, Counter())
+            counts[row["drop"] or KEPT] += 1
+            if row["drop"] is None:
+                counts["bytes"] += len(row["text"].encode())
+    return {kind: {name: dict(counts) for name, counts in table.items()} for kind, table in tables.items()}
+
+
+def domain(url: str) -> str:
+    """The host of a URL without `www.`; for files, what they are read from."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "(broken address)"
+    return (parts.hostname or parts.scheme or "(files)").removeprefix("www.")
+
+
 class Funnel:
     """The steps in order, written to a file whenever one advances."""
 
     def __init__(self, path: Path):
         self.path = path
         self.steps: list[Step] = []
+        self.tables: dict[str, dict[str, Counter]] = {}
 
     def step(self, name: str) -> Step:
         """Begin a step."""
         self.steps.append(Step(name))
         return self.steps[-1]
 
+    def add(self, step: Step) -> None:
+        """Add a step that is done."""
+        self.steps.append(step)
+        self.write()
+
+    def add_tables(self, tables: dict[str, Table]) -> None:
+        """Add another part's tables; the smallest rows of a table that grows too long are summed up."""
+        for kind, table in tables.items():
+            mine = self.tables.setdefault(kind, {})
+            for name, counts in table.items():
+                mine.setdefault(name, Counter()).update(counts)
+            if len(mine) > 2 * _MAX_ROWS:
+                order = sorted(mine, key=lambda name: (name == REST, -_documents(mine[name]), name))
+                rest = mine.setdefault(REST, Counter())
+                for name in order[_MAX_ROWS:]:
+                    if name != REST:
+                        rest.update(mine.pop(name))
+
     def write(self) -> None:
         """Write the state so far, whole or not at all."""
-        atomic_write(self.path, json.dumps({"steps": [step.as_dict() for step in self.steps]}, indent=1))
+        tables = {
+            kind: dict(sorted(table.items(), key=lambda item: (item[0] == REST, -_documents(item[1]), item[0])))
+            for kind, table in self.tables.items()
+        }
+        state = {"steps": [step.as_dict() for step in self.steps], "tables": tables}
+        atomic_write(self.path, json.dumps(state, indent=1))
+
+
+def _documents(counts: Counter) -> int:
+    return sum(count for name, count in counts.items() if name != "bytes")

@@ -1,4 +1,4 @@
-"""Reading pages from wherever they lie: WARC and WET, HTML files, JSONL, Parquet, text and code.
+"""Reading pages from wherever they lie: WARC and WET, HTML files, JSONL, Parquet, text, code and git repositories.
 
 Damage is counted, never fatal: a truncated archive gives the pages before the break.
 """
@@ -18,6 +18,7 @@ from typing import IO, Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from herd.curate.storage import file_size, list_files, location, modified, open_file
 from herd.curate.warc import read_warc
 from herd.errors import DataError
 
@@ -46,10 +47,13 @@ class RawPage(NamedTuple):
     content: bytes  # empty where the page is over the size limit
     num_bytes: int
     source: str
+    place: str  # the file, and byte offset (WARC), line or row in it
 
 
 def find_files(paths: list[Path]) -> list[Path]:
-    """The files that hold pages under the given files and folders, in a fixed order; a run folder of `pages` counts.
+    """The files that hold pages under the given files, folders and URLs, in a fixed order.
+
+    A run folder of `pages` counts as what it holds or points to. A URL is a path to fsspec (`storage.py`).
 
     Raises:
         DataError: a path is missing, or holds no file of a known kind.
@@ -61,6 +65,12 @@ def find_files(paths: list[Path]) -> list[Path]:
 
 
 def _files_under(path: Path) -> list[Path]:
+    remote = list_files(path)
+    if remote is not None:
+        files = [file for file in remote if _suffix(file) in _READERS]
+        if not files:
+            raise DataError(f"{location(path)}: no file of pages there; expected {_FORMATS}")
+        return files
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if path.is_file():
@@ -80,7 +90,7 @@ def _files_under(path: Path) -> list[Path]:
 
 def _suffix(path: Path) -> str:
     """`.warc` for `crawl.warc.gz`: the suffix that names the format."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
+    suffixes = [suffix.lower() for suffix in Path(str(path).partition("::")[0].partition("?")[0]).suffixes]
     if suffixes and suffixes[-1] in (".gz", ".zst"):
         suffixes.pop()
     return suffixes[-1] if suffixes else ""
@@ -98,18 +108,24 @@ def read_pages(path: Path, counts: Counter, max_bytes: int = MAX_PAGE_BYTES) -> 
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _page(url: str, date: str, kind: str, charset: str, content: bytes, num_bytes: int, source: str) -> RawPage:
+def _page(url: str, date: str, kind: str, charset: str, content: bytes, num_bytes: int, place: str) -> RawPage:
     id = hashlib.blake2b(url.encode("utf-8", "replace") + b"\0" + content, digest_size=12).hexdigest()
-    return RawPage(id, url, date, kind, charset, content, num_bytes, source)
+    return RawPage(id, url, date, kind, charset, content, num_bytes, _source(url), place)
 
 
 def _read_warc(path: Path, counts: Counter, max_bytes: int) -> Iterator[RawPage]:
+    name = _name(path)
     for page in read_warc(path, counts, max_bytes):
         kind = _kind(page.url, page.media_type, page.content)
         if kind is None:
             counts["not a page: " + (page.media_type or "unknown type")] += 1
             continue
-        yield _page(page.url, page.date, kind, page.charset, page.content, page.num_bytes, _source(page.url))
+        yield _page(page.url, page.date, kind, page.charset, page.content, page.num_bytes, f"{name}#{page.offset}")
+
+
+def _name(path: Path) -> str:
+    """A file's URL, or its path as it was given."""
+    return location(path) or path.as_posix()
 
 
 def _source(url: str) -> str:
@@ -138,7 +154,7 @@ def looks_like_html(content: bytes) -> bool:
 def _read_file(kind: str) -> Any:
     def read(path: Path, counts: Counter, max_bytes: int) -> Iterator[RawPage]:
         counts["records"] += 1
-        num_bytes = path.stat().st_size
+        num_bytes = file_size(path)
         content = b""
         if num_bytes <= max_bytes:
             try:
@@ -149,18 +165,21 @@ def _read_file(kind: str) -> Any:
                 return
         if len(content) > max_bytes:
             num_bytes, content = len(content), b""
-        date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(path.stat().st_mtime))
-        yield _page(path.as_posix(), date, kind, "", content, num_bytes, "files")
+        changed = modified(path)
+        date = "" if changed is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(changed))
+        yield _page(_name(path), date, kind, "", content, num_bytes, _name(path))
 
     return read
 
 
 def _open(path: Path) -> IO[bytes]:
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rb")
-    if path.suffix.lower() == ".zst":
-        return pa.input_stream(str(path), compression="zstd")
-    return open(path, "rb")
+    file = open_file(path)
+    ending = Path(str(path).partition("::")[0].partition("?")[0]).suffix.lower()
+    if ending == ".gz":
+        return gzip.open(file, "rb")
+    if ending == ".zst":
+        return pa.input_stream(file, compression="zstd")
+    return file
 
 
 def _read_jsonl(path: Path, counts: Counter, max_bytes: int) -> Iterator[RawPage]:
@@ -173,7 +192,7 @@ def _read_jsonl(path: Path, counts: Counter, max_bytes: int) -> Iterator[RawPage
                     row = json.loads(line)
                 except ValueError:
                     row = None
-                page = _row_page(row, f"{path.as_posix()}#{number}", counts, max_bytes)
+                page = _row_page(row, f"{_name(path)}#{number}", counts, max_bytes)
                 if page is not None:
                     yield page
     except (OSError, EOFError, zlib.error):
@@ -197,11 +216,11 @@ def _lines(file: IO[bytes]) -> Iterator[bytes]:
 
 def _read_parquet(path: Path, counts: Counter, max_bytes: int) -> Iterator[RawPage]:
     try:
-        with pq.ParquetFile(path) as file:
+        with open_file(path) as stream, pq.ParquetFile(stream) as file:
             for batch in file.iter_batches(batch_size=256):
                 for number, row in enumerate(batch.to_pylist(), counts["records"] + 1):
                     counts["records"] += 1
-                    page = _row_page(row, f"{path.as_posix()}#{number}", counts, max_bytes)
+                    page = _row_page(row, f"{_name(path)}#{number}", counts, max_bytes)
                     if page is not None:
                         yield page
     except (OSError, pa.ArrowException):
@@ -225,7 +244,7 @@ def _row_page(row: Any, place: str, counts: Counter, max_bytes: int) -> RawPage 
     kind = "html" if html else ("code" if Path(str(row.get("path") or url)).suffix in CODE_SUFFIXES else "text")
     kept = content if len(content) <= max_bytes else b""
     charset = "utf-8" if isinstance(html or text, str) else ""
-    return _page(url, date, kind, charset, kept, len(content), _source(url))
+    return _page(url, date, kind, charset, kept, len(content), place)
 
 
 _READERS = (

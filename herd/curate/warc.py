@@ -16,6 +16,8 @@ from typing import BinaryIO, NamedTuple
 
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
+from herd.curate.storage import open_file
+
 _PAGES = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
 _STARTS = {b"\x1f\x8b": b"\x1f\x8b\x08", b"\x28\xb5": b"\x28\xb5\x2f\xfd"}  # how a gzip member, a zstd frame begins
 _SEARCH_BYTES = 1 << 20
@@ -30,6 +32,7 @@ class WarcPage(NamedTuple):
     charset: str
     content: bytes
     num_bytes: int
+    offset: int  # of its record in the file, in bytes
 
 
 def read_warc(path: Path, counts: Counter, max_bytes: int) -> Iterator[WarcPage]:
@@ -38,7 +41,7 @@ def read_warc(path: Path, counts: Counter, max_bytes: int) -> Iterator[WarcPage]
     A damaged record is counted in `counts["corrupt"]` and reading goes on at the next record that can be found;
     records that hold no page (requests, metadata, error answers) are counted by kind.
     """
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         start = _STARTS.get(file.read(2), b"WARC/1.")
         position: int | None = 0
         while position is not None:
@@ -47,7 +50,7 @@ def read_warc(path: Path, counts: Counter, max_bytes: int) -> Iterator[WarcPage]
                 file.seek(position)
                 for record in ArchiveIterator(file, parse_http=False, auto_decode="all"):
                     last = position + record.stream_pos
-                    page = _page(record, counts, max_bytes)
+                    page = _page(record, counts, max_bytes, last)
                     if page is not None:
                         yield page
                 if _ends_early(file, last, start):
@@ -58,7 +61,7 @@ def read_warc(path: Path, counts: Counter, max_bytes: int) -> Iterator[WarcPage]
                 position = _next_start(file, last + 1, start)
 
 
-def _page(record: WarcRecord, counts: Counter, max_bytes: int) -> WarcPage | None:
+def _page(record: WarcRecord, counts: Counter, max_bytes: int, offset: int) -> WarcPage | None:
     counts["records"] += 1
     if not record.record_type & _PAGES:
         counts[str(record.record_type)] += 1
@@ -82,7 +85,7 @@ def _page(record: WarcRecord, counts: Counter, max_bytes: int) -> WarcPage | Non
     date = record.headers.get("WARC-Date") or ""
     if not record.is_http and declared and num_bytes < int(declared):
         raise ValueError("the record ends early")
-    return WarcPage(url, date, media_type.partition(";")[0].strip().lower(), charset, content, num_bytes)
+    return WarcPage(url, date, media_type.partition(";")[0].strip().lower(), charset, content, num_bytes, offset)
 
 
 def _ends_early(file: BinaryIO, position: int, start: bytes) -> bool:

@@ -11,6 +11,7 @@ from herd.curate.dedup import DocumentDedup, LineDedup
 from herd.curate.judge import Rules, rule_files
 from herd.curate.pipeline import Work, curate
 from herd.curate.read import find_files
+from herd.curate.storage import file_size, identity, location
 from herd.log import say, size
 from herd.run import open_run
 
@@ -22,7 +23,7 @@ class CurateSettings:
     out: Path
     """Run folder to write."""
     pages: list[Path]
-    """What to curate: the run folder of `herd pages`, or folders and files of HTML, WARC, JSONL, Parquet or text."""
+    """What to curate: folders, files and URLs of HTML, WARC, WET, JSONL, Parquet, text, code; a run of `herd pages`."""
     rules: Rules = field(default_factory=Rules)
     documents: DocumentDedup = field(default_factory=DocumentDedup)
     lines: LineDedup = field(default_factory=LineDedup)
@@ -36,11 +37,12 @@ def run(settings: CurateSettings) -> Path:
         DataError: no page can be read, or no document is kept.
     """
     files = find_files(settings.pages)
-    inputs = {"pages": settings.pages, "lists": rule_files(settings.rules)}
+    pages = [identity(path) if location(path) else path for path in settings.pages]
+    inputs = {"pages": pages, "lists": rule_files(settings.rules)}
     with open_run(settings.out, stage="curate", settings=settings, inputs=inputs) as run:
         if run.finished:
             return run.path
-        num_bytes = sum(file.stat().st_size for file in files)
+        num_bytes = sum(file_size(file) for file in files)
         run.need(disk_bytes=20 * num_bytes, seconds=5 + num_bytes / 500_000)
         figures = curate(files, run.path, settings.rules, settings.documents, settings.lines, settings.work)
         kept, read = figures["documents"], figures["documents_read"]

@@ -5,6 +5,8 @@ import random
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from herd.curate import dedup
 from herd.curate.dedup import DocumentDedup
@@ -42,10 +44,40 @@ def test_the_newest_copy_of_a_url_replaces_the_others():
     assert dedup.older_copies(keys, dates).tolist() == [2, -1, -1, 2, 1]  # of equally new ones the first stays
 
 
+def joined(num_documents, pairs):
+    clusters = dedup.Clusters(num_documents)
+    for left, right in pairs:
+        clusters.join(np.array(left), np.array(right))
+    return clusters.roots(np.arange(num_documents)).tolist()
+
+
 def test_clusters_join_whatever_the_order_of_pairs():
-    pairs = [(np.array([4, 2]), np.array([5, 3])), (np.array([3]), np.array([4])), (np.array([0]), np.array([0]))]
-    assert dedup.clusters(7, iter(pairs)).tolist() == [0, 1, 2, 2, 2, 2, 6]
-    assert dedup.clusters(7, iter(pairs[::-1])).tolist() == [0, 1, 2, 2, 2, 2, 6]
+    pairs = [([4, 2], [5, 3]), ([3], [4]), ([0], [0])]
+    assert joined(7, pairs) == joined(7, pairs[::-1]) == [0, 1, 2, 2, 2, 2, 6]
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=60))
+def test_clusters_are_what_a_walk_along_the_pairs_finds(pairs):
+    neighbours = {i: {i} for i in range(31)}
+    for a, b in pairs:
+        neighbours[a].add(b)
+        neighbours[b].add(a)
+    walk = []
+    for start in range(31):
+        seen, waiting = {start}, [start]
+        while waiting:
+            waiting += (fresh := neighbours[waiting.pop()] - seen)
+            seen |= fresh
+        walk.append(min(seen))
+    left, right = [a for a, _ in pairs], [b for _, b in pairs]
+    assert joined(31, [(np.array(left, int), np.array(right, int))]) == walk
+
+
+def test_candidates_pair_with_the_first_and_with_the_one_before():
+    keys = np.array([7, 3, 7, 9, 7, 3], dtype=np.uint64)
+    left, right = dedup.candidate_pairs(keys, np.array([10, 11, 12, 13, 14, 15]))
+    assert sorted(zip(left.tolist(), right.tolist())) == [(10, 12), (10, 14), (11, 15), (12, 14)]
+    assert [len(side) for side in dedup.candidate_pairs(np.array([1, 2, 3], dtype=np.uint64))] == [0, 0]
 
 
 def test_the_longest_of_a_cluster_survives():
@@ -84,11 +116,18 @@ def test_planted_clusters_are_found_and_nothing_else():
                 copy[i] = f"x{draw.randrange(10**6)}"
             texts.append(" ".join(copy))
             truth.append(cluster)
-    options = DocumentDedup()
-    signature = dedup.signatures(pa.array(texts), options)
-    keys = dedup.band_keys(signature, options.rows)
-    found = dedup.clusters(len(texts), (dedup.candidate_pairs(keys[:, band]) for band in range(options.bands)))
-    assert found.tolist() == [truth.index(cluster) for cluster in truth]
+    for verify in ("signature", "exact"):
+        replaced = dedup.near_duplicates(texts, DocumentDedup(verify=verify, keep="first")).tolist()
+        firsts = [truth.index(cluster) for cluster in truth]
+        assert replaced == [-1 if first == i else first for i, first in enumerate(firsts)]
+
+
+def test_shingles_are_the_set_of_word_n_grams():
+    texts = pa.array(["one two three four", "Two, three four -- FIVE", "one two", "", "a b a b a b"], pa.large_string())
+    values, sizes = dedup.shingles(texts, 3)
+    assert sizes.tolist() == [2, 2, 1, 1, 2]
+    sets = np.split(values, np.cumsum(sizes)[:-1])
+    assert dedup.jaccard(sets[0], sets[1]) == 1 / 3 and dedup.jaccard(sets[0], sets[2]) == 0
 
 
 def test_empty_input_has_no_duplicates():
@@ -102,19 +141,17 @@ def test_lines_meet_when_only_case_digits_and_outer_space_differ():
     assert keys[3:].tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("partitions", [1, 3, 16])
-def test_repeated_lines_are_the_same_for_any_number_of_partitions(partitions):
+@pytest.mark.parametrize("keep_first", [True, False])
+def test_lines_seen_too_often_are_dropped_but_for_the_first(keep_first):
     draw = np.random.default_rng(0)
-    keys, documents = draw.integers(0, 50, 400, dtype=np.uint64), np.arange(400) // 4
-
-    def slices(partition, count):
-        mine = keys % np.uint64(count) == partition
-        return keys[mine], documents[mine]
-
-    found, first = dedup.repeated_lines(slices, partitions, 8)
-    counted = {int(key): int((keys == key).sum()) for key in set(keys.tolist()) if key}
-    assert {int(key) for key in found} == {key for key, count in counted.items() if count > 8}
-    assert all(first[i] == documents[keys == key].min() for i, key in enumerate(found))
+    keys, places = draw.integers(0, 50, 400, dtype=np.uint64), draw.permutation(400)
+    found = dedup.repeated_lines(keys, places, 8, keep_first)
+    wanted = []
+    for key in set(keys.tolist()) - {0}:
+        mine = sorted(places[keys == key].tolist())
+        wanted += mine[keep_first:] if len(mine) > 8 else []
+    assert sorted(found.tolist()) == sorted(wanted)
+    assert len(dedup.repeated_lines(keys[:0], places[:0], 8, keep_first)) == 0
 
 
 def test_buckets_count_their_own_lines():

@@ -1,13 +1,20 @@
 """Curation from end to end, on a small crawl with everything in it."""
 
+import errno
 import json
+import os
 import random
-import shutil
+import subprocess
+import sys
+import zlib
 from itertools import pairwise
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from herd.config import to_dict
+from herd.curate import pipeline
 from herd.curate.addresses import Blocked
 from herd.curate.dedup import DocumentDedup, LineDedup
 from herd.curate.judge import Heuristics, Privacy, Rules, rules_to_json
@@ -157,22 +164,71 @@ def test_the_funnel_adds_up_and_shows_examples(result):
 
 
 def test_the_cut_into_parts_changes_nothing(crawl, result, tmp_path):
-    rows, funnel, _ = curated(crawl, tmp_path, work=Work(part_bytes=10_000_000, processes=1, line_memory_bytes=2000))
+    rows, funnel, _ = curated(crawl, tmp_path, work=Work(part_bytes=10_000_000, processes=1, memory_bytes=2000))
     assert rows == result[0]
     assert [step["reasons"] for step in funnel["steps"]] == [step["reasons"] for step in result[1]["steps"]]
 
 
-def test_lost_and_half_written_parts_are_made_again(crawl, result, tmp_path):
+def test_lost_damaged_and_half_written_parts_are_made_again_and_no_other(crawl, result, tmp_path, monkeypatch):
     curated(crawl, tmp_path)
-    (tmp_path / "state/text/000000-00001.json").unlink()
-    (tmp_path / "state/text/.000000-00001.parquet.tmp").write_bytes(b"half")
-    (tmp_path / "state/text/000000-00000.judged.json").unlink()
-    shutil.rmtree(tmp_path / "documents")
-    (tmp_path / "documents").mkdir()
-    for record in (tmp_path / "state/text").glob("*.judged.json"):
-        record.unlink()
+    state = tmp_path / "state"
+    (state / "text/000000-00001.json").unlink()
+    (state / "text/.000000-00001.parquet.tmp").write_bytes(b"half")
+    damaged = state / "text/000000-00000.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-9] + b"corrupted")
+    (tmp_path / "documents/000000-00000.parquet").unlink()
+    made = []
+    for name in ("extract_part", "judge_part"):
+        task = getattr(pipeline, name)
+        monkeypatch.setattr(pipeline, name, lambda job, task=task: (made.append(job["name"]), task(job))[1])
     rows, funnel, _ = curated(crawl, tmp_path)
     assert rows == result[0] and funnel == result[1]
+    assert made == ["000000-00000", "000000-00001", "000000-00000"]
+
+
+def test_a_run_that_fails_anywhere_leaves_nothing_wrong(crawl, result, tmp_path, monkeypatch):
+    """The disk is full after a few writes, later after more, until a run ends: the same documents come out."""
+    fsync, left = os.fsync, 0
+
+    def full(file):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    for tries in range(1, 100):
+        left = 4 * tries
+        try:
+            rows, funnel, _ = curated(crawl, tmp_path)
+            break
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+    assert tries > 3 and rows == result[0] and funnel == result[1]
+    assert not list(tmp_path.rglob("*.tmp")) and not list((tmp_path / "state").glob("spill-*"))
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_the_same(crawl, result, tmp_path):
+    """kill -9 at moments spread over the whole run."""
+    program = (
+        "import sys; from pathlib import Path; from tests.curate.test_pipeline import curated, WORK;"
+        "curated(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    out, root = tmp_path / "out", Path(__file__).parents[2]
+    command = [sys.executable, "-c", program, str(crawl), str(out)]
+    for milliseconds in (*range(1000, 2600, 200), 60_000):
+        child = subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL)
+        try:
+            child.wait(milliseconds / 1000)
+            break
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+    assert child.returncode == 0
+    rows = {row["url"]: row for row in pq.read_table(out / "documents").to_pylist()}
+    assert rows == result[0] and json.loads((out / "funnel.json").read_text()) == result[1]
 
 
 def test_languages_are_chosen_and_quality_is_asked_for(crawl, tmp_path):
@@ -205,11 +261,32 @@ def test_steps_are_plain_functions_of_a_part(crawl, result, tmp_path):
     curated(crawl, tmp_path)
     name, state = "000000-00000", str(tmp_path / "state")
     before = pq.read_table(tmp_path / f"documents/{name}.parquet")
-    extract_part({"state": state, "name": name, "languages": None, "probability": 0.3})
-    job = {"state": state, "out": str(tmp_path), "name": name, "first": 0, "rules": rules_to_json(Rules())}
-    job |= {"lines": True, "keep_first": True, "bucket_documents": 30_000_000}
-    judge_part(job)
+    job = {"state": state, "name": name, "lines": True}
+    extract_part(job | {"languages": None, "probability": 0.3, "documents": to_dict(DocumentDedup())})
+    judge_part(job | {"out": str(tmp_path), "rules": rules_to_json(Rules())})
     assert pq.read_table(tmp_path / f"documents/{name}.parquet").equals(before)
+
+
+def test_exact_verification_judges_by_the_n_grams_themselves(crawl, result, tmp_path):
+    rows, _, _ = curated(crawl, tmp_path, documents=DocumentDedup(verify="exact"))
+    assert rows == result[0]
+    rows, _, _ = curated(crawl, tmp_path / "strict", documents=DocumentDedup(verify="exact", similarity=1.0))
+    assert not any(row["drop"] == "near_duplicate" for row in rows.values())
+
+
+def test_the_tables_count_every_document_once(result):
+    rows, funnel, _ = result
+    for table in funnel["tables"].values():
+        assert sum(count for row in table.values() for name, count in row.items() if name != "bytes") == len(rows)
+    assert funnel["tables"]["domain"]["bees.org"]["near_duplicate"] == 1
+    assert funnel["tables"]["language"]["de"]["kept"] == 1
+
+
+def test_every_document_tells_where_it_was_read(crawl, result):
+    row = result[0]["http://bees.org/5"]
+    file, _, offset = row["place"].rpartition("#")
+    member = zlib.decompressobj(wbits=31).decompress(Path(file).read_bytes()[int(offset) :])
+    assert b"WARC-Target-URI: http://bees.org/5\r\n" in member
 
 
 def test_a_crawl_of_which_nothing_stays_says_why(tmp_path):

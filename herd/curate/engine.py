@@ -1,0 +1,104 @@
+"""Mapping a pure function over parts with Daft: over processes of this machine, or over a Ray cluster.
+
+A task takes and gives plain JSON values and works on files, so that where it runs does not matter; on a cluster the
+run folder must lie where every machine sees it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+os.environ.setdefault("DO_NOT_TRACK", "1")  # before Daft is imported: no telemetry
+
+import daft
+
+from herd import errors
+from herd.errors import ConfigError, UserError
+from herd.log import progress
+
+Engine = Literal["native", "ray"]
+Task = Callable[[dict], dict]
+
+
+def map_parts(
+    task: Task, jobs: list[dict], processes: int, label: str, engine: Engine = "native", address: str | None = None
+) -> Iterator[dict]:
+    """Run a pure function over jobs; results come in as they are ready.
+
+    A single job, or a single process, needs no runner and stays in this process.
+
+    Raises:
+        UserError, OSError: what a task raised, wherever it ran.
+    """
+    if not jobs:
+        return
+    processes = min(processes, len(jobs))
+    if engine == "ray":
+        results = _map_with_daft(task, jobs, processes, on_ray(address))
+    else:
+        results = map(task, jobs) if processes == 1 else _map_with_daft(task, jobs, processes, on_ray=False)
+    with progress(label, total=len(jobs), unit="parts") as bar:
+        for result in results:
+            bar.advance()
+            yield result
+
+
+def _map_with_daft(task: Task, jobs: list[dict], processes: int, on_ray: bool) -> Iterator[dict]:
+    @daft.cls(use_process=not on_ray, max_concurrency=processes)
+    class Worker:
+        @daft.method.batch(return_dtype=daft.DataType.string(), batch_size=1)
+        def run(self, jobs: daft.Series) -> list[str]:
+            return [json.dumps(_outcome(task, json.loads(job))) for job in jobs.to_pylist()]
+
+    frame = daft.from_pydict({"job": [json.dumps(job) for job in jobs]})
+    if on_ray:
+        frame = frame.into_partitions(min(len(jobs), 4 * processes))
+    for row in frame.select(Worker().run(daft.col("job")).alias("result")).iter_rows():
+        yield _result(json.loads(row["result"]))
+
+
+def on_ray(address: str | None) -> bool:
+    """Make Daft use a Ray cluster from now on in this process: at `address`, or one started here. Always True.
+
+    Raises:
+        ConfigError: the `ray` extra is not installed, the cluster cannot be reached, or Daft already runs otherwise.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError("work.engine: `ray` needs the extra: pip install 'herd-lm[ray]'") from None
+    try:
+        if not ray.is_initialized():
+            ray.init(address=address, runtime_env={"env_vars": {"DO_NOT_TRACK": "1"}}, log_to_driver=False)
+        if daft.get_or_infer_runner_type() != "ray":
+            daft.set_runner_ray(address)
+    except Exception as error:  # Ray and Daft raise many kinds
+        raise ConfigError(f"work.address: no Ray cluster at {address or 'this machine'}: {error}") from None
+    return True
+
+
+# ---- errors travel as values: a runner would wrap them ---------------------------------------------------------------
+
+
+def _outcome(task: Task, job: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return {"result": task(job)}
+    except UserError as error:
+        return {"error": type(error).__name__, "message": str(error)}
+    except OSError as error:
+        return {"error": "OSError", "errno": error.errno or errno.EIO, "message": error.strerror or str(error)} | {
+            "file": str(error.filename) if error.filename else None
+        }
+
+
+def _result(outcome: dict[str, Any]) -> dict[str, Any]:
+    if "error" not in outcome:
+        return outcome["result"]
+    if outcome["error"] == "OSError":
+        raise OSError(outcome["errno"], outcome["message"], outcome["file"])
+    raise getattr(errors, outcome["error"])(outcome["message"])

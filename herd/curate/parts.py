@@ -1,0 +1,80 @@
+"""Parts on disk: files written whole or not at all, and records that tell whether they are still what was written.
+
+A part's record comes last and holds the row count, size and checksum of each of its files. What has no record, or a
+file that does not match it, counts as not done: a re-run makes exactly that again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from herd.run import atomic_write
+
+_BLOCK = 1 << 22
+
+
+def save_table(table: pa.Table, path: Path) -> None:
+    """Write a Parquet file whole or not at all."""
+    aside = _aside(path)
+    try:
+        pq.write_table(table, aside, compression="zstd", compression_level=1)
+        _settle(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def save_array(array: np.ndarray, path: Path) -> None:
+    """Write a `.npy` file whole or not at all."""
+    aside = _aside(path)
+    try:
+        with open(aside, "wb") as file:
+            np.save(file, array)
+        _settle(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def write_record(path: Path, rows: int, files: list[Path], **data: Any) -> None:
+    """Record that some files are complete; `data` is what the step has to say about them."""
+    found = {os.path.relpath(file, path.parent): _state(file) for file in files}
+    atomic_write(path, json.dumps({"rows": rows, "files": found, **data}))
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """A record whose files are all there and sound, or None."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        files = record["files"].items()
+        return record if all(_state(path.parent / name) == state for name, state in files) else None
+    except (FileNotFoundError, ValueError, KeyError, AttributeError):
+        return None
+
+
+def _state(file: Path) -> list[int]:
+    """Size and CRC-32 of a file."""
+    size, checksum = 0, 0
+    with open(file, "rb") as stream:
+        while block := stream.read(_BLOCK):
+            size += len(block)
+            checksum = zlib.crc32(block, checksum)
+    return [size, checksum]
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _settle(aside: Path, path: Path) -> None:
+    with open(aside, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(aside, path)
