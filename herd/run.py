@@ -45,13 +45,13 @@ class Run:
 
     def __init__(self, path: Path, manifest: dict[str, Any]):
         self.path = path
-        self._manifest = manifest
+        self.manifest = manifest
         self._began = time.monotonic()
 
     @property
     def finished(self) -> bool:
         """Whether an earlier run with the same settings and inputs has completed here."""
-        return self._manifest["state"] == "finished"
+        return self.manifest["state"] == "finished"
 
     def need(self, *, disk_bytes: float = 0, seconds: float | None = None) -> None:
         """Say what the stage will take, and refuse before it starts if the disk is too small.
@@ -85,17 +85,17 @@ class Run:
         `pointers` are kept in the manifest as they are (the demo's `checkpoint="dpo/checkpoint"`).
         """
         outputs = {str(file.relative_to(self.path)): _record(file) for file in _output_files(self.path)}
-        seconds = self._manifest.get("seconds", 0.0) + time.monotonic() - self._began
-        self._manifest |= {"state": "finished", "seconds": round(seconds, 2), "figures": figures or {}, **pointers}
-        self._manifest |= {"finished": _now(), "outputs": outputs}
+        seconds = self.manifest.get("seconds", 0.0) + time.monotonic() - self._began
+        self.manifest |= {"state": "finished", "seconds": round(seconds, 2), "figures": figures or {}, **pointers}
+        self.manifest |= {"finished": _now(), "outputs": outputs}
         self._write_manifest()
 
     def _write_manifest(self) -> None:
-        atomic_write(self.path / "run.json", json.dumps(self._manifest, indent=1))
+        atomic_write(self.path / "run.json", json.dumps(self.manifest, indent=1))
 
     def _interrupted(self) -> None:
         """Keep the time spent so far, for the run that continues this one."""
-        self._manifest["seconds"] = self._manifest.get("seconds", 0.0) + round(time.monotonic() - self._began, 2)
+        self.manifest["seconds"] = self.manifest.get("seconds", 0.0) + round(time.monotonic() - self._began, 2)
         self._write_manifest()
 
 

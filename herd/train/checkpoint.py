@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
@@ -76,6 +77,22 @@ def load_state(folder: Path, tensors: dict[str, Tensor]) -> bool:
     if found:
         raise CheckpointError(f"{folder}: none of its {len(found)} states is whole; delete the folder to start afresh")
     return False
+
+
+def read_masters(folder: Path, weights: dict[str, Tensor]) -> None:
+    """Fill whole weights, by name, from the newest whole state, whatever mesh has saved it; rounded to their dtype.
+
+    Raises:
+        CheckpointError: there is no whole state.
+    """
+    whole = [state for state in sorted(folder.glob("step-*"), reverse=True) if not _fault(state)]
+    if not whole:
+        raise CheckpointError(f"{folder}: no whole state to take the weights from")
+    for name, weight in weights.items():  # one at a time: a float32 copy of everything may not fit
+        master = {f"master/{name}": torch.empty(weight.shape, dtype=torch.float32)}
+        with _quiet():
+            dcp.load(master, storage_reader=dcp.FileSystemReader(whole[0]), no_dist=True)
+        weight.data.copy_(master[f"master/{name}"])
 
 
 def discard_state(folder: Path) -> None:

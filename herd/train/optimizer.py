@@ -182,13 +182,17 @@ class _Group:
         self.empty = True
 
 
+def kind_of(name: str, parameter: Tensor, options: OptimizerSettings) -> tuple[bool, float]:
+    """Whether a parameter decays, and its learning rate as a multiple of the others'."""
+    outer = name.endswith(("embed_tokens.weight", "lm_head.weight"))
+    return parameter.ndim > 1, options.embedding_multiplier if outer else 1.0
+
+
 def _grouped(
     model: nn.Module, options: OptimizerSettings
 ) -> Iterable[tuple[dict[str, object], list[tuple[str, nn.Parameter]]]]:
     kinds: dict[tuple[bool, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            outer = name.endswith(("embed_tokens.weight", "lm_head.weight"))
-            kind = (parameter.ndim > 1, options.embedding_multiplier if outer else 1.0)
-            kinds.setdefault(kind, []).append((name, parameter))
+            kinds.setdefault(kind_of(name, parameter, options), []).append((name, parameter))
     return [({"decays": decays, "multiplier": multiplier}, found) for (decays, multiplier), found in kinds.items()]

@@ -25,15 +25,17 @@ from herd.config import settings
 from herd.data.loader import PackedLoader
 from herd.errors import ConfigError, DataError
 from herd.log import progress
-from herd.model.checkpoint import save
+from herd.model.checkpoint import empty_model, save
 from herd.model.flops import flops_per_token
 from herd.model.llama import Objective
+from herd.parallel.model import ParallelModel
 from herd.run import Run
 from herd.tokenizer.tokenizer import Tokenizer
-from herd.train.checkpoint import discard_state, is_first, load_state, save_state
+from herd.train.checkpoint import discard_state, is_first, load_state, read_masters, save_state
 from herd.train.metrics import Speed, Totals
 from herd.train.optimizer import FlatAdamW, OptimizerSettings
 from herd.train.schedule import ScheduleSettings, learning_rate
+from herd.train.sharded import ShardedAdamW
 from herd.types import Batch
 
 
@@ -155,8 +157,20 @@ def tokens_per_second(model: nn.Module, objective: Objective, batches: Sequence[
     return sum(batch.tokens.numel() for batch in batches) / best
 
 
-def _resumed(model: nn.Module, options: OptimizerSettings, run: Run) -> FlatAdamW:
-    adamw = FlatAdamW(model, options)
+def assembled(model: nn.Module, folder: Path) -> nn.Module:
+    """The whole model on the first process, from the run folder's newest state; a model that is whole, as it is.
+
+    On the other processes of a mesh the part that they have.
+    """
+    if not isinstance(model, ParallelModel) or not is_first():
+        return model
+    whole = empty_model(model.config, device="cpu").to(model.dtype)
+    read_masters(folder / "state", dict(whole.named_parameters()))
+    return whole.eval()
+
+
+def _resumed(model: nn.Module, options: OptimizerSettings, run: Run) -> FlatAdamW | ShardedAdamW:
+    adamw = (ShardedAdamW if isinstance(model, ParallelModel) else FlatAdamW)(model, options)
     tensors = adamw.state()
     if load_state(run.path / "state", tensors):
         adamw.restored(tensors)
@@ -165,11 +179,18 @@ def _resumed(model: nn.Module, options: OptimizerSettings, run: Run) -> FlatAdam
     return adamw
 
 
-def _accumulate(model: nn.Module, objective: Objective, batches: Sequence[Batch], adamw: FlatAdamW) -> Totals:
+def _accumulate(
+    model: nn.Module, objective: Objective, batches: Sequence[Batch], adamw: FlatAdamW | ShardedAdamW
+) -> Totals:
     """Forward and backward over the micro-batches of a step; gradients and figures are summed, not yet divided."""
-    device = next(model.parameters()).device
     adamw.drop_gradients()
     totals = Totals()
+    if isinstance(model, ParallelModel):
+        for loss in model.losses(objective, batches):
+            totals.add(loss)
+        totals.reduce()
+        return totals
+    device = next(model.parameters()).device
     for batch in batches:
         loss = model.run(objective, batch.to(device))
         loss.sum.backward()
@@ -180,7 +201,7 @@ def _accumulate(model: nn.Module, objective: Objective, batches: Sequence[Batch]
     return totals
 
 
-def _checked_norm(adamw: FlatAdamW, totals: Totals, step: int) -> float:
+def _checked_norm(adamw: FlatAdamW | ShardedAdamW, totals: Totals, step: int) -> float:
     if not totals.count:
         raise DataError(
             f"step {step + 1}: its batches have no token or pair to learn from; check that the data is not all masked"
@@ -197,7 +218,7 @@ def _checked_norm(adamw: FlatAdamW, totals: Totals, step: int) -> float:
 
 def _snapshot(model: nn.Module, folder: Path, step: int) -> None:
     if is_first():
-        save(model, folder / "checkpoints" / f"step-{step:08d}")
+        save(assembled(model, folder), folder / "checkpoints" / f"step-{step:08d}")
 
 
 def _call(hook: Hook, model: nn.Module, step: int) -> None:
@@ -211,6 +232,6 @@ def _agreed(wish: object) -> bool:
     """What the first process wishes, known to all."""
     if not dist.is_initialized():
         return bool(wish)
-    flag = torch.tensor([int(bool(wish))])
-    dist.broadcast(flag, 0)
-    return bool(flag)
+    flag = [bool(wish)]
+    dist.broadcast_object_list(flag, 0)
+    return flag[0]

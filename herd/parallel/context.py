@@ -1,0 +1,89 @@
+"""Context parallelism: a row's tokens lie on several processes, its keys and values are gathered by all.
+
+A row is cut in 2 x size chunks and process i holds chunks i and 2 x size - 1 - i, so that all have the same share of
+the causal triangle. Gathering all keys and values first (not in a ring) makes any mask easy, the document mask too;
+with grouped queries they are small.
+
+Source: The Llama 3 Herd of Models, section 3.3.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from herd.ops.attention import AttentionContext
+from herd.parallel.tensor import gather
+from herd.types import Batch
+
+QUERIES = 512
+"""Queries of a block: the mask of a block has as many rows."""
+
+
+def cut_rows(x: Tensor, index: int, size: int) -> Tensor:
+    """The two chunks of x (B, T, ...) that process `index` of `size` holds: (B, T / size, ...)."""
+    chunks = x.unflatten(1, (2 * size, -1))
+    return torch.cat((chunks[:, index], chunks[:, 2 * size - 1 - index]), 1)
+
+
+def joined(x: Tensor, size: int) -> Tensor:
+    """The way back: what all processes hold, one after the other (B, T, ...), in the order of the row."""
+    order = [2 * chunk if chunk < size else 2 * (2 * size - 1 - chunk) + 1 for chunk in range(2 * size)]
+    return x.unflatten(1, (2 * size, -1))[:, order].flatten(1, 2)
+
+
+def cut_batch(batch: Batch, index: int, size: int) -> Batch:
+    """A process's part of a batch. `document_ids` stay whole: the mask needs the documents of all keys."""
+    parts = {name: cut_rows(getattr(batch, name), index, size) for name in ("tokens", "labels", "positions")}
+    return replace(batch, **parts)
+
+
+class ContextAttention:
+    """The `attend` of a process that holds two chunks of each row; its `context` knows the documents of whole rows."""
+
+    def __init__(self, group: dist.ProcessGroup):
+        self.group, self.index, self.size = group, group.rank(), group.size()
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext | None = None, cache: Any = None
+    ) -> Tensor:
+        keys, values = joined(gather(torch.cat((k, v), -1), self.group), self.size).chunk(2, -1)
+        chunk = q.shape[1] // 2
+        begins = (self.index * chunk, (2 * self.size - 1 - self.index) * chunk)
+        return torch.cat(
+            [window_attention(x, keys, values, begin, context) for x, begin in zip(q.chunk(2, 1), begins)], 1
+        )
+
+
+def window_attention(q: Tensor, k: Tensor, v: Tensor, begin: int, context: AttentionContext | None = None) -> Tensor:
+    """Attention of the queries at places `begin` and on, to the keys of their own documents up to their own place.
+
+    q is (B, Q, H, C), k and v are (B, T, K, C); the result is (B, Q, H, C), unspecified at padding.
+    """
+    starts = None if context is None or context.document_ids is None else context.document_starts
+    blocks = [
+        _block(q[:, first : first + QUERIES], k, v, begin + first, starts) for first in range(0, q.shape[1], QUERIES)
+    ]
+    return torch.cat(blocks, 1)
+
+
+def _block(q: Tensor, k: Tensor, v: Tensor, first: int, starts: Tensor | None) -> Tensor:
+    last = first + q.shape[1]
+    window = torch.zeros(len(q), q.shape[1], dtype=torch.int64) if starts is None else starts[:, first:last]
+    start = min(int(window.min()), first)
+    query, key = torch.arange(first, last)[:, None], torch.arange(start, last)
+    visible = (window[..., None] <= key) & (key <= query)
+    visible |= window[..., None] >= last  # padding looks anywhere, so that no softmax is over nothing
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k[:, start:last].transpose(1, 2),
+        v[:, start:last].transpose(1, 2),
+        visible[:, None].to(q.device),
+        enable_gqa=True,
+    )
+    return out.transpose(1, 2)

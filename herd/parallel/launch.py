@@ -1,0 +1,86 @@
+"""Joining the processes that `torchrun` has started. One process alone is left as it is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from herd.errors import UserError
+from herd.run import Run, open_run
+
+_GRACE_SECONDS = 5.0  # how long a process leaves it to the first one to report what all of them have found
+
+
+def num_processes() -> int:
+    """How many processes `torchrun` has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def joined() -> Iterator[torch.device]:
+    """Be one of the processes for a while, on the device given. Only the first one talks to the person who watches.
+
+    What is the user's to mend is found by all processes alike and reported by the first.
+    """
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
+    if num_processes() == 1:
+        yield device
+        return
+    if gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if gpu else "gloo")
+    first = dist.get_rank() == 0
+    if not first:
+        os.environ["HERD_QUIET"] = "1"
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing to save here: it is the first one that writes
+    try:
+        yield device
+    except UserError:
+        if not first:
+            time.sleep(_GRACE_SECONDS)
+        raise
+    dist.destroy_process_group()
+
+
+@contextmanager
+def open_run_together(path: Path, **what: Any) -> Iterator[Run]:
+    """`open_run` for all processes: the first one opens, locks and writes; the others see the same folder.
+
+    Raises:
+        UserError: as `open_run`, on every process.
+    """
+    if not dist.is_initialized():
+        with open_run(path, **what) as run:
+            yield run
+    elif dist.get_rank() == 0:
+        entered = False
+        try:
+            with open_run(path, **what) as run:
+                _tell(run.manifest)
+                entered = True
+                yield run
+        except UserError as fault:
+            if not entered:
+                _tell(fault)
+            raise
+    else:
+        found = _tell(None)
+        if isinstance(found, UserError):
+            raise found
+        yield Run(path, found)
+
+
+def _tell(value: Any) -> Any:
+    """What the first process has, known to all."""
+    values = [value]
+    dist.broadcast_object_list(values, 0)
+    return values[0]

@@ -1,0 +1,283 @@
+"""A rank's part of a model: some layers, some heads, a shard of what is left; made of the one model file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from herd.model.config import ModelConfig
+from herd.model.llama import AttentionContext, Llama, Objective, empty_model
+from herd.ops.attention import packed_attention
+from herd.parallel.chunk import Chunk, local_part
+from herd.parallel.context import ContextAttention, cut_batch
+from herd.parallel.layout import layers_of_stages, part_config
+from herd.parallel.mesh import Mesh
+from herd.parallel.pipeline import make_schedule, make_stage
+from herd.parallel.settings import ParallelSettings
+from herd.parallel.tensor import split_dimension, split_model
+from herd.types import IGNORE, Batch, Loss
+
+
+class Stage(nn.Module):
+    """A stretch of a model: layers, the embedding if it is the first; norm, head and objective if it is the last."""
+
+    def __init__(self, llama: Llama, first: bool, last: bool):
+        super().__init__()
+        self.llama, self.first, self.last = llama, first, last
+        self.objective: Objective | None = None
+        self.losses: list[Loss] = []
+
+    def forward(
+        self, x: Tensor, *, tokens: Tensor, positions: Tensor, document_ids: Tensor, labels: Tensor, **columns: Tensor
+    ) -> Tensor:
+        """Tokens or hidden states in, hidden states or the summed loss out; the loss is kept in `losses` too."""
+        body = self.llama.model
+        hidden = body(body.embed(x) if self.first else x, positions, AttentionContext(document_ids))
+        if not self.last:
+            return hidden
+        batch = Batch(
+            tokens=tokens, labels=labels, positions=positions, document_ids=document_ids, columns=_plain(columns)
+        )
+        loss = self.objective(hidden, _head(self.llama), batch)
+        self.losses.append(Loss(loss.sum.detach(), loss.count, loss.metrics))
+        return loss.sum
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A parameter on this rank: which block of which whole tensor it is, and who else has it."""
+
+    name: str  # in the whole model
+    parameter: nn.Parameter
+    whole: torch.Size
+    offset: torch.Size
+    shape: torch.Size  # of the block on this rank
+    copies: int  # ranks with the same block
+    split: bool  # over tensor-parallel processes; what is not split gets a part of its gradient on each of them
+
+    def chunk(self, tensor: Tensor | None = None) -> Chunk:
+        """The parameter, or something of its shape (a gradient, a moment), as a block of the whole."""
+        return Chunk(local_part(self.parameter if tensor is None else tensor).detach(), self.offset, self.whole)
+
+    def fill(self, whole: Tensor) -> None:
+        """Take this rank's block of the whole tensor."""
+        block = whole[tuple(slice(begin, begin + size) for begin, size in zip(self.offset, self.shape))]
+        with torch.no_grad():
+            local_part(self.parameter).copy_(block)
+
+
+class ParallelModel(nn.Module):
+    """This rank's stages of a model of the whole `config`, spread over a mesh. Weights are not there yet (`fill`).
+
+    Parameters are float32 shards; what is computed with is gathered in `dtype`. Gradients are summed, never averaged:
+    over micro-batches and processes, in float32.
+    """
+
+    def __init__(self, config: ModelConfig, settings: ParallelSettings, mesh: Mesh, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.config, self.settings, self.mesh, self.dtype = config, settings, mesh, dtype
+        held = layers_of_stages(config, settings)
+        own = range(mesh.place["pipeline"], settings.num_stages, settings.pipeline)
+        self.indices = list(own)
+        self.stages = nn.ModuleList(self._stage(held[index], index) for index in own)
+        self._schedules: dict[tuple[int, ...], object] = {}
+
+    def materialize(self) -> ParallelModel:
+        """Make room for the weights on the mesh's device."""
+        return self.to_empty(device=self.mesh.device)
+
+    def fill(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Take this rank's share of the whole model's weights, given one after the other by name."""
+        shards = {shard.name: shard for shard in self.shards()}
+        for name, tensor in weights:
+            if name in shards:
+                shards[name].fill(tensor)
+
+    def shards(self) -> Iterator[Shard]:
+        """This rank's parameters."""
+        for stage in self.stages:
+            for name, parameter in stage.llama.named_parameters():
+                yield self._shard(name, parameter)
+
+    def losses(self, objective: Objective, batches: Sequence[Batch]) -> list[Loss]:
+        """Forward and backward over this rank's micro-batches of a step; gradients are summed over all processes.
+
+        All ranks call it together, with as many rows as they have. The losses are those that this rank answers for:
+        together those of all ranks count every token once.
+        """
+        batches = self._evened(batches)
+        if self.mesh.context is not None:
+            batches = [cut_batch(batch, self.mesh.place["context"], self.mesh.size("context")) for batch in batches]
+        batches = [batch.to(self.mesh.device) for batch in batches]
+        for stage in self.stages:
+            stage.objective, stage.losses = objective, []
+        if self.mesh.pipeline is None:
+            self._run(self.stages[0], batches)
+        else:
+            self._run_pipeline(batches)
+        self._sum_over_sequence()
+        answers = self.stages[-1].last and self.mesh.place["tensor"] == 0
+        return self.stages[-1].losses if answers else []
+
+    # ---- how it is made ----------------------------------------------------------------------------------------------
+
+    def _stage(self, layers: range, index: int) -> Stage:
+        first, last = index == 0, index == self.settings.num_stages - 1
+        attend = packed_attention if self.mesh.context is None else ContextAttention(self.mesh.context)
+        narrow = replace(part_config(self.config, self.settings.tensor), num_hidden_layers=max(len(layers), 1))
+        llama = empty_model(narrow, attend)
+        llama.config = llama.model.config = self.config
+        _keep(llama, layers, first, last)
+        if self.mesh.tensor is not None:
+            split_model(llama, self.config, self.mesh.tensor)
+            if first and last:
+                llama.tie_weights()
+        stage = Stage(llama, first, last)
+        self._fully_shard(stage)
+        return stage
+
+    def _fully_shard(self, stage: Stage) -> None:
+        options = {
+            "mesh": self.mesh.weights,
+            "reshard_after_forward": self.settings.reshards,
+            "mp_policy": MixedPrecisionPolicy(
+                param_dtype=self.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+            ),
+        }
+        for block in stage.llama.model.layers:
+            fully_shard(block, **options)
+        fully_shard(stage, **options)
+        for module in stage.modules():
+            if isinstance(module, FSDPModule):  # not recursive; and gloo knows neither average nor pre-multiplied sum
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
+
+    def _shard(self, name: str, parameter: nn.Parameter) -> Shard:
+        dim, parts, index = split_dimension(name), self.settings.tensor, self.mesh.place["tensor"]
+        split = dim is not None and parts > 1
+        narrow, mesh = torch.Size(parameter.shape), self.mesh.weights
+        shape, offset = compute_local_shape_and_global_offset(narrow, mesh, parameter.placements)
+        whole, offset = list(narrow), list(offset)
+        if split:
+            offset[dim] += index * whole[dim]
+            whole[dim] *= parts
+        copies = self.mesh.size("replicas") * (1 if split else parts)
+        return Shard(name, parameter, torch.Size(whole), torch.Size(offset), torch.Size(shape), copies, split)
+
+    # ---- how it runs -------------------------------------------------------------------------------------------------
+
+    def _run(self, stage: Stage, batches: Sequence[Batch]) -> None:
+        for number, batch in enumerate(batches, 1):
+            last = number == len(batches)
+            stage.set_requires_gradient_sync(last)
+            stage.set_is_last_backward(last)
+            stage.set_reshard_after_backward(last or self.settings.reshards)
+            stage(batch.tokens, **_arguments(batch)).backward()
+
+    def _run_pipeline(self, batches: Sequence[Batch]) -> None:
+        (rows, tokens), num_micro = batches[0].tokens.shape, len(batches)
+        key = rows, tokens, num_micro
+        if key not in self._schedules:
+            self._schedules[key] = self._schedule(*key)
+        together = {name: torch.cat([_arguments(batch)[name] for batch in batches]) for name in _arguments(batches[0])}
+        first = [together["tokens"]] if self.stages[0].first else []
+        self._schedules[key].step(*first, target=together["labels"], return_outputs=False, **together)
+
+    def _schedule(self, rows: int, tokens: int, num_micro: int) -> object:
+        hidden = torch.empty(
+            rows, tokens // self.settings.tensor, self.config.hidden_size, dtype=self.dtype, device="meta"
+        ).requires_grad_()
+        ids = torch.empty(rows, tokens, dtype=torch.int64, device="meta")
+        loss = torch.empty((), dtype=torch.float32, device="meta").requires_grad_()
+        stages = [
+            make_stage(
+                stage,
+                index,
+                self.settings.num_stages,
+                self.mesh.pipeline,
+                self.mesh.device,
+                (ids if stage.first else hidden, loss if stage.last else hidden),
+            )
+            for stage, index in zip(self.stages, self.indices)
+        ]
+        return make_schedule(stages, num_micro, self.settings.contiguous)
+
+    def _evened(self, batches: Sequence[Batch]) -> list[Batch]:
+        """As many micro-batches on every rank, filled up with padding: all must take part in every collective.
+
+        In a pipeline, where messages have one size, each gets as many rows too.
+        """
+        shape = batches[0].tokens.shape if batches else (0, 0)
+        most = torch.tensor([len(batches), max((len(batch.tokens) for batch in batches), default=0), shape[1]])
+        most = most.to(self.mesh.device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        count, rows, row_tokens = most.tolist()
+        if self.mesh.pipeline is None:
+            return [*batches, *(_padding(1, row_tokens) for _ in range(count - len(batches)))]
+        missing = count * rows - sum(len(batch.tokens) for batch in batches)
+        return _recut([*batches, _padding(missing, row_tokens)], count)
+
+    def _sum_over_sequence(self) -> None:
+        """Norms saw a piece of the sequence on each tensor-parallel process: their gradients are parts of a sum."""
+        if self.mesh.tensor is None:
+            return
+        for shard in self.shards():
+            if not shard.split and shard.parameter.grad is not None:
+                dist.all_reduce(local_part(shard.parameter.grad), group=self.mesh.tensor)
+
+
+def _keep(llama: Llama, layers: range, first: bool, last: bool) -> None:
+    """Leave of a model what one stage needs, its layers under their numbers in the whole model."""
+    kept = nn.ModuleList()
+    for number, block in zip(layers, llama.model.layers):
+        kept.add_module(str(number), block)
+    llama.model.layers = kept
+    if not first:
+        llama.model.embed_tokens = None
+    if not last:
+        llama.model.norm = nn.Identity()
+        llama.lm_head = None
+
+
+def _head(llama: Llama) -> nn.Module:
+    return llama.lm_head if hasattr(llama, "lm_head") else llama.score
+
+
+_COLUMN = "column_"
+
+
+def _arguments(batch: Batch) -> dict[str, Tensor]:
+    named = {name: getattr(batch, name) for name in ("tokens", "positions", "document_ids", "labels")}
+    return named | {_COLUMN + name: column for name, column in batch.columns.items()}
+
+
+def _plain(columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(_COLUMN): column for name, column in columns.items()}
+
+
+def _padding(rows: int, row_tokens: int) -> Batch:
+    zeros = torch.zeros(rows, row_tokens, dtype=torch.int64)
+    ids = torch.full((rows, row_tokens), -1, dtype=torch.int32)
+    columns = {"source": torch.zeros(rows, dtype=torch.int64)}
+    return Batch(tokens=zeros, labels=zeros + IGNORE, positions=zeros, document_ids=ids, columns=columns)
+
+
+def _recut(batches: Sequence[Batch], count: int) -> list[Batch]:
+    """The same rows in `count` batches of one size. Each batch's rows stay in order of source."""
+    named = [_arguments(batch) for batch in batches]
+    whole = {name: torch.cat([arguments[name] for arguments in named]) for name in named[0]}
+    source = whole[_COLUMN + "source"]
+    whole[_COLUMN + "source"] = source.cummax(0).values  # padding has no source of its own
+    parts = [dict(zip(whole, pieces)) for pieces in zip(*(tensor.chunk(count) for tensor in whole.values()))]
+    return [_batch(part) for part in parts]
+
+
+def _batch(arguments: dict[str, Tensor]) -> Batch:
+    columns = {name: column for name, column in arguments.items() if name.startswith(_COLUMN)}
+    return Batch(columns=_plain(columns), **{name: x for name, x in arguments.items() if name not in columns})

@@ -1,0 +1,119 @@
+"""Processes, started once, that check one mesh after the other; each mesh uses as many of them as it needs."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import torch.multiprocessing as mp
+
+from herd.model.checkpoint import empty_model
+from herd.model.config import ModelConfig
+from herd.model.init import initialize
+from herd.parallel.layout import check
+from herd.parallel.mesh import Mesh
+from herd.parallel.model import ParallelModel
+from herd.parallel.settings import ParallelSettings
+from herd.train.metrics import Totals
+from herd.train.objectives import next_token
+from tests.train.tiny import VOCABULARY, tiny_loader
+
+NUM_STEPS = 2
+ROWS = 5  # of a step: shares of unequal size on 2 or 4 processes
+
+
+def shape(**changes) -> ModelConfig:
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "intermediate_size": 64,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.2,  # queries and keys matter from the start
+    }
+    return ModelConfig(**(sizes | changes))
+
+
+def loader(rank: int = 0, world: int = 1):
+    return tiny_loader(batch_tokens=32 * ROWS, micro_tokens=64, rank=rank, world=world)
+
+
+def whole_model(config: ModelConfig):
+    model = empty_model(config, device="cpu")
+    initialize(model, 0)
+    return model
+
+
+def sources_loss(hidden, head, batch):
+    return next_token(hidden, head, batch, sources=("library", "pydoc"))
+
+
+def alone(config: ModelConfig) -> list[tuple[dict, dict]]:
+    """Means and gradients (divided once) of each step in one process."""
+    model, steps = whole_model(config), []
+    for step in range(NUM_STEPS):
+        totals = Totals()
+        model.zero_grad()
+        for batch in loader().batches(step):
+            loss = model.run(sources_loss, batch)
+            loss.sum.backward()
+            totals.add(loss)
+        gradients = {name: p.grad / totals.count for name, p in model.named_parameters()}
+        steps.append((totals.means() | {"count": totals.count}, gradients))
+    return steps
+
+
+def together(config: ModelConfig, settings: ParallelSettings, folder: Path) -> None:
+    """The same on a mesh: means as JSON, gradients through DCP, under the names of the whole model."""
+    layout = check(config, settings, dist.get_world_size(), row_tokens=32)
+    model = ParallelModel(config, settings, Mesh(layout)).materialize()
+    model.fill(whole_model(config).named_parameters())
+    mine = loader(layout.data_index(dist.get_rank()), layout.num_data)
+    for step in range(NUM_STEPS):
+        totals = Totals()
+        model.zero_grad()
+        for loss in model.losses(sources_loss, mine.batches(step)):
+            totals.add(loss)
+        totals.reduce()
+        gradients = {}
+        for shard in model.shards():
+            if 0 not in shard.shape:
+                gradients[shard.name] = shard.chunk(shard.parameter.grad)
+        dcp.save(gradients, checkpoint_id=folder / f"gradients-{step}")
+        if dist.get_rank() == 0:
+            (folder / f"means-{step}.json").write_text(json.dumps(totals.means() | {"count": totals.count}))
+
+
+def work(rank: int, meshes: list, folder: Path) -> None:
+    torch.set_num_threads(1)
+    for number, (world, call, arguments) in enumerate(meshes):
+        if rank >= world:
+            continue
+        here = folder / f"mesh-{number}"
+        store = dist.FileStore(str(here / "store"), world)
+        timeout = timedelta(seconds=40)
+        dist.init_process_group("gloo", rank=rank, world_size=world, store=store, timeout=timeout)
+        try:
+            call(*arguments, here)
+        except Exception:
+            (here / f"error-{rank}.txt").write_text(traceback.format_exc())
+            raise
+        dist.destroy_process_group()
+
+
+def run_on_meshes(meshes: list, folder: Path) -> list[Path]:
+    """Run (world, function, arguments) one after the other on as many processes; each has a folder of its own."""
+    for number in range(len(meshes)):
+        (folder / f"mesh-{number}").mkdir(parents=True)
+    multiprocessing.set_forkserver_preload(["tests.parallel.processes"])  # PyTorch is imported once, not eight times
+    processes = max(world for world, _, _ in meshes)
+    mp.start_processes(work, args=(meshes, folder), nprocs=processes, start_method="forkserver")
+    return [folder / f"mesh-{number}" for number in range(len(meshes))]
