@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import errno
 import importlib
+import json
 import os
 import signal
 import sys
@@ -76,8 +77,6 @@ def _run_verb(verb: str, words: list[str]) -> int:
     from herd import config
 
     if words == ["--schema"]:
-        import json
-
         print(json.dumps(config.json_schema(cls), indent=1))
         return 0
     recipe, overrides = _sort_words(verb, cls, words)
@@ -90,7 +89,7 @@ def _sort_words(verb: str, cls: type, words: list[str]) -> tuple[Path | None, li
     from herd.config import find_recipe
 
     hints = typing.get_type_hints(cls)
-    recipe, overrides = None, []
+    recipe, overrides, paths = None, [], []
     rest = iter(words)
     for word in rest:
         if word.startswith("--"):
@@ -105,11 +104,15 @@ def _sort_words(verb: str, cls: type, words: list[str]) -> tuple[Path | None, li
             overrides.append(word)
         elif word.endswith((".yaml", ".yml")) and recipe is None:
             recipe = find_recipe(Path(word))
+        elif typing.get_origin(hints.get("path")) is list:
+            paths.append(word)
         elif "path" in hints:
             overrides.append(f"path={word}")
         else:
             expected = "only one recipe" if recipe else "a recipe (.yaml) or setting=value"
             raise ConfigError(f"{word}: expected {expected}; see `herd {verb} --help`")
+    if paths:
+        overrides.append(f"path={json.dumps(paths)}")  # JSON is YAML
     return recipe, overrides
 
 
@@ -138,7 +141,8 @@ def _verb_help(verb: str, stage: ModuleType, cls: type) -> str:
     from herd.config import describe
 
     settings = describe(cls)
-    first = "PATH" if any(setting.name == "path" for setting in settings) else "[recipe.yaml]"
+    kinds = {setting.name: setting.kind for setting in settings}
+    first = "[recipe.yaml]" if "path" not in kinds else "PATH ..." if kinds["path"].startswith("list") else "PATH"
     usage = f"  herd {verb} {first} [setting=value ...]     (or --setting value; lists as [a,b])"
     lines = [(stage.__doc__ or "").strip(), "", usage, ""]
     for setting in settings:

@@ -327,6 +327,11 @@ class Engine:
         """What the cache of keys and values may take."""
         return self._runner.cache.tensor.nbytes
 
+    @property
+    def free_share(self) -> float:
+        """The share of the cache's blocks that nobody holds."""
+        return self._allocator.num_free / self._allocator.num_blocks
+
     # ---- stepping --------------------------------------------------------------------------------------------------
 
     def step(self) -> None:

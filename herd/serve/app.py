@@ -1,93 +1,142 @@
-"""The server's routes: `/v1/chat/completions`, `/v1/completions`, `/v1/models`, `/health` and the chat page."""
+"""The server's application: its routes, and who may ask for what."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import hashlib
-import hmac
-import json
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.security import HTTPBearer
 
-from herd.errors import DataError, RequestError
-from herd.infer.engine import Engine, Input
-from herd.infer.request import Request as EngineRequest
-from herd.serve import errors
-from herd.serve.errors import ApiError, error_object
-from herd.serve.replies import Gathered, Reply
+from herd.infer.engine import Engine
+from herd.serve import errors, tokens
+from herd.serve.account import Account
+from herd.serve.answers import Desk, answer
+from herd.serve.documents import (
+    REFUSALS,
+    ChatCompletion,
+    ErrorObject,
+    Health,
+    ModelList,
+    ModelObject,
+    TextCompletion,
+    streamed,
+)
+from herd.serve.errors import ApiError
+from herd.serve.journal import Bookkeeping, Journal
+from herd.serve.limits import Allowances, BodyLimit, HostCheck, Keys, Limits
+from herd.serve.metrics import Metrics
+from herd.serve.models import Models
 from herd.serve.schemas import ChatRequest, CompletionRequest
-from herd.serve.worker import Conveyor, Worker
+from herd.serve.worker import Worker
 
 _PAGE = Path(__file__).parent / "page.html"
-_PAGE_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
-)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What the server takes on."""
+class Server:
+    """The engines at work, and whether new requests are still taken."""
 
-    max_waiting: int = 256  # answers in the queue; more are refused with 429
-    max_body_bytes: int = 10_000_000  # larger bodies are refused with 413
-    max_tokens: int = 2048  # longest answer where the request does not say
+    def __init__(self, engines: Mapping[str, Engine]) -> None:
+        self.models = Models(engines)
+        self.worker = Worker(list(engines.values()))
+        self.stopping = False
 
+    def stop_taking(self) -> None:
+        """Refuse new requests from now on; those in progress go on."""
+        self.stopping = True
 
-@dataclass(frozen=True)
-class Service:
-    """The one model that is served."""
-
-    engine: Engine
-    worker: Worker
-    name: str
-    limits: Limits
-    created: int
+    def cut(self) -> None:
+        """End every answer in progress; their clients are told."""
+        self.worker.cancel_all()
 
 
-def create_app(engine: Engine, *, name: str, key: str | None = None, limits: Limits | None = None) -> FastAPI:
-    """The application around an engine; `key`, where given, must come with every request under /v1."""
-    service = Service(engine, Worker(engine), name, limits or Limits(), int(time.time()))
+def create_app(
+    engines: Engine | Mapping[str, Engine],
+    *,
+    name: str = "herd",
+    key: str | None = None,
+    keys: Mapping[str, str] | None = None,
+    limits: Limits | None = None,
+    journal: Journal | None = None,
+    hosts: Sequence[str] | None = None,
+) -> FastAPI:
+    """The application around one engine, called `name`, or several by their names.
+
+    `key`, or one of `keys` (by their owners' names), must come with every request but those for the page, `/health` and
+    `/metrics`. With `hosts`, only requests to those host names are answered.
+    """
+    server = Server(engines if isinstance(engines, Mapping) else {name: engines})
+    limits, journal = limits or Limits(), journal or Journal()
+    allowances, metrics = Allowances(limits), Metrics(server.models)
+    gate = _gate(server, Keys({**({"key": key} if key else {}), **(keys or {})}), allowances)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.worker.start()
+        server.worker.start()
         yield
-        await asyncio.to_thread(service.worker.stop)
+        await asyncio.to_thread(server.worker.stop)
 
-    app = FastAPI(title="Herd", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(BodyLimit, max_bytes=service.limits.max_body_bytes)
+    app = FastAPI(
+        title="Herd", summary="OpenAI's API over Llama models.", lifespan=lifespan, docs_url=None, redoc_url=None
+    )
+    app.state.server = server
+    app.add_middleware(BodyLimit, limits=limits)
+    if hosts is not None:
+        app.add_middleware(HostCheck, hosts=hosts)
+    app.add_middleware(Bookkeeping, journal=journal, metrics=metrics, allowances=allowances)
     errors.install(app)
-    app.include_router(_page_routes(service))
-    app.include_router(_api_routes(service), dependencies=[Depends(partial(_check_key, key))])
+    desk = Desk(server.worker, limits, keep_text=journal.with_text)
+    app.include_router(_open_routes(server, metrics))
+    guarded = [Depends(gate), Depends(HTTPBearer(auto_error=False))]
+    app.include_router(_api_routes(server, desk), dependencies=guarded)
+    app.include_router(tokens.routes(desk, server.models), dependencies=guarded)
     return app
 
 
-def _page_routes(service: Service) -> APIRouter:
+def _gate(server: Server, keys: Keys, allowances: Allowances):
+    """What every request to the API must pass: the server goes on, the key is right, its allowance is not used up."""
+
+    async def check(http: Request) -> None:
+        if server.stopping:
+            raise ApiError(503, "The server is stopping.", code="stopping")
+        owner = keys.owner(http.headers.get("authorization", ""))
+        allowances.check(owner)
+        account: Account = http.scope["herd.account"]
+        account.owner = owner
+
+    return check
+
+
+def _open_routes(server: Server, metrics: Metrics) -> APIRouter:
+    """What is answered without a key: the page, and how the server is."""
     router = APIRouter()
     html = _PAGE.read_text(encoding="utf-8")
-    headers = {"Content-Security-Policy": _page_policy(html)}
+    headers = {"Content-Security-Policy": _page_policy(html), "X-Content-Type-Options": "nosniff"}
 
     @router.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
         return HTMLResponse(html, headers=headers)
 
-    @router.get("/health")
+    @router.get("/health", response_model=Health, responses={503: {"model": Health}})
     async def health() -> JSONResponse:
-        alive = service.worker.is_alive
-        state = {"status": "ok" if alive else "stopped", "running": service.engine.num_running}
-        state["waiting"] = service.engine.num_waiting
-        return JSONResponse(state, status_code=200 if alive else 503)
+        alive = server.worker.is_alive
+        status = "stopped" if not alive else "stopping" if server.stopping else "ok"
+        state: dict[str, Any] = {"status": status, "running": 0, "waiting": 0}
+        for model in server.models:
+            state["running"] += model.engine.num_running
+            state["waiting"] += model.engine.num_waiting
+        return JSONResponse(state, status_code=200 if status == "ok" else 503)
+
+    @router.get("/metrics", response_class=Response, responses={501: {"model": ErrorObject}})
+    async def prometheus() -> Response:
+        text, kind = metrics.page()
+        return Response(text, headers={"Content-Type": kind})
 
     return router
 
@@ -105,195 +154,31 @@ def _page_policy(html: str) -> str:
     )
 
 
-def _api_routes(service: Service) -> APIRouter:
+def _api_routes(server: Server, desk: Desk) -> APIRouter:
     router = APIRouter(prefix="/v1")
+    models = server.models
 
-    @router.get("/models")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_model_object(service)]}
+    @router.get("/models", response_model=ModelList, responses=REFUSALS)
+    async def listed() -> dict[str, Any]:
+        return {"object": "list", "data": [model.describe() for model in models]}
 
-    @router.get("/models/{model:path}")
+    @router.get("/models/{model:path}", response_model=ModelObject, responses=REFUSALS)
     async def model(model: str) -> dict[str, Any]:
-        _check_model(service, model)
-        return _model_object(service)
+        return models.find(model).describe()
 
-    @router.post("/chat/completions", response_model=None)
+    @router.post("/chat/completions", response_model=None, responses=streamed(ChatCompletion))
     async def chat_completions(body: ChatRequest, http: Request) -> Response:
-        _check_model(service, body.model)
-        if not service.engine.speaks_chat:
+        model = models.find(body.model)
+        if not model.engine.speaks_chat:
             raise ApiError(
                 400,
-                f"`{service.name}` is a base model, never trained on conversations; use /v1/completions.",
+                f"`{model.name}` is a base model, never trained on conversations; use /v1/completions.",
                 code="no_chat",
             )
-        return await _answer(service, http, body, [body.conversation])
+        return await answer(desk, model, http, body)
 
-    @router.post("/completions", response_model=None)
+    @router.post("/completions", response_model=None, responses=streamed(TextCompletion))
     async def completions(body: CompletionRequest, http: Request) -> Response:
-        _check_model(service, body.model)
-        return await _answer(service, http, body, body.prompts)
+        return await answer(desk, models.find(body.model), http, body)
 
     return router
-
-
-def _model_object(service: Service) -> dict[str, Any]:
-    engine = service.engine
-    facts = {"max_context": engine.max_context, "chat": engine.speaks_chat}
-    return {"id": service.name, "object": "model", "created": service.created, "owned_by": "herd"} | facts
-
-
-# ---- answering -------------------------------------------------------------------------------------------------------
-
-
-async def _answer(
-    service: Service, http: Request, body: ChatRequest | CompletionRequest, inputs: Sequence[Input | list[int]]
-) -> Response:
-    """Run one request body, streamed or whole. A client that goes away takes its request with it."""
-    _check_queue(service, len(inputs) * (body.n or 1))
-    conveyor = Conveyor()
-    requests = await asyncio.to_thread(_requests, service, body, inputs, conveyor)
-    chat = isinstance(body, ChatRequest)
-    reply = Reply(service.engine.tokenizer, service.name, chat=chat, logprobs=body.wanted_logprobs is not None)
-    watch = asyncio.create_task(_cancel_when_gone(http, service.worker, requests))
-    if body.stream:
-        events = _events(service, conveyor, requests, reply, watch, body.with_usage)
-        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-    try:
-        answers = [Gathered() for request in requests for _ in request.answers]
-        async for index, piece in conveyor.pieces(service.worker, requests):
-            answers[index].add(piece)
-    finally:
-        watch.cancel()
-    return JSONResponse(reply.whole(answers, sum(len(request.prompt) for request in requests)))
-
-
-def _requests(
-    service: Service,
-    body: ChatRequest | CompletionRequest,
-    inputs: Sequence[Input | list[int]],
-    conveyor: Conveyor,
-) -> list[EngineRequest]:
-    """Encode and check every prompt of a body before any of them runs."""
-    engine, requests = service.engine, []
-    param = "messages" if isinstance(body, ChatRequest) else "prompt"
-    for number, item in enumerate(inputs):
-        try:
-            prompt = item if _is_ids(item) else engine.encode(item)
-            params = body.sampling(_max_tokens(service, len(prompt), body.wanted_tokens), body.wanted_logprobs)
-            requests.append(engine.request(prompt, params, conveyor.listener(number * params.n)))
-        except (RequestError, DataError) as error:
-            too_long = "context" in str(error)
-            raise ApiError(400, str(error), param=param, code="context_length_exceeded" if too_long else None) from None
-    return requests
-
-
-def _max_tokens(service: Service, prompt_tokens: int, wanted: int | None) -> int:
-    """The longest answer: what the request asks for if it fits, else what fits within the server's own limit."""
-    room = service.engine.max_context - prompt_tokens
-    if wanted is None:
-        return max(min(room, service.limits.max_tokens), 1)
-    if 0 < room < wanted:
-        raise RequestError(
-            f"The context is {service.engine.max_context} tokens; the prompt has {prompt_tokens} and the "
-            f"answer was to have up to {wanted}. Ask for at most {room}, or leave the limit out."
-        )
-    return wanted
-
-
-def _is_ids(item: object) -> bool:
-    return isinstance(item, list) and (not item or isinstance(item[0], int))
-
-
-async def _events(
-    service: Service,
-    conveyor: Conveyor,
-    requests: Sequence[EngineRequest],
-    reply: Reply,
-    watch: asyncio.Task[None],
-    with_usage: bool,
-) -> AsyncIterator[str]:
-    """Server-sent events: a chunk for each piece, then the usage if asked for, then `[DONE]`."""
-    num_answers = sum(len(request.answers) for request in requests)
-    num_tokens, offsets = 0, [0] * num_answers
-    try:
-        if reply.chat:
-            for index in range(num_answers):
-                yield _event(reply.opening(index))
-        async for index, piece in conveyor.pieces(service.worker, requests):
-            num_tokens += len(piece.tokens)
-            if piece.text or piece.finish_reason or (reply.logprobs and piece.logprobs):
-                yield _event(reply.chunk(index, piece, offsets[index]))
-                offsets[index] += len(piece.text)
-        if with_usage:
-            yield _event(reply.usage_chunk(sum(len(request.prompt) for request in requests), num_tokens))
-        yield "data: [DONE]\n\n"
-    except RuntimeError:
-        yield _event(error_object(500, "The engine failed on this request.", code="internal_error"))
-    finally:
-        watch.cancel()
-
-
-def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
-
-
-async def _cancel_when_gone(http: Request, worker: Worker, requests: Sequence[EngineRequest]) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
-    for request in requests:
-        worker.cancel(request)
-
-
-# ---- refusals --------------------------------------------------------------------------------------------------------
-
-
-async def _check_key(key: str | None, http: Request) -> None:
-    given = http.headers.get("authorization", "")
-    if key is not None and not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
-        raise ApiError(401, "A valid key is required: Authorization: Bearer KEY.", code="invalid_api_key")
-
-
-def _check_model(service: Service, wanted: str | None) -> None:
-    if wanted is not None and wanted != service.name:
-        raise ApiError(
-            404,
-            f"There is no model `{wanted}` here; `{service.name}` is served.",
-            param="model",
-            code="model_not_found",
-        )
-
-
-def _check_queue(service: Service, num_answers: int) -> None:
-    waiting, most = service.engine.num_waiting, service.limits.max_waiting
-    if num_answers > most:
-        raise ApiError(400, f"{num_answers} answers in one request; at most {most} are taken.", code="too_many_answers")
-    if waiting + num_answers > most:
-        raise ApiError(429, f"{waiting} answers wait already, at most {most} may; try again soon.", code="queue_full")
-
-
-class BodyLimit:
-    """Refuses bodies that are too large, whether they say so first or only turn out to be."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        message = f"The body is larger than {self.max_bytes:,} bytes."
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self.max_bytes:
-            await JSONResponse(error_object(413, message), status_code=413)(scope, receive, send)
-            return
-        received = 0
-
-        async def counted() -> Message:
-            nonlocal received
-            part = await receive()
-            received += len(part.get("body", b""))
-            if received > self.max_bytes:
-                raise HTTPException(413, message)
-            return part
-
-        await self.app(scope, counted, send)

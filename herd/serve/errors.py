@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,14 +16,23 @@ from herd.serve.schemas import KNOWN_FIELDS
 
 
 class ApiError(Exception):
-    """A refusal with its HTTP status, the field it is about and a code for programs."""
+    """A refusal with its HTTP status, the field it is about, a code for programs, and when to come again."""
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_seconds: float = 1.0,
+    ) -> None:
         super().__init__(message)
-        self.status, self.param, self.code = status, param, code
+        self.status, self.param, self.code, self.retry_seconds = status, param, code, retry_seconds
 
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_COME_AGAIN = (429, 503)
 
 
 def error_object(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
@@ -40,17 +50,29 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _fault)
 
 
-def _respond(status: int, message: str, param: str | None = None, code: str | None = None) -> JSONResponse:
-    headers = {"Retry-After": "1"} if status == 429 else None
+def _respond(
+    request: Request,
+    status: int,
+    message: str,
+    *,
+    param: str | None = None,
+    code: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    if account := request.scope.get("herd.account"):
+        account.error = code or _TYPES.get(status, "invalid_request_error")
     return JSONResponse(error_object(status, message, param, code), status_code=status, headers=headers)
 
 
-async def _api_error(_: Request, error: ApiError) -> JSONResponse:
-    return _respond(error.status, str(error), error.param, error.code)
+async def _api_error(request: Request, error: ApiError) -> JSONResponse:
+    headers = {"Retry-After": str(math.ceil(error.retry_seconds))} if error.status in _COME_AGAIN else {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return _respond(request, error.status, str(error), param=error.param, code=error.code, headers=headers)
 
 
-async def _user_error(_: Request, error: UserError) -> JSONResponse:
-    return _respond(400, str(error))
+async def _user_error(request: Request, error: UserError) -> JSONResponse:
+    return _respond(request, 400, str(error))
 
 
 async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -59,25 +81,28 @@ async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
         404: f"There is no {request.url.path} here; the API lives under /v1.",
         405: f"{request.method} is not allowed on {request.url.path}.",
     }
-    return _respond(error.status_code, messages.get(error.status_code, str(error.detail)))
+    message = messages.get(error.status_code, str(error.detail))
+    return _respond(request, error.status_code, message, headers=dict(error.headers or {}))
 
 
-async def _fault(_: Request, error: Exception) -> JSONResponse:
-    return _respond(500, "The server failed on this request; its log says why.", code="internal_error")
+async def _fault(request: Request, error: Exception) -> JSONResponse:
+    return _respond(request, 500, "The server failed on this request; its log says why.", code="internal_error")
 
 
-async def _validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
+async def _validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
     faults = _distinct(error.errors())
     messages = [_describe(fault, error.body) for fault in faults]
     param = _place(faults[0])
     code = {"extra_forbidden": "unknown_field", "missing": "missing_field"}.get(faults[0]["type"], "invalid_value")
-    return _respond(400, "; ".join(messages), param or None, code)
+    return _respond(request, 400, "; ".join(messages), param=param or None, code=code)
 
 
 def _distinct(faults: list[dict]) -> list[dict]:
     """One fault a place, and none that another explains more closely: a union of types reports each of its members."""
     by_place: dict[str, dict] = {}
-    for fault in faults:
+    for fault in sorted(
+        faults, key=lambda fault: fault["type"].endswith("_type")
+    ):  # "too short" says more than "no string"
         by_place.setdefault(_place(fault), fault)
     return [fault for place, fault in by_place.items() if not any(p.startswith(f"{place}.") for p in by_place)]
 
@@ -94,7 +119,11 @@ def _describe(fault: dict, body: Any) -> str:
         case "model_attributes_type":
             return "The body must be a JSON object, sent with Content-Type: application/json"
         case "value_error":
-            return f"`{place}` {fault['ctx']['error']}"
+            return f"`{place}` {fault['ctx']['error']}" if place else f"The body {fault['ctx']['error']}"
+        case "union_tag_not_found":
+            return f"`{place}` is required"
+        case "union_tag_invalid":
+            return f"`{place}`: {fault['ctx']['tag']!r} is none of {fault['ctx']['expected_tags']}"
         case _:
             where = f"`{place}`: " if place else "The body: "
             return where + fault["msg"]
@@ -102,11 +131,20 @@ def _describe(fault: dict, body: Any) -> str:
 
 def _place(fault: dict) -> str:
     """`messages.0.content` from pydantic's location, without the names of a union's members."""
-    words = [word for word in fault["loc"][1:] if not (isinstance(word, str) and ("[" in word or word in _MEMBERS))]
-    return "" if fault["type"] == "json_invalid" else ".".join(str(word) for word in words)
+    if fault["type"] == "json_invalid":
+        return ""
+    words: list[str | int] = []
+    for word in fault["loc"][1:]:
+        is_member = isinstance(word, str) and ("[" in word or word in _MEMBERS)
+        if not is_member and not (word in _ROLES and words and isinstance(words[-1], int)):
+            words.append(word)
+    if fault["type"].startswith("union_tag"):
+        words.append(fault["ctx"]["discriminator"].strip("'"))
+    return ".".join(map(str, words))
 
 
-_MEMBERS = {"str", "int", "float", "bool", "none"}
+_MEMBERS = {"str", "int", "float", "bool", "none", "ToolChoice"}
+_ROLES = {"system", "developer", "user", "assistant", "tool"}  # the kinds of messages, told apart by their role
 
 
 def _nearest(place: str) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from herd.infer.request import Piece
+from herd.serve.schemas import ChatRequest, CompletionRequest
+from herd.serve.tools import CallReader
+from herd.tokenizer.specials import PYTHON_TAG
 from herd.tokenizer.tokenizer import Tokenizer
-from herd.types import TokenLogprob
+from herd.types import TokenLogprob, ToolCall
 
 
 class Gathered:
@@ -17,24 +21,52 @@ class Gathered:
 
     def __init__(self) -> None:
         self.text, self.num_tokens = "", 0
-        self.logprobs: list[TokenLogprob] = []
+        self.calls: list[ToolCall] = []
+        self.logprobs: list[TokenLogprob | Unscored] = []
         self.finish_reason: str | None = None
 
-    def add(self, piece: Piece) -> None:
-        """Append a piece."""
-        self.text += piece.text
+    def add(self, piece: Piece, text: str, calls: Sequence[ToolCall] = ()) -> None:
+        """Append a piece, with the text and the calls that came of it."""
+        self.text += text
+        self.calls += calls
         self.num_tokens += len(piece.tokens)
         self.logprobs += piece.logprobs
         self.finish_reason = piece.finish_reason
 
+    def prepend(self, text: str, scored: Iterable[tuple[int, TokenLogprob | None]]) -> None:
+        """Put a prompt first, with the log-probabilities of its tokens as far as they are known."""
+        self.text = text + self.text
+        self.logprobs = [found or Unscored(token) for token, found in scored] + self.logprobs
+
+
+class Unscored(NamedTuple):
+    """A prompt's first token: nothing comes before it, so it has no probability."""
+
+    token: int
+    logprob: None = None
+    top: tuple[()] = ()
+
 
 class Reply:
-    """The frame that all chunks of one response share, and the two shapes a choice takes."""
+    """The frame that all chunks of one response share, and the shapes a choice takes."""
 
-    def __init__(self, tokenizer: Tokenizer, model: str, *, chat: bool, logprobs: bool) -> None:
-        self.tokenizer, self.model, self.chat, self.logprobs = tokenizer, model, chat, logprobs
-        self.id = ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        model: str,
+        body: ChatRequest | CompletionRequest,
+        prompts: Sequence[list[int]] = (),
+    ) -> None:
+        self.tokenizer, self.model = tokenizer, model
+        self.chat, self.logprobs = isinstance(body, ChatRequest), body.wanted_logprobs is not None
+        self.id = ("chatcmpl-" if self.chat else "cmpl-") + uuid.uuid4().hex
         self.created = int(time.time())
+        self._tools = body.usable_tools if self.chat else []
+        self._one_call = self.chat and body.parallel_tool_calls is False
+        echo = not self.chat and body.echo
+        self.echoes = [tokenizer.decode(prompt, skip_special=True) for prompt in prompts] if echo else []
+        self._readers: dict[int, CallReader] = {}
+        self._tag = tokenizer.special.get(PYTHON_TAG)
 
     def whole(self, answers: Sequence[Gathered], prompt_tokens: int) -> dict[str, Any]:
         """The response that is not streamed."""
@@ -42,17 +74,39 @@ class Reply:
         usage = usage_of(prompt_tokens, sum(answer.num_tokens for answer in answers))
         return self._frame("chat.completion" if self.chat else "text_completion", choices) | {"usage": usage}
 
-    def opening(self, index: int) -> dict[str, Any]:
-        """The first chunk of a chat answer: who speaks."""
-        delta = {"role": "assistant", "content": ""}
-        return self._chunk([{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}])
+    def take(self, index: int, piece: Piece, answer: Gathered) -> tuple[str, list[ToolCall]]:
+        """Add a piece to its answer; the text and the calls that came of it."""
+        text, calls = piece.text, []
+        if self._tools:
+            reader = self._reader(index)
+            text = reader.push(piece.text, tag=self._tag in piece.tokens)
+            if piece.finish_reason:
+                rest, calls = reader.finish()
+                text += rest
+        answer.add(piece, text, calls)
+        return text, calls
 
-    def chunk(self, index: int, piece: Piece, text_offset: int) -> dict[str, Any]:
-        """A chunk with a piece of an answer; `text_offset` characters of it came before."""
-        logprobs = self._logprobs(piece.logprobs, text_offset)
-        choice: dict[str, Any] = {"index": index, "logprobs": logprobs, "finish_reason": piece.finish_reason}
-        choice |= {"delta": {"content": piece.text} if piece.text else {}} if self.chat else {"text": piece.text}
-        return self._chunk([choice])
+    def opening(self, index: int, prompt: int = 0) -> Iterator[dict[str, Any]]:
+        """The first chunk of an answer: who speaks, or its prompt where that is echoed."""
+        if self.chat:
+            yield self._delta(index, {"role": "assistant", "content": ""})
+        elif self.echoes:
+            choice = {"index": index, "text": self.echoes[prompt], "logprobs": None, "finish_reason": None}
+            yield self._chunk([choice])
+
+    def chunks(self, index: int, piece: Piece, answer: Gathered) -> Iterator[dict[str, Any]]:
+        """Add a piece to its answer; the chunks that it makes."""
+        offset = len(answer.text)
+        text, calls = self.take(index, piece, answer)
+        finish = "tool_calls" if answer.calls and piece.finish_reason else piece.finish_reason
+        logprobs = self._logprobs(piece.logprobs, offset)
+        for place, call in enumerate(calls):
+            yield self._delta(index, {"tool_calls": [{"index": place} | call_object(call)]})
+        if text or finish or (self.logprobs and piece.logprobs):
+            if self.chat:
+                yield self._delta(index, {"content": text} if text else {}, logprobs, finish)
+            else:
+                yield self._chunk([{"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}])
 
     def usage_chunk(self, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
         """The last chunk of a stream that was asked to count tokens."""
@@ -61,9 +115,24 @@ class Reply:
     def _choice(self, index: int, answer: Gathered) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": index, "finish_reason": answer.finish_reason}
         choice["logprobs"] = self._logprobs(answer.logprobs, 0)
-        if self.chat:
-            return choice | {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
-        return choice | {"text": answer.text}
+        if not self.chat:
+            return choice | {"text": answer.text}
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        if answer.calls:
+            message |= {"content": answer.text or None, "tool_calls": [call_object(call) for call in answer.calls]}
+            choice["finish_reason"] = "tool_calls"
+        return choice | {"message": message}
+
+    def _reader(self, index: int) -> CallReader:
+        if index not in self._readers:
+            names = [tool["function"]["name"] for tool in self._tools]
+            self._readers[index] = CallReader(names, one_call=self._one_call)
+        return self._readers[index]
+
+    def _delta(
+        self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, finish: str | None = None
+    ) -> dict[str, Any]:
+        return self._chunk([{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}])
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return self._frame("chat.completion.chunk" if self.chat else "text_completion", choices)
@@ -73,7 +142,7 @@ class Reply:
 
     # ---- log-probabilities -----------------------------------------------------------------------------------------
 
-    def _logprobs(self, entries: Sequence[TokenLogprob], text_offset: int) -> dict[str, Any] | None:
+    def _logprobs(self, entries: Sequence[TokenLogprob | Unscored], text_offset: int) -> dict[str, Any] | None:
         if not self.logprobs:
             return None
         if self.chat:
@@ -85,7 +154,10 @@ class Reply:
         return {
             "tokens": tokens,
             "token_logprobs": [entry.logprob for entry in entries],
-            "top_logprobs": [{self._name(token): value for token, value in entry.top} for entry in entries],
+            "top_logprobs": [
+                None if entry.logprob is None else {self._name(token): value for token, value in entry.top}
+                for entry in entries
+            ],
             "text_offset": offsets[: len(tokens)],
         }
 
@@ -104,6 +176,12 @@ class Reply:
             return data.decode("utf-8")
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def call_object(call: ToolCall) -> dict[str, Any]:
+    """A tool call as OpenAI writes it."""
+    function = {"name": call["name"], "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
+    return {"id": "call_" + uuid.uuid4().hex[:24], "type": "function", "function": function}
 
 
 def usage_of(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:

@@ -1,23 +1,33 @@
-"""One thread that drives the engine, and the bridge from it to the server's event loop."""
+"""One thread that drives the engines, and the bridge from it to the server's event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
+from typing import TypeVar
 
 from herd.infer.engine import Engine
 from herd.infer.request import Piece, Request
 
 _log = logging.getLogger("herd.serve")
+T = TypeVar("T")
 
 
 class Worker:
-    """Runs the engine's steps in a thread of its own as long as there is work."""
+    """Runs the engines' steps in a thread of its own as long as there is work.
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    One thread for all: two models that compute at once would only take each other's cores. They take turns step by
+    step, and other work on the models (`run`) comes between the steps.
+    """
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self.engines = tuple(engines)
+        self._open: dict[Request, Engine] = {}
+        self._jobs: deque[tuple[Future, Callable[[], object]]] = deque()
         self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -32,32 +42,59 @@ class Worker:
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
+        while self._jobs:
+            self._jobs.popleft()[0].cancel()
 
     @property
     def is_alive(self) -> bool:
         """The thread runs."""
         return self._thread.is_alive()
 
-    def submit(self, request: Request) -> None:
+    def submit(self, engine: Engine, request: Request) -> None:
         """Queue a request and wake the thread."""
-        self.engine.submit(request)
+        self._open[request] = engine
+        engine.submit(request)
         self._wake.set()
 
-    def cancel(self, request: Request) -> None:
+    def cancel(self, engine: Engine, request: Request) -> None:
         """End a request that nobody waits for any more; its blocks are free before the next step."""
-        self.engine.cancel(request)
+        self._open.pop(request, None)
+        engine.cancel(request)
         self._wake.set()
+
+    def cancel_all(self) -> None:
+        """End every open request; whoever waits for it sees it end as `cancelled`."""
+        for request, engine in list(self._open.items()):
+            self.cancel(engine, request)
+
+    async def run(self, job: Callable[[], T]) -> T:
+        """The result of a job that the thread does between two steps."""
+        future: Future = Future()
+        self._jobs.append((future, job))
+        self._wake.set()
+        return await asyncio.wrap_future(future)
 
     def _work(self) -> None:
         while not self._stopping:
-            if self.engine.has_work:
+            busy = [engine for engine in self.engines if engine.has_work]
+            for engine in busy:
                 try:
-                    self.engine.step()
+                    engine.step()
                 except Exception:
                     _log.exception("a step of the engine failed; its requests were ended")
-            else:
+            if self._jobs:
+                self._do(*self._jobs.popleft())
+            elif not busy:
                 self._wake.wait()
                 self._wake.clear()
+
+    def _do(self, future: Future, job: Callable[[], object]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return  # nobody waits for it any more
+        try:
+            future.set_result(job())
+        except Exception as error:
+            future.set_exception(error)
 
 
 class Conveyor:
@@ -76,23 +113,28 @@ class Conveyor:
 
         return put
 
-    async def pieces(self, worker: Worker, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Piece]]:
+    async def pieces(
+        self, worker: Worker, engine: Engine, requests: Sequence[Request], seconds: float | None = None
+    ) -> AsyncIterator[tuple[int, Piece]]:
         """Submit the requests and pass on (answer's number, piece) until all have ended; leaving early cancels them.
 
         Raises:
+            TimeoutError: they have not ended after so many seconds.
             RuntimeError: the engine failed on a request.
         """
         still_open = sum(request.params.n for request in requests)
+        until = None if seconds is None else self._loop.time() + seconds
         for request in requests:
-            worker.submit(request)
+            worker.submit(engine, request)
         try:
             while still_open:
-                index, piece = await self._queue.get()
+                async with asyncio.timeout_at(until):
+                    index, piece = await self._queue.get()
                 still_open -= piece.finish_reason is not None
                 yield index, piece
         finally:
             for request in requests:
-                worker.cancel(request)
+                worker.cancel(engine, request)
         for request in requests:
             if request.error is not None:
                 raise RuntimeError("the engine failed on this request") from request.error

@@ -1,76 +1,236 @@
-"""Serve a model: a chat page, and an OpenAI-compatible API for the clients you have."""
+"""Serve models: a chat page, and an OpenAI-compatible API for the clients you have.
+
+Several paths serve several models at once: `herd serve runs/a runs/b`. It listens on this machine only unless `host`
+says otherwise. Ctrl-C stops: answers in progress may end first, a second Ctrl-C cuts them.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 import socket
+import sys
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Literal
 
+import torch
 import uvicorn
+import yaml
 
 from herd.config import settings
-from herd.errors import CapacityError, ConfigError
+from herd.errors import CapacityError, CheckpointError, ConfigError, DataError
+from herd.infer.cache import available_memory
 from herd.infer.engine import Engine
 from herd.log import say, size
-from herd.serve.app import Limits, create_app
+from herd.serve.app import Server, create_app
+from herd.serve.journal import Form, Journal
+from herd.serve.limits import Limits
 
-_GRACE_SECONDS = 3  # for answers in progress when the server is told to stop
+KEY_VARIABLE = "HERD_KEY"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_CUT_SECONDS = 2  # for clients to hear that their answers were cut
+_SHARE_OF_MEMORY = 0.25  # for keys and values, of what is available, all models together
+
+
+@settings
+class ServeLimits:
+    """What the server takes on."""
+
+    max_waiting: int = 256
+    """Answers that may wait, of each model; more are refused with 429."""
+    max_tokens: int = 2048
+    """Longest answer where a request does not say, in tokens."""
+    max_body_mb: float = 10.0
+    """Largest request body in MB; larger ones are refused with 413."""
+    timeout_seconds: float = 600.0
+    """For a whole answer in seconds; then it is cancelled."""
+    body_seconds: float = 30.0
+    """For a request's body to arrive, in seconds."""
+    drain_seconds: float = 10.0
+    """For answers in progress when the server is told to stop, in seconds."""
+    requests_per_minute: int | None = None
+    """Requests a key may send in a minute; no limit when not given."""
+    tokens_per_minute: int | None = None
+    """Tokens of prompts and answers a key may use in a minute; no limit when not given."""
+
+    def __post_init__(self):
+        for name in ("max_waiting", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        for name in ("max_body_mb", "timeout_seconds", "body_seconds", "drain_seconds"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive")
+        for name in ("requests_per_minute", "tokens_per_minute"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+
+    def for_app(self) -> Limits:
+        """The same in the units of the application."""
+        return Limits(
+            max_waiting=self.max_waiting,
+            max_body_bytes=int(self.max_body_mb * 1e6),
+            max_tokens=self.max_tokens,
+            timeout_seconds=self.timeout_seconds,
+            body_seconds=self.body_seconds,
+            requests_per_minute=self.requests_per_minute,
+            tokens_per_minute=self.tokens_per_minute,
+        )
+
+
+@settings
+class ServeLog:
+    """One line for every request, on standard error."""
+
+    form: Form = "text"
+    """`text` for people, `json` for programs, `none` for no lines."""
+    with_text: bool = False
+    """Also what was asked and answered (form json only): it is not kept otherwise."""
+
+    def __post_init__(self):
+        if self.with_text and self.form != "json":
+            raise ValueError("with_text needs form json")
 
 
 @settings
 class ServeSettings:
-    """Serve one model until it is stopped with Ctrl-C."""
+    """Serve one model, or several, until stopped with Ctrl-C."""
 
-    path: Path
-    """Checkpoint or run folder."""
+    path: list[Path]
+    """Checkpoints or run folders, one or several."""
+    name: list[str] | None = None
+    """Model ids for clients, in the order of the paths; the folders' names when not given."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in (give a key then)."""
     port: int = 8000
     """Port to listen on; 0 takes a free one."""
-    name: str | None = None
-    """Model id for clients; the folder's name when not given."""
     key: str | None = None
-    """Key that clients must send; none when not given."""
+    """Key that clients must send; the variable HERD_KEY when not given (others here can read command lines)."""
+    keys: Path | None = None
+    """YAML file of `name: key`, for several clients; the names go into the log."""
     device: str = "cpu"
-    """Where the model runs: cpu or cuda."""
+    """Where the models run: cpu or cuda."""
     quantize: Literal["int8"] | None = None
     """Round the weights on loading; see `herd quantize` for a smaller copy on disk."""
     cache_gb: float | None = None
-    """Memory for keys and values in GB; a quarter of what is available when not given."""
+    """Memory for keys and values of each model in GB; a quarter of what is available for all when not given."""
     max_sequences: int = 64
-    """Answers that grow at the same time."""
-    max_waiting: int = 256
-    """Answers that may wait; more are refused with 429."""
-    max_tokens: int = 2048
-    """Longest answer where a request does not say, in tokens."""
+    """Answers that grow at the same time, of each model."""
+    limits: ServeLimits = ServeLimits()
+    """What the server takes on."""
+    log: ServeLog = ServeLog()
+    """What it writes down."""
 
     def __post_init__(self):
+        if not self.path:
+            raise ValueError("path must name at least one model")
+        if self.name and len(self.name) != len(self.path):
+            raise ValueError(f"{len(self.name)} names for {len(self.path)} paths; give each its own, or none")
         if not 0 <= self.port <= 65535:
             raise ValueError("port must be from 0 to 65535")
-        if min(self.max_sequences, self.max_waiting, self.max_tokens) < 1:
-            raise ValueError("max_sequences, max_waiting and max_tokens must be at least 1")
+        if self.max_sequences < 1:
+            raise ValueError("max_sequences must be at least 1")
         if self.cache_gb is not None and self.cache_gb <= 0:
             raise ValueError("cache_gb must be positive")
 
 
 def run(settings: ServeSettings) -> None:
-    """Open the model, listen, and serve until interrupted."""
+    """Open the models, listen, and serve until interrupted."""
+    names = _names(settings)
+    keys = read_keys(settings.keys) if settings.keys else {}
+    key = settings.key or os.environ.get(KEY_VARIABLE) or None
     listener = _listen(settings.host, settings.port)
-    engine = Engine(
-        settings.path,
-        device=settings.device,
-        quantize=settings.quantize,
-        cache_bytes=None if settings.cache_gb is None else int(settings.cache_gb * 1e9),
-        max_sequences=settings.max_sequences,
+    engines = {name: _open(path, settings) for name, path in zip(names, settings.path, strict=True)}
+    is_open = not (key or keys)
+    app = create_app(
+        engines,
+        key=key,
+        keys=keys,
+        limits=settings.limits.for_app(),
+        journal=Journal(settings.log.form, with_text=settings.log.with_text),
+        hosts=_LOOPBACK if is_open and settings.host in _LOOPBACK else None,
     )
-    name = settings.name or settings.path.resolve().name
-    limits = Limits(max_waiting=settings.max_waiting, max_tokens=settings.max_tokens)
-    app = create_app(engine, name=name, key=settings.key, limits=limits)
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE_SECONDS)
-    _announce(engine, name, settings.host, listener.getsockname()[1])
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=int(settings.limits.drain_seconds) + _CUT_SECONDS,
+    )
+    _announce(engines, settings.host, listener.getsockname()[1], is_open=is_open)
     with suppress(KeyboardInterrupt):  # told to stop, and stopped
-        uvicorn.Server(config).run(sockets=[listener])
+        Draining(config, app.state.server, settings.limits.drain_seconds).run(sockets=[listener])
+
+
+class Draining(uvicorn.Server):
+    """Told to stop, it takes no more requests, lets answers in progress end for a while, then ends them itself."""
+
+    def __init__(self, config: uvicorn.Config, server: Server, drain_seconds: float) -> None:
+        super().__init__(config)
+        self._server, self._drain_seconds = server, drain_seconds
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Ctrl-C or SIGTERM; the second Ctrl-C ends answers at once."""
+        if self.should_exit and sig == signal.SIGINT:
+            self._server.cut()
+        self._server.stop_taking()
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the door, then wait."""
+        self._server.stop_taking()
+        timer = asyncio.get_running_loop().call_later(self._drain_seconds, self._server.cut)
+        await super().shutdown(sockets)
+        timer.cancel()
+
+
+def read_keys(path: Path) -> dict[str, str]:
+    """The keys by their owners' names.
+
+    Raises:
+        DataError: the file is not there, or not a YAML mapping of names to keys.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"keys: {path} cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"keys: {path} is not YAML: {' '.join(str(error).split())}") from None
+    is_right = isinstance(values, dict) and all(isinstance(w, str) and w for pair in values.items() for w in pair)
+    if not is_right or not values:
+        raise DataError(f"keys: {path} must hold lines of `name: key`, both of them text")
+    if len(set(values.values())) < len(values):
+        raise DataError(f"keys: {path} gives one key to two names")
+    return values
+
+
+def _names(settings: ServeSettings) -> list[str]:
+    names = settings.name or [path.resolve().name for path in settings.path]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"two models are called {twice[0]}; tell them apart with name=[...]")
+    return names
+
+
+def _open(path: Path, settings: ServeSettings) -> Engine:
+    if settings.cache_gb is not None:
+        cache_bytes = int(settings.cache_gb * 1e9)
+    elif len(settings.path) > 1:  # pages count only once they are written: the second must not take them for free
+        share = _SHARE_OF_MEMORY / len(settings.path)
+        cache_bytes = int(share * available_memory(torch.device(settings.device)))
+    else:
+        cache_bytes = None
+    try:
+        return Engine(
+            path,
+            device=settings.device,
+            quantize=settings.quantize,
+            cache_bytes=cache_bytes,
+            max_sequences=settings.max_sequences,
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}" if str(path) in str(error) else f"{path}: {error}") from None
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -89,9 +249,13 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _announce(engine: Engine, name: str, host: str, port: int) -> None:
-    place = f"http://{'localhost' if host in ('127.0.0.1', '0.0.0.0', '::', '::1') else host}:{port}"
-    kind = "chat" if engine.speaks_chat else "base model, completion only"
-    say(f"{name} ({kind}): context {engine.max_context:,} tokens, cache {size(engine.cache_bytes)}")
+def _announce(engines: dict[str, Engine], host: str, port: int, *, is_open: bool) -> None:
+    place = f"http://{'localhost' if host in (*_LOOPBACK, '0.0.0.0', '::') else host}:{port}"
+    for name, engine in engines.items():
+        kind = "chat" if engine.speaks_chat else "base model, completion only"
+        say(f"{name} ({kind}): context {engine.max_context:,} tokens, cache {size(engine.cache_bytes)}")
     say(f"  chat page  {place}/")
     say(f"  API        {place}/v1   (OpenAI-compatible; Ctrl-C stops)")
+    if is_open and host not in _LOOPBACK:
+        say(f"warning: whoever reaches {host}:{port} can use this server; give it a key (key=... or {KEY_VARIABLE})")
+    sys.stderr.flush()

@@ -14,7 +14,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from herd.infer.engine import Engine
-from herd.serve.app import Limits, create_app
+from herd.serve.app import create_app
+from herd.serve.limits import Limits
 from tests.infer.models import small_tokenizer, tiny_model
 
 

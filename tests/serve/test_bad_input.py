@@ -8,7 +8,8 @@ import httpx
 import pytest
 
 from herd.infer.engine import Engine
-from herd.serve.app import Limits, create_app
+from herd.serve.app import create_app
+from herd.serve.limits import Limits
 from herd.types import SamplingParams
 from tests.infer.models import small_tokenizer, tiny_model
 from tests.serve.conftest import chat_engine, listening
@@ -44,11 +45,18 @@ def error_of(response: httpx.Response, status: int) -> dict:
         ({"stop": [""]}, "stop.0", "at least 1"),
         ({"stream": "yes"}, "stream", "boolean"),
         ({"top_logprobs": 50}, "top_logprobs", "20"),
-        ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
-        ({"logit_bias": {"5": 1}}, "logit_bias", "not supported"),
-        ({"tools": [{"type": "function"}]}, "tools", "not supported"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+        ({"presence_penalty": 2.5}, "presence_penalty", "less than or equal to 2"),
+        ({"logit_bias": {"five": 1}}, "logit_bias.five", "pattern"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function", "required"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "pattern"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "json_object"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "needs `json_schema`"),
+        ({"messages": [{"role": "assistant"}]}, "messages.0", "`tool_calls`"),
+        ({"messages": [{"content": "x"}]}, "messages.0.role", "required"),
+        ({"messages": [{"role": "user", "content": "x", "name": "Bob"}]}, "messages.0.name", "Unknown field"),
         ({"store": True}, "store", "not supported"),
+        ({"functions": [{"name": "f"}]}, "functions", "not supported"),
+        ({"modalities": ["audio"]}, "modalities", "not supported"),
         ({"reasoning_effort": "low"}, "reasoning_effort", "not supported"),
     ],
     ids=str,
@@ -62,6 +70,28 @@ def test_a_wrong_field_is_refused_by_name(http, change, param, words):
 def test_every_fault_is_reported_at_once(http):
     error = error_of(http.post("/v1/chat/completions", json=CHAT | {"top_p": 3, "wrong": 1, "n": 0}), 400)
     assert all(f"`{name}`" in error["message"] for name in ("top_p", "wrong", "n"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tool_choice": "required"}, "no `tools`"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "no function 'f'"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}] * 2}, "two `tools` of one name"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "exactly one"),
+        ({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}, "only one of"),
+    ],
+    ids=str,
+)
+def test_fields_that_contradict_each_other_are_refused(http, change, words):
+    assert words in error_of(http.post("/v1/chat/completions", json=CHAT | change), 400)["message"]
+
+
+def test_completion_fields_that_are_not_honoured_are_refused_by_name(http):
+    for change, words in (({"suffix": "x"}, "`suffix`"), ({"best_of": 1, "n": 2}, "`best_of`")):
+        assert words in error_of(http.post("/v1/completions", json={"prompt": "x"} | change), 400)["message"]
+    message = error_of(http.post("/v1/completions", json={"prompt": "x", "best_of": 2, "stream": True}), 400)["message"]
+    assert "stream" in message
 
 
 def test_fields_without_effect_and_neutral_values_are_accepted(http):

@@ -132,5 +132,5 @@ def test_the_clients_error_classes_fit(client):
     with pytest.raises(openai.NotFoundError, match="gpt-4"):
         client.chat.completions.create(model="gpt-4", messages=MESSAGES)
     with pytest.raises(openai.BadRequestError) as error:
-        client.chat.completions.create(model="tiny", messages=MESSAGES, presence_penalty=0.5)
+        client.chat.completions.create(model="tiny", messages=MESSAGES, presence_penalty=3)
     assert error.value.param == "presence_penalty"

@@ -9,15 +9,21 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import httpx
 import pytest
+import uvicorn
 
-from herd.errors import CapacityError, CheckpointError, ConfigError, RequestError
+from herd import cli, config
+from herd.data.conversations import as_messages
+from herd.errors import CapacityError, CheckpointError, ConfigError, DataError, RequestError
 from herd.infer.engine import Engine
 from herd.model.checkpoint import save
+from herd.serve.app import create_app
 from herd.stages import chat, serve
-from herd.stages.chat import ChatSettings, Talk
+from herd.stages.chat import ChatSettings, Local, Talk
 from herd.stages.serve import ServeSettings
 from herd.types import SamplingParams
 from tests.infer.models import small_tokenizer, tiny_model
@@ -63,16 +69,141 @@ def test_a_base_model_goes_on_with_the_line(folders, monkeypatch, capsys):
     assert out == expected + "\n"
 
 
+def typing(monkeypatch, *lines: str) -> None:
+    """Type these lines when a line is asked for; at their end, Ctrl-D."""
+    typed = iter(lines)
+
+    def read(_: str = "") -> str:
+        line = next(typed, None)
+        if line is None:
+            raise EOFError
+        return line
+
+    monkeypatch.setattr("builtins.input", read)
+
+
+def talk_of(folders, **settings) -> Talk:
+    return Talk(Local(Engine(folders / "chat")), SamplingParams(**{"seed": 1, "max_tokens": 6} | settings))
+
+
 def test_a_conversation_remembers_and_slash_commands_change_it(folders, monkeypatch, capsys):
-    talk = Talk(Engine(folders / "chat"), SamplingParams(seed=1, max_tokens=6))
-    typed = iter(["Hello", "/system Be brief.", "Hello", "and then?", "/nonsense", "/quit"])
-    monkeypatch.setattr("builtins.input", lambda _: next(typed))
-    chat._converse(talk, folders / "chat")
+    monkeypatch.setenv("HERD_QUIET", "")
+    talk = talk_of(folders)
+    typing(monkeypatch, "Hello", "/system Be brief.", "Hello", "and then?", "/nonsense", "/histry", "/quit", "never")
+    chat._converse(talk, "chat")
     assert [message["role"] for message in talk.messages] == ["user", "assistant"] * 2
     assert talk.system == "Be brief." and talk.messages[0]["content"] == "Hello"
-    assert "tokens/s" in capsys.readouterr().out
-    chat._command(talk, "/reset")
+    shown = capsys.readouterr()
+    assert "tokens/s" in shown.out
+    assert "no command /nonsense" in shown.err and "did you mean /history?" in shown.err
+
+
+def test_settings_are_changed_shown_and_checked(folders, monkeypatch, capsys):
+    monkeypatch.setenv("HERD_QUIET", "")
+    talk = talk_of(folders)
+    typing(
+        monkeypatch,
+        "/set temperature 0",
+        "/set",
+        "/set temprature 1",
+        "/set top_p 7",
+        "/set seed none",
+        "/set stop END",
+    )
+    chat._converse(talk, "chat")
+    assert (talk.params.temperature, talk.params.top_p, talk.params.seed, talk.params.stop) == (0, 0.9, None, ("END",))
+    told = capsys.readouterr().err
+    assert "temperature 0" in told and "did you mean temperature?" in told and "top_p must be" in told
+
+
+def test_an_answer_is_made_again_and_turns_are_forgotten(folders, monkeypatch):
+    talk = talk_of(folders, seed=None, temperature=2.0)
+    typing(monkeypatch, "/retry", "One", "Two", "/retry")
+    chat._converse(talk, "chat")
+    assert [message["content"] for message in talk.messages[::2]] == ["One", "Two"]
+    typing(monkeypatch, "/undo")
+    chat._converse(talk, "chat")
+    assert [message["content"] for message in talk.messages[::2]] == ["One"]
+    typing(monkeypatch, "/reset", "/undo")
+    chat._converse(talk, "chat")
     assert talk.messages == []
+
+
+def test_a_conversation_is_saved_as_training_reads_it_and_loaded_again(folders, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HERD_QUIET", "")
+    talk, file = talk_of(folders), tmp_path / "talk.jsonl"
+    typing(monkeypatch, "/system Be brief.", "Hello", f"/save {file}", "/reset", "/system", f"/load {file}")
+    chat._converse(talk, "chat")
+    assert talk.system == "Be brief." and talk.messages[0]["content"] == "Hello"
+    assert [message["role"] for message in as_messages(json.loads(file.read_text()))] == ["system", "user", "assistant"]
+    file.write_text("not json")
+    typing(monkeypatch, f"/load {file}", f"/load {tmp_path}/nothing", f"/save {file}/talk.jsonl")
+    chat._converse(talk, "chat")
+    told = capsys.readouterr().err
+    assert "holds no conversation" in told and "cannot be read" in told and "cannot be written" in told
+
+
+def test_several_lines_are_one_message_and_two_slashes_are_text(folders, monkeypatch):
+    talk = talk_of(folders)
+    typing(monkeypatch, "first \\", "second", '"""one', "  two", 'three"""', "//help me", "/usr/bin/env is what?")
+    chat._converse(talk, "chat")
+    said = [message["content"] for message in talk.messages[::2]]
+    assert said == ["first \nsecond", "one\n  two\nthree", "/help me", "/usr/bin/env is what?"]
+
+
+def test_what_was_typed_is_there_the_next_time(folders, monkeypatch, tmp_path):
+    readline = pytest.importorskip("readline", reason="this Python has no readline")
+    file = tmp_path / "state" / "chat_history"
+    with chat._line_editing(file):
+        readline.clear_history()
+        readline.add_history("What is a llama?")
+    readline.clear_history()
+    assert file.stat().st_mode & 0o077 == 0
+    with chat._line_editing(file):
+        assert readline.get_history_item(readline.get_current_history_length()) == "What is a llama?"
+        assert chat._complete("/re", 0) == "/reset" and chat._complete("/re", 1) == "/retry"
+    readline.clear_history()
+
+
+def test_commands_work_in_a_pipe_and_never_reach_the_model(folders, monkeypatch, capsys):
+    lines = "/set temperature 0\n/system Be brief.\nThe quick\n/nonsense\n//x\n" + "word " * 500 + "\n/quit\nnever\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    status = chat.run(ChatSettings(path=folders / "chat", max_tokens=5, json=True))
+    shown = capsys.readouterr()
+    answers = [json.loads(line) for line in shown.out.splitlines()]
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "The quick"}]
+    engine, params = Engine(folders / "chat"), SamplingParams(temperature=0, max_tokens=5)
+    messages_of_x = [messages[0], {"role": "user", "content": "/x"}]
+    assert answers == [engine.generate(messages, params).text, None, engine.generate(messages_of_x, params).text, None]
+    assert (
+        status == 2 and "line 4: There is no command /nonsense" in shown.err and "line 6: The prompt has" in shown.err
+    )
+
+
+def test_a_server_is_talked_to_as_a_folder_is(folders, server, monkeypatch, capsys):
+    for url in (server.url, f"{server.url}/v1/"):
+        out = piped(monkeypatch, capsys, ChatSettings(path=url, seed=1, max_tokens=20, json=True, system="Be brief."))
+        for line, answer in zip(filter(None, LINES.splitlines()), out.splitlines(), strict=True):
+            messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": line}]
+            assert json.loads(answer) == server.engine.generate(messages, SamplingParams(seed=1, max_tokens=20)).text
+
+
+def test_a_servers_refusals_are_passed_on(server, monkeypatch, capsys):
+    with pytest.raises(RequestError, match="has no model 'other'; there is: tiny"):
+        chat.run(ChatSettings(path=server.url, model="other"))
+    with pytest.raises(RequestError, match="cannot be reached"):
+        chat.run(ChatSettings(path="http://127.0.0.1:9"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("word " * 3000))
+    assert chat.run(ChatSettings(path=server.url)) == 2
+    assert "context is 2048" in capsys.readouterr().err
+
+
+def test_talking_to_a_server_loads_no_pytorch(server):
+    words = [sys.executable, "-X", "importtime", "-m", "herd", "chat", server.url, "max_tokens=3", "seed=1"]
+    done = subprocess.run(words, input="Hello\n", capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert not {"torch", "numpy", "fastapi", "transformers"} & loaded
 
 
 def test_end_of_input_leaves_and_ctrl_c_does_not(folders, monkeypatch, capsys):
@@ -82,22 +213,38 @@ def test_end_of_input_leaves_and_ctrl_c_does_not(folders, monkeypatch, capsys):
         raise next(typed)
 
     monkeypatch.setattr("builtins.input", read)
-    chat._converse(Talk(Engine(folders / "chat"), SamplingParams()), folders / "chat")
+    chat._converse(talk_of(folders), "chat")
     assert next(typed, None) is None
 
 
 def test_an_answer_that_is_interrupted_stays_in_the_conversation(folders):
-    talk = Talk(Engine(folders / "chat"), SamplingParams(seed=1, max_tokens=50))
+    talk = talk_of(folders, max_tokens=50)
     answer = talk.answer("Hello")
-    parts = [next(answer), next(answer)]
+    parts = [next(answer)[0], next(answer)[0]]
     answer.close()
     assert talk.messages[-1]["content"] == "".join(parts)
-    assert not talk.engine.has_work
+    assert not talk.speaker.engine.has_work
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(folders, monkeypatch, capsys):
+    talk = talk_of(folders, max_tokens=200, stop=())
+    step, steps = talk.speaker.engine.step, []
+
+    def interrupted() -> None:
+        steps.append(1)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        step()
+
+    monkeypatch.setattr(talk.speaker.engine, "step", interrupted)
+    chat._print_answer(talk, "Hello")
+    assert "[stopped]" in capsys.readouterr().out
+    assert len(talk.messages) == 2 and not talk.speaker.engine.has_work
 
 
 def test_an_overlong_line_is_explained_and_the_chat_goes_on(folders, monkeypatch, capsys):
     monkeypatch.setenv("HERD_QUIET", "")
-    talk = Talk(Engine(folders / "chat"), SamplingParams(max_tokens=3))
+    talk = talk_of(folders, max_tokens=3)
     chat._print_answer(talk, "word " * 500)
     assert "context is 256" in capsys.readouterr().err
     assert talk.messages == []
@@ -109,22 +256,49 @@ def test_impossible_settings_are_refused_before_the_model_is_loaded(folders):
     with pytest.raises(CheckpointError, match="does not exist"):
         chat.run(ChatSettings(path=folders / "nothing"))
     with pytest.raises(ConfigError, match="not an address"):
-        serve.run(ServeSettings(path=folders / "chat", host="no.such.host.invalid"))
+        serve.run(ServeSettings(path=[folders / "chat"], host="no.such.host.invalid"))
     with pytest.raises(ValueError, match="port"):
-        ServeSettings(path=folders / "chat", port=99999)
+        ServeSettings(path=[folders / "chat"], port=99999)
 
 
 def test_a_port_in_use_is_known_at_once(folders):
     taken = serve._listen("127.0.0.1", 0)
     taken.listen()
     with pytest.raises(CapacityError, match="choose another port"):
-        serve.run(ServeSettings(path=folders / "nothing", port=taken.getsockname()[1]))
+        serve.run(ServeSettings(path=[folders / "nothing"], port=taken.getsockname()[1]))
     taken.close()
 
 
+def test_keys_are_read_with_their_owners_and_faults_are_named(tmp_path):
+    file = tmp_path / "keys.yaml"
+    file.write_text("anna: key-a\nben: key-b\n")
+    assert serve.read_keys(file) == {"anna": "key-a", "ben": "key-b"}
+    for text, words in (("", "name: key"), ("- a", "name: key"), ("a: 5", "name: key"), ("a: [", "not YAML")):
+        file.write_text(text)
+        with pytest.raises(DataError, match=words):
+            serve.read_keys(file)
+    file.write_text("a: same\nb: same")
+    with pytest.raises(DataError, match="one key to two names"):
+        serve.read_keys(file)
+    with pytest.raises(DataError, match="cannot be read"):
+        serve.read_keys(tmp_path / "nothing")
+
+
+def test_several_words_are_several_models_and_each_needs_a_name(folders):
+    paths = [str(folders / "chat"), str(folders / "base")]
+    recipe, words = cli._sort_words("serve", ServeSettings, [*paths, "port=1"])
+    settings = config.load(ServeSettings, recipe, words)
+    assert [str(path) for path in settings.path] == paths and settings.port == 1
+    with pytest.raises(ConfigError, match="two models are called base"):
+        serve.run(ServeSettings(path=[folders / "base"] * 2))
+    with pytest.raises(ValueError, match="1 names for 2 paths"):
+        ServeSettings(path=paths, name=["a"])
+
+
 def test_the_server_starts_answers_and_stops_on_sigterm(folders):
-    command = [sys.executable, "-m", "herd", "serve", str(folders / "chat"), "port=0"]
-    environment = os.environ | {"HERD_QUIET": "", "OMP_NUM_THREADS": "1"}
+    paths = [str(folders / "chat"), str(folders / "base")]
+    command = [sys.executable, "-m", "herd", "serve", *paths, "port=0", "log.form=json"]
+    environment = os.environ | {"HERD_QUIET": "", "OMP_NUM_THREADS": "1", "HERD_KEY": "sesame"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         told = ""
         while "API" not in told:
@@ -132,9 +306,38 @@ def test_the_server_starts_answers_and_stops_on_sigterm(folders):
             assert line, told
             told += line
         port = re.search(r"localhost:(\d+)/v1", told).group(1)
-        body = {"model": "chat", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
-        response = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=20)
-        assert response.status_code == 200 and response.json()["model"] == "chat"
+        for name, path in (("chat", "chat/completions"), ("base", "completions")):
+            body = {"model": name, "max_tokens": 3}
+            body |= {"messages": [{"role": "user", "content": "hi"}]} if name == "chat" else {"prompt": "hi"}
+            url = f"http://127.0.0.1:{port}/v1/{path}"
+            assert httpx.post(url, json=body, timeout=20).status_code == 401
+            response = httpx.post(url, json=body, timeout=20, headers={"Authorization": "Bearer sesame"})
+            assert response.status_code == 200 and response.json()["model"] == name
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=15) == 0
-        assert "Traceback" not in process.stderr.read()
+        rest = process.stderr.read()
+    assert "Traceback" not in rest and [json.loads(line)["status"] for line in rest.splitlines()] == [401, 200] * 2
+
+
+def test_told_to_stop_the_server_lets_answers_end_or_cuts_them(folders):
+    """The first answer fits into the time that is left, the second one does not."""
+    for drain_seconds, fits in ((20, True), (0.5, False)):
+        engine = Engine(folders / "chat", max_sequences=2)
+        step = engine.step
+        engine.step = lambda step=step: (time.sleep(0.02), step())
+        app = create_app(engine, name="slow")
+        server = serve.Draining(uvicorn.Config(app, port=0, log_level="critical"), app.state.server, drain_seconds)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 100, "stream": True, "min_tokens": 100}
+        with httpx.stream("POST", f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=20) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            server.handle_exit(signal.SIGTERM, None)
+            last = [line for line in lines if line][-1]
+        thread.join(timeout=10)
+        assert not thread.is_alive()
+        assert last == "data: [DONE]" if fits else json.loads(last[6:])["error"]["code"] == "stopping"

@@ -1,0 +1,176 @@
+"""The shapes of what is answered, for the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong, where, and a code for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorObject(BaseModel):
+    """OpenAI's error object."""
+
+    error: ErrorDetail
+
+
+class Usage(BaseModel):
+    """Counts of tokens."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int = 0
+
+
+class Function(BaseModel):
+    """A function's name, and its arguments as JSON."""
+
+    name: str
+    arguments: str
+
+
+class Call(BaseModel):
+    """A call of a tool that the model asks for."""
+
+    id: str
+    type: Literal["function"]
+    function: Function
+
+
+class AnswerMessage(BaseModel):
+    """What the model said, or what it wants called."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: str | None
+    tool_calls: list[Call] | None = None
+
+
+class ChatChoice(BaseModel):
+    """One of the answers."""
+
+    index: int
+    message: AnswerMessage
+    finish_reason: Literal["stop", "length", "tool_calls"]
+    logprobs: dict[str, Any] | None
+
+
+class ChatCompletion(BaseModel):
+    """The answer to `POST /v1/chat/completions`."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class TextChoice(BaseModel):
+    """One of the answers."""
+
+    index: int
+    text: str
+    finish_reason: Literal["stop", "length"]
+    logprobs: dict[str, Any] | None
+
+
+class TextCompletion(BaseModel):
+    """The answer to `POST /v1/completions`."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: Usage
+
+
+class ModelObject(BaseModel):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_context: int
+    chat: bool
+
+
+class ModelList(BaseModel):
+    """The models that are served."""
+
+    object: Literal["list"]
+    data: list[ModelObject]
+
+
+class EmbeddingObject(BaseModel):
+    """A vector: numbers, or base64 of little-endian float32."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingList(BaseModel):
+    """The answer to `POST /v1/embeddings`."""
+
+    object: Literal["list"]
+    model: str
+    data: list[EmbeddingObject]
+    usage: Usage
+
+
+class Tokenized(BaseModel):
+    """The answer to `POST /tokenize`."""
+
+    tokens: list[int]
+    count: int
+    max_model_len: int
+    token_strs: list[str] | None = None
+
+
+class Detokenized(BaseModel):
+    """The answer to `POST /detokenize`."""
+
+    prompt: str
+
+
+class Health(BaseModel):
+    """How the server is."""
+
+    status: Literal["ok", "stopping", "stopped"]
+    running: int
+    waiting: int
+
+
+_MEANINGS = {
+    400: "A field is unknown, wrong or not supported, or the prompt does not fit.",
+    401: "A key is missing or wrong.",
+    404: "No such model.",
+    408: "The body took too long to arrive.",
+    413: "The body is too large.",
+    421: "The server does not answer under this host name.",
+    429: "The queue is full or the key's allowance is used up; see Retry-After.",
+    500: "The server failed.",
+    503: "The server is stopping.",
+    504: "The answer took too long.",
+}
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorObject, "description": text} for status, text in _MEANINGS.items()
+}
+"""Every refusal that a route may answer with."""
+
+
+def streamed(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """The answers of a route that can stream: a whole response, server-sent events, or a refusal."""
+    content = {"text/event-stream": {"schema": {"type": "string", "description": "Chunks as `data: {...}`."}}}
+    return {200: {"model": model, "description": "The answer.", "content": content}, **REFUSALS}

@@ -1,0 +1,86 @@
+"""What is known of each request afterwards: one line in the log, and the figures behind `/metrics`.
+
+What people wrote and what was answered is in neither, unless the log is told to keep it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from herd.serve.account import Account
+from herd.serve.limits import Allowances
+from herd.serve.metrics import Metrics
+
+Form = Literal["text", "json", "none"]
+
+_QUIET_PATHS = ("/health", "/metrics")  # asked every few seconds by machines
+
+
+class Journal:
+    """Where finished requests are written down."""
+
+    def __init__(self, form: Form = "none", *, with_text: bool = False, stream: TextIO | None = None) -> None:
+        self.form, self.with_text, self._stream = form, with_text, stream
+
+    def write(self, account: Account) -> None:
+        """One line for a request."""
+        if self.form == "none" or (account.path in _QUIET_PATHS and account.status == 200):
+            return
+        print(self._json(account) if self.form == "json" else self._text(account), file=self._stream or sys.stderr)
+
+    def _json(self, account: Account) -> str:
+        entry: dict[str, Any] = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "id": account.id}
+        for name in ("path", "status", "owner", "model", "prompt_tokens", "completion_tokens", "finish", "error"):
+            entry[name] = getattr(account, name)
+        entry["first_seconds"] = account.first_seconds and round(account.first_seconds, 4)
+        entry["seconds"] = round(account.seconds, 4)
+        if self.with_text:
+            entry |= {"asked": account.asked, "answered": account.answered}
+        return json.dumps(entry, ensure_ascii=False)
+
+    def _text(self, account: Account) -> str:
+        words = [datetime.now().strftime("%H:%M:%S"), str(account.status), account.path]
+        if account.model:
+            words.append(account.model)
+        if account.prompt_tokens:
+            words.append(f"{account.prompt_tokens} -> {account.completion_tokens} tokens")
+        words.append(f"{account.seconds:.2f} s")
+        words += [word for word in (account.finish, account.error) if word]
+        return "  ".join(words)
+
+
+class Bookkeeping:
+    """Opens an account for every request, names it in `x-request-id`, and closes it when the answer is out."""
+
+    def __init__(self, app: ASGIApp, journal: Journal, metrics: Metrics, allowances: Allowances) -> None:
+        self.app, self.journal, self.metrics, self.allowances = app, journal, metrics, allowances
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        account = scope["herd.account"] = Account(scope["path"])
+
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                account.status = message["status"]
+                headers = [*message.get("headers", ()), (b"x-request-id", account.id.encode())]
+                if account.owner is not None:
+                    headers += self.allowances.headers(account.owner)
+                message = message | {"headers": headers}
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        finally:
+            account.seconds = time.monotonic() - account.began
+            if account.owner is not None:
+                self.allowances.spend_tokens(account.owner, account.prompt_tokens + account.completion_tokens)
+            self.metrics.observe(account)
+            self.journal.write(account)

@@ -1,0 +1,173 @@
+"""What a server takes on, and for whom: keys, rates, sizes, times."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from herd.serve.errors import ApiError, error_object
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the server takes on."""
+
+    max_waiting: int = 256  # answers in the queue; more are refused with 429
+    max_body_bytes: int = 10_000_000  # larger bodies are refused with 413
+    max_tokens: int = 2048  # longest answer where the request does not say
+    timeout_seconds: float = 600.0  # for a whole answer; then it is cancelled
+    body_seconds: float = 30.0  # for a body to arrive; then the client gets 408
+    requests_per_minute: int | None = None  # of each key; more are refused with 429
+    tokens_per_minute: int | None = None  # of each key, prompts and answers together
+
+
+class Keys:
+    """Who may ask: names by their keys. With no keys everybody may, under the name `anyone`."""
+
+    def __init__(self, keys: Mapping[str, str]) -> None:
+        self._keys = {name: key.encode() for name, key in keys.items()}
+
+    def owner(self, authorization: str) -> str:
+        """The name behind an `Authorization` header.
+
+        Raises:
+            ApiError: 401, a key is missing or wrong.
+        """
+        if not self._keys:
+            return "anyone"
+        scheme, _, key = authorization.partition(" ")
+        given = key.strip().encode() if scheme.lower() == "bearer" else b""
+        owners = [name for name, known in self._keys.items() if hmac.compare_digest(given, known)]
+        if not owners:
+            raise ApiError(401, "A valid key is required: Authorization: Bearer KEY.", code="invalid_api_key")
+        return owners[0]
+
+
+class Rate:
+    """An allowance per minute that fills up evenly; one minute's worth can be saved up.
+
+    What is spent may exceed what is there (an answer's length is known only afterwards): the debt is waited for.
+    """
+
+    def __init__(self, per_minute: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.per_minute, self._clock = per_minute, clock
+        self._level, self._seen = float(per_minute), clock()
+
+    @property
+    def level(self) -> float:
+        """What may be spent now; negative while a debt is open."""
+        now = self._clock()
+        self._level = min(self._level + (now - self._seen) * self.per_minute / 60, self.per_minute)
+        self._seen = now
+        return self._level
+
+    def spend(self, amount: float) -> None:
+        """Take from the allowance."""
+        self._level = self.level - amount
+
+    def wait_seconds(self, amount: float) -> float:
+        """How long until this much is there; 0 if it is."""
+        return max(min(amount, self.per_minute) - self.level, 0) * 60 / self.per_minute
+
+
+class Allowances:
+    """The requests and tokens that each key has left."""
+
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits, self._clock = limits, clock
+        self._rates: dict[tuple[str, str], Rate] = {}
+
+    def check(self, owner: str) -> None:
+        """Count a request.
+
+        Raises:
+            ApiError: 429, with the seconds to wait, when the key's requests or tokens are used up.
+        """
+        for what, amount in (("tokens", 1), ("requests", 1)):
+            rate = self._rate(owner, what)
+            if rate and (seconds := rate.wait_seconds(amount)):
+                message = f"The limit of {rate.per_minute:g} {what} a minute is reached; try again in {seconds:.1f} s."
+                raise ApiError(429, message, code="rate_limit_exceeded", retry_seconds=seconds)
+        if rate := self._rate(owner, "requests"):
+            rate.spend(1)
+
+    def spend_tokens(self, owner: str, count: int) -> None:
+        """Count the tokens of an answered request."""
+        if rate := self._rate(owner, "tokens"):
+            rate.spend(count)
+
+    def headers(self, owner: str) -> list[tuple[bytes, bytes]]:
+        """OpenAI's `x-ratelimit-*` headers for what is limited."""
+        found = []
+        for what in ("requests", "tokens"):
+            if rate := self._rate(owner, what):
+                found.append((f"x-ratelimit-limit-{what}".encode(), f"{rate.per_minute:g}".encode()))
+                found.append((f"x-ratelimit-remaining-{what}".encode(), str(max(int(rate.level), 0)).encode()))
+        return found
+
+    def _rate(self, owner: str, what: str) -> Rate | None:
+        per_minute = self._limits.requests_per_minute if what == "requests" else self._limits.tokens_per_minute
+        if per_minute is None:
+            return None
+        return self._rates.setdefault((owner, what), Rate(per_minute, self._clock))
+
+
+class BodyLimit:
+    """Refuses bodies that are too large, whether they say so first or only turn out to be, or that take too long."""
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self.app, self.limits = app, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        message = f"The body is larger than {self.limits.max_body_bytes:,} bytes."
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self.limits.max_body_bytes:
+            await JSONResponse(error_object(413, message), status_code=413)(scope, receive, send)
+            return
+        received, whole = 0, False
+        until = asyncio.get_running_loop().time() + self.limits.body_seconds
+
+        async def counted() -> Message:
+            nonlocal received, whole
+            try:
+                async with asyncio.timeout_at(None if whole else until):
+                    part = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"The body did not arrive within {self.limits.body_seconds:g} s.") from None
+            received += len(part.get("body", b""))
+            whole = whole or not part.get("more_body", False)
+            if received > self.limits.max_body_bytes:
+                raise HTTPException(413, message)
+            return part
+
+        await self.app(scope, counted, send)
+
+
+class HostCheck:
+    """Answers only under the server's own names: a page elsewhere cannot reach it by pointing its own name here."""
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
+        self.app, self.hosts = app, frozenset(hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            given = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+            name = given.rpartition(":")[0] if given.rpartition(":")[2].isdigit() else given
+            if name.strip("[]").lower() not in self.hosts:
+                message = (
+                    f"This server listens on this machine only and does not answer as {name!r}; "
+                    "give it a key (key=...) to let it answer under any name."
+                )
+                await JSONResponse(error_object(421, message), status_code=421)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)

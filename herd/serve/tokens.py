@@ -1,0 +1,91 @@
+"""The routes that answer at once: `/tokenize`, `/detokenize` and `/v1/embeddings`."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from herd.errors import DataError, RequestError
+from herd.infer.engine import Engine
+from herd.serve.answers import Desk
+from herd.serve.documents import REFUSALS, Detokenized, EmbeddingList, Tokenized
+from herd.serve.errors import ApiError
+from herd.serve.models import Model, Models
+from herd.serve.schemas import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
+
+
+def routes(desk: Desk, models: Models) -> APIRouter:
+    """The router of this file's routes."""
+    router = APIRouter(responses=REFUSALS)
+
+    @router.post("/tokenize", response_model=Tokenized)
+    async def tokenize(body: TokenizeRequest, http: Request) -> dict[str, Any]:
+        model = _model(models, body.model, http)
+        tokens = await asyncio.to_thread(_tokenize, model.engine, body)
+        found: dict[str, Any] = {"tokens": tokens, "count": len(tokens), "max_model_len": model.engine.max_context}
+        if body.return_token_strs:
+            found["token_strs"] = [model.engine.tokenizer.decode([token]) for token in tokens]
+        return found
+
+    @router.post("/detokenize", response_model=Detokenized)
+    async def detokenize(body: DetokenizeRequest, http: Request) -> dict[str, Any]:
+        tokenizer = _model(models, body.model, http).engine.tokenizer
+        wrong = next((token for token in body.tokens if token >= tokenizer.vocab_size), None)
+        if wrong is not None:
+            message = f"`tokens` holds id {wrong}; this model knows 0 to {tokenizer.vocab_size - 1}."
+            raise ApiError(400, message, param="tokens")
+        return {"prompt": tokenizer.decode(body.tokens)}
+
+    @router.post("/v1/embeddings", response_model=EmbeddingList)
+    async def embeddings(body: EmbeddingRequest, http: Request) -> dict[str, Any]:
+        model = _model(models, body.model, http)
+        prompts = await asyncio.to_thread(_prompts, model.engine, body)
+        http.scope["herd.account"].prompt_tokens = count = sum(map(len, prompts))
+        data = []
+        for index, prompt in enumerate(prompts):
+            vector = await desk.worker.run(lambda prompt=prompt: model.embedder.embed(prompt, body.pooling))
+            if body.encoding_format == "base64":
+                value: Any = base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode()
+            else:
+                value = vector.tolist()
+            data.append({"object": "embedding", "index": index, "embedding": value})
+        usage = {"prompt_tokens": count, "total_tokens": count}
+        return {"object": "list", "model": model.name, "data": data, "usage": usage}
+
+    return router
+
+
+def _model(models: Models, name: str | None, http: Request) -> Model:
+    model = models.find(name)
+    http.scope["herd.account"].model = model.name
+    return model
+
+
+def _tokenize(engine: Engine, body: TokenizeRequest) -> list[int]:
+    if body.messages is None:
+        return engine.tokenizer.encode(body.prompt or "", bos=body.add_special_tokens)
+    if not engine.speaks_chat:
+        raise ApiError(
+            400, "`messages` needs a model that was trained on conversations; give `prompt`.", code="no_chat"
+        )
+    try:
+        return engine.encode([message.to_message() for message in body.messages])
+    except DataError as error:
+        raise ApiError(400, str(error), param="messages") from None
+
+
+def _prompts(engine: Engine, body: EmbeddingRequest) -> list[list[int]]:
+    """The token ids of every input, checked before the first is computed."""
+    prompts = []
+    for item in body.inputs:
+        prompt = item if isinstance(item, list) else engine.encode(item)
+        try:
+            engine.request(prompt)
+        except RequestError as error:
+            code = "context_length_exceeded" if "context" in str(error) else None
+            raise ApiError(400, str(error), param="input", code=code) from None
+        prompts.append(prompt)
+    return prompts

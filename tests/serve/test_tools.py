@@ -1,0 +1,170 @@
+"""Tools: the calls a model writes come back as OpenAI's."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+
+import openai
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from herd.serve.tools import CallReader
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Rome", "Oslo"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+CLOCK = {"type": "function", "function": {"name": "clock"}}
+CALL = '{"name": "get_weather", "parameters": {"city": "Rome"}}'
+ASK = [{"role": "user", "content": "What is the weather in Rome?"}]
+CALLED = [{"name": "get_weather", "arguments": {"city": "Rome"}}]
+
+
+def read(text: str, cuts: list[int] = (), *, tag_at: int | None = None, **options):
+    """What a reader makes of a text that comes in pieces."""
+    reader = CallReader(["get_weather", "clock"], **options)
+    places = sorted({0, len(text), *(min(cut, len(text)) for cut in cuts), *([tag_at] if tag_at is not None else [])})
+    passed = ""
+    if len(places) == 1:
+        passed = reader.push("", tag=tag_at == 0)
+    for start, stop in itertools.pairwise(places):
+        passed += reader.push(text[start:stop], tag=start == tag_at)
+    rest, calls = reader.finish()
+    return passed + rest, calls
+
+
+@pytest.mark.parametrize(
+    ("text", "tag_at"),
+    [
+        (CALL, None),
+        ("\n " + CALL, None),
+        ('<function=get_weather>{"city": "Rome"}</function>', None),
+        ('[get_weather(city="Rome")]', None),
+        ('{"type": "function", "name": "get_weather", "parameters": {"city": "Rome"}}', 0),
+    ],
+)
+@given(cuts=st.lists(st.integers(0, 80), max_size=10))
+def test_every_form_of_a_call_is_read_however_it_is_cut(text, tag_at, cuts):
+    assert read(text, cuts, tag_at=tag_at) == ("", CALLED)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Hello",
+        "",
+        " ",
+        "{",
+        '{"name": "Bob"}',
+        "[1, 2]",
+        "<b>",
+        "<function",
+        '{"name": "rm", "parameters": {}}',
+        "[x(a=1)]",
+    ],
+)
+@given(cuts=st.lists(st.integers(0, 40), max_size=6))
+def test_everything_else_stays_text(text, cuts):
+    assert read(text, cuts) == (text, [])
+
+
+def test_text_before_a_tag_is_text_and_goes_on_at_once():
+    reader = CallReader(["clock"])
+    assert reader.push("Let me see. ") == "Let me see. "
+    assert reader.push('{"name": "clock", "parameters": {}}', tag=True) == ""
+    assert reader.finish() == ("", [{"name": "clock", "arguments": {}}])
+
+
+def test_several_calls_are_kept_unless_one_is_asked_for():
+    text = '[get_weather(city="Rome"), clock()]'
+    assert [call["name"] for call in read(text)[1]] == ["get_weather", "clock"]
+    assert [call["name"] for call in read(text, one_call=True)[1]] == ["get_weather"]
+
+
+# ---- through the official client -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def client(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def forced(text: str) -> dict:
+    """Settings that make the tiny model write this text: what it would write by itself is noise."""
+    return {"extra_body": {"structured_outputs": {"choice": [text]}}, "max_tokens": 200, "temperature": 0}
+
+
+def test_a_call_becomes_tool_calls(client):
+    choice = client.chat.completions.create(model="tiny", messages=ASK, tools=[WEATHER], **forced(CALL)).choices[0]
+    assert choice.finish_reason == "tool_calls" and choice.message.content is None
+    (call,) = choice.message.tool_calls
+    assert call.function.name == "get_weather" and json.loads(call.function.arguments) == {"city": "Rome"}
+
+
+def test_a_call_is_streamed_too_and_text_beside_tools(client):
+    stream = client.chat.completions.create(model="tiny", messages=ASK, tools=[WEATHER], stream=True, **forced(CALL))
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == ""
+    (call,) = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
+    assert call.index == 0 and call.id and json.loads(call.function.arguments) == {"city": "Rome"}
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+    stream = client.chat.completions.create(
+        model="tiny", messages=ASK, tools=[WEATHER], stream=True, **forced("Sunny.")
+    )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "Sunny."
+
+
+def test_without_tools_a_call_is_text(client):
+    for options in ({}, {"tools": [WEATHER], "tool_choice": "none"}):
+        choice = client.chat.completions.create(model="tiny", messages=ASK, **options, **forced(CALL)).choices[0]
+        assert choice.finish_reason == "stop" and choice.message.content == CALL
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
+def test_a_call_can_be_required(client, choice):
+    for seed in range(3):
+        response = client.chat.completions.create(
+            model="tiny", messages=ASK, tools=[WEATHER], tool_choice=choice, max_tokens=150, seed=seed
+        )
+        (call,) = response.choices[0].message.tool_calls
+        assert json.loads(call.function.arguments)["city"] in ("Rome", "Oslo")
+
+
+def test_the_model_is_told_of_the_tools(server, client):
+    with_tools = client.chat.completions.create(model="tiny", messages=ASK, tools=[WEATHER, CLOCK], max_tokens=2)
+    without = client.chat.completions.create(model="tiny", messages=ASK, max_tokens=2)
+    assert with_tools.usage.prompt_tokens > without.usage.prompt_tokens + 30
+
+
+def test_a_tools_answer_is_part_of_the_conversation(server, client):
+    first = client.chat.completions.create(model="tiny", messages=ASK, tools=[WEATHER], **forced(CALL)).choices[0]
+    call = first.message.tool_calls[0]
+    answer = {"role": "tool", "tool_call_id": call.id, "content": '{"sky": "clear"}'}
+    messages = [*ASK, first.message, answer]
+    response = client.chat.completions.create(model="tiny", messages=messages, tools=[WEATHER], max_tokens=5)
+    assert response.choices[0].message.role == "assistant"
+
+
+def test_the_async_client_streams_calls(server):
+    async def ask():
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            stream = await client.chat.completions.create(
+                model="tiny", messages=ASK, tools=[WEATHER], stream=True, **forced(CALL)
+            )
+            return [call async for chunk in stream for call in chunk.choices[0].delta.tool_calls or ()]
+
+    (call,) = asyncio.run(ask())
+    assert call.function.name == "get_weather"
