@@ -62,11 +62,11 @@ class AddressGate:
                 self.domains[_domain(name, f"blocked.domains.{category}")] = category
         for category, files in blocked.domain_files.items():
             for file in files:
-                for number, line in _lines(file):
+                for number, line in list_lines(file):
                     self.domains[_domain(line, f"{file}:{number}")] = category
         words = {word: category for category, words in blocked.words.items() for word in words}
         for category, files in blocked.word_files.items():
-            words |= {line: category for file in files for _, line in _lines(file)}
+            words |= {line: category for file in files for _, line in list_lines(file)}
         self._words = {_plain(word): category for word, category in words.items() if _plain(word)}
 
     @cached_property
@@ -133,8 +133,12 @@ def _plain(text: str) -> str:
     return "".join(c for c in folded if not unicodedata.combining(c)).strip()
 
 
-def _lines(file: Path) -> list[tuple[int, str]]:
-    """The lines of a list with their numbers, without comments."""
+def list_lines(file: Path) -> list[tuple[int, str]]:
+    """The lines of a list with their numbers, without comments.
+
+    Raises:
+        DataError: the file cannot be read as text.
+    """
     try:
         with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else open(file, encoding="utf-8") as lines:
             rows = [(number, line.partition("#")[0].strip()) for number, line in enumerate(lines, 1)]

@@ -1,6 +1,8 @@
 """Heuristic filters. Each is a function of a text that returns the reason to drop it and the figure behind it, or None.
 
-Adding one takes a function and a line in `WEB_FILTERS` or `TECHNICAL_FILTERS`.
+Adding one takes a function and a line in `WEB_FILTERS` or `TECHNICAL_FILTERS`. Its keyword arguments are its limits:
+what fits a language better stands in `LANGUAGE_LIMITS`, what fits a corpus better in a recipe
+(`rules.heuristics.limits: {de: {gopher_word_length: {most: 12}}}`).
 
 Sources: Gopher (Rae et al. 2021, table A1), C4 (Raffel et al. 2020, section 2.2), FineWeb (Penedo et al. 2024, section
 3.6). Technical pages, code, documentation and mathematics, break nearly every rule made for prose (few sentences end in
@@ -9,17 +11,61 @@ full stops, many words are no words), so they are held to length and repetition 
 
 from __future__ import annotations
 
+import inspect
 import re
+import unicodedata
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 
 import numpy as np
 
+from herd.curate.ngrams import ngram_numbers, word_numbers
+
 Reason = tuple[str, str]
 """Why a document is dropped: the rule's name and the figure that broke it."""
 
+Limits = dict[str, dict[str, float]]
+"""Name of a filter to its keyword arguments."""
+
 _WORD = re.compile(r"\S+")
-_STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
+_SPACELESS = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
+_SPACELESS_WORD = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}]+")
+_CHARACTERS_PER_WORD = {"zh": 2, "ja": 2, "th": 4, "lo": 4, "km": 4, "my": 4}
+"""Languages that put no spaces between words, and how many characters make up a word on average."""
+_STOP_WORDS = {
+    "en": "the be to of and that have with",
+    "de": "der die und in den von zu das mit sich des auf ist im dem nicht ein eine",
+    "fr": "de la le et les des en un du une que est pour qui dans",
+    "es": "de la que el en y a los se del las un por con una",
+    "it": "di e il la che in un per è una sono con del della",
+    "pt": "de a o que e do da em um para com não uma os no",
+    "nl": "de van het een en in is dat op te zijn met voor",
+    "pl": "w i na z do się nie że jest o to za po",
+    "ru": "и в не на что с по как это он из за к",
+    "uk": "і в не на що з та до як це за від",
+    "cs": "a se v na je že o s z do i to",
+    "sv": "och i att det som en på är av för med",
+    "da": "og i at det er en til på som af for med",
+    "no": "og i det er på som en til av for med å",
+    "fi": "ja on ei että se oli hän mutta ovat kun myös",
+    "hu": "a az és hogy nem is egy volt meg ez de",
+    "ro": "de și în a la cu pe că nu din un o",
+    "tr": "ve bir bu da de için ile ne çok olarak daha",
+    "el": "και το να του η της με που για από στο",
+    "bg": "и на в да се за от не е с че",
+    "hr": "i u je na se da su za od s što",
+    "id": "yang dan di dengan untuk dari ini itu pada tidak",
+    "vi": "và của là có trong được cho không một các",
+    "hi": "के में है की और से का को पर एक",
+    "ar": "في من على أن إلى عن التي هذا مع لا ما",
+    "fa": "و در به از که این را با است برای",
+    "he": "של את על לא הוא זה עם כי גם או",
+}
+"""A language's commonest words: running text in it holds some of them. Languages that are not here are not asked."""
+_STOP_WORDS = {language: frozenset(words.split()) for language, words in _STOP_WORDS.items()}
+_MARKS = ("Mn", "Mc")  # Thai vowel signs stand alone where every character is a word
+_SENTENCE = re.compile(r"[.!?…]+[\"'”’)\]]*(?:\s|$)|[。！？।؟۔]")
 _BULLETS = ("•", "‣", "►", "▶", "◦", "-", "*", "·", "●", "–")
 _END_MARKS = (".", "!", "?", '"', "'", "”", "’", "…", "。", "！", "？", "।", "ฯ", "؟", ":")
 _CODE_LINE = re.compile(
@@ -35,10 +81,21 @@ class Text:
     def __init__(self, text: str, language: str = "en"):
         self.text = text
         self.language = language
+        self.word_characters = _CHARACTERS_PER_WORD.get(language, 0)  # 0: spaces part the words
 
     @cached_property
     def words(self) -> list[str]:
-        return _WORD.findall(self.text)
+        """What spaces part; in languages without spaces, single characters."""
+        return (_SPACELESS_WORD if self.word_characters else _WORD).findall(self.text)
+
+    @property
+    def num_words(self) -> int:
+        """The number of words; estimated in languages without spaces."""
+        return len(self.words) // (self.word_characters or 1)
+
+    @cached_property
+    def word_numbers(self) -> np.ndarray:  # (words,) uint64, see `herd.curate.ngrams`
+        return word_numbers(self.text)
 
     @cached_property
     def lines(self) -> list[str]:
@@ -57,110 +114,133 @@ class Text:
 
 def is_technical(text: str) -> bool:
     """Whether code or formulas make up a fair part of a text."""
-    lines = [line for line in text[:100_000].split("\n") if line.strip()]
+    return technical_kind(text) is not None
+
+
+def technical_kind(
+    text: str, num_code_lines: int = 0, least_code: float = 0.2, least_maths: float = 0.05
+) -> str | None:
+    """`code` or `maths` where a fifth of the lines are code, a twentieth of the characters formulas, or both in part.
+
+    `num_code_lines` is what the page itself marks as code blocks; lines that look like code count without.
+    """
+    head = text[:100_000]
+    lines = [line for line in head.split("\n") if line.strip()]
     if not lines:
-        return False
-    code = sum(1 for line in lines if _CODE_LINE.search(line))
-    formulas = sum(len(match) for match in _TEX.findall(text[:100_000]))
-    return code / len(lines) >= 0.2 or formulas / min(len(text), 100_000) >= 0.05
+        return None
+    num_code = max(num_code_lines, sum(1 for line in lines if _CODE_LINE.search(line)))
+    code = num_code / len(lines) / least_code
+    maths = sum(map(len, _TEX.findall(head))) / len(head) / least_maths
+    if code + maths < 1:
+        return None
+    return "code" if code >= maths else "maths"
 
 
 # ---- Gopher: quality -------------------------------------------------------------------------------------------------
 
 
-def gopher_word_count(text: Text, least: int = 50, most: int = 100_000) -> Reason | None:
-    """Drop pages outside 50 to 100,000 words. Scripts without spaces between words are counted by characters."""
-    count = len(text.words)
-    if text.language in ("th", "zh", "ja", "lo", "km", "my"):
-        count = len(text.text) // 4
-    if least <= count <= most:
-        return None
-    return "gopher_word_count", f"{count} words"
+def gopher_word_count(text: Text, least: float = 50, most: float = 100_000) -> Reason | None:
+    """Drop pages outside 50 to 100,000 words."""
+    count = text.num_words
+    return None if least <= count <= most else ("gopher_word_count", f"{count} words")
 
 
-def gopher_word_length(text: Text) -> Reason | None:
+def gopher_word_length(text: Text, least: float = 3, most: float = 10) -> Reason | None:
     """Drop pages whose mean word length is outside 3 to 10 characters."""
-    if text.language in ("th", "zh", "ja", "lo", "km", "my") or not text.words:
+    if text.word_characters or not text.words:
         return None
     mean = float(text.word_lengths.mean())
-    return None if 3 <= mean <= 10 else ("gopher_word_length", f"mean {mean:.1f} characters")
+    return None if least <= mean <= most else ("gopher_word_length", f"mean {mean:.1f} characters")
 
 
-def gopher_symbols(text: Text) -> Reason | None:
+def gopher_symbols(text: Text, most: float = 0.1) -> Reason | None:
     """Drop pages with more than one hash or ellipsis to ten words."""
-    words = max(1, len(text.words))
+    words = max(1, text.num_words)
     for name, symbols in (("#", ("#",)), ("...", ("...", "…"))):
         share = sum(text.text.count(symbol) for symbol in symbols) / words
-        if share > 0.1:
+        if share > most:
             return "gopher_symbols", f"{share:.2f} {name} per word"
     return None
 
 
-def gopher_bullets(text: Text) -> Reason | None:
+def gopher_bullets(text: Text, most: float = 0.9) -> Reason | None:
     """Drop pages where over 90 % of the lines start with a bullet."""
     share = _share(text.lines, lambda line: line.startswith(_BULLETS))
-    return None if share <= 0.9 else ("gopher_bullets", f"{share:.0%} of lines")
+    return None if share <= most else ("gopher_bullets", f"{share:.0%} of lines")
 
 
-def gopher_ellipses(text: Text) -> Reason | None:
+def gopher_ellipses(text: Text, most: float = 0.3) -> Reason | None:
     """Drop pages where over 30 % of the lines end in an ellipsis."""
     share = _share(text.lines, lambda line: line.endswith(("...", "…")))
-    return None if share <= 0.3 else ("gopher_ellipses", f"{share:.0%} of lines")
+    return None if share <= most else ("gopher_ellipses", f"{share:.0%} of lines")
 
 
-def gopher_letters(text: Text) -> Reason | None:
+def gopher_letters(text: Text, least: float = 0.8) -> Reason | None:
     """Drop pages where fewer than 80 % of the words hold a letter."""
-    share = _share(text.words, lambda word: any(map(str.isalpha, word)))
-    return None if share >= 0.8 else ("gopher_letters", f"{share:.0%} of words")
+    share = _share(text.words, lambda word: any(map(str.isalpha, word)) or unicodedata.category(word[0]) in _MARKS)
+    return None if share >= least else ("gopher_letters", f"{share:.0%} of words")
 
 
-def gopher_stop_words(text: Text) -> Reason | None:
-    """Drop English pages with fewer than two of eight common words."""
-    if text.language != "en":
+def gopher_stop_words(text: Text, least: float = 2) -> Reason | None:
+    """Drop pages with fewer than two of their language's commonest words (in English the paper's eight)."""
+    common = _STOP_WORDS.get(text.language)
+    if common is None:
         return None
-    found = _STOP_WORDS.intersection(map(str.lower, text.words))
-    return None if len(found) >= 2 else ("gopher_stop_words", f"{len(found)} of {len(_STOP_WORDS)} common words")
+    found = common.intersection(map(str.lower, text.words))
+    return None if len(found) >= least else ("gopher_stop_words", f"{len(found)} of {len(common)} common words")
 
 
 # ---- Gopher: repetition ----------------------------------------------------------------------------------------------
 
 
-def gopher_repeated_lines(text: Text) -> Reason | None:
+def gopher_repeated_lines(text: Text, most_lines: float = 0.3, most_characters: float = 0.2) -> Reason | None:
     """Drop pages where repeated lines are over 30 % of the lines or 20 % of the characters."""
-    lines = text.lines
-    if not lines:
+    return _repeats("gopher_repeated_lines", "lines", text.lines, most_lines, most_characters)
+
+
+def gopher_repeated_paragraphs(text: Text, most_paragraphs: float = 0.3, most_characters: float = 0.2) -> Reason | None:
+    """Drop pages where repeated paragraphs are over 30 % of the paragraphs or 20 % of the characters."""
+    paragraphs = [stripped for paragraph in text.text.split("\n\n") if (stripped := paragraph.strip())]
+    return _repeats("gopher_repeated_paragraphs", "paragraphs", paragraphs, most_paragraphs, most_characters)
+
+
+def _repeats(name: str, unit: str, pieces: list[str], most: float, most_characters: float) -> Reason | None:
+    if len(set(pieces)) == len(pieces):
         return None
-    repeats = [line for line, count in Counter(lines).items() for _ in range(count - 1)]
-    by_count = len(repeats) / len(lines)
-    by_size = sum(map(len, repeats)) / max(1, sum(map(len, lines)))
-    if by_count > 0.3:
-        return "gopher_repeated_lines", f"{by_count:.0%} of lines"
-    return ("gopher_repeated_lines", f"{by_size:.0%} of characters") if by_size > 0.2 else None
+    repeats = [piece for piece, count in Counter(pieces).items() for _ in range(count - 1)]
+    by_count, by_size = len(repeats) / len(pieces), sum(map(len, repeats)) / max(1, sum(map(len, pieces)))
+    if by_count > most:
+        return name, f"{by_count:.0%} of {unit}"
+    return (name, f"{by_size:.0%} of characters") if by_size > most_characters else None
 
 
-def gopher_top_ngram(text: Text) -> Reason | None:
+def gopher_top_ngram(text: Text, most_2: float = 0.20, most_3: float = 0.18, most_4: float = 0.16) -> Reason | None:
     """Drop pages where the commonest 2-, 3- or 4-gram covers over 20, 18 or 16 % of the characters."""
-    for n, limit in ((2, 0.20), (3, 0.18), (4, 0.16)):
-        keys = _ngram_keys(text.word_ids, n)
+    for n, limit in ((2, most_2), (3, most_3), (4, most_4)):
+        length = n * (text.word_characters or 1)
+        keys = _ngram_keys(text.word_ids, length)
         if len(keys) == 0:
             return None
         _, first, counts = np.unique(keys, return_index=True, return_counts=True)
         top = int(counts.argmax())
         if counts[top] < 2:
             continue
-        length = int(text.word_lengths[first[top] : first[top] + n].sum())
-        share = length * int(counts[top]) / max(1, int(text.word_lengths.sum()))
+        characters = int(text.word_lengths[first[top] : first[top] + length].sum())
+        share = characters * int(counts[top]) / max(1, int(text.word_lengths.sum()))
         if share > limit:
-            span = " ".join(text.words[first[top] : first[top] + n])
+            span = " ".join(text.words[first[top] : first[top] + length])
             return "gopher_top_ngram", f"{n}-gram {span!r} is {share:.0%} of the characters"
     return None
 
 
-def gopher_repeated_ngrams(text: Text) -> Reason | None:
-    """Drop pages where repeated 5- to 10-grams cover over 15 to 10 % of the characters (logs, spun text)."""
-    for n, limit in zip(range(5, 11), (0.15, 0.14, 0.13, 0.12, 0.11, 0.10), strict=True):
-        share = repeated_ngram_share(text, n)
-        if share > limit:
+def gopher_repeated_ngrams(text: Text, most_5: float = 0.15, most_10: float = 0.10) -> Reason | None:
+    """Drop pages where repeated 5- to 10-grams cover over 15 to 10 % of the characters (logs, spun text).
+
+    The limits of the lengths between are on a straight line, as in the source.
+    """
+    for n in range(5, 11):
+        share = repeated_ngram_share(text, n * (text.word_characters or 1))
+        if share > most_5 + (most_10 - most_5) * (n - 5) / 5 + 1e-9:
             return "gopher_repeated_ngrams", f"repeated {n}-grams cover {share:.0%} of the characters"
     return None
 
@@ -204,31 +284,87 @@ def c4_placeholder(text: Text) -> Reason | None:
     return None
 
 
-def c4_curly_bracket(text: Text) -> Reason | None:
-    """Drop prose pages with curly brackets in it (leaked code); technical pages are exempt from this."""
+def c4_curly_bracket(text: Text, most: float = 0.005) -> Reason | None:
+    """Drop prose pages with curly brackets in it (leaked code), over one to 200 words; technical pages are exempt."""
     count = text.text.count("{")
-    return None if count * 200 <= len(text.words) or count < 3 else ("c4_curly_bracket", f"{count} brackets")
+    return None if count < 3 or count <= most * text.num_words else ("c4_curly_bracket", f"{count} brackets")
 
 
-def fineweb_line_ends(text: Text) -> Reason | None:
+def c4_sentences(text: Text, least: float = 3) -> Reason | None:
+    """Drop pages of fewer than three sentences; Thai ends none with a mark."""
+    if text.language == "th":
+        return None
+    count = sum(1 for _ in _SENTENCE.finditer(text.text))
+    return None if count >= least else ("c4_sentences", f"{count} sentences")
+
+
+def fineweb_line_ends(text: Text, least: float = 0.12) -> Reason | None:
     """Drop pages where under 12 % of the lines end in punctuation."""
     share = _share(text.lines, lambda line: line.endswith(_END_MARKS))
-    return None if share >= 0.12 or text.language == "th" else ("fineweb_line_ends", f"{share:.0%} of lines")
+    return None if share >= least or text.language == "th" else ("fineweb_line_ends", f"{share:.0%} of lines")
 
 
-def fineweb_short_lines(text: Text) -> Reason | None:
+def fineweb_short_lines(text: Text, most: float = 0.67, characters: float = 30) -> Reason | None:
     """Drop pages where over 67 % of the lines have fewer than 30 characters."""
-    share = _share(text.lines, lambda line: len(line) < 30)
-    return None if share <= 0.67 else ("fineweb_short_lines", f"{share:.0%} of lines")
+    share = _share(text.lines, lambda line: len(line) < characters)
+    return None if share <= most else ("fineweb_short_lines", f"{share:.0%} of lines")
+
+
+def fineweb_repeated_characters(text: Text, most: float = 0.1) -> Reason | None:
+    """Drop pages where repeated lines hold over 10 % of the characters."""
+    return _repeats("fineweb_repeated_characters", "lines", text.lines, 1.0, most)
+
+
+def fineweb_lines_to_words(text: Text, most: float = 0.3) -> Reason | None:
+    """Drop pages with over 0.3 line breaks to a word: lists and tables of single words."""
+    share = text.text.count("\n") / max(1, text.num_words)
+    return None if share <= most else ("fineweb_lines_to_words", f"{share:.2f} line breaks to a word")
 
 
 def _share(items: list[str], test) -> float:
     return sum(1 for item in items if test(item)) / len(items) if items else 0.0
 
 
+# ---- words that the user lists ---------------------------------------------------------------------------------------
+
+
+class ListedWords:
+    """Drop pages that hold listed words: over `most` of them, and over `most_share` of the page's words.
+
+    With both limits 0 one word is enough, as in C4; the Llama 3 paper counts them ("dirty word counting", section
+    3.1.1) to find adult pages that no block list holds. Entries of several words are met as phrases.
+    """
+
+    def __init__(self, lists: dict[str, Iterable[str]], most: float = 2, most_share: float = 0.002):
+        self.most, self.most_share = most, most_share
+        self._by_length: dict[int, dict[int, tuple[str, str]]] = {}
+        for category, entries in lists.items():
+            for entry in entries:
+                words = word_numbers(entry)
+                if len(words):
+                    number = int(ngram_numbers(words, len(words))[0])
+                    self._by_length.setdefault(len(words), {})[number] = (category, entry)
+        self._numbers = {n: np.sort(np.array(list(known), np.uint64)) for n, known in self._by_length.items()}
+
+    def __call__(self, text: Text) -> Reason | None:
+        found: Counter = Counter()
+        for n, known in self._numbers.items():
+            numbers = ngram_numbers(text.word_numbers, n)
+            place = np.minimum(np.searchsorted(known, numbers), len(known) - 1)
+            found.update(numbers[known[place] == numbers].tolist())
+        count = found.total()
+        if count <= self.most or count <= self.most_share * len(text.word_numbers):
+            return None
+        entries = {number: entry for known in self._by_length.values() for number, entry in known.items()}
+        names = [entries[number] for number, _ in found.most_common(3)]
+        return f"listed_words_{names[0][0]}", f"{count} listed words, such as {', '.join(word for _, word in names)}"
+
+
 # ---- which filters apply ---------------------------------------------------------------------------------------------
 
-WEB_FILTERS = (
+Filter = Callable[..., Reason | None]
+
+WEB_FILTERS: tuple[Filter, ...] = (
     gopher_word_count,
     gopher_word_length,
     gopher_symbols,
@@ -237,39 +373,106 @@ WEB_FILTERS = (
     gopher_letters,
     gopher_stop_words,
     gopher_repeated_lines,
+    gopher_repeated_paragraphs,
     gopher_top_ngram,
     gopher_repeated_ngrams,
     c4_placeholder,
     c4_curly_bracket,
+    c4_sentences,
     fineweb_line_ends,
     fineweb_short_lines,
+    fineweb_repeated_characters,
+    fineweb_lines_to_words,
 )
 """For prose, in order: the first reason is the one recorded."""
 
 
-def technical_repetition(text: Text) -> Reason | None:
+def technical_repetition(text: Text, most: float = 0.75) -> Reason | None:
     """Drop technical pages that are mostly repetition: generated tables, logs."""
     share = repeated_ngram_share(text, 10)
-    return None if share <= 0.75 else ("technical_repetition", f"repeated 10-grams cover {share:.0%} of the characters")
+    return None if share <= most else ("technical_repetition", f"repeated 10-grams cover {share:.0%} of the characters")
 
 
-def technical_word_count(text: Text) -> Reason | None:
+def technical_word_count(text: Text, least: float = 20) -> Reason | None:
     """Drop technical pages of fewer than 20 words."""
-    count = len(text.words)
-    return None if count >= 20 else ("technical_word_count", f"{count} words")
+    count = text.num_words
+    return None if count >= least else ("technical_word_count", f"{count} words")
 
 
-TECHNICAL_FILTERS = (technical_word_count, technical_repetition)
+TECHNICAL_FILTERS: tuple[Filter, ...] = (technical_word_count, technical_repetition)
 """For code, documentation and mathematics."""
 
+_LONG_WORDS = {"gopher_word_length": {"most": 14}}  # words that carry whole clauses
+_DENSE_LINES = {"fineweb_short_lines": {"characters": 12}}  # a character says as much as two or three letters
+LANGUAGE_LIMITS: dict[str, Limits] = {
+    **dict.fromkeys(("fi", "et", "hu", "tr", "kk", "az", "uz", "ka", "eu", "ta", "te", "ml", "de"), _LONG_WORDS),
+    **dict.fromkeys(("zh", "ja"), _DENSE_LINES),
+    "ko": {"gopher_word_length": {"least": 1.5}, "fineweb_short_lines": {"characters": 15}},
+    "vi": {"gopher_word_length": {"least": 2}},
+    "he": {"gopher_word_length": {"least": 2.5}},
+}
+"""Limits that differ from the functions' own by language: those were set for English."""
 
-def why_drop(text: str, language: str = "en", technical: bool | None = None) -> Reason | None:
+
+def limits_for(language: str, overrides: dict[str, Limits] | None = None) -> Limits:
+    """The limits of a language: its own, over them a recipe's for all languages (`*`), over them its for this one."""
+    result: Limits = {}
+    for layer in (LANGUAGE_LIMITS.get(language, {}), *((overrides or {}).get(key, {}) for key in ("*", language))):
+        for name, values in layer.items():
+            result[name] = {**result.get(name, {}), **values}
+    return result
+
+
+def check_limits(overrides: dict[str, Limits]) -> None:
+    """Refuse limits of filters that there are not, or that a filter has not.
+
+    Raises:
+        ValueError: which, and what there is.
+    """
+    known = {rule.__name__: rule for rule in (*WEB_FILTERS, *TECHNICAL_FILTERS)}
+    for language, limits in overrides.items():
+        check_names(limits)
+        for name, values in limits.items():
+            parameters = list(inspect.signature(known[name]).parameters)[1:]
+            if unknown := sorted(set(values) - set(parameters)):
+                has = ", ".join(parameters) or "none"
+                raise ValueError(f"limits.{language}.{name}: no limit `{unknown[0]}`; it has: {has}")
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuse names of filters that there are not.
+
+    Raises:
+        ValueError: which, and what there is.
+    """
+    known = [rule.__name__ for rule in (*WEB_FILTERS, *TECHNICAL_FILTERS)]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"no filter `{name}`; there are: {', '.join(known)}")
+
+
+def why_drop(
+    text: str | Text,
+    language: str = "en",
+    technical: bool | None = None,
+    overrides: dict[str, Limits] | None = None,
+    skip: frozenset[str] = frozenset(),
+) -> Reason | None:
     """The first reason to drop a text, or None. `technical` None looks at the text to choose the filters."""
-    measured = Text(text, language)
+    measured = text if isinstance(text, Text) else Text(text, language)
     if technical is None:
-        technical = is_technical(text)
-    for filter in TECHNICAL_FILTERS if technical else WEB_FILTERS:
-        reason = filter(measured)
-        if reason is not None:
-            return reason
-    return None
+        technical = is_technical(measured.text)
+    return next(reasons(measured, TECHNICAL_FILTERS if technical else WEB_FILTERS, overrides, skip), None)
+
+
+def reasons(
+    text: Text, rules: Iterable[Filter], overrides: dict[str, Limits] | None = None, skip: frozenset[str] = frozenset()
+) -> Iterator[Reason]:
+    """Every reason to drop a text that some filters give, in their order."""
+    limits = limits_for(text.language, overrides)
+    for rule in rules:
+        name = getattr(rule, "__name__", "")  # a list of words is an object and has none
+        if name not in skip:
+            reason = rule(text, **limits.get(name, {}))
+            if reason is not None:
+                yield reason

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from herd.run import atomic_write
 
 EXAMPLES_PER_REASON = 3
+_PLAIN = ("name", "documents_in", "documents_out", "bytes_in", "bytes_out", "examples")
 _EXAMPLE_CHARACTERS = 300
 _MAX_ROWS = 5000  # rows of a table that are kept while it is gathered: a crawl has millions of domains
 KEPT = "kept"
@@ -30,6 +31,7 @@ class Step:
     reasons: Counter = field(default_factory=Counter)
     notes: Counter = field(default_factory=Counter)
     examples: list[dict[str, str]] = field(default_factory=list)
+    tables: dict[str, Counter] = field(default_factory=lambda: defaultdict(Counter))  # further counts by row and column
 
     def add(self, other: dict[str, Any]) -> None:
         """Add another part's counts (the dictionary form of a step)."""
@@ -37,6 +39,8 @@ class Step:
             setattr(self, name, getattr(self, name) + other.get(name, 0))
         self.reasons.update(other.get("reasons", {}))
         self.notes.update(other.get("notes", {}))
+        for name, counts in other.get("tables", {}).items():
+            self.tables[name].update(counts)
         for example in other.get("examples", []):
             if sum(1 for e in self.examples if e["reason"] == example["reason"]) < EXAMPLES_PER_REASON:
                 self.examples.append(example)
@@ -59,7 +63,9 @@ class Step:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, reasons by falling count."""
-        return asdict(self) | {"reasons": dict(self.reasons.most_common()), "notes": dict(self.notes.most_common())}
+        counts = {"reasons": dict(self.reasons.most_common()), "notes": dict(self.notes.most_common())}
+        tables = {name: dict(sorted(table.items())) for name, table in sorted(self.tables.items()) if table}
+        return {name: getattr(self, name) for name in _PLAIN} | counts | {"tables": tables}
 
 
 Table = dict[str, dict[str, int]]

@@ -36,7 +36,7 @@ from herd.curate.dedup_steps import (
 from herd.curate.engine import Engine, map_parts
 from herd.curate.extract import extract
 from herd.curate.funnel import Funnel, Step, tables_of
-from herd.curate.judge import Judge, Rules, rules_from_json, rules_to_json, take_step
+from herd.curate.judge import Judge, Rules, count_part, fit, needs_fitting, rules_from_json, rules_to_json, take_step
 from herd.curate.language import language
 from herd.curate.parts import read_record, save_array, save_table, write_record
 from herd.curate.read import RawPage, read_pages
@@ -90,6 +90,7 @@ def curate(
     _extract(corpus, funnel, rules, documents, lines, work)
     funnel.add(drop_near_duplicates(corpus, documents))
     find_repeated_lines(corpus, lines)
+    _fit(corpus, rules, work)
     return _judge(corpus, out, funnel, rules, lines, work)
 
 
@@ -366,6 +367,17 @@ def _group(url: str) -> str:
 
 
 # ---- judging ---------------------------------------------------------------------------------------------------------
+
+
+def _fit(corpus: Corpus, rules: Rules, work: Work) -> None:
+    """Fit what the judge compares documents with: the words and domains of the corpus."""
+    if not needs_fitting(rules):
+        return
+    jobs = [{"state": str(corpus.state), "name": name, "rules": rules_to_json(rules)} for name in corpus.names]
+    records = [corpus.state / "keys" / f"{name}.words.json" for name in corpus.names]
+    for _ in _records(count_part, jobs, records, work, "words"):
+        pass
+    fit(corpus.names, corpus.state)
 
 
 def _judge(

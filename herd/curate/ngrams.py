@@ -1,0 +1,123 @@
+"""Words as 64-bit numbers, many at a time: what outliers, decontamination and the small classifiers count.
+
+A word is a run of letters and digits in lower case; in scripts that put no spaces between words (Chinese, Japanese,
+Thai, Lao, Khmer, Burmese) every character counts as one. The number of a word is a polynomial of its characters modulo
+2^64 (Karp and Rabin 1987), taken for all words at once from running sums, then mixed. Numbers are the same everywhere.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+
+_BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
+_INVERSE = pow(_BASE, -1, 1 << 64)
+_CHUNK_CHARACTERS = 1 << 17  # small enough to stay in the processor's cache
+_NUM_CODES = 0x32000  # above lie private use and unassigned planes: no words
+_SPACELESS = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x4DBF))
+_SPACELESS += ((0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x31FFF))
+_OTHER, _WORD, _ALONE = 0, 1, 2
+
+
+def word_numbers(text: str) -> np.ndarray:
+    """The words of a text in order, (words,) uint64."""
+    parts = [_chunk_numbers(chunk) for chunk in _chunks(text)]
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)
+
+
+def ngram_numbers(words: np.ndarray, n: int) -> np.ndarray:
+    """One number for each n words in a row, (words - n + 1,) uint64; empty where there are fewer words."""
+    count = len(words) - n + 1
+    if count < 1:
+        return np.empty(0, dtype=np.uint64)
+    numbers = words[:count].copy()
+    for i in range(1, n):
+        numbers *= np.uint64(_BASE)
+        numbers += words[i : i + count]
+    return _mixed(numbers)
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Where the words that `word_numbers` counts stand: start and end in characters."""
+    spans: list[tuple[int, int]] = []
+    offset = 0
+    for chunk in _chunks(text):
+        codes = _codes(chunk)
+        starts, ends = _bounds(_kinds()[np.minimum(codes, _NUM_CODES)])
+        spans += zip((starts + offset).tolist(), (ends + offset).tolist(), strict=True)
+        offset += len(chunk)
+    return spans
+
+
+def _chunks(text: str) -> Iterator[str]:
+    """The text in pieces that end at white space (or, in a run without any, anywhere)."""
+    start = 0
+    while start < len(text):
+        end = start + _CHUNK_CHARACTERS
+        if end < len(text):
+            space = max(text.rfind(" ", start, end), text.rfind("\n", start, end))
+            end = space + 1 if space > start else end
+        yield text[start:end]
+        start = end
+
+
+def _codes(chunk: str) -> np.ndarray:
+    return np.frombuffer(chunk.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+
+
+def _chunk_numbers(chunk: str) -> np.ndarray:
+    lower = chunk.lower()
+    codes = _codes(lower)
+    starts, ends = _bounds(_kinds()[np.minimum(codes, _NUM_CODES)])
+    powers, inverses = _powers(max(len(codes), _CHUNK_CHARACTERS))
+    sums = np.zeros(len(codes) + 1, dtype=np.uint64)
+    np.cumsum(codes * powers[: len(codes)], out=sums[1:])
+    return _mixed((sums[ends] - sums[starts]) * inverses[starts])
+
+
+def _bounds(kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Start and end of every word from its characters' kinds."""
+    inside = kinds == _WORD
+    alone = kinds == _ALONE
+    before = np.empty(len(kinds), dtype=bool)
+    before[:1], before[1:] = False, inside[:-1]
+    after = np.empty(len(kinds), dtype=bool)
+    after[-1:], after[:-1] = False, inside[1:]
+    return np.flatnonzero((inside & ~before) | alone), np.flatnonzero((inside & ~after) | alone) + 1
+
+
+def _mixed(numbers: np.ndarray) -> np.ndarray:
+    """Spread numbers over all bits (the finalizer of MurmurHash3)."""
+    numbers = numbers ^ (numbers >> np.uint64(33))
+    numbers *= np.uint64(0xFF51AFD7ED558CCD)
+    numbers ^= numbers >> np.uint64(33)
+    numbers *= np.uint64(0xC4CEB9FE1A85EC53)
+    numbers ^= numbers >> np.uint64(33)
+    return numbers
+
+
+@functools.cache
+def _kinds() -> np.ndarray:
+    """For every code point whether it is part of a word, a word alone, or neither."""
+    kinds = np.fromiter(
+        (_WORD if chr(code).isalnum() else _OTHER for code in range(_NUM_CODES)), dtype=np.uint8, count=_NUM_CODES
+    )
+    for first, last in _SPACELESS:
+        block = kinds[first : last + 1]
+        block[block == _WORD] = _ALONE
+    for first, last in ((0x0300, 0x036F), (0x0900, 0x0DFF), (0x0591, 0x05C7), (0x064B, 0x065F)):
+        kinds[first : last + 1] = _WORD  # marks that belong to the letter before them
+    return np.append(kinds, np.uint8(_OTHER))
+
+
+@functools.lru_cache(maxsize=2)
+def _powers(length: int) -> tuple[np.ndarray, np.ndarray]:
+    """The powers of the base and of its inverse modulo 2^64."""
+    tables = []
+    for base in (_BASE, _INVERSE):
+        table = np.full(length, base, dtype=np.uint64)
+        table[:1] = 1
+        tables.append(np.multiply.accumulate(table))
+    return tables[0], tables[1]
