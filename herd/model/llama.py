@@ -51,12 +51,12 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
         self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], context: Any, cache: Any) -> Tensor:
-        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # (B, T, H, C)
-        k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # (B, T, K, C)
+    def project(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, T, H, C), keys and values (B, T, K, C), queries and keys turned by their positions."""
+        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))
+        k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
-        out = self.attend(apply_rotary(q, *rotary), apply_rotary(k, *rotary), v, context, cache)
-        return self.o_proj(out.flatten(-2))
+        return apply_rotary(q, *rotary), apply_rotary(k, *rotary), v
 
 
 class MLP(nn.Module):
@@ -83,7 +83,16 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], context: Any, cache: Any) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, context, cache)
+        q, k, v = self.before_attention(x, rotary)
+        return self.after_attention(x, self.self_attn.attend(q, k, v, context, cache))
+
+    def before_attention(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Everything up to the queries, keys and values; of one piece, so that a compiler can fuse it."""
+        return self.self_attn.project(self.input_layernorm(x), rotary)
+
+    def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Everything after attention: (B, T, D) and (B, T, H, C) -> (B, T, D)."""
+        x = x + self.self_attn.o_proj(attended.flatten(-2))
         return x + self.mlp(self.post_attention_layernorm(x))
 
 

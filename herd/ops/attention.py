@@ -1,12 +1,14 @@
 """Causal attention inside documents, over rows in which several documents are packed.
 
 `packed_attention` is the fast path, `reference_attention` its twin; they share no code. PyTorch has no attention for
-the CPU that knows documents and is quick backwards, so the CPU path is our own: blocks of queries against the keys
-they can see, sized so that the scores of a block stay in the processor's second-level cache.
+the CPU that knows documents and is quick backwards, so the CPU paths are our own: `native_attention`, a C++ kernel for
+bfloat16 where there is a compiler and the processor has the instructions, and everywhere else `block_attention`, blocks
+of queries against the keys they can see, sized so that the scores of a block stay in the second-level cache.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,10 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from herd.ops.native import library, pointer
+
 BLOCK_BYTES = 2**20
 """Scores of one block; they are passed over several times, and fit a core's second-level cache."""
 KEPT_BYTES = 2**25
 """Attention weights that a layer may keep for its backward pass; where they take more they are computed again."""
+_NATIVE_CHANNELS = 256  # of a head, at most: the kernel's buffers
 _QUERIES = 128  # of a block: fewer starve the matmuls, more compute too much of the hidden future
 
 
@@ -39,6 +44,11 @@ class AttentionContext:
         return torch.where(begins, place, 0).cummax(1).values.masked_fill(ids < 0, ids.shape[1])
 
     @functools.cached_property
+    def first_keys(self) -> Tensor:
+        """`document_starts` as the native kernel reads them, int32."""
+        return self.document_starts.int().contiguous()
+
+    @functools.cached_property
     def _plans(self) -> dict:
         """Blocks by block size and dtype: worked out by the first layer, used by all."""
         return {}
@@ -52,9 +62,33 @@ def packed_attention(
     q is (B, T, H, C), k and v are (B, T, K, C) with K a divisor of H; the result is (B, T, H, C). Training needs no
     `cache`; the argument is part of the seam that every `attend` function fills.
     """
-    if q.device.type == "cpu":
-        return _BlockAttention.apply(q, k, v, context)
-    return _device_attention(q, k, v, context)
+    if q.device.type != "cpu":
+        return _device_attention(q, k, v, context)
+    return native_attention(q, k, v, context) if native_serves(q) else block_attention(q, k, v, context)
+
+
+def block_attention(
+    q: Tensor, k: Tensor, v: Tensor, context: AttentionContext | None = None, cache: Any = None
+) -> Tensor:
+    """`packed_attention` on the CPU in plain PyTorch, for any dtype and processor."""
+    return _BlockAttention.apply(q, k, v, context)
+
+
+def native_attention(
+    q: Tensor, k: Tensor, v: Tensor, context: AttentionContext | None = None, cache: Any = None
+) -> Tensor:
+    """`packed_attention` on the CPU by the C++ kernel; only where `native_serves`."""
+    if context is None or context.document_ids is None:
+        starts = _no_starts(*q.shape[:2])
+    else:
+        starts = context.first_keys
+    return _NativeAttention.apply(q.contiguous(), k.contiguous(), v.contiguous(), starts)
+
+
+def native_serves(q: Tensor) -> bool:
+    """Whether the C++ kernel is for queries like these: bfloat16, (B, T, H, C) with C a multiple of 16."""
+    fits = q.dtype == torch.bfloat16 and q.shape[-1] % 16 == 0 and q.shape[-1] <= _NATIVE_CHANNELS
+    return fits and library("native_attention") is not None
 
 
 def reference_attention(
@@ -71,6 +105,39 @@ def reference_attention(
     keys = k.repeat_interleave(groups, dim=2).transpose(1, 2)
     values = v.repeat_interleave(groups, dim=2).transpose(1, 2)
     return F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=visible).transpose(1, 2)
+
+
+class _NativeAttention(torch.autograd.Function):
+    """Scores are computed again backwards; kept are the results and the sums of exponentials."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> Tensor:
+        out = torch.empty_like(q)
+        sums = torch.empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)
+        tensors = map(pointer, (q, k, v, starts, out, sums))
+        library("native_attention").attention_forward(*_sizes(q, k), *tensors, torch.get_num_threads())
+        ctx.save_for_backward(q, k, v, starts, out, sums)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out: Tensor):
+        q, k, v, *_ = ctx.saved_tensors
+        grads = [torch.empty_like(x) for x in (q, k, v)]
+        grad_out = grad_out.contiguous()
+        tensors = map(pointer, (*ctx.saved_tensors, grad_out, *grads))
+        library("native_attention").attention_backward(*_sizes(q, k), *tensors, torch.get_num_threads())
+        return *grads, None
+
+
+def _sizes(q: Tensor, k: Tensor) -> list[ctypes.c_int64]:
+    """B, T, H, K, C."""
+    return [ctypes.c_int64(size) for size in (*q.shape[:3], *k.shape[2:])]
+
+
+@functools.lru_cache(maxsize=8)
+def _no_starts(num_rows: int, tokens: int) -> Tensor:
+    return torch.zeros(num_rows, tokens, dtype=torch.int32)
 
 
 class _Block(NamedTuple):

@@ -8,6 +8,8 @@ from torch import Tensor
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Scale each row of x (..., D) to a mean square of one, then by weight (D,)."""
+    if torch.compiler.is_compiling():  # the compiler fuses the plain form with what stands around it
+        return reference_rms_norm(x, weight, eps)
     if not torch.is_grad_enabled():  # for a single decoded token autograd's bookkeeping costs more than the arithmetic
         return (x * _scale(x, eps).to(x.dtype)).mul_(weight)
     return _RMSNorm.apply(x, weight, eps)

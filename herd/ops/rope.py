@@ -14,7 +14,9 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     The table holds each cosine twice, and each sine once negated, once not: (x1, x2) -> (x1 c - x2 s, x2 c + x1 s).
     """
-    if not torch.is_grad_enabled():  # see rms_norm
+    if torch.compiler.is_compiling():  # see rms_norm
+        return reference_apply_rotary(x, cos, sin)
+    if not torch.is_grad_enabled():
         return _turned(x, cos, sin)
     return _Rotary.apply(x, cos, sin)
 

@@ -18,6 +18,7 @@ from herd.model.checkpoint import find_checkpoint, load
 from herd.model.llama import LlamaForCausalLM
 from herd.run import Run, atomic_write, open_run
 from herd.tokenizer.tokenizer import Tokenizer
+from herd.train.compile import compile_model
 from herd.train.metrics import last_means
 from herd.train.objectives import dpo
 from herd.train.optimizer import OptimizerSettings
@@ -71,6 +72,7 @@ def run(settings: DpoSettings) -> Path:
         tokenizer, model = Tokenizer.load(checkpoint), load(checkpoint)
         pairs = load_pairs(settings.pairs, tokenizer, batch.row_tokens, min_strength=settings.min_strength)
         pairs = pairs.with_reference(_reference(run, model, pairs, batch))
+        compile_model(model, "auto")
         num_steps = _loader(pairs, settings, 1).steps_for_epochs(settings.epochs)
         say(f"  {amount(len(pairs))} pairs, {num_steps} steps")
         run.need(disk_bytes=36 * sum(parameter.numel() for parameter in model.parameters()))

@@ -30,6 +30,7 @@ from herd.model.llama import LlamaForCausalLM
 from herd.ops.probe import best_dtype, matmul_rate
 from herd.run import Run, atomic_write, open_run, read_metrics
 from herd.tokenizer.tokenizer import Tokenizer
+from herd.train.compile import Compile, compile_model
 from herd.train.objectives import next_token
 from herd.train.optimizer import OptimizerSettings
 from herd.train.schedule import BatchSettings, ScheduleSettings, phases, steps_for
@@ -77,6 +78,8 @@ class RunSettings:
     """Seconds between saves of the state that an interrupted run continues from."""
     snapshots: int = 0
     """Checkpoints kept evenly over the run, the last step included, for averaging."""
+    compile: Compile = "auto"
+    """What a C++ or Triton compiler may make faster; auto: attention on a CPU, whole blocks on a GPU."""
     prompts: list[str] = field(default_factory=list)
     """Texts the model continues at 25, 50 and 100 % of the run."""
 
@@ -130,7 +133,7 @@ def run(settings: PretrainSettings) -> Path:
         num_steps = steps_for(settings.batch, settings.tokens)
         schedule = phases(settings.batch, num_steps, mixture)
         loader = PackedLoader(sources, schedule, seed=settings.run.seed, micro_tokens=settings.batch.micro_tokens)
-        _announce(run, model, loader, num_steps)
+        _announce(run, model, loader, num_steps, compile_model(model, settings.run.compile))
         saving = SavingSettings(
             save_seconds=settings.run.save_seconds,
             snapshot_steps=max(num_steps // settings.run.snapshots, 1) if settings.run.snapshots else 0,
@@ -216,12 +219,12 @@ def _sources(settings: PretrainSettings, side: str) -> dict[str, Documents]:
     return open_shards(settings.shards / side)
 
 
-def _announce(run: Run, model: LlamaForCausalLM, loader: PackedLoader, num_steps: int) -> None:
+def _announce(run: Run, model: LlamaForCausalLM, loader: PackedLoader, num_steps: int, compiled: str) -> None:
     parameters = num_parameters(model.config)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     say(
         f"  {amount(parameters)} parameters in {dtype}, {num_steps:,} steps, "
-        f"{amount(loader.tokens_before(num_steps))} tokens from {', '.join(loader.names)}"
+        f"{amount(loader.tokens_before(num_steps))} tokens from {', '.join(loader.names)}, compiled: {compiled}"
     )
     run.need(disk_bytes=_STATE_COPIES * 12 * parameters)
 

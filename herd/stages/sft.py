@@ -14,6 +14,7 @@ from herd.model.checkpoint import find_checkpoint, load
 from herd.ops.probe import matmul_rate
 from herd.run import open_run
 from herd.tokenizer.tokenizer import Tokenizer
+from herd.train.compile import compile_model
 from herd.train.metrics import last_means
 from herd.train.objectives import next_token
 from herd.train.optimizer import OptimizerSettings
@@ -64,6 +65,7 @@ def run(settings: SftSettings) -> Path:
         options = {"seed": settings.seed, "micro_tokens": batch.micro_tokens}
         num_steps = PackedLoader(sources, phases(batch, 1, mixture), **options).steps_for_epochs(settings.epochs)
         loader = PackedLoader(sources, phases(batch, num_steps, mixture), **options)
+        compile_model(model, "auto")
         num_conversations = sum(len(documents) for documents in sources.values())
         say(f"  {amount(num_conversations)} conversations, {num_steps} steps")
         run.need(disk_bytes=36 * sum(parameter.numel() for parameter in model.parameters()))

@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herd.ops import attention
-from herd.ops.attention import AttentionContext, packed_attention, reference_attention
+from herd.ops.attention import (
+    AttentionContext,
+    block_attention,
+    native_attention,
+    packed_attention,
+    reference_attention,
+)
+from herd.ops.native import find_compiler, library
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
@@ -27,14 +34,14 @@ def gradients(attend, q, k, v, context, weight):
     return [out.detach(), *torch.autograd.grad(out.float().square().sum(), leaves)]
 
 
-def compare(rows, tokens, heads, kv_heads, channels=16, dtype=torch.float32):
+def compare(rows, tokens, heads, kv_heads, channels=16, dtype=torch.float32, attend=block_attention):
     torch.manual_seed(len(rows) * tokens)
     q = torch.randn(len(rows), tokens, heads, channels).to(dtype)
     k, v = (torch.randn(len(rows), tokens, kv_heads, channels).to(dtype) for _ in range(2))
     ids = document_ids(rows, tokens)
     weight = (ids >= 0)[..., None, None].to(dtype)
     context = AttentionContext(ids)
-    fast = gradients(packed_attention, q, k, v, context, weight)
+    fast = gradients(attend, q, k, v, context, weight)
     twin = gradients(reference_attention, *(x.float() for x in (q, k, v)), context, weight.float())
     for got, expected in zip(fast, twin, strict=True):
         assert torch.isfinite(got).all()
@@ -112,3 +119,60 @@ def test_where_there_is_another_device_pytorchs_kernels_give_the_same():
     for given_context in (context, None, AttentionContext(document_ids([[70], [70]], 70))):
         theirs = attention._device_attention(q, k, v, given_context)
         torch.testing.assert_close(theirs, reference_attention(q, k, v, given_context))
+
+
+# ---- the C++ kernel --------------------------------------------------------------------------------------------------
+
+needs_kernel = pytest.mark.skipif(
+    not torch.cpu._is_avx512_bf16_supported() or find_compiler() is None, reason="no AVX-512 BF16 or no C++ compiler"
+)
+
+
+@needs_kernel
+@pytest.mark.parametrize("heads, kv_heads, channels", [(4, 4, 16), (4, 2, 32), (6, 1, 48), (2, 2, 64), (2, 1, 128)])
+def test_the_kernel_equals_the_twin_for_any_packing(heads, kv_heads, channels):
+    rows = [[700], [100, 1, 256, 343], [3] * 100, [512, 20]]
+    compare(rows, 700, heads, kv_heads, channels, torch.bfloat16, native_attention)
+
+
+@needs_kernel
+@pytest.mark.parametrize("tokens", [1, 2, 63, 64, 65, 130])
+def test_the_kernel_takes_any_row_length(tokens):
+    compare([[tokens], [max(1, tokens // 2)]], tokens, 4, 2, 32, torch.bfloat16, native_attention)
+
+
+@needs_kernel
+def test_the_kernel_is_nearer_to_the_twin_than_the_blocks_are_and_repeats_itself():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 300, heads, 32).bfloat16() for heads in (4, 2, 2))
+    context = AttentionContext(document_ids([[200, 100], [300]], 300))
+    twin = gradients(reference_attention, *(x.float() for x in (q, k, v)), context, 1.0)
+    kernel, blocks = (gradients(f, q, k, v, context, 1.0) for f in (native_attention, block_attention))
+    for a, b, expected in zip(kernel, blocks, twin, strict=True):
+        assert (a.float() - expected).norm() <= (b.float() - expected).norm()
+    again = gradients(native_attention, q, k, v, context, 1.0)
+    assert all(torch.equal(a, b) for a, b in zip(kernel, again, strict=True))
+
+
+@needs_kernel
+def test_the_kernel_serves_bfloat16_and_can_be_switched_off(monkeypatch):
+    assert attention.native_serves(torch.zeros(1, 1, 1, 32, dtype=torch.bfloat16))
+    assert not attention.native_serves(torch.zeros(1, 1, 1, 32))
+    assert not attention.native_serves(torch.zeros(1, 1, 1, 24, dtype=torch.bfloat16))
+    monkeypatch.setenv("HERD_NATIVE", "0")
+    library.cache_clear()
+    assert not attention.native_serves(torch.zeros(1, 1, 1, 32, dtype=torch.bfloat16))
+    monkeypatch.undo()
+    library.cache_clear()
+
+
+def test_without_a_compiler_there_is_no_kernel_and_no_error(monkeypatch, tmp_path):
+    library.cache_clear()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert library("native_attention") is None
+    library.cache_clear()
+    monkeypatch.setenv("CXX", "/bin/false")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert library("native_attention") is None
+    library.cache_clear()

@@ -1,0 +1,51 @@
+"""Compiled training: what a C++ or Triton compiler makes faster, where there is one; the same losses to rounding.
+
+Two things can be compiled. The attention kernel for the CPU (`herd/ops/native.py`) takes seconds once and is kept, so
+`auto` uses it wherever it is to be had. `torch.compile` fuses what stands before and after attention in each block; it
+takes up to a minute at each start, gains much on a GPU and little on a CPU, so `auto` uses it on a GPU alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Literal
+
+import torch
+from torch import nn
+
+from herd.errors import ConfigError
+from herd.ops.attention import block_attention, packed_attention
+from herd.ops.native import find_compiler
+
+Compile = Literal["auto", "on", "off"]
+
+
+def compile_model(model: nn.Module, wish: Compile) -> str:
+    """Make a Llama's blocks as fast as was wished, in place; returns in words what is compiled.
+
+    Raises:
+        ConfigError: `on`, and there is no compiler.
+    """
+    device = next(model.parameters()).device.type
+    fault = missing_compiler(device)
+    if wish == "on" and fault:
+        raise ConfigError(f"compile is `on`, but {fault}; install it, or set compile to `auto` or `off`")
+    blocks = list(model.model.layers)
+    if wish == "off":
+        for block in blocks:
+            if block.self_attn.attend is packed_attention and device == "cpu":
+                block.self_attn.attend = block_attention
+        return "nothing"
+    if wish == "on" or (device == "cuda" and not fault):
+        for block in blocks:  # the compiled code is one for all of them: each brings its own weights
+            block.before_attention = torch.compile(block.before_attention)
+            block.after_attention = torch.compile(block.after_attention)
+        return "blocks"
+    return "attention" if device == "cpu" and not fault else "nothing"
+
+
+def missing_compiler(device: str) -> str | None:
+    """What `torch.compile` lacks on a device, in words; None where it can run."""
+    if device == "cpu":
+        return None if find_compiler() else "there is no C++ compiler (g++)"
+    return None if importlib.util.find_spec("triton") else "the package `triton` is not installed"
