@@ -17,7 +17,7 @@ from herd.serve.account import Account
 from herd.serve.limits import Allowances
 from herd.serve.metrics import Metrics
 
-Form = Literal["text", "json", "none"]
+Form = Literal["text", "json", "off"]
 
 _QUIET_PATHS = ("/health", "/metrics")  # asked every few seconds by machines
 
@@ -25,12 +25,12 @@ _QUIET_PATHS = ("/health", "/metrics")  # asked every few seconds by machines
 class Journal:
     """Where finished requests are written down."""
 
-    def __init__(self, form: Form = "none", *, with_text: bool = False, stream: TextIO | None = None) -> None:
+    def __init__(self, form: Form = "off", *, with_text: bool = False, stream: TextIO | None = None) -> None:
         self.form, self.with_text, self._stream = form, with_text, stream
 
     def write(self, account: Account) -> None:
         """One line for a request."""
-        if self.form == "none" or (account.path in _QUIET_PATHS and account.status == 200):
+        if self.form == "off" or (account.path in _QUIET_PATHS and account.status == 200):
             return
         print(self._json(account) if self.form == "json" else self._text(account), file=self._stream or sys.stderr)
 

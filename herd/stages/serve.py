@@ -31,6 +31,7 @@ from herd.serve.limits import Limits
 
 KEY_VARIABLE = "HERD_KEY"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_KEEP_ALIVE_SECONDS = 75  # longer than clients keep connections, so that none is closed while one sends
 _CUT_SECONDS = 2  # for clients to hear that their answers were cut
 _SHARE_OF_MEMORY = 0.25  # for keys and values, of what is available, all models together
 
@@ -85,7 +86,7 @@ class ServeLog:
     """One line for every request, on standard error."""
 
     form: Form = "text"
-    """`text` for people, `json` for programs, `none` for no lines."""
+    """`text` for people, `json` for programs, `off` for no lines."""
     with_text: bool = False
     """Also what was asked and answered (form json only): it is not kept otherwise."""
 
@@ -156,6 +157,7 @@ def run(settings: ServeSettings) -> None:
         app,
         log_level="warning",
         access_log=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(settings.limits.drain_seconds) + _CUT_SECONDS,
     )
     _announce(engines, settings.host, listener.getsockname()[1], is_open=is_open)
