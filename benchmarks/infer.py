@@ -24,13 +24,12 @@ from statistics import median
 import torch
 import transformers
 
-from herd.infer.engine import Engine, quantizable_layers
+from herd.infer.engine import Engine, quantize_layers
 from herd.model import checkpoint
 from herd.model.config import ModelConfig, num_parameters
 from herd.model.init import initialize
 from herd.model.llama import LlamaForCausalLM
 from herd.ops.probe import matmul_rate, memory_bandwidth
-from herd.ops.quantized import replace_linears
 from herd.run import environment
 from herd.tokenizer import Tokenizer
 from herd.types import SamplingParams
@@ -77,7 +76,7 @@ def build(config: ModelConfig, folder: Path) -> dict[str, Callable[[list[list[in
     checkpoint.save(model, folder / "model")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.bfloat16)
     int8 = checkpoint.load(folder / "model")
-    replace_linears(int8, quantizable_layers(int8))
+    quantize_layers(int8, "int8")
     return {
         "Herd bf16": herd(model),
         "Herd int8": herd(int8),

@@ -18,6 +18,7 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -37,8 +38,10 @@ from herd.infer.scheduler import Plan, Scheduler
 from herd.model.checkpoint import empty_model, find_checkpoint
 from herd.model.checkpoint import load as load_checkpoint
 from herd.model.llama import Attend, LlamaForCausalLM
+from herd.ops import native
+from herd.ops.compressed import LAYERS, Scheme, empty_like, takes
 from herd.ops.paged_attention import paged_attention
-from herd.ops.quantized import QuantizedLinear, empty_like, replace_linears
+from herd.ops.quantized import DecodingLinear, Int4Linear, QuantizedLinear, replace_linears
 from herd.tokenizer.chat import render
 from herd.tokenizer.specials import END_OF_TURN
 from herd.tokenizer.stream import TextStream
@@ -55,9 +58,9 @@ class Engine:
     """Generates text with one model.
 
     `path` is a checkpoint folder or a run folder. `dtype` None keeps the checkpoint's own where this machine computes
-    in it well. `quantize="int8"` rounds the weights of the linear layers on loading. The cache of keys and values takes
-    `cache_bytes`, by default a quarter of the available memory; `max_sequences` answers grow at the same time, and a
-    step computes at most `max_prompt_tokens` tokens of new prompts beside them.
+    in it well. `quantize` (int8, int4 or fp8) rounds the weights of the linear layers on loading. The cache of keys and
+    values takes `cache_bytes`, by default a quarter of the available memory; `max_sequences` answers grow at the same
+    time, and a step computes at most `max_prompt_tokens` tokens of new prompts beside them.
 
     Raises:
         CheckpointError: there is no language model at `path`.
@@ -70,7 +73,7 @@ class Engine:
         *,
         dtype: torch.dtype | None = None,
         device: str = "cpu",
-        quantize: Literal["int8"] | None = None,
+        quantize: Scheme | None = None,
         cache_bytes: int | None = None,
         max_sequences: int = 256,
         max_prompt_tokens: int = 512,
@@ -78,13 +81,15 @@ class Engine:
     ) -> None:
         folder = find_checkpoint(path)
         _check_device(device)
+        if device == "cpu":
+            native.start()
         model = load_checkpoint(folder, dtype=dtype, device=device, attend=paged_attention)
         if not isinstance(model, LlamaForCausalLM):
             raise CheckpointError(f"{folder} holds a reward model, which gives scores and no text.")
         if dtype is None and device == "cpu":
             model = model.to(_cpu_dtype(model.model.norm.weight.dtype))
-        if quantize == "int8":
-            replace_linears(model, quantizable_layers(model))
+        if quantize is not None:
+            quantize_layers(model, quantize)
         self._assemble(model, Tokenizer.load(folder), cache_bytes, max_sequences, max_prompt_tokens, max_context)
         _check_ends(folder, model, self.tokenizer)
         self._end_answers_with(_as_ids(model.config.eos_token_id) | _generation_stop_ids(folder))
@@ -123,6 +128,7 @@ class Engine:
                 "they do not belong together."
             )
         self.model, self.tokenizer = model, tokenizer
+        _make_fast(model)
         num_blocks = num_blocks_for(
             config,
             block_size=BLOCK_SIZE,
@@ -493,20 +499,50 @@ class Engine:
 def with_attention(model: LlamaForCausalLM, attend: Attend) -> LlamaForCausalLM:
     """The same model with another attention: the weights are shared, not copied."""
     shared = empty_model(model.config, attend)
-    quantized = [name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)]
-    replace_linears(shared, quantized, empty_like)
+    for name, module in model.named_modules():
+        scheme = next((scheme for scheme, kind in LAYERS.items() if type(module) is kind), None)
+        if scheme is not None:
+            replace_linears(shared, [name], partial(empty_like, scheme=scheme))
     shared.load_state_dict(model.state_dict(), assign=True)
-    shared.tie_weights()
+    if isinstance(shared.lm_head, nn.Linear):
+        shared.tie_weights()
     return shared.eval()
 
 
-def quantizable_layers(model: nn.Module) -> list[str]:
-    """The linear layers inside the transformer's blocks; embedding, head and norms stay as they are."""
-    return [
+def quantize_layers(model: LlamaForCausalLM, scheme: Scheme) -> None:
+    """Quantize a model in place; embedding, head and norms stay as they are.
+
+    Raises:
+        CapacityError: the scheme does not fit the model's shape.
+    """
+    if scheme == "int4":
+        native.wait()  # two seconds at most, where the plain way would take a minute
+    num_layers = model.config.num_hidden_layers
+    names = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.startswith("model.layers.")
+        if isinstance(module, nn.Linear) and takes(scheme, name, num_layers)
     ]
+    try:
+        replace_linears(model, names, LAYERS[scheme].from_linear)
+    except ValueError as error:
+        raise CapacityError(f"quantize={scheme}: {error}; int8 fits every shape.") from None
+
+
+def _make_fast(model: LlamaForCausalLM) -> None:
+    """Decoding on a CPU reads every weight for each token: layers in bfloat16 get the kernel that does it quickest.
+
+    A quantized model's head is rounded to int8 by rows: it is read whole for every token, and in bfloat16 would take
+    as long as all the layers of 4 bits together. Its embedding stays as it is.
+    """
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"]
+    quantized = any(isinstance(module, QuantizedLinear | Int4Linear) for module in model.modules())
+    if quantized and isinstance(model.lm_head, nn.Linear):
+        replace_linears(model, ["lm_head"], QuantizedLinear.from_linear)
+    weight = model.model.norm.weight
+    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16:
+        names += [] if quantized else ["lm_head"]
+        replace_linears(model, names, DecodingLinear.from_linear)
 
 
 def _generation_stop_ids(folder: Path) -> frozenset[int]:

@@ -1,4 +1,4 @@
-"""Quantizing a checkpoint folder: int8 weights, tensor by tensor, whatever the size of the model."""
+"""Quantizing a checkpoint folder to int8, int4 or FP8, tensor by tensor, whatever the size of the model."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from herd.errors import CheckpointError
 from herd.model.checkpoint import find_checkpoint
 from herd.model.config import CAUSAL_LM, ModelConfig
 from herd.model.weights import INDEX, SINGLE, TensorInfo, read_tensors, tensors_in_folder
-from herd.ops.quantized import pack_layer, quantization_config
+from herd.ops import native
+from herd.ops.compressed import SCHEMES, Scheme, pack_layer, quantization_config, takes
+from herd.ops.quantized import GROUP
 from herd.run import atomic_folder
 
-SHARD_BYTES = 1_000_000_000
-"""Weights held in memory at a time, in bytes: one shard of the result."""
+MEMORY_BYTES = 2_000_000_000
+"""What quantizing may hold in memory beside the tensor it reads: half for a shard of the result, half for its work."""
 
 _KEPT_DTYPE = torch.bfloat16  # of what is not quantized
-_LAYERS = "model.layers."
+_WORKING_BYTES = 24  # for each weight in work: float32 copies
 
 
 @dataclass(frozen=True)
@@ -33,42 +35,72 @@ class Quantized:
 
     bytes_before: int
     bytes_after: int
-    num_layers: int  # linear layers that became int8
-    largest_error: float  # of a weight, as a share of its row's largest one
+    num_layers: int  # linear layers that were quantized
 
 
-def quantize_folder(source: Path | str, target: Path | str, bits: int = 8) -> Quantized:
-    """Write an int8 copy of a checkpoint: every linear layer inside the blocks, one scale for each output row.
+def quantize_folder(
+    source: Path | str, target: Path | str, scheme: Scheme = "int8", memory_bytes: int = MEMORY_BYTES
+) -> Quantized:
+    """Write a quantized copy of a checkpoint; see `herd.ops.compressed` for what each scheme quantizes.
 
-    Embedding, head and norms become bfloat16. At most one shard of the result is in memory at a time. The folder is in
-    compressed-tensors' `pack-quantized` format, which `transformers` and vLLM read.
+    Everything else becomes bfloat16. At most `memory_bytes` are held beside the tensor that is read. The folder is in
+    one of compressed-tensors' formats, which `transformers` and vLLM read.
 
     Raises:
-        CheckpointError: the source is missing, damaged, quantized already, or not a language model.
+        CheckpointError: the source is missing, damaged, quantized already, not a language model, or of a shape that the
+            scheme does not fit.
     """
-    if bits != 8:
-        raise CheckpointError(f"bits={bits}: only 8 is supported.")
+    if scheme not in SCHEMES:
+        raise CheckpointError(f"scheme={scheme}: expected one of {', '.join(SCHEMES)}.")
     folder = find_checkpoint(source)
     config = ModelConfig.from_folder(folder)
     if config.quantization_config is not None:
         raise CheckpointError(f"{folder} is quantized already; give the original weights.")
     if config.architecture != CAUSAL_LM:
         raise CheckpointError(f"{folder} is a {config.architecture}; only language models are quantized.")
+    native.wait()
     tensors = tensors_in_folder(folder)
-    errors: list[float] = []
+    layers = [name.removesuffix(".weight") for name in tensors]
+    chosen = {name for name in layers if takes(scheme, name, config.num_hidden_layers)}
+    _check_shapes(folder, tensors, chosen, scheme)
+    work = _Work(scheme, chosen, memory_bytes // 2)
     with atomic_folder(Path(target)) as aside:
-        bytes_after = _write_shards(aside, tensors, errors)
-        _write_config(aside, folder)
+        bytes_after = _write_shards(aside, tensors, work)
+        _write_config(aside, folder, scheme, ignored=_ignored(config, chosen))
         _copy_companions(aside, folder)
     bytes_before = sum(info.dtype.itemsize * torch.Size(info.shape).numel() for info in tensors.values())
-    return Quantized(bytes_before, bytes_after, len(errors), max(errors))
+    return Quantized(bytes_before, bytes_after, len(chosen))
 
 
-def _write_shards(aside: Path, tensors: dict[str, TensorInfo], errors: list[float]) -> int:
+@dataclass(frozen=True)
+class _Work:
+    scheme: Scheme
+    layers: set[str]
+    room_bytes: int  # for a shard of the result, and as much again for what is being computed
+
+
+def _check_shapes(folder: Path, tensors: dict[str, TensorInfo], layers: set[str], scheme: Scheme) -> None:
+    for layer in sorted(layers) if scheme == "int4" else []:
+        num_columns = tensors[f"{layer}.weight"].shape[1]
+        if num_columns % GROUP:
+            raise CheckpointError(
+                f"{folder}: {layer} has rows of {num_columns} weights, which do not fall into groups of {GROUP}; "
+                "int8 fits it."
+            )
+
+
+def _ignored(config: ModelConfig, chosen: set[str]) -> list[str]:
+    """The linear layers that stay as they are, for the readers of config.json."""
+    parts = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
+    names = [f"model.layers.{index}.{part}" for index in range(config.num_hidden_layers) for part in parts]
+    return ["lm_head", *(name for name in names if name not in chosen)]
+
+
+def _write_shards(aside: Path, tensors: dict[str, TensorInfo], work: _Work) -> int:
     """Write the tensors in shards as they come, name the files once their number is known; the bytes written."""
     parts: list[tuple[Path, list[str]]] = []
     num_bytes = 0
-    for shard in _shards(_quantized(tensors, errors)):
+    for shard in _shards(_quantized(tensors, work), work.room_bytes):
         file = aside / f"part-{len(parts)}"
         save_file(shard, file, metadata={"format": "pt"})
         parts.append((file, list(shard)))
@@ -84,29 +116,31 @@ def _write_shards(aside: Path, tensors: dict[str, TensorInfo], errors: list[floa
     return num_bytes
 
 
-def _quantized(tensors: dict[str, TensorInfo], errors: list[float]) -> Iterator[tuple[str, Tensor]]:
+def _quantized(tensors: dict[str, TensorInfo], work: _Work) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in read_tensors(tensors):
-        if name.startswith(_LAYERS) and tensor.ndim == 2:
-            parts = pack_layer(tensor)
-            errors.append(_largest_error(tensor, parts["weight_scale"]))
-            layer = name.removesuffix(".weight")
-            yield from ((f"{layer}.{part}", packed.contiguous()) for part, packed in parts.items())
+        layer = name.removesuffix(".weight")
+        if layer in work.layers:
+            for part, packed in _pack_in_parts(tensor, work).items():
+                yield f"{layer}.{part}", packed
         else:
             yield name, tensor.to(_KEPT_DTYPE)
 
 
-def _largest_error(weight: Tensor, scale: Tensor) -> float:
-    """The largest rounding error of a weight, as a share of the largest weight of its row."""
-    rows = weight.float()
-    error = (rows - (rows / scale.float()).round() * scale.float()).abs().amax(dim=1)
-    return float((error / rows.abs().amax(dim=1).clamp_min(1e-30)).max())
+def _pack_in_parts(weight: Tensor, work: _Work) -> dict[str, Tensor]:
+    """Quantize a weight so many rows at a time: every scheme treats each row for itself."""
+    num_rows = max(work.room_bytes // (_WORKING_BYTES * weight.shape[1]), 1)
+    parts = [pack_layer(rows, work.scheme) for rows in weight.split(num_rows)]
+    packed = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
+    if "weight_shape" in packed:
+        packed["weight_shape"] = torch.tensor(weight.shape)
+    return packed
 
 
-def _shards(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+def _shards(tensors: Iterator[tuple[str, Tensor]], max_bytes: int) -> Iterator[dict[str, Tensor]]:
     shard: dict[str, Tensor] = {}
     used = 0
     for name, tensor in tensors:
-        if shard and used + tensor.nbytes > SHARD_BYTES:
+        if shard and used + tensor.nbytes > max_bytes:
             yield shard
             shard, used = {}, 0
         shard[name] = tensor
@@ -114,11 +148,11 @@ def _shards(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]
     yield shard
 
 
-def _write_config(aside: Path, folder: Path) -> None:
+def _write_config(aside: Path, folder: Path, scheme: Scheme, ignored: list[str]) -> None:
     values: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     values |= {
         "dtype": str(_KEPT_DTYPE).removeprefix("torch."),
-        "quantization_config": quantization_config(ignored=["lm_head"]),
+        "quantization_config": quantization_config(ignored, scheme),
     }
     values.pop("torch_dtype", None)
     (aside / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

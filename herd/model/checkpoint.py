@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,14 +18,15 @@ from herd.model.config import SEQUENCE_CLASSIFICATION, ModelConfig
 from herd.model.llama import Attend, Llama, LlamaForCausalLM, LlamaForSequenceClassification, empty_model
 from herd.model.meta import is_meta_checkpoint, load_meta
 from herd.model.weights import INDEX, SINGLE, TensorInfo, read_tensors, tensors_in_folder
-from herd.ops.quantized import (
+from herd.ops.compressed import (
+    Scheme,
     check_quantization,
     empty_like,
     packed_layers,
     packed_shapes,
-    replace_linears,
     unpack_tensors,
 )
+from herd.ops.quantized import replace_linears
 from herd.run import atomic_folder
 
 if TYPE_CHECKING:
@@ -69,13 +71,13 @@ def load(
     if is_meta_checkpoint(folder) and not (folder / "config.json").is_file():
         return load_meta(folder, dtype=dtype, attend=attend).to(device)
     config = ModelConfig.from_folder(folder)
-    check_quantization(config.quantization_config, folder)
+    scheme = check_quantization(config.quantization_config, folder)
     model = empty_model(config, attend)
     tensors = _without_leftovers(tensors_in_folder(folder), config)
-    _check_fit(folder, tensors, model)
-    quantized = packed_layers(tensors)
-    replace_linears(model, quantized, empty_like)
-    weights = unpack_tensors(dict(read_tensors(tensors)))
+    quantized = packed_layers(tensors) if scheme else []
+    _check_fit(folder, tensors, model, quantized, scheme)
+    replace_linears(model, quantized, partial(empty_like, scheme=scheme))
+    weights = unpack_tensors(dict(read_tensors(tensors)), scheme)
     kept = {f"{layer}.{part}" for layer in quantized for part in ("weight", "weight_scale")}
     weights = {name: tensor.to(device, None if name in kept else dtype) for name, tensor in weights.items()}
     model.load_state_dict(weights, strict=False, assign=True)
@@ -136,11 +138,13 @@ def _without_leftovers(tensors: dict[str, TensorInfo], config: ModelConfig) -> d
     }
 
 
-def _check_fit(folder: Path, tensors: dict[str, TensorInfo], model: Llama) -> None:
+def _check_fit(
+    folder: Path, tensors: dict[str, TensorInfo], model: Llama, quantized: list[str], scheme: Scheme | None
+) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for layer in packed_layers(tensors):
+    for layer in quantized:
         if shape := expected.pop(f"{layer}.weight", None):
-            expected |= {f"{layer}.{part}": packed for part, packed in packed_shapes(*shape).items()}
+            expected |= {f"{layer}.{part}": packed for part, packed in packed_shapes(*shape, scheme).items()}
     if model.config.tie_word_embeddings:
         expected.pop("lm_head.weight", None)
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())

@@ -1,27 +1,35 @@
-"""Linear layers with int8 weights: one scale per output row, activations untouched.
+"""Linear layers with weights of 8 or 4 bits, activations untouched.
 
-A decoded token reads every weight once, so half the bytes is nearly twice the speed. `quantized_linear` is the fast
-path, `reference_quantized_linear` its twin. On disk the weights lie as compressed-tensors' `pack-quantized` format,
-which `transformers` and vLLM read.
+A decoded token reads every weight once, so half the bytes is nearly twice the speed. Int8 has one scale for each output
+row; int4 one for 32 weights of a row, searched for the least squared error. `quantized_linear` and `int4_linear` are
+the fast paths (our compiled kernels, else PyTorch's, else dequantizing), the `reference_` functions their twins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from herd.errors import CheckpointError
+from herd.ops import native
 
 LARGEST = 127
 """The largest int8 magnitude used; -128 stays out, so that the range is symmetric."""
 
-_METHOD, _FORMAT, _BITS = "compressed-tensors", "pack-quantized", 8
-_OFFSET = 128  # compressed-tensors stores int8 as unsigned bytes
-_KERNEL_ROWS = 16  # above this many tokens, dequantizing once and multiplying wins over PyTorch's int8 kernel
+GROUP = 32
+"""Weights of 4 bits that share a scale."""
+
+_STEP = 2 * GROUP  # the layout of 4-bit weights is in pairs of groups
+_KERNEL_ROWS = 24  # above this many tokens, widening the weights once and multiplying wins over the kernels
+_TORCH_KERNEL_ROWS = 16  # the same for PyTorch's int8 kernel
+_BF16_KERNEL_ROWS = 16
+_TILE_WEIGHTS = 2**21  # widened at a time: they stay in the processor's cache
+_SHARES = torch.tensor([1.0, *(0.70 + 0.03 * n for n in range(17))])  # of the scale that just holds the largest weight
+
+
+# ---- int8: one scale a row -------------------------------------------------------------------------------------------
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,18 +56,124 @@ def dequantize_rows(weight: Tensor, scale: Tensor, dtype: torch.dtype = torch.fl
 def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """x W^T with int8 W: (..., K), int8 (N, K), (N,) -> (..., N).
 
-    Few tokens in bfloat16 on a CPU go to PyTorch's int8 kernel, which reads each weight once as a byte. Otherwise the
-    product takes W as it is and the scales are applied to the result.
+    Few tokens in bfloat16 on a CPU go to a kernel that reads each weight once as a byte. Otherwise the product takes W
+    as it is and the scales are applied to the result.
     """
     rows = x.numel() // x.shape[-1]
-    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and rows <= _KERNEL_ROWS:
-        return torch._weight_int8pack_mm(x.reshape(rows, -1), weight, scale.to(x.dtype)).unflatten(0, x.shape[:-1])
-    return F.linear(x, weight.to(x.dtype)) * scale.to(x.dtype)
+    if _is_small(x, rows):
+        if (
+            x.shape[-1] % 32 == 0
+            and (out := native.linear("linear_int8", x, (weight, scale), weight.shape[0])) is not None
+        ):
+            return out
+        if rows <= _TORCH_KERNEL_ROWS:
+            return torch._weight_int8pack_mm(x.reshape(rows, -1), weight, scale.to(x.dtype)).unflatten(0, x.shape[:-1])
+    tiles = (F.linear(x, part.to(x.dtype)) for part in weight.split(_tile_rows(weight.shape[1])))
+    return torch.cat(list(tiles), dim=-1) * scale.to(x.dtype)
 
 
 def reference_quantized_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """The twin of `quantized_linear`: dequantize to float32, multiply, round once."""
     return (x.float() @ dequantize_rows(weight, scale).T).to(x.dtype)
+
+
+# ---- int4: one scale for 32 weights ----------------------------------------------------------------------------------
+
+
+def quantize_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round groups of 32 weights to 4 bits: (N, K) -> uint8 (N, K' / 2), scales bfloat16 (N, K' / 32).
+
+    K' is K filled up with zeros to a multiple of 64. A scale may be negative: the largest weight then becomes -8, of
+    which there is no positive counterpart.
+
+    Raises:
+        ValueError: K is no multiple of 32.
+    """
+    if weight.shape[1] % GROUP:
+        raise ValueError(f"rows of {weight.shape[1]} weights cannot be cut into groups of {GROUP}")
+    rows = F.pad(weight.detach().float(), (0, -weight.shape[1] % _STEP)).contiguous()
+    lib = native.kernels() if rows.device.type == "cpu" else None
+    if lib is None:
+        return reference_quantize_groups(rows)
+    num_rows, num_columns = rows.shape
+    packed = torch.empty(num_rows, num_columns // 2, dtype=torch.uint8)
+    scale = torch.empty(num_rows, num_columns // GROUP, dtype=torch.bfloat16)
+    lib.quantize_int4(
+        rows.data_ptr(), _SHARES.data_ptr(), len(_SHARES), packed.data_ptr(), scale.data_ptr(), num_rows, num_columns,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return packed, scale
+
+
+def reference_quantize_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The twin of `quantize_groups`, for K a multiple of 64: try every share, keep the best scale of each group."""
+    groups = weight.detach().float().unflatten(1, (-1, GROUP))  # (N, K / 32, 32)
+    largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
+    least = torch.full_like(largest, torch.inf)
+    best, best_scale = torch.zeros_like(groups), torch.zeros_like(largest)
+    for share in _SHARES.tolist():
+        scale = (largest / -8 * share).to(torch.bfloat16).float()
+        rounded = (groups * torch.where(scale == 0, 0.0, 1 / scale)).round().clamp(-8, 7)
+        error = (rounded * scale - groups).square().sum(-1, keepdim=True)
+        better = error < least
+        least, best_scale = torch.where(better, error, least), torch.where(better, scale, best_scale)
+        best = torch.where(better, rounded, best)
+    return pack_nibbles(best.flatten(1).to(torch.int8)), best_scale.squeeze(-1).to(torch.bfloat16)
+
+
+def pack_nibbles(weight: Tensor) -> Tensor:
+    """int8 (N, K) from -8 to 7 -> uint8 (N, K / 2): of 64 weights the first 32 are lower nibbles, the last 32 upper."""
+    nibbles = (weight + 8).to(torch.uint8).unflatten(1, (-1, 2, GROUP))
+    return (nibbles[:, :, 0] | nibbles[:, :, 1] << 4).flatten(1)
+
+
+def unpack_nibbles(packed: Tensor) -> Tensor:
+    """The inverse of `pack_nibbles`: uint8 (N, K / 2) -> int8 (N, K)."""
+    bytes_ = packed.unflatten(1, (-1, GROUP))
+    return torch.stack((bytes_ & 15, bytes_ >> 4), dim=2).flatten(1).to(torch.int8) - 8
+
+
+def dequantize_groups(packed: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The real numbers that 4-bit rows stand for: (N, K / 2), (N, K / 32) -> (N, K)."""
+    if packed.device.type == "cpu" and dtype == torch.bfloat16 and (lib := native.kernels()) is not None:
+        num_rows, num_columns = packed.shape[0], packed.shape[1] * 2
+        out = torch.empty(num_rows, num_columns, dtype=dtype)
+        threads = torch.get_num_threads()
+        lib.widen_int4(packed.data_ptr(), scale.data_ptr(), out.data_ptr(), num_rows, num_columns, threads)
+        return out
+    groups = unpack_nibbles(packed).unflatten(1, (-1, GROUP)).float()
+    return (groups * scale.float()[..., None]).flatten(1).to(dtype)
+
+
+def int4_linear(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
+    """x W^T with W of 4 bits: (..., K), uint8 (N, K' / 2), (N, K' / 32) -> (..., N).
+
+    Few tokens in bfloat16 on a CPU go to the compiled kernel. Otherwise W is dequantized a part at a time.
+    """
+    x = F.pad(x, (0, packed.shape[1] * 2 - x.shape[-1])) if packed.shape[1] * 2 != x.shape[-1] else x
+    rows = x.numel() // x.shape[-1]
+    if _is_small(x, rows) and (out := native.linear("linear_int4", x, (packed, scale), packed.shape[0])) is not None:
+        return out
+    size = _tile_rows(x.shape[-1])
+    parts = zip(packed.split(size), scale.split(size), strict=True)
+    return torch.cat([F.linear(x, dequantize_groups(*part, x.dtype)) for part in parts], dim=-1)
+
+
+def reference_int4_linear(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
+    """The twin of `int4_linear`: dequantize to float32, multiply, round once."""
+    weight = unpack_nibbles(packed).float() * scale.float().repeat_interleave(GROUP, dim=1)
+    return (x.float() @ weight[:, : x.shape[-1]].T).to(x.dtype)
+
+
+def _is_small(x: Tensor, rows: int) -> bool:
+    return rows <= _KERNEL_ROWS and x.dtype == torch.bfloat16 and x.device.type == "cpu"
+
+
+def _tile_rows(num_columns: int) -> int:
+    return max(_TILE_WEIGHTS // num_columns, 1)
+
+
+# ---- layers ----------------------------------------------------------------------------------------------------------
 
 
 class QuantizedLinear(nn.Module):
@@ -84,8 +198,82 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return quantized_linear(x, self.weight, self.weight_scale)
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """As a head: (..., D) -> (..., V)."""
+        return self(hidden)
+
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, int8"
+
+
+class Int4Linear(nn.Module):
+    """Stands where an `nn.Linear` without bias stood; `weight` and `weight_scale` are those of `quantize_groups`.
+
+    Where our kernels cannot be compiled, PyTorch's are used, on a second copy of the weights in their own order.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+
+    def __init__(self, in_features: int, out_features: int, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        width = in_features + -in_features % _STEP
+        self.register_buffer("weight", torch.zeros(out_features, width // 2, dtype=torch.uint8, device=device))
+        self.register_buffer(
+            "weight_scale", torch.ones(out_features, width // GROUP, dtype=torch.bfloat16, device=device)
+        )
+        self._for_torch: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> Int4Linear:
+        """Quantize a layer's weight as it stands."""
+        layer = cls(linear.in_features, linear.out_features, device="meta")
+        layer.weight, layer.weight_scale = quantize_groups(linear.weight)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.numel() // x.shape[-1]
+        if _is_small(x, rows) and native.is_out_of_reach() and self.out_features % 64 == 0:
+            return self._by_torch(x.reshape(rows, -1)).unflatten(0, x.shape[:-1])
+        return int4_linear(x, self.weight, self.weight_scale)
+
+    def _by_torch(self, x: Tensor) -> Tensor:
+        """PyTorch's packed kernel: (M, K) -> (M, N)."""
+        if self._for_torch is None:
+            nibbles = (unpack_nibbles(self.weight) + 8).to(torch.int32)
+            scale_and_zero = torch.stack((self.weight_scale.T, torch.zeros_like(self.weight_scale.T)), dim=-1)
+            packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(nibbles, 1)
+            self._for_torch = packed, scale_and_zero.contiguous()
+        x = F.pad(x, (0, self.weight.shape[1] * 2 - x.shape[-1]))
+        packed, scale_and_zero = self._for_torch
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(x.contiguous(), packed, GROUP, scale_and_zero)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, int4 in groups of {GROUP}"
+
+
+class DecodingLinear(nn.Linear):
+    """An `nn.Linear` without bias whose products of few tokens in bfloat16 run in our kernel; shares its weight."""
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> DecodingLinear:
+        """The same layer around the same weight."""
+        layer = cls(linear.in_features, linear.out_features, bias=False, device="meta")
+        layer.weight = linear.weight
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.numel() // x.shape[-1]
+        if rows <= _BF16_KERNEL_ROWS and x.shape[-1] % 64 == 0 and _is_small(x, rows):
+            out = native.linear("linear_bf16", x, (self.weight,), self.out_features)
+            if out is not None:
+                return out
+        return F.linear(x, self.weight)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """As a head: (..., D) -> (..., V)."""
+        return self(hidden)
 
 
 def replace_linears(
@@ -96,105 +284,3 @@ def replace_linears(
         parent, _, leaf = name.rpartition(".")
         owner = model.get_submodule(parent)
         setattr(owner, leaf, make(getattr(owner, leaf)))
-
-
-def empty_like(linear: nn.Linear) -> QuantizedLinear:
-    """A quantized layer of the same shape on the same device, to be filled from a checkpoint."""
-    return QuantizedLinear(linear.in_features, linear.out_features, device=linear.weight.device)
-
-
-# ---- compressed-tensors' pack-quantized layout -----------------------------------------------------------------------
-
-
-def pack(weight: Tensor) -> Tensor:
-    """int8 (N, K) -> int32 (N, ceil(K / 4)), four bytes a word, the first in the lowest bits, each offset by 128."""
-    padded = F.pad(weight, (0, -weight.shape[1] % 4))
-    return (padded.to(torch.int16) + _OFFSET).to(torch.uint8).view(torch.int32)
-
-
-def unpack(packed: Tensor, num_columns: int) -> Tensor:
-    """The inverse of `pack`: int32 (N, ceil(K / 4)) -> int8 (N, K)."""
-    unsigned = packed.contiguous().view(torch.uint8)[:, :num_columns]
-    return (unsigned.to(torch.int16) - _OFFSET).to(torch.int8)
-
-
-def packed_layers(names: Iterable[str]) -> list[str]:
-    """The layers that a checkpoint holds packed, by its tensor names."""
-    suffix = ".weight_packed"
-    return [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
-
-
-def packed_shapes(num_rows: int, num_columns: int) -> dict[str, tuple[int, ...]]:
-    """The tensors that stand on disk for one layer's weight (N, K)."""
-    return {
-        "weight_packed": (num_rows, -(-num_columns // 4)),
-        "weight_scale": (num_rows, 1),
-        "weight_shape": (2,),
-    }
-
-
-def pack_layer(weight: Tensor) -> dict[str, Tensor]:
-    """Quantize a weight (N, K) into the tensors that stand for it on disk."""
-    rounded, scale = quantize_rows(weight)
-    return {
-        "weight_packed": pack(rounded),
-        "weight_scale": scale[:, None],
-        "weight_shape": torch.tensor(weight.shape),
-    }
-
-
-def unpack_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A packed checkpoint's tensors under the names that `QuantizedLinear` holds; other tensors pass as they are.
-
-    `X.weight_packed`, `X.weight_scale` (N, 1) and `X.weight_shape` become `X.weight` int8 and `X.weight_scale` (N,).
-    """
-    state = dict(tensors)
-    for layer in packed_layers(tensors):
-        _, num_columns = state.pop(f"{layer}.weight_shape").tolist()
-        state[f"{layer}.weight"] = unpack(state.pop(f"{layer}.weight_packed"), num_columns)
-        state[f"{layer}.weight_scale"] = state[f"{layer}.weight_scale"].flatten().to(torch.bfloat16)
-    return state
-
-
-def quantization_config(ignored: Iterable[str]) -> dict[str, Any]:
-    """What `config.json` says of int8 weights with one symmetric scale a row, in compressed-tensors' words."""
-    weights = {
-        "num_bits": _BITS,
-        "type": "int",
-        "symmetric": True,
-        "strategy": "channel",
-        "group_size": None,
-        "dynamic": False,
-    }
-    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
-    return {
-        "quant_method": _METHOD,
-        "format": _FORMAT,
-        "quantization_status": "compressed",
-        "config_groups": {"group_0": group},
-        "ignore": list(ignored),
-    }
-
-
-def check_quantization(config: dict[str, Any] | None, where: object) -> None:
-    """Refuse quantized checkpoints of another kind.
-
-    Raises:
-        CheckpointError: anything but int8 weights with one symmetric scale a row.
-    """
-    if config is None:
-        return
-    groups = config.get("config_groups", {}).values()
-    wanted = quantization_config(())["config_groups"]["group_0"]["weights"]
-    alike = all(
-        (group.get("weights") or {}).get(key) == wanted[key]
-        for group in groups
-        for key in ("num_bits", "type", "symmetric", "strategy")
-    )
-    plain = all(group.get("input_activations") is None for group in groups)
-    if (config.get("quant_method"), config.get("format")) != (_METHOD, _FORMAT) or not (groups and alike and plain):
-        raise CheckpointError(
-            f"{where}: its weights are quantized as {config.get('quant_method')}/{config.get('format')} in a way that "
-            f"is not read here; int8 {_METHOD}/{_FORMAT} with one symmetric scale a row is. Take the original weights "
-            "and run `herd quantize` on them."
-        )

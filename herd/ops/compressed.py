@@ -1,0 +1,186 @@
+"""Quantized weights on disk: compressed-tensors' formats, which `transformers` and vLLM read.
+
+Three schemes: `int8` (a scale for each row, every linear layer of the blocks), `int4` (a scale for 32 weights, the same
+layers) and `fp8` (a scale for each row, activations quantized as they come; the feed-forward layers only, without those
+of the first and last block: facts §10).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from herd.errors import CheckpointError
+from herd.ops.fp8 import Fp8Linear, quantize_fp8
+from herd.ops.quantized import (
+    GROUP,
+    Int4Linear,
+    QuantizedLinear,
+    pack_nibbles,
+    quantize_groups,
+    quantize_rows,
+    unpack_nibbles,
+)
+
+Scheme = Literal["int8", "int4", "fp8"]
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+
+LAYERS: dict[Scheme, type[nn.Module]] = {"int8": QuantizedLinear, "int4": Int4Linear, "fp8": Fp8Linear}
+"""The layer that holds a scheme's weights in memory."""
+
+_METHOD = "compressed-tensors"
+_FORMATS = {"int8": "pack-quantized", "int4": "pack-quantized", "fp8": "float-quantized"}
+_BITS = {"int8": 8, "int4": 4}
+_LAYER = re.compile(r"model\.layers\.(\d+)\.(self_attn|mlp)\.\w+_proj")
+
+
+def takes(scheme: Scheme, name: str, num_layers: int) -> bool:
+    """Whether a scheme quantizes the linear layer of this name."""
+    found = _LAYER.fullmatch(name)
+    if found is None:
+        return False
+    return scheme != "fp8" or (found[2] == "mlp" and 0 < int(found[1]) < num_layers - 1)
+
+
+# ---- tensors ---------------------------------------------------------------------------------------------------------
+
+
+def pack(weight: Tensor, bits: int = 8) -> Tensor:
+    """int8 (N, K) of so many bits -> int32 (N, ceil(K * bits / 32)): the first weight in the lowest bits, no sign."""
+    per_word, offset = 32 // bits, 2 ** (bits - 1)
+    padded = F.pad(weight, (0, -weight.shape[1] % per_word)).to(torch.int16) + offset
+    if bits == 4:
+        padded = padded[:, 0::2] | padded[:, 1::2] << 4
+    return padded.to(torch.uint8).view(torch.int32)
+
+
+def unpack(packed: Tensor, num_columns: int, bits: int = 8) -> Tensor:
+    """The inverse of `pack`: int32 (N, ceil(K * bits / 32)) -> int8 (N, K)."""
+    unsigned = packed.contiguous().view(torch.uint8)
+    if bits == 4:
+        unsigned = torch.stack((unsigned & 15, unsigned >> 4), dim=-1).flatten(1)
+    return (unsigned[:, :num_columns].to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)
+
+
+def packed_layers(names: Iterable[str]) -> list[str]:
+    """The layers that a checkpoint holds quantized, by its tensor names."""
+    return [name.removesuffix(".weight_scale") for name in names if name.endswith(".weight_scale")]
+
+
+def packed_shapes(num_rows: int, num_columns: int, scheme: Scheme = "int8") -> dict[str, tuple[int, ...]]:
+    """The tensors that stand on disk for one layer's weight (N, K)."""
+    if scheme == "fp8":
+        return {"weight": (num_rows, num_columns), "weight_scale": (num_rows, 1)}
+    return {
+        "weight_packed": (num_rows, -(-num_columns * _BITS[scheme] // 32)),
+        "weight_scale": (num_rows, num_columns // GROUP if scheme == "int4" else 1),
+        "weight_shape": (2,),
+    }
+
+
+def pack_layer(weight: Tensor, scheme: Scheme = "int8") -> dict[str, Tensor]:
+    """Quantize a weight (N, K) into the tensors that stand for it on disk."""
+    if scheme == "fp8":
+        rounded, factor = quantize_fp8(weight)
+        return {"weight": rounded, "weight_scale": factor[:, None]}
+    shape = torch.tensor(weight.shape)
+    if scheme == "int4":
+        nibbles, scale = quantize_groups(weight)
+        packed = pack(unpack_nibbles(nibbles)[:, : weight.shape[1]], 4)
+        return {"weight_packed": packed, "weight_scale": scale[:, : weight.shape[1] // GROUP], "weight_shape": shape}
+    rounded, scale = quantize_rows(weight)
+    return {"weight_packed": pack(rounded), "weight_scale": scale[:, None], "weight_shape": shape}
+
+
+def unpack_tensors(tensors: dict[str, Tensor], scheme: Scheme | None = "int8") -> dict[str, Tensor]:
+    """A quantized checkpoint's tensors as the layers in memory hold them; other tensors pass as they are."""
+    state = dict(tensors)
+    if scheme is None:
+        return state
+    for layer in packed_layers(tensors):
+        scale = state[f"{layer}.weight_scale"]
+        if scheme == "fp8":
+            state[f"{layer}.weight_scale"] = scale.flatten().float()
+            continue
+        _, num_columns = state.pop(f"{layer}.weight_shape").tolist()
+        rounded = unpack(state.pop(f"{layer}.weight_packed"), num_columns, _BITS[scheme])
+        if scheme == "int8":
+            state[f"{layer}.weight"], state[f"{layer}.weight_scale"] = rounded, scale.flatten().to(torch.bfloat16)
+        else:
+            missing = -num_columns % (2 * GROUP)
+            state[f"{layer}.weight"] = pack_nibbles(F.pad(rounded, (0, missing)))
+            state[f"{layer}.weight_scale"] = F.pad(scale.to(torch.bfloat16), (0, missing // GROUP))
+    return state
+
+
+def empty_like(module: nn.Module, scheme: Scheme = "int8") -> nn.Module:
+    """A quantized layer of the same shape on the same device, to be filled from a checkpoint."""
+    return LAYERS[scheme](module.in_features, module.out_features, device=module.weight.device)
+
+
+# ---- config.json -----------------------------------------------------------------------------------------------------
+
+
+def quantization_config(ignored: Iterable[str], scheme: Scheme = "int8") -> dict[str, Any]:
+    """What `config.json` says of a scheme, in compressed-tensors' words."""
+    group = {
+        "targets": ["Linear"],
+        "weights": _weights(scheme),
+        "input_activations": _activations() if scheme == "fp8" else None,
+        "output_activations": None,
+    }
+    return {
+        "quant_method": _METHOD,
+        "format": _FORMATS[scheme],
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": group},
+        "ignore": list(ignored),
+    }
+
+
+def _weights(scheme: Scheme) -> dict[str, Any]:
+    return {
+        "num_bits": _BITS.get(scheme, 8),
+        "type": "float" if scheme == "fp8" else "int",
+        "symmetric": True,
+        "strategy": "group" if scheme == "int4" else "channel",
+        "group_size": GROUP if scheme == "int4" else None,
+        "dynamic": False,
+    }
+
+
+def _activations() -> dict[str, Any]:
+    return {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "token", "group_size": None, "dynamic": True}
+
+
+def check_quantization(config: dict[str, Any] | None, where: object) -> Scheme | None:
+    """The scheme of a checkpoint, None where it is not quantized.
+
+    Raises:
+        CheckpointError: its weights are quantized in another way than `herd quantize` does it.
+    """
+    if config is None:
+        return None
+    groups = [group for group in config.get("config_groups", {}).values() if isinstance(group, dict)]
+    for scheme in SCHEMES:
+        named = (config.get("quant_method"), config.get("format")) == (_METHOD, _FORMATS[scheme])
+        if named and groups and all(_is_alike(group, scheme) for group in groups):
+            return scheme
+    raise CheckpointError(
+        f"{where}: its weights are quantized as {config.get('quant_method')}/{config.get('format')} in a way that "
+        f"is not read here; {_METHOD} with int8 or FP8 by rows or int4 in groups of {GROUP}, symmetric, is. Take the "
+        "original weights and run `herd quantize` on them."
+    )
+
+
+def _is_alike(group: dict[str, Any], scheme: Scheme) -> bool:
+    weights, wanted = group.get("weights") or {}, _weights(scheme)
+    names = ("num_bits", "type", "symmetric", "strategy") + (("group_size",) if scheme == "int4" else ())
+    return all(weights.get(name) == wanted[name] for name in names) and (
+        bool(group.get("input_activations")) == (scheme == "fp8")
+    )

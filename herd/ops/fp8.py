@@ -1,0 +1,84 @@
+"""FP8 matrix products as in the paper: a scale for each row of the weight and for each token, bounded above.
+
+The weight is stored in 8-bit floating point (e4m3); each token's activations are scaled to its range as they come. A
+token of huge activations would get a huge scale and its small values would vanish, so the row maximum that sets the
+scale is at most 1200; what lies beyond saturates.
+
+Source: "The Llama 3 Herd of Models", section 6.2; facts §10.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+UPPER_BOUND = 1200.0
+"""The largest activation that may set a token's scale."""
+
+FP8 = torch.float8_e4m3fn
+LARGEST_FP8 = torch.finfo(FP8).max  # 448
+
+
+def quantize_fp8(rows: Tensor, upper_bound: float | None = None) -> tuple[Tensor, Tensor]:
+    """Each row in FP8: (..., K) -> FP8 (..., K) and the factor (...) float32 that gives the row back.
+
+    Example: the row [2.0, -448.0] becomes itself with factor 1; with 4480.0 in the place of -448.0 and the bound 1200,
+    the factor is 1200 / 448 and the large value saturates.
+    """
+    wide = rows.float()
+    largest = wide.abs().amax(-1).clamp(1e-12, upper_bound)
+    factor = largest / LARGEST_FP8
+    return (wide / factor[..., None]).clamp(-LARGEST_FP8, LARGEST_FP8).to(FP8), factor
+
+
+def fp8_linear(x: Tensor, weight: Tensor, factor: Tensor) -> Tensor:
+    """x W^T with both in FP8: (..., K), FP8 (N, K), (N,) float32 -> (..., N).
+
+    On a GPU that has them the products are FP8 ones; elsewhere the same numbers are multiplied in x's type, wide enough
+    to hold every FP8 value exactly.
+    """
+    small, token_factor = quantize_fp8(x, UPPER_BOUND)
+    if x.device.type == "cuda" and x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (8, 9):
+        out = torch._scaled_mm(
+            small.flatten(0, -2),
+            weight.T,
+            scale_a=token_factor.reshape(-1, 1),
+            scale_b=factor.reshape(1, -1),
+            out_dtype=x.dtype,
+            use_fast_accum=True,
+        )
+        return out.unflatten(0, x.shape[:-1])
+    products = (small.to(x.dtype) @ weight.to(x.dtype).T).float()
+    return (products * token_factor[..., None] * factor).to(x.dtype)
+
+
+def reference_fp8_linear(x: Tensor, weight: Tensor, factor: Tensor) -> Tensor:
+    """The twin of `fp8_linear`: give every number its real size in float32, then multiply."""
+    small, token_factor = quantize_fp8(x, UPPER_BOUND)
+    return ((small.float() * token_factor[..., None]) @ (weight.float() * factor[:, None]).T).to(x.dtype)
+
+
+class Fp8Linear(nn.Module):
+    """Stands where an `nn.Linear` without bias stood; holds FP8 `weight` (N, K) and `weight_scale` (N,) float32."""
+
+    weight: Tensor
+    weight_scale: Tensor
+
+    def __init__(self, in_features: int, out_features: int, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=FP8, device=device))
+        self.register_buffer("weight_scale", torch.ones(out_features, dtype=torch.float32, device=device))
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> Fp8Linear:
+        """Quantize a layer's weight as it stands."""
+        layer = cls(linear.in_features, linear.out_features, device="meta")
+        layer.weight, layer.weight_scale = quantize_fp8(linear.weight.detach())
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fp8_linear(x, self.weight, self.weight_scale)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, fp8 by rows"
