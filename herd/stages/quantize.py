@@ -1,22 +1,26 @@
-"""Quantize: int8 weights, and what that changes in size, speed, bits per byte and predictions."""
+"""Quantize: weights of 8 or 4 bits, and what that changes in size, speed, bits per byte and predictions."""
 
 from __future__ import annotations
 
 import gc
 import time
 from pathlib import Path
+from typing import Literal
 
 import torch
+from torch import nn
 
 from herd.config import settings
 from herd.data.shards import Documents, open_heldout
 from herd.evals.perplexity import code_length, sample_documents
 from herd.infer.engine import Engine
-from herd.infer.quantize import Quantized, quantize_folder
+from herd.infer.quantize import MEMORY_BYTES, Quantized, quantize_folder
 from herd.log import say, size
 from herd.model.checkpoint import find_checkpoint, load
 from herd.model.llama import LlamaForCausalLM
 from herd.model.weights import tensors_in_folder
+from herd.ops import native
+from herd.ops.quantized import Int4Linear, QuantizedLinear, dequantize_rows, quantize_rows
 from herd.run import Run, open_run
 from herd.types import SamplingParams
 
@@ -26,12 +30,16 @@ _TIMED_ANSWERS, _TIMED_TOKENS = 5, 48
 
 @settings
 class QuantizeSettings:
-    """Make an int8 copy of a checkpoint and measure it beside the original."""
+    """Make a smaller copy of a checkpoint and measure it beside the original."""
 
     checkpoint: Path
     """Checkpoint or run folder of a language model."""
     out: Path
     """Run folder to write; the copy is its `checkpoint/`."""
+    scheme: Literal["int8", "int4", "fp8"] = "int8"
+    """int8: a scale for each row. int4: a scale for 32 weights. fp8: the paper's, for GPUs; see herd/ops/fp8.py."""
+    memory_bytes: int = MEMORY_BYTES
+    """What quantizing may hold in memory beside the tensor it reads, in bytes."""
     shards: Path | None = None
     """Run folder of `herd pack`: bits per byte are measured on its held-out side; not measured without it."""
     max_bytes: int = 30_000
@@ -40,12 +48,14 @@ class QuantizeSettings:
     """Context for bits per byte, in tokens; default: the model's own, at most 1024."""
 
     def __post_init__(self):
+        if self.memory_bytes < 1_000_000:
+            raise ValueError("memory_bytes must be at least 1000000")
         if self.max_bytes < 1 or (self.context_tokens or 2) < 2:
             raise ValueError("max_bytes must be at least 1 and context_tokens at least 2")
 
 
 def run(settings: QuantizeSettings) -> Path:
-    """Write `checkpoint/` in int8; the figures compare it with the original."""
+    """Write the quantized `checkpoint/`; the figures compare it with the original."""
     inputs = {"checkpoint": settings.checkpoint, "shards": settings.shards}
     with open_run(settings.out, stage="quantize", settings=settings, inputs=inputs) as run:
         if run.finished:
@@ -53,7 +63,7 @@ def run(settings: QuantizeSettings) -> Path:
         source, target = find_checkpoint(settings.checkpoint), run.path / "checkpoint"
         heldout = open_heldout(settings.shards) if settings.shards else {}
         run.need(disk_bytes=_num_bytes(source))
-        change = quantize_folder(source, target)
+        change = quantize_folder(source, target, settings.scheme, settings.memory_bytes)
         figures = _sizes(change) | _speeds(source, target) | _qualities(source, target, heldout, settings)
         _tell(run, figures)
         run.finish(figures)
@@ -85,6 +95,7 @@ def _speeds(source: Path, target: Path) -> dict[str, float]:
 
 
 def _decode_speed(folder: Path) -> float:
+    native.wait()
     engine = Engine(folder, cache_bytes=2**26, max_sequences=1)
     params = SamplingParams(temperature=1.0, top_p=1.0, max_tokens=_TIMED_TOKENS)
     speeds = []
@@ -111,12 +122,20 @@ def _qualities(
     """Bits per byte of both on the same held-out text, and how far their predictions are apart."""
     if not heldout:
         return {}
-    before, after = load(source), load(target)
+    before, after = load(source), _as_served(load(target))
     context = min(settings.context_tokens or 1024, before.config.max_position_embeddings)
     return {
         "heldout_bits_per_byte_before": _bits_per_byte(before, heldout, settings.max_bytes, context),
         "heldout_bits_per_byte_after": _bits_per_byte(after, heldout, settings.max_bytes, context),
     } | _divergence(before, after, heldout, context)
+
+
+def _as_served(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """The model with its head rounded as the engine does it when it opens int8 or int4 weights."""
+    if any(isinstance(module, QuantizedLinear | Int4Linear) for module in model.modules()):
+        weight = model.lm_head.weight
+        model.lm_head.weight = nn.Parameter(dequantize_rows(*quantize_rows(weight), weight.dtype), requires_grad=False)
+    return model
 
 
 def _bits_per_byte(

@@ -44,6 +44,14 @@ def test_the_copy_opens_and_its_figures_stand_beside_the_originals(tmp_path, che
     assert Engine(out).generate("The quick").tokens
 
 
+@pytest.mark.parametrize("scheme", ["int4", "fp8"])
+def test_other_schemes_are_measured_in_the_same_way(tmp_path, checkpoint, shards, scheme):
+    out = run(QuantizeSettings(checkpoint=checkpoint, shards=shards, out=tmp_path / "out", scheme=scheme))
+    figures = json.loads((out / "run.json").read_text())["figures"]
+    assert figures["kl_nats_per_token"] < 0.4 and figures["decode_tokens_per_second_after"] > 0
+    assert Engine(out).generate("The quick").tokens
+
+
 def test_without_shards_only_size_and_speed_are_measured(tmp_path, checkpoint):
     out = run(QuantizeSettings(checkpoint=checkpoint, out=tmp_path / "out"))
     figures = json.loads((out / "run.json").read_text())["figures"]
