@@ -27,7 +27,7 @@ from herd.evals.perplexity import sample_documents
 from herd.model.checkpoint import load
 from herd.model.config import num_parameters
 from herd.model.llama import LlamaForCausalLM
-from herd.ops import native
+from herd.ops import decoding
 from herd.ops.compressed import takes
 from herd.ops.fp8 import quantize_fp8
 from herd.ops.quantized import dequantize_groups, dequantize_rows, quantize_groups, quantize_rows
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("pack", type=Path)
     arguments = parser.parse_args()
-    native.wait()
+    decoding.wait()
     original = load(arguments.checkpoint, dtype=torch.float32)
     rows = held_out_rows(open_heldout(arguments.pack), original.config.max_position_embeddings)
     figures = {name: divergence(original, arguments.checkpoint, *how, rows) for name, how in CONTESTANTS.items()}

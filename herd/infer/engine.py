@@ -38,7 +38,7 @@ from herd.infer.scheduler import Plan, Scheduler
 from herd.model.checkpoint import empty_model, find_checkpoint
 from herd.model.checkpoint import load as load_checkpoint
 from herd.model.llama import Attend, LlamaForCausalLM
-from herd.ops import native
+from herd.ops import decoding
 from herd.ops.compressed import LAYERS, Scheme, empty_like, takes
 from herd.ops.paged_attention import paged_attention
 from herd.ops.quantized import DecodingLinear, Int4Linear, QuantizedLinear, replace_linears
@@ -82,7 +82,7 @@ class Engine:
         folder = find_checkpoint(path)
         _check_device(device)
         if device == "cpu":
-            native.start()
+            decoding.start()
         model = load_checkpoint(folder, dtype=dtype, device=device, attend=paged_attention)
         if not isinstance(model, LlamaForCausalLM):
             raise CheckpointError(f"{folder} holds a reward model, which gives scores and no text.")
@@ -516,7 +516,7 @@ def quantize_layers(model: LlamaForCausalLM, scheme: Scheme) -> None:
         CapacityError: the scheme does not fit the model's shape.
     """
     if scheme == "int4":
-        native.wait()  # two seconds at most, where the plain way would take a minute
+        decoding.wait()  # two seconds at most, where the plain way would take a minute
     num_layers = model.config.num_hidden_layers
     names = [
         name

@@ -17,7 +17,7 @@ from herd.errors import CheckpointError
 from herd.model.checkpoint import find_checkpoint
 from herd.model.config import CAUSAL_LM, ModelConfig
 from herd.model.weights import INDEX, SINGLE, TensorInfo, read_tensors, tensors_in_folder
-from herd.ops import native
+from herd.ops import decoding
 from herd.ops.compressed import SCHEMES, Scheme, pack_layer, quantization_config, takes
 from herd.ops.quantized import GROUP
 from herd.run import atomic_folder
@@ -58,7 +58,7 @@ def quantize_folder(
         raise CheckpointError(f"{folder} is quantized already; give the original weights.")
     if config.architecture != CAUSAL_LM:
         raise CheckpointError(f"{folder} is a {config.architecture}; only language models are quantized.")
-    native.wait()
+    decoding.wait()
     tensors = tensors_in_folder(folder)
     layers = [name.removesuffix(".weight") for name in tensors]
     chosen = {name for name in layers if takes(scheme, name, config.num_hidden_layers)}

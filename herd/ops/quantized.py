@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from herd.ops import native
+from herd.ops import decoding
 
 LARGEST = 127
 """The largest int8 magnitude used; -128 stays out, so that the range is symmetric."""
@@ -63,7 +63,7 @@ def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     if _is_small(x, rows):
         if (
             x.shape[-1] % 32 == 0
-            and (out := native.linear("linear_int8", x, (weight, scale), weight.shape[0])) is not None
+            and (out := decoding.linear("linear_int8", x, (weight, scale), weight.shape[0])) is not None
         ):
             return out
         if rows <= _TORCH_KERNEL_ROWS:
@@ -92,7 +92,7 @@ def quantize_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
     if weight.shape[1] % GROUP:
         raise ValueError(f"rows of {weight.shape[1]} weights cannot be cut into groups of {GROUP}")
     rows = F.pad(weight.detach().float(), (0, -weight.shape[1] % _STEP)).contiguous()
-    lib = native.kernels() if rows.device.type == "cpu" else None
+    lib = decoding.kernels() if rows.device.type == "cpu" else None
     if lib is None:
         return reference_quantize_groups(rows)
     num_rows, num_columns = rows.shape
@@ -135,7 +135,7 @@ def unpack_nibbles(packed: Tensor) -> Tensor:
 
 def dequantize_groups(packed: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The real numbers that 4-bit rows stand for: (N, K / 2), (N, K / 32) -> (N, K)."""
-    if packed.device.type == "cpu" and dtype == torch.bfloat16 and (lib := native.kernels()) is not None:
+    if packed.device.type == "cpu" and dtype == torch.bfloat16 and (lib := decoding.kernels()) is not None:
         num_rows, num_columns = packed.shape[0], packed.shape[1] * 2
         out = torch.empty(num_rows, num_columns, dtype=dtype)
         threads = torch.get_num_threads()
@@ -152,7 +152,7 @@ def int4_linear(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
     """
     x = F.pad(x, (0, packed.shape[1] * 2 - x.shape[-1])) if packed.shape[1] * 2 != x.shape[-1] else x
     rows = x.numel() // x.shape[-1]
-    if _is_small(x, rows) and (out := native.linear("linear_int4", x, (packed, scale), packed.shape[0])) is not None:
+    if _is_small(x, rows) and (out := decoding.linear("linear_int4", x, (packed, scale), packed.shape[0])) is not None:
         return out
     size = _tile_rows(x.shape[-1])
     parts = zip(packed.split(size), scale.split(size), strict=True)
@@ -234,7 +234,7 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
-        if _is_small(x, rows) and native.is_out_of_reach() and self.out_features % 64 == 0:
+        if _is_small(x, rows) and decoding.is_out_of_reach() and self.out_features % 64 == 0:
             return self._by_torch(x.reshape(rows, -1)).unflatten(0, x.shape[:-1])
         return int4_linear(x, self.weight, self.weight_scale)
 
@@ -266,7 +266,7 @@ class DecodingLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
         if rows <= _BF16_KERNEL_ROWS and x.shape[-1] % 64 == 0 and _is_small(x, rows):
-            out = native.linear("linear_bf16", x, (self.weight,), self.out_features)
+            out = decoding.linear("linear_bf16", x, (self.weight,), self.out_features)
             if out is not None:
                 return out
         return F.linear(x, self.weight)

@@ -19,7 +19,7 @@ from herd.log import say, size
 from herd.model.checkpoint import find_checkpoint, load
 from herd.model.llama import LlamaForCausalLM
 from herd.model.weights import tensors_in_folder
-from herd.ops import native
+from herd.ops import decoding
 from herd.ops.quantized import Int4Linear, QuantizedLinear, dequantize_rows, quantize_rows
 from herd.run import Run, open_run
 from herd.types import SamplingParams
@@ -95,7 +95,7 @@ def _speeds(source: Path, target: Path) -> dict[str, float]:
 
 
 def _decode_speed(folder: Path) -> float:
-    native.wait()
+    decoding.wait()
     engine = Engine(folder, cache_bytes=2**26, max_sequences=1)
     params = SamplingParams(temperature=1.0, top_p=1.0, max_tokens=_TIMED_TOKENS)
     speeds = []

@@ -13,7 +13,7 @@ from herd.errors import CheckpointError
 from herd.infer.engine import Engine
 from herd.infer.quantize import quantize_folder
 from herd.model.checkpoint import as_reward_model, load, save
-from herd.ops import native
+from herd.ops import decoding
 from herd.ops.compressed import SCHEMES, pack, unpack
 from herd.ops.fp8 import UPPER_BOUND, fp8_linear, quantize_fp8, reference_fp8_linear
 from herd.ops.quantized import (
@@ -162,10 +162,10 @@ def test_transformers_reads_the_folder_and_predicts_the_same(tmp_path, tied, sch
 def kernels(request, monkeypatch):
     """Both ways to compute, wherever the compiled kernels can be had."""
     if request.param == "PyTorch alone":
-        monkeypatch.setattr(native, "_library", None)
-        monkeypatch.setattr(native, "_building", None)
-    elif not native.wait():
-        pytest.skip(native.status())
+        monkeypatch.setattr(decoding, "_library", None)
+        monkeypatch.setattr(decoding, "_building", None)
+    elif not decoding.wait():
+        pytest.skip(decoding.status())
     return request.param
 
 
@@ -214,11 +214,11 @@ def test_the_int4_product_agrees_with_its_twin(kernels, dtype, num_tokens, num_c
 
 
 def test_without_a_compiler_int4_runs_in_pytorchs_own_kernel(monkeypatch):
-    monkeypatch.setattr(native, "_library", None)
-    monkeypatch.setattr(native, "_building", None)
+    monkeypatch.setattr(decoding, "_library", None)
+    monkeypatch.setattr(decoding, "_building", None)
     layer = Int4Linear.from_linear(torch.nn.Linear(128, 192, bias=False))
     x = torch.randn(3, 128).bfloat16()
-    assert native.is_out_of_reach()
+    assert decoding.is_out_of_reach()
     torch.testing.assert_close(
         layer(x), reference_int4_linear(x, layer.weight, layer.weight_scale), rtol=2**-6, atol=0.03
     )
