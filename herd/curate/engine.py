@@ -25,21 +25,26 @@ Task = Callable[[dict], dict]
 
 
 def map_parts(
-    task: Task, jobs: list[dict], processes: int, label: str, engine: Engine = "native", address: str | None = None
+    task: Task,
+    jobs: list[dict],
+    processes: int | None,
+    label: str,
+    engine: Engine = "native",
+    address: str | None = None,
 ) -> Iterator[dict]:
-    """Run a pure function over jobs; results come in as they are ready.
+    """Run a pure function over jobs; results come in as they are ready. `processes` None takes every core there is.
 
-    A single job, or a single process, needs no runner and stays in this process.
+    A single job, or a single process, needs no runner and stays in this process; on Ray nothing does.
 
     Raises:
         UserError, OSError: what a task raised, wherever it ran.
     """
     if not jobs:
         return
-    processes = min(processes, len(jobs))
     if engine == "ray":
-        results = _map_with_daft(task, jobs, processes, on_ray(address))
+        results = _map_with_daft(task, jobs, min(_ray_processes(processes, address), len(jobs)), on_ray=True)
     else:
+        processes = min(processes or os.cpu_count() or 1, len(jobs))
         results = map(task, jobs) if processes == 1 else _map_with_daft(task, jobs, processes, on_ray=False)
     with progress(label, total=len(jobs), unit="parts") as bar:
         for result in results:
@@ -61,8 +66,13 @@ def _map_with_daft(task: Task, jobs: list[dict], processes: int, on_ray: bool) -
         yield _result(json.loads(row["result"]))
 
 
-def on_ray(address: str | None) -> bool:
-    """Make Daft use a Ray cluster from now on in this process: at `address`, or one started here. Always True.
+def _ray_processes(processes: int | None, address: str | None) -> int:
+    cores = _ray(address)
+    return processes or cores
+
+
+def _ray(address: str | None) -> int:
+    """Make Daft use a Ray cluster from now on in this process: at `address`, or one started here. Returns its cores.
 
     Raises:
         ConfigError: the `ray` extra is not installed, the cluster cannot be reached, or Daft already runs otherwise.
@@ -74,12 +84,15 @@ def on_ray(address: str | None) -> bool:
         raise ConfigError("work.engine: `ray` needs the extra: pip install 'herd-lm[ray]'") from None
     try:
         if not ray.is_initialized():
-            ray.init(address=address, runtime_env={"env_vars": {"DO_NOT_TRACK": "1"}}, log_to_driver=False)
+            environment = {"env_vars": {"DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0"}}
+            local = {} if address else {"include_dashboard": False}
+            ray.init(address=address, runtime_env=environment, log_to_driver=False, **local)
         if daft.get_or_infer_runner_type() != "ray":
             daft.set_runner_ray(address)
+        return max(1, int(ray.cluster_resources().get("CPU", 1)))
     except Exception as error:  # Ray and Daft raise many kinds
-        raise ConfigError(f"work.address: no Ray cluster at {address or 'this machine'}: {error}") from None
-    return True
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"work.address: no Ray cluster at {address or 'this machine'}: {reason}") from None
 
 
 # ---- errors travel as values: a runner would wrap them ---------------------------------------------------------------

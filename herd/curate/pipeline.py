@@ -10,7 +10,6 @@ are missing or damaged. Between the maps stand the steps over the whole corpus (
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -60,7 +59,7 @@ class Work:
     """How the work is cut."""
 
     processes: int | None = None
-    """Processes that extract and judge at the same time; default: one for each core."""
+    """Processes that extract and judge at the same time; default: one for each core of the machine or cluster."""
     part_bytes: int = 8_000_000
     """Bytes of pages in a part: what a killed run may have to do again, and what a process holds."""
     memory_bytes: int = 64_000_000
@@ -132,7 +131,7 @@ def _records(
     """The records of all jobs in order, after those that are missing or damaged were made; `report` sees them come."""
     done = [read_record(path) for path in paths]
     waiting = [job for job, record in zip(jobs, done, strict=True) if record is None]
-    for result in map_parts(task, waiting, _processes(work), label, work.engine, work.address):
+    for result in map_parts(task, waiting, work.processes, label, work.engine, work.address):
         if report is not None:
             report(result)
     for path, record in zip(paths, done, strict=True):
@@ -474,7 +473,3 @@ def _with_title(row: dict) -> None:
     title, text = row["title"], row["text"]
     if title and text and title not in text[: len(title) + 300]:
         row["text"] = f"{title}\n\n{text}"
-
-
-def _processes(work: Work) -> int:
-    return work.processes or (os.cpu_count() or 1)

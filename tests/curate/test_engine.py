@@ -1,0 +1,79 @@
+"""Where parts are worked on changes nothing about what comes out."""
+
+import errno
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from herd.curate.engine import map_parts
+from herd.curate.pipeline import Work
+from herd.errors import ConfigError, DataError
+from tests.curate.test_pipeline import crawl, curated  # noqa: F401  (a fixture)
+
+ROOT = Path(__file__).parents[2]
+ON_RAY = """
+import sys
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from herd.curate.pipeline import Work
+from tests.curate.test_pipeline import curated
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+cluster.add_node(num_cpus=1)
+crawl, out = Path(sys.argv[1]), Path(sys.argv[2])
+for part_bytes in (12_000, 40_000):
+    curated(crawl, out / str(part_bytes), work=Work(part_bytes=part_bytes, engine="ray", address=cluster.address))
+assert len(ray.nodes()) == 2
+"""
+
+
+def summary(out):
+    """The rows' content hash, sorted by id, and the funnel's counts."""
+    rows = sorted(pq.read_table(out / "documents").to_pylist(), key=lambda row: (row["id"], row["url"]))
+    steps = json.loads((out / "funnel.json").read_text())["steps"]
+    names = ("name", "documents_in", "documents_out", "bytes_in", "bytes_out", "reasons", "notes")
+    counts = [{name: step[name] for name in names} for step in steps]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest(), counts
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_of_two_nodes_gives_the_same_rows_for_any_cut(crawl, tmp_path):  # noqa: F811
+    pytest.importorskip("ray")
+    curated(crawl, tmp_path / "native", work=Work(part_bytes=12_000, processes=1))
+    (tmp_path / "ray").mkdir()
+    command = [sys.executable, "-c", ON_RAY, str(crawl), str(tmp_path / "ray")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for part_bytes in (12_000, 40_000):
+        assert summary(tmp_path / "ray" / str(part_bytes)) == summary(tmp_path / "native")
+
+
+def fail(job):
+    if job["kind"] == "full":
+        raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+    if job["kind"] == "bad":
+        raise DataError("what is wrong, and where")
+    return job
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_errors_come_back_as_what_they_were(processes):
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        list(map_parts(fail, [{"kind": "fine"}, {"kind": "full"}], processes, "test"))
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "somewhere")
+
+
+def test_a_users_error_comes_back_with_its_words():
+    with pytest.raises(DataError, match="what is wrong, and where"):
+        list(map_parts(fail, [{"kind": "fine"}, {"kind": "bad"}], 1, "test"))
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"pip install 'herd-lm\[ray\]'"):
+        list(map_parts(fail, [{"kind": "fine"}], None, "test", "ray"))
