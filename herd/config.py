@@ -8,7 +8,8 @@
 
     load(Optimizer, Path("recipe.yaml"), ["lr=1e-3"])
 
-A recipe may name another as `base:` and change only what differs. The docstring under a field is its documentation: it
+A recipe may name another as `base:` and change only what differs. A class may have a static method `derived(values)`
+that gives defaults following from what was set (a learning rate from a size); whatever is set wins. The docstring under a field is its documentation: it
 is what `--help` and the JSON schema for editors show.
 """
 
@@ -58,6 +59,7 @@ def load(cls: type[S], file: Path | None = None, overrides: Sequence[str] = ()) 
     values, origin = _read_recipe(file, ()) if file else ({}, {})
     faults = _apply_overrides(cls, values, origin, overrides)
     faults += _unknown_keys(cls, values, origin)
+    faults += _derive(cls, values)
     try:
         result = _adapter(cls).validate_python(values)
     except ValidationError as error:
@@ -204,6 +206,25 @@ def _apply_overrides(cls: type, values: dict, origin: dict[str, str], overrides:
         node[path[-1]] = value
         origin[name] = word
     return faults
+
+
+def _derive(cls: type, values: dict) -> list[str]:
+    """Put the defaults that follow from the given values beneath them."""
+    if not hasattr(cls, "derived"):
+        return []
+    try:
+        _fill(values, cls.derived(values))
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _fill(values: dict, defaults: dict) -> None:
+    for name, default in defaults.items():
+        if isinstance(default, dict) and isinstance(values.get(name, {}), dict):
+            _fill(values.setdefault(name, {}), default)
+        else:
+            values.setdefault(name, default)
 
 
 # ---- faults ----------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from herd.model.checkpoint import empty_model, load
 from herd.model.config import ModelConfig, num_parameters
 from herd.model.init import initialize
 from herd.model.llama import LlamaForCausalLM
+from herd.model.sizes import hyperparameters, model_of_depth, model_of_size
 from herd.ops.probe import best_dtype, matmul_rate
 from herd.run import Run, atomic_write, open_run, read_metrics
 from herd.tokenizer.tokenizer import Tokenizer
@@ -38,6 +39,14 @@ from herd.train.trainer import SavingSettings, at_shares, finish, train
 from herd.types import SamplingParams
 
 _SAMPLE_SHARES = (0.25, 0.5, 1.0)
+_DIALLED = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "tie_word_embeddings",
+)
 _SHAPE = {field.name for field in fields(ModelConfig)}
 _STATE_COPIES = 3  # of the state on disk at once: the last good one, the one being written, the checkpoint
 
@@ -94,6 +103,10 @@ class PretrainSettings:
     """Tokenizer the shards were packed with."""
     out: Path
     """Run folder to write."""
+    size: str | None = None
+    """Size of a new model (15M, 125M, 1B, 8B, ...): sets shape, tokens, batch and learning rate where they are not."""
+    depth: int | None = None
+    """The same dial by layers instead of parameters."""
     checkpoint: Path | None = None
     """Checkpoint to start from; a new model when not given."""
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -118,6 +131,26 @@ class PretrainSettings:
             raise ValueError("tokens must be at least 1")
         if not 0 <= self.min_quality < 100:
             raise ValueError("min_quality is a percentile: at least 0 and less than 100")
+
+    @staticmethod
+    def derived(values: dict) -> dict:
+        """What follows from `size` or `depth`: the shape, and the paper's laws for the rest (`herd.model.sizes`)."""
+        size, depth = values.get("size"), values.get("depth")
+        if size is None and depth is None:
+            return {}
+        if size is not None and depth is not None:
+            raise ValueError("`size` and `depth` are one dial: give one of them")
+        shape = model_of_size(str(size)) if size is not None else model_of_depth(int(depth))
+        found = hyperparameters(num_parameters(shape))
+        row_tokens = 8192 if shape.hidden_size >= 2048 else 2048 if shape.hidden_size >= 768 else 512
+        batch_tokens = max(found.batch_tokens, row_tokens)
+        return {
+            "model": {name: getattr(shape, name) for name in (*_DIALLED, "rope_theta")},
+            "tokens": float(found.tokens),
+            "batch": {"tokens": batch_tokens, "row_tokens": row_tokens, "micro_tokens": max(row_tokens, 4096)},
+            "optimizer": {"learning_rate": found.learning_rate},
+            "schedule": {"warmup_steps": found.warmup_steps},
+        }
 
 
 def run(settings: PretrainSettings) -> Path:

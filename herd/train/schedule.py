@@ -21,10 +21,12 @@ class ScheduleSettings:
     """Steps of linear warm-up."""
     final_share: float = 0.01
     """What is left at the end, as a share of the peak (cosine and linear)."""
+    steps: int | None = None
+    """Steps that the fall is laid out over; a shorter run ends above the final share. The run's own when not given."""
 
     def __post_init__(self):
-        if self.warmup_steps < 0:
-            raise ValueError("warmup_steps must be 0 or more")
+        if self.warmup_steps < 0 or (self.steps is not None and self.steps < 1):
+            raise ValueError("warmup_steps must be 0 or more, steps at least 1")
         if not 0 <= self.final_share <= 1:
             raise ValueError("final_share must lie between 0 and 1")
 
@@ -40,13 +42,21 @@ class BatchSettings:
     micro_tokens: int = 4096
     """Tokens that go through the model at once; gradients of the micro-batches of a step are summed."""
     double_at: list[float] = field(default_factory=list)
-    """Shares of the run (0 to 1) at which the batch doubles until it reaches `tokens`: the batch ramp."""
+    """Shares of the run's steps (0 to 1) at which the batch doubles until it reaches `tokens`: the batch ramp."""
+    first_row_tokens: int | None = None
+    """Tokens of a row before the first doubling, where rows are shorter at first."""
 
     def __post_init__(self):
         if min(self.tokens, self.row_tokens, self.micro_tokens) < 1:
             raise ValueError("tokens, row_tokens and micro_tokens must be positive")
         if sorted(self.double_at) != list(self.double_at) or not all(0 < share < 1 for share in self.double_at):
             raise ValueError("double_at must be ascending shares between 0 and 1")
+        if self.first_row_tokens is not None and not 0 < self.first_row_tokens <= self.row_tokens:
+            raise ValueError("first_row_tokens must be positive and at most row_tokens")
+
+    def row_tokens_at(self, part: int) -> int:
+        """Tokens of a row in the given part of the ramp, counted from 0."""
+        return self.first_row_tokens if self.first_row_tokens and part == 0 and self.double_at else self.row_tokens
 
 
 def learning_rate(schedule: ScheduleSettings, peak: float, step: int, num_steps: int) -> float:
@@ -59,7 +69,7 @@ def learning_rate(schedule: ScheduleSettings, peak: float, step: int, num_steps:
         return peak * (step + 1) / warmup
     if schedule.shape == "constant":
         return peak
-    progress = (step + 1 - warmup) / max(num_steps - warmup, 1)
+    progress = min((step + 1 - warmup) / max((schedule.steps or num_steps) - warmup, 1), 1.0)
     fall = 1 - progress if schedule.shape == "linear" else (1 + math.cos(math.pi * progress)) / 2
     return peak * (schedule.final_share + (1 - schedule.final_share) * fall)
 
@@ -68,15 +78,17 @@ def phases(batch: BatchSettings, num_steps: int, mixture: Mapping[str, float]) -
     """The loader's phases of a run: one per batch size of the ramp."""
     begins = [0] + [round(share * num_steps) for share in batch.double_at]
     sizes = [batch.tokens >> (len(begins) - 1 - index) for index in range(len(begins))]
+    rows = [batch.row_tokens_at(part) for part in range(len(begins))]
     return [
-        Phase(step=step, batch_tokens=size, row_tokens=batch.row_tokens, mixture=mixture)
-        for step, size in dict(zip(begins, sizes)).items()
+        Phase(step=step, batch_tokens=size, row_tokens=length, mixture=mixture)
+        for step, (size, length) in dict(zip(begins, zip(sizes, rows))).items()
     ]
 
 
 def steps_for(batch: BatchSettings, tokens: float) -> int:
     """How many steps see about `tokens` tokens, the ramp considered."""
     edges = [0.0, *batch.double_at, 1.0]
-    sizes = [max(1, round((batch.tokens >> k) / batch.row_tokens)) for k in reversed(range(len(edges) - 1))]
-    mean = sum((edges[i + 1] - edges[i]) * size * batch.row_tokens for i, size in enumerate(sizes))
+    lengths = [batch.row_tokens_at(part) for part in range(len(edges) - 1)]
+    sizes = [max(1, round((batch.tokens >> k) / lengths[-1 - k])) for k in reversed(range(len(edges) - 1))]
+    mean = sum((edges[i + 1] - edges[i]) * sizes[i] * lengths[i] for i in range(len(sizes)))
     return max(1, round(tokens / mean))

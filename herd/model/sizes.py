@@ -1,0 +1,131 @@
+"""Sizes of models: Llama's own shapes, one dial for everything else, and the hyperparameters that follow from a size.
+
+The dial is the depth: a model of depth L is 64 L wide up to 12 layers, 128 L wide from 32 on, and in between the ratio
+rises evenly. So it passes through shapes that are known to train well (GPT-2 small: 12 x 768; Llama 3 8B: 32 x 4,096).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from herd.model.config import ModelConfig, num_parameters
+
+LLAMA3_ROWS = 128_256
+
+
+def _llama(hidden: int, layers: int, heads: int, kv_heads: int, feed_forward: int, **other) -> ModelConfig:
+    """A shape of Meta's, with Llama 3's vocabulary and rotary base unless said otherwise."""
+    return ModelConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=feed_forward,
+        **{"vocab_size": LLAMA3_ROWS, "tie_word_embeddings": False, "rope_theta": 500_000.0} | other,
+    )
+
+
+_LLAMA2 = {"vocab_size": 32_000, "rope_theta": 10_000.0}
+
+LLAMAS: dict[str, ModelConfig] = {
+    "1B": _llama(2048, 16, 32, 8, 8192, tie_word_embeddings=True),
+    "3B": _llama(3072, 28, 24, 8, 8192, tie_word_embeddings=True),
+    "8B": _llama(4096, 32, 32, 8, 14_336),
+    "70B": _llama(8192, 80, 64, 8, 28_672),
+    "405B": _llama(16_384, 126, 128, 8, 53_248),
+    "llama2-7B": _llama(4096, 32, 32, 32, 11_008, **_LLAMA2),
+    "llama2-13B": _llama(5120, 40, 40, 40, 13_824, **_LLAMA2),
+    "llama2-70B": _llama(8192, 80, 64, 8, 28_672, **_LLAMA2),
+}
+"""Meta's released shapes: 1B and 3B are Llama 3.2's, 8B to 405B Llama 3's (paper, table 3)."""
+
+PEAK_LEARNING_RATES = {"8B": 3e-4, "70B": 1.5e-4, "405B": 8e-5}
+"""Source: table 3 of the paper."""
+
+_VOCABULARIES = ((30e6, 16_384), (100e6, 32_768), (500e6, 65_536), (math.inf, LLAMA3_ROWS))
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What to train a size with: tokens in all, tokens a step, peak learning rate, steps of warm-up."""
+
+    tokens: int
+    batch_tokens: int
+    learning_rate: float
+    warmup_steps: int
+
+
+def model_of_size(size: str) -> ModelConfig:
+    """The shape behind a size: one of Meta's by name, or the depth whose parameters come nearest ("15M", "125M", "2.5B").
+
+    The vocabulary is the one usual at that size; with another the embedding differs and the blocks stay.
+
+    Raises:
+        ValueError: this is no size.
+    """
+    names = {name.lower(): name for name in LLAMAS}
+    if size.lower() in names:
+        return LLAMAS[names[size.lower()]]
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmbt])", size.lower())
+    if not match:
+        raise ValueError(f"{size} is no size: expected one like 15M, 125M or 2B, or one of {', '.join(LLAMAS)}")
+    wanted = float(match[1]) * {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}[match[2]]
+    if not 1e6 <= wanted <= 1e13:
+        raise ValueError(f"{size}: sizes lie between 1M and 10T")
+    rows = next(rows for limit, rows in _VOCABULARIES if wanted < limit)
+    shapes = [model_of_depth(depth, rows) for depth in range(2, 201)]
+    return min(shapes, key=lambda shape: abs(math.log(num_parameters(shape) / wanted)))
+
+
+def model_of_depth(depth: int, vocab_size: int = LLAMA3_ROWS) -> ModelConfig:
+    """The shape of so many layers: width by the dial, heads of 64 or 128, one key-value head for four queries' (at
+    most eight), a feed-forward layer of 8/3 of the width; the embedding tied up to 28 layers, as in Llama 3.2.
+
+    Raises:
+        ValueError: the depth is not from 2 to 1,000.
+    """
+    if not 2 <= depth <= 1000:
+        raise ValueError(f"depth {depth}: a model has 2 to 1,000 layers")
+    ratio = min(max(64 + 64 * (depth - 12) / 20, 64), 128)
+    step = 64 if depth <= 12 else 256 if depth <= 20 else 512
+    width = step * round(ratio * depth / step)
+    head = 64 if width < 2048 else 128
+    heads = width // head
+    return ModelConfig(
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        num_key_value_heads=max(k for k in range(1, 9) if heads % k == 0 and (heads // k >= 3 or k == 1)),
+        intermediate_size=64 * math.ceil(8 * width / 3 / 64),
+        head_dim=head,
+        vocab_size=vocab_size,
+        tie_word_embeddings=depth <= 28,
+        rope_theta=500_000.0,
+    )
+
+
+def hyperparameters(parameters: float) -> Hyperparameters:
+    """What the paper's own laws give for a model of so many parameters.
+
+    Tokens: the compute-optimal number N*(C) = 0.299 C^0.537 with C = 6 P N* (section 3.2.1, figure 3's legend).
+    Batch: 250K tokens at 6e18 FLOPs to 4M at 1e22, the range of the scaling runs, as a power of the compute.
+    Learning rate: the power law through table 3's peaks of 8B and 405B. Warm-up: the scaling runs' 2,000 steps, but
+    never more than a twentieth of the run.
+    """
+    exponent, factor = 0.537, 0.299
+    tokens = (factor * (6 * parameters) ** exponent) ** (1 / (1 - exponent))
+    compute = 6 * parameters * tokens
+    batch = 250e3 * (compute / 6e18) ** (math.log(16) / math.log(1e22 / 6e18))
+    batch_tokens = max(2 ** round(math.log2(min(batch, 16e6))), 2048)
+    small, large = num_parameters(LLAMAS["8B"]), num_parameters(LLAMAS["405B"])
+    slope = math.log(3e-4 / 8e-5) / math.log(large / small)
+    rate = 3e-4 * (parameters / small) ** -slope
+    steps = max(tokens / batch_tokens, 1)
+    return Hyperparameters(
+        tokens=round(tokens),
+        batch_tokens=batch_tokens,
+        learning_rate=float(f"{min(rate, 5e-3):.2g}"),
+        warmup_steps=max(1, min(2000, round(steps / 20))),
+    )

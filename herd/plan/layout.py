@@ -1,0 +1,102 @@
+"""How a model and a batch are laid over the devices: four dimensions of parallelism.
+
+Source: The Llama 3 Herd of Models, section 3.3.2 and table 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from herd.model.config import ModelConfig
+
+Recompute = Literal["none", "light", "full"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of the tensor, context, pipeline and data dimensions, innermost first, and what goes with them.
+
+    `virtual` is V, the model chunks of one pipeline rank; `contiguous` is N, the micro-batches that a chunk runs one
+    after another (0: as many as pipeline ranks). `reshard` frees gathered weights after the forward pass. `recompute`
+    says what the backward pass computes again: nothing, what is cheap (norms, SwiGLU), or whole layers.
+    """
+
+    tensor: int = 1
+    context: int = 1
+    pipeline: int = 1
+    data: int = 1
+    virtual: int = 1
+    contiguous: int = 0
+    micro_rows: int = 1
+    reshard: bool = False
+    recompute: Recompute = "none"
+
+    @property
+    def devices(self) -> int:
+        return self.tensor * self.context * self.pipeline * self.data
+
+    @property
+    def shards(self) -> int:
+        """Over how many ranks the optimizer state is sharded: data and context hold the same weights."""
+        return self.data * self.context
+
+    def __str__(self) -> str:
+        text = f"TP {self.tensor} · CP {self.context} · PP {self.pipeline} · DP {self.data}"
+        text += f" · V {self.virtual}" if self.pipeline > 1 else ""
+        text += f" · {self.micro_rows} rows" if self.micro_rows > 1 else ""
+        return text + (" · reshard" if self.reshard else "") + (f" · recompute {self.recompute}" * (self.recompute != "none"))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A stretch of the model that one pipeline rank holds: so many layers, perhaps the embedding or the head."""
+
+    layers: int
+    embedding: bool = False
+    head: bool = False
+
+
+def chunks(config: ModelConfig, layout: Layout) -> list[Chunk]:
+    """The model cut for a pipeline, first to last: chunk i lies on rank i modulo PP.
+
+    Embedding and head count as a layer each, so that with 126 layers on 16 ranks of 8 chunks the first chunk is the
+    embedding alone and the last one the head alone, as in the paper.
+    """
+    count = layout.pipeline * layout.virtual
+    slots = config.num_hidden_layers + 2 * (count > 1)
+    sizes = [slots // count + (1 if index >= count - slots % count else 0) for index in range(count)]
+    if count == 1:
+        return [Chunk(config.num_hidden_layers, embedding=True, head=True)]
+    return [
+        Chunk(size - (index in (0, count - 1)), embedding=index == 0, head=index == count - 1)
+        for index, size in enumerate(sizes)
+    ]
+
+
+def of_rank(cut: list[Chunk], layout: Layout, rank: int) -> list[Chunk]:
+    """The chunks of one pipeline rank."""
+    return cut[rank :: layout.pipeline]
+
+
+def faults(config: ModelConfig, layout: Layout, row_tokens: int, batch_rows: int) -> list[str]:
+    """Why this model and batch cannot be laid out so; empty where they can."""
+    found = []
+    if config.num_key_value_heads % layout.tensor or config.num_attention_heads % layout.tensor:
+        found.append(f"TP {layout.tensor} does not divide the {config.num_key_value_heads} key-value heads")
+    if config.intermediate_size % layout.tensor or config.vocab_size % layout.tensor:
+        found.append(f"TP {layout.tensor} does not divide the feed-forward width or the vocabulary")
+    if row_tokens % (2 * layout.context * layout.tensor if layout.context > 1 else layout.tensor):
+        found.append(f"rows of {row_tokens} tokens do not split into 2 x CP {layout.context} x TP {layout.tensor} parts")
+    if layout.pipeline * layout.virtual > config.num_hidden_layers + 2:
+        found.append(f"PP {layout.pipeline} x V {layout.virtual} chunks, but only {config.num_hidden_layers} layers")
+    if layout.virtual > 1 and layout.pipeline == 1:
+        found.append("V above 1 means nothing without a pipeline")
+    if batch_rows % (layout.data * layout.micro_rows):
+        found.append(f"{batch_rows} rows a step do not split over DP {layout.data} x {layout.micro_rows} rows at a time")
+    return found
+
+
+def micro_batches(layout: Layout, batch_rows: int) -> int:
+    """M: how often a data-parallel group goes through the model for one step."""
+    return batch_rows // (layout.data * layout.micro_rows)

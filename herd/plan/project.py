@@ -1,0 +1,202 @@
+"""A whole run: its phases laid over a cluster, and what they add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from herd.model.config import ModelConfig, num_parameters
+from herd.plan.cluster import Device
+from herd.plan.layout import Layout, faults
+from herd.plan.memory import fits, memory_by_part
+from herd.plan.reliability import Goodput, goodput
+from herd.plan.steptime import EFFICIENCY, StepTime, step_time
+
+STATE_BYTES = 12
+"""Of a saved parameter: float32 master and two moments."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of a run with one row length and one batch size."""
+
+    name: str
+    row_tokens: int
+    batch_tokens: int
+    steps: int
+
+    @property
+    def rows(self) -> int:
+        return max(self.batch_tokens // self.row_tokens, 1)
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.row_tokens * self.steps
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Devices of one kind, how well they are used, and what surrounds them."""
+
+    device: Device
+    count: int
+    efficiency: float = EFFICIENCY
+    weight_bytes: int = 2
+    on_gpu: bool = True
+    restart_seconds: float = 720.0
+    storage_bandwidth: float = 2e12
+
+
+@dataclass(frozen=True)
+class PlannedPhase:
+    """A phase with its layout, the time of one step and the memory of the fullest device by part (bytes)."""
+
+    phase: Phase
+    layout: Layout
+    step: StepTime
+    memory: dict[str, float]
+    fits: bool
+
+    @property
+    def seconds(self) -> float:
+        return self.step.seconds * self.phase.steps
+
+    def as_dict(self) -> dict:
+        return {
+            "phase": self.phase.name,
+            "row_tokens": self.phase.row_tokens,
+            "batch_tokens": self.phase.batch_tokens,
+            "steps": self.phase.steps,
+            "layout": {k: v for k, v in self.layout.__dict__.items()},
+            "step_seconds": self.step.seconds,
+            "seconds_by_term": self.step.terms,
+            "mfu": self.step.mfu,
+            "memory_bytes": sum(self.memory.values()),
+            "memory_by_part": self.memory,
+            "fits": self.fits,
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The run as a whole. `device_hours` counts all devices, interruptions and saves included."""
+
+    parameters: int
+    devices: int
+    phases: tuple[PlannedPhase, ...]
+    goodput: Goodput
+
+    @property
+    def tokens(self) -> int:
+        return sum(planned.phase.tokens for planned in self.phases)
+
+    @property
+    def seconds(self) -> float:
+        return sum(planned.seconds for planned in self.phases) / self.goodput.share
+
+    @property
+    def device_hours(self) -> float:
+        return self.devices * self.seconds / 3600
+
+    @property
+    def interruptions(self) -> float:
+        return self.goodput.per_hour * self.seconds / 3600
+
+
+def lay_out(
+    config: ModelConfig, machine: Machine, phase: Phase, layout: Layout, used: int | None = None
+) -> PlannedPhase:
+    """Time and memory of a phase with a given layout.
+
+    Raises:
+        ValueError: the model or the batch cannot be laid out so.
+    """
+    if found := faults(config, layout, phase.row_tokens, phase.rows):
+        raise ValueError(f"{phase.name}, {layout}: " + "; ".join(found))
+    memory = memory_by_part(
+        config, layout, phase.row_tokens, phase.rows, width=machine.weight_bytes, on_gpu=machine.on_gpu
+    )
+    step = step_time(config, layout, machine.device, phase.row_tokens, phase.rows, machine.efficiency)
+    return PlannedPhase(phase, layout, step, memory, fits(memory, machine.device))
+
+
+def ranked(config: ModelConfig, machine: Machine, phase: Phase) -> list[PlannedPhase]:
+    """Every layout that the devices, the model and the batch allow and that fits, the fastest first."""
+    planned = [
+        lay_out(config, machine, phase, layout)
+        for layout in layouts(config, machine, phase)
+        if not faults(config, layout, phase.row_tokens, phase.rows)
+    ]
+    return sorted((one for one in planned if one.fits), key=lambda one: one.step.seconds)
+
+
+def layouts(config: ModelConfig, machine: Machine, phase: Phase) -> Iterator[Layout]:
+    """The layouts worth trying: tensor parallelism stays within a server, the rest in powers of two."""
+    inner = [size for size in (1, 2, 4, 8) if size <= min(machine.device.per_server, machine.count)]
+    outer = [2**power for power in range(11)]
+    for tensor, context, pipeline in product(inner, outer, outer[:6]):
+        inside = tensor * context * pipeline
+        if machine.count % inside or (context > 1 and phase.row_tokens < 16_384):
+            continue
+        data = machine.count // inside
+        if phase.rows % data:
+            continue
+        most = (config.num_hidden_layers + 2) // pipeline
+        for virtual in [v for v in (1, 2, 4, 8) if v <= most] if pipeline > 1 else [1]:
+            for rows in [r for r in (1, 2, 4, 8, 16) if phase.rows % (data * r) == 0]:
+                for reshard in (False, True) if data * context > 1 else (False,):
+                    for recompute in ("none", "light", "full"):
+                        yield Layout(tensor, context, pipeline, data, virtual, 0, rows, reshard, recompute)
+
+
+def project(
+    config: ModelConfig, machine: Machine, phases: Sequence[Phase], layout: Layout | None = None
+) -> Projection:
+    """Plan each phase, with the given layout where it suits the phase and otherwise with the fastest that fits.
+
+    Raises:
+        ValueError: no layout fits; the message says how much is missing.
+    """
+    planned = [_planned(config, machine, phase, layout) for phase in phases]
+    save = STATE_BYTES * num_parameters(config) / machine.storage_bandwidth + 2
+    return Projection(
+        num_parameters(config), machine.count, tuple(planned), goodput(machine.count, machine.restart_seconds, save)
+    )
+
+
+def _planned(config: ModelConfig, machine: Machine, phase: Phase, layout: Layout | None) -> PlannedPhase:
+    if layout is not None and layout.devices == machine.count:
+        if not faults(config, layout, phase.row_tokens, phase.rows):
+            return lay_out(config, machine, phase, layout)
+    best = ranked(config, machine, phase)
+    if best:
+        return best[0]
+    tightest = [
+        lay_out(config, machine, phase, one)
+        for one in layouts(config, machine, phase)
+        if not faults(config, one, phase.row_tokens, phase.rows)
+    ]
+    if not tightest:
+        raise ValueError(
+            f"{phase.name}: {phase.rows:,} rows of {phase.row_tokens:,} tokens a step cannot be laid over "
+            f"{machine.count:,} devices; change the batch or the number of devices"
+        )
+    least = min(sum(one.memory.values()) for one in tightest)
+    raise ValueError(
+        f"{phase.name}: no layout fits {machine.count:,} x {machine.device.name}: the smallest needs "
+        f"{least / 1e9:.1f} GB on a device of {machine.device.memory / 1e9:.0f} GB"
+    )
+
+
+def with_devices(layout: Layout, count: int) -> Layout:
+    """The same layout on another number of devices: the data dimension takes up the change.
+
+    Raises:
+        ValueError: the number is no multiple of what the other dimensions take.
+    """
+    inside = layout.tensor * layout.context * layout.pipeline
+    if count % inside:
+        raise ValueError(f"{count} devices are no multiple of TP x CP x PP = {inside}")
+    return replace(layout, data=count // inside)

@@ -1,0 +1,139 @@
+"""Seconds of one optimizer step, term by term: arithmetic, each kind of communication that cannot hide, the bubble.
+
+One constant is fitted, `EFFICIENCY`, and to one figure only: the 430 TFLOP/s of the first row of the paper's table 4.
+Everything else follows from shapes, data sheets and the schedule, so the table's other rows are predictions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from herd.model.config import ModelConfig
+from herd.model.flops import flops_per_token, matmul_parameters
+from herd.plan.cluster import Device
+from herd.plan.layout import Chunk, Layout, chunks, micro_batches, of_rank
+from herd.plan.memory import layer_parameters
+
+EFFICIENCY = 0.5523
+"""Share of the peak rate that a device's own arithmetic reaches, elementwise passes included."""
+LINK_EFFICIENCY = 0.8
+"""Share of a link's nominal rate that a large collective reaches."""
+ATTENTION_WORK = 7 / 6
+"""What attention computes over what is counted: its backward pass recomputes the scores (5 matmuls, 4 counted)."""
+_BF16, _FLOAT = 2, 4
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds by term; `mfu` is the model's FLOPs of the step over what the devices' peak would do in its time."""
+
+    terms: dict[str, float]
+    mfu: float
+    tokens: int
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.terms.values())
+
+
+def step_time(
+    config: ModelConfig,
+    layout: Layout,
+    device: Device,
+    row_tokens: int,
+    batch_rows: int,
+    efficiency: float = EFFICIENCY,
+) -> StepTime:
+    """The time of a step of `batch_rows` rows. The slowest pipeline rank sets the pace."""
+    cut, count = chunks(config, layout), micro_batches(layout, batch_rows)
+    ranks = [of_rank(cut, layout, rank) for rank in range(layout.pipeline)]
+    passes = [_one_pass(config, layout, device, mine, row_tokens, efficiency) for mine in ranks]
+    slowest = max(passes, key=lambda terms: sum(terms.values()))
+    terms = {name: count * seconds for name, seconds in slowest.items()}
+    if layout.pipeline > 1:
+        terms["bubble"] = (layout.pipeline - 1) / layout.virtual * sum(slowest.values())
+    terms["data parallel"] = _data_parallel(config, layout, device, cut, count, sum(terms.values()))
+    terms["optimizer"] = _optimizer(config, layout, device, cut)
+    tokens = batch_rows * row_tokens
+    work = flops_per_token(config, row_tokens) * tokens
+    return StepTime(terms, work / (layout.devices * device.flops * sum(terms.values())), tokens)
+
+
+def _one_pass(
+    config: ModelConfig, layout: Layout, device: Device, mine: list[Chunk], row_tokens: int, efficiency: float
+) -> dict[str, float]:
+    """Forward and backward of one micro-batch through the chunks of one rank."""
+    tokens = layout.micro_rows * row_tokens / layout.context
+    layers, has_head = sum(chunk.layers for chunk in mine), mine[-1].head
+    rate = device.flops * efficiency * layout.tensor
+    attention = flops_per_token(config, row_tokens) - 6 * matmul_parameters(config)
+    matmuls = 6 * (layer_parameters(config) - 2 * config.hidden_size) * layers
+    matmuls += 6 * config.vocab_size * config.hidden_size * has_head
+    again = 4 / 3 if layout.recompute == "full" else 1.0
+    share = layers / config.num_hidden_layers
+    return {
+        "matmuls": again * matmuls * tokens / rate,
+        "attention": again * ATTENTION_WORK * attention * share * tokens / rate,
+        "tensor parallel": layers * _tensor_parallel(config, layout, device, tokens),
+        "context parallel": layers * _context_parallel(config, layout, device, tokens),
+    }
+
+
+def _tensor_parallel(config: ModelConfig, layout: Layout, device: Device, tokens: float) -> float:
+    """With sequence parallelism a layer gathers and scatters its activations four times forward, six times backward.
+
+    The two more are gathered again for the weights' gradients. They wait for the arithmetic and it for them: none hide.
+    """
+    if layout.tensor == 1:
+        return 0.0
+    collectives = 10 + (4 if layout.recompute == "full" else 0)
+    moved = tokens * config.hidden_size * _BF16 * (layout.tensor - 1) / layout.tensor
+    return collectives * moved / _link(device, layout.tensor)
+
+
+def _context_parallel(config: ModelConfig, layout: Layout, device: Device, tokens: float) -> float:
+    """Keys and values of the other chunks are gathered before attention, again in the backward pass, then reduced."""
+    if layout.context == 1:
+        return 0.0
+    keys = 2 * config.num_key_value_heads * config.head_dim / layout.tensor
+    moved = tokens * (layout.context - 1) * keys * _BF16
+    return 3 * moved / _link(device, layout.tensor * layout.context)
+
+
+def _data_parallel(
+    config: ModelConfig, layout: Layout, device: Device, cut: list[Chunk], count: int, busy: float
+) -> float:
+    """Gathering weights (bf16) and reducing gradients (float32): what the arithmetic cannot hide, and the first unit.
+
+    Weights that stay gathered move once a step; weights freed after the forward pass twice for each micro-batch, and
+    gradients then once for each.
+    """
+    if layout.shards == 1:
+        return 0.0
+    parameters = _largest(config, layout, cut)
+    rounds = (2 * count * _BF16 + count * _FLOAT) if layout.reshard else (_BF16 + _FLOAT)
+    link = _link(device, layout.devices)
+    moved = parameters * (layout.shards - 1) / layout.shards
+    total = rounds * moved / link
+    first = (_BF16 + _FLOAT) * moved / (layout.virtual if layout.pipeline > 1 else config.num_hidden_layers) / link
+    return max(total - busy, 0.0) + first
+
+
+def _optimizer(config: ModelConfig, layout: Layout, device: Device, cut: list[Chunk]) -> float:
+    """AdamW reads and writes masters, moments and gradients once: bound by the memory's bandwidth."""
+    passes = 2 * (3 * _FLOAT) + _FLOAT + _BF16
+    return passes * _largest(config, layout, cut) / layout.shards / device.memory_bandwidth
+
+
+def _largest(config: ModelConfig, layout: Layout, cut: list[Chunk]) -> float:
+    """Weights of the fullest pipeline rank, on one tensor-parallel rank."""
+    rows = config.vocab_size * config.hidden_size
+    return max(
+        sum(chunk.layers * layer_parameters(config) + rows * (chunk.embedding or chunk.head) for chunk in mine)
+        for mine in (of_rank(cut, layout, rank) for rank in range(layout.pipeline))
+    ) / layout.tensor
+
+
+def _link(device: Device, span: int) -> float:
+    """Bytes per second of a collective over so many neighbouring ranks: the slowest link among them."""
+    return LINK_EFFICIENCY * (device.inner_link if span <= device.per_server else device.outer_link)
