@@ -26,7 +26,7 @@ STORY: dict[str, tuple[str, ...]] = {
     "From a corpus to a base model": ("pretrain", "average"),
     "From a base model to an assistant": ("questions", "sft", "preferences", "reward", "reject", "dpo"),
     "Measure and shrink": ("evaluate", "quantize", "report"),
-    "Use": ("chat", "serve", "inspect", "show", "doctor"),
+    "Use": ("chat", "serve", "inspect", "show", "doctor", "plan"),
 }
 """The verbs in the order of the story; each is `herd/stages/<verb>.py`."""
 
@@ -89,7 +89,7 @@ def _sort_words(verb: str, cls: type, words: list[str]) -> tuple[Path | None, li
     from herd.config import find_recipe
 
     hints = typing.get_type_hints(cls)
-    recipe, overrides, paths = None, [], []
+    recipe, overrides, paths, recipes = None, [], [], []
     rest = iter(words)
     for word in rest:
         if word.startswith("--"):
@@ -102,6 +102,8 @@ def _sort_words(verb: str, cls: type, words: list[str]) -> tuple[Path | None, li
             overrides.append(f"{name}={value}")
         elif "=" in word and not Path(word).exists():
             overrides.append(word)
+        elif word.endswith((".yaml", ".yml")) and "recipe" in hints:  # recipes of another command
+            recipes.append(str(find_recipe(Path(word))))
         elif word.endswith((".yaml", ".yml")) and recipe is None:
             recipe = find_recipe(Path(word))
         elif typing.get_origin(hints.get("path")) is list:
@@ -111,8 +113,9 @@ def _sort_words(verb: str, cls: type, words: list[str]) -> tuple[Path | None, li
         else:
             expected = "only one recipe" if recipe else "a recipe (.yaml) or setting=value"
             raise ConfigError(f"{word}: expected {expected}; see `herd {verb} --help`")
-    if paths:
-        overrides.append(f"path={json.dumps(paths)}")  # JSON is YAML
+    for name, words in (("path", paths), ("recipe", recipes)):
+        if words:
+            overrides.append(f"{name}={json.dumps(words)}")  # JSON is YAML
     return recipe, overrides
 
 

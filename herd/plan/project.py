@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 
 from herd.model.config import ModelConfig, num_parameters
@@ -129,7 +129,18 @@ def ranked(config: ModelConfig, machine: Machine, phase: Phase) -> list[PlannedP
         for layout in layouts(config, machine, phase)
         if not faults(config, layout, phase.row_tokens, phase.rows)
     ]
-    return sorted((one for one in planned if one.fits), key=lambda one: one.step.seconds)
+    return sorted(
+        (one for one in planned if one.fits),
+        key=lambda one: (float(f"{one.step.seconds:.3g}"), sum(one.memory.values())),
+    )
+
+
+def distinct(planned: Sequence[PlannedPhase]) -> list[PlannedPhase]:
+    """The first of each kind: those that differ only in rows at a time, chunks or recomputation are one kind."""
+    kinds = {}
+    for one in planned:
+        kinds.setdefault((one.layout.tensor, one.layout.context, one.layout.pipeline, one.layout.reshard), one)
+    return list(kinds.values())
 
 
 def layouts(config: ModelConfig, machine: Machine, phase: Phase) -> Iterator[Layout]:
@@ -159,7 +170,11 @@ def project(
     Raises:
         ValueError: no layout fits; the message says how much is missing.
     """
-    planned = [_planned(config, machine, phase, layout) for phase in phases]
+    return summed(config, machine, [_planned(config, machine, phase, layout) for phase in phases])
+
+
+def summed(config: ModelConfig, machine: Machine, planned: Sequence[PlannedPhase]) -> Projection:
+    """The run that these phases make up, with the interruptions that a machine of this size has."""
     save = STATE_BYTES * num_parameters(config) / machine.storage_bandwidth + 2
     return Projection(
         num_parameters(config), machine.count, tuple(planned), goodput(machine.count, machine.restart_seconds, save)
@@ -167,9 +182,8 @@ def project(
 
 
 def _planned(config: ModelConfig, machine: Machine, phase: Phase, layout: Layout | None) -> PlannedPhase:
-    if layout is not None and layout.devices == machine.count:
-        if not faults(config, layout, phase.row_tokens, phase.rows):
-            return lay_out(config, machine, phase, layout)
+    if layout is not None and not faults(config, layout, phase.row_tokens, phase.rows):
+        return lay_out(config, machine, phase, layout)
     best = ranked(config, machine, phase)
     if best:
         return best[0]
@@ -188,15 +202,3 @@ def _planned(config: ModelConfig, machine: Machine, phase: Phase, layout: Layout
         f"{phase.name}: no layout fits {machine.count:,} x {machine.device.name}: the smallest needs "
         f"{least / 1e9:.1f} GB on a device of {machine.device.memory / 1e9:.0f} GB"
     )
-
-
-def with_devices(layout: Layout, count: int) -> Layout:
-    """The same layout on another number of devices: the data dimension takes up the change.
-
-    Raises:
-        ValueError: the number is no multiple of what the other dimensions take.
-    """
-    inside = layout.tensor * layout.context * layout.pipeline
-    if count % inside:
-        raise ValueError(f"{count} devices are no multiple of TP x CP x PP = {inside}")
-    return replace(layout, data=count // inside)

@@ -20,6 +20,7 @@ LINK_EFFICIENCY = 0.8
 """Share of a link's nominal rate that a large collective reaches."""
 ATTENTION_WORK = 7 / 6
 """What attention computes over what is counted: its backward pass recomputes the scores (5 matmuls, 4 counted)."""
+_AGAIN = {"none": 1.0, "light": 1.02, "full": 4 / 3}  # light recomputes elementwise passes only
 _BF16, _FLOAT = 2, 4
 
 
@@ -69,7 +70,7 @@ def _one_pass(
     attention = flops_per_token(config, row_tokens) - 6 * matmul_parameters(config)
     matmuls = 6 * (layer_parameters(config) - 2 * config.hidden_size) * layers
     matmuls += 6 * config.vocab_size * config.hidden_size * has_head
-    again = 4 / 3 if layout.recompute == "full" else 1.0
+    again = _AGAIN[layout.recompute]
     share = layers / config.num_hidden_layers
     return {
         "matmuls": again * matmuls * tokens / rate,
