@@ -9,8 +9,8 @@
     load(Optimizer, Path("recipe.yaml"), ["lr=1e-3"])
 
 A recipe may name another as `base:` and change only what differs. A class may have a static method `derived(values)`
-that gives defaults following from what was set (a learning rate from a size); whatever is set wins. The docstring under a field is its documentation: it
-is what `--help` and the JSON schema for editors show.
+that gives defaults following from what was set (a learning rate from a size); whatever is set wins. The docstring under
+a field is its documentation: it is what `--help` and the JSON schema for editors show.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class Hyperparameters:
 
 
 def model_of_size(size: str) -> ModelConfig:
-    """The shape behind a size: one of Meta's by name, or the depth whose parameters come nearest ("15M", "125M", "2.5B").
+    """The shape behind a size: one of Meta's by name, or the depth whose parameters come nearest ("15M", "2.5B").
 
     The vocabulary is the one usual at that size; with another the embedding differs and the blocks stay.
 

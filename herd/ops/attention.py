@@ -24,7 +24,8 @@ BLOCK_BYTES = 2**20
 KEPT_BYTES = 2**25
 """Attention weights that a layer may keep for its backward pass; where they take more they are computed again."""
 _NATIVE_CHANNELS = 256  # of a head, at most: the kernel's buffers
-_QUERIES = 128  # of a block: fewer starve the matmuls, more compute too much of the hidden future
+QUERIES = 128
+"""Queries of a block: fewer starve the matmuls, more compute too much of the hidden future."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
 def _plan(q: Tensor, context: AttentionContext | None) -> list[_Block]:
     """The blocks of a batch: as many rows and heads at once as keeps the scores in cache. q is (B, T, K, G, C)."""
     num_rows, tokens, heads, groups, _ = q.shape
-    head_bytes = groups * min(_QUERIES, tokens) * tokens * q.element_size()  # one row, one key-value head
+    head_bytes = groups * min(QUERIES, tokens) * tokens * q.element_size()  # one row, one key-value head
     heads_at_once = max(1, min(heads, BLOCK_BYTES // head_bytes))
     rows_at_once = max(1, min(num_rows, BLOCK_BYTES // (head_bytes * heads)))
     key = rows_at_once, heads_at_once, heads, q.dtype
@@ -246,10 +247,10 @@ def _blocks_of_rows(num_rows: int, tokens: int, *key: Any) -> list[_Block]:
 def _blocks(starts: Tensor, rows_at_once: int, heads_at_once: int, heads: int, dtype: torch.dtype) -> list[_Block]:
     """Cut rows into blocks; a block reaches back to where the earliest document of its queries begins."""
     num_rows, tokens = starts.shape
-    causal = torch.full((1, _QUERIES, _QUERIES), -torch.inf, dtype=dtype).triu_(1)
+    causal = torch.full((1, QUERIES, QUERIES), -torch.inf, dtype=dtype).triu_(1)
     blocks = []
-    for first in range(0, tokens, _QUERIES):
-        last = min(first + _QUERIES, tokens)
+    for first in range(0, tokens, QUERIES):
+        last = min(first + QUERIES, tokens)
         for row in range(0, num_rows, rows_at_once):
             rows = slice(row, min(row + rows_at_once, num_rows))
             window = starts[rows, first:last]

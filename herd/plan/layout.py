@@ -45,7 +45,11 @@ class Layout:
         text = f"TP {self.tensor} · CP {self.context} · PP {self.pipeline} · DP {self.data}"
         text += f" · V {self.virtual}" if self.pipeline > 1 else ""
         text += f" · {self.micro_rows} rows" if self.micro_rows > 1 else ""
-        return text + (" · reshard" if self.reshard else "") + (f" · recompute {self.recompute}" * (self.recompute != "none"))
+        return (
+            text
+            + (" · reshard" if self.reshard else "")
+            + (f" · recompute {self.recompute}" * (self.recompute != "none"))
+        )
 
 
 @dataclass(frozen=True)
@@ -87,13 +91,17 @@ def faults(config: ModelConfig, layout: Layout, row_tokens: int, batch_rows: int
     if config.intermediate_size % layout.tensor or config.vocab_size % layout.tensor:
         found.append(f"TP {layout.tensor} does not divide the feed-forward width or the vocabulary")
     if row_tokens % (2 * layout.context * layout.tensor if layout.context > 1 else layout.tensor):
-        found.append(f"rows of {row_tokens} tokens do not split into 2 x CP {layout.context} x TP {layout.tensor} parts")
+        found.append(
+            f"rows of {row_tokens} tokens do not split into 2 x CP {layout.context} x TP {layout.tensor} parts"
+        )
     if layout.pipeline * layout.virtual > config.num_hidden_layers + 2:
         found.append(f"PP {layout.pipeline} x V {layout.virtual} chunks, but only {config.num_hidden_layers} layers")
     if layout.virtual > 1 and layout.pipeline == 1:
         found.append("V above 1 means nothing without a pipeline")
     if batch_rows % (layout.data * layout.micro_rows):
-        found.append(f"{batch_rows} rows a step do not split over DP {layout.data} x {layout.micro_rows} rows at a time")
+        found.append(
+            f"{batch_rows} rows a step do not split over DP {layout.data} x {layout.micro_rows} rows at a time"
+        )
     return found
 
 

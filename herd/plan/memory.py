@@ -7,6 +7,7 @@ the tensors that the model's own operations save for the backward pass (`herd.mo
 from __future__ import annotations
 
 from herd.model.config import ModelConfig
+from herd.ops.attention import KEPT_BYTES, QUERIES
 from herd.plan.cluster import Device
 from herd.plan.layout import Chunk, Layout, chunks, micro_batches, of_rank
 
@@ -78,6 +79,7 @@ def _of_rank(
         "gradients": _gradients(parameters, unit, layout, width),
         "activations": width * tokens * saved_per_token(config, layout.recompute) * held
         + _again(config, layout, tokens, width),
+        "scores": 0.0 if on_gpu else width * _scores_kept(config, layout, row_tokens, width) * held,
         "head": _head(config, layout, tokens, width) if mine[-1].head else 0.0,
         "runtime": RUNTIME_BYTES["gpu" if on_gpu else "cpu"],
     }
@@ -97,7 +99,9 @@ def _gradients(parameters: float, unit: float, layout: Layout, width: int) -> fl
     """
     if layout.shards == 1:
         return (FLOAT + width) * parameters
-    return FLOAT * parameters / layout.shards + 2 * FLOAT * unit if layout.reshard else FLOAT * parameters + width * unit
+    return (
+        FLOAT * parameters / layout.shards + 2 * FLOAT * unit if layout.reshard else FLOAT * parameters + width * unit
+    )
 
 
 def _layers_held(layout: Layout, mine: list[Chunk], rank: int, count: int) -> float:
@@ -117,6 +121,14 @@ def _layers_held(layout: Layout, mine: list[Chunk], rank: int, count: int) -> fl
 def _again(config: ModelConfig, layout: Layout, tokens: float, width: int) -> float:
     """What a layer under recomputation holds while its backward pass runs."""
     return 0.0 if layout.recompute == "none" else width * tokens * saved_per_token(config)
+
+
+def _scores_kept(config: ModelConfig, layout: Layout, row_tokens: int, width: int) -> float:
+    """Attention weights that a layer keeps on the CPU, where they are few enough (`herd.ops.attention`)."""
+    blocks = -(-row_tokens // QUERIES)
+    seen = QUERIES * QUERIES * blocks * (blocks + 1) / 2  # a block of queries sees all keys up to its last
+    scores = layout.micro_rows * config.num_attention_heads * seen
+    return scores if width * scores <= KEPT_BYTES else 0.0
 
 
 def _head(config: ModelConfig, layout: Layout, tokens: float, width: int) -> float:

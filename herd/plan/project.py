@@ -68,7 +68,7 @@ class PlannedPhase:
             "row_tokens": self.phase.row_tokens,
             "batch_tokens": self.phase.batch_tokens,
             "steps": self.phase.steps,
-            "layout": {k: v for k, v in self.layout.__dict__.items()},
+            "layout": dict(self.layout.__dict__),
             "step_seconds": self.step.seconds,
             "seconds_by_term": self.step.terms,
             "mfu": self.step.mfu,
@@ -162,9 +162,7 @@ def layouts(config: ModelConfig, machine: Machine, phase: Phase) -> Iterator[Lay
                         yield Layout(tensor, context, pipeline, data, virtual, 0, rows, reshard, recompute)
 
 
-def project(
-    config: ModelConfig, machine: Machine, phases: Sequence[Phase], layout: Layout | None = None
-) -> Projection:
+def project(config: ModelConfig, machine: Machine, phases: Sequence[Phase], layout: Layout | None = None) -> Projection:
     """Plan each phase, with the given layout where it suits the phase and otherwise with the fastest that fits.
 
     Raises:

@@ -1,7 +1,7 @@
 """Meta's published figures, and how near the projection comes: the test of its worth.
 
-Source: The Llama 3 Herd of Models, tables 3 and 4; hours of the Llama 3.1 model card. Table 4's third row is printed with
-a data dimension of 4 in one copy and 8 in another; only 8 gives 16,384 GPUs.
+Source: The Llama 3 Herd of Models, tables 3 and 4; hours of the Llama 3.1 model card. Table 4's third row is printed
+with a data dimension of 4 in one copy and 8 in another; only 8 gives 16,384 GPUs.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def calibrated() -> float:
 def implied_mfu(size: str) -> float:
     """The share of the peak that the published GPU hours mean: 6 x parameters x tokens over hours x peak.
 
-    It holds everything: restarts, failed attempts, annealing experiments, idle GPUs. We print it and do not fit it away.
+    It holds everything: restarts, failed attempts, annealing experiments, idle GPUs. It is printed, not fitted away.
     """
     work = 6 * num_parameters(LLAMAS[size]) * TRAINED_TOKENS[size]
     return work / (GPU_HOURS[size] * 3600 * H100.flops)

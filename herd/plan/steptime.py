@@ -14,7 +14,7 @@ from herd.plan.cluster import Device
 from herd.plan.layout import Chunk, Layout, chunks, micro_batches, of_rank
 from herd.plan.memory import layer_parameters
 
-EFFICIENCY = 0.5523
+EFFICIENCY = 0.5634
 """Share of the peak rate that a device's own arithmetic reaches, elementwise passes included."""
 LINK_EFFICIENCY = 0.8
 """Share of a link's nominal rate that a large collective reaches."""
@@ -129,10 +129,13 @@ def _optimizer(config: ModelConfig, layout: Layout, device: Device, cut: list[Ch
 def _largest(config: ModelConfig, layout: Layout, cut: list[Chunk]) -> float:
     """Weights of the fullest pipeline rank, on one tensor-parallel rank."""
     rows = config.vocab_size * config.hidden_size
-    return max(
-        sum(chunk.layers * layer_parameters(config) + rows * (chunk.embedding or chunk.head) for chunk in mine)
-        for mine in (of_rank(cut, layout, rank) for rank in range(layout.pipeline))
-    ) / layout.tensor
+    return (
+        max(
+            sum(chunk.layers * layer_parameters(config) + rows * (chunk.embedding or chunk.head) for chunk in mine)
+            for mine in (of_rank(cut, layout, rank) for rank in range(layout.pipeline))
+        )
+        / layout.tensor
+    )
 
 
 def _link(device: Device, span: int) -> float:

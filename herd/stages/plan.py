@@ -5,7 +5,7 @@ For one of Llama's sizes, a model folder or a recipe of `herd pretrain`, on any 
     herd plan 125M --devices here
     herd plan 8B --devices 64 --device h100
     herd plan recipes/llama3/405b.yaml --devices 16384
-    herd plan --check true                 how near the projection comes to Meta's published figures
+    herd plan --check                 how near the projection comes to Meta's published figures
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from dataclasses import field, fields
 from pathlib import Path
 from typing import Literal
 
-
 from herd import config as configs
 from herd.config import settings
 from herd.errors import CapacityError, ConfigError
@@ -26,7 +25,7 @@ from herd.model.sizes import LLAMA3_ROWS, LLAMAS, hyperparameters, model_of_size
 from herd.plan import published
 from herd.plan.cluster import DEVICES, Device
 from herd.plan.layout import Layout
-from herd.plan.project import Machine, PlannedPhase, Phase, Projection, distinct, lay_out, project, ranked, summed
+from herd.plan.project import Machine, Phase, PlannedPhase, Projection, distinct, lay_out, project, ranked, summed
 from herd.plan.steptime import EFFICIENCY
 from herd.stages.doctor import TRAINING_EFFICIENCY, examine
 from herd.stages.pretrain import PretrainSettings
@@ -148,7 +147,7 @@ def _from_size(settings: PlanSettings) -> tuple[ModelConfig, list[Phase], None]:
         try:
             model = model_of_size(settings.path)
         except ValueError as error:
-            raise ConfigError(f"{error}; and there is no folder of that name") from None
+            raise ConfigError(f"{error}; and there is no folder {settings.path}") from None
     found = hyperparameters(num_parameters(model))
     row_tokens = settings.row_tokens or (8192 if model.hidden_size >= 2048 else 2048)
     batch = settings.batch_tokens or found.batch_tokens
@@ -169,7 +168,9 @@ def _model_of(recipe: PretrainSettings) -> ModelConfig:
         return ModelConfig.from_folder(recipe.checkpoint)
     rows = _rows_of(recipe.tokenizer)
     names = {one.name for one in fields(ModelConfig)}
-    shape = {name: value for name, value in configs.to_dict(recipe.model).items() if name in names and value is not None}
+    shape = {
+        name: value for name, value in configs.to_dict(recipe.model).items() if name in names and value is not None
+    }
     return ModelConfig(**shape, vocab_size=rows)
 
 
@@ -276,8 +277,8 @@ def _table(
             )
     lines += [
         "",
-        f"The arithmetic alone is taken to reach {machine.efficiency:.0%} of the peak (efficiency=...), as good kernels do; "
-        "`herd plan --check true` shows how near that comes to Meta's figures.",
+        f"The arithmetic alone is taken to reach {machine.efficiency:.0%} of the peak (efficiency=...), as good "
+        "kernels do; `herd plan --check` shows how near that comes to Meta's figures.",
     ]
     return "\n".join(lines)
 
@@ -302,16 +303,16 @@ def _phase_lines(planned: PlannedPhase) -> list[str]:
 def _total_lines(machine: Machine, projection: Projection, cost: dict[str, float]) -> list[str]:
     lines = [
         "",
-        f"In all {_long(projection.seconds)}, {projection.device_hours:,.3g} device hours",
-        f"  interruptions  about {projection.interruptions:,.2g} "
+        f"In all {_long(projection.seconds)}, {amount(projection.device_hours)} device hours",
+        f"  interruptions  about {amount(projection.interruptions)} "
         f"(one in {_long(3600 / projection.goodput.per_hour)}); save every {_long(projection.goodput.save_every)}; "
         f"goodput {projection.goodput.share:.1%}",
-        f"  energy         {cost['kwh']:,.3g} kWh, {cost['co2e_kg'] / 1000:,.3g} t CO2e",
+        f"  energy         {amount(cost['kwh'])} kWh, {amount(cost['co2e_kg'])} kg CO2e",
     ]
     if machine.on_gpu:
         lines.append(
-            f"  money          rented ${cost['rented_dollars']:,.0f}; or bought: ${cost['bought_dollars']:,.0f} written "
-            f"off and ${cost['electricity_dollars']:,.0f} of electricity"
+            f"  money          rented ${cost['rented_dollars']:,.0f}; or bought: ${cost['bought_dollars']:,.0f} "
+            f"written off and ${cost['electricity_dollars']:,.0f} of electricity"
         )
     return lines
 
@@ -373,7 +374,7 @@ def _checks() -> dict:
 
 
 def _hours_405b() -> float:
-    """The paper's recipe on its 16,384 GPUs: three batch sizes, then 800B tokens in long rows, laid out as in table 4."""
+    """The paper's recipe on its 16,384 GPUs: three batch sizes, then 800B tokens in long rows, as in table 4."""
     recipes = [Path("llama3/405b.yaml"), Path("llama3/405b-long.yaml")]
     settings = PlanSettings(recipe=recipes, devices=16_384)
     machine = _machine(settings)
@@ -389,21 +390,23 @@ def _hours_405b() -> float:
 def _check_table() -> str:
     found = _checks()
     lines = ["Table 4 of the paper, calibrated on its first row only:", ""]
-    lines.append(f"  {'layout':<46}{'row':>8}{'measured':>10}{'predicted':>11}   where a step's time goes")
+    lines.append(f"  {'layout':<40}{'row':>8}{'measured':>10}{'predicted':>11}   where a step's time goes")
     for row in found["table_4"]:
         total = sum(row["seconds_by_term"].values())
         terms = ", ".join(f"{n} {s / total:.1%}" for n, s in row["seconds_by_term"].items() if s > 0.003 * total)
         lines.append(
-            f"  {row['layout']:<46}{row['row_tokens']:>8,}{row['measured_mfu']:>10.1%}{row['predicted_mfu']:>11.1%}   {terms}"
+            f"  {row['layout'].removesuffix(' · recompute light'):<40}{row['row_tokens']:>8,}"
+            f"{row['measured_mfu']:>10.1%}{row['predicted_mfu']:>11.1%}   {terms}"
         )
     hours, mine = found["gpu_hours"]["published"]["405B"], found["gpu_hours"]["405B_predicted"]
-    lines += ["", f"GPU hours of 405B: published {hours / 1e6:.2f}M, projected {mine / 1e6:.2f}M ({mine / hours - 1:+.0%})"]
+    lines += [
+        "",
+        f"GPU hours of 405B: published {hours / 1e6:.2f}M, projected {mine / 1e6:.2f}M ({mine / hours - 1:+.0%})",
+    ]
     for name in ("8B", "70B"):
         lines.append(
-            f"GPU hours of {name}: the published {published.GPU_HOURS[name] / 1e6:.2f}M mean {found['implied_mfu'][name]:.1%} "
-            "of the peak, restarts and all; nothing here is fitted to that"
+            f"GPU hours of {name}: the published {published.GPU_HOURS[name] / 1e6:.2f}M mean "
+            f"{found['implied_mfu'][name]:.1%} of the peak, restarts and all; nothing here is fitted to that"
         )
     lines.append(f"Weights of Llama 2 70B: {found['llama2_70b_weights_bytes'] / 1e9:.0f} GB")
     return "\n".join(lines)
-
-
