@@ -51,9 +51,9 @@ def test_a_demo_killed_at_random_moments_ends_like_an_undisturbed_one(tmp_path, 
     whole_seconds = time.monotonic() - began
 
     draw = random.Random(0)
-    for _ in range(4):
+    for _ in range(5):
         process = subprocess.Popen(command(tmp_path / "killed", pages), **quiet)
-        time.sleep(2 + draw.random() * whole_seconds / 4)
+        time.sleep(2 + draw.random() * whole_seconds / 5)
         process.send_signal(signal.SIGKILL)
         process.wait()
     subprocess.run(command(tmp_path / "killed", pages), check=True, **quiet)
