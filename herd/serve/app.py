@@ -96,7 +96,18 @@ def create_app(
     guarded = [Depends(gate), Depends(HTTPBearer(auto_error=False))]
     app.include_router(_api_routes(server, desk), dependencies=guarded)
     app.include_router(tokens.routes(desk, server.models), dependencies=guarded)
+    _document(app)
     return app
+
+
+def _document(app: FastAPI) -> None:
+    """Make the OpenAPI document say what is true here: a wrong body is answered with 400, never with 422."""
+    document = app.openapi()
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
 
 
 def _gate(server: Server, keys: Keys, allowances: Allowances):

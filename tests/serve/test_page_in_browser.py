@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from herd.data.conversations import as_messages
 from herd.infer.engine import Engine
 from herd.serve.app import create_app
 from tests.infer.models import small_tokenizer, tiny_model
@@ -211,3 +212,91 @@ def test_a_key_is_asked_for_and_kept(browser):
         page.locator("#key").blur()
         page.wait_for_selector("text=tiny ·")
         page.close()
+
+
+def test_another_model_can_be_chosen_and_stays_chosen(browser):
+    engines = {"assistant": chat_engine(), "writer": Engine.of(tiny_model(), small_tokenizer())}
+    with listening(create_app(engines)) as url:
+        page = browser.new_context().new_page()
+        page.goto(url)
+        page.wait_for_selector("#models:visible")
+        assert page.locator("#models option").all_inner_texts() == ["assistant", "writer"]
+        page.select_option("#models", "writer")
+        page.wait_for_selector("text=Begin a text, and it goes on")
+        bodies = []
+        page.on("request", lambda request: request.method == "POST" and bodies.append(request.post_data_json))
+        page.evaluate("settings.max_tokens = 3")
+        ask(page, "def main(")
+        assert bodies[0]["model"] == "writer" and bodies[0]["prompt"] == "def main("
+        page.reload()
+        page.wait_for_selector("#models:visible")
+        assert page.input_value("#models") == "writer"
+        page.context.close()
+
+
+def test_conversations_are_taken_out_and_read_in_again(page, tmp_path):
+    ask(page, "Who are you, *really*?")
+    said = page.locator(".turn.model .said").inner_text()
+    with page.expect_download() as markdown:
+        page.click("#save")
+    assert markdown.value.suggested_filename == "Who-are-you-really.md"
+    assert "Who are you, *really*?" in markdown.value.path().read_text(encoding="utf-8")
+    page.click("#options")
+    with page.expect_download() as everything:
+        page.click("#export")
+    (line,) = everything.value.path().read_text(encoding="utf-8").splitlines()
+    assert [message["role"] for message in as_messages(json.loads(line))] == ["user", "assistant"]
+    page.click("#clear")
+    page.click("#clear")
+    assert page.locator(".list .row").count() == 0
+    page.set_input_files("#file", everything.value.path())
+    page.wait_for_selector("text=1 conversation read")
+    page.locator(".list .open").first.click()
+    assert page.locator(".turn.model .said").inner_text() == said
+    bad = tmp_path / "bad.json"
+    bad.write_text('{"messages": [{"role": "user", "content": {"a": 1}}]}')
+    page.set_input_files("#file", bad)
+    page.wait_for_selector("text=holds no conversations")
+
+
+def test_everything_that_can_be_used_has_a_name_and_a_place_in_the_order(page):
+    """What a screen reader says, and what the Tab key reaches."""
+    ask(page, "one")
+    page.click("#options")
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll("button, input, select, textarea, a[href]")]
+            .filter(node => ![node.ariaLabel, node.innerText, node.labels?.[0]?.innerText, node.title].some(t => t?.trim()))
+            .map(node => node.outerHTML)"""
+    )
+    assert nameless == []
+    page.keyboard.press("Escape")
+    seen = set()
+    page.focus("#box")
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        seen.add(page.evaluate("document.activeElement.id || document.activeElement.className"))
+    assert {"new", "options", "theme", "save", "open", "drop", "tool"} <= seen
+    assert "one" not in page.locator("#spoken").inner_text() and page.locator("#spoken").inner_text().strip()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_small_print_can_be_read_in_both_themes(browser, server, scheme):
+    """WCAG AA for text: 4.5 to 1, also where it is faint."""
+    context = browser.new_context(viewport={"width": 1200, "height": 800}, color_scheme=scheme)
+    page = context.new_page()
+    page.goto(server.url)
+    page.wait_for_selector("text=tiny")
+    page.evaluate("settings.max_tokens = 4")
+    ask(page, "one")
+    for selector in (".stats", ".hint", ".list .day", ".side footer span", ".tool"):
+        colours = page.evaluate(
+            """selector => {
+                const node = document.querySelector(selector);
+                let behind = node;
+                while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") behind = behind.parentElement;
+                return [getComputedStyle(node).color, getComputedStyle(behind).backgroundColor];
+            }""",
+            selector,
+        )
+        assert contrast(*colours) >= 4.5, (selector, scheme, colours)
+    context.close()
