@@ -56,7 +56,7 @@ class ChatSettings:
     """Remember what was typed for the next time (arrow up), in a file that only you can read."""
     device: str = "cpu"
     """Where the model runs: cpu or cuda."""
-    quantize: Literal["int8"] | None = None
+    quantize: Literal["int8", "int4", "fp8"] | None = None
     """Round the weights on loading."""
 
 

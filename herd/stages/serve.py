@@ -113,7 +113,7 @@ class ServeSettings:
     """YAML file of `name: key`, for several clients; the names go into the log."""
     device: str = "cpu"
     """Where the models run: cpu or cuda."""
-    quantize: Literal["int8"] | None = None
+    quantize: Literal["int8", "int4", "fp8"] | None = None
     """Round the weights on loading; see `herd quantize` for a smaller copy on disk."""
     cache_gb: float | None = None
     """Memory for keys and values of each model in GB; a quarter of what is available for all when not given."""

@@ -265,7 +265,10 @@ def test_everything_that_can_be_used_has_a_name_and_a_place_in_the_order(page):
     page.click("#options")
     nameless = page.evaluate(
         """() => [...document.querySelectorAll("button, input, select, textarea, a[href]")]
-            .filter(node => ![node.ariaLabel, node.innerText, node.labels?.[0]?.innerText, node.title].some(t => t?.trim()))
+            .filter(node => {
+                const names = [node.ariaLabel, node.innerText, node.labels?.[0]?.innerText, node.title];
+                return !names.some(name => name?.trim());
+            })
             .map(node => node.outerHTML)"""
     )
     assert nameless == []
