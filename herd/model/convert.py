@@ -6,9 +6,10 @@ What it takes is said beforehand; the copy is compared with the original by its 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,8 @@ from herd.model.checkpoint import MAX_SHARD_BYTES, generation_config
 from herd.model.compare import Difference, difference
 from herd.model.config import ModelConfig
 from herd.model.formats import find_checkpoint, open_weights
-from herd.model.gguf import plan_gguf, write_gguf
 from herd.model.gguf import open_gguf as reopen_gguf
+from herd.model.gguf import plan_gguf, write_gguf
 from herd.model.meta import (
     PARAMS,
     config_of_params,
@@ -309,10 +310,10 @@ def _compare(weights: StoredWeights, aside: Path, plan: Plan) -> Difference:
         found = difference(weights, copy, lambda _: bar.advance(1))
     say(f"  {found}")
     allowed = _allowed(weights, plan)
-    if not found.largest <= allowed * max(found.spread, 1.0):
+    if not math.isfinite(found.largest) or found.largest > allowed * max(found.spread, 1.0):
         raise CheckpointError(
             f"{weights.path}: the copy does not predict what the original does: {found}. Nothing was written. "
-            "`herd inspect PATH weights=true` shows weights that are not finite; check=false writes the copy all the same."
+            "`herd inspect PATH weights=true` shows weights that are not finite; check=false writes the copy anyway."
         )
     return found
 

@@ -94,7 +94,7 @@ def open_huggingface(folder: Path) -> StoredWeights:
     """
     config = ModelConfig.from_folder(folder)
     tensors = without_leftovers(tensors_in_folder(folder), config)
-    if not all(info.dtype.is_floating_point for info in tensors.values()):
+    if holds_packed(tensors):
         raise CheckpointError(f"{folder} is quantized already; give the original weights.")
     stored = {
         name: _stored(name, info, _scale_of(name, tensors))
@@ -111,6 +111,11 @@ def without_leftovers(tensors: dict[str, TensorInfo], config: ModelConfig) -> di
         for name, info in tensors.items()
         if not name.endswith("rotary_emb.inv_freq") and not (name == "lm_head.weight" and config.tie_word_embeddings)
     }
+
+
+def holds_packed(tensors: dict[str, TensorInfo]) -> bool:
+    """Whether the weights are whole numbers with scales (`herd quantize`)."""
+    return not all(info.dtype.is_floating_point for info in tensors.values())
 
 
 def holds_fp8(config: ModelConfig, tensors: dict[str, TensorInfo]) -> bool:

@@ -152,7 +152,7 @@ def feed_forward_width(hidden_size: int, multiplier: float, multiple_of: int) ->
 
 
 def _token_ids(folder: Path, num_rows: int) -> dict[str, Any]:
-    """Begin and end of a text: params.json is silent, a generation_config.json beside it or the folder's name is not."""
+    """Begin and end of a text: not in params.json, but in generation_config.json or the folder's name."""
     try:
         values = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
         return {name: values[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in values}
@@ -291,7 +291,7 @@ def params_of(config: ModelConfig) -> dict[str, Any]:
 
 
 def _width_rule(config: ModelConfig) -> dict[str, float]:
-    """A multiplier and a step from which `feed_forward_width` gives this model's width; the released models' own first."""
+    """A multiplier and a step from which `feed_forward_width` gives this width; the released models' own first."""
     plain, width = int(2 * (4 * config.hidden_size) / 3), config.intermediate_size
     step = math.gcd(width, 4096)
     rules = [(1.3, 1024), (1.3, 4096), (1.2, 4096), (1.5, 256), (1.0, 256), ((width - step / 2) / plain, step)]

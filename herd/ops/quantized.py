@@ -286,5 +286,5 @@ def replace_linears(
     for name in names:
         parent, _, leaf = name.rpartition(".")
         owner = model.get_submodule(parent)
-        if getattr(owner, leaf).bias is None:
+        if getattr(getattr(owner, leaf), "bias", None) is None:
             setattr(owner, leaf, make(getattr(owner, leaf)))
