@@ -1,6 +1,6 @@
 """The judge: everything that decides about one document by itself, in order, each step counted in the funnel.
 
-    heuristics -> outliers -> pii -> quality
+    heuristics -> outliers -> decontaminate -> pii -> quality -> knowledge
 
 A step is a method that returns the reason to drop the document, or None; it may change the document's text or score.
 What a step needs of the whole corpus was fitted before and lies in the state folder.
@@ -8,7 +8,9 @@ What a step needs of the whole corpus was fitted before and lies in the state fo
 
 from __future__ import annotations
 
+import json
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
@@ -20,6 +22,8 @@ from pydantic import TypeAdapter
 
 from herd.config import settings, to_dict
 from herd.curate.addresses import Blocked, check_cutoff, host, list_lines
+from herd.curate.classifier import Classifier
+from herd.curate.decontaminate import Benchmarks, Contamination
 from herd.curate.filters import (
     TECHNICAL_FILTERS,
     WEB_FILTERS,
@@ -37,6 +41,8 @@ from herd.curate.outliers import Outliers, WordCounts, load_counts, save_counts
 from herd.curate.parts import save_array, write_record
 from herd.curate.pii import KINDS, find_pii, mask_found
 from herd.curate.quality import quality
+from herd.errors import DataError
+from herd.run import atomic_write
 
 Kind = Literal["secret", "email", "iban", "id", "ip", "card", "phone"]
 
@@ -87,14 +93,27 @@ class Privacy:
 
 @settings
 class Quality:
-    """Scores."""
+    """Scores by small classifiers, and how much is kept of what there is too much of."""
 
+    classifiers: dict[Literal["all", "prose", "code", "maths"], Path] = field(default_factory=dict)
+    """Kind of page to a classifier that `herd quality` trained; other kinds get a score by transparent measures."""
     min_score: float = 0.0
     """Least score, 0 to 1."""
+    knowledge: Path | None = None
+    """A classifier of knowledge classes."""
+    keep_shares: dict[str, float] = field(default_factory=dict)
+    """Knowledge class to the share (0 to 1) of its documents that is kept: {sports: 0.3}."""
+    max_class_share: float | None = None
+    """Hold every class to at most this share (0 to 1) of the documents that come to this step."""
 
     def __post_init__(self):
         if not 0 <= self.min_score <= 1:
             raise ValueError("min_score must be between 0 and 1")
+        if (self.keep_shares or self.max_class_share) and not self.knowledge:
+            raise ValueError("keep_shares and max_class_share need a classifier: knowledge")
+        shares = [*self.keep_shares.values(), *([] if self.max_class_share is None else [self.max_class_share])]
+        if not all(0 <= share <= 1 for share in shares):
+            raise ValueError("keep_shares and max_class_share must be between 0 and 1")
 
 
 @settings
@@ -108,16 +127,21 @@ class Rules:
     """Languages to keep, ISO 639-1; default: all."""
     language_probability: float = 0.3
     """Least probability at which a document counts as being in its language."""
+    language_probabilities: dict[str, float] = field(default_factory=dict)
+    """The same for single languages: {no: 0.6}."""
+    foreign_paragraphs: Literal["keep", "drop"] = "keep"
+    """Whether paragraphs that are surely in another language than their page stay."""
     heuristics: Heuristics = field(default_factory=Heuristics)
     privacy: Privacy = field(default_factory=Privacy)
     quality: Quality = field(default_factory=Quality)
+    contamination: Contamination = field(default_factory=Contamination)
     titles: bool = True
     """Whether a page's text begins with its title where it does not say it itself."""
 
     def __post_init__(self):
         check_cutoff(self.cutoff)
-        if not 0 <= self.language_probability <= 1:
-            raise ValueError("language_probability must be between 0 and 1")
+        if not all(0 <= p <= 1 for p in (self.language_probability, *self.language_probabilities.values())):
+            raise ValueError("language_probability and language_probabilities must be between 0 and 1")
 
 
 _RULES = TypeAdapter(Rules)
@@ -136,7 +160,7 @@ def rules_from_json(data: dict[str, Any]) -> Rules:
 class Judge:
     """Applies rules to documents, one after the other. Made once in each process; `state` holds what was fitted."""
 
-    STEPS = ("heuristics", "outliers", "pii", "quality")
+    STEPS = ("heuristics", "outliers", "decontaminate", "pii", "quality", "knowledge")
 
     def __init__(self, rules: Rules, state: Path | None = None):
         self.rules = rules
@@ -147,6 +171,13 @@ class Judge:
         self._skip = frozenset(heuristics.skip)
         self._outliers = Outliers.load(state / FITTED) if state is not None and (state / FITTED).exists() else None
         self._is_common = load_domains(state)
+        self._classifiers = {kind: _score_model(path) for kind, path in rules.quality.classifiers.items()}
+        self._benchmarks = Benchmarks(rules.contamination) if rules.contamination.benchmarks else None
+        self._knowledge = _class_model(rules.quality) if rules.quality.knowledge else None
+        self._shares = dict(rules.quality.keep_shares)
+        if state is not None and (state / _SHARES).exists():
+            for label, share in json.loads((state / _SHARES).read_text()).items():
+                self._shares[label] = min(share, self._shares.get(label, 1.0))
 
     def judge(self, row: dict[str, Any], steps: dict[str, Step]) -> bool:
         """Judge a document in place; returns whether it is kept. A dropped one has `drop` and `drop_detail`.
@@ -159,6 +190,7 @@ class Judge:
         """Hold a page to the filters of its kind, and count by kind what each filter drops, or would have dropped."""
         options = self.rules.heuristics
         if not options.enabled:
+            row["technical_kind"] = _kind(row)
             return None
         text = Text(row["text"], row["language"])
         kind = _kind(row)
@@ -172,18 +204,27 @@ class Judge:
             if reason:
                 step.tables[f"{name}: dropped"][reason[0]] += 1
             step.tables[f"{name}: spared"].update(spared)
-        row["technical"] = technical
+        row |= {"technical": technical, "technical_kind": kind}
         return reason
 
     def _outliers_step(self, row: dict[str, Any], step: Step) -> Reason | None:
         most = self.rules.heuristics.outliers
-        if self._outliers is None or most is None or row.get("technical"):
+        if self._outliers is None or most is None or not self.rules.heuristics.enabled or row.get("technical"):
             return None
         distance = self._outliers.distance(row["text"], row["language"])
         if distance is None or distance <= most:
             return None
         rare = self._outliers.rarest_words(row["text"], row["language"])
         return "outlier_words", f"{distance:.1f} scatters from the corpus; rarest: {rare}"
+
+    def _decontaminate_step(self, row: dict[str, Any], step: Step) -> Reason | None:
+        if self._benchmarks is None or not (hits := self._benchmarks.find(row["text"])):
+            return None
+        for name, number in Counter(hit.benchmark for hit in hits).items():
+            step.tables["questions found"][name] += number
+        step.tables["documents with questions"].update({hit.benchmark for hit in hits})
+        detail = f"{hits[0].benchmark}, row {hits[0].row}: {hits[0].span[:300]}"
+        return ("contaminated", detail) if self.rules.contamination.action == "drop" else None
 
     def _pii_step(self, row: dict[str, Any], step: Step) -> Reason | None:
         options = self.rules.privacy
@@ -200,22 +241,41 @@ class Judge:
         return None
 
     def _quality_step(self, row: dict[str, Any], step: Step) -> Reason | None:
-        row["quality"] = quality(row["text"], row["kind"] == "code")
+        kind = row.get("technical_kind") or "prose"
+        classifier = self._classifiers.get(kind, self._classifiers.get("all"))
+        row["quality"] = classifier.score(row["text"]) if classifier else quality(row["text"], row["kind"] == "code")
+        step.tables[f"score of {kind}"][f"{int(min(row['quality'], 0.999) * 20) / 20:.2f}"] += 1
         least = self.rules.quality.min_score
         return None if row["quality"] >= least else ("quality", f"score {row['quality']:.2f}")
+
+    def _knowledge_step(self, row: dict[str, Any], step: Step) -> Reason | None:
+        """Hold back what there is too much of: by the document's id, so that a re-run keeps the same ones."""
+        if self._knowledge is None:
+            return None
+        label, probability = self._knowledge.label(row["text"])
+        step.tables["class"][label] += 1
+        share = self._shares.get(label, 1.0)
+        place = zlib.crc32(f"knowledge {row['id']}".encode()) / 2**32
+        if place < share:
+            return None
+        return (
+            f"knowledge_{label.replace(' ', '_')}",
+            f"probability {probability:.2f}; {share:.0%} of its class is kept",
+        )
 
 
 # ---- what is fitted to the whole corpus ------------------------------------------------------------------------------
 
 FITTED = "keys/outliers.npz"
 _DOMAINS = "keys/domains.npy"
+_SHARES = "keys/shares.json"
 _RARE_DOMAIN_PAGES = 5
 _DOMAIN_BUCKETS = 1 << 20
 
 
 def needs_fitting(rules: Rules) -> bool:
     """Whether the judge needs a pass over the corpus before it begins."""
-    return rules.heuristics.enabled
+    return rules.heuristics.enabled or rules.quality.max_class_share is not None
 
 
 def count_part(job: dict[str, Any]) -> dict[str, Any]:
@@ -224,24 +284,33 @@ def count_part(job: dict[str, Any]) -> dict[str, Any]:
     columns = ["text", "language", "url", "kind", "source", "drop", "code_lines"]
     rows = pq.read_table(state / "text" / f"{name}.parquet", columns=columns).to_pylist()
     copies = set(np.load(state / "keys" / f"{name}.copy.npy")["doc"].tolist())
-    options = rules_from_json(job["rules"]).heuristics
+    rules = rules_from_json(job["rules"])
+    options = rules.heuristics
+    knowledge = _class_model(rules.quality) if rules.quality.max_class_share is not None else None
+    classes: Counter = Counter()
     counted: dict[str, WordCounts] = {}
     domains = np.zeros(_DOMAIN_BUCKETS, dtype=np.uint32)
     for number, row in enumerate(rows):
         if row["drop"] is not None or number in copies:
             continue
         domains[_domain_bucket(host(row["url"]))] += 1
+        if knowledge:
+            classes[knowledge.label(row["text"])[0]] += 1
         is_prose = row["kind"] != "code" and row["source"] not in options.technical_sources
-        if options.outliers and row["language"] and is_prose and _kind(row) not in options.exempt:
+        if options.enabled and options.outliers and row["language"] and is_prose and _kind(row) not in options.exempt:
             counted.setdefault(row["language"], WordCounts()).add(row["text"])
     file = state / "keys" / f"{name}.words.npz"
     save_counts(counted, file, domains=domains)
-    write_record(file.with_suffix(".json"), len(rows), [file])
+    write_record(file.with_suffix(".json"), len(rows), [file], classes=dict(classes))
     return {}
 
 
-def fit(parts: list[str], state: Path) -> None:
-    """Fit the outlier measure to what `count_part` counted, and find the domains that are not rare."""
+def fit(parts: list[str], state: Path, rules: Rules) -> None:
+    """Fit to what `count_part` counted: the outlier measure, the domains' sizes, the classes' shares."""
+    if rules.quality.max_class_share is not None:
+        records = (json.loads((state / "keys" / f"{name}.words.json").read_text()) for name in parts)
+        classes = sum((Counter(record["classes"]) for record in records), Counter())
+        atomic_write(state / _SHARES, json.dumps(shares_under_cap(classes, rules.quality.max_class_share)))
     files = [state / "keys" / f"{name}.words.npz" for name in parts]
     Outliers.fit(load_counts(files)).save(state / FITTED)
     domains = np.zeros(_DOMAIN_BUCKETS, dtype=np.uint32)
@@ -251,12 +320,49 @@ def fit(parts: list[str], state: Path) -> None:
     save_array(domains, state / _DOMAINS)
 
 
+def shares_under_cap(classes: dict[str, int], cap: float) -> dict[str, float]:
+    """What share of each class to keep so that none is over `cap` of what is left.
+
+    Holding one class back makes the others larger parts of the rest, so it is done until nothing changes. A cap below
+    one over the number of classes makes them all equal.
+    """
+    kept = {label: float(count) for label, count in classes.items()}
+    for _ in range(1000):
+        total = sum(kept.values())
+        over = {label for label, count in kept.items() if count > cap * total * (1 + 1e-9)}
+        if not over:
+            break
+        rest = total - sum(kept[label] for label in over)
+        room = cap * rest / (1 - cap * len(over)) if cap * len(over) < 1 else 0.0
+        room = max(room, min(kept.values()))
+        if all(abs(kept[label] - min(kept[label], room)) < 1e-9 for label in over):
+            break
+        kept |= {label: min(kept[label], room) for label in over}
+    return {label: kept[label] / count for label, count in classes.items() if count}
+
+
 def load_domains(state: Path | None) -> Callable[[str], bool]:
     """A test whether a domain has at least five pages in the corpus (by hashed buckets: a rare one may pass)."""
     if state is None or not (state / _DOMAINS).exists():
         return lambda name: True
     domains = np.load(state / _DOMAINS)
     return lambda name: bool(domains[_domain_bucket(name)] >= _RARE_DOMAIN_PAGES)
+
+
+def _score_model(path: Path) -> Classifier:
+    classifier = Classifier.load(path)
+    if not classifier.is_score:
+        raise DataError(f"{path}: tells classes ({', '.join(classifier.labels[:3])}...), no score")
+    return classifier
+
+
+def _class_model(options: Quality) -> Classifier:
+    classifier = Classifier.load(options.knowledge)
+    if classifier.is_score:
+        raise DataError(f"{options.knowledge}: gives a score, no knowledge classes")
+    if unknown := sorted(set(options.keep_shares) - set(classifier.labels)):
+        raise DataError(f"keep_shares: no class {unknown[0]!r}; there are: {', '.join(classifier.labels)}")
+    return classifier
 
 
 def _kind(row: dict[str, Any]) -> str | None:
@@ -279,10 +385,11 @@ def _lists(rules: Rules) -> list[tuple[str, list[Path]]]:
 
 
 def rule_files(rules: Rules) -> list[Path]:
-    """Every file that the rules read: they are inputs of a curation like its pages."""
+    """Every file and folder that the rules read: they are inputs of a curation like its pages."""
     lists = [*rules.blocked.domain_files.values(), *rules.blocked.word_files.values()]
     lists += rules.heuristics.word_lists.values()
-    return [file for files in lists for file in files]
+    models = [*rules.quality.classifiers.values(), *([rules.quality.knowledge] if rules.quality.knowledge else [])]
+    return [*(file for files in lists for file in files), *models, *rules.contamination.benchmarks]
 
 
 def take_step(row: dict[str, Any], step: Step, check: Callable[[dict[str, Any], Step], Reason | None]) -> bool:

@@ -36,7 +36,7 @@ from herd.curate.engine import Engine, map_parts
 from herd.curate.extract import extract
 from herd.curate.funnel import Funnel, Step, tables_of
 from herd.curate.judge import Judge, Rules, count_part, fit, needs_fitting, rules_from_json, rules_to_json, take_step
-from herd.curate.language import language
+from herd.curate.language import language, without_foreign_paragraphs
 from herd.curate.parts import read_record, save_array, save_table, write_record
 from herd.curate.read import RawPage, read_pages
 from herd.curate.storage import file_size
@@ -99,7 +99,8 @@ def curate(
 def _read(files: list[Path], state: Path, funnel: Funnel, rules: Rules, work: Work) -> Corpus:
     """Cut the input files into raw parts."""
     step, gate_step = funnel.step("read"), funnel.step("addresses")
-    AddressGate(rules.blocked, rules.cutoff)  # a fault in a list is told before the work begins
+    AddressGate(rules.blocked, rules.cutoff)  # a fault in a list or a model is told before the work begins
+    Judge(rules)
     folder = state / "raw"
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [
@@ -235,6 +236,7 @@ def _extract(
 ) -> None:
     (corpus.state / "text").mkdir(exist_ok=True)
     options = {"languages": rules.languages, "probability": rules.language_probability}
+    options |= {"probabilities": rules.language_probabilities, "foreign": rules.foreign_paragraphs}
     options |= {"documents": to_dict(documents), "lines": lines.enabled}
     jobs = [{"state": str(corpus.state), "name": name, **options} for name in corpus.names]
     _run_part_steps(extract_part, jobs, corpus.state / "text", "", ("extract", "language"), funnel, work, "extract")
@@ -344,14 +346,19 @@ def _with_language(document: dict, kind: str, size: int, step: Step, job: dict[s
     if kind != "code":
         code, probability = language(document["text"])
         document["language"] = code
-        if job["languages"] and (code not in job["languages"] or probability < job["probability"]):
+        least = job.get("probabilities", {}).get(code, job["probability"])
+        if job["languages"] and (code not in job["languages"] or probability < least):
             detail = f"{code or 'none'} with probability {probability:.2f}"
             step.drop(document["url"], "language", detail, document["text"])
             return document | {"drop": "language", "drop_detail": detail}
         step.notes[code or "unknown"] += 1
+        if code and job.get("foreign") == "drop":
+            cleaned = without_foreign_paragraphs(document["text"], code, document["code_lines"])
+            document["text"], document["code_lines"] = cleaned[:2]
+            step.notes["foreign paragraphs dropped"] += cleaned[2]
     else:
         step.notes["code"] += 1
-    step.keep(size, size)
+    step.keep(size, len(document["text"].encode()))
     return document
 
 
@@ -376,7 +383,7 @@ def _fit(corpus: Corpus, rules: Rules, work: Work) -> None:
     records = [corpus.state / "keys" / f"{name}.words.json" for name in corpus.names]
     for _ in _records(count_part, jobs, records, work, "words"):
         pass
-    fit(corpus.names, corpus.state)
+    fit(corpus.names, corpus.state, rules)
 
 
 def _judge(

@@ -26,7 +26,7 @@ def draw(answers: Sequence[Answer], rows: Sequence[Sequence[int]], logits: Tenso
     flat = [row for own in rows for row in own]
     if flat != list(range(logits.shape[0])):
         logits = logits[torch.tensor(flat, device=logits.device)]
-    tokens = sample_tokens(answer_of, place_of, _adjusted(answer_of, logits))
+    tokens = _sample(answer_of, place_of, _adjusted(answer_of, logits))
     logprobs = _logprobs(answer_of, logits, tokens)
     drawn: list[Drawn] = []
     begin = 0
@@ -50,8 +50,7 @@ def _adjusted(answers: Sequence[Answer], logits: Tensor) -> Tensor:
     return logits
 
 
-def sample_tokens(answers: Sequence[Answer], places: Sequence[int], logits: Tensor) -> list[int]:
-    """One token a row of logits (N, V), by each answer's settings and its random number for that place."""
+def _sample(answers: Sequence[Answer], places: Sequence[int], logits: Tensor) -> list[int]:
     params = [answer.request.params for answer in answers]
     if all(p.temperature == 0 for p in params):
         return logits.argmax(-1).tolist()

@@ -3,7 +3,7 @@
 import pytest
 
 from herd.curate.furniture import is_phrase, strength
-from herd.curate.language import language
+from herd.curate.language import language, paragraph_languages, without_foreign_paragraphs
 from herd.curate.quality import quality
 
 PROSE = "The hive stands at the edge of the wood. Every morning the bees leave it with the first light of the day. " * 3
@@ -25,6 +25,17 @@ def test_languages_are_told_apart(text, code):
 
 def test_texts_without_letters_have_no_language():
     assert language("12 34 -- 56") == ("", 0.0) == language("")
+
+
+def test_paragraphs_are_judged_one_by_one_and_foreign_ones_can_go():
+    german = "Die Bienen fliegen jeden Morgen aus dem Stock und kommen am Abend mit dem letzten Licht wieder zurück."
+    text = f"{german}\n\n{PROSE.strip()}\n\nreturn honey\n\n{german}\n\nok"
+    assert [paragraph.language for paragraph in paragraph_languages(text)] == ["de", "en", "", "de", ""]
+    cleaned, code_lines, count = without_foreign_paragraphs(text, "de", [4, 5])
+    assert cleaned == f"{german}\n\nreturn honey\n\n{german}\n\nok" and code_lines == [2, 3] and count == 1
+    assert cleaned.split("\n")[2:3] == ["return honey"]
+    assert without_foreign_paragraphs(text, "de", [2, 3])[2] == 0  # what the page marks as code stays
+    assert without_foreign_paragraphs("", "en", []) == ("", [], 0)
 
 
 def test_real_sentences_are_recognised(shared_data):

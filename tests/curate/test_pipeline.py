@@ -153,7 +153,7 @@ def test_the_funnel_adds_up_and_shows_examples(result):
     steps = funnel["steps"]
     assert [step["name"] for step in steps] == [
         *("read", "addresses", "url_dedup", "extract", "language", "document_dedup"),
-        *("line_dedup", "heuristics", "outliers", "pii", "quality"),
+        *("line_dedup", "heuristics", "outliers", "decontaminate", "pii", "quality", "knowledge"),
     ]
     for before, step in pairwise(steps):
         assert step["documents_in"] == before["documents_out"]

@@ -1,0 +1,318 @@
+"""Documents that hold a benchmark's questions: found by runs of words that both share.
+
+A question counts as found in a document when one of its 13-grams of words stands there, or, where it is too short for
+that many, when most of its 8-grams do. Runs that many texts of a benchmark share are its wording ("which of the
+following statements"), not its content, and what is mostly wording is left out. Every field of a row that holds text is
+looked at by itself.
+
+Sources: GPT-3 (Brown et al. 2020, appendix C: 13-grams), the Llama 3 paper, section 5.1.4 (8-grams).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from herd.config import settings
+from herd.curate.ngrams import ngram_numbers, word_numbers, word_spans
+from herd.errors import DataError
+
+_MAX_SHARED = 5  # texts of a benchmark that may share an n-gram before it counts as wording
+_SKIPPED_FIELDS = (
+    "id",
+    "idx",
+    "index",
+    "url",
+    "source",
+    "license",
+    "task",
+    "category",
+    "type",
+    "name",
+    "path",
+    "split",
+)
+_BITMAP_BITS = 22
+_SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".txt", ".csv", ".tsv", ".md")
+
+
+@settings
+class Contamination:
+    """Documents that hold questions of benchmarks."""
+
+    benchmarks: list[Path] = field(default_factory=list)
+    """Files or folders of questions (JSONL, JSON, Parquet, CSV, text; gzip too); none: nothing is looked for."""
+    long_words: int = 13
+    """One shared run of so many words is enough."""
+    short_words: int = 8
+    """Of questions without one, most runs of so many words must be there."""
+    short_share: float = 0.7
+    """How many of those short runs, as a share (0 to 1)."""
+    action: Literal["drop", "flag"] = "drop"
+    """Whether such documents are dropped, or only counted and shown."""
+
+    def __post_init__(self):
+        if not 2 <= self.short_words <= self.long_words:
+            raise ValueError("short_words must be at least 2 and at most long_words")
+        if not 0 < self.short_share <= 1:
+            raise ValueError("short_share must be above 0 and at most 1")
+
+
+class Question(NamedTuple):
+    """One row of a benchmark."""
+
+    benchmark: str
+    row: int
+    texts: tuple[str, ...]
+
+
+class Hit(NamedTuple):
+    """A question found in a document."""
+
+    benchmark: str
+    row: int
+    span: str  # the words that both share
+
+
+@dataclass
+class Benchmarks:
+    """The n-grams of some benchmarks, ready to look documents up in.
+
+    Raises:
+        DataError: a file cannot be read, or none holds a question long enough to be told from chance.
+    """
+
+    options: Contamination
+    names: list[str] = field(default_factory=list)
+    num_questions: dict[str, int] = field(default_factory=dict)
+    num_searchable: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self._rows: list[tuple[str, int]] = []  # question -> benchmark, row
+        texts: dict[tuple[str, bytes], tuple[np.ndarray, list[int]]] = {}  # each text's words, and its questions
+        for question in read_questions(self.options.benchmarks):
+            self.num_questions[question.benchmark] = self.num_questions.get(question.benchmark, 0) + 1
+            for text in question.texts:
+                words = word_numbers(text)
+                if len(words) >= self.options.short_words:
+                    texts.setdefault((question.benchmark, words.tobytes()), (words, []))[1].append(len(self._rows))
+            self._rows.append((question.benchmark, question.row))
+        self.names = list(self.num_questions)
+        self._tables = self._build(texts)
+        self._count_short()
+        if self.options.benchmarks and not texts:
+            raise DataError(
+                f"{self.options.benchmarks[0]}: no question has {self.options.short_words} words in a row; "
+                "shorter ones cannot be told from chance"
+            )
+
+    def _build(self, texts: dict[tuple[str, bytes], tuple[np.ndarray, list[int]]]) -> dict[int, Table]:
+        """The tables of long and short n-grams, without those that are mostly wording."""
+        n = self.options.short_words
+        counts: Counter = Counter()
+        for (name, _), (words, _) in texts.items():
+            counts.update((name, key) for key in set(ngram_numbers(words, n).tolist()))
+        pairs: dict[int, list[tuple[int, int]]] = {self.options.long_words: [], n: []}
+        for (name, _), (words, questions) in texts.items():
+            is_wording = np.zeros(len(words), dtype=bool)
+            for place, key in enumerate(ngram_numbers(words, n).tolist()):
+                if counts[name, key] > _MAX_SHARED:
+                    is_wording[place : place + n] = True
+            before = np.concatenate([[0], is_wording.cumsum()])
+            for length, found in pairs.items():
+                keys = ngram_numbers(words, length)
+                is_content = before[length:][: len(keys)] - before[: len(keys)] <= length / 2
+                found += [(key, question) for key in set(keys[is_content].tolist()) for question in questions]
+        return {length: _table(found) for length, found in pairs.items()}
+
+    def _count_short(self) -> None:
+        """How many short n-grams of each question count, and which benchmarks' questions can be found at all."""
+        counts = np.zeros(len(self._rows), dtype=np.int64)
+        findable = np.zeros(len(self._rows), dtype=bool)
+        for n, (_, _, questions) in self._tables.items():
+            findable[questions] = True
+            if n == self.options.short_words:
+                np.add.at(counts, questions, 1)
+        self._short_totals = counts.tolist()
+        self.num_searchable = dict(Counter(self._rows[i][0] for i in np.flatnonzero(findable).tolist()))
+
+    def find(self, text: str) -> list[Hit]:
+        """The questions that stand in a text."""
+        words = word_numbers(text)
+        hits: dict[int, tuple[int, int]] = {}  # question -> first word, words
+        shared: Counter = Counter()
+        first: dict[int, int] = {}
+        for n, table in self._tables.items():
+            for place, question in _matches(ngram_numbers(words, n), table):
+                if n == self.options.long_words:
+                    hits.setdefault(question, (place, n))
+                elif question not in hits:
+                    shared[question] += 1
+                    first.setdefault(question, place)
+        for question, count in shared.items():
+            if question not in hits and count >= max(2, self.options.short_share * self._short_totals[question]):
+                hits[question] = (first[question], self.options.short_words)
+        if not hits:
+            return []
+        spans = word_spans(text)
+        return [
+            Hit(*self._rows[question], text[spans[place][0] : spans[min(place + n, len(spans)) - 1][1]])
+            for question, (place, n) in sorted(hits.items())
+            if place < len(spans)
+        ]
+
+
+Table = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""N-grams in rising order, a bitmap that most other n-grams fail, and the question of each n-gram."""
+
+
+def _table(pairs: list[tuple[int, int]]) -> Table:
+    keys = np.array([key for key, _ in pairs], dtype=np.uint64)
+    questions = np.array([question for _, question in pairs], dtype=np.int64)
+    order = np.lexsort((questions, keys))
+    bitmap = np.zeros(1 << _BITMAP_BITS, dtype=bool)
+    bitmap[keys >> np.uint64(64 - _BITMAP_BITS)] = True
+    return keys[order], bitmap, questions[order]
+
+
+def _matches(numbers: np.ndarray, table: Table) -> Iterator[tuple[int, int]]:
+    """Place in the text and question of every n-gram that is a benchmark's; each n-gram once."""
+    keys, bitmap, questions = table
+    if not len(keys) or not len(numbers):
+        return
+    places = np.flatnonzero(bitmap[numbers >> np.uint64(64 - _BITMAP_BITS)])
+    seen: set[int] = set()
+    for place in places.tolist():
+        number = numbers[place]
+        start = int(np.searchsorted(keys, number))
+        if start == len(keys) or keys[start] != number or int(number) in seen:
+            continue
+        seen.add(int(number))
+        while start < len(keys) and keys[start] == number:
+            yield place, int(questions[start])
+            start += 1
+
+
+# ---- reading benchmarks ----------------------------------------------------------------------------------------------
+
+
+def read_questions(paths: list[Path]) -> Iterator[Question]:
+    """The rows of benchmark files; a benchmark is named by its file, or by the folder where a folder is given.
+
+    Raises:
+        DataError: a path is missing or cannot be read.
+    """
+    for path in paths:
+        path = Path(path)
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder of benchmark questions")
+        files = (
+            sorted(f for f in path.rglob("*") if _suffix(f) in _SUFFIXES and f.is_file()) if path.is_dir() else [path]
+        )
+        if not files:
+            raise DataError(f"{path}: no benchmark file; expected {', '.join(_SUFFIXES)} (gzip too)")
+        row = 0
+        for file in files:
+            for texts in _rows(file):
+                row += 1
+                yield Question(path.name.partition(".")[0], row, texts)
+
+
+def _suffix(file: Path) -> str:
+    return Path(file.name.removesuffix(".gz")).suffix.lower()
+
+
+def _rows(file: Path) -> Iterator[tuple[str, ...]]:
+    try:
+        if _suffix(file) == ".parquet":
+            for row in pq.read_table(file).to_pylist():
+                yield tuple(_texts(row))
+            return
+        with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as stream:
+            content = stream.read().decode("utf-8", "replace")
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise DataError(f"{file}: cannot be read as a benchmark: {error}") from None
+    yield from _parsed(file, content)
+
+
+def _parsed(file: Path, content: str) -> Iterator[tuple[str, ...]]:
+    suffix = _suffix(file)
+    try:
+        if suffix == ".json" and content.lstrip()[:1] == "[":
+            yield from (tuple(_texts(row)) for row in json.loads(content))
+        elif suffix in (".jsonl", ".ndjson", ".json"):
+            lines = (line for line in content.split("\n") if line.strip())
+            yield from (tuple(_texts(json.loads(line))) for line in lines)
+        elif suffix in (".csv", ".tsv"):
+            import csv
+            import io
+
+            yield from map(tuple, csv.reader(io.StringIO(content), delimiter="\t" if suffix == ".tsv" else ","))
+        else:
+            yield from ((paragraph,) for paragraph in content.split("\n\n") if paragraph.strip())
+    except ValueError as error:
+        raise DataError(f"{file}: not valid {suffix[1:].upper()}: {error}") from None
+
+
+def _texts(value: Any, name: str = "") -> Iterator[str]:
+    """Every text in a row, however deep, without names and links."""
+    if isinstance(value, str):
+        if name.lower() not in _SKIPPED_FIELDS:
+            yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _texts(item, str(key))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item, name)
+
+
+# ---- the report ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ContaminationReport:
+    """What was found of each benchmark in a corpus."""
+
+    documents: int = 0
+    contaminated: int = 0
+    by_benchmark: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, document: dict[str, Any], hits: list[Hit], examples: int = 5) -> None:
+        """Count one document and what was found in it."""
+        self.documents += 1
+        self.contaminated += bool(hits)
+        for name in {hit.benchmark for hit in hits}:
+            entry = self.by_benchmark.setdefault(name, {"documents": 0, "rows": set(), "examples": []})
+            entry["documents"] += 1
+            mine = [hit for hit in hits if hit.benchmark == name]
+            entry["rows"] |= {hit.row for hit in mine}
+            if len(entry["examples"]) < examples:
+                example = {"url": document["url"], "row": mine[0].row, "span": mine[0].span[:300]}
+                entry["examples"].append(example)
+
+    def as_dict(self, benchmarks: Benchmarks) -> dict[str, Any]:
+        """Plain data: for each benchmark its questions, how many could be looked for, and how many were found."""
+        table = {}
+        for name in benchmarks.names:
+            entry = self.by_benchmark.get(name, {"documents": 0, "rows": set(), "examples": []})
+            questions, found = benchmarks.num_questions[name], len(entry["rows"])
+            table[name] = {
+                "questions": questions,
+                "searchable": benchmarks.num_searchable.get(name, 0),
+                "found": found,
+                "share_found": round(found / questions, 4),
+                "documents": entry["documents"],
+                "examples": entry["examples"],
+            }
+        return {"documents": self.documents, "contaminated": self.contaminated, "benchmarks": table}
