@@ -1,11 +1,15 @@
-"""Decoding and prompt speed on this CPU: Herd's engine beside `transformers`, taking turns in one run.
+"""Decoding and prompt speed on this CPU: Herd's engine beside `transformers` and llama.cpp, taking turns in one run.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/infer.py [--shape demo|1b] [--rounds 3] [--threads 2]
+    python -m venv LLAMA && CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON" \\
+        LLAMA/bin/pip install llama-cpp-python                       # with AVX-512 and AMX off: see the issue
+    python benchmarks/infer.py --prepare FOLDER --llamacpp LLAMA/bin/python
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/infer.py FOLDER [--tasks decode,prompt,many,context] [--rounds 3]
 
-Weights are random, bfloat16; answers are greedy and never stop early. `decode` is one answer at a time after a short
-prompt; `prompt` is 512 tokens of new prompt; `many` is 16 requests at once, 256 tokens in and 128 out (a quarter of
-that for 1b), all tokens in and out counted. The bandwidth and matmul rates measured in the same run stand beside.
-Results go to benchmarks/results/infer-<shape>.json.
+Weights are random, in Llama 3.2 1B's shape; answers are greedy and never stop early. `decode` is one answer at a time
+after a short prompt; `prompt` is 512 new tokens; `many` is 16 requests at once, all tokens in and out counted;
+`context` decodes behind a prompt of 8192 tokens. Each contestant is a process of its own; they take turns and the
+median of the turns counts. The bandwidth and matmul rates are measured in the same run. Results go to
+benchmarks/results/infer-1b.json.
 """
 
 from __future__ import annotations
@@ -14,156 +18,284 @@ import argparse
 import json
 import os
 import subprocess
-import tempfile
+import sys
 import time
-from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from statistics import median
 
+import gguf
 import torch
-import transformers
 
-from herd.infer.engine import Engine, quantize_layers
+from herd.infer.engine import Engine
+from herd.infer.quantize import quantize_folder
 from herd.model import checkpoint
 from herd.model.config import ModelConfig, num_parameters
 from herd.model.init import initialize
 from herd.model.llama import LlamaForCausalLM
+from herd.ops import decoding
 from herd.ops.probe import matmul_rate, memory_bandwidth
 from herd.run import environment
 from herd.tokenizer import Tokenizer
 from herd.types import SamplingParams
 
 RESULTS = Path(__file__).parent / "results"
-SHAPES = {
-    "demo": ModelConfig(
-        hidden_size=256, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, intermediate_size=704,
-        vocab_size=8192, tie_word_embeddings=True, max_position_embeddings=1024,
-    ),
-    "1b": ModelConfig(
-        hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8, intermediate_size=8192,
-        vocab_size=128_256, tie_word_embeddings=True, max_position_embeddings=8192,
-    ),
+SHAPE = ModelConfig(
+    hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8, intermediate_size=8192,
+    vocab_size=128_256, tie_word_embeddings=True, max_position_embeddings=16384, rope_theta=500_000.0,
+)  # fmt: skip
+CONTESTANTS = {
+    "Herd bf16": ("herd", {"path": "bf16"}),
+    "Herd int8": ("herd", {"path": "int8"}),
+    "Herd int4": ("herd", {"path": "int4"}),
+    "Herd int4, no compiler": ("herd", {"path": "int4", "native": False}),
+    "Herd bf16, int8 cache": ("herd", {"path": "bf16", "cache_dtype": "int8"}),
+    "transformers bf16": ("transformers", {"path": "bf16"}),
+    "llama.cpp BF16": ("llamacpp", {"file": "bf16.gguf"}),
+    "llama.cpp Q8_0": ("llamacpp", {"file": "Q8_0.gguf"}),
+    "llama.cpp Q4_0": ("llamacpp", {"file": "Q4_0.gguf"}),
+}
+TASKS = {  # prompts, tokens in, tokens out, what is counted, who takes part
+    "decode": (1, 32, 33, "rest", ("Herd bf16", "Herd int8", "Herd int4", "Herd int4, no compiler", "transformers bf16",
+                                  "llama.cpp BF16", "llama.cpp Q8_0", "llama.cpp Q4_0")),
+    "prompt": (1, 512, 1, "first", ("Herd bf16", "Herd int8", "Herd int4", "transformers bf16", "llama.cpp BF16",
+                                    "llama.cpp Q4_0")),
+    "many": (16, 256, 128, "all", ("Herd bf16", "Herd int4", "transformers bf16", "llama.cpp Q4_0")),
+    "context": (1, 8192, 33, "rest", ("Herd bf16", "Herd bf16, int8 cache", "transformers bf16")),
 }  # fmt: skip
-DECODE = {"demo": 64, "1b": 16}  # tokens a turn
-MANY = {"demo": (16, 256, 128), "1b": (16, 64, 32)}  # requests, tokens in, tokens out
 
 
-def main() -> None:
-    arguments = _arguments()
-    torch.set_num_threads(arguments.threads)
-    config = SHAPES[arguments.shape]
-    with tempfile.TemporaryDirectory() as folder:
-        contestants = build(config, Path(folder))
-    tasks = {
-        "decode": lambda generate: (DECODE[arguments.shape], generate([prompt(32)], DECODE[arguments.shape])),
-        "prompt": lambda generate: (512, generate([prompt(512)], 1)),
-        "many": lambda generate: many(generate, *MANY[arguments.shape]),
-    }
-    speeds = {task: {name: [] for name in contestants} for task in tasks}
-    for _ in range(arguments.rounds):
-        for task, work in tasks.items():
-            for name, generate in contestants.items():
-                speeds[task][name].append(timed(work, generate))
-    write(arguments, config, {task: {n: round(median(s), 1) for n, s in by.items()} for task, by in speeds.items()})
+# ---- contestants: each a process that answers {"prompts": ..., "num_tokens": ...} with seconds -----------------------
 
 
-def build(config: ModelConfig, folder: Path) -> dict[str, Callable[[list[list[int]], int], None]]:
-    """Each contestant: a function that answers prompts of token ids with so many tokens."""
-    model = LlamaForCausalLM(config)
-    initialize(model, seed=0)
-    model = model.bfloat16().eval()
-    checkpoint.save(model, folder / "model")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.bfloat16)
-    int8 = checkpoint.load(folder / "model")
-    quantize_layers(int8, "int8")
-    return {
-        "Herd bf16": herd(model),
-        "Herd int8": herd(int8),
-        f"transformers {transformers.__version__} bf16": hugging_face(theirs),
-    }
-
-
-def herd(model: LlamaForCausalLM) -> Callable[[list[list[int]], int], None]:
-    engine = Engine.of(model, Tokenizer.train(["some text"], 600), cache_bytes=2**30)
+def serve_herd(folder: Path, path: str, native: bool = True, cache_dtype: str | None = None) -> None:
+    if native:
+        decoding.wait()
+    engine = Engine(folder / path, cache_bytes=2**30, cache_dtype=cache_dtype)
     engine.stop_ids = frozenset()
 
-    def generate(prompts: list[list[int]], num_tokens: int) -> None:
+    def generate(prompts: list[list[int]], num_tokens: int) -> dict:
         params = SamplingParams(temperature=0, max_tokens=num_tokens)
         requests = [engine.request(tokens, params) for tokens in prompts]
+        began = time.perf_counter()
         for request in requests:
             engine.submit(request)
+        while not all(request.leader.tokens for request in requests):
+            engine.step()
+        first = time.perf_counter()
         while engine.has_work:
             engine.step()
+        return {"first": first - began, "rest": time.perf_counter() - first}
 
-    return generate
+    answer_lines(generate, decoding.status())
 
 
-def hugging_face(model: transformers.PreTrainedModel) -> Callable[[list[list[int]], int], None]:
-    def generate(prompts: list[list[int]], num_tokens: int) -> None:
-        model.generate(
-            torch.tensor(prompts),
-            attention_mask=torch.ones(len(prompts), len(prompts[0]), dtype=torch.int64),
-            max_new_tokens=num_tokens,
-            min_new_tokens=num_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            pad_token_id=0,
+def serve_transformers(folder: Path, path: str) -> None:
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / path, dtype=torch.bfloat16)
+
+    def generate(prompts: list[list[int]], num_tokens: int) -> dict:
+        ids = torch.tensor(prompts)
+        options = {"do_sample": False, "temperature": None, "top_p": None, "pad_token_id": 0, "eos_token_id": None}
+        mask, seconds = torch.ones_like(ids), []
+        for count in sorted({1, num_tokens}):
+            began = time.perf_counter()
+            model.generate(ids, attention_mask=mask, max_new_tokens=count, min_new_tokens=count, **options)
+            seconds.append(time.perf_counter() - began)
+        return {"first": seconds[0], "rest": seconds[-1] - seconds[0]}
+
+    answer_lines(generate, f"transformers {transformers.__version__}")
+
+
+def answer_lines(generate, status: str) -> None:
+    print(json.dumps({"status": status}), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(generate(**json.loads(line))), flush=True)
+
+
+class Contestant:
+    """A process and the pipe to it."""
+
+    def __init__(self, kind: str, options: dict, folder: Path, threads: int, context: int) -> None:
+        self.kind, environment_ = kind, dict(os.environ, OMP_NUM_THREADS=str(threads))
+        if options.get("native") is False:
+            environment_["HERD_NATIVE"] = "0"
+        command = [sys.executable, __file__, str(folder), "--contestant", json.dumps([kind, options])]
+        if kind == "llamacpp":
+            python = (folder / "llamacpp-python").read_text().strip()
+            command = [python, str(Path(__file__).with_name("infer_llamacpp.py"))]
+            environment_.pop("PYTHONPATH", None)
+        quiet = subprocess.DEVNULL
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=quiet, text=True, env=environment_
         )
+        if kind == "llamacpp":
+            load = {"do": "load", "file": str(folder / options["file"]), "context": context, "sequences": 16}
+            self._write(load | {"threads": threads})
+        self.status = self._read()
 
-    return generate
+    def generate(self, prompts: list[list[int]], num_tokens: int) -> dict:
+        task = {"prompts": prompts, "num_tokens": num_tokens}
+        self._write(task | ({"do": "generate"} if self.kind == "llamacpp" else {}))
+        return self._read()
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _write(self, task: dict) -> None:
+        self._process.stdin.write(json.dumps(task) + "\n")
+        self._process.stdin.flush()
+
+    def _read(self) -> dict:
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a contestant ({self.kind}) died")
+        return json.loads(line)
+
+
+# ---- preparation -----------------------------------------------------------------------------------------------------
+
+
+def prepare(folder: Path, llamacpp: str | None) -> None:
+    """Random weights in every format, on disk, so that a run only measures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = LlamaForCausalLM(SHAPE)
+    initialize(model, seed=0)
+    model = model.bfloat16().eval()
+    tokenizer = Tokenizer.train(["some text"], 600)
+    checkpoint.save(model, folder / "bf16", tokenizer)
+    for scheme in ("int8", "int4"):
+        quantize_folder(folder / "bf16", folder / scheme, scheme)
+    if llamacpp is None:
+        return
+    write_gguf(model, folder / "bf16.gguf")
+    (folder / "llamacpp-python").write_text(llamacpp)
+    script = str(Path(__file__).with_name("infer_llamacpp.py"))
+    for kind in ("Q8_0", "Q4_0"):
+        task = {"do": "quantize", "source": str(folder / "bf16.gguf"), "target": str(folder / f"{kind}.gguf")}
+        lines = json.dumps(task | {"kind": kind}) + "\n"
+        done = subprocess.run([llamacpp, script], input=lines, text=True, stdout=subprocess.PIPE, check=True)
+        print(kind, done.stdout.strip())
+
+
+def write_gguf(model: LlamaForCausalLM, file: Path) -> None:
+    """The model for llama.cpp, without a vocabulary: it is driven by token ids."""
+    writer = gguf.GGUFWriter(file, "llama")
+    config = model.config
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("no_vocab")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight":
+            continue  # tied to the embedding
+        target = names.get_name(name, try_suffixes=(".weight",))
+        if tensor.ndim == 1:
+            writer.add_tensor(target, tensor.float().numpy())
+        else:
+            raw = tensor.contiguous().view(torch.uint8).numpy()
+            writer.add_tensor(target, raw, raw_dtype=gguf.GGMLQuantizationType.BF16)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+# ---- the run ---------------------------------------------------------------------------------------------------------
+
+
+def run(arguments: argparse.Namespace) -> None:
+    tasks = arguments.tasks.split(",")
+    wanted = [name for name in CONTESTANTS if any(name in TASKS[task][4] for task in tasks)]
+    context = max(n * (i + o) for n, i, o, *_ in (TASKS[task] for task in tasks)) + 64
+    contestants = {
+        name: Contestant(*CONTESTANTS[name], arguments.folder, arguments.threads, context)
+        for name in wanted
+        if CONTESTANTS[name][0] != "llamacpp" or (arguments.folder / "llamacpp-python").exists()
+    }
+    rates = {"bandwidth": [], "matmul": []}
+    speeds: dict[str, dict[str, list[float]]] = {task: {} for task in tasks}
+    for _ in range(arguments.rounds):
+        rates["bandwidth"].append(memory_bandwidth(0.5) / 1e9)
+        rates["matmul"].append(matmul_rate(torch.bfloat16, 2048) / 1e9)
+        for task in tasks:
+            for name in TASKS[task][4]:
+                if name in contestants:
+                    speeds[task].setdefault(name, []).append(speed(contestants[name], task))
+    statuses = {name: contestant.status for name, contestant in contestants.items()}
+    for contestant in contestants.values():
+        contestant.close()
+    write(arguments, speeds, rates, statuses)
 
 
 _fresh = torch.Generator().manual_seed(0)
 
 
-def prompt(num_tokens: int) -> list[int]:
-    """Tokens that no cache has seen."""
-    return torch.randint(0, 8192, (num_tokens,), generator=_fresh).tolist()
+def speed(contestant: Contestant, task: str) -> float:
+    """Tokens a second, of prompts that no cache has seen."""
+    num_prompts, num_in, num_out, counted, _ = TASKS[task]
+    prompts = torch.randint(0, 8192, (num_prompts, num_in), generator=_fresh).tolist()
+    seconds = contestant.generate(prompts, num_out)
+    if counted == "rest":
+        return (num_out - 1) * num_prompts / seconds["rest"]
+    if counted == "first":
+        return num_in * num_prompts / seconds["first"]
+    return num_prompts * (num_in + num_out) / (seconds["first"] + seconds["rest"])
 
 
-def many(generate: Callable, num_requests: int, num_in: int, num_out: int) -> tuple[int, None]:
-    generate([prompt(num_in) for _ in range(num_requests)], num_out)
-    return num_requests * (num_in + num_out), None
-
-
-def timed(work: Callable, generate: Callable) -> float:
-    """Tokens a second."""
-    began = time.perf_counter()
-    num_tokens, _ = work(generate)
-    return num_tokens / (time.perf_counter() - began)
-
-
-def write(arguments: argparse.Namespace, config: ModelConfig, speeds: dict[str, dict[str, float]]) -> None:
+def write(arguments: argparse.Namespace, speeds: dict, rates: dict, statuses: dict) -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    result = {
-        "benchmark": "infer",
-        "date": str(date.today()),
-        "commit": commit,
-        "command": f"python benchmarks/infer.py --shape {arguments.shape} --rounds {arguments.rounds}",
-        "hardware": {
+    file = RESULTS / "infer-1b.json"
+    result = json.loads(file.read_text()) if file.exists() else {"benchmark": "infer", "runs": {}}
+    for task, by_name in speeds.items():
+        result["runs"][task] = {
+            "date": str(date.today()),
+            "commit": commit,
+            "command": f"python benchmarks/infer.py FOLDER --tasks {arguments.tasks} --rounds {arguments.rounds}",
             "cpu": environment()["processor"],
             "threads": arguments.threads,
-            "matmul_bf16_gflops": round(matmul_rate(torch.bfloat16) / 1e9),
-            "bandwidth_gbytes_per_second": round(memory_bandwidth() / 1e9, 1),
-            "load_average": round(os.getloadavg()[0], 1),
             "torch": torch.__version__,
-        },
-        "shape": {"name": arguments.shape, "parameters": num_parameters(config)},
-        "tokens_per_second": speeds,
-    }
+            "bandwidth_gbytes_per_second": round(median(rates["bandwidth"]), 1),
+            "matmul_bf16_gflops": round(median(rates["matmul"])),
+            "tokens_per_second": {name: round(median(found), 2) for name, found in by_name.items()},
+            "all_turns": {name: [round(one, 2) for one in found] for name, found in by_name.items()},
+            "paths": {name: statuses[name].get("status") or statuses[name].get("system") for name in by_name},
+        }
+    result["shape"] = {"name": "Llama 3.2 1B, random weights", "parameters": num_parameters(SHAPE)}
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"infer-{arguments.shape}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({task: result["runs"][task]["tokens_per_second"] for task in speeds}, indent=1))
+    print(json.dumps(rates))
 
 
-def _arguments() -> argparse.Namespace:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="demo")
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--prepare", type=Path)
+    parser.add_argument("--llamacpp", help="the Python of an environment with llama-cpp-python")
+    parser.add_argument("--tasks", default="decode,prompt")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    return parser.parse_args()
+    parser.add_argument("--contestant", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.prepare:
+        prepare(arguments.prepare, arguments.llamacpp)
+    elif arguments.contestant:
+        kind, options = json.loads(arguments.contestant)
+        {"herd": serve_herd, "transformers": serve_transformers}[kind](arguments.folder, **options)
+    else:
+        run(arguments)
 
 
 if __name__ == "__main__":

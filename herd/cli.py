@@ -26,7 +26,7 @@ STORY: dict[str, tuple[str, ...]] = {
     "From a corpus to a base model": ("pretrain", "average"),
     "From a base model to an assistant": ("questions", "sft", "preferences", "reward", "reject", "dpo"),
     "Measure and shrink": ("evaluate", "quantize", "report"),
-    "Use": ("chat", "serve", "inspect", "show", "doctor", "plan"),
+    "Use": ("chat", "serve", "inspect", "convert", "show", "doctor", "plan"),
 }
 """The verbs in the order of the story; each is `herd/stages/<verb>.py`."""
 
@@ -85,11 +85,12 @@ def _run_verb(verb: str, words: list[str]) -> int:
 
 
 def _sort_words(verb: str, cls: type, words: list[str]) -> tuple[Path | None, list[str]]:
-    """Tell apart the recipe, `key=value`, `--key value`, `--flag` and the one bare word a command may take."""
+    """Tell apart the recipe, `key=value`, `--key value`, `--flag` and the bare words a command may take (path, out)."""
     from herd.config import find_recipe
 
     hints = typing.get_type_hints(cls)
     recipe, overrides, paths, recipes = None, [], [], []
+    bare = [name for name in ("path", "out") if name in hints] if "path" in hints else []
     rest = iter(words)
     for word in rest:
         if word.startswith("--"):
@@ -108,8 +109,8 @@ def _sort_words(verb: str, cls: type, words: list[str]) -> tuple[Path | None, li
             recipe = find_recipe(Path(word))
         elif typing.get_origin(hints.get("path")) is list:
             paths.append(word)
-        elif "path" in hints:
-            overrides.append(f"path={word}")
+        elif bare:
+            overrides.append(f"{bare.pop(0)}={word}")
         else:
             expected = "only one recipe" if recipe else "a recipe (.yaml) or setting=value"
             raise ConfigError(f"{word}: expected {expected}; see `herd {verb} --help`")
@@ -145,7 +146,8 @@ def _verb_help(verb: str, stage: ModuleType, cls: type) -> str:
 
     settings = describe(cls)
     kinds = {setting.name: setting.kind for setting in settings}
-    first = "[recipe.yaml]" if "path" not in kinds else "PATH ..." if kinds["path"].startswith("list") else "PATH"
+    one = "PATH OUT" if "out" in kinds else "PATH"
+    first = "[recipe.yaml]" if "path" not in kinds else "PATH ..." if kinds["path"].startswith("list") else one
     usage = f"  herd {verb} {first} [setting=value ...]     (or --setting value; lists as [a,b])"
     lines = [(stage.__doc__ or "").strip(), "", usage, ""]
     for setting in settings:

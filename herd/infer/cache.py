@@ -26,14 +26,26 @@ class PagedCache:
     def __init__(
         self, config: ModelConfig, num_blocks: int, *, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.num_blocks, self.block_size = num_blocks, block_size
-        shape = (config.num_hidden_layers, 2, num_blocks, block_size, config.num_key_value_heads, config.head_dim)
-        self.tensor = _zeros(shape, dtype, device)
-        self.layers = [LayerCache(layer[0], layer[1]) for layer in self.tensor]
+        """`dtype` int8 holds a bfloat16 scale beside each key and value."""
+        self.num_blocks, self.block_size, self.device = num_blocks, block_size, device
+        shape = (config.num_hidden_layers, 2, num_blocks, block_size, config.num_key_value_heads)
+        self.tensors = [_zeros((*shape, config.head_dim), dtype, device)]
+        if dtype == torch.int8:
+            self.tensors.append(_zeros(shape, torch.bfloat16, device))
+        self.layers = [
+            LayerCache(*(tensor[layer, part] for tensor in self.tensors for part in (0, 1)))
+            for layer in range(config.num_hidden_layers)
+        ]
+
+    @property
+    def nbytes(self) -> int:
+        """What it may take, in bytes."""
+        return sum(tensor.nbytes for tensor in self.tensors)
 
     def copy(self, source: int, target: int) -> None:
         """Copy one block's keys and values in all layers."""
-        self.tensor[:, :, target] = self.tensor[:, :, source]
+        for tensor in self.tensors:
+            tensor[:, :, target] = tensor[:, :, source]
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -45,8 +57,9 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 
 def block_bytes(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
     """Bytes one block takes in all layers."""
-    channels = config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim
-    return channels * block_size * dtype.itemsize
+    heads = config.num_hidden_layers * 2 * config.num_key_value_heads
+    scale_bytes = torch.bfloat16.itemsize if dtype == torch.int8 else 0
+    return heads * block_size * (config.head_dim * dtype.itemsize + scale_bytes)
 
 
 def num_blocks_for(
@@ -57,16 +70,18 @@ def num_blocks_for(
     device: torch.device,
     max_sequences: int,
     cache_bytes: int | None,
+    other_bytes: int = 0,
 ) -> int:
     """How many blocks to reserve: what was asked for, else a quarter of the available memory.
 
-    Never more than all sequences can fill at full context.
+    `other_bytes` is what else a block takes: a draft model's keys and values. Never more than all sequences can fill at
+    full context.
 
     Raises:
         CapacityError: there is not even room for one block.
     """
     budget = cache_bytes if cache_bytes is not None else int(_SHARE_OF_MEMORY * available_memory(device))
-    each = block_bytes(config, block_size, dtype)
+    each = block_bytes(config, block_size, dtype) + other_bytes
     most = max_sequences * -(-config.max_position_embeddings // block_size)
     if budget < each:
         raise CapacityError(

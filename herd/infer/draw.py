@@ -26,7 +26,7 @@ def draw(answers: Sequence[Answer], rows: Sequence[Sequence[int]], logits: Tenso
     flat = [row for own in rows for row in own]
     if flat != list(range(logits.shape[0])):
         logits = logits[torch.tensor(flat, device=logits.device)]
-    tokens = _sample(answer_of, place_of, _adjusted(answer_of, logits))
+    tokens = sample_tokens(answer_of, place_of, _adjusted(answer_of, logits))
     logprobs = _logprobs(answer_of, logits, tokens)
     drawn: list[Drawn] = []
     begin = 0
@@ -50,7 +50,8 @@ def _adjusted(answers: Sequence[Answer], logits: Tensor) -> Tensor:
     return logits
 
 
-def _sample(answers: Sequence[Answer], places: Sequence[int], logits: Tensor) -> list[int]:
+def sample_tokens(answers: Sequence[Answer], places: Sequence[int], logits: Tensor) -> list[int]:
+    """One token a row of logits (N, V), by each answer's settings and its random number for that place."""
     params = [answer.request.params for answer in answers]
     if all(p.temperature == 0 for p in params):
         return logits.argmax(-1).tolist()

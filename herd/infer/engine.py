@@ -18,6 +18,7 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -28,13 +29,14 @@ from torch import nn
 from herd.errors import CapacityError, CheckpointError, ConfigError, RequestError
 from herd.infer.adjust import Adjustment
 from herd.infer.blocks import BlockAllocator
-from herd.infer.cache import BLOCK_SIZE, PagedCache, num_blocks_for
+from herd.infer.cache import BLOCK_SIZE, PagedCache, block_bytes, num_blocks_for
 from herd.infer.draw import draw
 from herd.infer.guide import GuideMaker
 from herd.infer.request import Answer, Piece, Pieces, Request, check_params, completion
 from herd.infer.runner import Output, Runner
 from herd.infer.sampler import log_probabilities
 from herd.infer.scheduler import Plan, Scheduler
+from herd.infer.speculate import LOOKUP, DraftModel, PromptLookup, Speculation
 from herd.model.checkpoint import empty_model, find_checkpoint
 from herd.model.checkpoint import load as load_checkpoint
 from herd.model.llama import Attend, LlamaForCausalLM
@@ -60,7 +62,10 @@ class Engine:
     `path` is a checkpoint folder or a run folder. `dtype` None keeps the checkpoint's own where this machine computes
     in it well. `quantize` (int8, int4 or fp8) rounds the weights of the linear layers on loading. The cache of keys and
     values takes `cache_bytes`, by default a quarter of the available memory; `max_sequences` answers grow at the same
-    time, and a step computes at most `max_prompt_tokens` tokens of new prompts beside them.
+    time, and a step computes at most `max_prompt_tokens` tokens of new prompts beside them. `cache_dtype="int8"` makes
+    the cache half as large. `deterministic` computes each sequence for itself, so that an answer never depends on what
+    else runs: slower with many at once. `speculate` guesses tokens ahead and verifies them together, where that gains:
+    "lookup" takes them from the text so far, a path from a smaller model; the answers stay the same.
 
     Raises:
         CheckpointError: there is no language model at `path`.
@@ -78,6 +83,9 @@ class Engine:
         max_sequences: int = 256,
         max_prompt_tokens: int = 512,
         max_context: int | None = None,
+        cache_dtype: Literal["int8"] | None = None,
+        deterministic: bool = False,
+        speculate: Path | str | None = None,
     ) -> None:
         folder = find_checkpoint(path)
         _check_device(device)
@@ -90,7 +98,16 @@ class Engine:
             model = model.to(_cpu_dtype(model.model.norm.weight.dtype))
         if quantize is not None:
             quantize_layers(model, quantize)
-        self._assemble(model, Tokenizer.load(folder), cache_bytes, max_sequences, max_prompt_tokens, max_context)
+        options = _Options(
+            cache_bytes=cache_bytes,
+            max_sequences=max_sequences,
+            max_prompt_tokens=max_prompt_tokens,
+            max_context=max_context,
+            cache_dtype=cache_dtype,
+            deterministic=deterministic,
+            speculate=speculate,
+        )
+        self._assemble(model, Tokenizer.load(folder), options)
         _check_ends(folder, model, self.tokenizer)
         self._end_answers_with(_as_ids(model.config.eos_token_id) | _generation_stop_ids(folder))
 
@@ -104,23 +121,27 @@ class Engine:
         max_sequences: int = 256,
         max_prompt_tokens: int = 512,
         max_context: int | None = None,
+        cache_dtype: Literal["int8"] | None = None,
+        deterministic: bool = False,
+        speculate: Path | str | None = None,
     ) -> Engine:
         """An engine around a model in memory, such as one in training: the weights are shared, not copied."""
         engine = cls.__new__(cls)
         shared = with_attention(model, paged_attention)
-        engine._assemble(shared, tokenizer, cache_bytes, max_sequences, max_prompt_tokens, max_context)
+        options = _Options(
+            cache_bytes=cache_bytes,
+            max_sequences=max_sequences,
+            max_prompt_tokens=max_prompt_tokens,
+            max_context=max_context,
+            cache_dtype=cache_dtype,
+            deterministic=deterministic,
+            speculate=speculate,
+        )
+        engine._assemble(shared, tokenizer, options)
         engine._end_answers_with(_as_ids(model.config.eos_token_id))
         return engine
 
-    def _assemble(
-        self,
-        model: LlamaForCausalLM,
-        tokenizer: Tokenizer,
-        cache_bytes: int | None,
-        max_sequences: int,
-        max_prompt_tokens: int,
-        max_context: int | None,
-    ) -> None:
+    def _assemble(self, model: LlamaForCausalLM, tokenizer: Tokenizer, options: _Options) -> None:
         config, weight = model.config, model.model.norm.weight
         if tokenizer.vocab_size > config.vocab_size:
             raise CheckpointError(
@@ -128,27 +149,42 @@ class Engine:
                 "they do not belong together."
             )
         self.model, self.tokenizer = model, tokenizer
+        self.deterministic = options.deterministic
         _make_fast(model)
+        drafter = None if options.speculate in (None, LOOKUP) else _open_drafter(options.speculate, self)
+        dtype = torch.int8 if options.cache_dtype == "int8" else weight.dtype
         num_blocks = num_blocks_for(
             config,
             block_size=BLOCK_SIZE,
-            dtype=weight.dtype,
+            dtype=dtype,
             device=weight.device,
-            max_sequences=max_sequences,
-            cache_bytes=cache_bytes,
+            max_sequences=options.max_sequences,
+            cache_bytes=options.cache_bytes,
+            other_bytes=0 if drafter is None else block_bytes(drafter.config, BLOCK_SIZE, weight.dtype),
         )
         self.max_context = min(
-            max_context or config.max_position_embeddings, config.max_position_embeddings, num_blocks * BLOCK_SIZE
+            options.max_context or config.max_position_embeddings,
+            config.max_position_embeddings,
+            num_blocks * BLOCK_SIZE,
         )
-        cache = PagedCache(config, num_blocks, block_size=BLOCK_SIZE, dtype=weight.dtype, device=weight.device)
-        self._runner = Runner(model, cache, max_sequences=max_sequences, max_context=self.max_context)
+        limits = {"max_sequences": options.max_sequences, "max_context": self.max_context}
+        cache = PagedCache(config, num_blocks, block_size=BLOCK_SIZE, dtype=dtype, device=weight.device)
+        self._runner = Runner(model, cache, **limits)
         self._allocator = BlockAllocator(num_blocks, BLOCK_SIZE)
         self._scheduler = Scheduler(
             self._allocator,
-            max_sequences=max_sequences,
-            max_prompt_tokens=max_prompt_tokens,
-            max_context=self.max_context,
+            max_prompt_tokens=options.max_prompt_tokens,
+            shares_prefixes=not options.deterministic,
+            **limits,
         )
+        self._speculation: Speculation | None = None
+        if options.speculate == LOOKUP:
+            self._speculation = Speculation(PromptLookup())
+        elif drafter is not None:
+            pages = PagedCache(
+                drafter.config, num_blocks, block_size=BLOCK_SIZE, dtype=weight.dtype, device=weight.device
+            )
+            self._speculation = Speculation(DraftModel(Runner(drafter, pages, **limits), options.max_prompt_tokens))
         self._inbox: deque[tuple[Literal["add", "cancel"], Request]] = deque()
         self._lock = threading.Lock()
 
@@ -331,7 +367,8 @@ class Engine:
     @property
     def cache_bytes(self) -> int:
         """What the cache of keys and values may take."""
-        return self._runner.cache.tensor.nbytes
+        drafts = self._speculation.cache_bytes if self._speculation is not None else 0
+        return self._runner.cache.nbytes + drafts
 
     @property
     def free_share(self) -> float:
@@ -345,13 +382,25 @@ class Engine:
         with self._lock:
             self._open_inbox()
             try:
-                plan = self._scheduler.plan()
-                if plan:
-                    with self._runner.threads_for(plan), torch.inference_mode():
-                        self._draw(plan, self._runner.run(plan))
+                with torch.inference_mode():
+                    self._advance()
             except BaseException as error:
                 self._abandon(error)
                 raise
+
+    def _advance(self) -> None:
+        """Plan a step and compute it: at once, or sequence by sequence where nothing may depend on the neighbours."""
+        if self._speculation is not None:
+            self._speculation.begin(self._scheduler.num_decoding)
+        plan = self._scheduler.plan(self._speculation.guess if self._speculation is not None else None)
+        parts = _one_by_one(plan) if self.deterministic else [plan]
+        for part in parts if plan else []:
+            with self._runner.threads_for(part):
+                if self._speculation is not None:
+                    self._speculation.propose(part)
+                self._draw(part, self._runner.run(part))
+        if self._speculation is not None:
+            self._speculation.end(plan)
 
     def _open_inbox(self) -> None:
         while self._inbox:
@@ -494,6 +543,41 @@ class Engine:
             raise RequestError(
                 f"The prompt holds token id {wrong[0]}; this model knows 0 to {self.model.config.vocab_size - 1}."
             )
+
+
+@dataclass(frozen=True)
+class _Options:
+    cache_bytes: int | None
+    max_sequences: int
+    max_prompt_tokens: int
+    max_context: int | None
+    cache_dtype: Literal["int8"] | None
+    deterministic: bool
+    speculate: Path | str | None
+
+
+def _one_by_one(plan: Plan) -> list[Plan]:
+    """The same step, each sequence for itself: a product's rounding depends on how many rows it has."""
+    return [Plan(decode=[answer]) for answer in plan.decode] + [Plan(chunks=[chunk]) for chunk in plan.chunks]
+
+
+def _open_drafter(path: Path | str, engine: Engine) -> LlamaForCausalLM:
+    """The draft model, in the engine's own type and on its device.
+
+    Raises:
+        CheckpointError: it does not speak the same tokens.
+    """
+    folder, weight = find_checkpoint(path), engine.model.model.norm.weight
+    drafter = load_checkpoint(folder, dtype=weight.dtype, device=str(weight.device), attend=paged_attention)
+    if not isinstance(drafter, LlamaForCausalLM):
+        raise CheckpointError(f"{folder} holds a reward model, which drafts no text.")
+    if Tokenizer.load(folder).fingerprint != engine.tokenizer.fingerprint:
+        raise CheckpointError(f"{folder}: a draft model must have the same tokenizer as the model it drafts for.")
+    if drafter.config.max_position_embeddings < engine.model.config.max_position_embeddings:
+        most = drafter.config.max_position_embeddings
+        raise CheckpointError(f"{folder}: a draft model of {most} tokens is shorter than the model it drafts for.")
+    _make_fast(drafter)
+    return drafter
 
 
 def with_attention(model: LlamaForCausalLM, attend: Attend) -> LlamaForCausalLM:

@@ -58,6 +58,8 @@ def quantize_folder(
         raise CheckpointError(f"{folder} is quantized already; give the original weights.")
     if config.architecture != CAUSAL_LM:
         raise CheckpointError(f"{folder} is a {config.architecture}; only language models are quantized.")
+    if config.attention_bias or config.mlp_bias:
+        raise CheckpointError(f"{folder}: its layers have biases, which the quantized layers have no place for.")
     decoding.wait()
     tensors = tensors_in_folder(folder)
     layers = [name.removesuffix(".weight") for name in tensors]

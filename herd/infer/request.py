@@ -84,11 +84,15 @@ class Answer:
 
     drafts: list[int] = field(default_factory=list)  # guesses of the next tokens, to be verified by this step
 
+    ngrams: dict[tuple[int, ...], int] = field(default_factory=dict)  # where the text went on after them
+    num_indexed: int = 0  # tokens that `ngrams` knows
+
     row: int = -1  # place in the batch, -1 while waiting
     served_at: int = -1  # the step that computed a part of its prompt last
     blocks: list[int] = field(default_factory=list)
     owed_blocks: int = 0  # promised by the scheduler, not taken yet
     num_computed: int = 0  # tokens whose keys and values are in the cache
+    num_drafter_computed: int = 0  # the same for a draft model's
     num_registered: int = 0  # full blocks made known for sharing
     content: int = ROOT  # the content id up to there
 

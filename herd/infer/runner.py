@@ -59,7 +59,8 @@ class Runner:
 
     def __init__(self, model: LlamaForCausalLM, cache: PagedCache, *, max_sequences: int, max_context: int) -> None:
         self.model, self.cache = model, cache
-        self.device = cache.tensor.device
+        self.device = cache.device
+        self._dtype = model.model.norm.weight.dtype
         self._flops_per_token = 2 * num_parameters(model.config)
         self._tables = np.zeros((max_sequences, -(-max_context // cache.block_size)), dtype=np.int64)
         self._owners: list[Answer | None] = [None] * max_sequences
@@ -101,7 +102,8 @@ class Runner:
         """All tokens of a plan in one flat row: decoding ones by length, drafts among them, then prompts."""
         step = _Step()
         singles = sorted(
-            ((place, answer) for answer in plan.decode for place in _places(answer)), key=lambda single: single[0]
+            ((place, answer) for answer in plan.decode for place in plan.places.get(answer) or _places(answer)),
+            key=lambda single: single[0],
         )
         for row, (place, answer) in enumerate(singles):
             step.tokens.append(answer.token_at(place))
@@ -166,7 +168,7 @@ class Runner:
             rows=slice(start, start + len(rows)),
             blocks=torch.from_numpy(self._tables[rows, :width]).to(self.device),
             lengths=seen,
-            mask=decode_mask(seen, int(width) * self.cache.block_size, self.cache.tensor.dtype),
+            mask=decode_mask(seen, int(width) * self.cache.block_size, self._dtype),
         )
 
     def _prompts(self, chunks: list[Chunk], start: int) -> list[PromptChunk]:

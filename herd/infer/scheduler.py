@@ -39,6 +39,7 @@ class Plan:
 
     decode: list[Answer] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
+    places: dict[Answer, range] = field(default_factory=dict)  # where only some of an answer's places are computed
 
     def __bool__(self) -> bool:
         return bool(self.decode or self.chunks)
@@ -72,6 +73,11 @@ class Scheduler:
     def has_work(self) -> bool:
         """Somebody waits or runs."""
         return bool(self.waiting or self.running)
+
+    @property
+    def num_decoding(self) -> int:
+        """Answers that have begun."""
+        return sum(bool(answer.tokens) for answer in self.running)
 
     def add(self, request: Request) -> None:
         """Queue a request."""
@@ -107,6 +113,7 @@ class Scheduler:
         """
         answer.drafts = []
         answer.num_computed = answer.num_tokens - 1
+        answer.num_drafter_computed = min(answer.num_drafter_computed, answer.num_computed)
 
     def fork(self, leader: Answer) -> tuple[list[Answer], list[tuple[int, int]]]:
         """After the prompt's last chunk: the siblings that can start from the same blocks now, and blocks to copy.

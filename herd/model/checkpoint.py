@@ -1,4 +1,4 @@
-"""Checkpoints: Hugging Face folders that `transformers`, vLLM, SGLang and llama.cpp's converter load as they stand."""
+"""Checkpoints: read in any format, written as Hugging Face folders that other engines load as they stand."""
 
 from __future__ import annotations
 
@@ -15,8 +15,16 @@ from torch import Tensor
 
 from herd.errors import CheckpointError
 from herd.model.config import SEQUENCE_CLASSIFICATION, ModelConfig
+from herd.model.formats import (
+    find_checkpoint,
+    holds_fp8,
+    is_huggingface,
+    open_huggingface,
+    open_weights,
+    without_leftovers,
+)
 from herd.model.llama import Attend, Llama, LlamaForCausalLM, LlamaForSequenceClassification, empty_model
-from herd.model.meta import is_meta_checkpoint, load_meta
+from herd.model.stored import StoredWeights, some_tensors
 from herd.model.weights import INDEX, SINGLE, TensorInfo, read_tensors, tensors_in_folder
 from herd.ops.compressed import (
     Scheme,
@@ -34,46 +42,28 @@ if TYPE_CHECKING:
 
 MAX_SHARD_BYTES = 5_000_000_000
 
-_SHOWN = 3  # how many tensor names an error lists
-
-
-def find_checkpoint(path: Path | str) -> Path:
-    """The checkpoint folder that a path means: itself, its `checkpoint/`, or what its run.json points to.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist: expected a checkpoint folder or a run folder.")
-    candidates = [path, path / "checkpoint", *_pointed_to(path)]
-    for candidate in candidates:
-        if (candidate / "config.json").is_file() or is_meta_checkpoint(candidate):
-            return candidate
-    raise CheckpointError(
-        f"{path} holds no checkpoint: expected config.json in it, in {path / 'checkpoint'}, or a finished run whose "
-        "run.json names one."
-    )
-
 
 def load(
     path: Path | str, *, dtype: torch.dtype | None = None, device: str = "cpu", attend: Attend | None = None
 ) -> Llama:
-    """Open a checkpoint, Hugging Face's or Meta's, in eval mode, as the class that its config.json names.
+    """Open a checkpoint in any format (Hugging Face's, Meta's, llama.cpp's), in eval mode.
 
-    `dtype` None keeps what is on disk. On the CPU the weights are mapped from the files, not copied.
+    `dtype` None keeps what is on disk; what is packed as GGUF's blocks or as 8-bit floats becomes bfloat16. On the CPU
+    the weights are mapped from the files, not copied, where a file holds them as they are needed.
 
     Raises:
         CheckpointError: a file is missing, damaged, or its tensors do not fit config.json.
         ConfigError: config.json describes something other than a Llama.
     """
     folder = find_checkpoint(path)
-    if is_meta_checkpoint(folder) and not (folder / "config.json").is_file():
-        return load_meta(folder, dtype=dtype, attend=attend).to(device)
+    if not is_huggingface(folder):
+        return _load_stored(open_weights(folder), dtype, device, attend)
     config = ModelConfig.from_folder(folder)
+    tensors = without_leftovers(tensors_in_folder(folder), config)
+    if holds_fp8(config, tensors):
+        return _load_stored(open_huggingface(folder), dtype, device, attend)
     scheme = check_quantization(config.quantization_config, folder)
     model = empty_model(config, attend)
-    tensors = _without_leftovers(tensors_in_folder(folder), config)
     quantized = packed_layers(tensors) if scheme else []
     _check_fit(folder, tensors, model, quantized, scheme)
     replace_linears(model, quantized, partial(empty_like, scheme=scheme))
@@ -110,32 +100,24 @@ def save(
         stored = dtype or next(iter(weights.values())).dtype
         config = model.config.to_dict() | {"dtype": str(stored).removeprefix("torch.")}
         _write_json(aside / "config.json", config)
-        _write_json(aside / "generation_config.json", _generation_config(model.config))
+        _write_json(aside / "generation_config.json", generation_config(model.config))
         if tokenizer is not None:
             tokenizer.save(aside)
+
+
+def _load_stored(weights: StoredWeights, dtype: torch.dtype | None, device: str, attend: Attend | None) -> Llama:
+    """A model from weights that have to be joined, turned or unpacked as they are read."""
+    model = empty_model(replace(weights.config, quantization_config=None), attend)
+    dtype = dtype or weights.dtype
+    state = {name: weights.read(name, dtype).to(device) for name in weights.tensors}
+    model.load_state_dict(state, strict=False, assign=True)
+    return _finish(model)
 
 
 def _finish(model: Llama) -> Llama:
     if isinstance(model, LlamaForCausalLM):
         model.tie_weights()
     return model.requires_grad_(True).eval()
-
-
-def _pointed_to(path: Path) -> list[Path]:
-    try:
-        target = json.loads((path / "run.json").read_text(encoding="utf-8")).get("checkpoint")
-    except (OSError, ValueError, AttributeError):
-        return []
-    return [path / target] if isinstance(target, str) else []
-
-
-def _without_leftovers(tensors: dict[str, TensorInfo], config: ModelConfig) -> dict[str, TensorInfo]:
-    """Drop what old exporters wrote beside the weights: rotary tables, and the second name of a tied embedding."""
-    return {
-        name: info
-        for name, info in tensors.items()
-        if not name.endswith("rotary_emb.inv_freq") and not (name == "lm_head.weight" and config.tie_word_embeddings)
-    }
 
 
 def _check_fit(
@@ -149,20 +131,15 @@ def _check_fit(
         expected.pop("lm_head.weight", None)
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing:
-        raise CheckpointError(f"{folder} lacks {_some(missing)}, which its config.json asks for.")
+        raise CheckpointError(f"{folder} lacks {some_tensors(missing)}, which its config.json asks for.")
     if extra:
-        raise CheckpointError(f"{folder} holds {_some(extra)}, for which its config.json has no place.")
+        raise CheckpointError(f"{folder} holds {some_tensors(extra)}, for which its config.json has no place.")
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise CheckpointError(
                 f"{tensors[name].file}: tensor {name} has the shape {list(tensors[name].shape)}, "
                 f"but config.json asks for {list(shape)}."
             )
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"the tensor{'s' if len(names) > 1 else ''} {', '.join(names[:_SHOWN])}{more}"
 
 
 def _shards(weights: dict[str, Tensor], dtype: torch.dtype | None) -> Iterator[list[str]]:
@@ -193,7 +170,7 @@ def _write_json(path: Path, values: dict) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def _generation_config(config: ModelConfig) -> dict:
+def generation_config(config: ModelConfig) -> dict:
     """Llama 3.1's own sampling settings, and the ids that begin and end a text."""
     values = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
     ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}

@@ -73,6 +73,10 @@ class ModelConfig:
     """Llama 3.1's scaling of the slow frequencies; none before 3.1."""
     tie_word_embeddings: bool = False
     """The output projection is the embedding itself."""
+    attention_bias: bool = False
+    """The four projections of attention add a vector; no released Llama's do."""
+    mlp_bias: bool = False
+    """The three projections of the feed-forward layer add a vector; no released Llama's do."""
     initializer_range: float = 0.02
     """Standard deviation of fresh weights."""
     bos_token_id: int | None = None
@@ -134,7 +138,7 @@ class ModelConfig:
         """Read the content of a `config.json`, of transformers 4 or 5. Keys that do not shape a Llama are passed over.
 
         Raises:
-            ConfigError: it is not a Llama, or asks for something that this model does not have (biases, another RoPE).
+            ConfigError: it is not a Llama, or asks for something that this model does not have (another RoPE).
         """
         _check_is_llama(values)
         known = {f.name for f in fields(cls)} - {"architecture", "rope_scaling", "num_labels"}
@@ -179,7 +183,7 @@ class ModelConfig:
         values |= {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _WRITTEN_APART}
         if isinstance(self.eos_token_id, tuple):
             values["eos_token_id"] = list(self.eos_token_id)
-        values |= {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0}
+        values |= {"hidden_act": "silu", "attention_dropout": 0.0}
         if self.rope_scaling is not None:
             values["rope_scaling"] = {"rope_type": "llama3"} | {
                 f.name: getattr(self.rope_scaling, f.name) for f in fields(RopeScaling)
@@ -204,9 +208,9 @@ def _check_is_llama(values: dict[str, Any]) -> None:
         raise ConfigError(f"architectures names {architecture!r}; supported are {', '.join(ARCHITECTURES)}.")
     if values.get("hidden_act", "silu") not in ("silu", "swish"):
         raise ConfigError(f"hidden_act is {values['hidden_act']!r}; a Llama has 'silu'.")
-    for name in ("attention_bias", "mlp_bias"):
-        if values.get(name):
-            raise ConfigError(f"{name} is true; a Llama has no biases.")
+    rope = values.get("rope_parameters") or {}
+    if (values.get("partial_rotary_factor") or rope.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise ConfigError("partial_rotary_factor is not 1; a Llama turns whole heads.")
 
 
 def _rope_scaling(values: dict[str, Any] | None) -> RopeScaling | None:
@@ -225,8 +229,12 @@ def _rope_scaling(values: dict[str, Any] | None) -> RopeScaling | None:
 def num_parameters(config: ModelConfig) -> int:
     """Parameters of the whole model, a tied embedding counted once."""
     c = config
-    attention = c.hidden_size * c.head_dim * (2 * c.num_attention_heads + 2 * c.num_key_value_heads)
-    block = attention + 3 * c.hidden_size * c.intermediate_size + 2 * c.hidden_size
+    channels = c.head_dim * (2 * c.num_attention_heads + 2 * c.num_key_value_heads)
+    block = c.hidden_size * channels + 3 * c.hidden_size * c.intermediate_size + 2 * c.hidden_size
+    if c.attention_bias:
+        block += c.head_dim * (c.num_attention_heads + 2 * c.num_key_value_heads) + c.hidden_size
+    if c.mlp_bias:
+        block += 2 * c.intermediate_size + c.hidden_size
     embedding = c.vocab_size * c.hidden_size
     if c.architecture == SEQUENCE_CLASSIFICATION:
         head = c.num_labels * c.hidden_size

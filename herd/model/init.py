@@ -17,7 +17,7 @@ def initialize(model: nn.Module, seed: int, *, embedding_range: float | None = N
 
     Matrices are normal with `initializer_range`; the two that write into the residual stream are smaller by
     sqrt(2 x layers), so that its variance does not grow with depth. Embeddings are normal with `embedding_range` where
-    that is given. Norm weights are one.
+    that is given. Norm weights are one, biases zero.
 
     Source: the Llama 3 paper does not say. Normal(0.02): Hugging Face's `initializer_range`; the scaling: GPT-2
     (Radford et al. 2019, section 2.3).
@@ -37,7 +37,7 @@ def fresh_weights(
     residual = config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
-            yield name, torch.ones(parameter.shape)
+            yield name, torch.full(parameter.shape, 0.0 if name.endswith(".bias") else 1.0)
             continue
         std = residual if name.endswith(("o_proj.weight", "down_proj.weight")) else config.initializer_range
         if name.endswith("embed_tokens.weight"):

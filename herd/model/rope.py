@@ -38,3 +38,16 @@ def rotary_table(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> 
     angles = positions[..., None, None].float() * inverse_frequencies(config).to(positions.device)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+
+
+def interleaved_to_halves(weight: Tensor, num_heads: int) -> Tensor:
+    """Reorder a query or key projection from channel pairs (2i, 2i + 1) to (i, i + C/2): (H x C, D) or (H x C,).
+
+    Meta's files and llama.cpp's turn adjacent channels as a pair, Hugging Face's channels half a head apart.
+    """
+    return weight.reshape(num_heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+
+
+def halves_to_interleaved(weight: Tensor, num_heads: int) -> Tensor:
+    """The inverse of `interleaved_to_halves`."""
+    return weight.reshape(num_heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)

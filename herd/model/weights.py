@@ -1,14 +1,14 @@
-"""Reading safetensors files that may be damaged: everything is checked before a tensor is touched.
+"""Safetensors files: read though they may be damaged, written though they may be larger than the memory.
 
 A safetensors file is 8 bytes (header length, little endian), a JSON header (name -> dtype, shape, byte range) and the
-tensors' bytes. Nothing in it is executed.
+tensors' bytes. Nothing in it is executed, and everything is checked before a tensor is touched.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,3 +136,49 @@ def _tensor_info(file: Path, name: str, entry: Any) -> TensorInfo:
     if not right:
         raise CheckpointError(f"{file} is damaged: tensor {name} of shape {list(shape)} does not fit its byte range.")
     return TensorInfo(dtype, shape, file)
+
+
+# ---- write -----------------------------------------------------------------------------------------------------------
+
+
+def plan_files(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, max_bytes: int) -> dict[str, list[str]]:
+    """Which tensors go into which file, so that none but a lone large tensor exceeds `max_bytes`."""
+    files: list[list[str]] = [[]]
+    used = 0
+    for name, shape in shapes.items():
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if files[-1] and used + num_bytes > max_bytes:
+            files.append([])
+            used = 0
+        files[-1].append(name)
+        used += num_bytes
+    if len(files) == 1:
+        return {SINGLE: files[0]}
+    return {f"model-{i:05d}-of-{len(files):05d}.safetensors": names for i, names in enumerate(files, 1)}
+
+
+def write_safetensors(
+    file: Path, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, pieces: dict[str, Iterable[Tensor]]
+) -> Iterator[int]:
+    """Write a file whose tensors come as rows in order, as `dtype` and contiguous; yields the bytes of each piece."""
+    code = next(code for code, known in _DTYPES.items() if known == dtype)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [begin, end]}
+    content = json.dumps(header, separators=(",", ":")).encode()
+    content += b" " * (-len(content) % 8)  # so that the numbers begin at a multiple of eight
+    with open(file, "wb") as stream:
+        stream.write(len(content).to_bytes(8, "little") + content)
+        for name in shapes:
+            for piece in pieces[name]:
+                stream.write(piece.reshape(-1).view(torch.uint8).numpy().data)
+                yield piece.nbytes
+
+
+def write_index(folder: Path, files: dict[str, list[str]], num_bytes: int) -> None:
+    """Say which file holds which tensor, where there are several."""
+    weight_map = {name: file for file, names in files.items() for name in names}
+    text = json.dumps({"metadata": {"total_size": num_bytes}, "weight_map": weight_map}, indent=2)
+    (folder / INDEX).write_text(text + "\n", encoding="utf-8")

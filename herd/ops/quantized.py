@@ -279,8 +279,12 @@ class DecodingLinear(nn.Linear):
 def replace_linears(
     model: nn.Module, names: Iterable[str], make: Callable[[nn.Linear], nn.Module] = QuantizedLinear.from_linear
 ) -> None:
-    """Put `make(linear)` in the place of each named linear layer, one at a time, so that memory never holds both."""
+    """Put `make(linear)` in the place of each named linear layer, one at a time, so that memory never holds both.
+
+    A layer with a bias stays as it is: the layers here have none.
+    """
     for name in names:
         parent, _, leaf = name.rpartition(".")
         owner = model.get_submodule(parent)
-        setattr(owner, leaf, make(getattr(owner, leaf)))
+        if getattr(getattr(owner, leaf), "bias", None) is None:
+            setattr(owner, leaf, make(getattr(owner, leaf)))

@@ -1,21 +1,40 @@
-"""Say what a checkpoint is: its shape, weights, tokenizer, chat template, and what is odd about it."""
+"""Say what a checkpoint is: its shape, weights, tokenizer, chat template, and what is odd about it.
+
+Any format is read as it lies there. `against=OTHER` also compares its predictions with those of another checkpoint, in
+whatever format, on a few tokens: the check after a conversion, a download or a merge.
+"""
 
 from __future__ import annotations
 
 import json as json_format
+import math
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from herd.config import settings
 from herd.errors import DataError
-from herd.log import size
-from herd.model.checkpoint import find_checkpoint, load
-from herd.model.config import ModelConfig, num_parameters
+from herd.log import progress, size
+from herd.model.checkpoint import load
+from herd.model.compare import Difference, difference, layerwise_logits
+from herd.model.config import CAUSAL_LM, ModelConfig, num_parameters
+from herd.model.formats import find_checkpoint, holds_packed, is_huggingface, open_weights
 from herd.model.llama import Llama
+from herd.model.stored import StoredWeights
+from herd.model.weights import tensors_in_folder
 from herd.tokenizer.tokenizer import Tokenizer
+
+_SAMPLED_ROWS = 4  # of each tensor, spread over it, unless all are read
+_LLAMA3_ROWS = 128_000
+_SENTENCES = (
+    "The file is opened for reading. If there is no file of that name, an error is raised and nothing is changed. "
+    "When the last line has been read, the file is closed."
+)
 
 
 @settings
@@ -23,9 +42,11 @@ class InspectSettings:
     """What to look at, and how closely."""
 
     path: Path
-    """Checkpoint folder (Hugging Face's or Meta's) or run folder."""
+    """Checkpoint in any format (a folder of Hugging Face's or Meta's, a GGUF file) or run folder."""
     weights: bool = False
-    """Also read every weight and report what is not finite or all zero; takes as long as reading the files."""
+    """Read every weight, not a few rows of each tensor, and try the model on a sentence; takes as long as reading."""
+    against: Path | None = None
+    """Another checkpoint of the same shape, in any format: compare the logits of a few tokens."""
     json: bool = False
     """Print one JSON object instead of a table."""
 
@@ -37,22 +58,30 @@ def run(settings: InspectSettings) -> None:
         CheckpointError: there is no checkpoint, or it is damaged.
     """
     findings = examine(settings.path, weights=settings.weights)
+    if settings.against:
+        findings["difference"] = asdict(_compare(settings.path, settings.against)) | {"against": str(settings.against)}
     print(json_format.dumps(findings, indent=1) if settings.json else _table(findings))
 
 
 def examine(path: Path, *, weights: bool = False) -> dict[str, Any]:
     """What `herd inspect` prints, as plain values."""
-    folder = find_checkpoint(path)
-    model = load(folder)
-    tokenizer, trouble = _tokenizer(folder)
-    config = model.config
-    stored = [*model.parameters(), *model.buffers()]
+    place = find_checkpoint(path)
+    stored = None if _is_packed(place) else open_weights(place)
+    model = load(place) if stored is None else None
+    tokenizer, trouble = _tokenizer(place)
+    config = stored.config if stored else model.config
+    kinds, num_bytes = _storage(place, stored)
+    odd = [*trouble, *_oddities(place, config, tokenizer), *_odd_storage(place, stored)]
+    odd += _odd_weights(_rows(stored, whole=weights) if stored else _tensors(model))
+    if weights and stored and tokenizer and not odd:
+        odd += _odd_predictions(stored, tokenizer)
     return {
-        "path": str(folder),
+        "path": str(place),
+        "format": stored.format if stored else "huggingface",
         "architecture": config.architecture,
         "parameters": num_parameters(config),
-        "weights_bytes": sum(tensor.nbytes for tensor in stored),
-        "dtypes": dict(Counter(str(tensor.dtype).removeprefix("torch.") for tensor in stored)),
+        "weights_bytes": num_bytes,
+        "dtypes": kinds,
         "config": config.to_dict(),
         "cache_bytes_per_token": _cache_bytes(config),
         "tokenizer": tokenizer
@@ -63,8 +92,28 @@ def examine(path: Path, *, weights: bool = False) -> dict[str, Any]:
             "chat_style": tokenizer.chat_style,
             "fingerprint": tokenizer.fingerprint,
         },
-        "odd": [*trouble, *_oddities(folder, config, tokenizer), *(_odd_weights(model) if weights else [])],
+        "odd": odd,
     }
+
+
+def _is_packed(place: Path) -> bool:
+    return place.is_dir() and is_huggingface(place) and holds_packed(tensors_in_folder(place))
+
+
+def _storage(place: Path, stored: StoredWeights | None) -> tuple[dict[str, int], int]:
+    """How many tensors there are of each kind, and the bytes of all."""
+    if stored is None:
+        infos = tensors_in_folder(place).values()
+        kinds = Counter(str(info.dtype).removeprefix("torch.") for info in infos)
+        return dict(kinds), sum(math.prod(info.shape) * info.dtype.itemsize for info in infos)
+    return dict(Counter(tensor.dtype for tensor in stored.tensors.values())), stored.num_bytes
+
+
+def _compare(path: Path, other: Path) -> Difference:
+    first, second = open_weights(path), open_weights(other)
+    layers = first.config.num_hidden_layers + second.config.num_hidden_layers + 2
+    with progress("compare", total=layers, unit="layers") as bar:
+        return difference(first, second, lambda _: bar.advance(1))
 
 
 def _tokenizer(folder: Path) -> tuple[Tokenizer | None, list[str]]:
@@ -87,24 +136,84 @@ def _oddities(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) ->
         odd.append("config.json names no eos_token_id: other engines may not know when to stop")
     elif tokenizer and not set(config.eos_token_ids) & set(tokenizer.stop_ids):
         odd.append(f"eos_token_id {list(config.eos_token_ids)} is none of the tokenizer's ends {tokenizer.stop_ids}")
-    if not (folder / "generation_config.json").is_file():
+    if tokenizer and config.bos_token_id not in (None, tokenizer.special.get(tokenizer.bos)):
+        odd.append(
+            f"bos_token_id {config.bos_token_id} is not the tokenizer's {tokenizer.special.get(tokenizer.bos)}: the "
+            "tokenizer of another model, perhaps"
+        )
+    if folder.is_dir() and not (folder / "generation_config.json").is_file():
         odd.append("no generation_config.json: other engines sample with their own defaults")
     scaling = config.rope_scaling
     if scaling and config.max_position_embeddings <= scaling.original_max_position_embeddings:
         odd.append(f"RoPE is scaled, though the context of {config.max_position_embeddings:,} does not need it")
+    if config.vocab_size >= _LLAMA3_ROWS and config.rope_theta < 100_000:
+        odd.append(f"rope_theta is {config.rope_theta:,.0f}, though Llama 3's vocabulary goes with 500,000")
+    if scaling is None and config.max_position_embeddings > 32_768 and config.rope_theta <= 500_000:
+        odd.append(
+            f"a context of {config.max_position_embeddings:,} without RoPE scaling: Llama 3.1's is missing, perhaps"
+        )
     return odd
 
 
-def _odd_weights(model: Llama) -> list[str]:
+def _odd_storage(place: Path, stored: StoredWeights | None) -> list[str]:
+    """A head that is the embedding once more; a dtype that config.json does not tell."""
+    if stored is None or stored.config.architecture != CAUSAL_LM:
+        return []
     odd = []
-    for name, tensor in model.state_dict().items():
-        if not tensor.is_floating_point():
-            continue
-        if not torch.isfinite(tensor).all():
-            odd.append(f"{name} holds values that are not finite")
-        elif not tensor.any():
-            odd.append(f"{name} is all zero")
+    embedding, head = stored.tensors["model.embed_tokens.weight"], stored.tensors.get("lm_head.weight")
+    if head and torch.equal(embedding.rows(0, 16), head.rows(0, 16)):
+        odd.append("the head seems to be the embedding, stored twice (tie_word_embeddings is false)")
+    if stored.format != "huggingface":
+        return odd
+    if stored.config.tie_word_embeddings and "lm_head.weight" in tensors_in_folder(place):
+        odd.append("lm_head.weight is stored though it is tied to the embedding; the stored one is not used")
+    values = json_format.loads((place / "config.json").read_text(encoding="utf-8"))
+    declared = values.get("dtype") or values.get("torch_dtype")
+    if declared and declared != embedding.dtype:
+        odd.append(f"config.json declares {declared}, the weights are {embedding.dtype}")
     return odd
+
+
+def _rows(stored: StoredWeights, *, whole: bool) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in pieces, or a few rows of each; norms always whole."""
+    for name, tensor in stored.tensors.items():
+        if whole or len(tensor.shape) == 1:
+            yield from ((name, rows) for rows in stored.chunks(name))
+        else:
+            last = tensor.shape[0] - 1
+            places = sorted({last * i // (_SAMPLED_ROWS - 1) for i in range(_SAMPLED_ROWS)})
+            yield name, torch.cat([tensor.rows(place, place + 1) for place in places])
+
+
+def _tensors(model: Llama) -> Iterator[tuple[str, Tensor]]:
+    return ((name, tensor) for name, tensor in model.state_dict().items() if tensor.is_floating_point())
+
+
+def _odd_weights(pieces: Iterator[tuple[str, Tensor]]) -> list[str]:
+    broken, nonzero = [], {}
+    for name, rows in pieces:
+        if name not in broken and not torch.isfinite(rows).all():
+            broken.append(name)
+        nonzero[name] = nonzero.get(name, False) or bool(rows.any())
+    odd = [f"{name} holds values that are not finite" for name in broken]
+    empty = [name for name, any in nonzero.items() if not any and not name.endswith(".bias")]
+    return odd + [f"{name} is all zero" for name in empty]
+
+
+def _odd_predictions(stored: StoredWeights, tokenizer: Tokenizer) -> list[str]:
+    """A swapped vocabulary, wrong RoPE settings and damaged weights have in common that English comes as a surprise."""
+    if stored.config.architecture != CAUSAL_LM:
+        return []
+    tokens = torch.tensor(tokenizer.encode(_SENTENCES, bos=True))
+    logits = layerwise_logits(stored, tokens)[:-1]
+    found = float(torch.nn.functional.cross_entropy(logits, tokens[1:]))
+    guessing = math.log(stored.config.vocab_size)
+    if found < guessing - 1:
+        return []
+    return [
+        f"predicts plain English hardly better than guessing ({found:.1f} nats a token; guessing gives "
+        f"{guessing:.1f}): not trained, another tokenizer, other RoPE settings, or another language"
+    ]
 
 
 def _cache_bytes(config: ModelConfig) -> int:
@@ -121,6 +230,7 @@ def _table(found: dict[str, Any]) -> str:
     dtypes = ", ".join(f"{dtype} ({count} tensors)" for dtype, count in found["dtypes"].items())
     quantized = (config.get("quantization_config") or {}).get("format")
     rows = {
+        "format": {"huggingface": "Hugging Face", "meta": "Meta", "gguf": "GGUF"}[found["format"]],
         "architecture": found["architecture"],
         "parameters": f"{found['parameters']:,}",
         "weights": f"{size(found['weights_bytes'])}: {dtypes}" + (f", quantized ({quantized})" if quantized else ""),
@@ -133,6 +243,9 @@ def _table(found: dict[str, Any]) -> str:
         and f"{tokenizer['vocab_size']:,} ids, {tokenizer['special_tokens']} special, stops at {tokenizer['stop_ids']}",
         "chat format": tokenizer and f"Llama 3, style `{tokenizer['chat_style']}`",
     }
+    if against := found.get("difference"):
+        figures = {name: value for name, value in against.items() if name != "against"}
+        rows["compared"] = f"with {against['against']}: {Difference(**figures)}"
     lines = [found["path"], *(f"  {name:<14}{value}" for name, value in rows.items() if value)]
     lines += ["", "odd:" if found["odd"] else "Nothing odd.", *(f"  - {fault}" for fault in found["odd"])]
     return "\n".join(lines)

@@ -14,10 +14,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from enum import IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from herd.errors import DataError
-from herd.tokenizer.alphabet import is_byte_piece, write_bytes
+from herd.gguf import read_gguf
+from herd.tokenizer.alphabet import WORD_START, is_byte_piece, read_bytes, write_bytes
 from herd.tokenizer.files import merges, split_merges
 from herd.tokenizer.pieces import adds_a_space
 from herd.tokenizer.specials import END_OF_MESSAGE, END_OF_TURN, PAD
@@ -32,6 +34,7 @@ class TokenType(IntEnum):
     NORMAL = 1
     UNKNOWN = 2
     CONTROL = 3
+    USER_DEFINED = 4
     UNUSED = 5
     BYTE = 6
 
@@ -105,3 +108,95 @@ def _pieces_fields(tokenizer: Tokenizer) -> dict[str, Any]:
         "rows": rows | _special_rows(tokenizer),
         "scores": scores,
     }
+
+
+# ---- read ------------------------------------------------------------------------------------------------------------
+
+_LLAMA3_SPLITS = ("llama-bpe", "llama3", "llama-v3")  # llama.cpp's names for Llama 3's pattern
+_TEMPLATE = "tokenizer.chat_template"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What `Tokenizer(...)` takes, from the fields of a GGUF file.
+
+    Raises:
+        CheckpointError: the file is damaged.
+        DataError: it holds no vocabulary, or one of a kind that is not supported.
+    """
+    fields = read_gguf(path).fields
+    kind = fields.get("tokenizer.ggml.model")
+    names, types = fields.get("tokenizer.ggml.tokens"), fields.get("tokenizer.ggml.token_type")
+    if kind not in ("gpt2", "llama") or not isinstance(names, list) or not isinstance(types, list):
+        raise DataError(f"{path}: holds no vocabulary of a Llama (tokenizer.ggml.model is {kind!r}).")
+    if len(names) != len(types):
+        raise DataError(f"{path}: {len(names)} tokens but {len(types)} token types.")
+    rows = {i: (name, type) for i, (name, type) in enumerate(zip(names, types)) if type != TokenType.UNUSED}
+    parts = _byte_level_parts(fields, rows, path) if kind == "gpt2" else _pieces_parts(fields, rows, path)
+    for role in ("bos", "eos"):
+        token_id = fields.get(f"tokenizer.ggml.{role}_token_id")
+        if isinstance(token_id, int) and token_id in rows:
+            parts[role] = names[token_id]
+            parts["special"].setdefault(names[token_id], token_id)
+    if isinstance(template := fields.get(_TEMPLATE), str):
+        parts["chat_template"] = template
+    return parts
+
+
+def _byte_level_parts(fields: dict[str, Any], rows: dict[int, tuple[str, int]], path: Path) -> dict[str, Any]:
+    if (split := fields.get("tokenizer.ggml.pre")) not in _LLAMA3_SPLITS:
+        raise DataError(f"{path}: splits text in the way {split!r}; of byte-level vocabularies Llama 3's are read.")
+    ranks, special = {}, {}
+    for token_id, (name, type) in rows.items():
+        if type in (TokenType.CONTROL, TokenType.USER_DEFINED):
+            special[name] = token_id
+        else:
+            ranks[read_bytes(name)] = token_id
+    if sorted(ranks.values()) != list(range(len(ranks))):
+        raise DataError(f"{path}: the ids of its {len(ranks)} ordinary tokens are not 0 to {len(ranks) - 1}.")
+    return {"ranks": ranks, "special": special}
+
+
+def _pieces_parts(fields: dict[str, Any], rows: dict[int, tuple[str, int]], path: Path) -> dict[str, Any]:
+    """SentencePiece's kind as a `tokenizer.json`: of the neighbours that make a piece, the best score goes first."""
+    scores = fields.get("tokenizer.ggml.scores")
+    if not isinstance(scores, list) or len(scores) < len(rows):
+        raise DataError(f"{path}: lacks the field tokenizer.ggml.scores.")
+    kinds = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
+    special = {name: i for i, (name, type) in rows.items() if type in kinds}
+    vocabulary = {name: i for i, (name, _) in rows.items()}
+    pieces = {name for name, i in vocabulary.items() if rows[i][1] == TokenType.NORMAL}
+    ways = [
+        (-scores[vocabulary[name]], vocabulary[name[:cut]], vocabulary[name[cut:]], [name[:cut], name[cut:]])
+        for name in pieces
+        for cut in range(1, len(name))
+        if name[:cut] in pieces and name[cut:] in pieces
+    ]
+    opens = fields.get("tokenizer.ggml.add_space_prefix", True)
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": WORD_START}
+    back = {"type": "Replace", "pattern": {"String": WORD_START}, "content": " "}
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if opens else []
+    data = {
+        "version": "1.0",
+        "added_tokens": [_added(name, i) for name, i in special.items()],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [*([{"type": "Prepend", "prepend": WORD_START}] if opens else []), replace],
+        },
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]},
+        "model": {
+            "type": "BPE",
+            "unk_token": next((name for name, i in special.items() if rows[i][1] == TokenType.UNKNOWN), None),
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": vocabulary,
+            "merges": [way for *_, way in sorted(ways)],
+        },
+    }
+    return {"ranks": {}, "special": special, "pieces": json.dumps(data)}
+
+
+def _added(name: str, token_id: int) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {"id": token_id, "content": name, **flags}

@@ -17,6 +17,7 @@ import numpy as np
 import tiktoken
 
 from herd.errors import ConfigError, DataError
+from herd.gguf import is_gguf
 from herd.tokenizer import bpe, files, gguf
 from herd.tokenizer.pieces import PieceEncoding
 from herd.tokenizer.specials import (
@@ -125,14 +126,14 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """Read a checkpoint or tokenizer folder, a `tokenizer.json`, or a file of tiktoken ranks.
+        """Read a checkpoint or tokenizer folder, a `tokenizer.json`, a file of tiktoken ranks, or a GGUF file.
 
         Ranks alone carry no pattern and no special tokens: Llama 3's are assumed.
 
         Raises:
             DataError: the file is missing, damaged, or describes a kind of tokenizer that is not supported.
         """
-        parts = files.read(Path(path))
+        parts = gguf.read(Path(path)) if is_gguf(Path(path)) else files.read(Path(path))
         try:
             return cls(**parts)
         except DataError as error:

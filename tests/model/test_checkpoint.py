@@ -250,7 +250,7 @@ def test_a_damaged_folder_gives_one_error_that_names_the_fault(folder, damage, m
         ({"vocab_size": 0}, "vocab_size must be a whole number of at least 1, not 0"),
         ({"model_type": "mamba"}, "model_type is 'mamba'"),
         ({"architectures": ["LlamaForTokenClassification"]}, "architectures names 'LlamaForTokenClassification'"),
-        ({"attention_bias": True}, "attention_bias is true"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is not 1"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "has the type 'yarn'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "rope_scaling lacks high_freq_factor"),

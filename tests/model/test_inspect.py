@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from herd.errors import CheckpointError
 from herd.model import checkpoint
-from herd.model.config import ModelConfig
+from herd.model.config import ModelConfig, RopeScaling
+from herd.model.convert import convert
 from herd.model.init import initialize
 from herd.model.llama import LlamaForCausalLM
 from herd.stages import inspect
@@ -34,7 +36,7 @@ def folder_of(path, rows_more=0, **changes):
 
 def test_a_sound_checkpoint_shows_its_shape_and_nothing_odd(tmp_path, capsys):
     folder = folder_of(tmp_path / "model")
-    inspect.run(inspect.InspectSettings(path=folder, weights=True))
+    inspect.run(inspect.InspectSettings(path=folder))
     printed = capsys.readouterr().out
     assert "LlamaForCausalLM" in printed and "2 of width 32, 4 heads of 8, 2 key-value" in printed
     assert "bfloat16 (20 tensors)" in printed and "tied to the output" in printed
@@ -68,3 +70,50 @@ def test_what_is_odd_is_listed(tmp_path):
 def test_a_path_without_a_checkpoint_is_one_clear_error(tmp_path):
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         inspect.examine(tmp_path)
+
+
+def test_files_of_meta_and_of_llama_cpp_are_inspected_as_they_are(tmp_path, capsys):
+    folder = folder_of(tmp_path / "model", rope_theta=10_000.0)
+    convert(folder, tmp_path / "model.gguf", precision="q8_0")
+    convert(folder, tmp_path / "meta", format="meta", shards=2)
+    inspect.run(inspect.InspectSettings(path=tmp_path / "model.gguf", against=folder))
+    printed = capsys.readouterr().out
+    assert "GGUF" in printed and "Q8_0 (" in printed and "same likeliest token" in printed
+    found = inspect.examine(tmp_path / "meta")
+    assert found["format"] == "meta" and found["config"]["num_hidden_layers"] == 2 and found["odd"] == []
+
+
+def test_a_model_that_predicts_english_no_better_than_guessing_is_odd(tmp_path):
+    (found,) = inspect.examine(folder_of(tmp_path / "model"), weights=True)["odd"]
+    assert "hardly better than guessing (6." in found
+
+
+def test_a_few_rows_of_each_tensor_are_looked_at_without_being_asked(tmp_path):
+    folder = folder_of(tmp_path / "model")
+    model = checkpoint.load(folder)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[-1, 3] = torch.inf
+    checkpoint.save(model, folder, Tokenizer.load(folder))
+    assert inspect.examine(folder)["odd"] == ["model.layers.0.mlp.down_proj.weight holds values that are not finite"]
+
+
+def test_settings_that_belong_to_another_model_are_odd(tmp_path):
+    changes = {"max_position_embeddings": 131_072, "bos_token_id": 5}
+    odd = "\n".join(inspect.examine(folder_of(tmp_path / "long", **changes))["odd"])
+    assert "without RoPE scaling" in odd and "bos_token_id 5 is not the tokenizer's 274" in odd
+    odd = inspect.examine(folder_of(tmp_path / "short", rope_scaling=RopeScaling(), max_position_embeddings=8192))[
+        "odd"
+    ]
+    assert odd == ["RoPE is scaled, though the context of 8,192 does not need it"]
+
+
+def test_a_head_stored_beside_its_embedding_is_odd(tmp_path):
+    folder = folder_of(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, folder / "model.safetensors")
+    assert "stored though it is tied" in "\n".join(inspect.examine(folder)["odd"])
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False, "dtype": "float32"}))
+    odd = "\n".join(inspect.examine(folder)["odd"])
+    assert "seems to be the embedding, stored twice" in odd and "declares float32, the weights are bfloat16" in odd

@@ -12,7 +12,7 @@ from herd.model import checkpoint, meta
 from herd.model.config import ModelConfig, RopeScaling, num_parameters
 from herd.model.init import initialize
 from herd.model.llama import LlamaForCausalLM
-from herd.model.rope import rotary_table
+from herd.model.rope import halves_to_interleaved, rotary_table
 from herd.ops.rope import apply_rotary
 
 CONFIG = ModelConfig(
@@ -38,7 +38,7 @@ def to_meta(model: LlamaForCausalLM) -> dict[str, torch.Tensor]:
         source, _ = names[inner]
         if inner.endswith(("q_proj", "k_proj")):
             heads = model.config.num_attention_heads if inner.endswith("q_proj") else model.config.num_key_value_heads
-            tensor = meta.halves_to_interleaved(tensor, heads)
+            tensor = halves_to_interleaved(tensor, heads)
         state[f"layers.{layer[1]}.{source}.weight" if layer else f"{source}.weight"] = tensor.clone()
     return state
 
@@ -90,7 +90,7 @@ def test_embeddings_split_by_columns_are_joined_by_columns(tmp_path):
     model = LlamaForCausalLM(config)
     initialize(model, 0)
     write(tmp_path / "meta", model, 2, columns=True)
-    assert torch.equal(meta.load_meta(tmp_path / "meta")(TOKENS), model(TOKENS))
+    assert torch.equal(checkpoint.load(tmp_path / "meta")(TOKENS), model(TOKENS))
 
 
 def test_turning_adjacent_channels_equals_turning_halves_after_the_permutation(model):
@@ -99,7 +99,7 @@ def test_turning_adjacent_channels_equals_turning_halves_after_the_permutation(m
     heads, channels = 8, 8
     halves = torch.randn(heads * channels, 64)
     x = torch.randn(5, 64)
-    adjacent = (x @ meta.halves_to_interleaved(halves, heads).T).view(5, heads, channels // 2, 2)
+    adjacent = (x @ halves_to_interleaved(halves, heads).T).view(5, heads, channels // 2, 2)
     angles = torch.arange(5)[:, None] * 500_000.0 ** (-torch.arange(0, channels, 2) / channels)
     turned = torch.view_as_complex(adjacent) * torch.polar(torch.ones_like(angles), angles)[:, None]
     expected = torch.view_as_real(turned).flatten(-2)
@@ -136,7 +136,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(model, tmp_path):
     write(tmp_path / "meta", model)
     torch.save({"tok_embeddings.weight": Bomb()}, tmp_path / "meta" / "consolidated.00.pth")
     with pytest.raises(CheckpointError, match="was not opened: it could run code"):
-        meta.load_meta(tmp_path / "meta")
+        checkpoint.load(tmp_path / "meta")
     assert not marker.exists()
 
 
@@ -146,10 +146,10 @@ def test_a_truncated_or_incomplete_set_of_files_is_named(model, tmp_path):
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match=r"consolidated\.01\.pth is truncated or damaged"):
-        meta.load_meta(tmp_path / "meta")
+        checkpoint.load(tmp_path / "meta")
     shard.unlink()
     with pytest.raises(CheckpointError, match=r"has the shape .* but params\.json asks for"):
-        meta.load_meta(tmp_path / "meta")
+        checkpoint.load(tmp_path / "meta")
     (tmp_path / "meta" / "params.json").unlink()
     with pytest.raises(CheckpointError, match=r"params\.json"):
-        meta.load_meta(tmp_path / "meta")
+        checkpoint.load(tmp_path / "meta")

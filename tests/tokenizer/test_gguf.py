@@ -126,3 +126,19 @@ def test_a_way_of_splitting_that_gguf_cannot_name_is_refused(tokenizer, tmp_path
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
     with pytest.raises(DataError, match="GGUF has no name"):
         Tokenizer.load(tmp_path).gguf_fields()
+
+
+def test_a_vocabulary_comes_back_from_the_fields_with_the_same_ids(tokenizer, tmp_path):
+    write_model(tmp_path / "vocabulary.gguf", tokenizer.gguf_fields())
+    again = Tokenizer.load(tmp_path / "vocabulary.gguf")
+    assert again.fingerprint == tokenizer.fingerprint and again.chat_template == tokenizer.chat_template
+    assert (again.bos, again.eos) == (tokenizer.bos, tokenizer.eos)
+
+
+def test_a_sentencepiece_style_vocabulary_comes_back_with_the_same_ids(sentencepiece_style, tmp_path):
+    tokenizer = Tokenizer.load(sentencepiece_style)
+    write_model(tmp_path / "vocabulary.gguf", tokenizer.gguf_fields())
+    again = Tokenizer.load(tmp_path / "vocabulary.gguf")
+    for text in ("some words", " opens with spaces", "ünïcödé and \U0001f600", "line\nline", "aaaa bbbb  c"):
+        assert again.encode(text) == tokenizer.encode(text)
+        assert again.decode(again.encode(text)) == tokenizer.decode(tokenizer.encode(text))

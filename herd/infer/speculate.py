@@ -1,0 +1,183 @@
+"""Speculative decoding: guess several tokens ahead, let the model verify them in one step.
+
+A step reads every weight once, whether it computes one token or five, so verified guesses are nearly free where memory
+is the limit. `herd.infer.draw` keeps a guess only if it is the token that would have been drawn anyway, with the
+answer's own random numbers; so answers are the same with and without speculation, sampled ones too. Whether it gains
+is measured as it runs, and where it does not it stays off but for a trial now and then.
+
+Source: Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding"; prompt look-up: Saxena 2023.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Protocol
+
+from herd.infer.draw import sample_tokens
+from herd.infer.request import Answer
+from herd.infer.runner import Output, Runner
+from herd.infer.scheduler import Chunk, Plan
+
+LOOKUP = "lookup"
+"""The name of the guesser that needs no model."""
+
+_NUM_DRAFTS = 4
+_TRY_EVERY = 16  # steps, to see whether what is off would gain by now, or what is on still does
+_MOMENTUM = 0.8  # of the measured speeds
+
+
+class Guesser(Protocol):
+    """Where guesses come from."""
+
+    def guess(self, answer: Answer, most: int) -> list[int]:
+        """Up to `most` tokens that may come next; what needs the batch is only counted here and filled in later."""
+
+    def propose(self, plan: Plan) -> None:
+        """Fill in the guesses of a planned step."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory for keys and values of its own."""
+
+
+class PromptLookup:
+    """Guesses that the text goes on as it did after the last occurrence of its last three (or two) tokens."""
+
+    cache_bytes = 0
+
+    def guess(self, answer: Answer, most: int) -> list[int]:
+        """The tokens that followed then."""
+        tokens = answer.request.prompt + answer.tokens
+        self._index(answer, tokens)
+        for length in (3, 2):
+            place = answer.ngrams.get(tuple(tokens[-length:]))
+            if place is not None:
+                return tokens[place : place + most]
+        return []
+
+    def _index(self, answer: Answer, tokens: list[int]) -> None:
+        """Remember where each n-gram ended last, those that end at the last token left out: they are the question."""
+        for stop in range(max(answer.num_indexed, 2), len(tokens)):
+            for length in (3, 2):
+                if stop >= length:
+                    answer.ngrams[tuple(tokens[stop - length : stop])] = stop
+        answer.num_indexed = len(tokens)
+
+    def propose(self, plan: Plan) -> None:
+        """Nothing is left to do."""
+
+
+class DraftModel:
+    """Guesses what a smaller model would draw with the same random numbers.
+
+    Its keys and values lie in pages of its own under the same block numbers. It computes a sequence only when it is
+    asked for guesses, and catches up on what it has missed.
+    """
+
+    def __init__(self, runner: Runner, max_prompt_tokens: int) -> None:
+        self._runner, self._most = runner, max_prompt_tokens
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory for its keys and values."""
+        return self._runner.cache.nbytes
+
+    def guess(self, answer: Answer, most: int) -> list[int]:
+        """Room for as many guesses."""
+        return [0] * most
+
+    def propose(self, plan: Plan) -> None:
+        """Draw the guesses of all drafting answers, one place after the other."""
+        counts = {answer: len(answer.drafts) for answer in plan.decode if answer.drafts}
+        for answer in counts:
+            answer.drafts = []
+        for step in range(max(counts.values(), default=0)):
+            answers = [answer for answer, count in counts.items() if count > step]
+            output = self._catch_up(answers) if step == 0 else self._runner.run(self._next_places(answers, step))
+            rows = [output.rows[answer][-1] for answer in answers]
+            places = [len(answer.tokens) + step for answer in answers]
+            for answer, token in zip(answers, sample_tokens(answers, places, output.logits[rows]), strict=True):
+                answer.drafts.append(token)
+                answer.num_drafter_computed = answer.num_tokens + step
+
+    def _catch_up(self, answers: list[Answer]) -> Output:
+        """Compute what it has not seen of each sequence, long prompts in parts; the logits behind the last tokens."""
+        for answer in answers:
+            while answer.num_tokens - answer.num_drafter_computed > self._most:
+                start = answer.num_drafter_computed
+                self._runner.run(Plan(chunks=[Chunk(answer, start, start + self._most)]))
+                answer.num_drafter_computed += self._most
+        return self._runner.run(
+            Plan(chunks=[Chunk(answer, answer.num_drafter_computed, answer.num_tokens) for answer in answers])
+        )
+
+    @staticmethod
+    def _next_places(answers: list[Answer], step: int) -> Plan:
+        places = {answer: range(answer.num_tokens + step - 1, answer.num_tokens + step) for answer in answers}
+        return Plan(decode=list(answers), places=places)
+
+
+@dataclass
+class _Speed:
+    """Tokens a second of steps with and without guesses, as a moving mean; None before the first."""
+
+    drafted: float | None = None
+    plain: float | None = None
+    num_steps: int = 0
+
+
+class Speculation:
+    """Decides step by step whether to guess, by what the last steps with and without guesses brought."""
+
+    def __init__(self, guesser: Guesser, num_drafts: int = _NUM_DRAFTS, always: bool = False) -> None:
+        self._guesser, self._num_drafts, self.always = guesser, num_drafts, always
+        self._speeds: dict[int, _Speed] = defaultdict(_Speed)  # by the number of decoding answers, in powers of two
+        self._on = False
+        self._began = 0.0
+        self._seen: dict[Answer, tuple[int, int]] = {}  # tokens and guesses of each answer as the step began
+        self.num_drafted = self.num_held = 0
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory for a draft model's keys and values."""
+        return self._guesser.cache_bytes
+
+    def begin(self, num_decoding: int) -> None:
+        """A step begins."""
+        speed = self._speeds[num_decoding.bit_length()]
+        speed.num_steps += 1
+        trial = speed.num_steps % _TRY_EVERY == 0
+        gains = speed.plain is None or speed.drafted is None or speed.drafted > speed.plain
+        unknown = speed.drafted is not None and speed.plain is None
+        self._on = self.always or (gains != trial and not unknown)
+        self._began = time.perf_counter()
+
+    def guess(self, answer: Answer, most: int) -> list[int]:
+        """The guesses for one answer. Penalties and grammars depend on each token before, so they get none."""
+        if not self._on or answer.adjustment is not None or most < 1:
+            return []
+        return self._guesser.guess(answer, min(most, self._num_drafts))
+
+    def propose(self, plan: Plan) -> None:
+        """Fill in the guesses of a planned step, and count."""
+        self._guesser.propose(plan)
+        self._seen |= {answer: (len(answer.tokens), len(answer.drafts)) for answer in plan.decode}
+
+    def end(self, plan: Plan) -> None:
+        """A step is done: note what it brought. Steps that also computed prompts say nothing about decoding."""
+        seconds = time.perf_counter() - self._began
+        seen, self._seen = self._seen, {}
+        num_tokens = sum(len(answer.tokens) - before for answer, (before, _) in seen.items())
+        num_drafts = sum(count for _, count in seen.values())
+        self.num_drafted += num_drafts
+        self.num_held += sum(len(a.tokens) - before - 1 for a, (before, count) in seen.items() if count)
+        if plan.chunks or not plan.decode:
+            return
+        speed = self._speeds[len(plan.decode).bit_length()]
+        rate = num_tokens / seconds
+        if num_drafts:
+            speed.drafted = rate if speed.drafted is None else _MOMENTUM * speed.drafted + (1 - _MOMENTUM) * rate
+        elif not self._on:
+            speed.plain = rate if speed.plain is None else _MOMENTUM * speed.plain + (1 - _MOMENTUM) * rate

@@ -1,0 +1,164 @@
+"""The quantized blocks of llama.cpp's files: 32 or 256 neighbouring weights of a row that share a scale.
+
+`quantize` gives the same bytes as ggml's reference; every type that is read can be turned back into numbers.
+
+Source: ggml-quants.c of ggml; the layouts of the blocks stand beside each function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from herd.gguf import TYPES
+
+PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+"""Types that are no blocks."""
+
+
+def quantize(rows: Tensor, type: str) -> Tensor:
+    """Weights as bytes of a type: (N, K) -> uint8 (N, bytes of a row).
+
+    A plain type is a cast. K must be a multiple of the type's block.
+    """
+    if type in PLAIN:
+        return rows.to(PLAIN[type]).contiguous().view(torch.uint8)
+    blocks = rows.to(torch.float32).reshape(-1, TYPES[type].num_weights)
+    return QUANTIZERS[type](blocks).reshape(len(rows), -1)
+
+
+def dequantize(content: Tensor, type: str) -> Tensor:
+    """The numbers that bytes stand for: uint8 (N, bytes of a row) -> (N, K), float32 unless the type is a plain one."""
+    if type in PLAIN:
+        return content.view(PLAIN[type])
+    blocks = content.reshape(-1, TYPES[type].num_bytes)
+    return _DEQUANTIZERS[type](blocks).reshape(len(content), -1)
+
+
+# ---- write: Q8_0, Q4_0 -----------------------------------------------------------------------------------------------
+
+
+def _to_q8_0(blocks: Tensor) -> Tensor:
+    """fp16 scale, 32 x int8: the largest weight becomes 127 or -127."""
+    scale = blocks.abs().amax(1, keepdim=True) / 127
+    scaled = blocks * _inverse(scale)
+    size = scaled.abs()
+    whole = size.floor()
+    rounded = (whole + (2 * (size - whole)).floor()) * scaled.sign()  # halves away from zero, as C's roundf
+    return torch.cat((_fp16_bytes(scale), rounded.to(torch.int8).view(torch.uint8)), 1)
+
+
+def _to_q4_0(blocks: Tensor) -> Tensor:
+    """fp16 scale, 32 x 4 bits: the weight largest in size becomes -8; the low half of a byte holds the first 16."""
+    largest = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))
+    scale = largest / -8
+    numbers = (blocks * _inverse(scale) + 8.5).to(torch.uint8).clamp_max(15)
+    return torch.cat((_fp16_bytes(scale), numbers[:, :16] | numbers[:, 16:] << 4), 1)
+
+
+def _inverse(scale: Tensor) -> Tensor:
+    return torch.where(scale == 0, 0.0, 1 / scale)
+
+
+def _fp16_bytes(scale: Tensor) -> Tensor:
+    return scale.to(torch.float16).view(torch.uint8)
+
+
+QUANTIZERS: dict[str, Callable[[Tensor], Tensor]] = {"Q8_0": _to_q8_0, "Q4_0": _to_q4_0}
+"""The quantized types that are written."""
+
+
+# ---- read ------------------------------------------------------------------------------------------------------------
+
+
+def _fp16(blocks: Tensor, begin: int) -> Tensor:
+    return blocks[:, begin : begin + 2].contiguous().view(torch.float16).float()
+
+
+def _halves(content: Tensor) -> Tensor:
+    """Two numbers of 4 bits in a byte: (N, n) -> (N, 2n), all low halves first."""
+    return torch.cat((content & 15, content >> 4), 1)
+
+
+def _fifth_bits(content: Tensor) -> Tensor:
+    """One bit of each of 32 numbers, the first in the lowest: uint8 (N, 4) -> uint8 (N, 32)."""
+    return (content[:, :, None] >> torch.arange(8, dtype=torch.uint8) & 1).reshape(len(content), 32)
+
+
+def _from_q8_0(blocks: Tensor) -> Tensor:
+    return blocks[:, 2:].contiguous().view(torch.int8) * _fp16(blocks, 0)
+
+
+def _from_q4_0(blocks: Tensor) -> Tensor:
+    return (_halves(blocks[:, 2:]).float() - 8) * _fp16(blocks, 0)
+
+
+def _from_q4_1(blocks: Tensor) -> Tensor:
+    """fp16 scale, fp16 least value, 16 bytes."""
+    return _halves(blocks[:, 4:]) * _fp16(blocks, 0) + _fp16(blocks, 2)
+
+
+def _from_q5_0(blocks: Tensor) -> Tensor:
+    """fp16 scale, 4 bytes of fifth bits, 16 bytes."""
+    numbers = _halves(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6]) << 4
+    return (numbers.float() - 16) * _fp16(blocks, 0)
+
+
+def _from_q5_1(blocks: Tensor) -> Tensor:
+    """fp16 scale, fp16 least value, 4 bytes of fifth bits, 16 bytes."""
+    numbers = _halves(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8]) << 4
+    return numbers * _fp16(blocks, 0) + _fp16(blocks, 2)
+
+
+def _scales_and_least(content: Tensor) -> tuple[Tensor, Tensor]:
+    """Eight scales and eight least values of 6 bits each, packed in 12 bytes: (N, 12) -> two (N, 8, 1)."""
+    first, second, third = content[:, 0:4], content[:, 4:8], content[:, 8:12]
+    scales = torch.cat((first & 63, third & 15 | first >> 2 & 48), 1)
+    least = torch.cat((second & 63, third >> 4 | second >> 2 & 48), 1)
+    return scales.float()[..., None], least.float()[..., None]
+
+
+def _from_q4_k(blocks: Tensor) -> Tensor:
+    """fp16 scale of scales, fp16 scale of least values, 12 bytes of both, 128 bytes: 8 groups of 32 weights."""
+    scales, least = _scales_and_least(blocks[:, 4:16])
+    content = blocks[:, 16:].reshape(-1, 4, 1, 32)
+    numbers = torch.cat((content & 15, content >> 4), 2).reshape(-1, 8, 32)
+    return _with_scales(blocks, scales, numbers, least)
+
+
+def _from_q5_k(blocks: Tensor) -> Tensor:
+    """As Q4_K, with 32 bytes of fifth bits before the 128: bit g of byte i belongs to weight i of group g."""
+    scales, least = _scales_and_least(blocks[:, 4:16])
+    fifth = blocks[:, None, 16:48] >> torch.arange(8, dtype=torch.uint8)[:, None] & 1
+    content = blocks[:, 48:].reshape(-1, 4, 1, 32)
+    numbers = torch.cat((content & 15, content >> 4), 2).reshape(-1, 8, 32) | fifth << 4
+    return _with_scales(blocks, scales, numbers, least)
+
+
+def _with_scales(blocks: Tensor, scales: Tensor, numbers: Tensor, least: Tensor) -> Tensor:
+    scale, scale_of_least = _fp16(blocks, 0)[..., None], _fp16(blocks, 2)[..., None]
+    return (scale * scales * numbers - scale_of_least * least).reshape(len(blocks), 256)
+
+
+def _from_q6_k(blocks: Tensor) -> Tensor:
+    """128 bytes of low 4 bits, 64 of high 2 bits, 16 int8 scales, fp16 scale of scales: 16 groups of 16 weights."""
+    low, high = blocks[:, :128].reshape(-1, 2, 1, 64), blocks[:, 128:192].reshape(-1, 2, 1, 32)
+    low = torch.cat((low & 15, low >> 4), 2).reshape(-1, 8, 32)
+    high = (high >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8)[:, None] & 3).reshape(-1, 8, 32)
+    numbers = ((low | high << 4).float() - 32).reshape(-1, 16, 16)
+    scales = blocks[:, 192:208].contiguous().view(torch.int8).float() * _fp16(blocks, 208)
+    return (scales[..., None] * numbers).reshape(len(blocks), 256)
+
+
+_DEQUANTIZERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "Q8_0": _from_q8_0,
+    "Q4_0": _from_q4_0,
+    "Q4_1": _from_q4_1,
+    "Q5_0": _from_q5_0,
+    "Q5_1": _from_q5_1,
+    "Q4_K": _from_q4_k,
+    "Q5_K": _from_q5_k,
+    "Q6_K": _from_q6_k,
+}

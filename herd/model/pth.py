@@ -1,0 +1,118 @@
+"""Writing PyTorch's `.pth` files piece by piece, so that a shard larger than the memory can be written.
+
+A `.pth` is an uncompressed zip archive: `data.pkl` says name, dtype and shape of each tensor and which record holds its
+numbers; the records follow, each as plain bytes. `torch.save` gives the same file, but wants every tensor in memory.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._utils import _rebuild_tensor_v2
+
+from herd.errors import CheckpointError
+
+_ROOT = "consolidated"
+_ALIGNMENT = 64  # where torch puts a record's first byte, so that it can be mapped
+_HEADER_BYTES = 30 + 20  # a local header without its name, with the field of 64-bit sizes
+_DATE = (1980, 1, 1, 0, 0, 0)
+_STORAGES = {
+    torch.float32: torch.FloatStorage,
+    torch.float16: torch.HalfStorage,
+    torch.bfloat16: torch.BFloat16Storage,
+}
+
+
+class TensorPlan(NamedTuple):
+    """One tensor of a file that is to be written."""
+
+    name: str
+    shape: tuple[int, ...]
+    same_as: str | None = None
+    """The tensor whose numbers it shares."""
+
+
+class _Storage(NamedTuple):
+    """Stands for a tensor's numbers in the pickle."""
+
+    kind: type
+    key: str
+    num_weights: int
+
+
+class _Described:
+    """A tensor without its numbers; pickles as torch.save pickles a tensor."""
+
+    def __init__(self, storage: _Storage, shape: tuple[int, ...]) -> None:
+        self.storage, self.shape = storage, shape
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        strides = torch.empty(self.shape, device="meta").stride()
+        return _rebuild_tensor_v2, (self.storage, 0, self.shape, strides, False, OrderedDict())
+
+
+class _Pickler(pickle.Pickler):
+    def persistent_id(self, obj: Any) -> Any:
+        if isinstance(obj, _Storage):
+            return "storage", obj.kind, obj.key, "cpu", obj.num_weights
+        return None
+
+
+def write_pth(
+    file: Path, plans: list[TensorPlan], dtype: torch.dtype, pieces: dict[str, Iterable[Tensor]]
+) -> Iterator[int]:
+    """Write a table of tensors that `torch.load(weights_only=True)` reads; yields the bytes of each piece.
+
+    `pieces` gives, for each plan that shares with none, the tensor's rows in order, as `dtype` and contiguous.
+
+    Raises:
+        CheckpointError: the dtype has no storage in this format.
+    """
+    if dtype not in _STORAGES:
+        raise CheckpointError(
+            f"{file.name} cannot hold {str(dtype).removeprefix('torch.')}; choose bfloat16 or float32."
+        )
+    own = [plan for plan in plans if plan.same_as is None]
+    keys = {plan.name: str(number) for number, plan in enumerate(own)}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        _write_record(archive, "data.pkl", _pickled(plans, keys, dtype))
+        _write_record(archive, "byteorder", b"little")
+        for plan in own:
+            with archive.open(_aligned(archive, f"data/{keys[plan.name]}"), "w", force_zip64=True) as record:
+                for piece in pieces[plan.name]:
+                    record.write(piece.reshape(-1).view(torch.uint8).numpy().data)
+                    yield piece.nbytes
+        _write_record(archive, "version", b"3\n")
+
+
+def _pickled(plans: list[TensorPlan], keys: dict[str, str], dtype: torch.dtype) -> bytes:
+    table = {}
+    for plan in plans:
+        num_weights = torch.Size(plan.shape).numel()
+        table[plan.name] = _Described(
+            _Storage(_STORAGES[dtype], keys[plan.same_as or plan.name], num_weights), plan.shape
+        )
+    content = io.BytesIO()
+    _Pickler(content, protocol=2).dump(table)
+    return content.getvalue()
+
+
+def _write_record(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    archive.writestr(zipfile.ZipInfo(f"{_ROOT}/{name}", _DATE), content)
+
+
+def _aligned(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    """The header of a record whose bytes begin at a multiple of 64, by an extra field of zeros."""
+    info = zipfile.ZipInfo(f"{_ROOT}/{name}", _DATE)
+    begin = archive.fp.tell() + _HEADER_BYTES + len(info.filename) + 4
+    filling = -begin % _ALIGNMENT
+    info.extra = b"FB" + filling.to_bytes(2, "little") + bytes(filling)
+    return info

@@ -1,0 +1,135 @@
+"""A checkpoint that lies on disk in any format, seen under Hugging Face's names and read piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from herd.errors import CheckpointError
+from herd.model.config import ModelConfig
+from herd.model.llama import empty_model
+from herd.model.rope import interleaved_to_halves
+
+Format = Literal["huggingface", "meta", "gguf"]
+
+CHUNK_WEIGHTS = 16_000_000
+"""Weights in memory at a time where a tensor is read in pieces."""
+
+_TURNED = ("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias")
+_SHOWN = 3  # how many tensor names an error lists
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a checkpoint: what its file says of it, and how its rows are read."""
+
+    name: str
+    """Its name in the file."""
+    dtype: str
+    """How it is stored: a dtype of PyTorch (`bfloat16`) or a block type of GGUF (`Q8_0`)."""
+    shape: tuple[int, ...]
+    num_bytes: int
+    file: Path
+    rows: Callable[[int, int], Tensor]
+    """The rows from begin to end as floats, in the file's own order of channels."""
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """A checkpoint's configuration and tensors; nothing is read before it is asked for."""
+
+    path: Path
+    format: Format
+    config: ModelConfig
+    tensors: dict[str, StoredTensor]
+    """By Hugging Face's names."""
+    adjacent: bool = False
+    """Rotary embeddings turn adjacent channels (Meta, llama.cpp), not channels half a head apart."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In what the model computes unless told otherwise: the embedding's dtype, or bfloat16 where that is packed."""
+        stored = getattr(torch, self.tensors["model.embed_tokens.weight"].dtype, torch.bfloat16)
+        return stored if stored.itemsize > 1 else torch.bfloat16
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors on disk."""
+        return sum(tensor.num_bytes for tensor in self.tensors.values())
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """A whole tensor in Hugging Face's order of channels; mapped from its file where that holds it as it is."""
+        tensor = self.tensors[name]
+        if not self._is_turned(name) and tensor.dtype == str(dtype or self.dtype).removeprefix("torch."):
+            return tensor.rows(0, tensor.shape[0])
+        whole = torch.empty(tensor.shape, dtype=dtype or self.dtype)
+        begin = 0
+        for chunk in self.chunks(name):
+            whole[begin : begin + len(chunk)] = chunk
+            begin += len(chunk)
+        return whole
+
+    def chunks(self, name: str) -> Iterator[Tensor]:
+        """A tensor's rows, a few at a time (whole heads where order matters), in Hugging Face's order of channels."""
+        tensor, head_dim = self.tensors[name], self.config.head_dim
+        for begin, end in spans(tensor.shape, head_dim):
+            rows = tensor.rows(begin, end)
+            yield interleaved_to_halves(rows, len(rows) // head_dim) if self._is_turned(name) else rows
+
+    def _is_turned(self, name: str) -> bool:
+        return self.adjacent and is_rotary(name)
+
+
+def is_rotary(name: str) -> bool:
+    """Whether a tensor's rows are channels that rotary embeddings turn in pairs."""
+    return name.endswith(_TURNED)
+
+
+def spans(shape: tuple[int, ...], head_dim: int) -> Iterator[tuple[int, int]]:
+    """Where to cut a tensor's rows, so that a piece holds whole heads and at most CHUNK_WEIGHTS or one head."""
+    columns = shape[1] if len(shape) > 1 else 1
+    step = max(1, CHUNK_WEIGHTS // max(columns, 1) // head_dim) * head_dim
+    for begin in range(0, shape[0], step):
+        yield begin, min(begin + step, shape[0])
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The tensors that a checkpoint of this configuration holds, a tied head left out."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in empty_model(config).state_dict().items()}
+    if config.tie_word_embeddings:
+        shapes.pop("lm_head.weight", None)
+    return shapes
+
+
+def check_fit(weights: StoredWeights, declared_in: str) -> StoredWeights:
+    """The weights, after comparing every name and shape with the configuration.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over, or has another shape.
+    """
+    expected = expected_shapes(weights.config)
+    missing, extra = sorted(expected.keys() - weights.tensors.keys()), sorted(weights.tensors.keys() - expected.keys())
+    if missing:
+        raise CheckpointError(f"{weights.path} lacks {some_tensors(missing)}, which its {declared_in} asks for.")
+    if extra:
+        stored = [weights.tensors[name].name for name in extra]
+        raise CheckpointError(f"{weights.path} holds {some_tensors(stored)}, for which its {declared_in} has no place.")
+    for name, shape in expected.items():
+        tensor = weights.tensors[name]
+        if tensor.shape != shape:
+            raise CheckpointError(
+                f"{tensor.file}: tensor {tensor.name} has the shape {list(tensor.shape)}, "
+                f"but {declared_in} asks for {list(shape)}."
+            )
+    return weights
+
+
+def some_tensors(names: list[str]) -> str:
+    """The first few of a list of tensors, in words."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"the tensor{'s' if len(names) > 1 else ''} {', '.join(names[:_SHOWN])}{more}"
