@@ -10,6 +10,7 @@ from selectolax.lexbor import LexborHTMLParser
 from herd.curate.content import main_content
 from herd.curate.encoding import decode
 from herd.curate.render import render
+from herd.errors import DataError
 
 MAX_HTML_CHARACTERS = 10_000_000
 MAX_TAGS = 300_000
@@ -32,7 +33,14 @@ def html_to_text(html: str | bytes, url: str | None = None) -> str:
     """The main content of a page as plain text: paragraphs, code exactly as written, formulas as TeX, no markdown.
 
     Bytes are decoded by their declared or detected encoding. A page over the size limit gives an empty text.
+
+    Raises:
+        DataError: the page is neither text nor bytes.
     """
+    if isinstance(html, bytearray | memoryview):
+        html = bytes(html)
+    if not isinstance(html, str | bytes):
+        raise DataError(f"html_to_text: expected a page as str or bytes, got {type(html).__name__}")
     return extract(html, url).text
 
 
@@ -57,12 +65,13 @@ def extract(content: str | bytes, url: str | None = None, charset: str = "", kin
     return Extracted(str(text), _title(tree), text.code_lines, None)
 
 
+_STRAY_CONTROLS = 8  # what a short page may hold of NULs and the like and still be text
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]")
 
 
 def _is_binary(source: str) -> bool:
     head = source[:4000]
-    return len(_CONTROL.findall(head)) > 0.05 * len(head)
+    return len(_CONTROL.findall(head)) > max(_STRAY_CONTROLS, 0.05 * len(head))
 
 
 _TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)[^<>]*>")

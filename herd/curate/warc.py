@@ -93,6 +93,9 @@ def _ends_early(file: BinaryIO, position: int, start: bytes) -> bool:
     if start != b"\x1f\x8b\x08":
         return False
     file.seek(position)
+    if file.read(len(start)) != start:  # all records lie in one member, and the reader counts in what it holds
+        position = 0
+    file.seek(position)
     member = None
     while block := file.read(_SEARCH_BYTES):
         while block:

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herd.curate.extract import extract, html_to_text
+from herd.errors import DataError
 
 SENTENCE = "The bees of the northern garden fly earlier in the year than anyone had written down before. "
 ARTICLE = f"""<html><head><title>Early bees | The Garden Post</title></head><body>
@@ -131,6 +134,55 @@ def test_pages_past_the_limits_are_dropped_with_a_reason():
     assert extract("<p>" + "bee " * 3_000_000).problem[0] == "page_size"
     assert extract("<br>" * 400_000).problem[0] == "page_tags"
     assert extract(bytes(range(256)) * 100).problem[0] == "binary"
+
+
+def test_a_short_page_with_a_stray_null_is_read():
+    assert html_to_text("<p>be\0e</p>") == "bee" and html_to_text(b"\0<p>b\0ee</p>\0") == "bee"
+
+
+@pytest.mark.parametrize("page", [None, 3, ["<p>bee</p>"]])
+def test_what_is_no_page_is_refused_in_words(page):
+    with pytest.raises(DataError, match="expected a page as str or bytes, got"):
+        html_to_text(page)
+    assert html_to_text(bytearray(b"<p>bee</p>")) == "bee"
+
+
+def test_truncated_pages_give_what_they_have():
+    for end in range(0, len(ARTICLE), 7):
+        assert isinstance(html_to_text(ARTICLE[:end]), str)
+    assert "northern garden" in html_to_text(ARTICLE[: len(ARTICLE) // 2])
+
+
+@pytest.mark.slow
+def test_the_wildest_pages_end_in_time_and_leave_no_memory_behind():
+    """50 MB of one line, 100,000 levels, random bytes and cut tags, again and again in a process of its own."""
+    script = (
+        "import random, resource, time\n"
+        "from herd.curate.extract import extract, html_to_text\n"
+        "draw = random.Random(0)\n"
+        "pages = ['<p>' + 'bee ' * 12_500_000, '<div>' * 100_000 + 'bee', '<b><i>' * 50_000, 'x' * 9_000_000]\n"
+        "pages += [draw.randbytes(200_000) for _ in range(5)]\n"
+        "pages += [('<div class=a><p>bee ' * 9000)[:-k] + '<a href=' for k in range(5)]\n"
+        "def once():\n"
+        "    for page in pages:\n"
+        "        began = time.process_time(); extract(page)\n"
+        "        assert time.process_time() - began < 8, (len(page), time.process_time() - began)\n"
+        "once(); once()\n"
+        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "for _ in range(4): once()\n"
+        "grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak\n"
+        "print(peak // 1024, grown // 1024)\n"
+        "assert peak < 2_500_000 and grown < 100_000, (peak, grown)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, len(ARTICLE)), st.integers(0, len(ARTICLE)), st.binary(max_size=30))
+def test_a_damaged_page_gives_a_text(start, end, noise):
+    page = ARTICLE.encode()
+    assert isinstance(html_to_text(page[:start] + noise + page[end:]), str)
 
 
 TAGS = ["<p>", "</p>", "<div class=nav>", "</div>", "<pre>", "<table>", "<tr><td>", "<math>", "<br>", "<dd>", "<li>"]

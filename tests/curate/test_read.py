@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from herd.curate.read import find_files, read_pages
-from herd.curate.warc import warc_record
+from herd.curate.warc import read_warc, warc_record
 from herd.errors import DataError
 
 PAGE = b"<html><body><p>Bees fly early.</p></body></html>"
@@ -110,3 +110,18 @@ def test_missing_and_unknown_paths_are_named(tmp_path):
     (tmp_path / "a.xyz").write_text("x")
     with pytest.raises(DataError, match="cannot tell what kind"):
         find_files([tmp_path / "a.xyz"])
+
+
+@pytest.mark.parametrize("kind", ["text", "noise"])
+def test_an_archive_in_one_gzip_member_that_is_cut_counts_as_damaged(tmp_path, kind):
+    import random
+
+    draw = random.Random(0)
+    contents = [draw.randbytes(3000) if kind == "noise" else b"bee " * 700 for _ in range(8)]
+    records = [warc_record(f"http://a.org/{i}", "2024", "text/html", content) for i, content in enumerate(contents)]
+    whole = gzip.compress(b"".join(map(gzip.decompress, records)))
+    for cut, corrupt in ((len(whole), 0), (len(whole) - 1, 1), (len(whole) - 8, 1)):
+        (tmp_path / "a.warc.gz").write_bytes(whole[:cut])
+        counts = Counter()
+        assert len(list(read_warc(tmp_path / "a.warc.gz", counts, 10**6))) == 8
+        assert counts["corrupt"] == corrupt
