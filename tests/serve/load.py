@@ -40,10 +40,10 @@ class Process:
 
 
 @contextmanager
-def serving(folder: Path, *words: str, seconds: float = 60.0) -> Iterator[Process]:
-    """`herd serve` on a model's folder, as users start it, on a free port."""
+def serving(folder: Path, *words: str, threads: int | None = 1, seconds: float = 60.0) -> Iterator[Process]:
+    """`herd serve` on a model's folder, as users start it, on a free port; `threads` None leaves them as they are."""
     command = [sys.executable, "-m", "herd", "serve", str(folder), "port=0", "log.form=off", *words]
-    environment = os.environ | {"HERD_QUIET": "", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"HERD_QUIET": ""} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         until, told = time.monotonic() + seconds, ""
         while not (found := re.search(r"localhost:(\d+)/v1", told)):
