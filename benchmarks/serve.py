@@ -1,4 +1,4 @@
-"""What the server costs beside the engine alone, and requests per second beside `transformers serve`.
+"""What the server costs beside the engine alone; requests per second beside `transformers serve` and llama.cpp's.
 
     python benchmarks/serve.py [--rounds 3]
 
@@ -31,9 +31,9 @@ import httpx
 import torch
 import transformers
 
-from benchmarks.infer import SHAPES
 from herd.infer.engine import Engine
 from herd.model.checkpoint import save
+from herd.model.config import ModelConfig
 from herd.model.init import initialize
 from herd.model.llama import LlamaForCausalLM
 from herd.run import environment
@@ -58,26 +58,47 @@ def main() -> None:
         herd = stack.enter_context(serving(folder, threads=None))
         contestants["herd serve"] = over_http(herd.url, "model")
         failed = {}
-        for name, options in PEERS.items():
+        for number, (name, command) in enumerate(peers(folder).items()):
             try:
-                contestants[name] = over_http(stack.enter_context(peer(folder, options)), str(folder))
+                contestants[name] = over_http(stack.enter_context(peer(command, PORT + number)), str(folder))
             except (OSError, RuntimeError, httpx.HTTPError) as error:
                 failed[name] = str(error)[-400:]
         figures = measure(contestants, rounds, failed)
     write(figures, failed, rounds, measured)
 
 
-PEERS = {"transformers serve": [], "transformers serve --continuous-batching": ["--continuous-batching"]}
+LLAMA_CPP = """
+import sys, time, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.port, params.n_parallel, params.n_ctx = sys.argv[1], int(sys.argv[2]), 16, 16 * 1024
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
+params.use_jinja = True
+server = xllamacpp.Server(params)
+time.sleep(3600)
+"""
+
+
+def peers(folder: Path) -> dict[str, list[str]]:
+    """The other servers' commands; they listen on the port that is put after each."""
+    transformers_ = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder), "--device", "cpu"]
+    converted = folder.with_suffix(".gguf")
+    subprocess.run([sys.executable, "-m", "herd", "convert", str(folder), str(converted)], check=True)
+    return {
+        "transformers serve": [*transformers_, "--port"],
+        "transformers serve --continuous-batching": [*transformers_, "--continuous-batching", "--port"],
+        "llama.cpp server": [sys.executable, "-c", LLAMA_CPP, str(converted)],
+    }
 
 
 def build(folder: Path) -> None:
     """A model of the demo's shape that was declared to speak chat."""
     words = [f"word{number} of {number * 7919} texts about llamas and paths" for number in range(4000)]
     tokenizer = Tokenizer.train(words, 2000)
-    shape = SHAPES["demo"]
-    config = type(shape)(
-        **{**vars(shape), "vocab_size": tokenizer.vocab_size, "eos_token_id": list(tokenizer.stop_ids)}
-    )
+    config = ModelConfig(
+        hidden_size=256, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, intermediate_size=704,
+        vocab_size=tokenizer.vocab_size, tie_word_embeddings=True, max_position_embeddings=1024,
+        eos_token_id=list(tokenizer.stop_ids),
+    )  # fmt: skip
     model = LlamaForCausalLM(config)
     initialize(model, 0)
     save(model.to(torch.bfloat16), folder, tokenizer)
@@ -133,17 +154,15 @@ def rates(tokens: int, clients: int, seconds: float) -> dict[str, float]:
 
 
 @contextmanager
-def peer(folder: Path, options: list[str]) -> Iterator[str]:
-    """`transformers serve` on the folder.
+def peer(command: list[str], port: int) -> Iterator[str]:
+    """Another server on a port.
 
     Raises:
         RuntimeError: it does not answer.
     """
-    port = PORT + len(options)
-    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder), "--port", str(port), *options]
     with tempfile.TemporaryFile("w+") as told:
         environment_ = os.environ | {"HF_HUB_OFFLINE": "1"}
-        process = subprocess.Popen([*command, "--device", "cpu"], stdout=told, stderr=told, env=environment_)
+        process = subprocess.Popen([*command, str(port)], stdout=told, stderr=told, env=environment_)
         try:
             url, until = f"http://localhost:{port}", time.monotonic() + 90
             while True:

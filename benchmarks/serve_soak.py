@@ -36,7 +36,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         tokenizer = small_tokenizer()
         save(tiny_model(eos_token_id=list(tokenizer.stop_ids)), Path(place) / "tiny", tokenizer)
-        with serving(Path(place) / "tiny", "max_sequences=16", "limits.max_waiting=150") as server:
+        with serving(Path(place) / "tiny", "engine.max_sequences=16", "limits.max_waiting=150") as server:
             counts, memory, health = asyncio.run(watch(server, seconds))
     machine = environment()
     entry = {

@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol
 
 from herd.config import settings
 from herd.errors import RequestError, UserError
+from herd.infer.settings import EngineSettings
 from herd.log import say
 from herd.run import atomic_write
 from herd.types import Conversation, Message, SamplingParams
@@ -58,6 +59,8 @@ class ChatSettings:
     """Where the model runs: cpu or cuda."""
     quantize: Literal["int8", "int4", "fp8"] | None = None
     """Round the weights on loading."""
+    engine: EngineSettings = EngineSettings()
+    """How the model is run."""
 
 
 class Speaker(Protocol):
@@ -93,7 +96,8 @@ def _speaker(settings: ChatSettings, params: SamplingParams) -> Speaker:
     from herd.infer.request import check_params
 
     check_params(params)
-    engine = Engine(Path(settings.path), device=settings.device, quantize=settings.quantize, max_sequences=1)
+    options = settings.engine.options()
+    engine = Engine(Path(settings.path), device=settings.device, quantize=settings.quantize, max_sequences=1, **options)
     return Local(engine)
 
 

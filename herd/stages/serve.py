@@ -24,6 +24,7 @@ from herd.config import settings
 from herd.errors import CapacityError, CheckpointError, ConfigError, DataError
 from herd.infer.cache import available_memory
 from herd.infer.engine import Engine
+from herd.infer.settings import EngineSettings
 from herd.log import say, size
 from herd.serve.app import Server, create_app
 from herd.serve.journal import Form, Journal
@@ -115,10 +116,8 @@ class ServeSettings:
     """Where the models run: cpu or cuda."""
     quantize: Literal["int8", "int4", "fp8"] | None = None
     """Round the weights on loading; see `herd quantize` for a smaller copy on disk."""
-    cache_gb: float | None = None
-    """Memory for keys and values of each model in GB; a quarter of what is available for all when not given."""
-    max_sequences: int = 64
-    """Answers that grow at the same time, of each model."""
+    engine: EngineSettings = EngineSettings()
+    """How each model is run."""
     limits: ServeLimits = ServeLimits()
     """What the server takes on."""
     log: ServeLog = ServeLog()
@@ -131,10 +130,6 @@ class ServeSettings:
             raise ValueError(f"{len(self.name)} names for {len(self.path)} paths; give each its own, or none")
         if not 0 <= self.port <= 65535:
             raise ValueError("port must be from 0 to 65535")
-        if self.max_sequences < 1:
-            raise ValueError("max_sequences must be at least 1")
-        if self.cache_gb is not None and self.cache_gb <= 0:
-            raise ValueError("cache_gb must be positive")
 
 
 def run(settings: ServeSettings) -> None:
@@ -216,20 +211,17 @@ def _names(settings: ServeSettings) -> list[str]:
 
 
 def _open(path: Path, settings: ServeSettings) -> Engine:
-    if settings.cache_gb is not None:
-        cache_bytes = int(settings.cache_gb * 1e9)
-    elif len(settings.path) > 1:  # pages count only once they are written: the second must not take them for free
-        share = _SHARE_OF_MEMORY / len(settings.path)
-        cache_bytes = int(share * available_memory(torch.device(settings.device)))
-    else:
-        cache_bytes = None
+    options = settings.engine.options()
+    if options["cache_bytes"] is None and len(settings.path) > 1:  # pages count only once they are written:
+        share = _SHARE_OF_MEMORY / len(settings.path)  # the second model must not take those of the first for free
+        options["cache_bytes"] = int(share * available_memory(torch.device(settings.device)))
     try:
         return Engine(
             path,
             device=settings.device,
             quantize=settings.quantize,
-            cache_bytes=cache_bytes,
-            max_sequences=settings.max_sequences,
+            max_sequences=settings.engine.max_sequences,
+            **options,
         )
     except CheckpointError as error:
         raise CheckpointError(f"{error}" if str(path) in str(error) else f"{path}: {error}") from None

@@ -32,7 +32,7 @@ def test_for_ten_minutes_too(folder):
 
 
 def stand(folder: Path, *, warm_seconds: float, seconds: float) -> None:
-    with serving(folder, "max_sequences=16", "limits.max_waiting=150") as server:
+    with serving(folder, "engine.max_sequences=16", "limits.max_waiting=150") as server:
         counts = asyncio.run(besiege(server.url, warm_seconds))
         asyncio.run(settle(server.url))
         early = server.resident_bytes()

@@ -20,6 +20,7 @@ from herd import cli, config
 from herd.data.conversations import as_messages
 from herd.errors import CapacityError, CheckpointError, ConfigError, DataError, RequestError
 from herd.infer.engine import Engine
+from herd.infer.settings import EngineSettings
 from herd.model.checkpoint import save
 from herd.serve.app import create_app
 from herd.stages import chat, serve
@@ -293,6 +294,17 @@ def test_several_words_are_several_models_and_each_needs_a_name(folders):
         serve.run(ServeSettings(path=[folders / "base"] * 2))
     with pytest.raises(ValueError, match="1 names for 2 paths"):
         ServeSettings(path=paths, name=["a"])
+
+
+def test_the_engines_ways_are_settings_and_leave_the_answers(folders):
+    ways = EngineSettings(cache_gb=0.01, deterministic=True, speculate="lookup", max_sequences=3)
+    engine = serve._open(folders / "chat", ServeSettings(path=[folders / "chat"], engine=ways))
+    assert engine.cache_bytes <= 0.01e9
+    params = SamplingParams(temperature=0, max_tokens=30)
+    assert (
+        engine.generate("one two one two", params).text
+        == Engine(folders / "chat").generate("one two one two", params).text
+    )
 
 
 def test_the_server_starts_answers_and_stops_on_sigterm(folders):
