@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from herd.errors import CapacityError, CheckpointError, ConfigError, RequestError
+from herd.infer.adapters import AdaptedLinear, Adapters
 from herd.infer.adjust import Adjustment
 from herd.infer.blocks import BlockAllocator
 from herd.infer.cache import BLOCK_SIZE, PagedCache, block_bytes, num_blocks_for
@@ -149,6 +150,7 @@ class Engine:
                 "they do not belong together."
             )
         self.model, self.tokenizer = model, tokenizer
+        self._adapters = Adapters(model)
         self.deterministic = options.deterministic
         _make_fast(model)
         drafter = None if options.speculate in (None, LOOKUP) else _open_drafter(options.speculate, self)
@@ -169,7 +171,7 @@ class Engine:
         )
         limits = {"max_sequences": options.max_sequences, "max_context": self.max_context}
         cache = PagedCache(config, num_blocks, block_size=BLOCK_SIZE, dtype=dtype, device=weight.device)
-        self._runner = Runner(model, cache, **limits)
+        self._runner = Runner(model, cache, adapters=self._adapters, **limits)
         self._allocator = BlockAllocator(num_blocks, BLOCK_SIZE)
         self._scheduler = Scheduler(
             self._allocator,
@@ -311,7 +313,11 @@ class Engine:
         prompt = inputs if _is_encoded(inputs) else self.encode(inputs)
         self._check_prompt(prompt)
         seed = secrets.randbits(63) if params.seed is None else params.seed
+        if params.adapter is not None and params.adapter not in self.adapters:
+            known = ", ".join(self.adapters) or "none"
+            raise RequestError(f"There is no adapter {params.adapter} here (known: {known}).")
         request = Request(prompt, params, seed, listener)
+        request.root = self._adapters.root(params.adapter)
         self._adjust(request)
         if listener is not None or params.stop:
             for answer in request.answers:
@@ -348,6 +354,20 @@ class Engine:
                 self._open_inbox()
             finally:
                 self._lock.release()
+
+    def add_adapter(self, name: str, folder: Path | str) -> None:
+        """Open a LoRA adapter (a PEFT folder); requests use it by `SamplingParams(adapter=name)`.
+
+        Raises:
+            CheckpointError: the folder is damaged, does not fit the model, or the name is taken.
+        """
+        with self._lock:
+            self._adapters.add(name, folder)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters."""
+        return self._adapters.names
 
     @property
     def has_work(self) -> bool:
@@ -581,13 +601,16 @@ def _open_drafter(path: Path | str, engine: Engine) -> LlamaForCausalLM:
 
 
 def with_attention(model: LlamaForCausalLM, attend: Attend) -> LlamaForCausalLM:
-    """The same model with another attention: the weights are shared, not copied."""
+    """The same model with another attention and without adapters: the weights are shared, not copied."""
     shared = empty_model(model.config, attend)
-    for name, module in model.named_modules():
+    own = {name.replace(".base", ""): module for name, module in model.named_modules()}
+    for name, module in own.items():
+        if isinstance(module, AdaptedLinear):
+            continue
         scheme = next((scheme for scheme, kind in LAYERS.items() if type(module) is kind), None)
         if scheme is not None:
             replace_linears(shared, [name], partial(empty_like, scheme=scheme))
-    shared.load_state_dict(model.state_dict(), assign=True)
+    shared.load_state_dict({k.replace(".base.", "."): v for k, v in model.state_dict().items()}, assign=True)
     if isinstance(shared.lm_head, nn.Linear):
         shared.tie_weights()
     return shared.eval()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from herd.infer.adapters import Adapters
 from herd.infer.cache import PagedCache
 from herd.infer.request import Answer
 from herd.infer.scheduler import Chunk, Plan
@@ -40,6 +41,7 @@ class _Step:
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)  # each token's sequence, as its place in the batch
+    adapters: list[str | None] = field(default_factory=list)  # each token's
     num_single: int = 0  # tokens of decoding sequences: they come first
     wanted: dict[Answer, list[int]] = field(default_factory=dict)  # tokens whose logits are wanted
     chunks: list[slice] = field(default_factory=list)
@@ -57,8 +59,16 @@ class Runner:
     for a decoding sequence does not grow with its length.
     """
 
-    def __init__(self, model: LlamaForCausalLM, cache: PagedCache, *, max_sequences: int, max_context: int) -> None:
-        self.model, self.cache = model, cache
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        cache: PagedCache,
+        *,
+        max_sequences: int,
+        max_context: int,
+        adapters: Adapters | None = None,
+    ) -> None:
+        self.model, self.cache, self._adapters = model, cache, adapters
         self.device = cache.device
         self._dtype = model.model.norm.weight.dtype
         self._flops_per_token = 2 * num_parameters(model.config)
@@ -84,6 +94,8 @@ class Runner:
     def run(self, plan: Plan) -> Output:
         """Compute a plan's tokens: the logits that follow each decoding sequence, its drafts, and each ended prompt."""
         step = self._flatten(plan)
+        if self._adapters is not None and self._adapters.names:
+            self._adapters.assign(step.adapters)
         hidden = self._hidden(step.tokens, step.positions, self._context(plan, step))
         wanted = [row for rows in step.wanted.values() for row in rows]
         chosen = hidden
@@ -109,6 +121,7 @@ class Runner:
             step.tokens.append(answer.token_at(place))
             step.positions.append(place)
             step.owners.append(answer.row)
+            step.adapters.append(answer.request.params.adapter)
             step.wanted.setdefault(answer, []).append(row)
         step.num_single = len(singles)
         for chunk in plan.chunks:
@@ -116,6 +129,7 @@ class Runner:
             step.tokens += chunk.answer.token_range(chunk.start, chunk.stop)
             step.positions += range(chunk.start, chunk.stop)
             step.owners += [chunk.answer.row] * (chunk.stop - chunk.start)
+            step.adapters += [chunk.answer.request.params.adapter] * (chunk.stop - chunk.start)
             step.chunks.append(slice(begin, len(step.tokens)))
             if chunk.is_last:
                 step.wanted[chunk.answer] = [len(step.tokens) - 1]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from herd.infer.engine import Engine, Input
+from herd.infer.remote import RemoteEngine
 from herd.log import progress
 from herd.run import atomic_write
 from herd.types import Completion, SamplingParams
@@ -23,11 +25,14 @@ def sample_answers(
     folder: Path,
     *,
     label: str = "sample",
+    engine: str | None = None,
 ) -> list[list[str]]:
     """`params.n` answers to each prompt, in order; finished chunks lie in `folder` and are not made again.
 
-    An answer that ran into `max_tokens` is kept as it stands. Every chunk has its own seed and a fresh engine, so that
-    an interrupted run ends with the answers of an undisturbed one: nothing left over in a cache changes a rounding.
+    `engine` is the address of an OpenAI-compatible endpoint that answers in the place of the checkpoint; its key is
+    taken from the environment variable OPENAI_API_KEY. An answer that ran into `max_tokens` is kept as it stands. Every
+    chunk has its own seed and a fresh engine, so that an interrupted run ends with the answers of an undisturbed one:
+    nothing left over in a cache changes a rounding.
     """
     answers: list[list[str]] = []
     chunk_prompts = max(1, CHUNK_ANSWERS // params.n)
@@ -37,11 +42,17 @@ def sample_answers(
             batch = list(prompts[start : start + chunk_prompts])
             if not part.exists():
                 seeded = replace(params, seed=(params.seed or 0) * 1_000_003 + number)
-                found = Engine(checkpoint).generate(batch, seeded)
+                found = _engine(checkpoint, engine).generate(batch, seeded)
                 atomic_write(part, json.dumps([_texts(answer) for answer in found], ensure_ascii=False))
             answers += json.loads(part.read_text(encoding="utf-8"))
             bar.advance(len(batch) * params.n)
     return answers
+
+
+def _engine(checkpoint: Path, url: str | None) -> Engine | RemoteEngine:
+    if url is None:
+        return Engine(checkpoint)
+    return RemoteEngine(url, key=os.environ.get("OPENAI_API_KEY"))
 
 
 def _texts(answer: Completion | list[Completion]) -> list[str]:

@@ -41,6 +41,8 @@ class PreferencesSettings:
     """Longest answer, in tokens."""
     seed: int = 0
     """Seed of the sampling."""
+    engine: str | None = None
+    """Address (http://HOST/v1) of an OpenAI-compatible endpoint that serves `checkpoint` and samples in its place."""
 
     def __post_init__(self):
         if min(self.max_prompts, self.samples, self.answer_tokens) < 1 or self.max_heldout < 0:
@@ -70,7 +72,9 @@ def run(settings: PreferencesSettings) -> Path:
             n=settings.samples,
             seed=settings.seed,
         )
-        answers = sample_answers(settings.checkpoint, [prompt_of(row) for row in asked], params, run.path / "state")
+        prompts = [prompt_of(row) for row in asked]
+        state = run.path / "state"
+        answers = sample_answers(settings.checkpoint, prompts, params, state, engine=settings.engine)
         said = {question_text(row): texts for row, texts in zip(asked, answers, strict=True)}
         pool = [*rows["prompts"], *rows["train"]]
         trained = [*prompts, *unknown]

@@ -45,6 +45,8 @@ class RejectSettings:
     """Longest answer, in tokens."""
     seed: int = 1
     """Seed of the sampling."""
+    engine: str | None = None
+    """Address (http://HOST/v1) of an OpenAI-compatible endpoint that serves `checkpoint` and samples in its place."""
 
     def __post_init__(self):
         if self.samples < 2:
@@ -71,7 +73,8 @@ def run(settings: RejectSettings) -> Path:
             seed=settings.seed,
         )
         prompts = [prompt_of(question) for question in questions]
-        answers = sample_answers(settings.checkpoint, prompts, params, run.path / "state")
+        state = run.path / "state"
+        answers = sample_answers(settings.checkpoint, prompts, params, state, engine=settings.engine)
         rewards = _rewards(run, settings, questions, answers)
         chosen = keep_best(best_of(questions, answers, rewards), settings.keep)
         figures = selection_figures(questions, answers, rewards)

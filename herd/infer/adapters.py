@@ -1,0 +1,154 @@
+"""LoRA adapters: several small changes to one base model, each answer with its own.
+
+A layer's weight W becomes W + scale * B A, with A (r, K) and B (N, r); it is never added up, so that answers with and
+without adapters share every step. Folders are those of PEFT (`adapter_config.json`, `adapter_model.safetensors`).
+
+Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from herd.errors import CheckpointError
+from herd.model.llama import LlamaForCausalLM
+from herd.ops.quantized import replace_linears
+
+_TENSOR = re.compile(
+    r"(?:base_model\.model\.)?(model\.layers\.\d+\.(?:self_attn|mlp)\.\w+)\.lora_([AB])(?:\.\w+)?\.weight"
+)
+_NOT_READ = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "layer_replication")
+
+
+@dataclass
+class _Rows:
+    """Which tokens of the step belong to which adapter; set before each step, read by every adapted layer."""
+
+    places: dict[str, Tensor] = field(default_factory=dict)  # name -> (T',) int64
+
+
+class AdaptedLinear(nn.Module):
+    """A linear layer with the adapters that change it."""
+
+    def __init__(self, base: nn.Module, rows: _Rows) -> None:
+        super().__init__()
+        self.base, self._rows = base, rows
+        self._parts: dict[str, tuple[Tensor, Tensor]] = {}  # name -> A (r, K), scale * B (N, r)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.base(x)
+        for name, places in self._rows.places.items():
+            if name in self._parts:
+                down, up = self._parts[name]
+                out[0].index_add_(0, places, x[0, places] @ down.T @ up.T)
+        return out
+
+    def add(self, name: str, down: Tensor, up: Tensor) -> None:
+        """One more adapter."""
+        self._parts[name] = down, up
+
+
+class Adapters:
+    """The adapters of one model, by name."""
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        self._model, self._rows = model, _Rows()
+        self._names: list[str] = []
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """In the order they were added."""
+        return tuple(self._names)
+
+    def root(self, name: str | None) -> int:
+        """The content id under which a name's keys and values are known in the cache; 0 is the model's own."""
+        return 0 if name is None else -1 - self._names.index(name)
+
+    def add(self, name: str, folder: Path | str) -> None:
+        """Open a PEFT folder under a name.
+
+        Raises:
+            CheckpointError: it is missing or damaged, does not fit the model, or is of a kind that is not read.
+        """
+        folder = Path(folder)
+        if name in self._names:
+            raise CheckpointError(f"there is an adapter {name} already")
+        parts, scale = _read(folder)
+        for layer, (down, up) in parts.items():
+            self._check_shape(folder, layer, down, up)
+        weight = self._model.model.norm.weight
+        for layer, (down, up) in parts.items():
+            module = self._adapted(layer)
+            module.add(name, down.to(weight), (scale * up.float()).to(weight))
+        self._names.append(name)
+
+    def assign(self, names: Sequence[str | None]) -> None:
+        """Tell which adapter each token of the next step uses: (T,)."""
+        places: dict[str, list[int]] = {}
+        for place, name in enumerate(names):
+            if name is not None:
+                places.setdefault(name, []).append(place)
+        device = self._model.model.norm.weight.device
+        self._rows.places = {name: torch.tensor(found, device=device) for name, found in places.items()}
+
+    def _adapted(self, layer: str) -> AdaptedLinear:
+        if not isinstance(self._model.get_submodule(layer), AdaptedLinear):
+            replace_linears(self._model, [layer], lambda base: AdaptedLinear(base, self._rows))
+        return self._model.get_submodule(layer)
+
+    def _check_shape(self, folder: Path, layer: str, down: Tensor, up: Tensor) -> None:
+        try:
+            module = self._model.get_submodule(layer)
+        except AttributeError:
+            raise CheckpointError(f"{folder}: the model has no layer {layer}; was the adapter made for it?") from None
+        base = module.base if isinstance(module, AdaptedLinear) else module
+        if (down.shape[1], up.shape[0]) != (base.in_features, base.out_features) or down.shape[0] != up.shape[1]:
+            raise CheckpointError(
+                f"{folder}: its change of {layer} is {up.shape[0]} x {down.shape[1]}, the layer itself "
+                f"{base.out_features} x {base.in_features}; the adapter was made for another model."
+            )
+
+
+def _read(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
+    """Each layer's A and B, and the factor of their product."""
+    config = _read_config(folder)
+    try:
+        tensors = load_file(folder / "adapter_model.safetensors")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}/adapter_model.safetensors cannot be read: {error}") from None
+    halves: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        found = _TENSOR.fullmatch(name)
+        if found is None:
+            raise CheckpointError(f"{folder}: {name} changes a part of the model that adapters do not change here.")
+        halves.setdefault(found[1], {})[found[2]] = tensor
+    for layer, pair in halves.items():
+        if pair.keys() != {"A", "B"}:
+            raise CheckpointError(f"{folder}: of {layer} only half of the adapter is there.")
+    rank, alpha = config["r"], config["lora_alpha"]
+    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    return {layer: (pair["A"], pair["B"]) for layer, pair in halves.items()}, scale
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "adapter_config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        kind, rank, alpha = config.get("peft_type"), config["r"], config["lora_alpha"]
+        usable = rank > 0 and alpha == alpha
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file}: expected a PEFT adapter's settings, with r and lora_alpha ({error})") from None
+    wrong = [name for name in _NOT_READ if config.get(name)]
+    if kind != "LORA" or not usable or config.get("bias", "none") != "none" or wrong:
+        what = ", ".join(wrong) or f"peft_type {kind}, bias {config.get('bias')}"
+        raise CheckpointError(f"{file}: {what} is not read here; plain LoRA adapters are.")
+    return config
