@@ -124,7 +124,7 @@ class Contestant:
         command = [sys.executable, __file__, str(folder), "--contestant", json.dumps([kind, options])]
         if kind == "llamacpp":
             python = (folder / "llamacpp-python").read_text().strip()
-            command = [python, str(Path(__file__).with_name("infer_llamacpp.py"))]
+            command = [python, "-P", str(Path(__file__).with_name("infer_llamacpp.py"))]
             environment_.pop("PYTHONPATH", None)
         quiet = subprocess.DEVNULL
         self._process = subprocess.Popen(
@@ -176,7 +176,7 @@ def prepare(folder: Path, llamacpp: str | None) -> None:
     for kind in ("Q8_0", "Q4_0"):
         task = {"do": "quantize", "source": str(folder / "bf16.gguf"), "target": str(folder / f"{kind}.gguf")}
         lines = json.dumps(task | {"kind": kind}) + "\n"
-        done = subprocess.run([llamacpp, script], input=lines, text=True, stdout=subprocess.PIPE, check=True)
+        done = subprocess.run([llamacpp, "-P", script], input=lines, text=True, stdout=subprocess.PIPE, check=True)
         print(kind, done.stdout.strip())
 
 
