@@ -1,9 +1,12 @@
 """Training and encoding beside rustbpe, `tokenizers` and tiktoken: the same texts, each measurement a fresh process.
 
-    python benchmarks/tokenizer.py [--texts FOLDER ...] [--megabytes 38] [--repeats 3]
+    python benchmarks/tokenizer.py [--texts FOLDER ...] [--megabytes 38] [--repeats 3] [--train 8192 32000]
+                                   [--only NAME ...] [--no-encode]
 
 The texts are this Python's standard library, and whatever `.jsonl.gz` files with a `text` field `--texts` names (half
-and half). Seconds are the best of the repeats; memory is the peak of the process and of those it starts.
+and half). Where more is asked for than there is, the texts come again, each time with about an eighth of their longer
+words changed, so that the number of distinct pre-tokens grows on. Seconds are the median of the repeats, which go round
+all programs; memory is the largest peak of the process and, at the same moment, of those it has started.
 """
 
 from __future__ import annotations
@@ -13,13 +16,17 @@ import gzip
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 
 from herd.tokenizer import Tokenizer
@@ -68,6 +75,12 @@ def encode_herd(texts: list[str], folder: Path) -> Callable[[], object]:
     return lambda: tokenizer.encode_batch(texts)
 
 
+def encode_herd_arrays(texts: list[str], folder: Path) -> Callable[[], object]:
+    tokenizer = Tokenizer.load(folder)
+    tokenizer.encode_arrays(texts)  # starts its processes
+    return lambda: tokenizer.encode_arrays(texts)
+
+
 def encode_herd_one_core(texts: list[str], folder: Path) -> Callable[[], object]:
     tokenizer = Tokenizer.load(folder)
     return lambda: [tokenizer.encode(text) for text in texts]
@@ -101,6 +114,7 @@ def encode_tokenizers_batch(texts: list[str], folder: Path) -> Callable[[], obje
 TRAINERS = {"herd": train_herd, "rustbpe": train_rustbpe, "tokenizers": train_tokenizers}
 ENCODERS = {
     "herd, all cores": encode_herd,
+    "herd, all cores, arrays": encode_herd_arrays,
     "herd, one core": encode_herd_one_core,
     "tiktoken, one thread": encode_tiktoken_one_thread,
     "tiktoken, its batch": encode_tiktoken_batch,
@@ -119,6 +133,7 @@ def read(corpus: Path) -> Iterator[str]:
 
 def measure(kind: str, name: str, corpus: Path, argument: str) -> dict:
     """One measurement, in this process."""
+    peak = PeakMemory()
     if kind == "train":
         began = time.perf_counter()
         ranks = TRAINERS[name](corpus, int(argument))
@@ -131,9 +146,35 @@ def measure(kind: str, name: str, corpus: Path, argument: str) -> dict:
         ids = encode()
         seconds = time.perf_counter() - began
         tokens = sum(map(len, ids))
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (os.cpu_count() or 1)
-    return {"seconds": seconds, "megabytes": (own + children) / 1024, "result": tokens}
+    return {"seconds": seconds, "megabytes": peak.megabytes(), "result": tokens}
+
+
+class PeakMemory:
+    """The most resident memory that this process and its children have had at one moment, looked at often."""
+
+    def __init__(self) -> None:
+        self._most = 0
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            self._most = max(self._most, sum(map(resident_bytes, ["self", *children()])))
+            time.sleep(0.02)
+
+    def megabytes(self) -> float:
+        """Where a library holds Python's lock and nothing could be looked at, the process's own peak."""
+        return max(self._most, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 1e6
+
+
+def children() -> list[str]:
+    return [pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
+
+
+def resident_bytes(pid: str) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0  # it has just ended
 
 
 def hash_of(ranks: dict[bytes, int]) -> str:
@@ -142,31 +183,47 @@ def hash_of(ranks: dict[bytes, int]) -> str:
     return hashlib.sha256(repr(sorted(ranks.items())).encode()).hexdigest()[:16]
 
 
-def best_of(repeats: int, *arguments: str) -> dict:
-    """The fastest of several runs, each in a fresh process."""
-    runs = []
+def median_of(repeats: int, kind: str, names: list[str], *arguments: str) -> dict[str, dict]:
+    """The run of median time of each program, in fresh processes that take turns."""
+    runs: dict[str, list[dict]] = {name: [] for name in names}
     for _ in range(repeats):
-        command = [sys.executable, __file__, "--measure", *arguments]
-        runs.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    return min(runs, key=lambda run: run["seconds"])
+        for name in names:
+            command = [sys.executable, __file__, "--measure", kind, name, *arguments]
+            done = subprocess.run(command, capture_output=True, text=True)
+            failed = {"seconds": float("inf"), "error": done.stderr.strip().splitlines()[-1:]}
+            runs[name].append(json.loads(done.stdout) if done.returncode == 0 else failed)
+    return {name: sorted(of_one, key=lambda run: run["seconds"])[len(of_one) // 2] for name, of_one in runs.items()}
 
 
 def write_corpus(path: Path, folders: list[Path], num_bytes: int) -> int:
     """Texts up to a size: half this Python's library, half from the given folders (all library without any)."""
     library = sorted(Path(os.__file__).parent.rglob("*.py"))
-    sources = [(file.read_text("utf-8", "replace") for file in library if "site-packages" not in file.parts)]
+    sources = [[file for file in library if "site-packages" not in file.parts]]
     files = sorted(file for folder in folders for file in folder.glob("*.jsonl.gz"))
-    if files:
-        sources.append(text for file in files for text in texts_of(file))
+    sources += [files] if files else []
     written = 0
     with open(path, "w", encoding="utf-8") as out:
         for number, source in enumerate(sources, 1):
-            for text in source:
+            for text in endlessly(source):
                 if written >= num_bytes * number / len(sources):
                     break
                 out.write(json.dumps(text) + "\n")
                 written += len(text.encode())
     return written
+
+
+def endlessly(files: list[Path]) -> Iterator[str]:
+    """The texts of the files, again and again; from the second time on with other words."""
+    for turn in count():
+        for file in files:
+            for text in texts_of(file) if file.suffix == ".gz" else [file.read_text("utf-8", "replace")]:
+                yield vary(text, turn) if turn else text
+
+
+def vary(text: str, turn: int) -> str:
+    """About one in eight of the words of seven letters and more ends differently, the same word the same in a turn."""
+    ending = "".join(chr(97 + turn // 26**place % 26) for place in range(2))
+    return re.sub(r"[^\W\d_]{7,}", lambda m: m[0] + ending * (zlib.crc32(m[0].encode(), turn) % 8 == 0), text)
 
 
 def texts_of(file: Path) -> Iterator[str]:
@@ -179,6 +236,9 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, nargs="*", default=[])
     parser.add_argument("--megabytes", type=float, default=38)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--train", type=int, nargs="*", default=[8192, 32000])
+    parser.add_argument("--only", nargs="*", help="which programs train; default: all")
+    parser.add_argument("--no-encode", dest="encode", action="store_false")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -196,16 +256,18 @@ def run(folder: Path, options: argparse.Namespace) -> dict:
     num_bytes = write_corpus(corpus, options.texts, int(options.megabytes * 1e6))
     print(f"{num_bytes / 1e6:.1f} MB of text")
     rows = []
-    for vocab_size in (8192, 32000):
-        for name in TRAINERS:
-            row = best_of(options.repeats, "train", name, str(corpus), str(vocab_size))
+    trainers = [name for name in TRAINERS if not options.only or name in options.only]
+    for vocab_size in options.train:
+        for name, row in median_of(options.repeats, "train", trainers, str(corpus), str(vocab_size)).items():
             rows.append({"what": f"train {vocab_size}", "with": name, **row})
             show(rows[-1], num_bytes)
-    Tokenizer.train(read(corpus), 32256).save(folder / "tokenizer")
-    for name in ENCODERS:
-        row = best_of(options.repeats, "encode", name, str(corpus), str(folder / "tokenizer"))
-        rows.append({"what": "encode", "with": name, **row})
-        show(rows[-1], num_bytes)
+    if options.encode:
+        Tokenizer.train(read(corpus), 32256).save(folder / "tokenizer")
+        for name, row in median_of(
+            options.repeats, "encode", list(ENCODERS), str(corpus), str(folder / "tokenizer")
+        ).items():
+            rows.append({"what": "encode", "with": name, **row})
+            show(rows[-1], num_bytes)
     packages = {name: metadata.version(name) for name in ("rustbpe", "tokenizers", "tiktoken", "regex", "numpy")}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     return {
@@ -213,15 +275,24 @@ def run(folder: Path, options: argparse.Namespace) -> dict:
         "commit": commit,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
         "packages": packages,
+        "command": "python benchmarks/tokenizer.py " + " ".join(shown(word) for word in sys.argv[1:]),
         "text_bytes": num_bytes,
         "load_average": os.getloadavg()[0],
         "rows": rows,
     }
 
 
+def shown(word: str) -> str:
+    """An argument without the place where this machine keeps its data."""
+    return Path(word).name if "/" in word else word
+
+
 def show(row: dict, num_bytes: int) -> None:
+    if "error" in row:
+        print(f"{row['what']:<12} {row['with']:<24} {row['error']}")
+        return
     rate = num_bytes / 1e6 / row["seconds"]
-    print(f"{row['what']:<12} {row['with']:<22} {row['seconds']:6.2f} s {rate:6.1f} MB/s {row['megabytes']:6.0f} MB")
+    print(f"{row['what']:<12} {row['with']:<24} {row['seconds']:6.2f} s {rate:6.1f} MB/s {row['megabytes']:6.0f} MB")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ STORY: dict[str, tuple[str, ...]] = {
     "From a corpus to a base model": ("pretrain", "average"),
     "From a base model to an assistant": ("questions", "sft", "preferences", "reward", "reject", "dpo"),
     "Measure and shrink": ("evaluate", "quantize", "report"),
-    "Use": ("chat", "serve", "inspect", "convert", "show", "doctor", "plan"),
+    "Use": ("chat", "serve", "inspect", "convert", "show", "template", "doctor", "plan"),
 }
 """The verbs in the order of the story; each is `herd/stages/<verb>.py`."""
 

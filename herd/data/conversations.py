@@ -6,6 +6,7 @@ document of a packed row, so none sees another.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def pack_conversations(
     too_long = 0
     for place, row in rows:
         try:
-            conversation = require_trained(render(tokenizer, as_messages(row)))
+            conversation = require_trained(render(tokenizer, as_messages(row), tools=as_tools(row)))
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
         if len(conversation.tokens) - 1 > row_tokens:
@@ -89,6 +90,22 @@ def as_messages(row: dict[str, Any]) -> list[Message]:
     extra = row.get("input")
     user = f"{prompt}\n\n{extra}" if isinstance(extra, str) and extra else prompt
     return [*system, Message(role="user", content=user), Message(role="assistant", content=answer)]
+
+
+def as_tools(row: dict[str, Any]) -> list[Any] | None:
+    """The tools that a conversation offers: its `tools`, as a list or as the JSON of one.
+
+    Raises:
+        DataError: it is neither.
+    """
+    tools = row.get("tools")
+    try:
+        tools = json.loads(tools) if isinstance(tools, str) and tools else tools or None
+    except ValueError as error:
+        raise DataError(f"`tools` is no JSON ({error})") from None
+    if tools is not None and not isinstance(tools, list):
+        raise DataError(f"`tools` is {type(tools).__name__}, expected a list")
+    return tools
 
 
 def _listed(value: Any, name: str) -> list:

@@ -76,7 +76,7 @@ def _pack_file(run: Run, settings: PackSettings, tokenizer: Tokenizer, file: Pat
     rows = 0
     for batch in pq.ParquetFile(file).iter_batches(_ROWS, columns=_COLUMNS):
         kept = [row for row in batch.to_pylist() if row["drop"] is None and row["text"]]
-        encoded = tokenizer.encode_batch([row["text"] for row in kept], bos=True, eos=True)
+        encoded = tokenizer.encode_arrays([row["text"] for row in kept], bos=True, eos=True)
         for row, tokens in zip(kept, encoded):
             side = "heldout" if is_held_out(row["group"] or "", settings.holdout) else "train"
             key = side, row["source"] or "documents"

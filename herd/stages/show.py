@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from herd.config import settings
-from herd.data.conversations import as_messages
+from herd.data.conversations import as_messages, as_tools
 from herd.data.rows import read_rows
 from herd.errors import DataError
 from herd.tokenizer import Tokenizer
@@ -45,7 +45,7 @@ def run(settings: ShowSettings) -> None:
     shown = 0
     for place, row in islice(read_rows(settings.path), begin, begin + settings.number):
         try:
-            rendered = render(tokenizer, as_messages(row), style=settings.style)
+            rendered = render(tokenizer, as_messages(row), style=settings.style, tools=as_tools(row))
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
         num_trained = sum(rendered.mask)

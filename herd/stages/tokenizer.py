@@ -7,6 +7,7 @@ import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -21,11 +22,13 @@ from herd.errors import ConfigError, DataError
 from herd.log import progress, say
 from herd.run import atomic_write, open_run
 from herd.tokenizer import Tokenizer
-from herd.tokenizer.bpe import NUM_BYTES, PretokenCounts, count_pretokens
+from herd.tokenizer.bpe import NUM_BYTES
 from herd.tokenizer.extend import extend_from_counts
+from herd.tokenizer.pretokens import PretokenCounts, count_pretokens
 from herd.tokenizer.specials import NUM_SPECIAL_TOKENS
 
 _SAVE_SECONDS = 8.0
+_SAVE_SHARE = 30  # at least so many times as long as a save took lies between two
 _TELLING_BYTES = 20_000  # less text says little; such rows stand in the file only
 _SAMPLE_BYTES = 1_000_000  # of each kind of text, to measure compression on
 
@@ -116,15 +119,16 @@ def _count(settings: TokenizerSettings, saved: Path) -> PretokenCounts:
     counts = _load(saved)
     begun = counts.num_texts
     texts = (d.text for d in read_texts(settings.documents) if not is_held_out(d.group, settings.holdout))
-    last_save = time.monotonic()
+    next_save = time.monotonic() + _SAVE_SECONDS
     with progress("count", unit="texts", done=begun) as bar:
 
         def after_batch(counts: PretokenCounts) -> None:
-            nonlocal last_save
+            nonlocal next_save
             bar.advance(counts.num_texts - bar.done, pretokens=len(counts.words))
-            if time.monotonic() - last_save > _SAVE_SECONDS:
-                atomic_write(saved, json.dumps(vars(counts)))
-                last_save = time.monotonic()
+            if (now := time.monotonic()) > next_save:
+                atomic_write(saved, json.dumps({f.name: getattr(counts, f.name) for f in fields(counts)}))
+                took = time.monotonic() - now
+                next_save = now + max(_SAVE_SECONDS, _SAVE_SHARE * took)
 
         count_pretokens(
             islice(texts, begun, None), counts=counts, max_distinct=settings.max_pretokens, after_batch=after_batch
@@ -138,8 +142,8 @@ def _load(saved: Path) -> PretokenCounts:
     """The counts of an interrupted run, or none yet."""
     if not saved.exists():
         return PretokenCounts()
-    fields = json.loads(saved.read_bytes())
-    return PretokenCounts(**fields | {"words": Counter(fields["words"])})
+    content = json.loads(saved.read_bytes())
+    return PretokenCounts(**content | {"words": Counter(content["words"])})
 
 
 def read_texts(path: Path) -> Iterator[Text]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from herd.errors import DataError
-from herd.tokenizer.bpe import count_pretokens, grow
+from herd.tokenizer.bpe import grow
+from herd.tokenizer.pretokens import count_pretokens
 from herd.tokenizer.tokenizer import Tokenizer
 
 

@@ -10,30 +10,32 @@ and at its last (`ends`), so that both neighbours of a token are found without a
 
 A pair, once born, only ever becomes rarer. So a heap that holds each pair with the count it was born with is an upper
 bound: the pair on top is counted again, at the places where it was, and merged if it is still as frequent.
+
+Frequent pairs stand at many places and are handled by NumPy. Most merges of a large vocabulary join pairs that stand in
+a handful of distinct words; for those a plain loop costs a tenth of NumPy's calls.
 """
 
 from __future__ import annotations
 
 import heapq
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
-from typing import NamedTuple
 
 import numpy as np
 
 from herd.errors import CapacityError
 
 _NONE = -1  # no token starts (or ends) at this place
+_FEW = 32  # places up to which a plain loop is faster
 _ROUND_SPAN = 16  # a round follows the pairs at least this fraction as frequent as the best one, the others later
 
 
-class Pair(NamedTuple):
-    """A pair of neighbours in the heap: the most frequent first, among equals the one of smaller ids."""
-
-    negative_count: int
-    ids: tuple[int, int]
-    places: np.ndarray  # where its left token starts, ascending
+Places = Sequence[int] | np.ndarray
+Pair = tuple[int, tuple[int, int], Places]
+"""A pair of neighbours in the heap: its count, negative, so that the most frequent comes first and among equals the one
+of smaller ids; the ids; the places where its left token starts, ascending."""
 
 
 def learn_merges(
@@ -54,16 +56,15 @@ def learn_merges(
     while new < end and (heap := text.frequent_pairs()):
         heapq.heapify(heap)
         while heap and new < end:
-            pair = heapq.heappop(heap)
-            places = text.find(pair)
-            count = text.count(places)
-            if count == -pair.negative_count:
-                for born in text.merge(pair.ids, places, new):
+            negative_count, ids, places = heapq.heappop(heap)
+            places, count = text.find(ids, places)
+            if count == -negative_count:
+                for born in text.merge(ids, places, new):
                     heapq.heappush(heap, born)
-                yield pair.ids
+                yield ids
                 new += 1
             elif count >= text.least:
-                heapq.heappush(heap, Pair(-count, pair.ids, places))
+                heapq.heappush(heap, (-count, ids, places))
 
 
 class _Text:
@@ -80,14 +81,18 @@ class _Text:
         self.lengths = np.array(lengths, dtype=place)
         self.starts = np.full(num_places, _NONE, dtype=np.int32)
         self.ends = self.starts.copy()
-        self.weights = np.zeros(num_places, dtype=np.int64)  # of the word, at each place where a token starts
+        counts = np.array(counts, dtype=np.int64)
+        weight = np.int32 if counts.max(initial=0) < 2**31 else np.int64  # sums are of 64 bits in either case
+        self.weights = np.zeros(num_places, dtype=weight)  # of the word, at each place where a token starts
         num_tokens = np.fromiter(map(len, words), dtype=place, count=len(words))
         last = np.cumsum(self.lengths[tokens], dtype=place)
         last += np.repeat(np.arange(len(words), dtype=place), num_tokens)  # a wall before each word
         self.ends[last] = tokens
         last -= self.lengths[tokens] - 1
         self.starts[last] = tokens
-        self.weights[last] = np.repeat(np.array(counts, dtype=np.int64), num_tokens)
+        self.weights[last] = np.repeat(counts.astype(weight), num_tokens)
+        self.sizes = list(lengths)  # the same as `lengths`, for plain loops
+        self._starts, self._ends, self._weights = map(memoryview, (self.starts, self.ends, self.weights))
         self._id_bits, self._place_bits = len(lengths).bit_length(), num_places.bit_length()
         if 2 * self._id_bits + self._place_bits > 63:
             raise CapacityError(
@@ -104,26 +109,24 @@ class _Text:
         keys = self.starts[places].astype(np.int64)
         keys <<= self._id_bits
         keys |= right
-        del right
-        groups = self._groups(keys, places, new_round=True)
-        del keys, places
-        return [Pair(-count, divmod(key, 1 << self._id_bits), where) for key, count, where in groups]
+        keys <<= self._place_bits
+        keys |= places
+        del right, places
+        groups = self._groups(keys, new_round=True)
+        del keys
+        return [(-count, divmod(key, 1 << self._id_bits), where) for key, count, where in groups]
 
-    def _groups(
-        self, keys: np.ndarray, places: np.ndarray, new_round: bool = False
-    ) -> Iterator[tuple[int, int, np.ndarray]]:
+    def _groups(self, packed: np.ndarray, new_round: bool = False) -> Iterator[tuple[int, int, np.ndarray]]:
         """Bring equal keys together: each key with the weight of its places and the places, unless it is too rare.
 
-        Key and place share one integer, so that one sort in place does it.
+        Key and place share one integer (the place is the lower bits), so that one sort in place does it.
         """
-        packed = keys.astype(np.int64, copy=False)
-        packed <<= self._place_bits
-        packed |= places
         packed.sort()
-        places = (packed & ((1 << self._place_bits) - 1)).astype(places.dtype)
+        places = np.empty(len(packed), dtype=self.lengths.dtype)
+        np.bitwise_and(packed, (1 << self._place_bits) - 1, out=places, casting="unsafe")
         packed >>= self._place_bits
         begins = np.concatenate([[0], np.flatnonzero(packed[1:] != packed[:-1]) + 1])
-        totals = np.add.reduceat(self.weights[places], begins)
+        totals = np.add.reduceat(self.weights[places], begins, dtype=np.int64)
         ends = np.concatenate([begins[1:], [len(packed)]])
         if new_round:
             self.least = max(int(totals.max()) // _ROUND_SPAN, 1)
@@ -132,29 +135,53 @@ class _Text:
         for key, total, begin, end in zip(*bounds, strict=True):
             yield key, total, places[begin:end]
 
-    def find(self, pair: Pair) -> np.ndarray:
-        """Of the places where a pair was born, those where it still stands."""
-        left, right = pair.ids
-        here = self.starts[pair.places] == left
-        here &= self.starts[pair.places + self.lengths[left]] == right
-        return pair.places if here.all() else pair.places[here]
+    def find(self, ids: tuple[int, int], places: Places) -> tuple[Places, int]:
+        """Of the places where a pair was born, those where it still stands, and how often it occurs there."""
+        left, right = ids
+        size = self.sizes[left]
+        if len(places) <= _FEW:
+            starts, weights = self._starts, self._weights
+            places = [place for place in places if starts[place] == left and starts[place + size] == right]
+            return places, sum([weights[place] for place in places])
+        here = self.starts[places] == left
+        here &= self.starts[places + size] == right
+        places = places if here.all() else places[here]
+        return places, int(self.weights[places].sum(dtype=np.int64))
 
-    def count(self, places: np.ndarray) -> int:
-        """How often a pair that stands at these places occurs."""
-        return int(self.weights[places].sum())
-
-    def merge(self, ids: tuple[int, int], places: np.ndarray, new: int) -> Iterator[Pair]:
+    def merge(self, ids: tuple[int, int], places: Places, new: int) -> list[Pair]:
         """Join a pair wherever it stands; the pairs that are born with the new token."""
         left, right = ids
-        size = self.lengths[left]
+        size = self.sizes[left]
+        self.lengths[new] = self.sizes[new] = width = size + self.sizes[right]
+        if len(places) <= _FEW:
+            return self._merge_few(left, right, places, new)
         if left == right:
             places = _every_other(places, size)
-        self.lengths[new] = width = size + self.lengths[right]
         self.starts[places] = new
         self.starts[places + size] = _NONE
         self.ends[places + width - 1] = new
-        yield from self._born(self.ends[places - 1], places, new, before=True)
-        yield from self._born(self.starts[places + width], places, new, before=False)
+        born = self._born(self.ends[places - 1], places, new, before=True)
+        return [*born, *self._born(self.starts[places + width], places, new, before=False)]
+
+    def _merge_few(self, left: int, right: int, places: Places, new: int) -> list[Pair]:
+        starts, ends, weights, sizes = self._starts, self._ends, self._weights, self.sizes
+        size, width = sizes[left], sizes[new]
+        joined = []
+        for place in places:
+            if starts[place] == left and starts[place + size] == right:  # not so where equal tokens overlap
+                starts[place], starts[place + size], ends[place + width - 1] = new, _NONE, new
+                joined.append(place)
+        before: dict[int, list[int]] = {}
+        after: dict[int, list[int]] = {}
+        for place in joined:
+            if (neighbour := ends[place - 1]) != _NONE:
+                before.setdefault(neighbour, []).append(place - sizes[neighbour])
+            if (neighbour := starts[place + width]) != _NONE and neighbour != new:
+                after.setdefault(neighbour, []).append(place)
+        born = [((neighbour, new), where) for neighbour, where in before.items()]
+        born += [((new, neighbour), where) for neighbour, where in after.items()]
+        counted = ((sum([weights[place] for place in where]), ids, where) for ids, where in born)
+        return [(-count, ids, array("q", where)) for count, ids, where in counted if count >= self.least]
 
     def _born(self, neighbours: np.ndarray, places: np.ndarray, new: int, before: bool) -> Iterator[Pair]:
         """The pairs of a new token with its neighbours on one side; two new tokens in a row count on the left only."""
@@ -162,11 +189,14 @@ class _Text:
         neighbours, places = neighbours[wanted], places[wanted]
         if not len(places):
             return
-        for neighbour, count, where in self._groups(neighbours, places):
+        packed = neighbours.astype(np.int64)
+        packed <<= self._place_bits
+        packed |= places
+        for neighbour, count, where in self._groups(packed):
             if before:
-                yield Pair(-count, (neighbour, new), where - self.lengths[neighbour])
+                yield -count, (neighbour, new), where - self.sizes[neighbour]
             else:
-                yield Pair(-count, (new, neighbour), where)
+                yield -count, (new, neighbour), where
 
 
 def _every_other(places: np.ndarray, size: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from herd.errors import ConfigError, DataError
 from herd.gguf import is_gguf
 from herd.tokenizer import bpe, files, gguf
 from herd.tokenizer.pieces import PieceEncoding
+from herd.tokenizer.pretokens import count_pretokens
 from herd.tokenizer.specials import (
     BEGIN_OF_TEXT,
     END_OF_MESSAGE,
@@ -109,7 +111,7 @@ class Tokenizer:
             ConfigError: `vocab_size` leaves no room for the bytes and the special tokens.
         """
         _check_vocab_size(vocab_size)
-        counts = bpe.count_pretokens(texts, max_distinct=max_pretokens)
+        counts = count_pretokens(texts, max_distinct=max_pretokens)
         return cls.from_counts(counts.words, vocab_size)
 
     @classmethod
@@ -138,6 +140,10 @@ class Tokenizer:
             return cls(**parts)
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
+
+    def with_template(self, chat_template: str) -> Tokenizer:
+        """The same vocabulary with another chat template."""
+        return Tokenizer(**self.__getstate__() | {"chat_template": chat_template})
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `tokenizer.model` (tiktoken ranks), `tokenizer.json` and its companions, which `transformers` loads."""
@@ -236,21 +242,55 @@ class Tokenizer:
     def encode_batch(
         self, texts: Sequence[str], *, bos: bool = False, eos: bool = False, allow_special: bool = False
     ) -> list[list[int]]:
-        """The ids of many texts, in order; on all cores once there is much to do."""
+        """The ids of many texts, in order; on all cores once there is much to do.
+
+        Raises:
+            DataError: one of them is no text.
+        """
+        arrays = self.encode_arrays(texts, bos=bos, eos=eos, allow_special=allow_special)
+        return [array.tolist() for array in arrays]
+
+    def encode_arrays(
+        self, texts: Sequence[str], *, bos: bool = False, eos: bool = False, allow_special: bool = False
+    ) -> list[np.ndarray]:
+        """The same as arrays of uint32: what to take for a corpus, where lists cost as much as the encoding itself."""
         options = {"bos": bos, "eos": eos, "allow_special": allow_special}
         _check_texts(texts)
-        self._num_batched_chars += sum(map(len, texts))
+        num_chars = sum(map(len, texts))
+        self._num_batched_chars += num_chars
         if self._num_batched_chars < _WORTH_WORKERS_CHARS or len(texts) < 2 or num_cores() < 2:
-            return [self.encode(text, **options) for text in texts]
+            return [self._encode_array(text, **options) for text in texts]
         with self._one_batch:
             if self._workers is None or not self._workers.usable:
                 self._workers = Workers(self._encode_packed)
-            packed = self._workers.map((part, options) for part in in_parts(texts, _PART_CHARS))
-            return [array.tolist() for arrays in packed for array in arrays]
+            part_chars = min(_PART_CHARS, num_chars // (4 * num_cores()) + 1)
+            packed = self._workers.map((part, options) for part in in_parts(texts, part_chars))
+            return [ids[begin:end] for ids, ends in packed for begin, end in pairwise([0, *ends])]
 
-    def _encode_packed(self, work: tuple[list[str], dict[str, bool]]) -> list[np.ndarray]:
+    def _encode_packed(self, work: tuple[list[str], dict[str, bool]]) -> tuple[np.ndarray, list[int]]:
+        """The ids of all texts behind one another, and where each ends."""
         texts, options = work
-        return [np.array(self.encode(text, **options), dtype=np.uint32) for text in texts]
+        arrays = [self._encode_array(text, **options) for text in texts]
+        return np.concatenate(arrays), list(accumulate(map(len, arrays)))
+
+    def _encode_array(self, text: str, *, bos: bool, eos: bool, allow_special: bool) -> np.ndarray:
+        """As `encode`, without making a Python integer of every id."""
+        if allow_special or self.pieces is not None:
+            return np.array(self.encode(text, bos=bos, eos=eos, allow_special=allow_special), dtype=np.uint32)
+        parts = [np.array([self.bos_id], dtype=np.uint32)] if bos else []
+        for piece in _within_limits(text):
+            try:
+                parts.append(self._plain_encoding.encode_to_numpy(piece, disallowed_special=()))
+            except UnicodeEncodeError:  # lone surrogates, which `encode_ordinary` replaces
+                parts.append(np.array(self._encoding.encode_ordinary(piece), dtype=np.uint32))
+        if eos:
+            parts.append(np.array([self.eos_id], dtype=np.uint32))
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint32)
+
+    @cached_property
+    def _plain_encoding(self) -> tiktoken.Encoding:
+        """Without special tokens there are none to look for in the text."""
+        return tiktoken.Encoding("plain", pat_str=SPLIT_PATTERN, mergeable_ranks=self.ranks, special_tokens={})
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _PARTS}

@@ -9,17 +9,21 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import cycle
 from typing import Any
 
 from herd.errors import CapacityError
 
 _KILLED = "a process that helped to count or encode was killed; is there too little memory?"
+_AHEAD = 2  # items that a process has been sent and not yet answered
 _START = "from herd.tokenizer.workers import work; work()"
 
 
@@ -62,7 +66,7 @@ class Workers:
         return self._stop.alive and self._pid == os.getpid()
 
     def map(self, items: Iterable[Any]) -> Iterator[Any]:
-        """The function's results in the order of the items; no more items are drawn than there are processes.
+        """The function's results in the order of the items; at most two items for each process are drawn ahead.
 
         The processes end when the results are not all taken, or when one of them fails.
 
@@ -70,13 +74,12 @@ class Workers:
             CapacityError: a process was killed.
         """
         waiting: deque[subprocess.Popen] = deque()
-        idle = list(self._processes)
         try:
-            for item in items:
-                process, results = (idle.pop(), []) if idle else (first := waiting.popleft(), [_receive(first)])
+            for item, process in zip(items, cycle(self._processes)):
+                if len(waiting) == _AHEAD * len(self._processes):
+                    yield _receive(waiting.popleft())
                 _send(process, item)
                 waiting.append(process)
-                yield from results
             while waiting:
                 yield _receive(waiting.popleft())
         except BaseException:
@@ -89,16 +92,18 @@ class Workers:
 
 
 def work() -> None:
-    """What a worker does: take a function, then apply it to one item after the other."""
+    """What a worker does: take a function, then apply it to one item after the other.
+
+    A thread reads the next item meanwhile. So the parent can always send, and no process waits for the parent's turn.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end closes the pipe
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing printed may mix with the results
     function = pickle.load(sys.stdin.buffer)
-    while True:
-        try:
-            item = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
+    arrived: queue.Queue = queue.Queue(_AHEAD)
+    threading.Thread(target=_read_items, args=(arrived,), daemon=True).start()
+    while (parcel := arrived.get()) is not None:
+        item, parcel = parcel[0], None
         try:
             result = (True, function(item))
         except Exception as error:
@@ -108,6 +113,14 @@ def work() -> None:
             results.flush()
         except BrokenPipeError:
             return
+
+
+def _read_items(arrived: queue.Queue) -> None:
+    """Every item of the parent's in a tuple, and None when there are no more."""
+    with contextlib.suppress(EOFError, pickle.UnpicklingError):
+        while True:
+            arrived.put((pickle.load(sys.stdin.buffer),))
+    arrived.put(None)
 
 
 def _send(process: subprocess.Popen, item: Any) -> None:

@@ -1,6 +1,8 @@
 """Training: counting, merging, and their readable twins."""
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herd.errors import ConfigError
-from herd.tokenizer import Tokenizer, bpe
+from herd.tokenizer import Tokenizer, merges, pretokens
 from herd.tokenizer.extend import extend
 from herd.tokenizer.merges import learn_merges, merge_pair, reference_merges
 from tests.tokenizer.wild import TEXTS, WILD_TEXT
@@ -17,7 +19,7 @@ from tests.tokenizer.wild import TEXTS, WILD_TEXT
 @given(st.lists(st.lists(WILD_TEXT, max_size=5).map("\n".join), max_size=5))
 @settings(max_examples=300, deadline=None)
 def test_fast_counting_equals_the_split_pattern(texts):
-    assert bpe.count_pretokens(texts).words == bpe.reference_count(texts)
+    assert pretokens.count_pretokens(texts).words == pretokens.reference_count(texts)
 
 
 @given(
@@ -28,12 +30,15 @@ def test_fast_counting_equals_the_split_pattern(texts):
 def test_fast_merges_equal_the_plain_algorithm(words_and_counts, num_merges):
     words = [word.encode() for word, _ in words_and_counts]
     counts = [count for _, count in words_and_counts]
-    fast = list(learn_merges(words, counts, [1] * 256, num_merges))
-    assert fast == reference_merges(words, counts, 256, num_merges)
+    for few in (0, 2, 48):  # places up to which a plain loop is taken instead of NumPy
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(merges, "_FEW", few)
+            fast = list(learn_merges(words, counts, [1] * 256, num_merges))
+        assert fast == reference_merges(words, counts, 256, num_merges)
 
 
 def test_merges_of_real_text_equal_the_plain_algorithm():
-    counts = bpe.count_pretokens(TEXTS).words
+    counts = pretokens.count_pretokens(TEXTS).words
     words = [word.encode() for word in counts]
     fast = list(learn_merges(words, list(counts.values()), [1] * 256, 300))
     assert fast == reference_merges(words, list(counts.values()), 256, 300)
@@ -54,10 +59,10 @@ def test_a_token_made_in_two_ways_stands_once(text):
 
 def test_an_endless_page_is_counted_in_pieces(monkeypatch):
     page = "".join(TEXTS)
-    exact = bpe.reference_count([page])
-    monkeypatch.setattr(bpe, "_BATCH_CHARS", 500)
-    assert max(map(len, bpe._bounded(page))) <= 1000
-    assert bpe.count_pretokens([page]).words == exact
+    exact = pretokens.reference_count([page])
+    monkeypatch.setattr(pretokens, "_BATCH_CHARS", 500)
+    assert max(map(len, pretokens._bounded(page))) <= 1000
+    assert pretokens.count_pretokens([page]).words == exact
 
 
 def test_counts_beyond_32_bits_are_exact():
@@ -96,11 +101,13 @@ def test_a_vocabulary_without_room_for_bytes_is_refused():
 def test_the_memory_limit_holds_and_says_what_it_cost():
     texts = [f"common rare{letter}{other}" for letter in "abcdefghij" for other in "abcdefghij"]
     sizes = []
-    counts = bpe.PretokenCounts()
+    counts = pretokens.PretokenCounts()
     for text in texts:
-        bpe.count_pretokens([text], counts=counts, max_distinct=20, after_batch=lambda c: sizes.append(len(c.words)))
+        pretokens.count_pretokens(
+            [text], counts=counts, max_distinct=20, after_batch=lambda c: sizes.append(len(c.words))
+        )
     assert max(sizes) <= 20
-    exact = bpe.reference_count(texts)
+    exact = pretokens.reference_count(texts)
     assert counts.words["common"] + counts.shortfall >= exact["common"] >= counts.words["common"]
     assert counts.shortfall < 10
     assert counts.num_texts == 100
@@ -108,11 +115,11 @@ def test_the_memory_limit_holds_and_says_what_it_cost():
 
 def test_counting_in_other_processes_gives_the_same(monkeypatch):
     texts = TEXTS * 6
-    alone = bpe.count_pretokens(texts)
-    monkeypatch.setattr(bpe, "_ALONE_BATCHES", 1)
-    monkeypatch.setattr(bpe, "_BATCH_CHARS", 5_000)
-    monkeypatch.setattr(bpe, "num_cores", lambda: 2)
-    assert bpe.count_pretokens(texts) == alone
+    alone = pretokens.count_pretokens(texts)
+    monkeypatch.setattr(pretokens, "_ALONE_BATCHES", 1)
+    monkeypatch.setattr(pretokens, "_BATCH_CHARS", 5_000)
+    monkeypatch.setattr(pretokens, "num_cores", lambda: 2)
+    assert pretokens.count_pretokens(texts) == alone
 
 
 def test_training_on_a_book_takes_seconds():
@@ -153,3 +160,16 @@ def test_llama3_extended_keeps_its_golden_ids(llama):
     assert extended.encode("This is a test sentence.") == [2028, 374, 264, 1296, 11914, 13]
     assert (extended.bos_id, extended.vocab_size) == (128010, 128266)
     assert len(extended.encode(THAI[0])) < len(llama.encode(THAI[0]))
+
+
+def test_endless_pretokens_count_as_several_toward_the_memory_limit():
+    counts = pretokens.PretokenCounts()
+    texts = [" ".join(f"{chr(97 + i)}" * 6_400 for i in range(26)), "the cat " * 50]
+    pretokens.count_pretokens(texts, counts=counts, max_distinct=200)
+    assert sum(len(word) for word in counts.words) < 200 * 64
+    assert counts.words[" cat"] == 50 and counts.shortfall == 1
+
+
+def test_the_processes_that_count_load_neither_numpy_nor_the_tokenizer():
+    code = "import sys, herd.tokenizer.pretokens; print(sorted({'numpy', 'tiktoken', 'pydantic'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -73,7 +73,7 @@ def test_a_second_run_is_skipped(curated):
 def test_an_interrupted_count_continues_and_ends_the_same(curated, monkeypatch):
     undisturbed = Tokenizer.load(stage.run(settings(curated, out=curated.parent / "undisturbed")))
     monkeypatch.setattr(stage, "_SAVE_SECONDS", 0)
-    monkeypatch.setattr("herd.tokenizer.bpe._BATCH_CHARS", 20_000)
+    monkeypatch.setattr("herd.tokenizer.pretokens._BATCH_CHARS", 20_000)
     read, fail_at = stage.read_texts, 9
 
     def failing(path):

@@ -95,7 +95,7 @@ def test_kept_documents_become_shards_and_whole_groups_are_held_out(tmp_path, to
 def test_an_interrupted_packing_keeps_the_files_it_finished(tmp_path, tokenizer, monkeypatch):
     folder = documents(tmp_path, [document(n) for n in range(5)], [document(n) for n in range(5, 9)])
     whole = run_pack(tmp_path, folder, out=tmp_path / "whole")
-    encode, calls = Tokenizer.encode_batch, []
+    encode, calls = Tokenizer.encode_arrays, []
 
     def counted(*arguments, **options):
         calls.append(1)
@@ -103,7 +103,7 @@ def test_an_interrupted_packing_keeps_the_files_it_finished(tmp_path, tokenizer,
             raise KeyboardInterrupt
         return encode(*arguments, **options)
 
-    monkeypatch.setattr(Tokenizer, "encode_batch", counted)
+    monkeypatch.setattr(Tokenizer, "encode_arrays", counted)
     with pytest.raises(KeyboardInterrupt):
         run_pack(tmp_path, folder)
     path = run_pack(tmp_path, folder)

@@ -1,0 +1,82 @@
+"""Template: compare a checkpoint's chat template with what Herd writes, conversation by conversation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from herd.config import settings
+from herd.data.conversations import as_messages, as_tools
+from herd.data.rows import read_rows
+from herd.errors import DataError
+from herd.tokenizer import Tokenizer
+from herd.tokenizer.compare import TALKS, Comparison, Talk, compare
+
+_MAX_OWN = 200  # of the user's conversations
+_CONTEXT_CHARS = 60
+
+
+@settings
+class TemplateSettings:
+    """Compare a chat template (Jinja) with Herd's own rendering; the exit status is 1 where they differ."""
+
+    path: Path
+    """Checkpoint or tokenizer folder; or a file with a template, together with `tokenizer`."""
+    tokenizer: Path | None = None
+    """Checkpoint or tokenizer folder whose ids to use, where `path` is a template's file."""
+    style: Literal["meta", "hf"] | None = None
+    """Herd's chat style to compare with; default: the one it takes for this template."""
+    conversations: Path | None = None
+    """Your own conversations to compare as well (JSONL or Parquet, as `herd sft` takes them; the first 200)."""
+
+
+def run(settings: TemplateSettings) -> int:
+    """Print a line for each conversation, and the first place where the two part."""
+    tokenizer, template = _load(settings)
+    style = settings.style or tokenizer.chat_style
+    talks = [*TALKS, *_own(settings.conversations)]
+    results = compare(tokenizer, template, style, talks)
+    print(f"{settings.path}: style `{style}`")
+    for result in results:
+        print(f"  {result.talk:<22} {result.outcome}")
+        if result.outcome == "text differs":
+            print(_parting(result))
+    num_same = sum(result.same for result in results)
+    print(f"{num_same} of {len(results)} conversations have the same ids")
+    return 0 if num_same == len(results) else 1
+
+
+def _load(settings: TemplateSettings) -> tuple[Tokenizer, str]:
+    is_template = settings.path.suffix in (".jinja", ".jinja2", ".j2", ".txt")
+    if not is_template:
+        tokenizer = Tokenizer.load(settings.path)
+        return tokenizer, tokenizer.chat_template
+    if settings.tokenizer is None:
+        raise DataError(f"{settings.path}: a template alone; say whose ids to use with tokenizer=FOLDER")
+    try:
+        template = settings.path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{settings.path}: cannot be read ({error})") from None
+    return Tokenizer.load(settings.tokenizer).with_template(template), template
+
+
+def _own(path: Path | None) -> list[Talk]:
+    talks = []
+    for place, row in read_rows(path) if path else ():
+        if len(talks) == _MAX_OWN:
+            break
+        messages = as_messages(row)
+        while messages and messages[-1].get("role") == "assistant":  # the template's prompt for an answer comes next
+            messages = messages[:-1]
+        if messages:
+            talks.append(Talk(place, messages, as_tools(row)))
+    return talks
+
+
+def _parting(result: Comparison) -> str:
+    """The first place where the two texts part, with what stands around it."""
+    pairs = enumerate(zip(result.theirs, result.ours))
+    shorter = min(len(result.theirs), len(result.ours))
+    begin = max(0, next((i for i, (a, b) in pairs if a != b), shorter) - _CONTEXT_CHARS // 2)
+    shown = (text[begin : begin + _CONTEXT_CHARS] for text in (result.theirs, result.ours))
+    return "\n".join(f"      {name:<9} ...{text!r}" for name, text in zip(("template:", "herd:"), shown))

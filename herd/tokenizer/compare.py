@@ -1,0 +1,157 @@
+"""Does Herd write a conversation as a checkpoint's own chat template does?
+
+The template runs in Jinja's sandbox, as `transformers` runs it. Text is compared, and then ids: a template's output is
+encoded whole, while Herd encodes content apart from its header, so that ids can differ where the text does not (content
+that begins with a line break).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from herd.errors import DataError
+from herd.tokenizer.chat import DATE, Style, checked_messages, render
+from herd.tokenizer.tokenizer import Tokenizer
+from herd.types import Message
+
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a place",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+_SYSTEM = Message(role="system", content="Be brief.")
+_USER = Message(role="user", content="Is it raining in Paris?")
+_CALL = Message(role="assistant", content="", tool_calls=[{"name": "get_weather", "arguments": {"city": "Paris"}}])
+_RESULT = Message(role="ipython", content='{"rain": true}')
+_ANSWER = Message(role="assistant", content="Yes, it is.")
+
+
+class Talk(NamedTuple):
+    """A conversation to compare, and the tools it offers."""
+
+    name: str
+    messages: list[Message]
+    tools: list[Any] | None = None
+
+
+TALKS = (
+    Talk("a question", [_USER]),
+    Talk("a system prompt", [_SYSTEM, _USER]),
+    Talk("several turns", [_SYSTEM, _USER, _ANSWER, Message(role="user", content="And tomorrow?")]),
+    Talk("whitespace around", [Message(role="user", content="  Is it raining?\n"), _ANSWER, _USER]),
+    Talk("a line break first", [Message(role="user", content="\nIs it raining?")]),
+    Talk("an empty message", [Message(role="user", content="")]),
+    Talk("other scripts", [Message(role="user", content="巴黎在下雨吗? क्या बारिश हो रही है? 🌧️")]),
+    Talk("a tool call", [_USER, _CALL, _RESULT]),
+    Talk("a tool's answer", [_USER, _CALL, _RESULT, _ANSWER, _USER]),
+    Talk("tools offered", [_USER], [_TOOL]),
+    Talk("tools, whole story", [_SYSTEM, _USER, _CALL, _RESULT, _ANSWER, _USER], [_TOOL]),
+)
+"""What a chat model meets: each is compared with the header of an answer behind it."""
+
+
+class Comparison(NamedTuple):
+    """What came out for one conversation: `same`, `ids differ`, `text differs`, or why one side refuses."""
+
+    talk: str
+    outcome: str
+    theirs: str = ""
+    ours: str = ""
+
+    @property
+    def same(self) -> bool:
+        """Whether both sides agree in every id."""
+        return self.outcome == "same"
+
+
+def compare(tokenizer: Tokenizer, template: str, style: Style, talks: Sequence[Talk] = TALKS) -> list[Comparison]:
+    """Each conversation through the template and through `render`.
+
+    Raises:
+        DataError: the template is no Jinja.
+    """
+    write = compile_template(template)
+    return [_compared(tokenizer, write, style, talk) for talk in talks]
+
+
+def _compared(tokenizer: Tokenizer, write: Callable[..., str], style: Style, talk: Talk) -> Comparison:
+    try:
+        ours = render(tokenizer, talk.messages, style=style, tools=talk.tools, generation_prompt=True).tokens
+    except DataError as error:
+        return Comparison(talk.name, f"herd refuses: {error}")
+    text = tokenizer.decode(ours)
+    try:
+        theirs = write(talk.messages, tools=talk.tools, bos_token=tokenizer.bos, eos_token=tokenizer.eos)
+    except DataError as error:
+        return Comparison(talk.name, f"the template refuses: {error}", ours=text)
+    if theirs != text:
+        return Comparison(talk.name, "text differs", theirs, text)
+    same = tokenizer.encode(theirs, allow_special=True) == ours
+    return Comparison(talk.name, "same" if same else "ids differ", theirs, text)
+
+
+def compile_template(template: str) -> Callable[..., str]:
+    """A function (messages, tools, bos_token, eos_token, date) -> text, from a Jinja chat template.
+
+    Raises:
+        DataError: the template does not compile; the function raises it when the template refuses or fails.
+    """
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+    try:
+        compiled = environment.from_string(_GENERATION_TAG.sub("", template))
+    except jinja2.TemplateError as error:
+        raise DataError(f"the chat template is no Jinja: {error}") from None
+
+    def write(
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Any] | None = None,
+        bos_token: str,
+        eos_token: str,
+        date: str = DATE,
+    ) -> str:
+        talk = list(map(_as_openai, checked_messages(messages)))
+        try:
+            return compiled.render(
+                messages=talk,
+                tools=tools,
+                bos_token=bos_token,
+                eos_token=eos_token,
+                date_string=date,
+                add_generation_prompt=True,
+            )
+        except Exception as error:  # a template is a program of someone else's: it can raise anything
+            raise DataError(f"{error}") from None
+
+    return write
+
+
+_GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # marks the answers for `transformers`' loss mask
+
+
+def _tojson(value: Any, indent: int | None = None, **options: Any) -> str:
+    """As `transformers` has it: no HTML escapes, keys in their order."""
+    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
+
+
+def _refuse(message: str) -> None:
+    raise DataError(message)
+
+
+def _as_openai(message: Message) -> Mapping[str, Any]:
+    calls = [{"type": "function", "function": call} for call in message.get("tool_calls", [])]
+    return {**message, "tool_calls": calls} if calls else message
