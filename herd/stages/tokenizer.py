@@ -69,7 +69,10 @@ class Text(NamedTuple):
 
 
 def run(settings: TokenizerSettings) -> Path:
-    """Write the tokenizer and `compression.json`: bytes and characters per token for each source and language."""
+    """Write the tokenizer and `compression.json`: bytes and characters per token for each source and language.
+
+    With a base, the same of the base stands beside.
+    """
     inputs = {"documents": settings.documents, "base": settings.base}
     with open_run(settings.out, stage="tokenizer", settings=settings, inputs=inputs) as run:
         if run.finished:
@@ -86,11 +89,9 @@ def run(settings: TokenizerSettings) -> Path:
         if tokenizer.vocab_size < settings.vocab_size:
             say(f"  the documents hold no more than {tokenizer.vocab_size:,} of {settings.vocab_size:,} rows")
         tokenizer.save(run.path)
-        if base:
-            say("  the base:")
-            _show(compression(base, read_texts(settings.documents), settings.holdout))
-            say("  extended:")
         rows = compression(tokenizer, read_texts(settings.documents), settings.holdout)
+        if base:
+            _add_before(rows, compression(base, read_texts(settings.documents), settings.holdout))
         _show(rows)
         atomic_write(run.path / "compression.json", json.dumps(rows, indent=1))
         total = {key: sum(row[key] for row in rows) for key in ("bytes", "characters", "tokens")}
@@ -213,9 +214,21 @@ def compression(tokenizer: Tokenizer, texts: Iterator[Text], holdout: float) -> 
     ]
 
 
+def _add_before(rows: list[dict], before: list[dict]) -> None:
+    """What the base made of the same texts, into the rows of the extended vocabulary."""
+    for row, base in zip(rows, before, strict=True):
+        row |= {f"base_{key}": base[key] for key in ("tokens", "bytes_per_token", "characters_per_token")}
+
+
 def _show(rows: list[dict]) -> None:
-    say(f"  {'source':<12} {'language':<9} {'':<9} {'bytes/token':>11} {'characters/token':>17}")
+    has_base = any("base_tokens" in row for row in rows)
+    before = f" {'(base)':>8}" if has_base else ""
+    say(f"  {'source':<12} {'language':<9} {'':<9} {'bytes/token':>11}{before} {'characters/token':>17}{before}")
     telling = [row for row in rows if row["bytes"] >= _TELLING_BYTES]
     for row in telling or rows:
         name = f"{row['source'] or '-':<12} {row['language'] or '-':<9} {'held out' if row['held_out'] else '':<9}"
-        say(f"  {name} {row['bytes_per_token']:>11.2f} {row['characters_per_token']:>17.2f}")
+        figures = [f"{row['bytes_per_token']:>11.2f}", f"{row['characters_per_token']:>17.2f}"]
+        if has_base:
+            figures.insert(1, f"{row['base_bytes_per_token']:>8.2f}")
+            figures.append(f"{row['base_characters_per_token']:>8.2f}")
+        say(" ".join([f"  {name}", *figures]))

@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,23 @@ def test_extending_keeps_the_base_and_shortens_the_new_language(tokenizer):
     assert extended.decode(extended.encode(THAI[0])) == THAI[0]
     for text in (TEXTS[0], TEXTS[1], TEXTS[3]):
         assert extended.encode(text) == tokenizer.encode(text)
+
+
+@given(WILD_TEXT | st.sampled_from([text[i : i + 60] for text in [*TEXTS, *THAI] for i in range(0, len(text), 60)]))
+@settings(max_examples=200, deadline=None)
+def test_text_that_no_new_merge_touches_is_encoded_as_by_the_base(tokenizer, text):
+    extended = _extended_once(tokenizer)
+    ids = extended.encode(text)
+    if all(token < len(tokenizer.ranks) for token in ids):
+        assert ids == tokenizer.encode(text)
+    else:
+        assert len(ids) < len(tokenizer.encode(text))
+    assert extended.decode(ids) == tokenizer.decode(tokenizer.encode(text))
+
+
+@cache
+def _extended_once(tokenizer):
+    return extend(tokenizer, THAI, 40)
 
 
 def test_extending_the_bytes_alone_is_training(tokenizer):

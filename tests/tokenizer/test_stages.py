@@ -138,6 +138,9 @@ def test_a_base_is_extended(curated, tokenizer, tmp_path):
     extended = Tokenizer.load(out)
     assert extended.vocab_size == 1600
     assert list(extended.ranks)[: len(tokenizer.ranks)] == list(tokenizer.ranks)
+    for row in json.loads((out / "compression.json").read_text()):
+        assert row["base_tokens"] >= row["tokens"]
+        assert row["base_bytes_per_token"] == round(row["bytes"] / row["base_tokens"], 3)
     with pytest.raises(ConfigError, match="vocab_size 1500 does not extend the base, which has 1500 rows"):
         stage.run(settings(curated, base=base, vocab_size=1500, out=tmp_path / "other"))
 
