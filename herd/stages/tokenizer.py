@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
@@ -119,13 +119,14 @@ def _count(settings: TokenizerSettings, saved: Path) -> PretokenCounts:
     """Pre-tokens of the kept texts of all groups that are not held out; saved every few seconds, so as to continue."""
     counts = _load(saved)
     begun = counts.num_texts
-    texts = (d.text for d in read_texts(settings.documents) if not is_held_out(d.group, settings.holdout))
     next_save = time.monotonic() + _SAVE_SECONDS
-    with progress("count", unit="texts", done=begun) as bar:
+    with progress("count", total=num_rows(settings.documents), unit="rows") as bar:
+        documents = read_texts(settings.documents, seen=bar.advance)
+        texts = (d.text for d in documents if not is_held_out(d.group, settings.holdout))
 
         def after_batch(counts: PretokenCounts) -> None:
             nonlocal next_save
-            bar.advance(counts.num_texts - bar.done, pretokens=len(counts.words))
+            bar.advance(0, pretokens=len(counts.words))
             if (now := time.monotonic()) > next_save:
                 atomic_write(saved, json.dumps({f.name: getattr(counts, f.name) for f in fields(counts)}))
                 took = time.monotonic() - now
@@ -147,21 +148,37 @@ def _load(saved: Path) -> PretokenCounts:
     return PretokenCounts(**content | {"words": Counter(content["words"])})
 
 
-def read_texts(path: Path) -> Iterator[Text]:
+def read_texts(path: Path, seen: Callable[[int], object] = lambda rows: None) -> Iterator[Text]:
     """The kept documents of a `herd curate` folder, or the rows and files of any other folder or file, in order.
+
+    `seen` hears of the rows as they are read, dropped ones too.
 
     Raises:
         DataError: nothing there to read, a damaged Parquet file, or one without a `text` column.
     """
-    place = path / "documents" if (path / "documents").is_dir() else path
-    for file in find_files([place]):
+    for file in _files(path):
         if file.suffix == ".parquet":
-            yield from _read_parquet(file)
+            yield from _read_parquet(file, seen)
         else:
-            yield from _read_pages(file)
+            yield from _read_pages(file, seen)
 
 
-def _read_parquet(path: Path) -> Iterator[Text]:
+def num_rows(path: Path) -> int | None:
+    """How many rows `read_texts` will see, where the files say so: None unless all are Parquet."""
+    files = _files(path)
+    if any(file.suffix != ".parquet" for file in files):
+        return None
+    try:
+        return sum(pq.read_metadata(file).num_rows for file in files)
+    except (pa.ArrowException, OSError):
+        return None  # reading it will say what is wrong
+
+
+def _files(path: Path) -> list[Path]:
+    return find_files([path / "documents" if (path / "documents").is_dir() else path])
+
+
+def _read_parquet(path: Path, seen: Callable[[int], object]) -> Iterator[Text]:
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
@@ -169,6 +186,7 @@ def _read_parquet(path: Path) -> Iterator[Text]:
                 raise DataError(f"{path}: has no `text` column, only {', '.join(names)}")
             wanted = [name for name in ("text", "source", "language", "group", "drop") if name in names]
             for batch in file.iter_batches(batch_size=256, columns=wanted):
+                seen(batch.num_rows)
                 for row in batch.to_pylist():
                     if row["text"] and row.get("drop") is None:
                         yield Text(row["text"], *(row.get(key) or "" for key in ("source", "language", "group")))
@@ -176,9 +194,10 @@ def _read_parquet(path: Path) -> Iterator[Text]:
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from None
 
 
-def _read_pages(path: Path) -> Iterator[Text]:
+def _read_pages(path: Path, seen: Callable[[int], object]) -> Iterator[Text]:
     counts: Counter[str] = Counter()
     for page in read_pages(path, counts):
+        seen(1)
         if page.kind == "html":
             raise DataError(
                 f"{path}: holds web pages; turn them into documents first: herd curate pages={path} out=..."

@@ -280,17 +280,12 @@ class Tokenizer:
         parts = [np.array([self.bos_id], dtype=np.uint32)] if bos else []
         for piece in _within_limits(text):
             try:
-                parts.append(self._plain_encoding.encode_to_numpy(piece, disallowed_special=()))
+                parts.append(self._encoding.encode_to_numpy(piece, disallowed_special=()))
             except UnicodeEncodeError:  # lone surrogates, which `encode_ordinary` replaces
                 parts.append(np.array(self._encoding.encode_ordinary(piece), dtype=np.uint32))
         if eos:
             parts.append(np.array([self.eos_id], dtype=np.uint32))
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint32)
-
-    @cached_property
-    def _plain_encoding(self) -> tiktoken.Encoding:
-        """Without special tokens there are none to look for in the text."""
-        return tiktoken.Encoding("plain", pat_str=SPLIT_PATTERN, mergeable_ranks=self.ranks, special_tokens={})
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _PARTS}
