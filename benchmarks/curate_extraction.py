@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PEERS = {"trafilatura": "trafilatura==2.3.1", "resiliparse": "resiliparse==2.0.1"}
 SYSTEMS = {"herd": None, "trafilatura": "trafilatura", "trafilatura fast": "trafilatura", "resiliparse": "resiliparse"}
 SETS = ("html-article-extraction", "html-trafilatura", "html-readability", "html-sphinx-math-code")
+SETS += ("html-webmainbench", "html-mathml")
+FILES = {"html-mathml": "mathml_tex.jsonl.gz"}
 RESAMPLES = 2000
 GRID = {
     "_GOOD_CHARACTERS": (40, 80),
@@ -125,8 +127,18 @@ def extractor(system: str):
 
 
 def rows_of(data: Path, name: str) -> list[dict]:
-    with gzip.open(data / name / "pages.jsonl.gz", "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    with gzip.open(data / name / FILES.get(name, "pages.jsonl.gz"), "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    return [row | {"html": formula_page(row["mathml"])} for row in rows] if name == "html-mathml" else rows
+
+
+def formula_page(mathml: str) -> str:
+    """A small article with a formula in it, as documentation shows one."""
+    formula = re.sub(r"<\?xml.*?\?>|<!DOCTYPE.*?>", "", mathml, flags=re.S)
+    said = "The relation that follows was derived in the last chapter, and everything after it rests on its two sides."
+    return (
+        f"<html><body><article><h1>On it</h1><p>{said}</p><p>{formula}</p><p>{said} {said}</p></article></body></html>"
+    )
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
@@ -134,7 +146,9 @@ def rows_of(data: Path, name: str) -> list[dict]:
 
 def compare(name: str, rows: list[dict], outputs: dict[str, dict]) -> dict:
     """Scores of every system on one set, with intervals, and of Herd's lead over each."""
-    measure = {"html-trafilatura": segments, "html-sphinx-math-code": code_and_maths}.get(name, shingles)
+    measures = {"html-trafilatura": segments, "html-sphinx-math-code": code_and_maths}
+    measures |= {"html-webmainbench": code_of_markdown, "html-mathml": formulas}
+    measure = measures.get(name, shingles)
     total = mean_f1 if measure is shingles else pooled_f1
     if name == "html-readability":
         rows = [row | {"text": plain(row["expected_html"])} for row in rows]
@@ -196,6 +210,34 @@ def code_and_maths(row: dict, text: str) -> tuple[int, int, int]:
     return kept, 0, len(code) + len(maths) - kept
 
 
+def code_of_markdown(row: dict, text: str) -> tuple[int, int, int]:
+    """Fenced code blocks of the reference that survived with their lines and indentation, 0, and lost."""
+    code = re.findall(r"^```[^\n]*\n(.*?)^```", row["groundtruth_markdown"], re.S | re.M)
+    code = ["\n".join(line.rstrip() for line in block.strip("\n").split("\n")) for block in code]
+    kept = sum(block in text for block in code)
+    return kept, 0, len(code) - kept
+
+
+def formulas(row: dict, text: str) -> tuple[int, int, int]:
+    """Whether a formula of a page is the reference's TeX, 0, and whether it is not; sizing and spacing have no say."""
+    kept = int(bare(row["tex"]) in bare(text))
+    return kept, 0, 1 - kept
+
+
+def bare(tex: str) -> str:
+    """TeX without what does not change its meaning: white space, braces, sizes, spacing, phantoms, names of arrays."""
+    tex = re.sub(r"\\begin\{array\}\{[^}]*\}", r"\\begin{matrix}", tex).replace(r"\end{array}", r"\end{matrix}")
+    for _ in range(3):
+        tex = re.sub(r"\\(?:overset|underset|stackrel)\{\s*(?:\\h?v?phantom\{[^{}]*\})?\s*\}", "", tex)
+        tex = re.sub(r"[_^]?\{?\\[hv]?phantom\{[^{}]*\}\}?", "", tex)
+    tex = re.sub(r"\\(?:left|right)\s*\.|\\(?:left|right|limits|displaystyle|q?quad|mspace\{[^}]*\}|[;,!: ])", "", tex)
+    return re.sub(
+        r"[\s{}~$]|\\(?:mathrm|operatorname|mathop|text)(?![a-zA-Z])|\\lbrack|\\rbrack",
+        "",
+        tex.replace(r"\lbrack", "[").replace(r"\rbrack", "]"),
+    )
+
+
 def pooled_f1(pages: list[tuple[int, int, int]]) -> float:
     kept, wrong, lost = (sum(page[i] for page in pages) for i in range(3))
     return 2 * kept / (2 * kept + wrong + lost)
@@ -251,7 +293,8 @@ def choose_in_folds(data: Path) -> dict:
 def table(result: dict) -> str:
     lines = [
         f"Extraction, {result['date']}, commit {result['commit']}, {result['machine']}, one core.",
-        "F1 of 4-grams of words; html-trafilatura: of segments; html-sphinx-math-code: of code and formulas kept.",
+        "F1 of 4-grams of words; html-trafilatura: of segments; html-sphinx-math-code: of code and formulas kept;",
+        "html-webmainbench: of its code blocks; html-mathml: of formulas, as TeX, kept.",
         "",
         "| set | system | score | 95 % | Herd leads by | pages/s |",
         "|---|---|---:|---|---|---:|",

@@ -228,12 +228,16 @@ def _script(node: LexborNode, depth: int) -> str:
     base, script = _arguments(node, 2, depth)
     if node.tag == "msup" and script.replace(" ", "") in ("\\prime", "'", "\\prime\\prime"):
         return _base(base) + "'" * max(1, script.count("prime"))
+    if not script.strip():  # a phantom, which only makes room
+        return base
     return f"{_base(base)}{'^' if node.tag == 'msup' else '_'}{{{script}}}"
 
 
 def _both_scripts(node: LexborNode, depth: int) -> str:
     base, low, high = _arguments(node, 3, depth)
-    return f"{_base(base)}_{{{low}}}^{{{high}}}"
+    if not low.strip() and not high.strip():
+        return base
+    return _base(base) + (f"_{{{low}}}" if low.strip() else "") + (f"^{{{high}}}" if high.strip() else "")
 
 
 def _over(node: LexborNode, depth: int) -> str:
@@ -257,7 +261,11 @@ def _under(node: LexborNode, depth: int) -> str:
 
 
 def _under_over(node: LexborNode, depth: int) -> str:
-    base, under, over = _arguments(node, 3, depth)
+    base, under, over = (piece.strip() for piece in _arguments(node, 3, depth))
+    if not under or not over:
+        stacked = f"\\underset{{{under}}}{{{base}}}" if under else f"\\overset{{{over}}}{{{base}}}"
+        script = f"_{{{under}}}" if under else f"^{{{over}}}"
+        return (base + script if _takes_limits(base) else stacked) if under or over else base
     if _takes_limits(base):
         return f"{base}_{{{under}}}^{{{over}}}"
     return f"\\overset{{{over}}}{{\\underset{{{under}}}{{{base}}}}}"

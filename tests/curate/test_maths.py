@@ -44,6 +44,19 @@ def test_mathml_is_translated(mathml, expected):
     assert tex(mathml) == expected
 
 
+@pytest.mark.parametrize(
+    ("mathml", "expected"),
+    [
+        ("<msub><mi>x</mi><mphantom><mi>y</mi></mphantom></msub>", "x"),
+        ("<msubsup><mi>x</mi><mn>1</mn><mphantom><mi>y</mi></mphantom></msubsup>", "x_{1}"),
+        ("<munderover><mo>∑</mo><mi>i</mi><mphantom><mi>n</mi></mphantom></munderover>", r"\sum_{i}"),
+        ("<munderover><mi>x</mi><mphantom/><mphantom/></munderover>", "x"),
+    ],
+)
+def test_what_only_makes_room_leaves_no_empty_scripts(mathml, expected):
+    assert tex(mathml) == expected
+
+
 def test_the_style_wrapper_of_wikis_is_taken_off():
     page = LexborHTMLParser(r"<math alttext='{\displaystyle x^{2}}'><mi>x</mi></math>")
     assert math_to_tex(page.css_first("math")) == "x^{2}"
