@@ -60,7 +60,7 @@ def main() -> None:
 
 def prose_of(data: Path) -> list[str]:
     pages = []
-    for name in ("html-article-extraction", "html-trafilatura", "html-readability"):
+    for name in ("html-article-extraction", "html-trafilatura"):
         with gzip.open(data / name / "pages.jsonl.gz", "rt", encoding="utf-8") as file:
             pages += [json.loads(line)["html"] for line in file]
     return [text for text in map(html_to_text, pages) if text.strip()]

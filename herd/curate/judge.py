@@ -67,7 +67,7 @@ class Heuristics:
     """Listed words that a page may hold; 0 drops at the first, as C4 did."""
     max_listed_share: float = 0.002
     """Share (0 to 1) of a page's words that may be listed ones; a page is dropped when it passes both limits."""
-    outliers: float | None = 6.0
+    outliers: float | None = 8.0
     """Drop prose whose words lie this many scatters further from the corpus than usual (KL divergence); none: never."""
 
     def __post_init__(self):
