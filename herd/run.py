@@ -309,10 +309,15 @@ def _without_paths(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {str(key): _without_paths(item) for key, item in value.items() if not isinstance(item, Path)}
+        return {str(key): _without_paths(item) for key, item in value.items() if _matters(item)}
     if isinstance(value, list | tuple):
         return [_without_paths(item) for item in value if not isinstance(item, Path)]
     return value
+
+
+def _matters(value: Any) -> bool:
+    """Whether a result depends on a setting; some only say how it is computed (`only_how` of their class)."""
+    return not isinstance(value, Path) and not getattr(value, "only_how", False)
 
 
 def _inputs_record(inputs: dict[str, Any], hashes: dict[str, str]) -> dict:

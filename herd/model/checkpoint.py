@@ -74,6 +74,19 @@ def load(
     return _finish(model)
 
 
+def read_config(path: Path | str) -> ModelConfig:
+    """The shape of a checkpoint, Hugging Face's or Meta's.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+        ConfigError: it describes something other than a Llama.
+    """
+    folder = find_checkpoint(path)
+    if is_meta_checkpoint(folder) and not (folder / "config.json").is_file():
+        return load_meta(folder).config
+    return ModelConfig.from_folder(folder)
+
+
 def save(
     model: Llama, folder: Path | str, tokenizer: Tokenizer | None = None, dtype: torch.dtype | None = None
 ) -> None:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from herd.errors import UserError
 from herd.run import Run, open_run
 
+T = TypeVar("T")
+
+_TRIES = 5
+_CONNECT = timedelta(seconds=15)
 _GRACE_SECONDS = 5.0  # how long a process leaves it to the first one to report what all of them have found
 
 
@@ -37,7 +43,9 @@ def joined() -> Iterator[torch.device]:
         return
     if gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if gpu else "gloo")
+        dist.init_process_group("nccl")
+    else:
+        _meet_by_gloo()
     first = dist.get_rank() == 0
     if not first:
         os.environ["HERD_QUIET"] = "1"
@@ -77,6 +85,33 @@ def open_run_together(path: Path, **what: Any) -> Iterator[Run]:
         if isinstance(found, UserError):
             raise found
         yield Run(path, found)
+
+
+def _meet_by_gloo() -> None:
+    """Connect with all processes. On a busy machine gloo loses a connection now and then and waits for it forever.
+
+    So it waits for a moment only, and meets again in another room.
+    """
+    store, rank, world = next(rendezvous("env://"))
+    for number in range(_TRIES):
+        room = dist.PrefixStore(f"try-{number}", store)
+        try:
+            dist.init_process_group("gloo", store=room, rank=rank, world_size=world, timeout=_CONNECT)
+            break
+        except RuntimeError:
+            if number == _TRIES - 1:
+                raise
+    dist.distributed_c10d._set_pg_timeout(dist.distributed_c10d.default_pg_timeout)  # of collectives, from here on
+
+
+def this_process() -> int:
+    """The rank of this process; 0 if it is alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def agreed(find: Callable[[], T]) -> T:
+    """What the first process finds (a measurement, a choice), known to all."""
+    return _tell(find() if this_process() == 0 else None) if dist.is_initialized() else find()
 
 
 def _tell(value: Any) -> Any:

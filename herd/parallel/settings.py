@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
+from typing import ClassVar
 
 from herd.config import settings
 
@@ -13,6 +14,8 @@ DIMENSIONS = ("tensor", "context", "pipeline", "shard", "replicas")
 @settings
 class ParallelSettings:
     """Spread the model over the processes of `torchrun`; all ones (and replicas 0) is plain training."""
+
+    only_how: ClassVar[bool] = True  # a run may be continued with others
 
     replicas: int = 0
     """Copies of the model, each on other rows (HSDP's outer dimension); 0: as many as processes are left for."""

@@ -23,19 +23,25 @@ from herd.errors import ConfigError
 from herd.evals.perplexity import code_length, sample_documents
 from herd.infer.engine import Engine
 from herd.log import amount, say
-from herd.model.checkpoint import empty_model, load
+from herd.model.checkpoint import empty_model, load, read_config
 from herd.model.config import ModelConfig, num_parameters
-from herd.model.init import initialize
+from herd.model.init import fresh_weights, initialize
 from herd.model.llama import LlamaForCausalLM
 from herd.model.sizes import hyperparameters, model_of_depth, model_of_size
 from herd.ops.probe import best_dtype, matmul_rate
-from herd.run import Run, atomic_write, open_run, read_metrics
+from herd.parallel.launch import agreed, joined, num_processes, open_run_together, this_process
+from herd.parallel.layout import check
+from herd.parallel.mesh import Mesh
+from herd.parallel.model import ParallelModel
+from herd.parallel.settings import ParallelSettings
+from herd.run import Run, atomic_write, read_metrics
 from herd.tokenizer.tokenizer import Tokenizer
+from herd.train.checkpoint import is_first
 from herd.train.compile import Compile, compile_model
 from herd.train.objectives import next_token
 from herd.train.optimizer import OptimizerSettings
 from herd.train.schedule import BatchSettings, ScheduleSettings, phases, steps_for
-from herd.train.trainer import SavingSettings, at_shares, finish, train
+from herd.train.trainer import SavingSettings, assembled, at_shares, finish, train
 from herd.types import SamplingParams
 
 _SAMPLE_SHARES = (0.25, 0.5, 1.0)
@@ -125,6 +131,8 @@ class PretrainSettings:
     """Learning rate over the run."""
     run: RunSettings = field(default_factory=RunSettings)
     """Seed, number type, saving and samples."""
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
+    """How the model and the rows are spread over the processes that `torchrun` starts."""
 
     def __post_init__(self):
         if self.tokens < 1:
@@ -156,23 +164,37 @@ class PretrainSettings:
 def run(settings: PretrainSettings) -> Path:
     """Train, and write `checkpoint/` with the tokenizer beside the weights."""
     inputs = {"shards": settings.shards, "tokenizer": settings.tokenizer, "checkpoint": settings.checkpoint}
-    with open_run(settings.out, stage="pretrain", settings=settings, inputs=inputs) as run:
+    with joined() as device, open_run_together(settings.out, stage="pretrain", settings=settings, inputs=inputs) as run:
         if run.finished:
             return run.path
         tokenizer = Tokenizer.load(settings.tokenizer)
-        model = _model(settings, tokenizer, _dtype(run, settings.run.dtype))
+        dtype = agreed(lambda: _dtype(run, settings.run.dtype))
+        layout = check(_config(settings, tokenizer), settings.parallel, num_processes(), settings.batch.row_tokens)
+        if layout.world > 1:
+            model = _spread(settings, tokenizer, dtype, Mesh(layout, device))
+        else:
+            model = _model(settings, tokenizer, dtype)
         sources = {name: docs.better_than(settings.min_quality) for name, docs in _sources(settings, "train").items()}
         mixture = settings.mixture or {name: float(docs.num_tokens.sum()) for name, docs in sources.items()}
         num_steps = steps_for(settings.batch, settings.tokens)
         schedule = phases(settings.batch, num_steps, mixture)
-        loader = PackedLoader(sources, schedule, seed=settings.run.seed, micro_tokens=settings.batch.micro_tokens)
-        _announce(run, model, loader, num_steps, compile_model(model, settings.run.compile))
+        loader = PackedLoader(
+            sources,
+            schedule,
+            seed=settings.run.seed,
+            micro_tokens=settings.batch.micro_tokens,
+            rank=layout.data_index(this_process()),
+            world=layout.num_data,
+        )
+        parts = model.parts if isinstance(model, ParallelModel) else [model]
+        [compiled, *_] = [compile_model(part, settings.run.compile) for part in parts]
+        _announce(run, model, loader, num_steps, compiled)
         saving = SavingSettings(
             save_seconds=settings.run.save_seconds,
             snapshot_steps=max(num_steps // settings.run.snapshots, 1) if settings.run.snapshots else 0,
         )
         hooks = [at_shares(_SAMPLE_SHARES, _sampler(run, model, tokenizer, settings, num_steps, loader))]
-        peak = matmul_rate(next(model.parameters()).dtype)
+        peak = agreed(lambda: matmul_rate(dtype)) * layout.world
         train(
             model,
             next_token,
@@ -186,7 +208,10 @@ def run(settings: PretrainSettings) -> Path:
             peak_flops=peak,
             label=settings.out.name,
         )
+        if not is_first():
+            return run.path
         figures = _figures(run)
+        model = assembled(model, run.path)
         if heldout := open_heldout(settings.shards):
             bits = bits_per_byte(model, heldout, settings.batch.row_tokens)
             say(f"  held-out bits per byte {bits:.3f}")
@@ -218,21 +243,41 @@ def _dtype(run: Run, wish: str) -> torch.dtype:
     return getattr(torch, json.loads(record.read_text())["dtype"])
 
 
-def _model(settings: PretrainSettings, tokenizer: Tokenizer, dtype: torch.dtype) -> LlamaForCausalLM:
+def _config(settings: PretrainSettings, tokenizer: Tokenizer) -> ModelConfig:
+    """The shape that is trained: the wished one, or the starting checkpoint's with another RoPE and context."""
     row_tokens = settings.batch.row_tokens
     if settings.checkpoint is None:
-        model = empty_model(new_config(settings.model, tokenizer, row_tokens), device="cpu")
+        return new_config(settings.model, tokenizer, row_tokens)
+    config = read_config(settings.checkpoint)
+    if config.vocab_size != tokenizer.vocab_size:
+        raise ConfigError(
+            f"{settings.checkpoint} has {config.vocab_size} embedding rows and the tokenizer "
+            f"{settings.tokenizer} has {tokenizer.vocab_size}; give the tokenizer the checkpoint was trained with"
+        )
+    theta = settings.model.rope_theta or config.rope_theta
+    return replace(config, rope_theta=theta, max_position_embeddings=row_tokens)
+
+
+def _model(settings: PretrainSettings, tokenizer: Tokenizer, dtype: torch.dtype) -> LlamaForCausalLM:
+    config = _config(settings, tokenizer)
+    if settings.checkpoint is None:
+        model = empty_model(config, device="cpu")
         initialize(model, settings.run.seed, embedding_range=settings.model.embedding_range)
         return model.to(dtype)
     model = load(settings.checkpoint, dtype=dtype)
-    if model.config.vocab_size != tokenizer.vocab_size:
-        raise ConfigError(
-            f"{settings.checkpoint} has {model.config.vocab_size} embedding rows and the tokenizer "
-            f"{settings.tokenizer} has {tokenizer.vocab_size}; give the tokenizer the checkpoint was trained with"
-        )
-    theta = settings.model.rope_theta or model.config.rope_theta
-    grown = replace(model.config, rope_theta=theta, max_position_embeddings=row_tokens)
-    model.config = model.model.config = grown
+    model.config = model.model.config = config
+    return model
+
+
+def _spread(settings: PretrainSettings, tokenizer: Tokenizer, dtype: torch.dtype, mesh: Mesh) -> ParallelModel:
+    """This process's part of the model; of the whole one no process holds more than a tensor at a time."""
+    config = _config(settings, tokenizer)
+    model = ParallelModel(config, settings.parallel, mesh, dtype).materialize()
+    if settings.checkpoint is None:
+        drawn = fresh_weights(empty_model(config), settings.run.seed, embedding_range=settings.model.embedding_range)
+        model.fill(drawn)
+    else:
+        model.fill(load(settings.checkpoint).named_parameters())
     return model
 
 
@@ -254,9 +299,9 @@ def _sources(settings: PretrainSettings, side: str) -> dict[str, Documents]:
 
 def _announce(run: Run, model: LlamaForCausalLM, loader: PackedLoader, num_steps: int, compiled: str) -> None:
     parameters = num_parameters(model.config)
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    dtype = str(model.dtype if isinstance(model, ParallelModel) else next(model.parameters()).dtype)
     say(
-        f"  {amount(parameters)} parameters in {dtype}, {num_steps:,} steps, "
+        f"  {amount(parameters)} parameters in {dtype.removeprefix('torch.')}, {num_steps:,} steps, "
         f"{amount(loader.tokens_before(num_steps))} tokens from {', '.join(loader.names)}, compiled: {compiled}"
     )
     run.need(disk_bytes=_STATE_COPIES * 12 * parameters)
@@ -275,6 +320,9 @@ def _sampler(
 
     def write(step: int) -> None:
         if not settings.run.prompts:
+            return
+        if isinstance(model, ParallelModel):
+            say("  run.prompts are passed over: no process holds the whole model to continue them")
             return
         engine = Engine.of(model, tokenizer)
         params = SamplingParams(temperature=0.7, top_p=0.95, max_tokens=60, seed=settings.run.seed)

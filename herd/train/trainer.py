@@ -158,11 +158,8 @@ def tokens_per_second(model: nn.Module, objective: Objective, batches: Sequence[
 
 
 def assembled(model: nn.Module, folder: Path) -> nn.Module:
-    """The whole model on the first process, from the run folder's newest state; a model that is whole, as it is.
-
-    On the other processes of a mesh the part that they have.
-    """
-    if not isinstance(model, ParallelModel) or not is_first():
+    """The whole of a model on a mesh, from the run folder's newest state; a model that is whole, as it is."""
+    if not isinstance(model, ParallelModel):
         return model
     whole = empty_model(model.config, device="cpu").to(model.dtype)
     read_masters(folder / "state", dict(whole.named_parameters()))
