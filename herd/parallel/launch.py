@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,8 +19,6 @@ from herd.run import Run, open_run
 
 T = TypeVar("T")
 
-_TRIES = 5
-_CONNECT = timedelta(seconds=15)
 _GRACE_SECONDS = 5.0  # how long a process leaves it to the first one to report what all of them have found
 
 
@@ -43,9 +40,7 @@ def joined() -> Iterator[torch.device]:
         return
     if gpu:
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl")
-    else:
-        _meet_by_gloo()
+    _meet("nccl" if gpu else "gloo")
     first = dist.get_rank() == 0
     if not first:
         os.environ["HERD_QUIET"] = "1"
@@ -87,21 +82,14 @@ def open_run_together(path: Path, **what: Any) -> Iterator[Run]:
         yield Run(path, found)
 
 
-def _meet_by_gloo() -> None:
-    """Connect with all processes. On a busy machine gloo loses a connection now and then and waits for it forever.
+def _meet(backend: str) -> None:
+    """Connect with all processes, under keys of this start alone.
 
-    So it waits for a moment only, and meets again in another room.
+    `torchrun` keeps its store when it starts processes again, and there the addresses of the dead ones still stand.
     """
     store, rank, world = next(rendezvous("env://"))
-    for number in range(_TRIES):
-        room = dist.PrefixStore(f"try-{number}", store)
-        try:
-            dist.init_process_group("gloo", store=room, rank=rank, world_size=world, timeout=_CONNECT)
-            break
-        except RuntimeError:
-            if number == _TRIES - 1:
-                raise
-    dist.distributed_c10d._set_pg_timeout(dist.distributed_c10d.default_pg_timeout)  # of collectives, from here on
+    store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
 
 
 def this_process() -> int:
