@@ -105,6 +105,11 @@ class ParallelModel(nn.Module):
             for name, parameter in stage.llama.named_parameters():
                 yield self._shard(name, parameter)
 
+    @property
+    def parts(self) -> list[Llama]:
+        """The models, of some layers each, that this rank's stages are made of."""
+        return [stage.llama for stage in self.stages]
+
     def losses(self, objective: Objective, batches: Sequence[Batch]) -> list[Loss]:
         """Forward and backward over this rank's micro-batches of a step; gradients are summed over all processes.
 

@@ -55,9 +55,10 @@ def scatter_sum(x: Tensor, group: dist.ProcessGroup, dim: int = 1) -> Tensor:
 def split_model(model: LlamaForCausalLM, config: ModelConfig, group: dist.ProcessGroup) -> None:
     """Turn a narrow model (`part_config`) of the whole `config` into one process's part, in place."""
     for block in model.model.layers:
-        for module in (block.self_attn, block.mlp):
-            module.register_forward_pre_hook(lambda _, args: (gather(args[0], group), *args[1:]))
-            module.register_forward_hook(lambda _, args, out: scatter_sum(out, group))
+        for norm in (block.input_layernorm, block.post_attention_layernorm):
+            norm.register_forward_hook(lambda _, args, out: gather(out, group))
+        for last in (block.self_attn.o_proj, block.mlp.down_proj):
+            last.register_forward_hook(lambda _, args, out: scatter_sum(out, group))
     if model.model.embed_tokens is not None:
         model.model.embed_tokens = SplitEmbedding(model.model.embed_tokens.weight, group)
     if model.lm_head is not None:

@@ -7,21 +7,35 @@ CP 16, PP 16, DP 8 at 131,072 tokens.
 import itertools
 import math
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from herd.config import find_recipe, load
 from herd.errors import ConfigError
 from herd.model.checkpoint import empty_model
 from herd.model.config import num_parameters
 from herd.parallel.layout import Layout, layers_of_stages
 from herd.parallel.rehearsal import as_rank, build_rank
 from herd.parallel.settings import ParallelSettings
+from herd.stages.pretrain import PretrainSettings
 from tests.parallel.test_layout import BIG
 
 WORLD = 16_384
 SHORT = ParallelSettings(tensor=8, pipeline=16, interleave=8, shard=128)
 LONG = ParallelSettings(tensor=8, context=16, pipeline=16, interleave=8, shard=8)
+SIZES = ["hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size"]
 WHOLE = {name: tuple(p.shape) for name, p in empty_model(BIG).named_parameters()}
+
+
+def test_the_recipes_are_laid_out_like_that():
+    for name, settings in (("405b", SHORT), ("405b-long", LONG)):
+        recipe = load(PretrainSettings, find_recipe(Path(f"recipes/llama3/{name}.yaml")))
+        assert recipe.parallel == settings
+        assert recipe.batch.row_tokens == 8192 * settings.context
+        assert {field: getattr(BIG, field) for field in SIZES} == {
+            field: getattr(recipe.model, field) for field in SIZES
+        }
 
 
 def share(rows: int, parts: int, index: int) -> int:
