@@ -14,9 +14,10 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,8 @@ from torch import Tensor
 
 from herd.errors import CapacityError, CheckpointError
 from herd.log import say, size
+
+T = TypeVar("T")
 
 KEEP = 2
 """How many states are kept: the newest and the one before."""
@@ -44,8 +47,9 @@ def save_state(folder: Path, step: int, tensors: dict[str, Tensor]) -> None:
             shutil.rmtree(aside, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
         _write(tensors, aside)
+        record = _record(aside)
         if is_first():
-            _seal(aside, target)
+            _seal(aside, target, record)
             _delete_old(folder)
     except (OSError, dcp.api.CheckpointException) as error:
         shutil.rmtree(aside, ignore_errors=True)
@@ -85,13 +89,13 @@ def read_masters(folder: Path, weights: dict[str, Tensor]) -> None:
     Raises:
         CheckpointError: there is no whole state.
     """
-    whole = [state for state in sorted(folder.glob("step-*"), reverse=True) if not _fault(state)]
-    if not whole:
-        raise CheckpointError(f"{folder}: no whole state to take the weights from")
+    states = sorted(folder.glob("step-*"), reverse=True)  # verified when it was loaded, or written just now
+    if not states:
+        raise CheckpointError(f"{folder}: no state to take the weights from")
     for name, weight in weights.items():  # one at a time: a float32 copy of everything may not fit
         master = {f"master/{name}": torch.empty(weight.shape, dtype=torch.float32)}
         with _quiet():
-            dcp.load(master, storage_reader=dcp.FileSystemReader(whole[0]), no_dist=True)
+            dcp.load(master, storage_reader=dcp.FileSystemReader(states[0]), no_dist=True)
         weight.data.copy_(master[f"master/{name}"])
 
 
@@ -120,10 +124,20 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _seal(aside: Path, target: Path) -> None:
-    """Record what was written and give it its name; from here on it counts."""
+def _record(aside: Path) -> dict[str, dict]:
+    """Size and hash of each file, known to all processes; each reads its share of them."""
     files = sorted(file for file in aside.iterdir() if file.name != _MANIFEST)
-    record = {file.name: {"bytes": file.stat().st_size, "sha256": _hash(file)} for file in files}
+    return {
+        name: record
+        for part in _from_all(
+            {file.name: {"bytes": file.stat().st_size, "sha256": _hash(file)} for file in _share(files)}
+        )
+        for name, record in part.items()
+    }
+
+
+def _seal(aside: Path, target: Path, record: dict[str, dict]) -> None:
+    """Put down what was written and give it its name; from here on it counts."""
     with open(aside / _MANIFEST, "w", encoding="utf-8") as file:
         json.dump(record, file)
         file.flush()
@@ -133,15 +147,33 @@ def _seal(aside: Path, target: Path) -> None:
 
 
 def _fault(state: Path) -> str | None:
-    """What is wrong with a state, or None."""
+    """What is wrong with a state, or None; the same on all processes, each of which reads its share of the files."""
+    return next((fault for fault in _from_all(_fault_of_share(state)) if fault), None)
+
+
+def _fault_of_share(state: Path) -> str | None:
     try:
         record = json.loads((state / _MANIFEST).read_text(encoding="utf-8"))
-        for name, expected in record.items():
+        for name, expected in _share(sorted(record.items())):
             if (state / name).stat().st_size != expected["bytes"] or _hash(state / name) != expected["sha256"]:
                 return f"{name} is torn or damaged"
     except (OSError, ValueError, KeyError, AttributeError) as error:
         return f"is incomplete ({error})"
     return None
+
+
+def _share(items: Sequence[T]) -> Sequence[T]:
+    """This process's part of the items."""
+    return items[dist.get_rank() :: dist.get_world_size()] if dist.is_initialized() else items
+
+
+def _from_all(value: T) -> list[T]:
+    """What each process has, known to all."""
+    if not dist.is_initialized():
+        return [value]
+    values: list = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def _delete_old(folder: Path) -> None:

@@ -44,7 +44,8 @@ class ShardedAdamW:
     def norm(self, count: float) -> float:
         """The global norm of the summed gradients divided by `count`: each block of each parameter counts once."""
         squares = [g.double().square().sum() / copies for g, copies in self._gradients()]
-        total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)
+        device = self.shards[0].parameter.device
+        total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=device)
         dist.all_reduce(total)
         return total.sqrt().item() / count
 
