@@ -48,7 +48,7 @@ class TokenizerSettings:
     holdout: float = 0.08
     """Share of groups that the tokenizer does not learn from, the same groups that `herd pack` holds out."""
     max_pretokens: int = 4_000_000
-    """Distinct pre-tokens held in memory while counting (about 150 bytes each); beyond it the rarest are forgotten."""
+    """Distinct pre-tokens held in memory (about 500 bytes each at the peak); beyond it the rarest are forgotten."""
 
     def __post_init__(self):
         if not 0 <= self.holdout < 1:

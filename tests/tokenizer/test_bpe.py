@@ -188,6 +188,23 @@ def test_endless_pretokens_count_as_several_toward_the_memory_limit():
     assert counts.words[" cat"] == 50 and counts.shortfall == 1
 
 
+_TRAIN_ON_EVER_NEW_WORDS = """
+import random, resource
+from herd.tokenizer import Tokenizer
+draw = random.Random(0).choices
+texts = (" ".join("".join(draw("abcdefghijklmnopqrst", k=9)) for _ in range(10_000)) for _ in range(200))
+Tokenizer.train(texts, 1000, max_pretokens=100_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_stays_within_its_limit_on_ever_new_words():
+    """Two million distinct pre-tokens: all of them would take a gigabyte."""
+    command = [sys.executable, "-c", _TRAIN_ON_EVER_NEW_WORDS]
+    assert int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) < 200
+
+
 def test_the_processes_that_count_load_neither_numpy_nor_the_tokenizer():
     code = "import sys, herd.tokenizer.pretokens; print(sorted({'numpy', 'tiktoken', 'pydantic'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

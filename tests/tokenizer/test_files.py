@@ -5,6 +5,7 @@ import functools
 import gzip
 import json
 import shutil
+from itertools import islice
 
 import pytest
 import tiktoken
@@ -64,6 +65,17 @@ def test_llama3_ids_equal_on_texts_in_eight_languages(llama, llama_fast, shared_
             ids = llama.encode(row["text"])
             assert llama_fast.encode(row["text"], add_special_tokens=False).ids == ids, row["lang"]
             assert llama.decode(ids) == row["text"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["text-flores/dev", "text-docs-multilingual/docs", "text-math/latex", "text-thaigov/docs", "text-ud-web/sentences"],
+)
+def test_llama3_ids_equal_on_the_text_sets(llama, llama_fast, shared_data, name):
+    with gzip.open(shared_data / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
+        texts = [json.loads(line)["text"] for line in islice(file, 0, 8000, 40)]
+    fast = llama_fast.encode_batch_fast(texts, add_special_tokens=False)
+    assert [encoding.ids for encoding in fast] == llama.encode_batch(texts)
 
 
 @pytest.mark.parametrize("name", ["", "tokenizer.json", "tokenizer.model"])
