@@ -148,7 +148,9 @@ class PretrainSettings:
             return {}
         if size is not None and depth is not None:
             raise ValueError("`size` and `depth` are one dial: give one of them")
-        shape = model_of_size(str(size)) if size is not None else model_of_depth(int(depth))
+        if values.get("checkpoint") is not None:
+            raise ValueError("`size` and `depth` are for a new model; the one of `checkpoint` keeps its shape")
+        shape = model_of_size(str(size)) if size is not None else model_of_depth(_whole(depth))
         found = hyperparameters(num_parameters(shape))
         row_tokens = 8192 if shape.hidden_size >= 2048 else 2048 if shape.hidden_size >= 768 else 512
         batch_tokens = max(found.batch_tokens, row_tokens)
@@ -159,6 +161,12 @@ class PretrainSettings:
             "optimizer": {"learning_rate": found.learning_rate},
             "schedule": {"warmup_steps": found.warmup_steps},
         }
+
+
+def _whole(depth: object) -> int:
+    if not isinstance(depth, int) or isinstance(depth, bool):
+        raise ValueError(f"depth: expected a number of layers, got {depth}")
+    return depth
 
 
 def run(settings: PretrainSettings) -> Path:

@@ -118,6 +118,10 @@ def test_a_size_fills_in_what_a_recipe_does_not_say():
     assert recipe.tokens > 1e9 and recipe.batch.tokens == 131_072
     with pytest.raises(ConfigError, match="one dial"):
         configs.load(PretrainSettings, None, [*words, "depth=3"])
+    with pytest.raises(ConfigError, match="new model"):
+        configs.load(PretrainSettings, None, [*words, "checkpoint=d"])
+    with pytest.raises(ConfigError, match="number of layers"):
+        configs.load(PretrainSettings, None, ["shards=a", "tokenizer=b", "out=c", "depth=deep"])
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda file: file.stem)
