@@ -45,7 +45,8 @@ class Journal:
         return json.dumps(entry, ensure_ascii=False)
 
     def _text(self, account: Account) -> str:
-        words = [datetime.now().strftime("%H:%M:%S"), str(account.status), account.path]
+        path = account.path.encode("unicode_escape").decode()  # a path may hold line breaks, a log line may not
+        words = [datetime.now().strftime("%H:%M:%S"), str(account.status), path]
         if account.model:
             words.append(account.model)
         if account.prompt_tokens:

@@ -49,6 +49,22 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+class _Body(_Strict):
+    """The whole body of a request."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, data: Any) -> Any:
+        """JSON can hold half a character (`"\\ud800"`); what no text can hold is not replaced in silence."""
+        try:
+            json.dumps(data, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("holds half of a character pair (a lone surrogate), which is no text") from None
+        except RecursionError:
+            raise ValueError("is nested too deeply") from None
+        return data
+
+
 # ---- what chat and plain completion share ----------------------------------------------------------------------------
 
 
@@ -79,7 +95,7 @@ class StructuredOutputs(_Strict):
         return {name: value for name, value in found.items() if value is not None}
 
 
-class Generation(_Strict):
+class Generation(_Body):
     """The fields that chat and plain completion share."""
 
     model: str | None = Field(None, description="Id of the model; the first one that is served when left out.")
@@ -128,6 +144,12 @@ class Generation(_Strict):
         }
         given |= self.constraint()
         return SamplingParams(max_tokens=max_tokens, **{k: v for k, v in given.items() if v is not None})
+
+    @model_validator(mode="after")
+    def _options_of_a_stream(self) -> Generation:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("has `stream_options`, but no `stream: true`")
+        return self
 
     @property
     def with_usage(self) -> bool:
@@ -450,7 +472,7 @@ class CompletionRequest(Generation):
         return self.logprobs
 
 
-class EmbeddingRequest(_Strict):
+class EmbeddingRequest(_Body):
     """The body of `POST /v1/embeddings`."""
 
     model: str | None = None
@@ -472,7 +494,7 @@ class EmbeddingRequest(_Strict):
         return list(self.input) if many else [self.input]
 
 
-class TokenizeRequest(_Strict):
+class TokenizeRequest(_Body):
     """The body of `POST /tokenize`: a text, or a conversation up to the header of the answer."""
 
     model: str | None = None
@@ -488,7 +510,7 @@ class TokenizeRequest(_Strict):
         return self
 
 
-class DetokenizeRequest(_Strict):
+class DetokenizeRequest(_Body):
     """The body of `POST /detokenize`."""
 
     model: str | None = None

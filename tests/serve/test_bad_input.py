@@ -79,6 +79,7 @@ def test_every_fault_is_reported_at_once(http):
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "no function 'f'"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}] * 2}, "two `tools` of one name"),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "exactly one"),
+        ({"stream_options": {"include_usage": True}}, "no `stream: true`"),
         ({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}, "only one of"),
     ],
     ids=str,
@@ -106,6 +107,21 @@ def test_fields_without_effect_and_neutral_values_are_accepted(http):
 )
 def test_rubbish_bodies_are_refused(http, body):
     error_of(http.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"}), 400)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", r'{"prompt": "\ud800"}'),
+        ("/v1/completions", r'{"prompt": "x", "model": "\ud800"}'),
+        ("/v1/chat/completions", r'{"messages": [{"role": "user", "content": "a\udfff"}]}'),
+        ("/v1/embeddings", r'{"input": ["\ud800"]}'),
+        ("/tokenize", r'{"prompt": "\ud800"}'),
+    ],
+)
+def test_half_a_character_is_no_text(http, path, body):
+    response = http.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert "surrogate" in error_of(response, 400)["message"]
 
 
 def test_an_overlong_prompt_is_refused_with_the_counts(server, http):

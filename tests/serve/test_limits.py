@@ -97,7 +97,9 @@ def test_the_log_for_people_is_one_short_line():
     with listening(create_app(chat_engine(), name="tiny", journal=Journal("text", stream=out))) as url:
         httpx.post(f"{url}/v1/chat/completions", json=CHAT)
         httpx.get(f"{url}/health")
-    (line,) = out.getvalue().splitlines()
+        httpx.get(f"{url}/%0A12:00:00%20%20200%20%20forged%1b[31m")
+    line, other = out.getvalue().splitlines()
+    assert "404" in other and "\\n12:00" in other and "\x1b" not in other
     assert "200" in line and "/v1/chat/completions" in line and "-> 5 tokens" in line and "secret" not in line
 
 
