@@ -1,7 +1,7 @@
 """Training and encoding beside rustbpe, `tokenizers` and tiktoken: the same texts, each measurement a fresh process.
 
     python benchmarks/tokenizer.py [--texts FOLDER ...] [--megabytes 38] [--repeats 3] [--train 8192 32000]
-                                   [--only NAME ...] [--no-encode]
+                                   [--only NAME ...] [--no-encode] [--corpus FILE]
 
 The texts are this Python's standard library, and whatever `.jsonl.gz` files with a `text` field `--texts` names (half
 and half). Where more is asked for than there is, the texts come again, each time with about an eighth of their longer
@@ -235,6 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=Path, nargs="*", default=[])
     parser.add_argument("--megabytes", type=float, default=38)
+    parser.add_argument("--corpus", type=Path, help="keep the texts in this file, and use it if it is there")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--train", type=int, nargs="*", default=[8192, 32000])
     parser.add_argument("--only", nargs="*", help="which programs train; default: all")
@@ -252,8 +253,10 @@ def main() -> None:
 
 
 def run(folder: Path, options: argparse.Namespace) -> dict:
-    corpus = folder / "corpus.jsonl"
-    num_bytes = write_corpus(corpus, options.texts, int(options.megabytes * 1e6))
+    corpus = options.corpus or folder / "corpus.jsonl"
+    if not corpus.exists():
+        write_corpus(corpus, options.texts, int(options.megabytes * 1e6))
+    num_bytes = sum(len(text.encode()) for text in read(corpus))
     print(f"{num_bytes / 1e6:.1f} MB of text")
     rows = []
     trainers = [name for name in TRAINERS if not options.only or name in options.only]

@@ -75,16 +75,14 @@ def load(
 
 
 def read_config(path: Path | str) -> ModelConfig:
-    """The shape of a checkpoint, Hugging Face's or Meta's.
+    """The shape of a checkpoint in any format.
 
     Raises:
         CheckpointError: there is none, or it cannot be read.
         ConfigError: it describes something other than a Llama.
     """
     folder = find_checkpoint(path)
-    if is_meta_checkpoint(folder) and not (folder / "config.json").is_file():
-        return load_meta(folder).config
-    return ModelConfig.from_folder(folder)
+    return ModelConfig.from_folder(folder) if is_huggingface(folder) else open_weights(folder).config
 
 
 def save(
