@@ -25,6 +25,7 @@ from herd.infer.engine import Engine
 from herd.log import amount, say
 from herd.model.checkpoint import empty_model, load, read_config
 from herd.model.config import ModelConfig, num_parameters
+from herd.model.formats import open_weights
 from herd.model.init import fresh_weights, initialize
 from herd.model.llama import LlamaForCausalLM
 from herd.model.sizes import hyperparameters, model_of_depth, model_of_size
@@ -285,7 +286,8 @@ def _spread(settings: PretrainSettings, tokenizer: Tokenizer, dtype: torch.dtype
         drawn = fresh_weights(empty_model(config), settings.run.seed, embedding_range=settings.model.embedding_range)
         model.fill(drawn)
     else:
-        model.fill(load(settings.checkpoint).named_parameters())
+        stored = open_weights(settings.checkpoint)
+        model.fill((name, stored.read(name, torch.float32)) for name in stored.tensors)
     return model
 
 
