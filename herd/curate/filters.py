@@ -28,7 +28,7 @@ Reason = tuple[str, str]
 Limits = dict[str, dict[str, float]]
 """Name of a filter to its keyword arguments."""
 
-_WORD = re.compile(r"\S+")
+_LETTERED_WORD = re.compile(r"[^\W\d_]\S*")  # from its first letter on: one to a word that has any
 _SPACELESS = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
 _SPACELESS_WORD = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}]+")
 _CHARACTERS_PER_WORD = {"zh": 2, "ja": 2, "th": 4, "lo": 4, "km": 4, "my": 4}
@@ -86,7 +86,14 @@ class Text:
     @cached_property
     def words(self) -> list[str]:
         """What spaces part; in languages without spaces, single characters."""
-        return (_SPACELESS_WORD if self.word_characters else _WORD).findall(self.text)
+        return _SPACELESS_WORD.findall(self.text) if self.word_characters else self.text.split()
+
+    @cached_property
+    def lower_words(self) -> list[str]:
+        """The words in lower case."""
+        if self.word_characters:
+            return [word.lower() for word in self.words]
+        return self.text.lower().split()
 
     @property
     def num_words(self) -> int:
@@ -104,8 +111,8 @@ class Text:
 
     @cached_property
     def word_ids(self) -> np.ndarray:  # (words,) int64
-        numbers: dict[str, int] = {}
-        return np.array([numbers.setdefault(word.lower(), len(numbers)) for word in self.words], dtype=np.int64)
+        numbers = {word: number for number, word in enumerate(dict.fromkeys(self.lower_words))}
+        return np.fromiter(map(numbers.__getitem__, self.lower_words), dtype=np.int64, count=len(self.lower_words))
 
     @cached_property
     def word_lengths(self) -> np.ndarray:  # (words,) characters
@@ -177,7 +184,10 @@ def gopher_ellipses(text: Text, most: float = 0.3) -> Reason | None:
 
 def gopher_letters(text: Text, least: float = 0.8) -> Reason | None:
     """Drop pages where fewer than 80 % of the words hold a letter."""
-    share = _share(text.words, lambda word: any(map(str.isalpha, word)) or unicodedata.category(word[0]) in _MARKS)
+    if text.word_characters:
+        share = _share(text.words, lambda word: any(map(str.isalpha, word)) or unicodedata.category(word[0]) in _MARKS)
+    else:
+        share = len(_LETTERED_WORD.findall(text.text)) / len(text.words) if text.words else 0.0
     return None if share >= least else ("gopher_letters", f"{share:.0%} of words")
 
 
@@ -186,7 +196,7 @@ def gopher_stop_words(text: Text, least: float = 2) -> Reason | None:
     common = _STOP_WORDS.get(text.language)
     if common is None:
         return None
-    found = common.intersection(map(str.lower, text.words))
+    found = common.intersection(text.lower_words)
     return None if len(found) >= least else ("gopher_stop_words", f"{len(found)} of {len(common)} common words")
 
 
@@ -240,6 +250,8 @@ def gopher_repeated_ngrams(text: Text, most_5: float = 0.15, most_10: float = 0.
     """
     for n in range(5, 11):
         share = repeated_ngram_share(text, n * (text.word_characters or 1))
+        if share == 0:  # then no longer one is repeated either
+            return None
         if share > most_5 + (most_10 - most_5) * (n - 5) / 5 + 1e-9:
             return "gopher_repeated_ngrams", f"repeated {n}-grams cover {share:.0%} of the characters"
     return None

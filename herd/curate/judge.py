@@ -190,10 +190,10 @@ class Judge:
         """Hold a page to the filters of its kind, and count by kind what each filter drops, or would have dropped."""
         options = self.rules.heuristics
         if not options.enabled:
-            row["technical_kind"] = _kind(row)
+            row["technical_kind"] = page_kind(row)
             return None
         text = Text(row["text"], row["language"])
-        kind = _kind(row)
+        kind = page_kind(row)
         technical = kind in options.exempt or row["source"] in options.technical_sources
         kinds = [kind or "prose", *(["rare domain"] if not self._is_common(host(row["url"])) else [])]
         rules = (*(TECHNICAL_FILTERS if technical else WEB_FILTERS), *self._listed)
@@ -297,7 +297,13 @@ def count_part(job: dict[str, Any]) -> dict[str, Any]:
         if knowledge:
             classes[knowledge.label(row["text"])[0]] += 1
         is_prose = row["kind"] != "code" and row["source"] not in options.technical_sources
-        if options.enabled and options.outliers and row["language"] and is_prose and _kind(row) not in options.exempt:
+        if (
+            options.enabled
+            and options.outliers
+            and row["language"]
+            and is_prose
+            and page_kind(row) not in options.exempt
+        ):
             counted.setdefault(row["language"], WordCounts()).add(row["text"])
     file = state / "keys" / f"{name}.words.npz"
     save_counts(counted, file, domains=domains)
@@ -365,7 +371,7 @@ def _class_model(options: Quality) -> Classifier:
     return classifier
 
 
-def _kind(row: dict[str, Any]) -> str | None:
+def page_kind(row: dict[str, Any]) -> str | None:
     """Whether a document is `code`, `maths` or neither."""
     if row["kind"] == "code":
         return "code"

@@ -33,7 +33,7 @@ MASKS = {
 KINDS = tuple(MASKS)
 
 _EMAIL = re.compile(r"(?<![\w.%+-])[A-Za-z0-9][\w.%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}\b", re.ASCII)
-_IP6 = re.compile(r"(?<![\w:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?![\w:.]*[\w:])")  # global unicast
+_IP6 = re.compile(r"[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?![\w:.]*[\w:])")  # global unicast
 _RUN = re.compile(r"(?<![\w])[+(]?\d[\d .()/\-]{5,34}\d(?!\d)", re.ASCII)  # what a number with its signs is made of
 _LETTERED = re.compile(
     r"\b(?=[A-Z0-9]*\d)[A-Z]{1,6}[ -]?\d[A-Z0-9 -]{6,38}\b"  # letters first: Italy, Spain's NIE, IBAN-like
@@ -156,7 +156,8 @@ def _lettered_ids(text: str) -> Iterable[tuple[int, int]]:
 def _ip6(text: str) -> Iterable[tuple[int, int]]:
     if "::" in text or text.count(":") > 5:
         for match in _IP6.finditer(text):
-            if _is_public_ip(match[0]):
+            before = text[match.start() - 1 : match.start()]
+            if not (before.isalnum() or before in ("_", ":", ".")) and _is_public_ip(match[0]):
                 yield match.span()
 
 
