@@ -23,6 +23,8 @@ from herd.model.stored import StoredWeights, spans
 NUM_TOKENS = 12
 """Tokens of the row that is compared."""
 
+_CACHED_WEIGHTS = 1_000_000  # widened to float32 at a time: what stays in the processor's cache
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -130,10 +132,14 @@ def _feed_forward(weights: StoredWeights, prefix: str, x: Tensor) -> Tensor:
 
 def _linear(weights: StoredWeights, name: str, x: Tensor) -> Tensor:
     """x W^T + b, a few rows of W at a time: (T, K) -> (T, N)."""
-    weight = weights.tensors[f"{name}.weight"]
-    parts = [x @ weight.rows(begin, end).float().T for begin, end in spans(weight.shape, weights.config.head_dim)]
-    bias = weights.tensors.get(f"{name}.bias")
-    return torch.cat(parts, 1) + (bias.rows(0, bias.shape[0]).float() if bias else 0.0)
+    weight, bias = weights.tensors[f"{name}.weight"], weights.tensors.get(f"{name}.bias")
+    out = torch.empty(len(x), weight.shape[0])  # filled in place: keeping the parts would scatter the heap
+    step = max(1, _CACHED_WEIGHTS // weight.shape[1])
+    for begin, end in spans(weight.shape, weights.config.head_dim):
+        for rows in weight.rows(begin, end).split(step):
+            out[:, begin : begin + len(rows)] = x @ rows.float().T
+            begin += len(rows)
+    return out if bias is None else out + bias.rows(0, bias.shape[0]).float()
 
 
 def _norm(weights: StoredWeights, name: str, x: Tensor) -> Tensor:
