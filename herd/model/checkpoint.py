@@ -52,7 +52,7 @@ def load(
     the weights are mapped from the files, not copied, where a file holds them as they are needed.
 
     Raises:
-        CheckpointError: a file is missing, damaged, or its tensors do not fit config.json.
+        CheckpointError: a file is missing, damaged, its tensors do not fit config.json or are not finite.
         ConfigError: config.json describes something other than a Llama.
     """
     folder = find_checkpoint(path)
@@ -69,6 +69,7 @@ def load(
     replace_linears(model, quantized, partial(empty_like, scheme=scheme))
     weights = unpack_tensors(dict(read_tensors(tensors)), scheme)
     kept = {f"{layer}.{part}" for layer in quantized for part in ("weight", "weight_scale")}
+    _check_finite(folder, weights)
     weights = {name: tensor.to(device, None if name in kept else dtype) for name, tensor in weights.items()}
     model.load_state_dict(weights, strict=False, assign=True)
     return _finish(model)
@@ -121,6 +122,7 @@ def _load_stored(weights: StoredWeights, dtype: torch.dtype | None, device: str,
     model = empty_model(replace(weights.config, quantization_config=None), attend)
     dtype = dtype or weights.dtype
     state = {name: weights.read(name, dtype).to(device) for name in weights.tensors}
+    _check_finite(weights.path, state)
     model.load_state_dict(state, strict=False, assign=True)
     return _finish(model)
 
@@ -129,6 +131,23 @@ def _finish(model: Llama) -> Llama:
     if isinstance(model, LlamaForCausalLM):
         model.tie_weights()
     return model.requires_grad_(True).eval()
+
+
+def _check_finite(place: Path, weights: dict[str, Tensor]) -> None:
+    """Look at every norm and at three rows of every matrix: what a failed run or a torn file leaves shows there.
+
+    Raises:
+        CheckpointError: a value is not finite.
+    """
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        rows = tensor[[0, len(tensor) // 2, -1]] if tensor.ndim > 1 else tensor
+        if not torch.isfinite(rows.float()).all():
+            raise CheckpointError(
+                f"{place}: tensor {name} holds values that are not finite (NaN or infinity): the run that made it "
+                "diverged, or the file is damaged. `herd inspect PATH weights=true` lists all such tensors."
+            )
 
 
 def _check_fit(

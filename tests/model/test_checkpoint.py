@@ -206,6 +206,12 @@ def index_without_a_map(folder):
     (folder / "model.safetensors.index.json").write_text("[]")
 
 
+def not_finite(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][-1, 5] = torch.nan
+    save_file(weights, folder / "model.safetensors")
+
+
 def no_weights(folder):
     (folder / "model.safetensors").unlink()
 
@@ -231,6 +237,7 @@ def config_that_is_no_json(folder):
         (index_that_leaves_the_folder, "names the file '../secret.safetensors': only safetensors files beside it"),
         (index_that_misplaces, "lacks the tensor model.layers.9.mlp.up_proj.weight"),
         (index_without_a_map, "index.json is damaged: no readable `weight_map`"),
+        (not_finite, "tensor model.layers.1.mlp.up_proj.weight holds values that are not finite"),
         (no_weights, "no weights to load"),
         (config_that_is_no_json, "config.json cannot be read as JSON"),
     ],

@@ -30,6 +30,7 @@ VARIANTS = {
     "llama 3.2, tied": replace(TINY, tie_word_embeddings=True, rope_scaling=RopeScaling(factor=32.0)),
     "one key-value head": replace(TINY, num_key_value_heads=1),
     "heads wider than hidden / heads": replace(TINY, head_dim=32),
+    "biases": replace(TINY, attention_bias=True, mlp_bias=True),
 }
 FAMILY = {  # hidden, ffn, layers, heads, tied -> parameters (released models)
     "1B": (2048, 8192, 16, 32, True, 1_235_814_400),
@@ -83,10 +84,46 @@ def test_a_folder_that_transformers_saved_gives_the_same_logits_here(variant, tm
         torch.testing.assert_close(ours, model(tokens).logits, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("start", [0, 8_190, 131_000])
-def test_logits_equal_transformers_at_long_positions(start, tmp_path):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_documents_packed_into_a_row_get_the_logits_of_transformers_under_a_document_mask(variant, tmp_path):
+    torch.manual_seed(8)
+    model = build(VARIANTS[variant])
+    checkpoint.save(model, tmp_path / "model")
+    draw = lambda n: torch.randint(0, TINY.vocab_size, (n,)).tolist()  # noqa: E731
+    batch = batch_of([[draw(30), draw(1), draw(65)], [draw(96)]])
+    same = batch.document_ids[:, None, :, None] == batch.document_ids[:, None, None, :]
+    mask = torch.where(same & torch.ones(96, 96, dtype=torch.bool).tril(), 0.0, torch.finfo(torch.float32).min)
+    with torch.no_grad():
+        expected = theirs(tmp_path / "model")(batch.tokens, attention_mask=mask, position_ids=batch.positions).logits
+        hidden = model.model(model.model.embed(batch.tokens), batch.positions, AttentionContext(batch.document_ids))
+        torch.testing.assert_close(model.lm_head.logits(hidden), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_padded_rows_get_the_logits_of_transformers(variant, side, tmp_path):
+    torch.manual_seed(9)
+    model = build(VARIANTS[variant])
+    checkpoint.save(model, tmp_path / "model")
+    lengths, width = (50, 17), 50
+    tokens, real = torch.zeros(2, width, dtype=torch.long), torch.zeros(2, width, dtype=torch.bool)
+    for row, length in enumerate(lengths):
+        place = slice(width - length, width) if side == "left" else slice(0, length)
+        tokens[row, place], real[row, place] = torch.randint(0, TINY.vocab_size, (length,)), True
+    positions = (real.cumsum(-1) - 1).clamp_min(0)
+    with torch.no_grad():
+        expected = theirs(tmp_path / "model")(tokens, attention_mask=real.long(), position_ids=positions).logits
+        hidden = model.model(model.model.embed(tokens), positions, AttentionContext(real.int()))
+        torch.testing.assert_close(model.lm_head.logits(hidden)[real], expected[real], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("start", [0, 8_190, 131_008])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_equal_transformers_at_long_positions(variant, start, tmp_path):
     torch.manual_seed(2)
-    config = replace(TINY, rope_scaling=RopeScaling())
+    config = VARIANTS[variant]
+    if config.rope_scaling:
+        config = replace(config, rope_scaling=replace(config.rope_scaling, original_max_position_embeddings=8192))
     model = build(config)
     checkpoint.save(model, tmp_path / "model")
     tokens = torch.randint(0, config.vocab_size, (1, 64))
@@ -97,9 +134,10 @@ def test_logits_equal_transformers_at_long_positions(start, tmp_path):
         torch.testing.assert_close(model.lm_head.logits(hidden), expected, atol=1e-4, rtol=0)
 
 
-def test_bfloat16_logits_are_within_the_rounding_of_transformers(tmp_path):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bfloat16_logits_are_within_the_rounding_of_transformers(variant, tmp_path):
     torch.manual_seed(3)
-    model = build(TINY)
+    model = build(VARIANTS[variant])
     checkpoint.save(model, tmp_path / "model")
     tokens = torch.randint(0, TINY.vocab_size, (2, 64))
     with torch.no_grad():
