@@ -169,6 +169,19 @@ def test_show_prints_what_is_trained_between_marks(shown, capsys):
     assert "Hi [b]you[/b]␛[31m<|eot_id|>" in printed
 
 
+def test_show_announces_the_tools_of_a_conversation(shown, capsys):
+    tools = [{"type": "function", "function": {"name": "clock"}}, "wolfram_alpha"]
+    for told in (tools, json.dumps(tools)):
+        shown["path"].write_text(json.dumps({"messages": TALK, "tools": told}) + "\n")
+        show.run(show.ShowSettings(**shown))
+        printed = capsys.readouterr().out
+        assert '"name": "clock"' in printed and "Tools: wolfram_alpha" in printed
+    for wrong in ("[", {"a": 1}):
+        shown["path"].write_text(json.dumps({"messages": TALK, "tools": wrong}) + "\n")
+        with pytest.raises(DataError, match=r"talk\.jsonl.*`tools` is"):
+            show.run(show.ShowSettings(**shown))
+
+
 def test_show_begins_where_it_is_told(shown, capsys):
     show.run(show.ShowSettings(**shown, first=2, number=1))
     printed = capsys.readouterr().out
