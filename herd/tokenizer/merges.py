@@ -166,14 +166,13 @@ class _Text:
     def _merge_few(self, left: int, right: int, places: Places, new: int) -> list[Pair]:
         starts, ends, weights, sizes = self._starts, self._ends, self._weights, self.sizes
         size, width = sizes[left], sizes[new]
-        joined = []
+        if left == right:
+            places = _every_other(np.array(places), size).tolist()
         for place in places:
-            if starts[place] == left and starts[place + size] == right:  # not so where equal tokens overlap
-                starts[place], starts[place + size], ends[place + width - 1] = new, _NONE, new
-                joined.append(place)
+            starts[place], starts[place + size], ends[place + width - 1] = new, _NONE, new
         before: dict[int, list[int]] = {}
         after: dict[int, list[int]] = {}
-        for place in joined:
+        for place in places:
             if (neighbour := ends[place - 1]) != _NONE:
                 before.setdefault(neighbour, []).append(place - sizes[neighbour])
             if (neighbour := starts[place + width]) != _NONE and neighbour != new:
