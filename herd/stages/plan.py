@@ -212,6 +212,7 @@ def _layout_of(recipe: PretrainSettings, machine: Machine) -> Layout | None:
         data=max(machine.count // inside, 1),
         virtual=parallel.interleave,
         contiguous=parallel.contiguous,
+        micro_rows=max(recipe.batch.micro_tokens // recipe.batch.row_tokens, 1),
         reshard=parallel.reshards,
         recompute="light",
     )
