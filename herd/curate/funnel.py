@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,9 @@ _PLAIN = ("name", "documents_in", "documents_out", "bytes_in", "bytes_out", "exa
 _EXAMPLE_CHARACTERS = 300
 _MAX_ROWS = 5000  # rows of a table that are kept while it is gathered: a crawl has millions of domains
 KEPT = "kept"
+SPAN = re.compile(r"(?<!\w)['\"](.{1,200}?)['\"](?!\w)")
+"""The words that broke a rule, as a reason's detail quotes them."""
+
 REST = "(the rest)"
 
 
@@ -49,7 +53,7 @@ class Step:
         """Count a dropped document and keep the first few of each reason as examples."""
         self.reasons[reason] += 1
         if self.reasons[reason] <= EXAMPLES_PER_REASON:
-            example = {"url": url, "reason": reason, "detail": detail, "text": text[:_EXAMPLE_CHARACTERS]}
+            example = {"url": url, "reason": reason, "detail": detail, "text": _excerpt(text, detail)}
             self.examples.append(example)
 
     def room_for(self, reason: str, documents: int) -> int:
@@ -68,21 +72,38 @@ class Step:
         return {name: getattr(self, name) for name in _PLAIN} | counts | {"tables": tables}
 
 
+def _excerpt(text: str, detail: str) -> str:
+    """The beginning of a text, or the surroundings of the words that the detail quotes."""
+    places = (text.find(match[1]) for match in SPAN.finditer(detail))
+    place = min((found for found in places if found >= 0), default=0)
+    start = max(0, place - _EXAMPLE_CHARACTERS // 3) if place > _EXAMPLE_CHARACTERS // 2 else 0
+    return ("… " if start else "") + text[start : start + _EXAMPLE_CHARACTERS]
+
+
 Table = dict[str, dict[str, int]]
 """What became of the documents of each language or domain: its name -> `kept` or the reason -> documents."""
 
 
 def tables_of(rows: list[dict[str, Any]]) -> dict[str, Table]:
     """Tables of one part's judged documents."""
-    tables: dict[str, dict[str, Counter]] = {"language": {}, "domain": {}, "source": {}}
+    tables: dict[str, dict[str, Counter]] = {"language": {}, "domain": {}, "source": {}, "kind": {}}
     for row in rows:
         names = {"language": row["language"] or "none", "domain": domain(row["url"]), "source": row["source"]}
+        names["kind"] = _kind(row)
         for kind, name in names.items():
             counts = tables[kind].setdefault(name, Counter())
             counts[row["drop"] or KEPT] += 1
             if row["drop"] is None:
                 counts["bytes"] += len(row["text"].encode())
     return {kind: {name: dict(counts) for name, counts in table.items()} for kind, table in tables.items()}
+
+
+def _kind(row: dict[str, Any]) -> str:
+    """`code`, `maths` or `prose`, by what the extraction marked as code and by TeX commands."""
+    text, code = row["text"], row.get("code_lines") or []
+    if row.get("kind") == "code" or 5 * sum(code[1::2], -sum(code[::2])) >= 1 + text.count("\n"):
+        return "code"
+    return "maths" if 150 * text.count("\\") >= max(len(text), 1500) else "prose"
 
 
 def domain(url: str) -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import field
 from pathlib import Path
 
 from herd.config import settings
 from herd.curate.dedup import DocumentDedup, LineDedup
+from herd.curate.funnel_page import page
 from herd.curate.judge import Rules, rule_files
 from herd.curate.pipeline import Work, curate
 from herd.curate.read import find_files
 from herd.curate.storage import file_size, identity, location
 from herd.log import say, size
-from herd.run import open_run
+from herd.run import atomic_write, open_run
 
 
 @settings
@@ -31,7 +33,7 @@ class CurateSettings:
 
 
 def run(settings: CurateSettings) -> Path:
-    """Write `documents/*.parquet` (dropped ones with their reason) and `funnel.json`.
+    """Write `documents/*.parquet` (dropped ones with their reason), `funnel.json` and its page `funnel.html`.
 
     Raises:
         DataError: no page can be read, or no document is kept.
@@ -45,10 +47,12 @@ def run(settings: CurateSettings) -> Path:
         num_bytes = sum(file_size(file) for file in files)
         run.need(disk_bytes=20 * num_bytes, seconds=5 + num_bytes / 500_000)
         figures = curate(files, run.path, settings.rules, settings.documents, settings.lines, settings.work)
+        atomic_write(run.path / "funnel.html", page(json.loads((run.path / "funnel.json").read_text()), "The funnel"))
         kept, read = figures["documents"], figures["documents_read"]
         if figures["corrupt"]:
             say(f"  {figures['corrupt']:,} damaged records skipped")
         say(f"  {kept:,} of {read:,} documents kept, {size(figures['bytes'])} of text")
+        say(f"  what was dropped, and why: {run.path / 'funnel.html'}")
         run.finish(figures)
         shutil.rmtree(run.path / "state")
     return run.path
