@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from herd.run import atomic_write
 EXAMPLES_PER_REASON = 3
 _PLAIN = ("name", "documents_in", "documents_out", "bytes_in", "bytes_out", "examples")
 _EXAMPLE_CHARACTERS = 300
+_SHOW_SECONDS = 2.0
 _MAX_ROWS = 5000  # rows of a table that are kept while it is gathered: a crawl has millions of domains
 KEPT = "kept"
 SPAN = re.compile(r"(?<!\w)['\"](.{1,200}?)['\"](?!\w)")
@@ -122,6 +124,7 @@ class Funnel:
         self.path = path
         self.steps: list[Step] = []
         self.tables: dict[str, dict[str, Counter]] = {}
+        self._written = 0.0
 
     def step(self, name: str) -> Step:
         """Begin a step."""
@@ -146,6 +149,11 @@ class Funnel:
                     if name != REST:
                         rest.update(mine.pop(name))
 
+    def show(self) -> None:
+        """Write the state so far for who watches, if the last time is a while ago."""
+        if time.monotonic() - self._written > _SHOW_SECONDS:
+            self.write()
+
     def write(self) -> None:
         """Write the state so far, whole or not at all."""
         tables = {
@@ -153,6 +161,7 @@ class Funnel:
             for kind, table in self.tables.items()
         }
         state = {"steps": [step.as_dict() for step in self.steps], "tables": tables}
+        self._written = time.monotonic()
         atomic_write(self.path, json.dumps(state, indent=1))
 
 

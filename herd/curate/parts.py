@@ -1,7 +1,8 @@
 """Parts on disk: files written whole or not at all, and records that tell whether they are still what was written.
 
 A part's record comes last and holds the row count, size and checksum of each of its files. What has no record, or a
-file that does not match it, counts as not done: a re-run makes exactly that again.
+file that does not match it, counts as not done: a re-run makes exactly that again. So nothing here waits for the disk:
+what a power cut tears does not match its record. Only results are flushed (`durable`).
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from herd.run import atomic_write
-
 _BLOCK = 1 << 22
 
 
-def save_table(table: pa.Table, path: Path) -> None:
+def save_table(table: pa.Table, path: Path, durable: bool = False) -> None:
     """Write a Parquet file whole or not at all."""
     aside = _aside(path)
     try:
         pq.write_table(table, aside, compression="zstd", compression_level=1)
-        _settle(aside, path)
+        if durable:
+            with open(aside, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
@@ -38,7 +40,7 @@ def save_array(array: np.ndarray, path: Path) -> None:
     try:
         with open(aside, "wb") as file:
             np.save(file, array)
-        _settle(aside, path)
+        os.replace(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
@@ -47,7 +49,13 @@ def save_array(array: np.ndarray, path: Path) -> None:
 def write_record(path: Path, rows: int, files: list[Path], **data: Any) -> None:
     """Record that some files are complete; `data` is what the step has to say about them."""
     found = {os.path.relpath(file, path.parent): _state(file) for file in files}
-    atomic_write(path, json.dumps({"rows": rows, "files": found, **data}))
+    aside = _aside(path)
+    try:
+        aside.write_text(json.dumps({"rows": rows, "files": found, **data}), encoding="utf-8")
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
@@ -72,9 +80,3 @@ def _state(file: Path) -> list[int]:
 
 def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
-
-
-def _settle(aside: Path, path: Path) -> None:
-    with open(aside, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(aside, path)

@@ -261,7 +261,7 @@ def _run_part_steps(
     def report(result: dict) -> None:
         for step in growing:
             step.add(result[step.name])
-        funnel.write()
+        funnel.show()
 
     paths = [folder / f"{job['name']}{suffix}.json" for job in jobs]
     counted = [Step(name) for name in names]
@@ -424,7 +424,7 @@ def judge_part(job: dict[str, Any]) -> dict[str, Any]:
             judge.judge(row, steps)
     table = pa.Table.from_pylist(rows, _TEXT).select(DOCUMENT_SCHEMA.names)
     file = Path(job["out"]) / "documents" / f"{name}.parquet"
-    save_table(table, file)
+    save_table(table, file, durable=True)
     result = {key: step.as_dict() for key, step in steps.items()}
     record = state / "text" / f"{name}.judged.json"
     write_record(record, len(rows), [file], steps=result, tables=tables_of(rows))

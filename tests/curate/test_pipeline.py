@@ -188,16 +188,16 @@ def test_lost_damaged_and_half_written_parts_are_made_again_and_no_other(crawl, 
 
 def test_a_run_that_fails_anywhere_leaves_nothing_wrong(crawl, result, tmp_path, monkeypatch):
     """The disk is full after a few writes, later after more, until a run ends: the same documents come out."""
-    fsync, left = os.fsync, 0
+    replace, left = os.replace, 0
 
-    def full(file):
+    def full(aside, path):
         nonlocal left
         left -= 1
         if left < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
-        fsync(file)
+        replace(aside, path)
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "replace", full)
     for tries in range(1, 100):
         left = 4 * tries
         try:
