@@ -59,7 +59,7 @@ def corpus(num_documents: int):
     """Batches of (texts, cluster (n,), changed shingles (n,)); the first document of a cluster comes first."""
     draw = np.random.default_rng(7)
     vocabulary = np.array(["".join(draw.choice(list("abcdefghijklmnoprstu"), 6)) for _ in range(50_000)])
-    cluster, changed, bases, number = [], [], [], 0
+    cluster, changed, number = [], [], 0
     done = 0
     while done < num_documents:
         rows = []
@@ -84,7 +84,7 @@ def corpus(num_documents: int):
         count = len(rows)
         texts = [" ".join(row) for row in vocabulary[np.stack(rows)]]
         yield texts, np.array(cluster), np.array(changed)
-        cluster, changed, bases = [], [], []
+        cluster, changed = [], []
         done += count
 
 
@@ -203,16 +203,15 @@ def run_datatrove(documents: int, folder: Path) -> None:
     reader = JsonlReader(str(folder / "input"))
     sig, buckets, remove = (str(folder / name) for name in ("sig", "buckets", "remove"))
     signature = MinhashDedupSignature(output_folder=sig, config=config)
-    exclusion = JsonlWriter(str(folder / "dropped"), compression=None)
+    keep = JsonlWriter(str(folder / "kept"), compression=None)
+    drop = MinhashDedupFilter(
+        input_folder=remove, exclusion_writer=JsonlWriter(str(folder / "dropped"), compression=None)
+    )
     stages = [
         ([reader, signature], 1),
         ([MinhashDedupBuckets(input_folder=sig, output_folder=buckets, config=config)], 14),
         ([MinhashDedupCluster(input_folder=buckets, output_folder=remove, config=config)], 1),
-        (
-            [reader, MinhashDedupFilter(input_folder=remove, exclusion_writer=exclusion)]
-            + [JsonlWriter(str(folder / "kept"), compression=None)],
-            1,
-        ),
+        ([reader, drop, keep], 1),
     ]
     began = cpu_seconds()
     for steps, tasks in stages:
