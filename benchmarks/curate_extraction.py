@@ -240,7 +240,7 @@ def bare(tex: str) -> str:
 
 def pooled_f1(pages: list[tuple[int, int, int]]) -> float:
     kept, wrong, lost = (sum(page[i] for page in pages) for i in range(3))
-    return 2 * kept / (2 * kept + wrong + lost)
+    return 2 * kept / (2 * kept + wrong + lost) if kept + wrong + lost else 1.0  # a draw of pages without any
 
 
 def plain(html: str) -> str:
