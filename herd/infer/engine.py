@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from herd.errors import CapacityError, CheckpointError, ConfigError, RequestError
@@ -38,6 +39,7 @@ from herd.infer.runner import Output, Runner
 from herd.infer.sampler import log_probabilities
 from herd.infer.scheduler import Plan, Scheduler
 from herd.infer.speculate import LOOKUP, DraftModel, PromptLookup, Speculation
+from herd.infer.split import agree, split_for_inference
 from herd.model.checkpoint import empty_model, find_checkpoint
 from herd.model.checkpoint import load as load_checkpoint
 from herd.model.llama import Attend, LlamaForCausalLM
@@ -63,10 +65,13 @@ class Engine:
     `path` is a checkpoint folder or a run folder. `dtype` None keeps the checkpoint's own where this machine computes
     in it well. `quantize` (int8, int4 or fp8) rounds the weights of the linear layers on loading. The cache of keys and
     values takes `cache_bytes`, by default a quarter of the available memory; `max_sequences` answers grow at the same
-    time, and a step computes at most `max_prompt_tokens` tokens of new prompts beside them. `cache_dtype="int8"` makes
+    time, and a step computes at most `max_prompt_tokens` tokens of new prompts beside them. The context is the model's
+    own; a longer `max_context` than it was trained on is taken as it is (answers say how much they repeat themselves).
+    `cache_dtype="int8"` makes
     the cache half as large. `deterministic` computes each sequence for itself, so that an answer never depends on what
     else runs: slower with many at once. `speculate` guesses tokens ahead and verifies them together, where that gains:
-    "lookup" takes them from the text so far, a path from a smaller model; the answers stay the same.
+    "lookup" takes them from the text so far, a path from a smaller model; the answers stay the same. `group` splits the
+    model over processes that all run this engine on the same requests.
 
     Raises:
         CheckpointError: there is no language model at `path`.
@@ -87,6 +92,7 @@ class Engine:
         cache_dtype: Literal["int8"] | None = None,
         deterministic: bool = False,
         speculate: Path | str | None = None,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         folder = find_checkpoint(path)
         _check_device(device)
@@ -107,6 +113,7 @@ class Engine:
             cache_dtype=cache_dtype,
             deterministic=deterministic,
             speculate=speculate,
+            group=group,
         )
         self._assemble(model, Tokenizer.load(folder), options)
         _check_ends(folder, model, self.tokenizer)
@@ -125,6 +132,7 @@ class Engine:
         cache_dtype: Literal["int8"] | None = None,
         deterministic: bool = False,
         speculate: Path | str | None = None,
+        group: dist.ProcessGroup | None = None,
     ) -> Engine:
         """An engine around a model in memory, such as one in training: the weights are shared, not copied."""
         engine = cls.__new__(cls)
@@ -137,13 +145,14 @@ class Engine:
             cache_dtype=cache_dtype,
             deterministic=deterministic,
             speculate=speculate,
+            group=group,
         )
         engine._assemble(shared, tokenizer, options)
         engine._end_answers_with(_as_ids(model.config.eos_token_id))
         return engine
 
     def _assemble(self, model: LlamaForCausalLM, tokenizer: Tokenizer, options: _Options) -> None:
-        config, weight = model.config, model.model.norm.weight
+        config, weight, group = model.config, model.model.norm.weight, options.group
         if tokenizer.vocab_size > config.vocab_size:
             raise CheckpointError(
                 f"The tokenizer has {tokenizer.vocab_size} rows and the model only {config.vocab_size}: "
@@ -153,6 +162,11 @@ class Engine:
         self._adapters = Adapters(model)
         self.deterministic = options.deterministic
         _make_fast(model)
+        self._group = group
+        if group is not None:
+            if options.speculate is not None:
+                raise ConfigError("speculate: processes that measure each for itself whether it gains would part ways")
+            config = split_for_inference(model, group)
         drafter = None if options.speculate in (None, LOOKUP) else _open_drafter(options.speculate, self)
         dtype = torch.int8 if options.cache_dtype == "int8" else weight.dtype
         num_blocks = num_blocks_for(
@@ -164,11 +178,8 @@ class Engine:
             cache_bytes=options.cache_bytes,
             other_bytes=0 if drafter is None else block_bytes(drafter.config, BLOCK_SIZE, weight.dtype),
         )
-        self.max_context = min(
-            options.max_context or config.max_position_embeddings,
-            config.max_position_embeddings,
-            num_blocks * BLOCK_SIZE,
-        )
+        num_blocks = num_blocks if group is None else agree(num_blocks, group)
+        self.max_context = min(options.max_context or config.max_position_embeddings, num_blocks * BLOCK_SIZE)
         limits = {"max_sequences": options.max_sequences, "max_context": self.max_context}
         cache = PagedCache(config, num_blocks, block_size=BLOCK_SIZE, dtype=dtype, device=weight.device)
         self._runner = Runner(model, cache, adapters=self._adapters, **limits)
@@ -312,7 +323,10 @@ class Engine:
         check_params(params)
         prompt = inputs if _is_encoded(inputs) else self.encode(inputs)
         self._check_prompt(prompt)
-        seed = secrets.randbits(63) if params.seed is None else params.seed
+        seed = params.seed
+        if seed is None:
+            seed = secrets.randbits(63)
+            seed = seed if self._group is None else agree(seed, self._group)
         if params.adapter is not None and params.adapter not in self.adapters:
             known = ", ".join(self.adapters) or "none"
             raise RequestError(f"There is no adapter {params.adapter} here (known: {known}).")
@@ -574,6 +588,7 @@ class _Options:
     cache_dtype: Literal["int8"] | None
     deterministic: bool
     speculate: Path | str | None
+    group: dist.ProcessGroup | None
 
 
 def _one_by_one(plan: Plan) -> list[Plan]:
