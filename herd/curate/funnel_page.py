@@ -32,6 +32,7 @@ def page(funnel: dict[str, Any], title: str) -> str:
         _steps(funnel["steps"]),
         _dropped(funnel["steps"]),
         _by_kind(tables),
+        _spared(funnel["steps"]),
         *(_table(kind, tables[kind]) for kind in ("language", "domain", "source") if tables.get(kind)),
     ]
     return f"{head}<body>{''.join(sections)}</body></html>\n"
@@ -108,6 +109,24 @@ def _by_kind(tables: dict[str, Any]) -> str:
     ]
     note = f"<p>Share of each kind that a reason drops. Rare are domains with at most {_RARE} documents.</p>"
     return f"<h2>By kind of page</h2>{note}<div class=wide><table>{head}{''.join(rows)}</table></div>"
+
+
+def _spared(steps: list[dict]) -> str:
+    """What the filters for prose would have dropped of technical pages, were they not exempt."""
+    step = next((step for step in steps if step["name"] == "heuristics"), {})
+    tables = step.get("tables", {})
+    kinds = [name.removesuffix(": spared") for name in tables if name.endswith(": spared")]
+    if not kinds:
+        return ""
+    pages = tables["pages"]
+    head = "<tr><th>filter" + "".join(f"<th class=n>{escape(kind)} ({pages[kind]:,})" for kind in kinds)
+    rows = [
+        f"<tr><td>{escape(name)}"
+        + "".join(f"<td class=n>{_percent(tables[f'{kind}: spared'].get(name, 0), pages[kind])}" for kind in kinds)
+        for name in sorted({name for kind in kinds for name in tables[f"{kind}: spared"]})
+    ]
+    note = "<p>Share of each kind that a filter made for prose would have dropped: technical pages are exempt.</p>"
+    return f"<h2>What the exemption spared</h2>{note}<div class=wide><table>{head}{''.join(rows)}</table></div>"
 
 
 def _rare(domains: dict[str, dict[str, int]]) -> Counter:

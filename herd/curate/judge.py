@@ -62,7 +62,7 @@ class Heuristics:
     technical_sources: list[str] = field(default_factory=lambda: ["library", "pydoc"])
     """Sources held to the rules for technical pages whatever their text looks like."""
     word_lists: dict[str, list[Path]] = field(default_factory=dict)
-    """Category to files of words or phrases, one a line: pages with too many of them are dropped."""
+    """Category, or category@language, to files of words or phrases, one a line: pages with too many are dropped."""
     max_listed_words: int = 2
     """Listed words that a page may hold; 0 drops at the first, as C4 did."""
     max_listed_share: float = 0.002
@@ -165,9 +165,7 @@ class Judge:
     def __init__(self, rules: Rules, state: Path | None = None):
         self.rules = rules
         heuristics = rules.heuristics
-        lists = {name: [line for file in files for _, line in list_lines(file)] for name, files in _lists(rules)}
-        words = ListedWords(lists, heuristics.max_listed_words, heuristics.max_listed_share) if lists else None
-        self._listed = (words,) if words else ()
+        self._listed = _listed_words(heuristics)
         self._skip = frozenset(heuristics.skip)
         self._outliers = Outliers.load(state / FITTED) if state is not None and (state / FITTED).exists() else None
         self._is_common = load_domains(state)
@@ -196,7 +194,8 @@ class Judge:
         kind = page_kind(row)
         technical = kind in options.exempt or row["source"] in options.technical_sources
         kinds = [kind or "prose", *(["rare domain"] if not self._is_common(host(row["url"])) else [])]
-        rules = (*(TECHNICAL_FILTERS if technical else WEB_FILTERS), *self._listed)
+        lists = (self._listed[name] for name in ("", row["language"]) if name in self._listed)
+        rules = (*(TECHNICAL_FILTERS if technical else WEB_FILTERS), *lists)
         reason = next(reasons(text, rules, options.limits, self._skip), None)
         spared = {name for name, _ in reasons(text, WEB_FILTERS, options.limits, self._skip)} if technical else ()
         for name in kinds:
@@ -386,8 +385,18 @@ def _domain_bucket(name: str) -> int:
 # ---- the rules' files, and taking a step -----------------------------------------------------------------------------
 
 
-def _lists(rules: Rules) -> list[tuple[str, list[Path]]]:
-    return list(rules.heuristics.word_lists.items())
+def _listed_words(options: Heuristics) -> dict[str, ListedWords]:
+    """The word lists by the language that they are for; those for all languages under the empty name."""
+    lists: dict[str, dict[str, list[str]]] = {}
+    for name, files in options.word_lists.items():
+        category, _, code = name.partition("@")
+        entries = [line for file in files for _, line in list_lines(file)]
+        if not entries:
+            raise DataError(f"word_lists.{name}: {', '.join(map(str, files)) or 'no file'} holds no word")
+        lists.setdefault(code, {})[category] = entries
+    return {
+        code: ListedWords(words, options.max_listed_words, options.max_listed_share) for code, words in lists.items()
+    }
 
 
 def rule_files(rules: Rules) -> list[Path]:

@@ -191,7 +191,8 @@ def _through_gate(page: RawPage, gate: AddressGate, step: Step) -> dict[str, Any
     row = page._asdict() | {"url_key": _key(dedup.normal_url(page.url)), "date_number": _date_number(page.date)}
     step.documents_in += 1
     step.bytes_in += page.num_bytes
-    step.notes["undated"] += not page.date
+    if not page.date:
+        step.notes["undated"] += 1
     reason = gate.why_refuse(page.url, page.date)
     if reason is None:
         step.keep(page.num_bytes, page.num_bytes)

@@ -8,7 +8,7 @@ from herd.config import load
 from herd.curate.addresses import Blocked
 from herd.curate.funnel import Step
 from herd.curate.judge import Heuristics, Judge, Privacy, Rules, rule_files, rules_from_json, rules_to_json
-from herd.errors import ConfigError
+from herd.errors import ConfigError, DataError
 from herd.stages.curate import CurateSettings
 
 PROSE = (
@@ -46,6 +46,24 @@ def test_word_lists_of_the_user_are_read_and_are_inputs_of_the_run(tmp_path):
     assert (row["drop"], row["drop_detail"]) == ("listed_words_drinks", "1 listed words, such as honey wine")
     assert judged(PROSE, rules)[0]["drop"] is None
     assert rule_files(rules) == [tmp_path / "words"]
+
+
+def test_word_lists_can_be_for_one_language_and_must_not_be_empty(tmp_path):
+    (tmp_path / "words").write_text("mead\n")
+    for name, drop in (("drinks@en", "listed_words_drinks"), ("drinks@de", None)):
+        rules = Rules(heuristics=Heuristics(word_lists={name: [tmp_path / "words"]}, max_listed_words=0))
+        assert judged(PROSE + " They drank mead.", rules)[0]["drop"] == drop
+    (tmp_path / "words").write_text("# nothing yet\n")
+    with pytest.raises(DataError, match=r"word_lists.drinks@de: .*words holds no word"):
+        Judge(rules)
+
+
+def test_the_page_shows_what_the_exemption_spared():
+    from herd.curate.funnel_page import page
+
+    _, steps = judged(CODE)
+    shown = page({"steps": [step.as_dict() for step in steps.values()], "tables": {}}, "Bees")
+    assert "What the exemption spared" in shown and "<td>c4_curly_bracket<td class=n>100.0 %" in shown
 
 
 def test_personal_data_is_masked_or_drops_the_page():
