@@ -24,18 +24,20 @@ from torch import nn
 from herd.config import settings
 from herd.data.loader import PackedLoader
 from herd.errors import ConfigError, DataError
-from herd.log import progress
+from herd.log import progress, say
 from herd.model.checkpoint import empty_model, save
 from herd.model.flops import flops_per_token
 from herd.model.llama import Objective
 from herd.parallel.model import ParallelModel
-from herd.run import Run
+from herd.run import Run, read_metrics
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.checkpoint import discard_state, is_first, load_state, read_masters, save_state
+from herd.train.lora import add_adapters, has_adapters, merge_adapters, save_adapters
 from herd.train.metrics import Speed, Totals
 from herd.train.optimizer import FlatAdamW, OptimizerSettings
 from herd.train.schedule import ScheduleSettings, learning_rate
 from herd.train.sharded import ShardedAdamW
+from herd.train.stability import Monitor, Skips, StabilitySettings, culprit
 from herd.types import Batch
 
 
@@ -86,6 +88,8 @@ def train(
     optimizer: OptimizerSettings | None = None,
     schedule: ScheduleSettings | None = None,
     saving: SavingSettings | None = None,
+    stability: StabilitySettings | None = None,
+    skipped: Sequence[str] = (),
     hooks: Sequence[Hook] = (),
     peak_flops: float = 0.0,
     label: str = "train",
@@ -93,32 +97,49 @@ def train(
     """Train `model` in place to `num_steps` finished steps, continuing from the run folder's `state/` if it has one.
 
     `peak_flops` is the machine's measured arithmetic rate, for MFU. Lines of metrics.jsonl count finished steps.
+    `skipped` names steps of the data's schedule to pass over (`120-139`), beside those that `stability` finds.
 
     Raises:
         DataError: a step whose batches have no label to learn from.
-        ConfigError: the loss or the gradient is no longer a number.
+        ConfigError: the loss or the gradient is no longer a number, or an outlier, and `stability` says to stop.
         CapacityError, CheckpointError: as `save_state` and `load_state`.
     """
     schedule, saving = schedule or ScheduleSettings(), saving or SavingSettings()
-    adamw = _resumed(model, optimizer or OptimizerSettings(), run)
+    optimizer = optimizer or OptimizerSettings()
+    if optimizer.lora.rank:
+        add_adapters(model, optimizer.lora)
+    adamw = _resumed(model, optimizer, run)
     speed = Speed(flops_per_token(model.config, loader.phases[0].row_tokens), peak_flops)
     hooks = [*hooks, every(saving.snapshot_steps, partial(_snapshot, model, run.path))]
-    settled, saved_at = True, time.monotonic()
+    skips, stability = Skips(run.path, skipped), stability or StabilitySettings()
+    monitor = Monitor(stability, read_metrics(run.path))
+    settled, saved_at, saved_step = True, time.monotonic(), adamw.num_steps
+    if stability.action == "rollback" and not saved_step:
+        save_state(run.path / "state", 0, adamw.state())
     model.train()
     for hook in hooks:  # a run killed between its save and its hooks owes them: a snapshot may be missing
         if adamw.num_steps and hook.due(adamw.num_steps, num_steps):
             _call(hook, model, adamw.num_steps)
-    done, total = loader.tokens_before(adamw.num_steps), loader.tokens_before(num_steps)
+    done, total = _tokens(loader, skips, adamw.num_steps), _tokens(loader, skips, num_steps)
     with progress(label, total=total, unit="tokens", done=done) as bar:
         try:
             while (step := adamw.num_steps) < num_steps:
                 speed.begin()
-                totals = _accumulate(model, objective, loader.batches(step), adamw)
-                norm = _checked_norm(adamw, totals, step)
+                batches = loader.batches(skips.place(step))
+                totals = _accumulate(model, objective, batches, adamw)
+                norm = _norm(adamw, totals, step)
+                if fault := monitor.fault(totals.means()["loss"], norm):
+                    adamw.drop_gradients()
+                    _check_may_go_on(stability, skips, fault, step, partial(_culprit, model, objective, batches))
+                    _pass_over(adamw, run, skips, saved_step if stability.action == "rollback" else step, fault)
+                    monitor = Monitor(stability, read_metrics(run.path))
+                    bar.done = done = _tokens(loader, skips, adamw.num_steps)
+                    continue
                 rate = learning_rate(schedule, adamw.options.learning_rate, step, num_steps)
                 settled = False  # an interruption between here and the log line leaves nothing fit to be saved
                 adamw.step(rate, totals.count, norm)
-                seen, done = loader.tokens_before(step + 1) - done, loader.tokens_before(step + 1)
+                monitor.accept(totals.means()["loss"], norm)
+                seen, done = _tokens(loader, skips, step + 1) - done, _tokens(loader, skips, step + 1)
                 figures = totals.means() | {"learning_rate": rate, "gradient_norm": norm} | speed.figures(seen)
                 if (step + 1) % saving.log_steps == 0 and is_first():
                     run.log(step=step + 1, tokens=done, **figures)
@@ -127,7 +148,7 @@ def train(
                 due = [hook for hook in hooks if hook.due(step + 1, num_steps)]
                 if _agreed(due or step + 1 == num_steps or time.monotonic() - saved_at > saving.save_seconds):
                     save_state(run.path / "state", step + 1, adamw.state())
-                    saved_at = time.monotonic()
+                    saved_at, saved_step = time.monotonic(), step + 1
                 for hook in due:
                     _call(hook, model, step + 1)
         except KeyboardInterrupt:
@@ -137,9 +158,13 @@ def train(
 
 
 def finish(model: nn.Module, run: Run, tokenizer: Tokenizer | None = None, figures: dict | None = None) -> None:
-    """Write the trained model as `checkpoint/`, complete the run's manifest, and only then let go of the state."""
+    """Write the trained model as `checkpoint/` (adapters merged, and apart as `adapter/`), complete the run's manifest,
+    and only then let go of the state."""
     if not is_first():
         return
+    if has_adapters(model):
+        save_adapters(model, run.path / "adapter")
+        merge_adapters(model)
     save(model, run.path / "checkpoint", tokenizer)
     run.finish(figures=figures)
     discard_state(run.path / "state")
@@ -167,6 +192,8 @@ def assembled(model: nn.Module, folder: Path) -> nn.Module:
 
 
 def _resumed(model: nn.Module, options: OptimizerSettings, run: Run) -> FlatAdamW | ShardedAdamW:
+    if isinstance(model, ParallelModel) and (options.lora.rank or options.state != "fp32"):
+        raise ConfigError("on a mesh all weights are learned with float32 state: leave optimizer.lora and .state alone")
     adamw = (ShardedAdamW if isinstance(model, ParallelModel) else FlatAdamW)(model, options)
     tensors = adamw.state()
     if load_state(run.path / "state", tensors):
@@ -198,24 +225,55 @@ def _accumulate(
     return totals
 
 
-def _checked_norm(adamw: FlatAdamW | ShardedAdamW, totals: Totals, step: int) -> float:
+def _norm(adamw: FlatAdamW | ShardedAdamW, totals: Totals, step: int) -> float:
     if not totals.count:
         raise DataError(
             f"step {step + 1}: its batches have no token or pair to learn from; check that the data is not all masked"
         )
-    loss, norm = totals.means()["loss"], adamw.norm(totals.count)
-    for name, value in (("loss", loss), ("gradient norm", norm)):
-        if not math.isfinite(value):
-            raise ConfigError(
-                f"step {step + 1}: the {name} is {value}. The weights are as they were before this step; try a smaller "
-                f"learning rate (it was to be at most {adamw.options.learning_rate:g}) or a longer warm-up"
-            )
-    return norm
+    return adamw.norm(totals.count)
+
+
+def _check_may_go_on(
+    stability: StabilitySettings, skips: Skips, fault: str, step: int, find_culprit: Callable[[], str]
+) -> None:
+    """Raise where an outlier is to end the run; of a number that is none, say where it comes from."""
+    if stability.action == "stop" or len(skips.found) >= stability.most:
+        place = "" if "deviations" in fault else find_culprit()
+        times = f" (outlier number {len(skips.found) + 1})" if skips.found else ""
+        raise ConfigError(
+            f"step {step + 1}: {fault}{place}{times}. The weights are as they were before this step; try a smaller "
+            "learning rate or a longer warm-up, or let such steps be passed over (stability.action=skip or rollback)"
+        )
+
+
+def _culprit(model: nn.Module, objective: Objective, batches: Sequence[Batch]) -> str:
+    return "" if isinstance(model, ParallelModel) else f"; {culprit(model, objective, batches)}"
+
+
+def _pass_over(adamw: FlatAdamW | ShardedAdamW, run: Run, skips: Skips, back: int, fault: str) -> None:
+    """Leave out the data from step `back` to the present one, and be at that step again."""
+    step = adamw.num_steps
+    skips.add(skips.place(back), skips.place(step) + 1, f"step {step + 1}: {fault}", is_first())
+    say(f"\n  step {step + 1}: {fault}; its data are passed over" + (f", back to step {back}" if back < step else ""))
+    if back < step:
+        tensors = adamw.state()
+        load_state(run.path / "state", tensors)
+        adamw.restored(tensors)
+        if is_first():
+            run.rewind(back)
+
+
+def _tokens(loader: PackedLoader, skips: Skips, step: int) -> int:
+    """Tokens learned from in the steps before one, what was passed over left out."""
+    place = skips.place(step)
+    left_out = sum(loader.tokens_before(last) - loader.tokens_before(first) for first, last in skips.passed_over(place))
+    return loader.tokens_before(place) - left_out
 
 
 def _snapshot(model: nn.Module, folder: Path, step: int) -> None:
     if is_first():
-        save(assembled(model, folder), folder / "checkpoints" / f"step-{step:08d}")
+        whole = assembled(model, folder)
+        (save_adapters if has_adapters(whole) else save)(whole, folder / "checkpoints" / f"step-{step:08d}")
 
 
 def _call(hook: Hook, model: nn.Module, step: int) -> None:

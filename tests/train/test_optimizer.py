@@ -1,8 +1,12 @@
 import pytest
 import torch
 
-from herd.train.optimizer import FlatAdamW, OptimizerSettings
-from tests.train.tiny import tiny_model
+from herd.errors import ConfigError
+from herd.run import read_metrics
+from herd.train.objectives import next_token
+from herd.train.optimizer import FlatAdamW, OptimizerSettings, stochastically_rounded
+from herd.train.trainer import Hook, train
+from tests.train.tiny import run_folder, tiny_loader, tiny_model
 
 OPTIONS = OptimizerSettings(learning_rate=1e-2, weight_decay=0.1, clip_norm=0.0)
 
@@ -87,3 +91,58 @@ def test_state_by_name_continues_another_optimizer_exactly():
         optimizer.step(1e-2, count=1.0, norm=1.0)
     assert b.num_steps == 4
     assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters()))
+
+
+def test_stochastic_rounding_is_right_on_average_and_exact_where_it_can_be():
+    generator = torch.Generator().manual_seed(0)
+    value = 1.0 + 2**-8 / 4  # an eighth of the way to the next bfloat16
+    rounded = stochastically_rounded(torch.full((40_000,), value), generator)
+    assert set(rounded.tolist()) == {1.0, 1.0 + 2**-7}
+    assert rounded.float().mean().item() == pytest.approx(value, abs=1e-4)
+    exact = torch.tensor([0.5, -2.0, 0.0])
+    assert torch.equal(stochastically_rounded(exact.clone(), generator).float(), exact)
+
+
+def test_bfloat16_state_takes_six_bytes_a_parameter_beside_the_weights_and_learns_as_well(tmp_path):
+    last = {}
+    for state in ("fp32", "bf16"):
+        model, options = tiny_model(dtype=torch.bfloat16), OptimizerSettings(learning_rate=1e-2, state=state)
+        with run_folder(tmp_path / state) as run:
+            train(model, next_token, tiny_loader(micro_tokens=64), run, num_steps=60, optimizer=options)
+        last[state] = read_metrics(tmp_path / state)[-1]["loss"]
+    assert last["bf16"] == pytest.approx(last["fp32"], rel=0.05)
+    adamw = FlatAdamW(tiny_model(dtype=torch.bfloat16), OptimizerSettings(state="bf16"))
+    kept = [tensor for group in adamw.groups for tensor in (group._sums, *adamw._adamw.state[group.master].values())]
+    size = sum(group.master.numel() for group in adamw.groups)
+    assert sum(tensor.nbytes for tensor in kept if tensor.ndim) == 6 * size
+    assert all(group.master.data_ptr() == group.values.data_ptr() for group in adamw.groups)
+
+
+def test_a_resumed_run_with_bfloat16_state_is_the_one_that_never_stopped(tmp_path):
+    def go(name, hooks=()):
+        options = OptimizerSettings(learning_rate=1e-2, state="bf16")
+        with run_folder(tmp_path / name) as run:
+            train(
+                tiny_model(dtype=torch.bfloat16),
+                next_token,
+                tiny_loader(),
+                run,
+                num_steps=12,
+                optimizer=options,
+                hooks=hooks,
+            )
+
+    def interrupt(step):
+        raise KeyboardInterrupt
+
+    go("whole")
+    with pytest.raises(KeyboardInterrupt):
+        go("torn", [Hook(interrupt, lambda step, num_steps: step == 7)])
+    go("torn")
+    found = [[row["loss"] for row in read_metrics(tmp_path / name)] for name in ("whole", "torn")]
+    assert found[0] == found[1]
+
+
+def test_bfloat16_state_needs_a_model_in_bfloat16():
+    with pytest.raises(ConfigError, match="needs a model in bf16"):
+        FlatAdamW(tiny_model(), OptimizerSettings(state="bf16"))

@@ -1,0 +1,178 @@
+"""Low-rank adapters (LoRA), and the same over a base of 4 bits (QLoRA), for the one trainer and every objective.
+
+Each chosen matrix W stays as it is, and B A of rank r is learned beside it: y = W x + alpha / r * B (A x). B begins as
+zero, so that training begins at the base model. Adapters are saved in PEFT's format and merged into the weights on
+export.
+
+Source: Hu et al. 2021; Dettmers et al. 2023 (4-bit base).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import field
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from herd.config import settings
+from herd.errors import CheckpointError, ConfigError
+from herd.ops.nf4 import Nf4, dequantize, nf4_linear, quantize
+from herd.run import atomic_folder
+
+Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TARGETS: tuple[Target, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_PREFIX = "base_model.model."  # PEFT's name for the model inside
+
+
+@settings
+class LoraSettings:
+    """Learn low-rank adapters instead of the weights themselves."""
+
+    rank: int = 0
+    """Rank of the adapters; 0: no adapters, all weights are learned."""
+    alpha: float = 16.0
+    """The adapters' part of a result is multiplied by alpha / rank."""
+    targets: list[Target] = field(default_factory=lambda: list(TARGETS))
+    """Matrices of each block that get an adapter."""
+    base: Literal["as_is", "nf4"] = "as_is"
+    """How the frozen matrices are held: in the model's number type, or in 4 bits (QLoRA)."""
+
+    def __post_init__(self):
+        if self.rank < 0 or self.alpha <= 0:
+            raise ValueError("rank must be 0 or more and alpha positive")
+        if self.rank and not self.targets:
+            raise ValueError("targets must name at least one matrix")
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer with a low-rank one beside it."""
+
+    def __init__(self, base: nn.Linear, options: LoraSettings, generator: torch.Generator) -> None:
+        super().__init__()
+        weight, rank = base.weight.detach(), options.rank
+        self.scale, self.shape, self.dtype = options.alpha / rank, tuple(weight.shape), weight.dtype
+        if options.base == "nf4":
+            packed = quantize(weight)
+            self.register_buffer("packed", packed.packed, persistent=False)
+            self.register_buffer("scales", packed.scales, persistent=False)
+            self.weight = None
+        else:
+            self.register_buffer("weight", weight, persistent=False)
+        bound = 1 / math.sqrt(weight.shape[1])  # as PEFT draws it: kaiming uniform with a = sqrt 5
+        drawn = torch.empty(rank, weight.shape[1]).uniform_(-bound, bound, generator=generator)
+        self.lora_A = nn.Parameter(drawn.to(weight.device, weight.dtype))
+        self.lora_B = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight is None:
+            base = nf4_linear(x, Nf4(self.packed, self.scales, self.shape))
+        else:
+            base = F.linear(x, self.weight)
+        return base + F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scale
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """One plain linear layer that does the same (a base of 4 bits as it was rounded)."""
+        base = self.weight
+        if base is None:
+            base = dequantize(self.packed, self.scales, self.shape, torch.float32)
+        weight = base.float() + self.scale * self.lora_B.float() @ self.lora_A.float()
+        linear = nn.Linear(self.shape[1], self.shape[0], bias=False, device="meta")
+        linear.weight = nn.Parameter(weight.to(self.dtype))
+        return linear
+
+
+def add_adapters(model: nn.Module, options: LoraSettings, seed: int = 0) -> None:
+    """Freeze a Llama and put an adapter beside each chosen matrix, in place; a head that scores is learned whole."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for _, block in _blocks(model):
+        for parent in (block.self_attn, block.mlp):
+            for name in [name for name, _ in parent.named_children() if name in options.targets]:
+                setattr(parent, name, LoraLinear(getattr(parent, name), options, generator))
+    if hasattr(model, "score"):
+        model.score.weight.requires_grad_(True)
+
+
+def merge_adapters(model: nn.Module) -> None:
+    """Make a Llama with adapters a plain one that does the same, in place."""
+    for _, block in _blocks(model):
+        for parent in (block.self_attn, block.mlp):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, LoraLinear):
+                    setattr(parent, name, child.merged())
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether `add_adapters` was here."""
+    return any(isinstance(module, LoraLinear) for module in model.modules())
+
+
+def save_adapters(model: nn.Module, folder: Path, base: str = "") -> Path:
+    """Write the adapters as PEFT does (`adapter_config.json`, `adapter_model.safetensors`); `base` names the model."""
+    tensors, adapted = {}, {n: m for n, m in model.named_modules() if isinstance(m, LoraLinear)}
+    for name, module in adapted.items():
+        tensors[f"{_PREFIX}{name}.lora_A.weight"] = module.lora_A.detach().clone()
+        tensors[f"{_PREFIX}{name}.lora_B.weight"] = module.lora_B.detach().clone()
+    rank = len(module.lora_A)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": module.scale * rank,
+        "lora_dropout": 0.0,
+        "target_modules": sorted({name.rsplit(".", 1)[1] for name in adapted}),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+    with atomic_folder(folder) as aside:
+        save_file(tensors, aside / "adapter_model.safetensors")
+        (aside / "adapter_config.json").write_text(json.dumps(config, indent=1))
+    return folder
+
+
+def load_adapters(model: nn.Module, folder: Path) -> LoraSettings:
+    """Put saved adapters (ours or PEFT's) into a plain Llama, in place; returns their settings.
+
+    Raises:
+        CheckpointError: no adapters there, damaged ones, or those of another shape of model.
+    """
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "adapter_model.safetensors")
+        rank, alpha, targets = config["r"], float(config["lora_alpha"]), list(config["target_modules"])
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: holds no adapters in PEFT's format ({error})") from None
+    if unknown := sorted(set(targets) - set(TARGETS)):
+        raise ConfigError(f"{folder}: adapts {', '.join(unknown)}; a Llama's blocks have {', '.join(TARGETS)}")
+    options = LoraSettings(rank=rank, alpha=alpha, targets=targets)
+    add_adapters(model, options)
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLinear):
+            for part in ("lora_A", "lora_B"):
+                _fill(getattr(module, part), tensors.get(f"{_PREFIX}{name}.{part}.weight"), f"{name}.{part}", folder)
+    return options
+
+
+@torch.no_grad()
+def _fill(parameter: Tensor, found: Tensor | None, name: str, folder: Path) -> None:
+    if found is None or found.shape != parameter.shape:
+        shape = None if found is None else tuple(found.shape)
+        raise CheckpointError(f"{folder}: `{name}` has the shape {shape}; this model needs {tuple(parameter.shape)}")
+    parameter.copy_(found)
+
+
+def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return ((f"model.layers.{index}", block) for index, block in enumerate(model.model.layers))

@@ -1,0 +1,166 @@
+"""Outliers are found, passed over or rolled back, the same way in a run that is killed; NaN has a name."""
+
+import json
+
+import pytest
+import torch
+
+from herd.data.loader import PackedLoader, Phase
+from herd.errors import ConfigError, DataError
+from herd.run import read_metrics
+from herd.train.objectives import next_token
+from herd.train.optimizer import FlatAdamW, OptimizerSettings
+from herd.train.stability import Monitor, Skips, StabilitySettings
+from herd.train.trainer import Hook, SavingSettings, train
+from tests.train.tiny import corpus, run_folder, tiny_loader, tiny_model
+
+NEVER = SavingSettings(save_seconds=1e6)
+
+
+class Watched:
+    """A loader that notes which steps of its schedule were asked for."""
+
+    def __init__(self, loader):
+        self.loader, self.asked, self.phases = loader, [], loader.phases
+
+    def batches(self, step):
+        self.asked.append(step)
+        return self.loader.batches(step)
+
+    def tokens_before(self, step):
+        return self.loader.tokens_before(step)
+
+
+def spoiled(loader, steps, factor):
+    """An objective whose loss on the batches of some steps of the data is multiplied."""
+    bad = {batch.tokens.sum().item() for step in steps for batch in loader.batches(step)}
+
+    def objective(hidden, head, batch):
+        loss = next_token(hidden, head, batch)
+        return loss._replace(sum=loss.sum * (factor if batch.tokens.sum().item() in bad else 1.0))
+
+    return objective
+
+
+def run_tiny(path, objective=next_token, num_steps=30, loader=None, **options):
+    loader = Watched(loader or tiny_loader())
+    options = {"optimizer": OptimizerSettings(learning_rate=1e-3), "saving": NEVER} | options
+    with run_folder(path) as run:
+        train(model := tiny_model(), objective, loader, run, num_steps=num_steps, **options)
+    return model, loader.asked
+
+
+def test_a_spike_is_passed_over_and_every_other_sample_stays_where_it_was(tmp_path):
+    objective = spoiled(tiny_loader(), [20], 8.0)
+    stability = StabilitySettings(deviations=20, action="skip")
+    model, asked = run_tiny(tmp_path / "spike", objective, stability=stability)
+    assert asked == [*range(31)]  # one more than steps: the step of the spike taught nothing
+    assert len(read_metrics(tmp_path / "spike")) == 30
+    told, _ = run_tiny(tmp_path / "told", skipped=["21"])
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), told.parameters()))
+    [skip] = json.loads((tmp_path / "spike/skips.json").read_text())
+    assert (skip["first"], skip["last"]) == (20, 21) and "deviations above" in skip["reason"]
+    rows = [read_metrics(tmp_path / name) for name in ("spike", "told")]
+    assert (
+        [row["tokens"] for row in rows[0]] == [row["tokens"] for row in rows[1]] == [256 * (n + 1) for n in range(30)]
+    )
+
+
+def test_a_roll_back_goes_to_the_saved_state_and_leaves_out_the_data_since(tmp_path):
+    objective = spoiled(tiny_loader(), [20], float("nan"))
+    stability = StabilitySettings(action="rollback")
+    save_at_18 = [Hook(lambda step: None, lambda step, num_steps: step == 18)]
+    model, asked = run_tiny(tmp_path / "back", objective, stability=stability, hooks=save_at_18)
+    assert asked == [*range(33)]
+    told, _ = run_tiny(tmp_path / "told", skipped=["19-21"])
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), told.parameters()))
+    found = [[(row["step"], row["loss"]) for row in read_metrics(tmp_path / name)] for name in ("back", "told")]
+    assert found[0] == found[1]
+
+
+def test_without_a_saved_state_a_roll_back_begins_anew(tmp_path):
+    objective = spoiled(tiny_loader(), [3], float("nan"))
+    _, asked = run_tiny(tmp_path, objective, num_steps=5, stability=StabilitySettings(action="rollback"))
+    assert asked == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_run_interrupted_after_a_skip_ends_like_one_that_was_not(tmp_path):
+    objective = spoiled(tiny_loader(), [20], 8.0)
+    stability = StabilitySettings(deviations=20, action="skip")
+    run_tiny(tmp_path / "whole", objective, stability=stability)
+
+    def interrupt(step):
+        raise KeyboardInterrupt
+
+    for stop in (17, 22):
+        with pytest.raises(KeyboardInterrupt):
+            hooks = [Hook(interrupt, lambda step, num_steps, stop=stop: step == stop)]
+            run_tiny(tmp_path / "torn", objective, stability=stability, hooks=hooks)
+    run_tiny(tmp_path / "torn", objective, stability=stability)
+    found = [[(row["step"], row["loss"]) for row in read_metrics(tmp_path / name)] for name in ("whole", "torn")]
+    assert found[0] == found[1]
+
+
+def test_change_of_mixture_and_length_with_a_skipped_range_gives_each_sample_as_scheduled():
+    sources = {"library": corpus(), "pydoc": corpus(30, seed=1, source="pydoc")}
+    phases = [
+        Phase(batch_tokens=128, row_tokens=32, mixture={"library": 2.0, "pydoc": 1.0}),
+        Phase(step=6, batch_tokens=256, row_tokens=64, mixture={"library": 1.0, "pydoc": 3.0}),
+    ]
+    loader = PackedLoader(sources, phases)
+    skips = Skips.__new__(Skips)
+    skips.found, skips._given = [], [(4, 8)]
+    seen = [loader.batches(skips.place(step))[0].tokens for step in range(8)]
+    scheduled = [loader.batches(place)[0].tokens for place in (0, 1, 2, 3, 8, 9, 10, 11)]
+    assert all(torch.equal(a, b) for a, b in zip(seen, scheduled))
+
+
+def test_too_many_outliers_end_the_run(tmp_path):
+    objective = spoiled(tiny_loader(), [2, 3, 4], float("nan"))
+    stability = StabilitySettings(action="skip", most=2)
+    with pytest.raises(ConfigError, match="outlier number 3"):
+        run_tiny(tmp_path, objective, stability=stability)
+
+
+def test_a_rising_loss_is_no_outlier_but_a_jump_is():
+    monitor = Monitor(StabilitySettings(deviations=6))
+    for step in range(40):
+        assert monitor.fault(3.0 - 0.01 * step, 1.0 + 0.1 * (step % 3)) is None
+        monitor.accept(3.0 - 0.01 * step, 1.0 + 0.1 * (step % 3))
+    assert monitor.fault(2.6, 1.2) is None
+    assert "gradient norm is 30" in monitor.fault(2.6, 30.0)
+    assert "loss is 5" in monitor.fault(5.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "name, place",
+    [
+        ("model.layers.1.mlp.down_proj.weight", "result of model.layers.1.mlp.down_proj"),
+        ("model.embed_tokens.weight", "result of model.embed_tokens"),
+    ],
+)
+def test_a_number_that_is_none_is_named_by_its_layer(tmp_path, name, place):
+    model = tiny_model()
+    with torch.no_grad():
+        model.get_parameter(name)[0, 0:8] = float("nan")
+    if "embed" in name:
+        with torch.no_grad():
+            model.get_parameter(name).fill_(float("nan"))
+    with run_folder(tmp_path) as run, pytest.raises(ConfigError, match=place):
+        train(model, next_token, tiny_loader(), run, num_steps=2)
+
+
+def test_what_is_no_range_of_steps_is_refused(tmp_path):
+    for text in ("x", "5-3", "0", "1-2-3"):
+        with pytest.raises(DataError, match="names no steps to skip"):
+            Skips(tmp_path, [text])
+
+
+def test_weight_decay_at_each_step_is_a_tenth_of_that_steps_learning_rate():
+    model = tiny_model()
+    adamw = FlatAdamW(model, OptimizerSettings(weight_decay=0.1, clip_norm=0))
+    weight = model.model.layers[0].mlp.up_proj.weight
+    for rate in (3e-4, 1e-4):
+        before = weight.detach().clone()
+        adamw.step(rate, 1.0, 1.0)  # no gradient: what is left is the decay
+        torch.testing.assert_close(weight, before * (1 - 0.1 * rate))
