@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from herd.data.shards import Documents
+from herd.errors import CapacityError
+from herd.log import say
 from herd.model.llama import LlamaForCausalLM
 
 
@@ -82,6 +84,34 @@ class _Window:
     document: int
     tokens: np.ndarray
     first: int  # the first token of the window that is predicted
+
+
+def code_length_in_memory(
+    model: LlamaForCausalLM,
+    documents: Sequence[np.ndarray],
+    num_bytes: Sequence[int],
+    *,
+    context_tokens: int,
+    batch_tokens: int = 8192,
+) -> CodeLength:
+    """`code_length`, with batches half as large as often as they do not fit into memory.
+
+    Raises:
+        CapacityError: not even a single row fits.
+    """
+    while True:
+        try:
+            options = {"context_tokens": context_tokens, "batch_tokens": batch_tokens}
+            return code_length(model, documents, num_bytes, **options)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                raise
+            if batch_tokens <= context_tokens:
+                raise CapacityError(
+                    f"evaluation: one row of {context_tokens:,} tokens does not fit into memory; use a shorter context"
+                ) from None
+        batch_tokens = max(batch_tokens // 2, context_tokens)
+        say(f"  evaluation ran out of memory; its batches are {batch_tokens:,} tokens now")
 
 
 def _windows(index: int, document: np.ndarray, context: int, stride: int) -> Iterator[_Window]:

@@ -20,7 +20,7 @@ from herd.config import settings, to_dict
 from herd.data.loader import PackedLoader
 from herd.data.shards import Documents, open_heldout, open_shards
 from herd.errors import ConfigError
-from herd.evals.perplexity import code_length, sample_documents
+from herd.evals.perplexity import code_length_in_memory, sample_documents
 from herd.infer.engine import Engine
 from herd.log import amount, say
 from herd.model.checkpoint import empty_model, load, read_config
@@ -42,6 +42,8 @@ from herd.train.compile import Compile, compile_model
 from herd.train.objectives import next_token
 from herd.train.optimizer import OptimizerSettings
 from herd.train.schedule import BatchSettings, ScheduleSettings, phases, steps_for
+from herd.train.stability import StabilitySettings
+from herd.train.trackers import Tracker
 from herd.train.trainer import SavingSettings, assembled, at_shares, finish, train
 from herd.types import SamplingParams
 
@@ -98,6 +100,16 @@ class RunSettings:
     """What a C++ or Triton compiler may make faster; auto: attention on a CPU, whole blocks on a GPU."""
     prompts: list[str] = field(default_factory=list)
     """Texts the model continues at 25, 50 and 100 % of the run."""
+    keep_snapshots: int = 0
+    """Newest checkpoints that stay, and the one with the best loss; 0 keeps all."""
+    stability: StabilitySettings = field(default_factory=StabilitySettings)
+    """What is done about spikes of the loss or the gradient."""
+    skip_steps: list[str] = field(default_factory=list)
+    """Steps of the data's schedule to pass over, `120` or `120-139`, counted from 1."""
+    trackers: list[Tracker] = field(default_factory=list)
+    """Trackers that get the figures of metrics.jsonl: tensorboard, wandb, mlflow."""
+    hang_seconds: float = 0.0
+    """Seconds without any progress after which a process writes down its stacks and ends itself; 0: never."""
 
 
 @settings
@@ -201,6 +213,10 @@ def run(settings: PretrainSettings) -> Path:
         saving = SavingSettings(
             save_seconds=settings.run.save_seconds,
             snapshot_steps=max(num_steps // settings.run.snapshots, 1) if settings.run.snapshots else 0,
+            keep_snapshots=settings.run.keep_snapshots,
+            keep_best=True,
+            trackers=settings.run.trackers,
+            hang_seconds=settings.run.hang_seconds,
         )
         hooks = [at_shares(_SAMPLE_SHARES, _sampler(run, model, tokenizer, settings, num_steps, loader))]
         peak = agreed(lambda: matmul_rate(dtype)) * layout.world
@@ -213,6 +229,8 @@ def run(settings: PretrainSettings) -> Path:
             optimizer=settings.optimizer,
             schedule=settings.schedule,
             saving=saving,
+            stability=settings.run.stability,
+            skipped=settings.run.skip_steps,
             hooks=hooks,
             peak_flops=peak,
             label=settings.out.name,
@@ -238,7 +256,7 @@ def bits_per_byte(
     for documents in heldout.values():
         chosen = sample_documents(documents, max_bytes)
         tokens = [documents.tokens(index) for index in chosen]
-        length = code_length(model, tokens, documents.num_bytes[chosen], context_tokens=context_tokens)
+        length = code_length_in_memory(model, tokens, documents.num_bytes[chosen], context_tokens=context_tokens)
         nats, num_bytes = nats + length.nats.sum(), num_bytes + length.num_bytes.sum()
     return nats / math.log(2) / max(num_bytes, 1)
 

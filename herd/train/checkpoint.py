@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -58,6 +59,51 @@ def save_state(folder: Path, step: int, tensors: dict[str, Tensor]) -> None:
             f"{size(shutil.disk_usage(folder.parent).free)} of disk are free). Earlier states are intact: make room "
             "and run the same command again"
         ) from None
+
+
+class StateSaver:
+    """Saves states beside the training: a copy is taken, and a thread writes it while the next steps are made.
+
+    Several processes write together and at once: their collectives must not cross those of the training.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, step: int, tensors: dict[str, Tensor], *, wait: bool = False) -> None:
+        """Begin to save the state after `step` steps, once the one before is written; `wait` until it is on disk.
+
+        Raises:
+            CapacityError: the disk is full (of this save, or of the one before).
+        """
+        self.finish()
+        if wait or dist.is_initialized():
+            save_state(self.folder, step, tensors)
+            return
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        self._thread = threading.Thread(target=self._write, args=(step, copies), name="save state")
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Wait for what is being written.
+
+        Raises:
+            CapacityError: the disk is full.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _write(self, step: int, tensors: dict[str, Tensor]) -> None:
+        try:
+            save_state(self.folder, step, tensors)
+        except BaseException as error:  # raised where the training can see it
+            self._error = error
 
 
 def load_state(folder: Path, tensors: dict[str, Tensor]) -> bool:

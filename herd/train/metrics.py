@@ -10,6 +10,7 @@ from statistics import fmean
 import torch.distributed as dist
 
 from herd.run import read_metrics
+from herd.train.watch import stragglers
 from herd.types import Loss
 
 
@@ -18,6 +19,15 @@ class Totals:
     """The loss and metrics of one optimizer step as (sum, count), over micro-batches and processes."""
 
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
+    ranks: dict[str, float] = field(default_factory=dict)
+    """Which process was the slowest, where there are several."""
+    began: float = field(default_factory=time.perf_counter)
+    seconds: float = 0.0
+    """How long this process worked on the step before it had to wait for the others."""
+
+    def worked(self) -> None:
+        """From here on this process waits for the others."""
+        self.seconds = time.perf_counter() - self.began
 
     def add(self, loss: Loss) -> None:
         """Add one micro-batch."""
@@ -30,7 +40,9 @@ class Totals:
         if not (dist.is_available() and dist.is_initialized()):
             return
         parts: list = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, self.sums)
+        dist.all_gather_object(parts, (self.sums, self.seconds))
+        self.ranks = stragglers([seconds for _, seconds in parts])
+        parts = [sums for sums, _ in parts]
         names = dict.fromkeys(name for part in parts for name in part)
         none = (0.0, 0.0)
         self.sums = {name: tuple(sum(part.get(name, none)[i] for part in parts) for i in (0, 1)) for name in names}

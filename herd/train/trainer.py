@@ -11,11 +11,13 @@ called at intervals (`Hook`); the state is saved before they run.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import torch
 import torch.distributed as dist
@@ -31,13 +33,16 @@ from herd.model.llama import Objective
 from herd.parallel.model import ParallelModel
 from herd.run import Run, read_metrics
 from herd.tokenizer.tokenizer import Tokenizer
-from herd.train.checkpoint import discard_state, is_first, load_state, read_masters, save_state
+from herd.train.checkpoint import StateSaver, discard_state, is_first, load_state, read_masters
+from herd.train.energy import Energy
 from herd.train.lora import add_adapters, has_adapters, merge_adapters, save_adapters
 from herd.train.metrics import Speed, Totals
 from herd.train.optimizer import FlatAdamW, OptimizerSettings
 from herd.train.schedule import ScheduleSettings, learning_rate
 from herd.train.sharded import ShardedAdamW
 from herd.train.stability import Monitor, Skips, StabilitySettings, culprit
+from herd.train.trackers import Tracker, Trackers
+from herd.train.watch import COLLECTIVE, Watchdog
 from herd.types import Batch
 
 
@@ -49,12 +54,22 @@ class SavingSettings:
     """Seconds between saves of the state that an interrupted run continues from."""
     snapshot_steps: int = 0
     """Steps between checkpoints kept under `checkpoints/` (for averaging); 0 keeps none."""
+    keep_snapshots: int = 0
+    """Newest checkpoints that stay under `checkpoints/`; 0 keeps all."""
+    keep_best: bool = False
+    """Keep beside them the checkpoint with the lowest training loss since the one before it."""
     log_steps: int = 1
     """Steps between lines of metrics.jsonl."""
+    trackers: list[Tracker] = field(default_factory=list)
+    """Trackers that get the same figures: tensorboard, wandb, mlflow (installed by you)."""
+    hang_seconds: float = 0.0
+    """Seconds without any progress after which a process writes down its stacks and ends itself; 0: never."""
 
     def __post_init__(self):
-        if self.save_seconds <= 0 or self.snapshot_steps < 0 or self.log_steps < 1:
-            raise ValueError("save_seconds and log_steps must be positive, snapshot_steps 0 or more")
+        if self.save_seconds <= 0 or self.log_steps < 1:
+            raise ValueError("save_seconds and log_steps must be positive")
+        if min(self.snapshot_steps, self.keep_snapshots, self.hang_seconds) < 0:
+            raise ValueError("snapshot_steps, keep_snapshots and hang_seconds must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -110,12 +125,14 @@ def train(
         add_adapters(model, optimizer.lora)
     adamw = _resumed(model, optimizer, run)
     speed = Speed(flops_per_token(model.config, loader.phases[0].row_tokens), peak_flops)
-    hooks = [*hooks, every(saving.snapshot_steps, partial(_snapshot, model, run.path))]
+    hooks = [*hooks, every(saving.snapshot_steps, partial(_snapshot, model, run.path, saving))]
     skips, stability = Skips(run.path, skipped), stability or StabilitySettings()
     monitor = Monitor(stability, read_metrics(run.path))
     settled, saved_at, saved_step = True, time.monotonic(), adamw.num_steps
+    saver, trackers, energy = StateSaver(run.path / "state"), _trackers(saving, run.path), Energy()
+    watchdog = Watchdog(run.path, saving.hang_seconds)
     if stability.action == "rollback" and not saved_step:
-        save_state(run.path / "state", 0, adamw.state())
+        saver.save(0, adamw.state(), wait=True)
     model.train()
     for hook in hooks:  # a run killed between its save and its hooks owes them: a snapshot may be missing
         if adamw.num_steps and hook.due(adamw.num_steps, num_steps):
@@ -125,11 +142,14 @@ def train(
         try:
             while (step := adamw.num_steps) < num_steps:
                 speed.begin()
+                watchdog.now(step, "reading")
                 batches = loader.batches(skips.place(step))
-                totals = _accumulate(model, objective, batches, adamw)
+                totals = _accumulate(model, objective, batches, adamw, partial(watchdog.now, step))
                 norm = _norm(adamw, totals, step)
+                watchdog.now(step, "update")
                 if fault := monitor.fault(totals.means()["loss"], norm):
                     adamw.drop_gradients()
+                    saver.finish()
                     _check_may_go_on(stability, skips, fault, step, partial(_culprit, model, objective, batches))
                     _pass_over(adamw, run, skips, saved_step if stability.action == "rollback" else step, fault)
                     monitor = Monitor(stability, read_metrics(run.path))
@@ -141,20 +161,31 @@ def train(
                 monitor.accept(totals.means()["loss"], norm)
                 seen, done = _tokens(loader, skips, step + 1) - done, _tokens(loader, skips, step + 1)
                 figures = totals.means() | {"learning_rate": rate, "gradient_norm": norm} | speed.figures(seen)
+                figures |= totals.ranks
+                if energy and is_first():
+                    figures["joules"] = energy.joules()
                 if (step + 1) % saving.log_steps == 0 and is_first():
                     run.log(step=step + 1, tokens=done, **figures)
+                    trackers.log(step + 1, {"tokens": done} | figures)
                 settled = True
                 bar.advance(seen, loss=figures["loss"])
                 due = [hook for hook in hooks if hook.due(step + 1, num_steps)]
-                if _agreed(due or step + 1 == num_steps or time.monotonic() - saved_at > saving.save_seconds):
-                    save_state(run.path / "state", step + 1, adamw.state())
+                now = due or step + 1 == num_steps  # what comes next needs the state on disk
+                if _agreed(now or time.monotonic() - saved_at > saving.save_seconds):
+                    watchdog.now(step, COLLECTIVE + "saving")
+                    saver.save(step + 1, adamw.state(), wait=bool(now))
                     saved_at, saved_step = time.monotonic(), step + 1
                 for hook in due:
+                    watchdog.now(step, "a hook")
                     _call(hook, model, step + 1)
         except KeyboardInterrupt:
             if settled and not dist.is_initialized():
-                save_state(run.path / "state", adamw.num_steps, adamw.state())
+                saver.save(adamw.num_steps, adamw.state(), wait=True)
             raise
+        finally:
+            watchdog.close()
+            trackers.close()
+            saver.finish()
 
 
 def finish(model: nn.Module, run: Run, tokenizer: Tokenizer | None = None, figures: dict | None = None) -> None:
@@ -204,11 +235,16 @@ def _resumed(model: nn.Module, options: OptimizerSettings, run: Run) -> FlatAdam
 
 
 def _accumulate(
-    model: nn.Module, objective: Objective, batches: Sequence[Batch], adamw: FlatAdamW | ShardedAdamW
+    model: nn.Module,
+    objective: Objective,
+    batches: Sequence[Batch],
+    adamw: FlatAdamW | ShardedAdamW,
+    now: Callable[[str], None] = lambda doing: None,
 ) -> Totals:
     """Forward and backward over the micro-batches of a step; gradients and figures are summed, not yet divided."""
     adamw.drop_gradients()
     totals = Totals()
+    now("forward and backward")
     if isinstance(model, ParallelModel):
         for loss in model.losses(objective, batches):
             totals.add(loss)
@@ -220,7 +256,10 @@ def _accumulate(
         loss.sum.backward()
         adamw.collect()
         totals.add(loss)
+    totals.worked()
+    now(COLLECTIVE + "sum of gradients")
     adamw.reduce()
+    now(COLLECTIVE + "sum of figures")
     totals.reduce()
     return totals
 
@@ -270,10 +309,28 @@ def _tokens(loader: PackedLoader, skips: Skips, step: int) -> int:
     return loader.tokens_before(place) - left_out
 
 
-def _snapshot(model: nn.Module, folder: Path, step: int) -> None:
-    if is_first():
-        whole = assembled(model, folder)
-        (save_adapters if has_adapters(whole) else save)(whole, folder / "checkpoints" / f"step-{step:08d}")
+def _snapshot(model: nn.Module, folder: Path, saving: SavingSettings, step: int) -> None:
+    if not is_first():
+        return
+    whole = assembled(model, folder)
+    (save_adapters if has_adapters(whole) else save)(whole, folder / "checkpoints" / f"step-{step:08d}")
+    kept = sorted(path for path in (folder / "checkpoints").glob("step-*"))
+    if saving.keep_snapshots:
+        best = _best(kept, read_metrics(folder)) if saving.keep_best else None
+        for old in kept[: -saving.keep_snapshots]:
+            if old != best:
+                shutil.rmtree(old)
+
+
+def _best(snapshots: Sequence[Path], rows: Sequence[dict]) -> Path:
+    """The snapshot with the lowest mean loss over the steps since the one before (a tenth of the run at most)."""
+
+    def loss(path: Path) -> float:
+        last = int(path.name.removeprefix("step-"))
+        before = [row["loss"] for row in rows if row["step"] <= last]
+        return fmean(before[-max(1, len(rows) // 10) :])
+
+    return min(snapshots, key=loss)
 
 
 def _call(hook: Hook, model: nn.Module, step: int) -> None:
@@ -281,6 +338,10 @@ def _call(hook: Hook, model: nn.Module, step: int) -> None:
     with torch.no_grad():
         hook.call(step)
     model.train()
+
+
+def _trackers(saving: SavingSettings, folder: Path) -> Trackers:
+    return Trackers(saving.trackers if is_first() else [], folder)
 
 
 def _agreed(wish: object) -> bool:

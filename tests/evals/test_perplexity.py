@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from herd.data.shards import in_memory
+from herd.errors import CapacityError
+from herd.evals import perplexity
 from herd.evals.perplexity import code_length, sample_documents
 from herd.model.config import ModelConfig
 from herd.model.init import initialize
@@ -83,3 +85,21 @@ def test_sampled_documents_are_whole_spread_and_the_same_every_time():
     assert np.diff(chosen).max() <= 10
     assert sample_documents(documents, 10_000) == list(range(100))
     assert len(sample_documents(documents, 1)) == 1
+
+
+def test_an_evaluation_that_runs_out_of_memory_halves_its_batches(monkeypatch, model):
+    asked, whole = [], perplexity.code_length
+
+    def small(model, documents, num_bytes, *, context_tokens, batch_tokens):
+        asked.append(batch_tokens)
+        if batch_tokens > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(model, documents, num_bytes, context_tokens=context_tokens, batch_tokens=batch_tokens)
+
+    documents = [np.arange(1, 40) % 50, np.arange(1, 70) % 50]
+    monkeypatch.setattr(perplexity, "code_length", small)
+    found = perplexity.code_length_in_memory(model, documents, [39, 69], context_tokens=32, batch_tokens=400)
+    assert asked == [400, 200, 100]
+    assert found.nats == pytest.approx(whole(model, documents, [39, 69], context_tokens=32).nats, rel=1e-5)
+    with pytest.raises(CapacityError, match="one row of 128 tokens does not fit"):
+        perplexity.code_length_in_memory(model, documents, [39, 69], context_tokens=128, batch_tokens=200)

@@ -2,6 +2,7 @@ import copy
 import json
 import math
 import resource
+import threading
 from functools import partial
 
 import pytest
@@ -12,7 +13,7 @@ from herd.data.shards import in_memory
 from herd.errors import CapacityError, CheckpointError, ConfigError, DataError
 from herd.model.checkpoint import load
 from herd.run import read_metrics
-from herd.train import trainer
+from herd.train import checkpoint, trainer
 from herd.train.objectives import next_token
 from herd.train.optimizer import FlatAdamW, OptimizerSettings
 from herd.train.schedule import ScheduleSettings
@@ -197,7 +198,7 @@ def test_hooks_run_when_due_in_eval_mode_and_after_the_state_is_saved(tmp_path):
 def test_a_run_killed_between_its_save_and_its_snapshot_makes_the_snapshot_when_resumed(tmp_path):
     saving = SavingSettings(save_seconds=1000, snapshot_steps=4)
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "_snapshot", lambda model, folder, step: _interrupt(step))
+        patch.setattr(trainer, "_snapshot", lambda *parts: _interrupt(parts[-1]))
         train_tiny(tmp_path / "torn", num_steps=8, saving=saving)
     train_tiny(tmp_path / "torn", num_steps=8, saving=saving)
     train_tiny(tmp_path / "whole", num_steps=8, saving=saving)
@@ -230,3 +231,39 @@ def test_measuring_the_speed_leaves_the_weights_alone():
     assert trainer.tokens_per_second(model, next_token, tiny_loader().batches(0)) > 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_snapshots_are_kept_by_their_rule(tmp_path):
+    saving = SavingSettings(snapshot_steps=2, keep_snapshots=2)
+    train_tiny(tmp_path / "last", num_steps=10, saving=saving)
+    assert [path.name[-2:] for path in sorted((tmp_path / "last/checkpoints").iterdir())] == ["08", "10"]
+    saving = SavingSettings(snapshot_steps=2, keep_snapshots=1, keep_best=True)
+    calls = iter(range(1000))
+
+    def worse_later(*parts):
+        loss = next_token(*parts)
+        return loss._replace(sum=loss.sum * (3.0 if next(calls) >= 8 else 1.0))  # two micro-batches a step
+
+    train_tiny(tmp_path / "best", num_steps=10, saving=saving, objective=worse_later)
+    assert [path.name[-2:] for path in sorted((tmp_path / "best/checkpoints").iterdir())] == ["04", "10"]
+
+
+def test_training_goes_on_while_the_state_is_written(tmp_path, monkeypatch):
+    began, may_end, steps = threading.Event(), threading.Event(), []
+    save = checkpoint.save_state
+
+    def slow(folder, step, tensors):
+        began.set()
+        assert may_end.wait(30)
+        save(folder, step, tensors)
+
+    def objective(*parts):
+        if began.is_set():
+            steps.append(1)
+            may_end.set()
+        return next_token(*parts)
+
+    monkeypatch.setattr(checkpoint, "save_state", slow)
+    train_tiny(tmp_path, num_steps=4, saving=SavingSettings(save_seconds=1e-6), objective=objective)
+    assert steps  # a forward pass ran while a state was being written
+    assert [state.name for state in sorted((tmp_path / "state").iterdir())] == ["step-00000003", "step-00000004"]
