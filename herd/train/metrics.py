@@ -41,7 +41,8 @@ class Totals:
             return
         parts: list = [None] * dist.get_world_size()
         dist.all_gather_object(parts, (self.sums, self.seconds))
-        self.ranks = stragglers([seconds for _, seconds in parts])
+        if all(seconds for _, seconds in parts):  # on a mesh work and waiting are interwoven, and not told apart
+            self.ranks = stragglers([seconds for _, seconds in parts])
         parts = [sums for sums, _ in parts]
         names = dict.fromkeys(name for part in parts for name in part)
         none = (0.0, 0.0)

@@ -69,12 +69,11 @@ def start(folder, fault, hang_seconds, restarts=0):
 
 
 @pytest.mark.slow
-def test_a_hang_is_reported_with_the_rank_that_is_waited_for_and_torchrun_starts_again(tmp_path):
-    found = start(tmp_path, "hang", 3, restarts=1)
-    assert found.returncode == 0, found.stderr[-2000:]
+def test_a_hang_is_reported_with_the_rank_that_is_waited_for_and_ends_the_run(tmp_path):
+    assert start(tmp_path, "hang", 10).returncode != 0
     report = next((tmp_path / "run-0").glob("hang-rank-*.txt")).read_text()
     assert "the others wait for rank 1" in report and "sum of gradients" in report
-    assert [row["step"] for row in read_metrics(tmp_path / "run-0")] == list(range(1, 13))
+    assert [row["step"] for row in read_metrics(tmp_path / "run-0")] == list(range(1, 8))
 
 
 @pytest.mark.slow
