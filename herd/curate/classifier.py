@@ -136,7 +136,9 @@ class FastTextClassifier:
             if not path.is_file():
                 raise ValueError("no such file")
             self._model = _FastText(model_path=str(path))
-            self.labels = sorted(label.removeprefix("__label__") for label in self._model.predict("a", k=-1)[0])
+            self.labels = sorted(
+                label.removeprefix("__label__") for label in self._model.predict("a", k=-1, threshold=-1.0)[0]
+            )
         except (ValueError, RuntimeError, MemoryError) as error:
             raise DataError(f"{path}: no model of fastText: {error}") from None
         good = [label for label in self.labels if label.lower() in self.GOOD]
@@ -158,7 +160,7 @@ class FastTextClassifier:
         return (labels[0], probabilities[0]) if labels else (self.labels[0], 0.0)
 
     def _predict(self, text: str, number: int) -> tuple[list[str], list[float]]:
-        labels, probabilities = self._model.predict(" ".join(text[:20_000].split()), k=number)
+        labels, probabilities = self._model.predict(" ".join(text[:20_000].split()), k=number, threshold=-1.0)
         return [label.removeprefix("__label__") for label in labels], [min(1.0, float(p)) for p in probabilities]
 
 
