@@ -8,7 +8,7 @@
 Weights are random, in Llama 3.2 1B's shape; answers are greedy and never stop early. `decode` is one answer at a time
 after a short prompt; `prompt` is 512 new tokens; `many` is 16 requests at once, all tokens in and out counted;
 `context` decodes behind a prompt of 8192 tokens. Each contestant is a process of its own; they take turns and the
-median of the turns counts. The bandwidth and matmul rates are measured in the same run. Results go to
+median of the turns counts; `start` (alone) times `herd chat` up to its first token. The bandwidth and matmul rates are measured in the same run. Results go to
 benchmarks/results/infer-1b.json.
 """
 
@@ -214,7 +214,25 @@ def write_gguf(model: LlamaForCausalLM, file: Path) -> None:
 # ---- the run ---------------------------------------------------------------------------------------------------------
 
 
+def start(arguments: argparse.Namespace) -> None:
+    """Seconds from the command `herd chat` to the end of an answer of one token, the files in the system's cache."""
+    seconds = {}
+    for path in ("bf16", "int4"):
+        command = [sys.executable, "-m", "herd", "chat", str(arguments.folder / path), "max_tokens=1", "json=true"]
+        turns = []
+        for _ in range(arguments.rounds + 1):  # the first one warms the disk's cache
+            began = time.perf_counter()
+            subprocess.run(command, input="x\n", text=True, stdout=subprocess.DEVNULL, check=True)
+            turns.append(round(time.perf_counter() - began, 2))
+        seconds[f"Herd {path}"] = turns[1:]
+    entry = {"seconds": {name: median(turns) for name, turns in seconds.items()}, "all_turns": seconds}
+    save({"start": about(arguments) | entry})
+
+
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.tasks == "start":
+        start(arguments)
+        return
     tasks = arguments.tasks.split(",")
     wanted = [name for name in CONTESTANTS if any(name in TASKS[task][4] for task in tasks)]
     context = max(n * (i + o) for n, i, o, *_ in (TASKS[task] for task in tasks)) + 64
@@ -254,28 +272,41 @@ def speed(contestant: Contestant, task: str) -> float:
 
 
 def write(arguments: argparse.Namespace, speeds: dict, rates: dict, statuses: dict) -> None:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    file = RESULTS / "infer-1b.json"
-    result = json.loads(file.read_text()) if file.exists() else {"benchmark": "infer", "runs": {}}
+    entries = {}
     for task, by_name in speeds.items():
-        result["runs"][task] = {
-            "date": str(date.today()),
-            "commit": commit,
-            "command": f"python benchmarks/infer.py FOLDER --tasks {arguments.tasks} --rounds {arguments.rounds}",
-            "cpu": environment()["processor"],
-            "threads": arguments.threads,
-            "torch": torch.__version__,
+        entries[task] = about(arguments) | {
             "bandwidth_gbytes_per_second": round(median(rates["bandwidth"]), 1),
             "matmul_bf16_gflops": round(median(rates["matmul"])),
             "tokens_per_second": {name: round(median(found), 2) for name, found in by_name.items()},
             "all_turns": {name: [round(one, 2) for one in found] for name, found in by_name.items()},
             "paths": {name: statuses[name].get("status") or statuses[name].get("system") for name in by_name},
         }
+    save(entries)
+    print(json.dumps({task: entries[task]["tokens_per_second"] for task in speeds}, indent=1))
+    print(json.dumps(rates))
+
+
+def about(arguments: argparse.Namespace) -> dict:
+    """What a figure needs beside it."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    return {
+        "date": str(date.today()),
+        "commit": commit,
+        "command": f"python benchmarks/infer.py FOLDER --tasks {arguments.tasks} --rounds {arguments.rounds}",
+        "cpu": environment()["processor"],
+        "threads": arguments.threads,
+        "torch": torch.__version__,
+    }
+
+
+def save(entries: dict[str, dict]) -> None:
+    """Put the entries of this run beside those of others."""
+    file = RESULTS / "infer-1b.json"
+    result = json.loads(file.read_text()) if file.exists() else {"benchmark": "infer", "runs": {}}
+    result["runs"] |= entries
     result["shape"] = {"name": "Llama 3.2 1B, random weights", "parameters": num_parameters(SHAPE)}
     RESULTS.mkdir(exist_ok=True)
     file.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({task: result["runs"][task]["tokens_per_second"] for task in speeds}, indent=1))
-    print(json.dumps(rates))
 
 
 def main() -> None:
