@@ -8,8 +8,8 @@
 Weights are random, in Llama 3.2 1B's shape; answers are greedy and never stop early. `decode` is one answer at a time
 after a short prompt; `prompt` is 512 new tokens; `many` is 16 requests at once, all tokens in and out counted;
 `context` decodes behind a prompt of 8192 tokens. Each contestant is a process of its own; they take turns and the
-median of the turns counts; `start` (alone) times `herd chat` up to its first token. The bandwidth and matmul rates are measured in the same run. Results go to
-benchmarks/results/infer-1b.json.
+median of the turns counts; `start` (alone) times `herd chat` up to its first token. The bandwidth and matmul rates are
+measured in the same run. Results go to benchmarks/results/infer-1b.json.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def answer_lines(generate, status: str) -> None:
 class Contestant:
     """A process and the pipe to it."""
 
-    def __init__(self, kind: str, options: dict, folder: Path, threads: int, context: int) -> None:
+    def __init__(self, kind: str, options: dict, folder: Path, threads: int, sequences: int, context: int) -> None:
         self.kind, environment_ = kind, dict(os.environ, OMP_NUM_THREADS=str(threads))
         if options.get("native") is False:
             environment_["HERD_NATIVE"] = "0"
@@ -131,7 +131,7 @@ class Contestant:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=quiet, text=True, env=environment_
         )
         if kind == "llamacpp":
-            load = {"do": "load", "file": str(folder / options["file"]), "context": context, "sequences": 16}
+            load = {"do": "load", "file": str(folder / options["file"]), "context": context, "sequences": sequences}
             self._write(load | {"threads": threads})
         self.status = self._read()
 
@@ -151,7 +151,7 @@ class Contestant:
     def _read(self) -> dict:
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"a contestant ({self.kind}) died")
+            raise RuntimeError(f"the process of {self.kind} ended with {self._process.wait()}")
         return json.loads(line)
 
 
@@ -235,22 +235,31 @@ def run(arguments: argparse.Namespace) -> None:
         return
     tasks = arguments.tasks.split(",")
     wanted = [name for name in CONTESTANTS if any(name in TASKS[task][4] for task in tasks)]
-    context = max(n * (i + o) for n, i, o, *_ in (TASKS[task] for task in tasks)) + 64
+    sequences = max(TASKS[task][0] for task in tasks)
+    context = sequences * (max(TASKS[task][1] + TASKS[task][2] for task in tasks) + 64)
     contestants = {
-        name: Contestant(*CONTESTANTS[name], arguments.folder, arguments.threads, context)
+        name: Contestant(*CONTESTANTS[name], arguments.folder, arguments.threads, sequences, context)
         for name in wanted
         if CONTESTANTS[name][0] != "llamacpp" or (arguments.folder / "llamacpp-python").exists()
     }
     rates = {"bandwidth": [], "matmul": []}
     speeds: dict[str, dict[str, list[float]]] = {task: {} for task in tasks}
+    statuses = {name: contestant.status for name, contestant in contestants.items()}
+    began = time.perf_counter()
     for _ in range(arguments.rounds):
+        if rates["bandwidth"] and time.perf_counter() - began > arguments.seconds:
+            break
         rates["bandwidth"].append(memory_bandwidth(0.5) / 1e9)
         rates["matmul"].append(matmul_rate(torch.bfloat16, 2048) / 1e9)
         for task in tasks:
             for name in TASKS[task][4]:
-                if name in contestants:
+                if name not in contestants:
+                    continue
+                try:
                     speeds[task].setdefault(name, []).append(speed(contestants[name], task))
-    statuses = {name: contestant.status for name, contestant in contestants.items()}
+                except (RuntimeError, OSError) as error:
+                    statuses[name] = {"status": str(error)}
+                    del contestants[name], speeds[task][name]
     for contestant in contestants.values():
         contestant.close()
     write(arguments, speeds, rates, statuses)
@@ -279,7 +288,7 @@ def write(arguments: argparse.Namespace, speeds: dict, rates: dict, statuses: di
             "matmul_bf16_gflops": round(median(rates["matmul"])),
             "tokens_per_second": {name: round(median(found), 2) for name, found in by_name.items()},
             "all_turns": {name: [round(one, 2) for one in found] for name, found in by_name.items()},
-            "paths": {name: statuses[name].get("status") or statuses[name].get("system") for name in by_name},
+            "paths": {name: found.get("status") or found.get("system") for name, found in statuses.items()},
         }
     save(entries)
     print(json.dumps({task: entries[task]["tokens_per_second"] for task in speeds}, indent=1))
@@ -317,6 +326,7 @@ def main() -> None:
     parser.add_argument("--tasks", default="decode,prompt")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=600, help="no new round after so many seconds")
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
