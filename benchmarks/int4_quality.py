@@ -28,8 +28,10 @@ from herd.model.checkpoint import load
 from herd.model.config import num_parameters
 from herd.model.llama import LlamaForCausalLM
 from herd.ops import decoding
+from herd.ops.attention import packed_attention
 from herd.ops.compressed import takes
 from herd.ops.fp8 import quantize_fp8
+from herd.ops.paged_attention import quantize_heads
 from herd.ops.quantized import dequantize_groups, dequantize_rows, quantize_groups, quantize_rows
 from herd.run import environment
 
@@ -63,6 +65,13 @@ def fp8(weight: Tensor) -> Tensor:
     return rounded.float() * factor[:, None]
 
 
+def attend_with_int8_cache(q: Tensor, k: Tensor, v: Tensor, context, cache) -> Tensor:
+    """Attention to keys and values as an int8 cache gives them back."""
+    rounded = (quantize_heads(x) for x in (k, v))
+    k, v = (small.to(q.dtype) * scale.to(q.dtype)[..., None] for small, scale in rounded)
+    return packed_attention(q, k, v, context, cache)
+
+
 CONTESTANTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "Herd int4, searched scales": (searched_int4, "int4"),
     "int4, largest weight sets the scale": (plain_int4, "int4"),
@@ -81,6 +90,8 @@ def main() -> None:
     original = load(arguments.checkpoint, dtype=torch.float32)
     rows = held_out_rows(open_heldout(arguments.pack), original.config.max_position_embeddings)
     figures = {name: divergence(original, arguments.checkpoint, *how, rows) for name, how in CONTESTANTS.items()}
+    same = load(arguments.checkpoint, dtype=torch.float32, attend=attend_with_int8_cache)
+    figures["Herd int8 cache, weights as they are"] = compare(original, same, rows)
     write(arguments, original, figures, sum(row.numel() for row in rows))
 
 
@@ -108,6 +119,11 @@ def divergence(
             error += float((found - parameter).square().sum())
             power += float(parameter.square().sum())
             parameter.copy_(found)
+    return compare(original, model, rows) | {"relative_squared_weight_error": round(error / power, 6)}
+
+
+@torch.inference_mode()
+def compare(original: LlamaForCausalLM, model: LlamaForCausalLM, rows: list[Tensor]) -> dict[str, float]:
     total = same = count = 0.0
     for row in rows:
         p, q = (m(row).log_softmax(-1) for m in (original, model))
@@ -117,7 +133,6 @@ def divergence(
     return {
         "kl_nats_per_token": round(total / count, 6),
         "same_likeliest_token": round(same / count, 4),
-        "relative_squared_weight_error": round(error / power, 6),
     }
 
 

@@ -88,6 +88,7 @@ class Answer:
     num_indexed: int = 0  # tokens that `ngrams` knows
 
     row: int = -1  # place in the batch, -1 while waiting
+    admitted_at: int = -1  # the step that gave it its place
     served_at: int = -1  # the step that computed a part of its prompt last
     blocks: list[int] = field(default_factory=list)
     owed_blocks: int = 0  # promised by the scheduler, not taken yet

@@ -166,7 +166,7 @@ class Scheduler:
         prompts = [answer for answer in self.running if not answer.tokens]
         while len(prompts) < _PROMPTS_AT_ONCE and (answer := self._admit_next()) is not None:
             prompts.append(answer)
-        return sorted(prompts, key=lambda answer: answer.served_at if answer.served_at >= 0 else self._step)
+        return sorted(prompts, key=lambda answer: (max(answer.served_at, answer.admitted_at), answer.served_at >= 0))
 
     def _admit_next(self) -> Answer | None:
         """Take the first waiting answer that may start; None when it does not fit (nobody overtakes it).
@@ -218,6 +218,7 @@ class Scheduler:
 
     def _enter(self, answer: Answer, num_blocks: int) -> None:
         answer.row = self._free_rows.pop()
+        answer.admitted_at = self._step
         answer.owed_blocks = num_blocks
         self.num_owed_blocks += num_blocks
         self.running.append(answer)
