@@ -22,11 +22,11 @@ from herd.errors import ConfigError, UserError
 
 STORY: dict[str, tuple[str, ...]] = {
     "The whole story": ("demo",),
-    "From pages to a corpus": ("pages", "curate", "quality", "decontaminate", "examine", "tokenizer", "pack"),
+    "From pages to a corpus": ("pages", "curate", "quality", "decontaminate", "examine", "mix", "tokenizer", "pack"),
     "From a corpus to a base model": ("pretrain", "average"),
     "From a base model to an assistant": ("questions", "sft", "preferences", "reward", "reject", "dpo"),
     "Measure and shrink": ("evaluate", "quantize", "report"),
-    "Use": ("chat", "serve", "inspect", "convert", "show", "template", "doctor", "plan"),
+    "Use": ("chat", "serve", "inspect", "trace", "convert", "show", "template", "doctor", "plan"),
 }
 """The verbs in the order of the story; each is `herd/stages/<verb>.py`."""
 

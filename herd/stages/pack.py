@@ -44,7 +44,7 @@ def run(settings: PackSettings) -> Path:
     with open_run(settings.out, stage="pack", settings=settings, inputs=inputs) as run:
         if run.finished:
             return run.path
-        files = _parquet_files(settings.documents)
+        files = parquet_files(settings.documents)
         num_documents = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
         run.need(disk_bytes=2 * sum(file.stat().st_size for file in files))
         tokenizer = Tokenizer.load(settings.tokenizer)
@@ -93,7 +93,8 @@ def _pack_file(run: Run, settings: PackSettings, tokenizer: Tokenizer, file: Pat
     return part
 
 
-def _parquet_files(path: Path) -> list[Path]:
+def parquet_files(path: Path) -> list[Path]:
+    """The files of curated documents, in the order of their shards."""
     folder = path / "documents" if (path / "documents").is_dir() else path
     files = sorted(folder.glob("*.parquet")) if folder.is_dir() else [folder]
     if not files:

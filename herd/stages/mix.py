@@ -1,0 +1,92 @@
+"""Mix: several curated sources become one corpus with given weights, ready for `herd pack`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from herd.config import settings
+from herd.curate.mix import copies, epochs
+from herd.curate.parts import save_table
+from herd.log import progress, say, size
+from herd.run import Run, atomic_write, open_run
+from herd.stages.pack import parquet_files
+
+
+@settings
+class MixSettings:
+    """Mix sources by weight; a document may come in several times, up to a cap."""
+
+    sources: dict[str, Path]
+    """Name of each source -> its documents: a run folder of `herd curate` or a folder of Parquet files."""
+    weights: dict[str, float]
+    """Name of each source -> its share of the text, on any scale: {general: 50, maths: 25, code: 17, other: 8}."""
+    out: Path
+    """Run folder to write."""
+    bytes: int | None = None
+    """Text to aim at, in bytes; default: as much as the scarcest source allows."""
+    max_epochs: float = 4.0
+    """How often a source is repeated at most."""
+    seed: int = 0
+    """Chooses which documents of a source are taken."""
+
+    def __post_init__(self):
+        if self.bytes is not None and self.bytes < 1:
+            raise ValueError("bytes must be at least 1")
+
+
+def run(settings: MixSettings) -> Path:
+    """Write `documents/*.parquet`, whose `source` is the name given here, and `mix.json`.
+
+    Raises:
+        ConfigError: sources and weights do not match.
+        DataError: a source is no folder of curated documents.
+    """
+    inputs = {f"sources.{name}": path for name, path in settings.sources.items()}
+    with open_run(settings.out, stage="mix", settings=settings, inputs=inputs) as run:
+        if run.finished:
+            return run.path
+        files = {name: parquet_files(path) for name, path in settings.sources.items()}
+        available = {name: sum(map(_kept_bytes, found)) for name, found in files.items()}
+        repeats = epochs(available, settings.weights, settings.bytes, settings.max_epochs)
+        run.need(disk_bytes=sum(available[name] * repeats[name] for name in files))
+        figures = _write(run, files, repeats, settings)
+        total = sum(row["bytes"] for row in figures.values())
+        for name, row in figures.items():
+            row |= {"epochs": round(repeats[name], 4), "share": round(row["bytes"] / max(1, total), 4)}
+            say(f"  {name}: {row['share']:.1%} of the text, {repeats[name]:.2f} epochs of {size(available[name])}")
+            if repeats[name] == settings.max_epochs and settings.bytes:
+                say(f"    short of its weight: it would take more than max_epochs={settings.max_epochs:g}")
+        atomic_write(run.path / "mix.json", json.dumps(figures, indent=1))
+        run.finish({"documents": sum(row["documents"] for row in figures.values()), "bytes": total})
+    return run.path
+
+
+def _kept_bytes(file: Path) -> int:
+    table = pq.read_table(file, columns=["text", "drop"])
+    return pc.sum(pc.binary_length(table["text"].filter(pc.is_null(table["drop"])))).as_py() or 0
+
+
+def _write(run: Run, files: dict[str, list[Path]], repeats: dict[str, float], settings: MixSettings) -> dict[str, Any]:
+    (run.path / "documents").mkdir(exist_ok=True)
+    figures = {name: {"documents": 0, "bytes": 0} for name in files}
+    with progress("mix", total=sum(map(len, files.values())), unit="files") as bar:
+        for name, found in files.items():
+            for number, file in enumerate(found):
+                table = pq.read_table(file)
+                table = table.filter(pc.is_null(table["drop"]))
+                counts = copies(table["id"].to_pylist(), repeats[name], settings.seed)
+                table = table.take(np.repeat(np.arange(len(table)), counts))
+                place = table.schema.get_field_index("source")
+                table = table.set_column(place, "source", pa.array([name] * len(table), pa.string()))
+                save_table(table, run.path / "documents" / f"{name}-{number:05d}.parquet", durable=True)
+                figures[name]["documents"] += len(table)
+                figures[name]["bytes"] += pc.sum(pc.binary_length(table["text"])).as_py() or 0
+                bar.advance()
+    return figures
