@@ -2,9 +2,9 @@
 
     python benchmarks/curate_pipeline.py ../shared/data
 
-Time is wall time and CPU time of all processes, starts included. The same gzipped WARC files go through both, two workers each, one system after the other, several rounds. The pages are
-the annotated ones of the extraction benchmark, each three times with a third of its words changed, so that no copy is a
-near-duplicate of another. datatrove gets an environment of its own (made once under runs/benchmarks) and, as it cannot
+Time is wall time and CPU time of all processes, starts included. The same gzipped WARC files go through both, two
+workers each, one system after the other, several rounds. The pages are the annotated ones of the extraction benchmark,
+each three times with a third of its words changed, so that no copy is a near-duplicate of another. datatrove gets an environment of its own (made once under runs/benchmarks) and, as it cannot
 download its language model here, the same fastText model file that Herd uses.
 """
 
