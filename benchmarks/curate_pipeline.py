@@ -4,8 +4,9 @@
 
 Time is wall time and CPU time of all processes, starts included. The same gzipped WARC files go through both, two
 workers each, one system after the other, several rounds. The pages are the annotated ones of the extraction benchmark,
-each three times with a third of its words changed, so that no copy is a near-duplicate of another. datatrove gets an environment of its own (made once under runs/benchmarks) and, as it cannot
-download its language model here, the same fastText model file that Herd uses.
+each three times with a third of its words changed, so that no copy is a near-duplicate of another. datatrove gets an
+environment of its own (made once under runs/benchmarks) and, as it cannot download its language model here, the same
+fastText model file that Herd uses.
 """
 
 from __future__ import annotations
