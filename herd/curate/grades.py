@@ -143,14 +143,16 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 # ---- the documents ---------------------------------------------------------------------------------------------------
 
 
-def sample_documents(paths: list[Path], number: int, seed: int = 0) -> list[dict[str, str]]:
-    """A sample of documents (`id`, `url`, `text`) that depends on their ids alone, in the order of its draw.
+def sample_documents(
+    paths: list[Path], number: int, seed: int = 0, wanted: Callable[[dict[str, str]], bool] = lambda document: True
+) -> list[dict[str, str]]:
+    """A sample of the wanted documents (`id`, `url`, `text`) that depends on their ids alone, in the order of its draw.
 
     Raises:
         DataError: there is none.
     """
     drawn: list[tuple[int, str, dict[str, str]]] = []  # a heap whose top is the last one that would be taken
-    for document in read_documents(paths):
+    for document in filter(wanted, read_documents(paths)):
         key = int.from_bytes(blake2b(f"{seed} {document['id']}".encode(), digest_size=8).digest(), "little")
         entry = (-key, document["id"], document)
         if len(drawn) < number:
@@ -158,7 +160,7 @@ def sample_documents(paths: list[Path], number: int, seed: int = 0) -> list[dict
         elif entry[:2] > drawn[0][:2]:
             heapq.heapreplace(drawn, entry)
     if not drawn:
-        raise DataError(f"{', '.join(map(str, paths))}: no document with text")
+        raise DataError(f"{', '.join(map(str, paths))}: no such document with text")
     return [document for _, _, document in sorted(drawn, key=lambda entry: (-entry[0], entry[1]))]
 
 

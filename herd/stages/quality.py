@@ -13,7 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from herd.config import settings
+from herd.config import find_recipe, settings
 from herd.curate.addresses import list_lines
 from herd.curate.classifier import Training, train
 from herd.curate.dedup import normal_url
@@ -23,6 +23,8 @@ from herd.errors import CheckpointError, ConfigError, DataError
 from herd.log import say
 from herd.run import Run, atomic_write, open_run
 
+_MAX_LISTED = 100_000  # documents at listed addresses that are learned from
+_LEAST_OTHERS = 1000
 Labelled = tuple[list[str], list[float] | list[str]]
 
 
@@ -71,7 +73,7 @@ class QualitySettings:
     documents: list[Path] | None = None
     """Documents that a sample is drawn from: for the judge, or to look up in `positive_urls`."""
     rubric: Path | None = None
-    """What the judge grades by (YAML; recipes/rubrics has quality, code, reasoning and knowledge classes)."""
+    """What the judge grades by (YAML); shipped: rubrics/quality.yaml, code, reasoning, and knowledge for classes."""
     judge: Judge = field(default_factory=Judge)
     training: Training = field(default_factory=Training)
 
@@ -104,7 +106,7 @@ def run(settings: QualitySettings) -> Path:
         "positive_urls": settings.positive_urls,
         "labelled": settings.labelled,
         "documents": settings.documents,
-        "rubric": settings.rubric,
+        "rubric": find_recipe(settings.rubric) if settings.rubric else None,
         "checkpoint": settings.judge.checkpoint,
     }
     with open_run(settings.out, stage="quality", settings=settings, inputs=inputs) as run:
@@ -142,11 +144,18 @@ def _labelled(run: Run, settings: QualitySettings) -> Labelled:
 def _by_urls(settings: QualitySettings) -> Labelled:
     """Documents at listed addresses are good; of the others as many again are drawn."""
     listed = {normal_url(line) for _, line in list_lines(settings.positive_urls)}
-    documents = sample_documents(settings.documents, 10_000_000, settings.training.seed)
-    good = [document["text"] for document in documents if normal_url(document["url"]) in listed]
-    if not good:
-        raise DataError(f"{settings.positive_urls}: none of the {len(documents):,} documents is at a listed address")
-    others = [d["text"] for d in documents if normal_url(d["url"]) not in listed][: max(len(good), 1000)]
+
+    def is_listed(document: dict[str, str]) -> bool:
+        return normal_url(document["url"]) in listed
+
+    seed = settings.training.seed
+    try:
+        good = [d["text"] for d in sample_documents(settings.documents, _MAX_LISTED, seed, is_listed)]
+    except DataError:
+        raise DataError(f"{settings.positive_urls}: none of the documents is at a listed address") from None
+    number = max(len(good), _LEAST_OTHERS)
+    others = sample_documents(settings.documents, number, seed, lambda document: not is_listed(document))
+    others = [document["text"] for document in others]
     say(f"  {len(good):,} documents at listed addresses, {len(others):,} others")
     return [*good, *others], [1.0] * len(good) + [0.0] * len(others)
 
@@ -169,7 +178,7 @@ def _read_labels(path: Path) -> Labelled:
 
 def _graded(run: Run, settings: QualitySettings) -> Labelled:
     """Let the judge grade a sample; answers without a grade are left out."""
-    rubric = read_rubric(settings.rubric)
+    rubric = read_rubric(find_recipe(settings.rubric))
     documents = sample_documents(settings.documents, settings.judge.sample, settings.training.seed)
     path = run.path / "grades.jsonl"
     rows = grade(documents, rubric, _ask(settings.judge), path, settings.judge.characters)

@@ -41,11 +41,14 @@ def test_positives_and_negatives_make_a_classifier(pages):
     assert main([*words, "training.bits=12"]) == 0  # done already
 
 
-def test_pages_that_a_list_of_addresses_references_are_the_good_ones(pages):
+def test_pages_that_a_list_of_addresses_references_are_the_good_ones(pages, capsys):
     (pages / "urls.txt").write_text("".join(f"https://good.org/{i}\n" for i in range(60)))
     words = [f"documents=[{pages}/good.jsonl,{pages}/bad.jsonl]", f"positive_urls={pages}/urls.txt"]
     assert main(["quality", f"out={pages}/run", *words, "training.bits=12"]) == 0
     check(pages / "run")
+    (pages / "urls.txt").write_text("https://nowhere.org/\n")
+    assert main(["quality", f"out={pages}/none", *words]) == 2
+    assert "none of the documents is at a listed address" in capsys.readouterr().err
 
 
 def test_labels_make_a_classifier_of_classes(pages):
@@ -108,7 +111,7 @@ def test_a_local_checkpoint_can_be_the_judge(pages, capsys):
     model = LlamaForCausalLM(config)
     initialize(model, 0)
     save(model, tiny_chat := pages / "checkpoint", tokenizer)
-    words = [f"documents={pages}/good.jsonl", "rubric=recipes/rubrics/quality.yaml", f"judge.checkpoint={tiny_chat}"]
+    words = [f"documents={pages}/good.jsonl", "rubric=rubrics/quality.yaml", f"judge.checkpoint={tiny_chat}"]
     words += ["judge.sample=8", "judge.characters=50", "judge.answer_tokens=4"]
     assert main(["quality", f"out={pages}/run", *words]) == 2
     assert "answers hold a grade; the first answer:" in capsys.readouterr().err
