@@ -116,7 +116,13 @@ def main() -> None:
     finally:
         shutil.rmtree(source, ignore_errors=True)
     here = environment() | {"command": f"python benchmarks/convert.py FOLDER --layers {options.layers}"}
-    result = {"parameters": num_parameters(config), "threads": torch.get_num_threads(), "figures": figures}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    result = {
+        "commit": commit,
+        "parameters": num_parameters(config),
+        "threads": torch.get_num_threads(),
+        "figures": figures,
+    }
     RESULT.write_text(json.dumps(result | {"environment": here}, indent=1) + "\n")
 
 

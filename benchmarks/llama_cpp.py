@@ -150,7 +150,14 @@ def main() -> None:
     here = environment()
     here["command"] = "python benchmarks/llama_cpp.py CHECKPOINT --peer PEER/bin/python"
     parameters = num_parameters(model.config)
-    result = {"llama_cpp_python": version, "parameters": parameters, "figures": figures, "environment": here}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    result = {
+        "commit": commit,
+        "llama_cpp_python": version,
+        "parameters": parameters,
+        "figures": figures,
+        "environment": here,
+    }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 

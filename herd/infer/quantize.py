@@ -16,6 +16,7 @@ from torch import Tensor
 from herd.errors import CheckpointError
 from herd.model.checkpoint import find_checkpoint
 from herd.model.config import CAUSAL_LM, ModelConfig
+from herd.model.formats import is_huggingface
 from herd.model.weights import INDEX, SINGLE, TensorInfo, read_tensors, tensors_in_folder
 from herd.ops import decoding
 from herd.ops.compressed import SCHEMES, Scheme, pack_layer, quantization_config, takes
@@ -53,6 +54,8 @@ def quantize_folder(
     if scheme not in SCHEMES:
         raise CheckpointError(f"scheme={scheme}: expected one of {', '.join(SCHEMES)}.")
     folder = find_checkpoint(source)
+    if not is_huggingface(folder):
+        raise CheckpointError(f"{folder} is no Hugging Face folder; `herd convert {folder} A-FOLDER` makes one of it.")
     config = ModelConfig.from_folder(folder)
     if config.quantization_config is not None:
         raise CheckpointError(f"{folder} is quantized already; give the original weights.")

@@ -141,7 +141,7 @@ def _oddities(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) ->
             f"bos_token_id {config.bos_token_id} is not the tokenizer's {tokenizer.special.get(tokenizer.bos)}: the "
             "tokenizer of another model, perhaps"
         )
-    if folder.is_dir() and not (folder / "generation_config.json").is_file():
+    if is_huggingface(folder) and not (folder / "generation_config.json").is_file():
         odd.append("no generation_config.json: other engines sample with their own defaults")
     scaling = config.rope_scaling
     if scaling and config.max_position_embeddings <= scaling.original_max_position_embeddings:

@@ -15,6 +15,7 @@ from herd import cli
 from herd.errors import CapacityError, CheckpointError, ConfigError
 from herd.gguf import read_gguf
 from herd.infer.engine import Engine
+from herd.infer.quantize import quantize_folder
 from herd.model import checkpoint, ggml
 from herd.model import convert as conversion
 from herd.model import gguf as gguf_model
@@ -270,6 +271,19 @@ def test_what_a_format_cannot_hold_is_refused_by_name(config, options, message, 
     with pytest.raises(CheckpointError, match=message):
         convert(saved(tmp_path / "source", config), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_quantizing_another_format_says_to_convert_it_first(tmp_path):
+    convert(saved(tmp_path / "source"), tmp_path / "model.gguf")
+    with pytest.raises(CheckpointError, match=r"model\.gguf is no Hugging Face folder; `herd convert"):
+        quantize_folder(tmp_path / "model.gguf", tmp_path / "small")
+
+
+def test_a_missing_file_of_metas_is_named(tmp_path):
+    convert(saved(tmp_path / "source"), tmp_path / "meta", format="meta", shards=4)
+    (tmp_path / "meta" / "consolidated.01.pth").unlink()
+    with pytest.raises(CheckpointError, match=r"consolidated\.01\.pth is missing; there is consolidated\.02\.pth"):
+        open_weights(tmp_path / "meta")
 
 
 def test_numbers_beyond_float16_are_refused_by_name(tmp_path):
