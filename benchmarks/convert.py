@@ -104,7 +104,7 @@ def main() -> None:
     options = parser.parse_args()
     config = config_of(options.layers)
     source = options.folder / "source"
-    figures = {}
+    figures: dict[str, dict] = {}
     try:
         make(source, config)
         for name, (target, *choices) in CONVERSIONS.items():
@@ -113,17 +113,17 @@ def main() -> None:
             figures[name]["result"].pop("path")
             print(name, figures[name], file=sys.stderr)
             shutil.rmtree(out) if out.is_dir() else out.unlink()
+            write(config, options.layers, figures)
     finally:
         shutil.rmtree(source, ignore_errors=True)
-    here = environment() | {"command": f"python benchmarks/convert.py FOLDER --layers {options.layers}"}
+
+
+def write(config: ModelConfig, num_layers: int, figures: dict[str, dict]) -> None:
+    """The figures so far, with hardware, commit and command."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    result = {
-        "commit": commit,
-        "parameters": num_parameters(config),
-        "threads": torch.get_num_threads(),
-        "figures": figures,
-    }
-    RESULT.write_text(json.dumps(result | {"environment": here}, indent=1) + "\n")
+    here = environment() | {"command": f"python benchmarks/convert.py FOLDER --layers {num_layers}"}
+    result = {"commit": commit, "parameters": num_parameters(config), "threads": torch.get_num_threads()}
+    RESULT.write_text(json.dumps(result | {"figures": figures, "environment": here}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
