@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -16,14 +17,14 @@ def matmul_rate(dtype: torch.dtype, size: int | None = None, seconds: float = 0.
     size = size or (768 if device == "cpu" else 8192)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     result = torch.empty_like(a)
-    return 2 * size**3 / _best_seconds(lambda: torch.mm(a, b.T, out=result), seconds, device)
+    return 2 * size**3 / best_seconds(lambda: torch.mm(a, b.T, out=result), seconds, device)
 
 
 def memory_bandwidth(seconds: float = 0.2, device: str = "cpu", megabytes: int = 256) -> float:
     """Bytes per second of copying one tensor onto another, reads and writes both counted."""
     source = torch.ones(megabytes * 2**20 // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / _best_seconds(lambda: target.copy_(source), seconds, device)
+    return 2 * source.nbytes / best_seconds(lambda: target.copy_(source), seconds, device)
 
 
 @functools.cache
@@ -35,7 +36,8 @@ def best_dtype(device: str = "cpu") -> torch.dtype:
     return max(rates, key=rates.get)
 
 
-def _best_seconds(work, seconds: float, device: str) -> float:
+def best_seconds(work: Callable[[], object], seconds: float, device: str) -> float:
+    """Seconds that `work` takes on a device, the least of what it took within `seconds`."""
     wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     work()
     wait()

@@ -38,7 +38,7 @@ from herd.parallel.settings import ParallelSettings
 from herd.run import Run, atomic_write, read_metrics
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.checkpoint import is_first
-from herd.train.compile import Compile, compile_model
+from herd.train.compile import Compile, choose_float8, compile_model, recompute_layers
 from herd.train.objectives import next_token
 from herd.train.optimizer import OptimizerSettings
 from herd.train.schedule import BatchSettings, ScheduleSettings, phases, steps_for
@@ -90,14 +90,17 @@ class RunSettings:
 
     seed: int = 0
     """Seed of the fresh weights and of the order of the data."""
-    dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """Number type of weights and activations (masters are fp32); auto takes the faster one as measured here."""
+    dtype: Literal["auto", "bf16", "fp32", "fp8"] = "auto"
+    """Number type of weights and activations (masters are fp32); auto takes the faster one as measured here; fp8: bf16
+    with matmuls in float8 where a probe of their shape on this GPU says that it gains."""
     save_seconds: float = 8.0
     """Seconds between saves of the state that an interrupted run continues from."""
     snapshots: int = 0
     """Checkpoints kept evenly over the run, the last step included, for averaging."""
     compile: Compile = "auto"
     """What a C++ or Triton compiler may make faster; auto: attention on a CPU, whole blocks on a GPU."""
+    recompute: int = 0
+    """Every so-manieth layer forgets its activations and computes them again backwards: 1 all, 2 half, 0 none."""
     prompts: list[str] = field(default_factory=list)
     """Texts the model continues at 25, 50 and 100 % of the run."""
     keep_snapshots: int = 0
@@ -208,6 +211,10 @@ def run(settings: PretrainSettings) -> Path:
             world=layout.num_data,
         )
         parts = model.parts if isinstance(model, ParallelModel) else [model]
+        for part in parts:
+            if settings.run.dtype == "fp8":
+                choose_float8(part, settings.batch.micro_tokens)
+            recompute_layers(part, settings.run.recompute)
         [compiled, *_] = [compile_model(part, settings.run.compile) for part in parts]
         _announce(run, model, loader, num_steps, compiled)
         saving = SavingSettings(
@@ -265,7 +272,8 @@ def _dtype(run: Run, wish: str) -> torch.dtype:
     """The number type, chosen once: an interrupted run keeps what it began with."""
     record = run.path / "choices.json"
     if not record.exists():
-        name = {"auto": str(best_dtype()).removeprefix("torch."), "bf16": "bfloat16", "fp32": "float32"}[wish]
+        name = {"auto": str(best_dtype()).removeprefix("torch."), "bf16": "bfloat16", "fp32": "float32"}
+        name = ({"fp8": "bfloat16"} | name)[wish]
         atomic_write(record, json.dumps({"dtype": name}))
     return getattr(torch, json.loads(record.read_text())["dtype"])
 

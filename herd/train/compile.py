@@ -8,13 +8,17 @@ takes up to a minute at each start, gains much on a GPU and little on a CPU, so 
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from herd.errors import ConfigError
+from herd.log import say
 from herd.ops.attention import block_attention, packed_attention
+from herd.ops.float8 import use_float8
 from herd.ops.native import find_compiler
 
 Compile = Literal["auto", "on", "off"]
@@ -42,6 +46,26 @@ def compile_model(model: nn.Module, wish: Compile) -> str:
             block.after_attention = torch.compile(block.after_attention)
         return "blocks"
     return "attention" if device == "cpu" and not fault else "nothing"
+
+
+def recompute_layers(model: nn.Module, every: int) -> None:
+    """Let every so-manieth block of a Llama keep only its input and compute the rest again backwards, in place."""
+    for index, block in enumerate(model.model.layers):
+        if every and index % every == 0:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def choose_float8(model: nn.Module, micro_tokens: int) -> None:
+    """Multiply in float8 where it gains on this GPU, and say so.
+
+    Raises:
+        ConfigError: the model is not on a GPU that has float8.
+    """
+    device = next(model.parameters()).device
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        raise ConfigError("dtype is fp8, which needs an NVIDIA GPU of compute capability 8.9 or more; use bf16 here")
+    for shape, gain in use_float8(model, micro_tokens).items():
+        say(f"  float8 for {shape[0]:,} x {shape[1]:,}: {gain:.2f} times as fast")
 
 
 def missing_compiler(device: str) -> str | None:

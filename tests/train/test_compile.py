@@ -7,7 +7,7 @@ from herd.errors import ConfigError
 from herd.ops.attention import block_attention
 from herd.ops.native import find_compiler
 from herd.train import compile as compiling
-from herd.train.compile import compile_model
+from herd.train.compile import choose_float8, compile_model, recompute_layers
 from herd.train.objectives import next_token
 from tests.train.tiny import tiny_loader, tiny_model
 
@@ -49,3 +49,17 @@ def test_off_means_plain_pytorch_and_auto_says_what_it_took(monkeypatch):
     assert compile_model(tiny_model(), "auto") == "nothing"
     with pytest.raises(ConfigError, match=r"compile is `on`, but there is no C\+\+ compiler"):
         compile_model(tiny_model(), "on")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_computed_again_give_the_same_gradients(dtype):
+    plain, again = tiny_model(dtype=dtype), tiny_model(dtype=dtype)
+    recompute_layers(again, 2)
+    (loss, grads), (got_loss, got) = loss_and_gradients(plain), loss_and_gradients(again)
+    assert got_loss == loss
+    assert all(torch.equal(got[name], grad) for name, grad in grads.items())
+
+
+def test_float8_where_there_is_no_gpu_for_it_is_refused():
+    with pytest.raises(ConfigError, match="dtype is fp8, which needs an NVIDIA GPU"):
+        choose_float8(tiny_model(), 128)
