@@ -22,7 +22,17 @@ from herd.errors import ConfigError, UserError
 
 STORY: dict[str, tuple[str, ...]] = {
     "The whole story": ("demo",),
-    "From pages to a corpus": ("pages", "curate", "quality", "decontaminate", "examine", "mix", "tokenizer", "pack"),
+    "From pages to a corpus": (
+        "pages",
+        "repositories",
+        "curate",
+        "quality",
+        "decontaminate",
+        "examine",
+        "mix",
+        "tokenizer",
+        "pack",
+    ),
     "From a corpus to a base model": ("pretrain", "average"),
     "From a base model to an assistant": ("questions", "sft", "preferences", "reward", "reject", "dpo"),
     "Measure and shrink": ("evaluate", "quantize", "report"),

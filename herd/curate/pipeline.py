@@ -364,7 +364,9 @@ def _with_language(document: dict, kind: str, size: int, step: Step, job: dict[s
 
 
 def _group(url: str) -> str:
-    """What must not be torn apart: the top-level module of a library page, else the page."""
+    """What must not be torn apart: the top-level module of a library page, a repository, else the page."""
+    if url.startswith("git:"):
+        return url.partition("@")[0]
     if not url.startswith("python://"):
         return url
     path = url.split("/", 4)[4] if url.count("/") >= 4 else url

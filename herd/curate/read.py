@@ -30,7 +30,7 @@ _MAX_LINE_BYTES = 100_000_000
 CODE_SUFFIXES = {".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go", ".java", ".kt", ".swift"}
 CODE_SUFFIXES |= {".js", ".ts", ".tsx", ".jsx", ".rb", ".php", ".pl", ".sh", ".sql", ".r", ".jl", ".lua", ".scala"}
 CODE_SUFFIXES |= {".cs", ".hs", ".ml", ".lean", ".tex", ".css", ".toml", ".yaml", ".yml"}
-_TEXT_SUFFIXES = {".txt", ".md", ".rst"}
+TEXT_SUFFIXES = {".txt", ".md", ".rst"}
 _HTML_SUFFIXES = {".html", ".htm", ".xhtml"}
 _HTML_TYPES = {"text/html", "application/xhtml+xml", "application/xhtml"}
 _FORMATS = ".html .htm .warc .wet .jsonl .ndjson .parquet .txt .md .rst and source code, also .gz and .zst"
@@ -79,6 +79,8 @@ def _files_under(path: Path) -> list[Path]:
         raise DataError(f"{path}: cannot tell what kind of file this is; expected {_FORMATS}")
     if (path / "pages.warc.gz").exists():
         return [path / "pages.warc.gz"]
+    if (path / "repositories.json").exists():
+        return [path / "pages.jsonl.gz"]
     if (path / "sources.json").exists():
         return find_files([Path(p) for p in json.loads((path / "sources.json").read_text())["paths"]])
     hidden = [file for file in path.rglob("*") if file.is_file() and _suffix(file) in _READERS]
@@ -131,6 +133,8 @@ def _name(path: Path) -> str:
 def _source(url: str) -> str:
     if url.startswith("python://"):
         return "library" if "/lib/" in url else "pydoc"
+    if url.startswith("git:"):
+        return "code"
     return "web" if url.startswith(("http://", "https://")) else "files"
 
 
@@ -252,6 +256,6 @@ _READERS = (
     | dict.fromkeys([".jsonl", ".ndjson", ".json"], _read_jsonl)
     | {".parquet": _read_parquet}
     | dict.fromkeys(_HTML_SUFFIXES, _read_file("html"))
-    | dict.fromkeys(_TEXT_SUFFIXES, _read_file("text"))
+    | dict.fromkeys(TEXT_SUFFIXES, _read_file("text"))
     | dict.fromkeys(CODE_SUFFIXES, _read_file("code"))
 )
