@@ -58,7 +58,7 @@ def test_repositories_are_curated_like_any_other_source(repositories, tmp_path):
 
 
 def test_what_is_no_repository_is_named(repositories, tmp_path):
-    with pytest.raises(DataError, match="nothing: .*No such file"):
+    with pytest.raises(DataError, match=r"nothing: .*No such file"):
         gather(RepositoriesSettings(repositories=[tmp_path / "nothing"], out=tmp_path / "x"))
     with pytest.raises(DataError, match=r"no file was taken; licences found: MIT \(1\), none \(1\)"):
         gather(RepositoriesSettings(repositories=repositories, out=tmp_path / "y", licences=["GPL-3.0"]))
