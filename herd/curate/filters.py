@@ -296,6 +296,26 @@ def c4_placeholder(text: Text) -> Reason | None:
     return None
 
 
+_NOTICE = re.compile(
+    r"\bjavascript\b|terms of (?:use|service)|privacy policy|cookie policy|uses? (?:of )?cookies|"
+    r"datenschutzerklärung|wir verwenden cookies|politique de confidentialité|política de (?:privacidad|cookies)",
+    re.I,
+)
+_MAX_NOTICE_CHARACTERS = 250
+
+
+def without_notices(text: str) -> tuple[str, int]:
+    """A text without lines that only speak of JavaScript, cookies or terms, and how many went.
+
+    C4 takes every such line; here longer ones stay, since those are paragraphs about the matter.
+    """
+    if not _NOTICE.search(text):
+        return text, 0
+    lines = text.split("\n")
+    kept = [line for line in lines if len(line) > _MAX_NOTICE_CHARACTERS or not _NOTICE.search(line)]
+    return "\n".join(kept).strip("\n"), len(lines) - len(kept)
+
+
 def c4_curly_bracket(text: Text, most: float = 0.005) -> Reason | None:
     """Drop prose pages with curly brackets in it (leaked code), over one to 200 words; technical pages are exempt."""
     count = text.text.count("{")

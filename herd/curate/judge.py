@@ -35,6 +35,7 @@ from herd.curate.filters import (
     check_names,
     reasons,
     technical_kind,
+    without_notices,
 )
 from herd.curate.funnel import Step
 from herd.curate.outliers import Outliers, WordCounts, load_counts, save_counts
@@ -53,6 +54,8 @@ class Heuristics:
 
     enabled: bool = True
     """Whether to apply the Gopher, C4 and FineWeb rules."""
+    notices: Literal["drop", "keep"] = "drop"
+    """Whether short lines of prose about JavaScript, cookies and terms are taken out (C4)."""
     skip: list[str] = field(default_factory=list)
     """Filters that are not applied, by name (`fineweb_short_lines`)."""
     limits: dict[str, Limits] = field(default_factory=dict)
@@ -190,9 +193,12 @@ class Judge:
         if not options.enabled:
             row["technical_kind"] = page_kind(row)
             return None
-        text = Text(row["text"], row["language"])
         kind = page_kind(row)
         technical = kind in options.exempt or row["source"] in options.technical_sources
+        if options.notices == "drop" and kind is None and not technical:
+            row["text"], count = without_notices(row["text"])
+            step.notes.update({"notice lines dropped": count} if count else {})
+        text = Text(row["text"], row["language"])
         kinds = [kind or "prose", *(["rare domain"] if not self._is_common(host(row["url"])) else [])]
         lists = (self._listed[name] for name in ("", row["language"]) if name in self._listed)
         rules = (*(TECHNICAL_FILTERS if technical else WEB_FILTERS), *lists)

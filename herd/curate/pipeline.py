@@ -407,6 +407,7 @@ def _judge(
         "documents": last.documents_out,
         "bytes": last.bytes_out,
         "corrupt": funnel.steps[0].notes.get("corrupt", 0),
+        "undated": funnel.steps[1].notes.get("undated", 0),
     }
 
 

@@ -51,6 +51,8 @@ def run(settings: CurateSettings) -> Path:
         kept, read = figures["documents"], figures["documents_read"]
         if figures["corrupt"]:
             say(f"  {figures['corrupt']:,} damaged records skipped")
+        if settings.rules.cutoff and figures["undated"]:
+            say(f"  {figures['undated']:,} pages have no date: the cutoff cannot tell, and they stay")
         say(f"  {kept:,} of {read:,} documents kept, {size(figures['bytes'])} of text")
         say(f"  what was dropped, and why: {run.path / 'funnel.html'}")
         run.finish(figures)

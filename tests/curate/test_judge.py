@@ -39,6 +39,15 @@ def test_technical_pages_are_spared_and_the_funnel_shows_from_what():
         assert steps["heuristics"].tables[f"{kind}: dropped"] == {row["drop"]: 1}
 
 
+def test_lines_of_notices_go_from_prose_and_stay_in_technical_pages():
+    notice = "Please enable JavaScript. We use cookies, see our privacy policy."
+    row, steps = judged(f"{notice}\n{PROSE}\n{notice}")
+    assert row["text"] == PROSE and steps["heuristics"].notes == {"notice lines dropped": 2}
+    assert judged(f"{PROSE} {notice} {PROSE[:80]}")[0]["text"].count("cookies") == 1  # a paragraph, no notice
+    assert judged(f"{notice}\n{CODE}")[0]["text"].startswith(notice)
+    assert notice in judged(f"{notice}\n{PROSE}", Rules(heuristics=Heuristics(notices="keep")))[0]["text"]
+
+
 def test_word_lists_of_the_user_are_read_and_are_inputs_of_the_run(tmp_path):
     (tmp_path / "words").write_text("# mine\nmead\nhoney wine\n")
     rules = Rules(heuristics=Heuristics(word_lists={"drinks": [tmp_path / "words"]}, max_listed_words=0))

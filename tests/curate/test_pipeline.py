@@ -248,6 +248,13 @@ def test_pages_after_the_cutoff_give_way_to_older_copies_and_blocked_ones_go(cra
     assert step["reasons"] == {"blocked_word_spam": 1} and step["documents_in"] - 1 == step["documents_out"]
 
 
+def test_pages_without_a_date_stay_past_the_cutoff_and_are_counted(tmp_path):
+    rows = [{"text": prose(i), "url": f"http://a.org/{i}", "date": "" if i % 2 else "2030-01-01"} for i in range(6)]
+    (tmp_path / "pages.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, _, figures = curated(tmp_path / "pages.jsonl", tmp_path / "out", Rules(cutoff="2024"))
+    assert (figures["documents"], figures["undated"]) == (3, 3)
+
+
 def test_steps_can_be_switched_off(crawl, tmp_path):
     off = Rules(heuristics=Heuristics(enabled=False), privacy=Privacy(mask=[]), titles=False)
     rows, _, _ = curated(crawl, tmp_path, off, documents=DocumentDedup(enabled=False), lines=LineDedup(enabled=False))
