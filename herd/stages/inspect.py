@@ -19,9 +19,10 @@ from torch import Tensor
 
 from herd.config import settings
 from herd.errors import DataError
+from herd.infer.cache import available_memory
 from herd.log import progress, size
 from herd.model.checkpoint import load
-from herd.model.compare import Difference, difference, layerwise_logits
+from herd.model.compare import Difference, difference, difference_of, layerwise_logits, sample_tokens
 from herd.model.config import CAUSAL_LM, ModelConfig, num_parameters
 from herd.model.formats import find_checkpoint, holds_packed, is_huggingface, open_weights
 from herd.model.llama import Llama
@@ -44,7 +45,7 @@ class InspectSettings:
     path: Path
     """Checkpoint in any format (a folder of Hugging Face's or Meta's, a GGUF file) or run folder."""
     weights: bool = False
-    """Read every weight, not a few rows of each tensor, and try the model on a sentence; takes as long as reading."""
+    """Read every weight, not a few rows of each tensor; try the model on a sentence; check how it is loaded."""
     against: Path | None = None
     """Another checkpoint of the same shape, in any format: compare the logits of a few tokens."""
     json: bool = False
@@ -72,9 +73,11 @@ def examine(path: Path, *, weights: bool = False) -> dict[str, Any]:
     config = stored.config if stored else model.config
     kinds, num_bytes = _storage(place, stored)
     odd = [*trouble, *_oddities(place, config, tokenizer), *_odd_storage(place, stored)]
-    odd += _odd_weights(_rows(stored, whole=weights) if stored else _tensors(model))
+    broken = _odd_weights(_rows(stored, whole=weights) if stored else _tensors(model))
+    odd += broken
     if weights and stored and tokenizer and not odd:
         odd += _odd_predictions(stored, tokenizer)
+    loaded = _loaded_rightly(place, stored) if weights and stored and not broken else None
     return {
         "path": str(place),
         "format": stored.format if stored else "huggingface",
@@ -92,8 +95,22 @@ def examine(path: Path, *, weights: bool = False) -> dict[str, Any]:
             "chat_style": tokenizer.chat_style,
             "fingerprint": tokenizer.fingerprint,
         },
+        "loaded": loaded,
         "odd": odd,
     }
+
+
+@torch.inference_mode()
+def _loaded_rightly(place: Path, stored: StoredWeights) -> dict[str, float] | str | None:
+    """The loaded model's logits beside those computed from the file in its own order of channels."""
+    if stored.config.architecture != CAUSAL_LM:
+        return None
+    needed = 4 * num_parameters(stored.config)
+    if needed > available_memory(torch.device("cpu")):
+        return f"not compared: takes {size(needed)} of memory; convert it, which compares piece by piece"
+    tokens = sample_tokens(stored, stored)
+    model = load(place, dtype=torch.float32)
+    return asdict(difference_of(layerwise_logits(stored, tokens), model(tokens[None])[0]))
 
 
 def _is_packed(place: Path) -> bool:
@@ -243,6 +260,8 @@ def _table(found: dict[str, Any]) -> str:
         and f"{tokenizer['vocab_size']:,} ids, {tokenizer['special_tokens']} special, stops at {tokenizer['stop_ids']}",
         "chat format": tokenizer and f"Llama 3, style `{tokenizer['chat_style']}`",
     }
+    if loaded := found["loaded"]:
+        rows["loaded"] = loaded if isinstance(loaded, str) else f"beside the file itself: {Difference(**loaded)}"
     if against := found.get("difference"):
         figures = {name: value for name, value in against.items() if name != "against"}
         rows["compared"] = f"with {against['against']}: {Difference(**figures)}"

@@ -88,6 +88,15 @@ def test_a_model_that_predicts_english_no_better_than_guessing_is_odd(tmp_path):
     assert "hardly better than guessing (6." in found
 
 
+@pytest.mark.parametrize("target, options", [("m.gguf", {"precision": "q4_0"}), ("meta", {"format": "meta"})])
+def test_the_loaded_model_is_compared_with_its_file(target, options, tmp_path, capsys):
+    convert(folder_of(tmp_path / "model"), tmp_path / target, **options)
+    inspect.run(inspect.InspectSettings(path=tmp_path / target, weights=True))
+    assert "beside the file itself: largest difference" in capsys.readouterr().out
+    loaded = inspect.examine(tmp_path / target, weights=True)["loaded"]
+    assert loaded["largest"] < 1e-4 and loaded["same_choice"] == 1.0
+
+
 def test_a_few_rows_of_each_tensor_are_looked_at_without_being_asked(tmp_path):
     folder = folder_of(tmp_path / "model")
     model = checkpoint.load(folder)
