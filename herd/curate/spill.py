@@ -9,6 +9,9 @@ from types import TracebackType
 
 import numpy as np
 
+from herd.errors import CapacityError
+from herd.log import size
+
 MAX_FILES = 256
 """Files open at the same time, at most; more partitions than this would need a second round."""
 
@@ -55,5 +58,16 @@ class Spill:
 
 
 def num_partitions(rows: int, bytes_per_row: int, memory_bytes: int) -> int:
-    """Into how many partitions rows must be cut so that one of them, worked on, takes no more than that memory."""
-    return max(1, min(MAX_FILES, -(-rows * bytes_per_row // memory_bytes)))
+    """Into how many partitions rows must be cut so that one of them, worked on, takes no more than that memory.
+
+    Raises:
+        CapacityError: it would be more than `MAX_FILES`.
+    """
+    count = max(1, -(-rows * bytes_per_row // memory_bytes))
+    if count > MAX_FILES:
+        least = -(-rows * bytes_per_row // MAX_FILES)
+        raise CapacityError(
+            f"work.memory_bytes: {size(memory_bytes)} would cut {rows:,} rows into {count:,} partitions, at most "
+            f"{MAX_FILES} are possible; give at least {least:_}"
+        )
+    return count

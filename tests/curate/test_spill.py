@@ -2,9 +2,11 @@
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from herd.curate.parts import read_record, save_array, save_table, write_record
 from herd.curate.spill import MAX_FILES, Spill, num_partitions
+from herd.errors import CapacityError
 
 
 def test_rows_come_back_by_partition_in_the_order_they_came(tmp_path):
@@ -29,7 +31,9 @@ def test_what_a_killed_process_left_is_not_read(tmp_path):
 def test_partitions_follow_from_the_memory():
     assert num_partitions(0, 64, 1000) == 1
     assert num_partitions(1000, 64, 1000) == 64
-    assert num_partitions(10**9, 64, 1000) == MAX_FILES
+    assert num_partitions(1000, 64, 64_000 // MAX_FILES) == MAX_FILES
+    with pytest.raises(CapacityError, match="give at least 250_000_000"):
+        num_partitions(10**9, 64, 1000)
 
 
 def test_a_record_vouches_for_its_files(tmp_path):
