@@ -164,7 +164,8 @@ def prepare(folder: Path, llamacpp: str | None) -> None:
     model = LlamaForCausalLM(SHAPE)
     initialize(model, seed=0)
     model = model.bfloat16().eval()
-    tokenizer = Tokenizer.train(["some text"], 600)
+    tokens = [bytes([i]) for i in range(256)] + [b"\xff" + i.to_bytes(3, "big") for i in range(127_744)]
+    tokenizer = Tokenizer({token: rank for rank, token in enumerate(tokens)})  # a vocabulary of the right size
     checkpoint.save(model, folder / "bf16", tokenizer)
     for scheme in ("int8", "int4"):
         quantize_folder(folder / "bf16", folder / scheme, scheme)

@@ -21,7 +21,7 @@ from herd.ops.quantized import (
     GROUP,
     Int4Linear,
     QuantizedLinear,
-    pack_nibbles,
+    pair_nibbles,
     quantize_groups,
     quantize_rows,
     unpack_nibbles,
@@ -64,7 +64,8 @@ def unpack(packed: Tensor, num_columns: int, bits: int = 8) -> Tensor:
     unsigned = packed.contiguous().view(torch.uint8)
     if bits == 4:
         unsigned = torch.stack((unsigned & 15, unsigned >> 4), dim=-1).flatten(1)
-    return (unsigned[:, :num_columns].to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)
+        return (unsigned[:, :num_columns] - 8).view(torch.int8)  # wraps around below zero
+    return unsigned[:, :num_columns].bitwise_xor(128).view(torch.int8)  # taking 128 off turns the highest bit around
 
 
 def packed_layers(names: Iterable[str]) -> list[str]:
@@ -108,12 +109,14 @@ def unpack_tensors(tensors: dict[str, Tensor], scheme: Scheme | None = "int8") -
             state[f"{layer}.weight_scale"] = scale.flatten().float()
             continue
         _, num_columns = state.pop(f"{layer}.weight_shape").tolist()
-        rounded = unpack(state.pop(f"{layer}.weight_packed"), num_columns, _BITS[scheme])
+        packed = state.pop(f"{layer}.weight_packed")
         if scheme == "int8":
-            state[f"{layer}.weight"], state[f"{layer}.weight_scale"] = rounded, scale.flatten().to(torch.bfloat16)
+            state[f"{layer}.weight"] = unpack(packed, num_columns)
+            state[f"{layer}.weight_scale"] = scale.flatten().to(torch.bfloat16)
         else:
             missing = -num_columns % (2 * GROUP)
-            state[f"{layer}.weight"] = pack_nibbles(F.pad(rounded, (0, missing)))
+            in_order = F.pad(packed.contiguous().view(torch.uint8), (0, missing // 2), value=0x88)  # 0x8 is a zero
+            state[f"{layer}.weight"] = pair_nibbles(in_order)
             state[f"{layer}.weight_scale"] = F.pad(scale.to(torch.bfloat16), (0, missing // GROUP))
     return state
 

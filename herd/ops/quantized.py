@@ -39,12 +39,17 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
     Example: the row [-1.0, 0.5] has scale 1/127 and becomes [-127, 64] (nearly: the scale is a bfloat16).
     """
-    rows = weight.detach().float()
+    parts = weight.detach().split(_tile_rows(weight.shape[1]))  # small enough to stay in the processor's cache
+    rounded, scales = zip(*(_quantize_tile(part.float()) for part in parts), strict=True)
+    return (rounded[0], scales[0]) if len(parts) == 1 else (torch.cat(rounded), torch.cat(scales))
+
+
+def _quantize_tile(rows: Tensor) -> tuple[Tensor, Tensor]:
     exact = rows.abs().amax(dim=1) / LARGEST
     scale = exact.to(torch.bfloat16)
     scale = torch.where(scale.float() < exact, torch.nextafter(scale, torch.full_like(scale, torch.inf)), scale)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    rounded = (rows / scale.float()[:, None]).round().clamp(-LARGEST, LARGEST)
+    rounded = (rows / scale.float()[:, None]).round_().clamp_(-LARGEST, LARGEST)
     return rounded.to(torch.int8), scale
 
 
@@ -125,6 +130,16 @@ def pack_nibbles(weight: Tensor) -> Tensor:
     """int8 (N, K) from -8 to 7 -> uint8 (N, K / 2): of 64 weights the first 32 are lower nibbles, the last 32 upper."""
     nibbles = (weight + 8).to(torch.uint8).unflatten(1, (-1, 2, GROUP))
     return (nibbles[:, :, 0] | nibbles[:, :, 1] << 4).flatten(1)
+
+
+def pair_nibbles(in_order: Tensor) -> Tensor:
+    """The layout of `pack_nibbles` from nibbles in their plain order: uint8 (N, K / 2) -> the same shape.
+
+    In plain order a byte holds weight 2i below and 2i + 1 above; here weight i and weight i + 32 of 64.
+    """
+    first, last = in_order.unflatten(1, (-1, 2, GROUP // 2)).unbind(2)  # (N, K / 64, 16) each
+    even, odd = (first & 15) | (last << 4), (first >> 4) | (last & 0xF0)
+    return torch.stack((even, odd), dim=-1).flatten(1)
 
 
 def unpack_nibbles(packed: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from herd.ops.quantized import (
     dequantize_rows,
     int4_linear,
     pack_nibbles,
+    pair_nibbles,
     quantize_groups,
     quantize_rows,
     quantized_linear,
@@ -174,6 +175,7 @@ def test_nibbles_are_packed_and_unpacked(num_rows, num_steps):
     weight = torch.randint(-8, 8, (num_rows, 64 * num_steps), dtype=torch.int8)
     assert torch.equal(unpack_nibbles(pack_nibbles(weight)), weight)
     assert torch.equal(unpack(pack(weight, 4), weight.shape[1], 4), weight)
+    assert torch.equal(pair_nibbles(pack(weight, 4).view(torch.uint8)), pack_nibbles(weight))
 
 
 def test_eight_weights_share_a_word_the_first_in_the_lowest_bits():
