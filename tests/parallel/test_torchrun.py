@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from herd.data.shards import ShardWriter
-from herd.model.pretrained import load
+from herd.model.checkpoint import load
 from herd.run import read_manifest, read_metrics
 from herd.tokenizer.tokenizer import Tokenizer
 
@@ -22,7 +22,7 @@ SHAPE = (
     "optimizer.learning_rate=3e-3 run.dtype=fp32 run.save_seconds=0.3 run.snapshots=2 tokens=32000"
 )
 NUM_STEPS = 100
-SECONDS = 150
+SECONDS = 300
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
 
 
@@ -42,8 +42,15 @@ def corpus(tmp_path_factory) -> Path:
     return folder
 
 
-def start(corpus: Path, out: Path, *words: str, processes: int = 1) -> subprocess.Popen:
-    launcher = ["torch.distributed.run", "--nproc-per-node", str(processes), "--max-restarts", "1", "--standalone"]
+def start(corpus: Path, out: Path, *words: str, processes: int = 1, restarts: int = 1) -> subprocess.Popen:
+    launcher = [
+        "torch.distributed.run",
+        "--nproc-per-node",
+        str(processes),
+        "--max-restarts",
+        str(restarts),
+        "--standalone",
+    ]
     module = ["-m", *launcher, "-m", "herd"] if processes > 1 else ["-m", "herd"]
     places = [f"shards={corpus / 'shards'}", f"tokenizer={corpus / 'tokenizer'}", f"out={out}"]
     command = [sys.executable, *module, "pretrain", *places, *SHAPE.split(), *words]
@@ -83,7 +90,7 @@ def alone(corpus, tmp_path_factory) -> Path:
 
 def check_same(out: Path, alone: Path) -> None:
     torch.testing.assert_close(curve(out)[:10], curve(alone)[:10], rtol=1e-5, atol=0)
-    torch.testing.assert_close(curve(out), curve(alone), rtol=2e-2, atol=0)  # rounding grows over a hundred steps
+    torch.testing.assert_close(curve(out), curve(alone), rtol=1e-3, atol=0)  # rounding grows over a hundred steps
     figures, expected = (read_manifest(path)["figures"] for path in (out, alone))
     assert figures["heldout_bits_per_byte"] == pytest.approx(expected["heldout_bits_per_byte"], rel=1e-2)
     for folder in ("checkpoint", f"checkpoints/step-{NUM_STEPS // 2:08d}"):
@@ -119,10 +126,10 @@ def test_a_run_begun_on_one_mesh_is_continued_on_another_and_ended_by_one_proces
 
 @pytest.mark.slow
 def test_a_mesh_that_cannot_be_is_refused_once_with_every_fault(corpus, tmp_path):
-    process = start(corpus, tmp_path / "run", "parallel.tensor=3", processes=2)
+    process = start(corpus, tmp_path / "run", "parallel.tensor=3", processes=2, restarts=0)
     text = process.communicate(timeout=SECONDS)[1]
     assert process.returncode != 0
     [message] = [line for line in text.splitlines() if line.startswith("error:")]
     assert "tensor 3 takes 3 processes, and there are 2" in message
     assert "does not divide the model's num_attention_heads (4)" in text
-    assert "Traceback" not in text.split("ChildFailedError")[0].split("torch/distributed")[0]
+    assert "herd/stages" not in text  # no traceback of ours
