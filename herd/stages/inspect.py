@@ -225,10 +225,10 @@ def _odd_predictions(stored: StoredWeights, tokenizer: Tokenizer) -> list[str]:
     logits = layerwise_logits(stored, tokens)[:-1]
     found = float(torch.nn.functional.cross_entropy(logits, tokens[1:]))
     guessing = math.log(stored.config.vocab_size)
-    if found < guessing - 1:
+    if found < guessing - 0.1:
         return []
     return [
-        f"predicts plain English hardly better than guessing ({found:.1f} nats a token; guessing gives "
+        f"predicts plain English no better than guessing ({found:.1f} nats a token; guessing gives "
         f"{guessing:.1f}): not trained, another tokenizer, other RoPE settings, or another language"
     ]
 
