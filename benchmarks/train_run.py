@@ -166,7 +166,7 @@ def heldout_loss(model: nn.Module, folder: Path) -> float:
     return torch.stack(losses).mean().item()
 
 
-def report(folder: Path) -> None:
+def report(folder: Path, num_steps: int) -> None:
     manifest = folder / "herd" / "run.json"
     ours = {"rows": read_metrics(folder / "herd")} | json.loads(manifest.read_text()).get("figures", {})
     theirs = json.loads((folder / "transformers.json").read_text())
@@ -184,6 +184,8 @@ def report(folder: Path) -> None:
         "parameters": num_parameters(config),
         "tokens": shared * BATCH.tokens,
         "results": [summary(name, side, shared) for name, side in sides.items()],
+        "planned_tokens": num_steps * BATCH.tokens,
+        "herd_over_peer_percent_by_50_steps": differences(ours["rows"][:shared], theirs["rows"][:shared]),
         "curve": [
             {"tokens": (step + 1) * BATCH.tokens} | {name: round(curve[step], 4) for name, curve in curves.items()}
             for step in range(9, shared, 10)
@@ -202,6 +204,13 @@ def summary(name: str, side: dict, shared: int) -> dict:
     if "heldout_loss" in side:
         found |= {"heldout_loss": round(side["heldout_loss"], 4)}
     return found
+
+
+def differences(ours: list[dict], theirs: list[dict], steps: int = 50) -> list[float]:
+    """By how many percent Herd's mean loss lies above the peer's, for each so many steps."""
+    means = [[np.mean([row["loss"] for row in rows[i : i + steps]]) for i in range(0, len(rows), steps)]
+             for rows in (ours, theirs)]  # fmt: skip
+    return [round(100 * float(a / b - 1), 2) for a, b in zip(*means)]
 
 
 def smooth(losses: list[float], steps: int = 10) -> list[float]:
@@ -233,7 +242,7 @@ def main() -> None:
     if options.part == "prepare":
         prepare(options.folder, options.texts)
     elif options.part == "report":
-        report(options.folder)
+        report(options.folder, num_steps)
     else:
         {"herd": run_herd, "transformers": run_peer}[options.part](options.folder, num_steps)
         usage = resource.getrusage(resource.RUSAGE_SELF)

@@ -1,4 +1,4 @@
-"""A training run killed with SIGKILL at 20 random moments ends with the losses of one that was left alone.
+"""A training run killed with SIGKILL at random moments ends with the losses of one that was left alone.
 
 Its mixture, row length and batch change on the way, and a range of steps is passed over.
 """
@@ -48,18 +48,18 @@ def start(path):
     return subprocess.Popen([sys.executable, "-c", SCRIPT, str(path)], env=environment, stdout=subprocess.PIPE)
 
 
-@pytest.mark.slow
-def test_killed_at_random_moments_the_loss_curve_is_the_undisturbed_one(tmp_path):
+@pytest.mark.parametrize("kills", [pytest.param(4, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.soak)])
+def test_killed_at_random_moments_the_loss_curve_is_the_undisturbed_one(tmp_path, kills):
     whole = start(tmp_path / "whole")
     whole.stdout.readline()
     began = time.monotonic()
     assert whole.wait() == 0
     seconds = time.monotonic() - began
     moments = random.Random(0)
-    for _ in range(20):
+    for _ in range(kills):
         process = start(tmp_path / "killed")
         process.stdout.readline()
-        time.sleep(moments.uniform(0.0, 0.12) * seconds)
+        time.sleep(moments.uniform(0.0, 2.0 / kills) * seconds)
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert start(tmp_path / "killed").wait() == 0
