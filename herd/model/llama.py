@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from herd.model.config import CAUSAL_LM, SEQUENCE_CLASSIFICATION, ModelConfig
 from herd.model.rope import rotary_table
@@ -191,8 +192,20 @@ _CLASSES = {CAUSAL_LM: LlamaForCausalLM, SEQUENCE_CLASSIFICATION: LlamaForSequen
 
 def empty_model(config: ModelConfig, attend: Attend | None = None, device: str = "meta") -> Llama:
     """A model of the configured class whose weights are not there yet (device `meta`) or not set."""
-    with torch.device(device):
+    with torch.device(device), _NoRandomNumbers():
         return _CLASSES[config.architecture](config, attend or packed_attention)
+
+
+class _NoRandomNumbers(TorchFunctionMode):
+    """Leaves new weights as they are: they are replaced anyway, and drawing on `meta` would load PyTorch's compiler."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func in _DRAWING:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+_DRAWING = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
 
 
 def _hidden_of_documents(model: LlamaModel, tokens: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Request
@@ -49,7 +49,7 @@ async def answer(desk: Desk, model: Model, http: Request, body: Body) -> Respons
     account.model = model.name
     check_queue(model.engine, desk.limits, len(inputs) * body.num_drawn)
     conveyor = Conveyor()
-    requests = await asyncio.to_thread(_requests, desk, model.engine, body, inputs, conveyor)
+    requests = await asyncio.to_thread(_requests, desk, model, body, inputs, conveyor)
     account.prompt_tokens = sum(len(request.prompt) for request in requests)
     if desk.keep_text:
         account.asked = inputs
@@ -160,14 +160,15 @@ def check_queue(engine: Engine, limits: Limits, num_answers: int) -> None:
 
 
 def _requests(
-    desk: Desk, engine: Engine, body: Body, inputs: Sequence[Input | list[int]], conveyor: Conveyor
+    desk: Desk, model: Model, body: Body, inputs: Sequence[Input | list[int]], conveyor: Conveyor
 ) -> list[EngineRequest]:
     """Encode and check every prompt of a body before any of them runs."""
-    requests = []
+    engine, requests = model.engine, []
     for number, item in enumerate(inputs):
         try:
             prompt = _encode(engine, body, item)
             params = body.sampling(_max_tokens(engine, desk.limits, len(prompt), body.wanted_tokens))
+            params = replace(params, adapter=model.adapter)
             requests.append(engine.request(prompt, params, conveyor.listener(number * params.n)))
         except (RequestError, DataError) as error:
             too_long = "context" in str(error)

@@ -139,7 +139,7 @@ def _open_routes(server: Server, metrics: Metrics) -> APIRouter:
         alive = server.worker.is_alive
         status = "stopped" if not alive else "stopping" if server.stopping else "ok"
         state: dict[str, Any] = {"status": status, "running": 0, "waiting": 0}
-        for model in server.models:
+        for model in server.models.bases:
             state["running"] += model.engine.num_running
             state["waiting"] += model.engine.num_waiting
         return JSONResponse(state, status_code=200 if status == "ok" else 503)

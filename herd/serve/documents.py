@@ -103,6 +103,7 @@ class ModelObject(BaseModel):
     owned_by: str
     max_context: int
     chat: bool
+    parent: str | None
 
 
 class ModelList(BaseModel):

@@ -85,10 +85,12 @@ class _EngineGauges:
     def collect(self) -> Iterator[Any]:
         """One gauge after another."""
         yield self._gauge(
-            "herd_running", "Answers in the batch.", ((m.name, m.engine.num_running) for m in self._models)
+            "herd_running", "Answers in the batch.", ((m.name, m.engine.num_running) for m in self._models.bases)
         )
-        yield self._gauge("herd_waiting", "Answers that wait.", ((m.name, m.engine.num_waiting) for m in self._models))
-        free = ((m.name, m.engine.free_share) for m in self._models)
+        yield self._gauge(
+            "herd_waiting", "Answers that wait.", ((m.name, m.engine.num_waiting) for m in self._models.bases)
+        )
+        free = ((m.name, m.engine.free_share) for m in self._models.bases)
         yield self._gauge("herd_cache_free_share", "Free share of the cache of keys and values.", free)
 
     def _gauge(self, name: str, text: str, values: Iterable[tuple[str, float]]) -> Any:

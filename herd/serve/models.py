@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from herd.errors import ConfigError
 from herd.infer.embedder import Embedder
 from herd.infer.engine import Engine
 from herd.serve.errors import ApiError
 
 
 class Model:
-    """One model that is served."""
+    """One model that is served: an engine's own, or it with one of its LoRA adapters."""
 
-    def __init__(self, name: str, engine: Engine) -> None:
-        self.name, self.engine, self.created = name, engine, int(time.time())
+    def __init__(self, name: str, engine: Engine, base: Model | None = None) -> None:
+        self.name, self.engine, self.base = name, engine, base
+        self.created = int(time.time())
+
+    @property
+    def adapter(self) -> str | None:
+        """The engine's name of the adapter; None for the model itself."""
+        return None if self.base is None else self.name
 
     @functools.cached_property
     def embedder(self) -> Embedder:
@@ -26,17 +33,32 @@ class Model:
     def describe(self) -> dict[str, Any]:
         """OpenAI's model object, with what a client of ours wants to know beside."""
         facts = {"max_context": self.engine.max_context, "chat": self.engine.speaks_chat}
-        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "herd"} | facts
+        parent = {"parent": None if self.base is None else self.base.name}
+        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "herd"} | facts | parent
 
 
 class Models:
-    """All models that are served; the first one answers where a request names none."""
+    """All models that are served, with the adapters that their engines know; the first answers where none is named.
+
+    Raises:
+        ConfigError: two of them have one name.
+    """
 
     def __init__(self, engines: Mapping[str, Engine]) -> None:
         self._models = {name: Model(name, engine) for name, engine in engines.items()}
+        for base in list(self._models.values()):
+            for adapter in base.engine.adapters:
+                if adapter in self._models:
+                    raise ConfigError(f"an adapter and another model are both called {adapter}; give it another name")
+                self._models[adapter] = Model(adapter, base.engine, base)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
+
+    @property
+    def bases(self) -> list[Model]:
+        """The models themselves, without those that are one of them with an adapter."""
+        return [model for model in self if model.base is None]
 
     def find(self, name: str | None) -> Model:
         """A model by its name.

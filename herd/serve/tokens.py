@@ -42,6 +42,9 @@ def routes(desk: Desk, models: Models) -> APIRouter:
     @router.post("/v1/embeddings", response_model=EmbeddingList)
     async def embeddings(body: EmbeddingRequest, http: Request) -> dict[str, Any]:
         model = _model(models, body.model, http)
+        if model.base is not None:
+            message = f"`{model.name}` is an adapter, and vectors are made without adapters; ask `{model.base.name}`."
+            raise ApiError(400, message, param="model")
         prompts = await asyncio.to_thread(_prompts, model.engine, body)
         http.scope["herd.account"].prompt_tokens = count = sum(map(len, prompts))
         data = []

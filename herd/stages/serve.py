@@ -116,6 +116,8 @@ class ServeSettings:
     """Where the models run: cpu or cuda."""
     quantize: Literal["int8", "int4", "fp8"] | None = None
     """Round the weights on loading; see `herd quantize` for a smaller copy on disk."""
+    adapters: dict[str, Path] | None = None
+    """LoRA adapters (PEFT folders) of the first model, by the model ids that clients give."""
     engine: EngineSettings = EngineSettings()
     """How each model is run."""
     limits: ServeLimits = ServeLimits()
@@ -139,6 +141,8 @@ def run(settings: ServeSettings) -> None:
     key = settings.key or os.environ.get(KEY_VARIABLE) or None
     listener = _listen(settings.host, settings.port)
     engines = {name: _open(path, settings) for name, path in zip(names, settings.path, strict=True)}
+    for name, folder in (settings.adapters or {}).items():
+        engines[names[0]].add_adapter(name, folder)
     is_open = not (key or keys)
     app = create_app(
         engines,

@@ -8,11 +8,13 @@ import httpx
 import openai
 import pytest
 
+from herd.errors import ConfigError
 from herd.infer.embedder import Embedder
 from herd.infer.engine import Engine
 from herd.serve.app import create_app
 from herd.types import SamplingParams
 from tests.infer.models import small_tokenizer, tiny_model
+from tests.infer.test_adapters import write_adapter
 from tests.serve.conftest import chat_engine, listening
 
 
@@ -37,6 +39,27 @@ def test_each_model_answers_under_its_name_and_the_first_one_without(two):
             client.chat.completions.create(model="second", messages=[{"role": "user", "content": "x"}])
     body = {"prompt": "The quick", "temperature": 0, "max_tokens": 8}
     assert httpx.post(f"{url}/v1/completions", json=body).json()["model"] == "first"
+
+
+def test_adapters_are_models_by_their_own_names(tmp_path):
+    engine = chat_engine()
+    engine.add_adapter("polite", write_adapter(tmp_path / "polite", 0))
+    with (
+        listening(create_app(engine, name="tiny")) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        assert [(model.id, model.parent) for model in client.models.list()] == [("tiny", None), ("polite", "tiny")]
+        texts = {}
+        for name, adapter in (("tiny", None), ("polite", "polite")):
+            response = client.completions.create(model=name, prompt="The quick", temperature=0, max_tokens=12)
+            params = SamplingParams(temperature=0, max_tokens=12, adapter=adapter)
+            texts[name] = response.choices[0].text
+            assert texts[name] == engine.generate("The quick", params).text and response.model == name
+        assert texts["tiny"] != texts["polite"]
+        with pytest.raises(openai.BadRequestError, match="ask `tiny`"):
+            client.embeddings.create(model="polite", input="x")
+    with pytest.raises(ConfigError, match="both called polite"):
+        create_app(engine, name="polite")
 
 
 def test_text_becomes_tokens_and_tokens_text(server, http):
