@@ -173,7 +173,7 @@ class Judge:
         self._outliers = Outliers.load(state / FITTED) if state is not None and (state / FITTED).exists() else None
         self._is_common = load_domains(state)
         self._classifiers = {kind: _score_model(path) for kind, path in rules.quality.classifiers.items()}
-        self._benchmarks = Benchmarks(rules.contamination) if rules.contamination.benchmarks else None
+        self._benchmarks = _benchmarks(rules.contamination) if rules.contamination.benchmarks else None
         self._knowledge = _class_model(rules.quality) if rules.quality.knowledge else None
         self._shares = dict(rules.quality.keep_shares)
         if state is not None and (state / _SHARES).exists():
@@ -358,6 +358,19 @@ def load_domains(state: Path | None) -> Callable[[str], bool]:
         return lambda name: True
     domains = np.load(state / _DOMAINS)
     return lambda name: bool(domains[_domain_bucket(name)] >= _RARE_DOMAIN_PAGES)
+
+
+def _benchmarks(options: Contamination) -> Benchmarks:
+    """The benchmarks' n-grams, made once in a process for all its parts: that takes seconds."""
+    files = [file for path in options.benchmarks for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
+    key = json.dumps([to_dict(options), [(str(file), file.stat().st_mtime_ns) for file in files if file.exists()]])
+    if key not in _BENCHMARKS:
+        _BENCHMARKS.clear()
+        _BENCHMARKS[key] = Benchmarks(options)
+    return _BENCHMARKS[key]
+
+
+_BENCHMARKS: dict[str, Benchmarks] = {}
 
 
 def _score_model(path: Path) -> Classifier:

@@ -6,6 +6,7 @@ import pytest
 
 from herd.config import load
 from herd.curate.addresses import Blocked
+from herd.curate.decontaminate import Contamination
 from herd.curate.funnel import Step
 from herd.curate.judge import Heuristics, Judge, Privacy, Rules, rule_files, rules_from_json, rules_to_json
 from herd.errors import ConfigError, DataError
@@ -116,3 +117,21 @@ def test_rules_travel_as_plain_data(tmp_path):
         heuristics=Heuristics(limits={"*": {"gopher_bullets": {"most": 0.5}}}, outliers=None),
     )
     assert rules_from_json(json.loads(json.dumps(rules_to_json(rules)))) == rules
+
+
+def test_benchmarks_are_read_once_for_all_parts_and_again_when_they_change(tmp_path):
+    import os
+
+    file = tmp_path / "bench.jsonl"
+    file.write_text(json.dumps({"question": PROSE[:120]}) + "\n")
+    rules = Rules(contamination=Contamination(benchmarks=[file]))
+    row, steps = judged(PROSE, rules)
+    assert row["drop"] == "contaminated" and row["drop_detail"].startswith("bench, row 1: ")
+    assert steps["decontaminate"].tables["questions found"] == {"bench": 1}
+    assert Judge(rules)._benchmarks is Judge(rules)._benchmarks
+    flag = Rules(contamination=Contamination(benchmarks=[file], action="flag"))
+    row, steps = judged(PROSE, flag)
+    assert row["drop"] is None and steps["decontaminate"].tables["documents with questions"] == {"bench": 1}
+    file.write_text(json.dumps({"question": "something else that is long enough to be told from chance here"}) + "\n")
+    os.utime(file, ns=(1, 1))
+    assert judged(PROSE, rules)[0]["drop"] is None
