@@ -119,21 +119,22 @@ class Benchmarks:
     def _build(self, texts: dict[tuple[str, bytes], tuple[np.ndarray, list[int]]]) -> dict[int, Table]:
         """The tables of long and short n-grams, without those that are mostly wording."""
         n = self.options.short_words
-        counts: Counter = Counter()
+        of_benchmark: dict[str, list[np.ndarray]] = {}
         for (name, _), (words, _) in texts.items():
-            counts.update((name, key) for key in set(ngram_numbers(words, n).tolist()))
-        pairs: dict[int, list[tuple[int, int]]] = {self.options.long_words: [], n: []}
+            of_benchmark.setdefault(name, []).append(np.unique(ngram_numbers(words, n)))
+        wording = {name: _common(keys) for name, keys in of_benchmark.items()}
+        found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {self.options.long_words: [], n: []}
         for (name, _), (words, questions) in texts.items():
             is_wording = np.zeros(len(words), dtype=bool)
-            for place, key in enumerate(ngram_numbers(words, n).tolist()):
-                if counts[name, key] > _MAX_SHARED:
-                    is_wording[place : place + n] = True
+            for place in np.flatnonzero(np.isin(ngram_numbers(words, n), wording[name])).tolist():
+                is_wording[place : place + n] = True
             before = np.concatenate([[0], is_wording.cumsum()])
-            for length, found in pairs.items():
+            for length, pairs in found.items():
                 keys = ngram_numbers(words, length)
                 is_content = before[length:][: len(keys)] - before[: len(keys)] <= length / 2
-                found += [(key, question) for key in set(keys[is_content].tolist()) for question in questions]
-        return {length: _table(found) for length, found in pairs.items()}
+                keys = np.unique(keys[is_content])
+                pairs += [(keys, np.full(len(keys), question)) for question in questions]
+        return {length: _table(pairs) for length, pairs in found.items()}
 
     def _count_short(self) -> None:
         """How many short n-grams of each question count, and which benchmarks' questions can be found at all."""
@@ -176,9 +177,15 @@ Table = tuple[np.ndarray, np.ndarray, np.ndarray]
 """N-grams in rising order, a bitmap that most other n-grams fail, and the question of each n-gram."""
 
 
-def _table(pairs: list[tuple[int, int]]) -> Table:
-    keys = np.array([key for key, _ in pairs], dtype=np.uint64)
-    questions = np.array([question for _, question in pairs], dtype=np.int64)
+def _common(keys: list[np.ndarray]) -> np.ndarray:
+    """The n-grams that more than a few texts have, in rising order."""
+    numbers, counts = np.unique(np.concatenate(keys), return_counts=True)
+    return numbers[counts > _MAX_SHARED]
+
+
+def _table(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Table:
+    keys = np.concatenate([keys for keys, _ in pairs] or [np.empty(0, np.uint64)])
+    questions = np.concatenate([questions for _, questions in pairs] or [np.empty(0, np.int64)])
     order = np.lexsort((questions, keys))
     bitmap = np.zeros(1 << _BITMAP_BITS, dtype=bool)
     bitmap[keys >> np.uint64(64 - _BITMAP_BITS)] = True
