@@ -71,10 +71,10 @@ def alone(config: ModelConfig) -> list[tuple[dict, dict]]:
     return steps
 
 
-def together(config: ModelConfig, settings: ParallelSettings, folder: Path) -> None:
+def together(config: ModelConfig, settings: ParallelSettings, dtype: torch.dtype, folder: Path) -> None:
     """The same on a mesh: means as JSON, gradients through DCP, under the names of the whole model."""
     layout = check(config, settings, dist.get_world_size(), row_tokens=32)
-    model = ParallelModel(config, settings, Mesh(layout)).materialize()
+    model = ParallelModel(config, settings, Mesh(layout), dtype).materialize()
     model.fill(whole_model(config).named_parameters())
     mine = loader(layout.data_index(dist.get_rank()), layout.num_data)
     for step in range(NUM_STEPS):

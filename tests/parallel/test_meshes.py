@@ -43,10 +43,10 @@ def world(settings: ParallelSettings) -> int:
     return max(settings.replicas, 1) * settings.of_one_copy
 
 
-def compare(cases, folder, config):
+def compare(cases, folder, config, dtype=torch.float32):
     """Of each case and step: the worst difference of a mean, and of a gradient as a share of its largest entry."""
     expected = alone(config)
-    folders = run_on_meshes([(world(case), together, (config, case)) for case in cases], folder)
+    folders = run_on_meshes([(world(case), together, (config, case, dtype)) for case in cases], folder)
     return [[_worst(config, here, step, *expected[step]) for step in range(NUM_STEPS)] for here in folders]
 
 
@@ -80,3 +80,12 @@ def test_mixed_meshes_of_up_to_eight_processes_give_the_losses_and_gradients_of_
 def test_an_output_projection_tied_to_the_embedding_is_split_and_sharded_with_it(tmp_path):
     cases = [ParallelSettings(shard=2), ParallelSettings(tensor=2), ParallelSettings(context=2, tensor=2)]
     check_all(cases, compare(cases, tmp_path, shape(tie_word_embeddings=True, num_hidden_layers=2)))
+
+
+@pytest.mark.slow
+def test_what_is_computed_in_bfloat16_is_summed_in_float32(tmp_path):
+    cases = [ParallelSettings(shard=2, tensor=2), ParallelSettings(context=2, pipeline=2)]
+    for steps in compare(cases, tmp_path, shape(initializer_range=0.05), torch.bfloat16):
+        for means, gradients in steps:
+            assert means < 5e-3
+            assert gradients < 0.1
