@@ -10,7 +10,7 @@ from typing import Literal
 
 from herd.model.config import ModelConfig
 
-Recompute = Literal["none", "light", "full"]
+Recompute = Literal["off", "light", "full"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Layout:
 
     `virtual` is V, the model chunks of one pipeline rank; `contiguous` is N, the micro-batches that a chunk runs one
     after another (0: as many as pipeline ranks). `reshard` frees gathered weights after the forward pass. `recompute`
-    says what the backward pass computes again: nothing, what is cheap (norms, SwiGLU), or whole layers.
+    says what the backward pass computes again: nothing (eager PyTorch), what is cheap (norms, SwiGLU: what the compiler
+    does by itself), or whole layers (`run.recompute=1`).
     """
 
     tensor: int = 1
@@ -30,7 +31,7 @@ class Layout:
     contiguous: int = 0
     micro_rows: int = 1
     reshard: bool = False
-    recompute: Recompute = "none"
+    recompute: Recompute = "off"
 
     @property
     def devices(self) -> int:
@@ -48,7 +49,7 @@ class Layout:
         return (
             text
             + (" · reshard" if self.reshard else "")
-            + (f" · recompute {self.recompute}" * (self.recompute != "none"))
+            + (f" · recompute {self.recompute}" * (self.recompute != "off"))
         )
 
 

@@ -25,18 +25,18 @@ def layer_parameters(config: ModelConfig) -> int:
     return attention + 3 * c.hidden_size * c.intermediate_size + 2 * c.hidden_size
 
 
-def saved_per_token(config: ModelConfig, recompute: str = "none") -> int:
+def saved_per_token(config: ModelConfig, recompute: str = "off") -> int:
     """Elements that one block saves of one token for its backward pass (attention scores are recomputed).
 
-    none:  input, its norm, q, k, v, attention's output, the stream after it, its norm, gate, up, silu(gate), product
-    light: without the norms, silu(gate) and the product, which are cheap to compute again
+    off:   input, its norm, q, k, v, attention's output, the stream after it, its norm, gate, up, silu(gate), product
+    light: without the norms, silu(gate) and its product, which a compiled block computes again by itself
     full:  the input alone
     """
     c = config
     queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     return {
-        "none": 4 * c.hidden_size + 2 * queries + 2 * keys + 4 * c.intermediate_size,
-        "light": 2 * c.hidden_size + 2 * queries + 2 * keys + 2 * c.intermediate_size,
+        "off": 4 * c.hidden_size + 2 * queries + 2 * keys + 4 * c.intermediate_size,
+        "light": 3 * c.hidden_size + 2 * queries + 2 * keys + 2 * c.intermediate_size,
         "full": c.hidden_size,
     }[recompute]
 
@@ -120,7 +120,7 @@ def _layers_held(layout: Layout, mine: list[Chunk], rank: int, count: int) -> fl
 
 def _again(config: ModelConfig, layout: Layout, tokens: float, width: int) -> float:
     """What a layer under recomputation holds while its backward pass runs."""
-    return 0.0 if layout.recompute == "none" else width * tokens * saved_per_token(config)
+    return 0.0 if layout.recompute == "off" else width * tokens * saved_per_token(config)
 
 
 def _scores_kept(config: ModelConfig, layout: Layout, row_tokens: int, width: int) -> float:

@@ -158,7 +158,7 @@ def layouts(config: ModelConfig, machine: Machine, phase: Phase) -> Iterator[Lay
         for virtual in [v for v in (1, 2, 4, 8) if v <= most] if pipeline > 1 else [1]:
             for rows in [r for r in (1, 2, 4, 8, 16) if phase.rows % (data * r) == 0]:
                 for reshard in (False, True) if data * context > 1 else (False,):
-                    for recompute in ("none", "light", "full"):
+                    for recompute in ("light", "full") if machine.on_gpu else ("off", "full"):
                         yield Layout(tensor, context, pipeline, data, virtual, 0, rows, reshard, recompute)
 
 

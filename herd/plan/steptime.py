@@ -20,7 +20,7 @@ LINK_EFFICIENCY = 0.8
 """Share of a link's nominal rate that a large collective reaches."""
 ATTENTION_WORK = 7 / 6
 """What attention computes over what is counted: its backward pass recomputes the scores (5 matmuls, 4 counted)."""
-_AGAIN = {"none": 1.0, "light": 1.02, "full": 4 / 3}  # light recomputes elementwise passes only
+_AGAIN = {"off": 1.0, "light": 1.02, "full": 4 / 3}  # light recomputes elementwise passes only
 _BF16, _FLOAT = 2, 4
 
 

@@ -214,7 +214,7 @@ def _layout_of(recipe: PretrainSettings, machine: Machine) -> Layout | None:
         contiguous=parallel.contiguous,
         micro_rows=max(recipe.batch.micro_tokens // recipe.batch.row_tokens, 1),
         reshard=parallel.reshards,
-        recompute="light",
+        recompute="full" if recipe.run.recompute == 1 else "light" if machine.on_gpu else "off",
     )
 
 
