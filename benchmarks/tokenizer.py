@@ -135,18 +135,18 @@ def measure(kind: str, name: str, corpus: Path, argument: str) -> dict:
     """One measurement, in this process."""
     peak = PeakMemory()
     if kind == "train":
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), cpu_seconds()
         ranks = TRAINERS[name](corpus, int(argument))
-        seconds = time.perf_counter() - began
+        seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu
         tokens = None if ranks is None else hash_of(ranks)
     else:
         texts = list(read(corpus))
         encode = ENCODERS[name](texts, Path(argument))
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), cpu_seconds()
         ids = encode()
-        seconds = time.perf_counter() - began
+        seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu
         tokens = sum(map(len, ids))
-    return {"seconds": seconds, "megabytes": peak.megabytes(), "result": tokens}
+    return {"seconds": seconds, "cpu_seconds": cpu, "megabytes": peak.megabytes(), "result": tokens}
 
 
 class PeakMemory:
@@ -164,6 +164,16 @@ class PeakMemory:
     def megabytes(self) -> float:
         """Where a library holds Python's lock and nothing could be looked at, the process's own peak."""
         return max(self._most, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 1e6
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and of those it has started: what contention on the machine leaves alone."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ticks = 0
+    for pid in children():
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return time.process_time() + ended.ru_utime + ended.ru_stime + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def children() -> list[str]:
@@ -295,7 +305,10 @@ def show(row: dict, num_bytes: int) -> None:
         print(f"{row['what']:<12} {row['with']:<24} {row['error']}")
         return
     rate = num_bytes / 1e6 / row["seconds"]
-    print(f"{row['what']:<12} {row['with']:<24} {row['seconds']:6.2f} s {rate:6.1f} MB/s {row['megabytes']:6.0f} MB")
+    print(
+        f"{row['what']:<12} {row['with']:<24} {row['seconds']:6.2f} s {rate:6.1f} MB/s"
+        f" {row['cpu_seconds']:6.2f} s CPU {row['megabytes']:6.0f} MB"
+    )
 
 
 if __name__ == "__main__":
