@@ -17,12 +17,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 torch.set_num_threads(1)
+from herd.parallel.launch import _meet
 from herd.train.objectives import next_token
 from herd.train.trainer import SavingSettings, train
 from tests.train.tiny import run_folder, tiny_loader, tiny_model
 
 folder, fault = Path(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo")
+_meet("gloo")
 rank, world = dist.get_rank(), dist.get_world_size()
 mark = folder / "happened"
 
