@@ -140,7 +140,7 @@ def _overview() -> str:
         "  herd <command> [recipe.yaml] [setting=value ...]     herd <command> --help shows every setting",
     ]
     for title, verbs in STORY.items():
-        lines += ["", f"{title}:", *(f"  {verb:<12} {_summary(verb)}" for verb in verbs)]
+        lines += ["", f"{title}:", *(f"  {verb:<14} {_summary(verb)}" for verb in verbs)]
     return "\n".join([*lines, "", "Begin with `herd demo`: the whole story on this machine, in about ten minutes."])
 
 
