@@ -9,6 +9,7 @@ Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -121,22 +123,39 @@ class Adapters:
 def _read(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
     """Each layer's A and B, and the factor of their product."""
     config = _read_config(folder)
+    file = folder / "adapter_model.safetensors"
     try:
-        tensors = load_file(folder / "adapter_model.safetensors")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}/adapter_model.safetensors cannot be read: {error}") from None
+        tensors = load_file(file)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from None
+    if not tensors:
+        raise CheckpointError(f"{file} holds no tensors: an adapter that changes nothing.")
     halves: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         found = _TENSOR.fullmatch(name)
         if found is None:
             raise CheckpointError(f"{folder}: {name} changes a part of the model that adapters do not change here.")
+        _check_tensor(file, name, tensor)
         halves.setdefault(found[1], {})[found[2]] = tensor
     for layer, pair in halves.items():
         if pair.keys() != {"A", "B"}:
             raise CheckpointError(f"{folder}: of {layer} only half of the adapter is there.")
     rank, alpha = config["r"], config["lora_alpha"]
+    other = next((layer for layer, pair in halves.items() if pair["A"].shape[0] != rank), None)
+    if other is not None:
+        raise CheckpointError(
+            f"{file}: its change of {other} has rank {halves[other]['A'].shape[0]}, adapter_config.json says r={rank}."
+        )
     scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
     return {layer: (pair["A"], pair["B"]) for layer, pair in halves.items()}, scale
+
+
+def _check_tensor(file: Path, name: str, tensor: Tensor) -> None:
+    if tensor.ndim != 2 or not tensor.is_floating_point():
+        kind = f"{list(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
+        raise CheckpointError(f"{file}: {name} is {kind}; expected a matrix of floating-point numbers.")
+    if not tensor.isfinite().all():
+        raise CheckpointError(f"{file}: {name} holds values that are not finite (NaN or infinity).")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -144,11 +163,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         kind, rank, alpha = config.get("peft_type"), config["r"], config["lora_alpha"]
-        usable = rank > 0 and alpha == alpha
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        usable = not isinstance(rank, bool) and rank == int(rank) > 0 and math.isfinite(alpha)
+    except (OSError, OverflowError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file}: expected a PEFT adapter's settings, with r and lora_alpha ({error})") from None
     wrong = [name for name in _NOT_READ if config.get(name)]
     if kind != "LORA" or not usable or config.get("bias", "none") != "none" or wrong:
-        what = ", ".join(wrong) or f"peft_type {kind}, bias {config.get('bias')}"
+        what = ", ".join(wrong) or f"peft_type {kind}, r {rank}, lora_alpha {alpha}, bias {config.get('bias')}"
         raise CheckpointError(f"{file}: {what} is not read here; plain LoRA adapters are.")
     return config

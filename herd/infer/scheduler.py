@@ -80,8 +80,8 @@ class Scheduler:
         return sum(bool(answer.tokens) for answer in self.running)
 
     def add(self, request: Request) -> None:
-        """Queue a request."""
-        self.waiting.extend(request.answers)
+        """Queue a request; one that was cancelled before it came stays ended."""
+        self.waiting.extend(answer for answer in request.answers if not answer.finish_reason)
 
     def plan(self, guess: Callable[[Answer, int], list[int]] | None = None) -> Plan:
         """The next step. Decoding sequences always advance; prompts share the step's budget of prompt tokens.
@@ -149,7 +149,8 @@ class Scheduler:
             return
         answer.finish_reason = reason
         if answer.row < 0:
-            self.waiting.remove(answer)
+            if answer in self.waiting:  # not where a client went away before its request was queued
+                self.waiting.remove(answer)
             return
         self.running.remove(answer)
         self._free_rows.append(answer.row)

@@ -56,6 +56,8 @@ class _Body(_Strict):
     @classmethod
     def _is_text(cls, data: Any) -> Any:
         """JSON can hold half a character (`"\\ud800"`); what no text can hold is not replaced in silence."""
+        if isinstance(data, bytes):  # of another content type: refused as such
+            return data
         try:
             json.dumps(data, ensure_ascii=False).encode()
         except UnicodeEncodeError:

@@ -86,3 +86,35 @@ def test_unknown_and_unfit_adapters_are_refused(tmp_path):
     engine.add_adapter("a", tmp_path / "a")
     with pytest.raises(CheckpointError, match="already"):
         engine.add_adapter("a", tmp_path / "a")
+
+
+def test_damaged_adapters_are_refused_by_name(tmp_path):
+    engine, name = Engine.of(tiny_model(), small_tokenizer()), f"base_model.model.{LAYERS[0]}.lora_A.weight"
+    folder = write_adapter(tmp_path / "a", 0)
+    weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    good, settings, tensors = weights.read_bytes(), json.loads(config.read_text()), load_file(weights)
+
+    def refused(why: str) -> None:
+        with pytest.raises(CheckpointError, match=why):
+            engine.add_adapter("a", folder)
+
+    for change, why in (
+        ({"lora_alpha": "x"}, "lora_alpha"),
+        ({"lora_alpha": float("inf")}, "lora_alpha inf"),
+        ({"r": 2.5}, "r 2.5"),
+        ({"r": 8}, "rank 4"),
+    ):
+        config.write_text(json.dumps(settings | change))
+        refused(why)
+    config.write_text(json.dumps(settings))
+    for wrong in (tensors[name] * float("nan"), tensors[name][0].clone(), tensors[name].long()):
+        save_file(tensors | {name: wrong}, weights)
+        refused("lora_A.weight (holds|is)")
+    for content, why in ((good[:100], "cannot be read"), (b"", "cannot be read")):
+        weights.write_bytes(content)
+        refused(why)
+    save_file({}, weights)
+    refused("no tensors")
+    weights.write_bytes(good)
+    engine.add_adapter("a", folder)
+    assert engine.generate(PROMPT, greedy("a")).tokens

@@ -361,6 +361,18 @@ def test_a_failed_step_ends_its_requests_and_leaves_a_working_engine(monkeypatch
     assert engine.generate("The quick", GREEDY).tokens == expected
 
 
+def test_a_request_cancelled_before_it_is_queued_stays_ended_and_disturbs_nobody():
+    engine, pieces = Engine.of(tiny_model(), small_tokenizer()), []
+    few = SamplingParams(temperature=0, max_tokens=10)
+    expected = engine.generate(PROMPTS[0], few).tokens
+    gone = engine.request(PROMPTS[1], few, pieces.append)
+    engine.cancel(gone)
+    engine.submit(gone)
+    assert engine.generate(PROMPTS[0], few).tokens == expected
+    assert gone.finished and [piece.finish_reason for piece in pieces] == ["cancelled"]
+    assert not engine.has_work and engine.free_share == 1
+
+
 def test_cancelled_requests_in_any_order_lose_no_block():
     engine = engine_of(max_sequences=5, max_prompt_tokens=16, cache_bytes=2**19)
     order = torch.Generator().manual_seed(0)

@@ -220,3 +220,11 @@ def test_a_failing_engine_gives_an_error_and_the_server_lives_on(monkeypatch):
         monkeypatch.setattr(engine._runner, "run", run)
         assert httpx.post(f"{url}/v1/chat/completions", json=CHAT).status_code == 200
         assert httpx.get(f"{url}/health").json()["status"] == "ok"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize"])
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
+def test_a_body_sent_without_its_content_type_is_told_of_it(http, path, kind):
+    headers = {"Content-Type": kind} if kind else {}
+    error = error_of(http.post(path, content=b'{"messages": []}', headers=headers), 400)
+    assert "Content-Type: application/json" in error["message"]
