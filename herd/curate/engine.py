@@ -1,27 +1,29 @@
 """Mapping a pure function over parts with Daft: over processes of this machine, or over a Ray cluster.
 
+On one machine Daft's threads hand the parts to processes that stay from map to map (`workers.py`); Daft's own are
+started anew for each map, which takes two seconds.
+
 A task takes and gives plain JSON values and works on files, so that where it runs does not matter; on a cluster the
 run folder must lie where every machine sees it.
 """
 
 from __future__ import annotations
 
-import errno
+import asyncio
 import json
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Literal
 
 os.environ.setdefault("DO_NOT_TRACK", "1")  # before Daft is imported: no telemetry
 
 import daft
 
-from herd import errors
-from herd.errors import ConfigError, UserError
+from herd.curate.workers import Task, outcome_of, result_of, workers
+from herd.errors import ConfigError
 from herd.log import progress
 
 Engine = Literal["native", "ray"]
-Task = Callable[[dict], dict]
 
 
 def map_parts(
@@ -53,17 +55,32 @@ def map_parts(
 
 
 def _map_with_daft(task: Task, jobs: list[dict], processes: int, on_ray: bool) -> Iterator[dict]:
-    @daft.cls(use_process=not on_ray, max_concurrency=processes)
-    class Worker:
-        @daft.method.batch(return_dtype=daft.DataType.string(), batch_size=1)
-        def run(self, jobs: daft.Series) -> list[str]:
-            return [json.dumps(_outcome(task, json.loads(job))) for job in jobs.to_pylist()]
-
     frame = daft.from_pydict({"job": [json.dumps(job) for job in jobs]})
     if on_ray:
         frame = frame.into_partitions(min(len(jobs), 4 * processes))
-    for row in frame.select(Worker().run(daft.col("job")).alias("result")).iter_rows():
-        yield _result(json.loads(row["result"]))
+    run = _on_ray(task, processes) if on_ray else _on_this_machine(task, processes)
+    for row in frame.select(run(daft.col("job")).alias("result")).iter_rows():
+        yield result_of(json.loads(row["result"]))
+
+
+def _on_this_machine(task: Task, processes: int) -> Callable:
+    """Daft awaits `processes` jobs at once; threads pass them on to workers."""
+
+    @daft.func.batch(return_dtype=daft.DataType.string(), batch_size=1, use_process=False, max_concurrency=processes)
+    async def run(jobs: daft.Series) -> list[str]:
+        return [await asyncio.to_thread(workers().run, task, job) for job in jobs.to_pylist()]
+
+    return run
+
+
+def _on_ray(task: Task, processes: int) -> Callable:
+    @daft.cls(use_process=False, max_concurrency=processes)
+    class Worker:
+        @daft.method.batch(return_dtype=daft.DataType.string(), batch_size=1)
+        def run(self, jobs: daft.Series) -> list[str]:
+            return [json.dumps(outcome_of(task, json.loads(job))) for job in jobs.to_pylist()]
+
+    return Worker().run
 
 
 def _ray_processes(processes: int | None, address: str | None) -> int:
@@ -93,25 +110,3 @@ def _ray(address: str | None) -> int:
     except Exception as error:  # Ray and Daft raise many kinds
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"work.address: no Ray cluster at {address or 'this machine'}: {reason}") from None
-
-
-# ---- errors travel as values: a runner would wrap them ---------------------------------------------------------------
-
-
-def _outcome(task: Task, job: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return {"result": task(job)}
-    except UserError as error:
-        return {"error": type(error).__name__, "message": str(error)}
-    except OSError as error:
-        return {"error": "OSError", "errno": error.errno or errno.EIO, "message": error.strerror or str(error)} | {
-            "file": str(error.filename) if error.filename else None
-        }
-
-
-def _result(outcome: dict[str, Any]) -> dict[str, Any]:
-    if "error" not in outcome:
-        return outcome["result"]
-    if outcome["error"] == "OSError":
-        raise OSError(outcome["errno"], outcome["message"], outcome["file"])
-    raise getattr(errors, outcome["error"])(outcome["message"])

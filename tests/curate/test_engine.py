@@ -3,8 +3,11 @@
 import errno
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,7 +15,7 @@ import pytest
 
 from herd.curate.engine import map_parts
 from herd.curate.pipeline import Work
-from herd.errors import ConfigError, DataError
+from herd.errors import ConfigError, DataError, UserError
 from tests.curate.test_pipeline import crawl, curated  # noqa: F401  (a fixture)
 
 ROOT = Path(__file__).parents[2]
@@ -77,3 +80,48 @@ def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"pip install 'herd-lm\[ray\]'"):
         list(map_parts(fail, [{"kind": "fine"}], None, "test", "ray"))
+
+
+def pid(job):
+    return {"pid": os.getpid()}
+
+
+def end(job):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_processes_stay_from_map_to_map():
+    seen = {row["pid"] for _ in range(4) for row in map_parts(pid, [{}] * 8, 2, "test")}
+    assert os.getpid() not in seen
+    assert len(seen) <= 4  # another test may have left one or two; started anew they would be eight
+
+
+def test_a_process_that_was_killed_is_told_and_replaced():
+    with pytest.raises(UserError, match=r"ended \(signal 9\).*work\.processes"):
+        list(map_parts(end, [{}, {}], 2, "test"))
+    assert len(list(map_parts(pid, [{}, {}], 2, "test"))) == 2
+
+
+def test_no_process_outlives_the_run_that_started_it():
+    run = (
+        "import os, signal\n"
+        "from herd.curate.engine import map_parts\n"
+        "from tests.curate.test_engine import pid\n"
+        "print(next(map_parts(pid, [{}, {}], 2, 'test'))['pid'], flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", run], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    worker = int(done.stdout.split()[-1])
+    for _ in range(100):
+        if not is_running(worker):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"process {worker} is still there")
+
+
+def is_running(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
