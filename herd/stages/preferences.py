@@ -72,9 +72,8 @@ def run(settings: PreferencesSettings) -> Path:
             n=settings.samples,
             seed=settings.seed,
         )
-        prompts = [prompt_of(row) for row in asked]
-        state = run.path / "state"
-        answers = sample_answers(settings.checkpoint, prompts, params, state, engine=settings.engine)
+        conversations, state = [prompt_of(row) for row in asked], run.path / "state"
+        answers = sample_answers(settings.checkpoint, conversations, params, state, engine=settings.engine)
         said = {question_text(row): texts for row, texts in zip(asked, answers, strict=True)}
         pool = [*rows["prompts"], *rows["train"]]
         trained = [*prompts, *unknown]
