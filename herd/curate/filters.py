@@ -231,16 +231,24 @@ def gopher_top_ngram(text: Text, most_2: float = 0.20, most_3: float = 0.18, mos
         keys = _ngram_keys(text.word_ids, length)
         if len(keys) == 0:
             return None
-        _, first, counts = np.unique(keys, return_index=True, return_counts=True)
-        top = int(counts.argmax())
-        if counts[top] < 2:
+        key, count = _commonest(keys)
+        if count < 2:
             continue
-        characters = int(text.word_lengths[first[top] : first[top] + length].sum())
-        share = characters * int(counts[top]) / max(1, int(text.word_lengths.sum()))
+        first = int((keys == key).argmax())
+        share = int(text.word_lengths[first : first + length].sum()) * count / max(1, int(text.word_lengths.sum()))
         if share > limit:
-            span = " ".join(text.words[first[top] : first[top] + length])
+            span = " ".join(text.words[first : first + length])
             return "gopher_top_ngram", f"{n}-gram {span!r} is {share:.0%} of the characters"
     return None
+
+
+def _commonest(keys: np.ndarray) -> tuple[np.uint64, int]:
+    """The commonest key and how often it stands there; the smallest of equally common ones."""
+    ordered = np.sort(keys)
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    counts = np.diff(starts, append=len(ordered))
+    top = int(counts.argmax())
+    return ordered[starts[top]], int(counts[top])
 
 
 def gopher_repeated_ngrams(text: Text, most_5: float = 0.15, most_10: float = 0.10) -> Reason | None:
@@ -260,16 +268,26 @@ def gopher_repeated_ngrams(text: Text, most_5: float = 0.15, most_10: float = 0.
 def repeated_ngram_share(text: Text, n: int) -> float:
     """Share of the characters that lie in an n-gram of words which has stood before on the page."""
     keys = _ngram_keys(text.word_ids, n)
-    if len(keys) == 0:
+    repeated = _repeated(keys)
+    if len(repeated) == 0:
         return 0.0
-    _, first = np.unique(keys, return_index=True)
-    repeated = np.ones(len(keys), dtype=bool)
-    repeated[first] = False
     covered = np.zeros(len(text.word_ids) + 1, dtype=np.int64)
-    np.add.at(covered, np.flatnonzero(repeated), 1)
-    np.add.at(covered, np.flatnonzero(repeated) + n, -1)
+    covered[repeated] += 1  # no place twice
+    covered[repeated + n] -= 1
     inside = covered.cumsum()[:-1] > 0
     return float(text.word_lengths[inside].sum() / max(1, text.word_lengths.sum()))
+
+
+def _repeated(keys: np.ndarray) -> np.ndarray:
+    """Where keys stand that have stood before, in order."""
+    ordered = np.sort(keys)  # much faster than an order of the keys, and most pages have few repeats
+    repeats = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(repeats) == 0:
+        return np.empty(0, dtype=np.int64)
+    place = np.minimum(np.searchsorted(repeats, keys), len(repeats) - 1)
+    candidates = np.flatnonzero(repeats[place] == keys)
+    _, first = np.unique(keys[candidates], return_index=True)
+    return np.delete(candidates, first)
 
 
 def _ngram_keys(ids: np.ndarray, n: int) -> np.ndarray:
