@@ -45,7 +45,7 @@ def settings(cls: type[S]) -> type[S]:
         default = cls.__dict__.get(name)
         if isinstance(default, list | dict):
             setattr(cls, name, dataclasses.field(default_factory=functools.partial(copy.copy, default)))
-    cls.__pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    cls.__pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
     return dataclasses.dataclass(kw_only=True, frozen=True)(cls)
 
 

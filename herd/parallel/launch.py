@@ -28,10 +28,11 @@ def num_processes() -> int:
 
 
 @contextmanager
-def joined() -> Iterator[torch.device]:
+def joined(folder: Path | None = None) -> Iterator[torch.device]:
     """Be one of the processes for a while, on the device given. Only the first one talks to the person who watches.
 
-    What is the user's to mend is found by all processes alike and reported by the first.
+    What is the user's to mend is found by all processes alike and reported by the first. `folder` is where NCCL writes
+    down its last collectives when one times out.
     """
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
@@ -40,6 +41,8 @@ def joined() -> Iterator[torch.device]:
         return
     if gpu:
         torch.cuda.set_device(device)
+        if folder:
+            switch_on_flight_recorder(folder.resolve())
     _meet("nccl" if gpu else "gloo")
     first = dist.get_rank() == 0
     if not first:
@@ -90,6 +93,19 @@ def _meet(backend: str) -> None:
     store, rank, world = next(rendezvous("env://"))
     store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+
+
+def switch_on_flight_recorder(folder: Path) -> None:
+    """Let NCCL keep its last 2,000 collectives and write them down when one times out; what you have set stays."""
+    for name, value in {
+        "TORCH_FR_BUFFER_SIZE": "2000",
+        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+        "TORCH_FR_DUMP_TEMP_FILE": str(folder / "flight-"),
+        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": str(folder / "flight-"),
+    }.items():
+        os.environ.setdefault(name, value)
 
 
 def this_process() -> int:

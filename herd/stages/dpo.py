@@ -24,6 +24,7 @@ from herd.train.objectives import dpo
 from herd.train.optimizer import OptimizerSettings
 from herd.train.reference import log_probs
 from herd.train.schedule import BatchSettings, ScheduleSettings, phases
+from herd.train.stability import StabilitySettings
 from herd.train.trainer import SavingSettings, finish, train
 
 
@@ -54,6 +55,8 @@ class DpoSettings:
     """Learning rate over the run."""
     saving: SavingSettings = field(default_factory=SavingSettings)
     """What is kept while it runs."""
+    stability: StabilitySettings = field(default_factory=StabilitySettings)
+    """What is done about spikes of the loss or the gradient."""
     seed: int = 0
     """Seed of the order of the pairs."""
 
@@ -85,6 +88,7 @@ def run(settings: DpoSettings) -> Path:
             optimizer=settings.optimizer,
             schedule=settings.schedule,
             saving=settings.saving,
+            stability=settings.stability,
             label="dpo",
         )
         finish(model, run, tokenizer, {"pairs": len(pairs), "steps": num_steps} | last_means(run.path))

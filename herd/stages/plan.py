@@ -51,6 +51,12 @@ class CostSettings:
     carbon: float | None = None
     """Kilograms of CO2e for each kilowatt-hour a device draws, overheads included; Meta's implied figure by default."""
 
+    def __post_init__(self):
+        if self.years <= 0:
+            raise ValueError("years must be positive")
+        if min(self.rent, self.price, self.kwh, self.overhead, self.carbon or 0) < 0:
+            raise ValueError("rent, price, kwh, overhead and carbon must be 0 or more")
+
 
 @settings
 class PlanSettings:
@@ -88,6 +94,11 @@ class PlanSettings:
             raise ValueError("devices must be at least 1, or `here`")
         if self.efficiency is not None and not 0 < self.efficiency <= 1:
             raise ValueError("efficiency is a share: above 0 and at most 1")
+        counts = {name: getattr(self, name) for name in ("tokens", "batch_tokens", "row_tokens", "layouts")}
+        if bad := [name for name, value in counts.items() if value is not None and value < 1]:
+            raise ValueError(f"{', '.join(bad)} must be at least 1")
+        if self.batch_tokens and self.row_tokens and self.batch_tokens < self.row_tokens:
+            raise ValueError("batch_tokens must hold at least one row of row_tokens")
         if self.path and self.recipe:
             raise ValueError("give a size or a recipe, not both")
         if not (self.path or self.recipe or self.check):

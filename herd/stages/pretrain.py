@@ -42,9 +42,9 @@ from herd.train.compile import Compile, choose_float8, compile_model, recompute_
 from herd.train.objectives import next_token
 from herd.train.optimizer import OptimizerSettings
 from herd.train.schedule import BatchSettings, ScheduleSettings, phases, steps_for
-from herd.train.stability import StabilitySettings
+from herd.train.stability import StabilitySettings, step_range
 from herd.train.trackers import Tracker
-from herd.train.trainer import SavingSettings, assembled, at_shares, finish, train
+from herd.train.trainer import SavingSettings, assembled, at_shares, evenly, finish, snapshots, train
 from herd.types import SamplingParams
 
 _SAMPLE_SHARES = (0.25, 0.5, 1.0)
@@ -113,6 +113,14 @@ class RunSettings:
     """Trackers that get the figures of metrics.jsonl: tensorboard, wandb, mlflow."""
     hang_seconds: float = 0.0
     """Seconds without any progress after which a process writes down its stacks and ends itself; 0: never."""
+
+    def __post_init__(self):
+        if self.save_seconds <= 0:
+            raise ValueError("save_seconds must be positive")
+        if min(self.snapshots, self.keep_snapshots, self.recompute, self.hang_seconds) < 0:
+            raise ValueError("snapshots, keep_snapshots, recompute and hang_seconds must be 0 or more")
+        for text in self.skip_steps:
+            step_range(text)
 
 
 @settings
@@ -188,7 +196,10 @@ def _whole(depth: object) -> int:
 def run(settings: PretrainSettings) -> Path:
     """Train, and write `checkpoint/` with the tokenizer beside the weights."""
     inputs = {"shards": settings.shards, "tokenizer": settings.tokenizer, "checkpoint": settings.checkpoint}
-    with joined() as device, open_run_together(settings.out, stage="pretrain", settings=settings, inputs=inputs) as run:
+    with (
+        joined(settings.out) as device,
+        open_run_together(settings.out, stage="pretrain", settings=settings, inputs=inputs) as run,
+    ):
         if run.finished:
             return run.path
         tokenizer = Tokenizer.load(settings.tokenizer)
@@ -219,13 +230,13 @@ def run(settings: PretrainSettings) -> Path:
         _announce(run, model, loader, num_steps, compiled)
         saving = SavingSettings(
             save_seconds=settings.run.save_seconds,
-            snapshot_steps=max(num_steps // settings.run.snapshots, 1) if settings.run.snapshots else 0,
             keep_snapshots=settings.run.keep_snapshots,
             keep_best=True,
             trackers=settings.run.trackers,
             hang_seconds=settings.run.hang_seconds,
         )
         hooks = [at_shares(_SAMPLE_SHARES, _sampler(run, model, tokenizer, settings, num_steps, loader))]
+        hooks += evenly(settings.run.snapshots, snapshots(model, run, saving))
         peak = agreed(lambda: matmul_rate(dtype)) * layout.world
         train(
             model,

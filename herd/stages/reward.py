@@ -16,10 +16,12 @@ from herd.model.checkpoint import as_reward_model, find_checkpoint, load
 from herd.model.llama import LlamaForSequenceClassification
 from herd.run import open_run
 from herd.tokenizer.tokenizer import Tokenizer
+from herd.train.compile import compile_model
 from herd.train.metrics import last_means
 from herd.train.objectives import reward_margins, reward_pairs
 from herd.train.optimizer import OptimizerSettings
 from herd.train.schedule import BatchSettings, ScheduleSettings, phases
+from herd.train.stability import StabilitySettings
 from herd.train.trainer import SavingSettings, finish, train
 
 
@@ -47,6 +49,8 @@ class RewardSettings:
     """Learning rate over the run."""
     saving: SavingSettings = field(default_factory=SavingSettings)
     """What is kept while it runs."""
+    stability: StabilitySettings = field(default_factory=StabilitySettings)
+    """What is done about spikes of the loss or the gradient."""
     seed: int = 0
     """Seed of the score head and of the order of the pairs."""
 
@@ -63,6 +67,7 @@ def run(settings: RewardSettings) -> Path:
             return run.path
         checkpoint, batch = find_checkpoint(settings.checkpoint), settings.batch
         tokenizer, model = Tokenizer.load(checkpoint), as_reward_model(load(checkpoint), settings.seed)
+        compile_model(model, "auto")
         pairs = load_pairs(settings.pairs, tokenizer, batch.row_tokens, min_strength=settings.min_strength)
         trained, held_out = pairs.split(settings.holdout)
         num_steps = _loader(trained, settings, 1).steps_for_epochs(settings.epochs)
@@ -77,6 +82,7 @@ def run(settings: RewardSettings) -> Path:
             optimizer=settings.optimizer,
             schedule=settings.schedule,
             saving=settings.saving,
+            stability=settings.stability,
             label="reward",
         )
         figures = {"pairs": len(trained), "heldout_pairs": len(held_out)} | last_means(run.path)

@@ -19,6 +19,7 @@ from herd.train.metrics import last_means
 from herd.train.objectives import next_token
 from herd.train.optimizer import OptimizerSettings
 from herd.train.schedule import BatchSettings, ScheduleSettings, phases
+from herd.train.stability import StabilitySettings
 from herd.train.trainer import SavingSettings, finish, train
 
 
@@ -44,6 +45,8 @@ class SftSettings:
     """Learning rate over the run."""
     saving: SavingSettings = field(default_factory=SavingSettings)
     """What is kept while it runs."""
+    stability: StabilitySettings = field(default_factory=StabilitySettings)
+    """What is done about spikes of the loss or the gradient."""
     seed: int = 0
     """Seed of the order of the conversations."""
 
@@ -78,6 +81,7 @@ def run(settings: SftSettings) -> Path:
             optimizer=settings.optimizer,
             schedule=settings.schedule,
             saving=settings.saving,
+            stability=settings.stability,
             peak_flops=matmul_rate(next(model.parameters()).dtype),
             label="sft",
         )

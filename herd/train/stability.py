@@ -80,7 +80,7 @@ class Skips:
     def __init__(self, folder: Path, given: Sequence[str] = ()):
         self._file = folder / "skips.json"
         self.found: list[dict] = json.loads(self._file.read_text()) if self._file.exists() else []
-        self._given = [_range(text) for text in given]
+        self._given = [step_range(text) for text in given]
 
     def place(self, step: int) -> int:
         """Which step of the data's schedule the run's step `step` (from 0) learns from."""
@@ -109,8 +109,12 @@ class Skips:
         return merged
 
 
-def _range(text: str) -> tuple[int, int]:
-    """`120-139` or `120`, counted from 1 and inclusive as metrics.jsonl counts, to steps from 0, the end exclusive."""
+def step_range(text: str) -> tuple[int, int]:
+    """`120-139` or `120`, counted from 1 and inclusive as metrics.jsonl counts, to steps from 0, the end exclusive.
+
+    Raises:
+        DataError: it is neither.
+    """
     try:
         numbers = [int(part) for part in text.split("-")]
     except ValueError:

@@ -93,6 +93,16 @@ def at_shares(shares: Sequence[float], call: Callable[[int], None]) -> Hook:
     return Hook(call, lambda step, num_steps: step in {max(1, round(share * num_steps)) for share in shares})
 
 
+def evenly(count: int, call: Callable[[int], None]) -> list[Hook]:
+    """Call so many times over the run, at equal distances, the last step included."""
+    return [at_shares([number / count for number in range(1, count + 1)], call)] if count else []
+
+
+def snapshots(model: nn.Module, run: Run, saving: SavingSettings) -> Callable[[int], None]:
+    """What keeps the model as `checkpoints/step-...`, and of older ones those that `saving` says."""
+    return partial(_snapshot, model, run.path, saving)
+
+
 def train(
     model: nn.Module,
     objective: Objective,
@@ -125,7 +135,7 @@ def train(
         add_adapters(model, optimizer.lora)
     adamw = _resumed(model, optimizer, run)
     speed = Speed(flops_per_token(model.config, loader.phases[0].row_tokens), peak_flops)
-    hooks = [*hooks, every(saving.snapshot_steps, partial(_snapshot, model, run.path, saving))]
+    hooks = [*hooks, every(saving.snapshot_steps, snapshots(model, run, saving))]
     skips, stability = Skips(run.path, skipped), stability or StabilitySettings()
     monitor = Monitor(stability, read_metrics(run.path))
     settled, saved_at, saved_step = True, time.monotonic(), adamw.num_steps
@@ -328,7 +338,7 @@ def _best(snapshots: Sequence[Path], rows: Sequence[dict]) -> Path:
     def loss(path: Path) -> float:
         last = int(path.name.removeprefix("step-"))
         before = [row["loss"] for row in rows if row["step"] <= last]
-        return fmean(before[-max(1, len(rows) // 10) :])
+        return fmean(before[-max(1, len(rows) // 10) :]) if before else math.inf  # log_steps may be the larger
 
     return min(snapshots, key=loss)
 

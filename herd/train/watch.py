@@ -25,19 +25,6 @@ HUNG = 75
 _NATIVE_GRACE = 1.5  # x hang_seconds: after that a thread without Python acts, even if the interpreter is stuck
 
 
-def switch_on_flight_recorder(folder: Path) -> None:
-    """Let NCCL keep its last 2,000 collectives and write them down when one times out; before the first one is made."""
-    for name, value in {
-        "TORCH_FR_BUFFER_SIZE": "2000",
-        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
-        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
-        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
-        "TORCH_FR_DUMP_TEMP_FILE": str(folder / "flight-"),
-        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": str(folder / "flight-"),
-    }.items():
-        os.environ.setdefault(name, value)
-
-
 class Watchdog:
     """The heartbeat of this process, and a thread that looks after it; `hang_seconds` 0 only keeps the heartbeat."""
 

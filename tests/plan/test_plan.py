@@ -280,3 +280,20 @@ def test_the_memory_of_a_real_run_is_planned_within_ten_percent(depth, rows, row
     layout = Layout(micro_rows=rows)
     planned = sum(memory_by_part(model_of_depth(depth, 16_384), layout, row_tokens, rows, on_gpu=False).values())
     assert planned == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--tokens", "nan"],
+        ["--tokens", "0"],
+        ["--row_tokens", "-1"],
+        ["--batch_tokens", "3", "--row_tokens", "8192"],
+        ["--layouts", "0"],
+        ["--cost.years", "0"],
+        ["--cost.rent", "-1"],
+    ],
+)
+def test_odd_figures_are_refused_by_name(words, capsys):
+    assert main(["plan", "8B", "--devices", "8", *words]) == 2
+    assert words[0].removeprefix("--").split(".")[-1] in capsys.readouterr().err

@@ -6,7 +6,7 @@ import pytest
 
 from herd import config
 from herd.data.shards import ShardWriter
-from herd.errors import CheckpointError, ConfigError
+from herd.errors import CheckpointError, ConfigError, DataError
 from herd.model.config import ModelConfig
 from herd.run import read_manifest, read_metrics
 from herd.stages import average, pretrain
@@ -85,3 +85,21 @@ def test_a_checkpoint_with_another_vocabulary_is_refused(corpus, tmp_path):
     Tokenizer.train([TEXT], 520).save(tmp_path / "other")
     with pytest.raises(ConfigError, match="540 embedding rows"):
         pretrain.run(settings(corpus, tmp_path / "second", f"checkpoint={first}", f"tokenizer={tmp_path / 'other'}"))
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "run.snapshots=-1",
+        "run.keep_snapshots=-1",
+        "run.recompute=-1",
+        "run.hang_seconds=-1",
+        "run.save_seconds=0",
+        "run.skip_steps=[twelve]",
+        "tokens=nan",
+        "optimizer.learning_rate=inf",
+    ],
+)
+def test_settings_that_no_run_can_have_are_refused_before_its_folder_is_made(corpus, tmp_path, word):
+    with pytest.raises((ConfigError, DataError), match=word.split("=")[0].split(".")[-1].split("_")[0]):
+        settings(corpus, tmp_path / "run", word)

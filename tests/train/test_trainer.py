@@ -17,7 +17,7 @@ from herd.train import checkpoint, trainer
 from herd.train.objectives import next_token
 from herd.train.optimizer import FlatAdamW, OptimizerSettings
 from herd.train.schedule import ScheduleSettings
-from herd.train.trainer import SavingSettings, at_shares, every, train
+from herd.train.trainer import SavingSettings, at_shares, evenly, every, train
 from tests.train.tiny import corpus, run_folder, tiny_loader, tiny_model
 
 OPTIMIZER = OptimizerSettings(learning_rate=1e-2)
@@ -205,6 +205,18 @@ def test_a_run_killed_between_its_save_and_its_snapshot_makes_the_snapshot_when_
     for step in ("step-00000004", "step-00000008"):
         torn, whole = (load(tmp_path / name / "checkpoints" / step) for name in ("torn", "whole"))
         assert all(torch.equal(a, b) for a, b in zip(torn.parameters(), whole.parameters(), strict=True))
+
+
+def test_a_number_of_snapshots_lies_evenly_over_the_run_and_holds_its_last_step():
+    [hook] = evenly(3, lambda step: None)
+    assert [step for step in range(1, 11) if hook.due(step, 10)] == [3, 7, 10]
+    assert evenly(0, lambda step: None) == []
+
+
+def test_the_best_snapshot_is_kept_where_fewer_steps_are_logged_than_kept(tmp_path):
+    saving = SavingSettings(snapshot_steps=1, keep_snapshots=1, keep_best=True, log_steps=3)
+    train_tiny(tmp_path, num_steps=6, saving=saving)
+    assert "step-00000006" in {folder.name for folder in (tmp_path / "checkpoints").iterdir()}
 
 
 def test_snapshots_are_checkpoints_that_load(tmp_path):

@@ -8,8 +8,9 @@ import time
 
 import pytest
 
+from herd.parallel.launch import switch_on_flight_recorder
 from herd.run import read_metrics
-from herd.train.watch import COLLECTIVE, HUNG, hang_report, stragglers, switch_on_flight_recorder
+from herd.train.watch import COLLECTIVE, HUNG, hang_report, stragglers
 
 WORKER = """
 import os, sys, time
