@@ -68,10 +68,12 @@ _MARKS = ("Mn", "Mc")  # Thai vowel signs stand alone where every character is a
 _SENTENCE = re.compile(r"[.!?…]+[\"'”’)\]]*(?:\s|$)|[。！？।؟۔]")
 _BULLETS = ("•", "‣", "►", "▶", "◦", "-", "*", "·", "●", "–")
 _END_MARKS = (".", "!", "?", '"', "'", "”", "’", "…", "。", "！", "？", "।", "ฯ", "؟", ":")
-_CODE_LINE = re.compile(
-    r"[{};]\s*$|^\s*(?:def |class |import |from \S+ import|return\b|if .*:$|for .*:$|while .*:$|#include|>>> |\$ |@\w+|"
-    r"(?:public|private|static|const|let|var|function|fn|func)\s)|\w\([^)]*\)\s*(?:[;{:]|->|$)|^\s*[\w.\[\]]+\s*[-+*/|&]?=\s*\S"
+_CODE_START = re.compile(
+    r"\s*(?:def |class |import |from \S+ import|return\b|if .*:$|for .*:$|while .*:$|#include|>>> |\$ |@\w+|"
+    r"(?:public|private|static|const|let|var|function|fn|func)\s)"
 )
+_CODE_CALL = re.compile(r"\w\([^)]*\)\s*(?:[;{:]|->|$)")
+_ASSIGNMENT = re.compile(r"\s*[\w.\[\]]+\s*[-+*/|&]?=\s*\S")
 _TEX = re.compile(r"\$[^$\n]{1,400}\$|\\[a-zA-Z]{2,}")
 
 
@@ -135,12 +137,21 @@ def technical_kind(
     lines = [line for line in head.split("\n") if line.strip()]
     if not lines:
         return None
-    num_code = max(num_code_lines, sum(1 for line in lines if _CODE_LINE.search(line)))
+    num_code = max(num_code_lines, sum(map(_looks_like_code, lines)))
     code = num_code / len(lines) / least_code
     maths = sum(map(len, _TEX.findall(head))) / len(head) / least_maths
     if code + maths < 1:
         return None
     return "code" if code >= maths else "maths"
+
+
+def _looks_like_code(line: str) -> bool:
+    return bool(
+        _CODE_START.match(line)
+        or ("(" in line and _CODE_CALL.search(line))
+        or ("=" in line and _ASSIGNMENT.match(line))
+        or line.rstrip().endswith(("{", "}", ";"))
+    )
 
 
 # ---- Gopher: quality -------------------------------------------------------------------------------------------------
@@ -319,6 +330,7 @@ _NOTICE = re.compile(
     r"datenschutzerklärung|wir verwenden cookies|politique de confidentialité|política de (?:privacidad|cookies)",
     re.I,
 )
+_NOTICE_MARKS = ("javasc", "terms of", "cook", "acy pol", "datensch", "que de conf", "ca de pr")  # one in each notice
 _MAX_NOTICE_CHARACTERS = 250
 
 
@@ -327,7 +339,8 @@ def without_notices(text: str) -> tuple[str, int]:
 
     C4 takes every such line; here longer ones stay, since those are paragraphs about the matter.
     """
-    if not _NOTICE.search(text):
+    folded = text.casefold()  # a search that ignores case is slow, and most pages hold none
+    if not any(mark in folded for mark in _NOTICE_MARKS) or not _NOTICE.search(text):
         return text, 0
     lines = text.split("\n")
     kept = [line for line in lines if len(line) > _MAX_NOTICE_CHARACTERS or not _NOTICE.search(line)]

@@ -24,7 +24,8 @@ def save_table(table: pa.Table, path: Path, durable: bool = False) -> None:
     """Write a Parquet file whole or not at all."""
     aside = _aside(path)
     try:
-        pq.write_table(table, aside, compression="zstd", compression_level=1)
+        repeating = [column.name for column in table.schema if column.type != pa.large_binary()]  # pages never repeat
+        pq.write_table(table, aside, compression="zstd", compression_level=1, use_dictionary=repeating)
         if durable:
             with open(aside, "rb") as file:
                 os.fsync(file.fileno())
