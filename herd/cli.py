@@ -180,6 +180,8 @@ def _system_fault(error: OSError) -> str | None:
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
             return f"{where}the disk is full; free some space and give the same command again, it continues"
+        case errno.EFBIG:
+            return f"{where}files may not grow that large here (`ulimit -f`); raise it, the same command continues"
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return f"{where}no permission; choose a place you may write to (out=...) or change its rights"
         case errno.EEXIST | errno.ENOTDIR | errno.EISDIR | errno.ENOENT | errno.ENAMETOOLONG:

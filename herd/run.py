@@ -410,7 +410,7 @@ def _hash_file(path: Path) -> str:
 
 
 def _hash_text(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()  # odd file names
 
 
 def _flush(path: Path) -> None:

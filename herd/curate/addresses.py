@@ -14,6 +14,8 @@ import gzip
 import re
 import unicodedata
 from dataclasses import field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -29,6 +31,9 @@ CATEGORIES = ("personal", "adult", "unsafe")
 _HOSTS_FILE = re.compile(r"^(?:0\.0\.0\.0|127\.0\.0\.1|::1?)\s+")
 _DOMAIN = re.compile(r"^(?:[a-z0-9_](?:[a-z0-9_-]{0,62}\.)+)[a-z0-9-]{2,63}$")
 _URL_WORDS = re.compile(r"[^\W_]+")
+_ISO = re.compile(r"(\d{4})(?:[-/.](\d{1,2})(?:[-/.](\d{1,2})(?:[T ]+(\d{2}):?(\d{2})(?::?(\d{2}))?.*)?)?)?$", re.A)
+_DIGITS = re.compile(r"(\d{4})(\d{2})(\d{2})(?:(\d{2})(\d{2})(\d{2})?)?$", re.A)
+_EPOCH = re.compile(r"(?:\d{10}|\d{13})(?:\.\d+)?$", re.A)
 _DATE = re.compile(r"^\d{4}(?:-\d{2}(?:-\d{2}(?:T\d{2}:\d{2}:\d{2}Z?)?)?)?$")
 
 
@@ -76,7 +81,7 @@ class AddressGate:
 
     def why_refuse(self, url: str, date: str = "") -> Reason | None:
         """The reason to drop a page, with the entry of the list that it met; None for a page that is wanted."""
-        if self.cutoff and date and date[: len(self.cutoff)] > self.cutoff:
+        if self.cutoff and plain_date(date)[: len(self.cutoff)] > self.cutoff:
             return "after_cutoff", f"{date} is after {self.cutoff}"
         if self.domains and (domain := self._blocked_domain(url)):
             return f"blocked_domain_{self.domains[domain]}", domain
@@ -113,8 +118,36 @@ def check_cutoff(cutoff: str | None) -> None:
     Raises:
         ValueError: not YYYY, YYYY-MM, YYYY-MM-DD or a full ISO 8601 time.
     """
-    if cutoff is not None and not _DATE.match(cutoff):
+    if cutoff is not None and not (_DATE.match(cutoff) and plain_date(cutoff)):
         raise ValueError(f"cutoff: expected a date such as 2023-12-31, got {cutoff!r}")
+
+
+def plain_date(date: str) -> str:
+    """A page's date as `2024-05-01T10:20:30Z`, or as much of it as is known; empty for what is no date.
+
+    Read are ISO 8601, its digits alone (`20240501102030`), dates of mail and HTTP, and seconds or milliseconds since
+    1970. Of `01/05/2024` nobody can tell the month: it is no date.
+    """
+    found = _ISO.match(date.strip()) or _DIGITS.match(date.strip())
+    if found is None:
+        return _timestamp(date.strip())
+    year, month, day, hour, minute, second = (part and int(part) for part in found.groups())
+    if not (year and (month is None or 1 <= month <= 12) and (day is None or 1 <= day <= 31)):
+        return ""
+    days = f"{year:04d}" + "".join(f"-{part:02d}" for part in (month, day) if part is not None)
+    return days if hour is None else f"{days}T{hour:02d}:{minute or 0:02d}:{second or 0:02d}Z"
+
+
+def _timestamp(date: str) -> str:
+    try:
+        if _EPOCH.match(date):
+            found = datetime.fromtimestamp(float(date) / (1000 if len(date.partition(".")[0]) == 13 else 1), UTC)
+        else:
+            found = parsedate_to_datetime(date)
+            found = found.astimezone(UTC) if found.tzinfo else found
+        return f"{found.replace(tzinfo=None).isoformat(timespec='seconds')}Z"
+    except (ValueError, TypeError, LookupError, OverflowError):
+        return ""
 
 
 def _domain(line: str, place: str) -> str:

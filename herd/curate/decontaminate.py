@@ -10,7 +10,9 @@ Sources: GPT-3 (Brown et al. 2020, appendix C: 13-grams), the Llama 3 paper, sec
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 import zlib
 from collections import Counter
@@ -226,7 +228,7 @@ def read_questions(paths: list[Path]) -> Iterator[Question]:
         files = (
             sorted(f for f in path.rglob("*") if _suffix(f) in _SUFFIXES and f.is_file()) if path.is_dir() else [path]
         )
-        if not files:
+        if not files or (files == [path] and _suffix(path) not in _SUFFIXES):
             raise DataError(f"{path}: no benchmark file; expected {', '.join(_SUFFIXES)} (gzip too)")
         row = 0
         for file in files:
@@ -255,20 +257,29 @@ def _rows(file: Path) -> Iterator[tuple[str, ...]]:
 def _parsed(file: Path, content: str) -> Iterator[tuple[str, ...]]:
     suffix = _suffix(file)
     try:
-        if suffix == ".json" and content.lstrip()[:1] == "[":
-            yield from (tuple(_texts(row)) for row in json.loads(content))
+        if suffix == ".json" and (rows := _json(content)) is not None:
+            yield from (tuple(_texts(row)) for row in rows)
         elif suffix in (".jsonl", ".ndjson", ".json"):
             lines = (line for line in content.split("\n") if line.strip())
             yield from (tuple(_texts(json.loads(line))) for line in lines)
         elif suffix in (".csv", ".tsv"):
-            import csv
-            import io
-
+            csv.field_size_limit(1 << 30)
             yield from map(tuple, csv.reader(io.StringIO(content), delimiter="\t" if suffix == ".tsv" else ","))
         else:
             yield from ((paragraph,) for paragraph in content.split("\n\n") if paragraph.strip())
-    except ValueError as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         raise DataError(f"{file}: not valid {suffix[1:].upper()}: {error}") from None
+
+
+def _json(content: str) -> list[Any] | None:
+    """The rows of a JSON file: of a list, or one object however it is laid out; None for one object a line."""
+    try:
+        value = json.loads(content)
+    except ValueError:
+        if content.lstrip()[:1] == "[":
+            raise
+        return None
+    return value if isinstance(value, list) else [value]
 
 
 def _texts(value: Any, name: str = "") -> Iterator[str]:

@@ -118,6 +118,7 @@ def grade(
         for start in range(0, len(waiting), _BATCH):
             batch = waiting[start : start + _BATCH]
             answers = ask([rubric.prompt(document["text"], characters) for document in batch])
+            answers = [answer.encode("utf-8", "replace").decode() for answer in answers]  # lone surrogates
             with open(path, "a", encoding="utf-8") as file:
                 for document, answer in zip(batch, answers, strict=True):
                     row = {"id": document["id"], "grade": rubric.read(answer), "answer": answer[:500]}
@@ -179,7 +180,11 @@ def read_documents(paths: list[Path]) -> Iterator[dict[str, str]]:
 
 def _is_curated(file: Path) -> bool:
     try:
-        return Path(file).suffix == ".parquet" and {"id", "url", "text", "drop"} <= set(pq.read_schema(file).names)
+        if Path(file).suffix != ".parquet":
+            return False
+        schema = pq.read_schema(file)
+        is_text = "text" in schema.names and str(schema.field("text").type) in ("string", "large_string")
+        return is_text and {"id", "url", "drop"} <= set(schema.names)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{file}: cannot be read as Parquet: {error}") from None
 

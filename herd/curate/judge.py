@@ -14,11 +14,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow.parquet as pq
-from pydantic import TypeAdapter
+from pydantic import BeforeValidator, TypeAdapter
 
 from herd.config import settings, to_dict
 from herd.curate.addresses import Blocked, check_cutoff, host, list_lines
@@ -112,7 +112,7 @@ class Quality:
     def __post_init__(self):
         if not 0 <= self.min_score <= 1:
             raise ValueError("min_score must be between 0 and 1")
-        if (self.keep_shares or self.max_class_share) and not self.knowledge:
+        if (self.keep_shares or self.max_class_share is not None) and not self.knowledge:
             raise ValueError("keep_shares and max_class_share need a classifier: knowledge")
         shares = [*self.keep_shares.values(), *([] if self.max_class_share is None else [self.max_class_share])]
         if not all(0 <= share <= 1 for share in shares):
@@ -123,7 +123,7 @@ class Quality:
 class Rules:
     """Which documents are kept, beside duplicates."""
 
-    cutoff: str | None = None
+    cutoff: Annotated[str, BeforeValidator(str)] | None = None  # YAML takes 2023 for a number
     """Knowledge cutoff: pages dated later are dropped (YYYY, YYYY-MM or YYYY-MM-DD, the whole of it kept)."""
     blocked: Blocked = field(default_factory=Blocked)
     languages: list[str] | None = None

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from herd.config import settings, to_dict
 from herd.curate import dedup
-from herd.curate.addresses import AddressGate, Reason
+from herd.curate.addresses import AddressGate, Reason, plain_date
 from herd.curate.dedup_steps import (
     DOCUMENT_FACTS,
     Corpus,
@@ -191,7 +191,7 @@ def _through_gate(page: RawPage, gate: AddressGate, step: Step) -> dict[str, Any
     row = page._asdict() | {"url_key": _key(dedup.normal_url(page.url)), "date_number": _date_number(page.date)}
     step.documents_in += 1
     step.bytes_in += page.num_bytes
-    if not page.date:
+    if not plain_date(page.date):
         step.notes["undated"] += 1
     reason = gate.why_refuse(page.url, page.date)
     if reason is None:
@@ -220,7 +220,7 @@ def _key(text: str) -> int:
 
 def _date_number(date: str) -> int:
     """`2024-05-01T10:20:30Z` as 20240501102030; what is missing counts as the earliest."""
-    digits = "".join(c for c in date if c.isdigit())[:14]
+    digits = "".join(c for c in plain_date(date) if c.isdigit())
     return int(digits.ljust(14, "0")) if digits else 0
 
 

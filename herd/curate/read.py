@@ -92,10 +92,17 @@ def _files_under(path: Path) -> list[Path]:
 
 def _suffix(path: Path) -> str:
     """`.warc` for `crawl.warc.gz`: the suffix that names the format."""
-    suffixes = [suffix.lower() for suffix in Path(str(path).partition("::")[0].partition("?")[0]).suffixes]
+    suffixes = [suffix.lower() for suffix in Path(_plain_name(path)).suffixes]
     if suffixes and suffixes[-1] in (".gz", ".zst"):
         suffixes.pop()
     return suffixes[-1] if suffixes else ""
+
+
+def _plain_name(path: Path) -> str:
+    """A file's name without what a URL adds; a mirror on the disk may have `page?x=1.html` and `page.html?x=1`."""
+    if location(path):
+        return str(path).partition("::")[0].partition("?")[0]
+    return path.name if "." in path.name.rpartition("?")[2] else path.name.partition("?")[0]
 
 
 def read_pages(path: Path, counts: Counter, max_bytes: int = MAX_PAGE_BYTES) -> Iterator[RawPage]:
@@ -111,8 +118,14 @@ def read_pages(path: Path, counts: Counter, max_bytes: int = MAX_PAGE_BYTES) -> 
 
 
 def _page(url: str, date: str, kind: str, charset: str, content: bytes, num_bytes: int, place: str) -> RawPage:
+    url, date, place = _writable(url), _writable(date), _writable(place)
     id = hashlib.blake2b(url.encode("utf-8", "replace") + b"\0" + content, digest_size=12).hexdigest()
     return RawPage(id, url, date, kind, charset, content, num_bytes, _source(url), place)
+
+
+def _writable(text: str) -> str:
+    """Lone surrogates (of a file's name, of JSON) as escapes: no file of ours could hold them."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _read_warc(path: Path, counts: Counter, max_bytes: int) -> Iterator[RawPage]:
@@ -178,7 +191,7 @@ def _read_file(kind: str) -> Any:
 
 def _open(path: Path) -> IO[bytes]:
     file = open_file(path)
-    ending = Path(str(path).partition("::")[0].partition("?")[0]).suffix.lower()
+    ending = Path(_plain_name(path)).suffix.lower()
     if ending == ".gz":
         return gzip.open(file, "rb")
     if ending == ".zst":
@@ -194,7 +207,7 @@ def _read_jsonl(path: Path, counts: Counter, max_bytes: int) -> Iterator[RawPage
                 counts["records"] += 1
                 try:
                     row = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     row = None
                 page = _row_page(row, f"{_name(path)}#{number}", counts, max_bytes)
                 if page is not None:
@@ -205,30 +218,56 @@ def _read_jsonl(path: Path, counts: Counter, max_bytes: int) -> Iterator[RawPage
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:
     """Lines that are not blank; unlike iterating over the file, this works for Arrow's streams and bounds a line."""
-    rest = b""
-    while block := file.read(1 << 20):
-        *lines, rest = (rest + block).split(b"\n")
-        yield from (line for line in lines if line.strip())
-        if len(rest) > _MAX_LINE_BYTES:
-            yield b"{"  # counted as corrupt
-            while (block := file.read(1 << 20)) and b"\n" not in block:
-                pass
-            rest = block.partition(b"\n")[2]
-    if rest.strip():
-        yield rest
+    pieces: list[bytes] = []
+    size = 0
+    for block in _blocks(file):
+        first, *others = block.split(b"\n")
+        size += len(first)
+        if size <= _MAX_LINE_BYTES:
+            pieces.append(first)
+        if others:
+            yield from _line(pieces, size)
+            yield from (line for line in others[:-1] if line.strip())
+            pieces, size = [others[-1]], len(others[-1])
+    yield from _line(pieces, size)
+
+
+def _line(pieces: list[bytes], size: int) -> Iterator[bytes]:
+    line = b"".join(pieces) if size <= _MAX_LINE_BYTES else b"{"  # counted as corrupt
+    if line.strip():
+        yield line
+
+
+def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+    """A stream in blocks so small that a break takes little along: a read that meets it fails as a whole."""
+    read, size = (file.read1, 1 << 20) if isinstance(file, gzip.GzipFile) else (file.read, 1 << 14)
+    while block := read(size):
+        yield block
 
 
 def _read_parquet(path: Path, counts: Counter, max_bytes: int) -> Iterator[RawPage]:
+    number = 0
     try:
         with open_file(path) as stream, pq.ParquetFile(stream) as file:
             for batch in file.iter_batches(batch_size=256):
-                for number, row in enumerate(batch.to_pylist(), counts["records"] + 1):
+                for row in _plain_rows(batch):
                     counts["records"] += 1
+                    number += 1
                     page = _row_page(row, f"{_name(path)}#{number}", counts, max_bytes)
                     if page is not None:
                         yield page
     except (OSError, pa.ArrowException):
         counts["corrupt"] += 1
+
+
+def _plain_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | None]:
+    """A batch's rows as Python values; None for a row that has none (a date past the calendar, broken UTF-8)."""
+    try:
+        return batch.to_pylist()
+    except (ValueError, LookupError, OverflowError, pa.ArrowException):
+        if len(batch) == 1:
+            return [None]
+        return [row for number in range(len(batch)) for row in _plain_rows(batch.slice(number, 1))]
 
 
 def _row_page(row: Any, place: str, counts: Counter, max_bytes: int) -> RawPage | None:

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from herd.errors import DataError
 
-_SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+:/|::", re.I)
+_SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+:[/:]", re.I)
 _SIGNS = ("ETag", "etag", "md5Hash", "CRC", "mtime", "LastModified")
 _LOST_SLASH = re.compile(r"(^|::)([a-z][a-z0-9+.-]+):/(?!/)", re.I)
 

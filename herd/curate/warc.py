@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
 import uuid
 import zlib
 from collections import Counter
@@ -90,6 +91,8 @@ def _page(record: WarcRecord, counts: Counter, max_bytes: int, offset: int) -> W
 
 def _ends_early(file: BinaryIO, position: int, start: bytes) -> bool:
     """Whether the records from `position` on break off: the reader takes that for the end of the file."""
+    if start == b"WARC/1.":
+        return _plain_ends_early(file, position)
     if start != b"\x1f\x8b\x08":
         return False
     file.seek(position)
@@ -107,6 +110,15 @@ def _ends_early(file: BinaryIO, position: int, start: bytes) -> bool:
             block = member.unused_data if member.eof else member.unconsumed_tail
             member = None if member.eof else member
     return member is not None
+
+
+def _plain_ends_early(file: BinaryIO, position: int) -> bool:
+    file.seek(position)
+    head, end, _ = file.read(_SEARCH_BYTES).partition(b"\r\n\r\n")
+    declared = re.search(rb"^content-length:\s*(\d{1,18})\s*$", head, re.I | re.M)
+    if not end or declared is None:
+        return False
+    return position + len(head) + len(end) + int(declared[1]) > file.seek(0, 2)
 
 
 def _next_start(file: BinaryIO, position: int, start: bytes) -> int | None:

@@ -31,6 +31,10 @@ class CurateSettings:
     lines: LineDedup = field(default_factory=LineDedup)
     work: Work = field(default_factory=Work)
 
+    def __post_init__(self):
+        if not self.pages:
+            raise ValueError("pages: give at least one file, folder or URL")
+
 
 def run(settings: CurateSettings) -> Path:
     """Write `documents/*.parquet` (dropped ones with their reason), `funnel.json` and its page `funnel.html`.
@@ -52,7 +56,7 @@ def run(settings: CurateSettings) -> Path:
         if figures["corrupt"]:
             say(f"  {figures['corrupt']:,} damaged records skipped")
         if settings.rules.cutoff and figures["undated"]:
-            say(f"  {figures['undated']:,} pages have no date: the cutoff cannot tell, and they stay")
+            say(f"  {figures['undated']:,} pages have no date that can be read: the cutoff cannot tell, and they stay")
         say(f"  {kept:,} of {read:,} documents kept, {size(figures['bytes'])} of text")
         say(f"  what was dropped, and why: {run.path / 'funnel.html'}")
         run.finish(figures)

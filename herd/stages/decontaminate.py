@@ -31,6 +31,10 @@ class DecontaminateSettings:
     write: bool = True
     """Whether to write the documents anew with `drop` set for the contaminated ones; curated Parquet only."""
 
+    def __post_init__(self):
+        if not self.documents:
+            raise ValueError("documents: give at least one folder or file")
+
 
 def run(settings: DecontaminateSettings) -> Path:
     """Write `report.json`, `contaminated.jsonl` and, where asked, `documents/*.parquet`.

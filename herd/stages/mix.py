@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from herd.curate.parts import save_table
 from herd.log import progress, say, size
 from herd.run import Run, atomic_write, open_run
 from herd.stages.pack import parquet_files
+
+_NAME = re.compile(r"\w[\w.-]*$")
 
 
 @settings
@@ -39,6 +43,12 @@ class MixSettings:
     def __post_init__(self):
         if self.bytes is not None and self.bytes < 1:
             raise ValueError("bytes must be at least 1")
+        if not self.sources:
+            raise ValueError("sources: give at least one name with its documents")
+        if odd := [name for name in self.sources if not _NAME.match(name)]:
+            raise ValueError(f"sources: {odd[0]!r} becomes a file's name; use letters, digits, `-`, `_` and `.`")
+        if not all(map(math.isfinite, (self.max_epochs, *self.weights.values()))):
+            raise ValueError("weights and max_epochs must be finite numbers")
 
 
 def run(settings: MixSettings) -> Path:

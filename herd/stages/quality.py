@@ -52,6 +52,8 @@ class Judge:
     def __post_init__(self):
         if self.endpoint and self.checkpoint:
             raise ValueError("endpoint and checkpoint exclude each other")
+        if self.endpoint and not self.endpoint.startswith(("http://", "https://")):
+            raise ValueError(f"endpoint: expected an address such as http://localhost:8000/v1, got {self.endpoint!r}")
         if min(self.sample, self.characters, self.answer_tokens, self.concurrency) < 1:
             raise ValueError("sample, characters, answer_tokens and concurrency must be at least 1")
 
@@ -164,7 +166,7 @@ def _read_labels(path: Path) -> Labelled:
     texts, targets = [], []
     for place, row in read_rows(path):
         target = row.get("score", row.get("label"))
-        if not isinstance(row.get("text"), str) or target is None or isinstance(target, bool):
+        if not isinstance(row.get("text"), str) or not _is_target(target):
             raise DataError(f"{place}: expected `text` with `score` (0 to 1) or `label` (a name), got {sorted(row)}")
         texts.append(row["text"])
         targets.append(target)
@@ -174,6 +176,10 @@ def _read_labels(path: Path) -> Labelled:
     if all(numbers) and targets and not all(0 <= target <= 1 for target in targets):
         raise DataError(f"{path}: scores from {min(targets)} to {max(targets)}; expected 0 to 1")
     return texts, targets if all(numbers) else [str(target) for target in targets]
+
+
+def _is_target(target: object) -> bool:
+    return isinstance(target, str | int | float) and not isinstance(target, bool)
 
 
 def _graded(run: Run, settings: QualitySettings) -> Labelled:
@@ -223,6 +229,7 @@ def _ask_server(judge: Judge) -> Ask:
     import urllib.error
     import urllib.request
     from concurrent.futures import ThreadPoolExecutor
+    from http.client import HTTPException
 
     url = judge.endpoint.rstrip("/") + "/chat/completions"
     headers = {"Content-Type": "application/json"}
@@ -236,12 +243,15 @@ def _ask_server(judge: Judge) -> Ask:
             request = urllib.request.Request(url, json.dumps(body).encode(), headers)
             try:
                 with urllib.request.urlopen(request, timeout=600) as response:
-                    return json.load(response)["choices"][0]["message"]["content"] or ""
+                    answer = json.load(response)["choices"][0]["message"]["content"] or ""
+                if not isinstance(answer, str):
+                    raise TypeError("its answer is no text")
+                return answer
             except urllib.error.HTTPError as error:
                 if error.code not in (429, 500, 502, 503, 504) or attempt == 5:
                     said = error.read().decode(errors="replace")[:300]
                     raise ConfigError(f"{url}: the judge answered {error.code}: {said}") from None
-            except (OSError, ValueError, LookupError, TypeError) as error:
+            except (OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError) as error:
                 if attempt == 5:
                     raise ConfigError(f"{url}: the judge cannot be asked: {error}; is the server running?") from None
             time.sleep(min(30, 0.5 * 2**attempt))

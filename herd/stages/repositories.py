@@ -28,6 +28,10 @@ class RepositoriesSettings:
     max_file_bytes: int = 1_000_000
     """Larger files are left out, in bytes."""
 
+    def __post_init__(self):
+        if not self.repositories or self.max_file_bytes < 1:
+            raise ValueError("repositories: give at least one folder; max_file_bytes must be at least 1")
+
 
 def run(settings: RepositoriesSettings) -> Path:
     """Write `pages.jsonl.gz`, which `herd curate pages=[...]` takes, and `repositories.json`.

@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from herd.curate.addresses import AddressGate, Blocked, host
+from herd.curate.addresses import AddressGate, Blocked, host, plain_date
 from herd.errors import DataError
 
 
@@ -66,3 +66,30 @@ def test_pages_after_the_cutoff_are_dropped_and_undated_ones_kept(cutoff, date, 
 def test_hosts_are_read_from_any_address():
     assert host("https://www.Bees.org./x") == "bees.org" and host("http://bücher.de") == "xn--bcher-kva.de"
     assert host("python://3.11/lib/x.py") == "3.11" and host("/home/x.html") == "" == host("http://[x")
+
+
+@pytest.mark.parametrize(
+    ("date", "plain"),
+    [
+        ("2024-05-01T10:20:30.5Z", "2024-05-01T10:20:30Z"),
+        ("2024-05-01 10:20", "2024-05-01T10:20:00Z"),
+        ("20240501102030", "2024-05-01T10:20:30Z"),
+        ("2024/5/1", "2024-05-01"),
+        ("2024-05", "2024-05"),
+        ("Wed, 01 May 2024 12:20:30 +0200", "2024-05-01T10:20:30Z"),
+        ("1714558830", "2024-05-01T10:20:30Z"),
+        ("1714558830000", "2024-05-01T10:20:30Z"),
+        *(
+            (odd, "")
+            for odd in ("", "yesterday", "01/05/2024", "2024-13-01", "0000-00-00", "-1", "9" * 400, "2024-05-")
+        ),
+    ],
+)
+def test_dates_are_read_in_their_usual_forms_and_what_is_no_date_is_none(date, plain):
+    assert plain_date(date) == plain
+
+
+def test_a_date_that_cannot_be_read_is_not_after_the_cutoff():
+    cut = AddressGate(Blocked(), "2023-12-31")
+    assert cut.why_refuse("http://a/", "Someday") is None and cut.why_refuse("http://a/", "20230501") is None
+    assert cut.why_refuse("http://a/", "Wed, 01 May 2024 12:20:30 GMT")[0] == "after_cutoff"

@@ -122,3 +122,18 @@ def test_one_benchmark_inside_another_is_found(shared_data):
         hits.setdefault(row["task"] == "aqua-rat", []).append(bool(found.find(text)))
     assert sum(hits[True]) > 0.9 * len(hits[True]) > 20
     assert sum(hits[False]) < 0.01 * len(hits[False])
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'["a", ', b"\x00\xff"])
+def test_a_damaged_benchmark_is_one_sentence(tmp_path, content):
+    for name in ("a.json", "a.jsonl", "a.parquet", "a.xlsx"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=name):
+            list(read_questions([tmp_path / name]))
+
+
+def test_json_over_several_lines_and_long_csv_fields_are_read(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"data": [{"question": sentence(1, 9)}]}, indent=1))
+    (tmp_path / "b.csv").write_text("question\n" + '"' + "bee " * 50_000 + '"')
+    assert [question.texts for question in read_questions([tmp_path / "a.json"])] == [(sentence(1, 9),)]
+    assert len(list(read_questions([tmp_path / "b.csv"]))) == 2

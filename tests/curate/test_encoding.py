@@ -32,3 +32,16 @@ def test_a_little_damage_in_utf8_stays_local():
 def test_unknown_labels_and_any_bytes_are_survived():
     assert decode(b"abc\xe9", "no-such-encoding")[0] == "abcé"
     assert isinstance(decode(bytes(range(256)))[0], str)
+
+
+@pytest.mark.parametrize(
+    "label", ["idna", "punycode", "undefined", "unicode_escape", "base64", "zlib", "a\0b", "rot13"]
+)
+def test_codecs_that_are_no_encodings_of_pages_are_not_believed(label):
+    assert decode(b"bees \xff\xfe fly \\u12", label)[1] == "cp1252"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_wide_text_is_known_without_a_byte_order_mark(encoding):
+    page = "<html><body><p>Die Bienen fliegen früh am Tag.</p></body></html>"
+    assert decode(page.encode(encoding)) == (page, encoding)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from herd.config import to_dict
+from herd.config import load, to_dict
 from herd.curate import pipeline
 from herd.curate.addresses import Blocked
 from herd.curate.dedup import DocumentDedup, LineDedup
@@ -330,3 +330,13 @@ def test_impossible_settings_are_refused(words):
 
     with pytest.raises(ConfigError, match=words[0].partition("=")[0].partition(".")[0]):
         load(CurateSettings, None, ["out=x", "pages=[y]", *words])
+
+
+@pytest.mark.parametrize("words", [["pages=[]"], ["pages=[a]", "rules.quality.max_class_share=0"]])
+def test_nothing_to_curate_and_a_share_without_classes_are_refused(words):
+    with pytest.raises(ConfigError):
+        load(CurateSettings, None, [*words, "out=run"])
+
+
+def test_a_cutoff_may_be_a_year():
+    assert load(CurateSettings, None, ["pages=[a]", "out=run", "rules.cutoff=2023"]).rules.cutoff == "2023"

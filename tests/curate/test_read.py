@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -125,3 +127,55 @@ def test_an_archive_in_one_gzip_member_that_is_cut_counts_as_damaged(tmp_path, k
         counts = Counter()
         assert len(list(read_warc(tmp_path / "a.warc.gz", counts, 10**6))) == 8
         assert counts["corrupt"] == corrupt
+
+
+def noise(number):
+    return [json.dumps({"url": f"http://a/{i}", "text": random.Random(i).randbytes(400).hex()}) for i in range(number)]
+
+
+@pytest.mark.parametrize("codec", ["gz", "zst"])
+def test_cut_json_lines_give_the_rows_before_the_break_though_all_lie_in_one_member(tmp_path, codec):
+    plain = "\n".join(noise(1500)).encode()
+    packed = gzip.compress(plain) if codec == "gz" else pa.compress(plain, codec="zstd", asbytes=True)
+    (tmp_path / f"a.jsonl.{codec}").write_bytes(packed[: len(packed) * 2 // 3])
+    pages, counts = read(tmp_path / f"a.jsonl.{codec}")
+    assert 600 < len(pages) < 1100 and counts["corrupt"] == 1
+
+
+def test_rows_after_a_line_without_end_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("herd.curate.read._MAX_LINE_BYTES", 3_000_000)
+    (tmp_path / "a.jsonl").write_text("\n".join([*noise(2), '{"text": "' + "x" * 5_000_000, "", *noise(3)]))
+    pages, counts = read(tmp_path / "a.jsonl")
+    assert len(pages) == 5 and counts["corrupt"] == 1
+
+
+def test_rows_that_python_cannot_hold_are_counted_and_lone_surrogates_are_escaped(tmp_path):
+    rows = ["[" * 100_000, json.dumps({"url": "http://\ud800/", "date": "\ud800", "text": "bees"})]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    pages, counts = read(tmp_path / "a.jsonl")
+    assert [page.url for page in pages] == ["http://\\ud800/"] and counts["corrupt"] == 1
+
+
+def test_a_parquet_row_with_an_impossible_date_is_counted_and_the_others_are_read(tmp_path):
+    dates = pa.array([0, 10**18, 0], pa.timestamp("us"))
+    pq.write_table(pa.table({"text": ["one", "two", "three"], "date": dates}), tmp_path / "a.parquet")
+    pages, counts = read(tmp_path / "a.parquet")
+    assert [page.content for page in pages] == [b"one", b"three"] and counts["corrupt"] == 1
+    counts = Counter(records=7)  # another file of the same part came before
+    assert [page.place[-2:] for page in read_pages(tmp_path / "a.parquet", counts)] == ["#1", "#3"]
+
+
+def test_a_plain_archive_that_breaks_off_is_counted(tmp_path):
+    whole = gzip.decompress(b"".join(archive()))
+    for cut, damaged in ((0, 0), (20, 1)):
+        (tmp_path / "a.warc").write_bytes(whole[: len(whole) - cut])
+        assert read(tmp_path / "a.warc")[1]["corrupt"] == damaged
+
+
+def test_files_with_odd_names_are_found_and_read(tmp_path):
+    names = [b"a b.html", b"a#b.html", b"q?x=1.html", b"q.html?x=1", b"c::d.html", b"bad\xff.html", b"a\nb.html"]
+    for name in names:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(PAGE)
+    (tmp_path / "loop.html").symlink_to("loop.html")
+    pages = [page for file in find_files([tmp_path]) for page in read(file)[0]]
+    assert len(pages) == len(names) and all(page.url.encode() and page.content == PAGE for page in pages)

@@ -93,3 +93,17 @@ def test_every_token_leads_back_to_its_page(tmp_path, sources):
         trace.trace(tmp_path / "nothing-00000.npy", document=0)
     with pytest.raises(DataError, match="is not what was packed"):
         trace.trace(shard, document=len(ends) - 1, documents=sources["code"].parent / "documents" / "1.parquet")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sources={../out: a}", "weights={../out: 1}"),
+        ("sources={}", "weights={}"),
+        ("sources={a: a}", "weights={a: nan}"),
+        ("sources={a: a}", "weights={a: 1}", "max_epochs=nan"),
+    ],
+)
+def test_names_that_leave_the_folder_and_weights_that_are_no_numbers_are_refused(words):
+    with pytest.raises(ConfigError):
+        load(mix.MixSettings, None, [*words, "out=mix"])

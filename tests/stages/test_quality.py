@@ -124,6 +124,7 @@ def test_a_local_checkpoint_can_be_the_judge(pages, capsys):
         (["positives=x"], "positives and negatives belong together"),
         (["rubric=x", "documents=y"], "needs a judge"),
         (["positive_urls=x"], "which documents are sampled"),
+        (["rubric=x", "documents=y", "judge.endpoint=nonsense"], "expected an address such as"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(words, message, capsys, tmp_path):
