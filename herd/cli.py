@@ -170,6 +170,7 @@ def _verb_help(verb: str, stage: ModuleType, cls: type) -> str:
 
 
 def _fail(message: str) -> int:
+    message = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in message)  # no terminal's codes
     print(f"error: {message}", file=sys.stderr)
     return USER_ERROR
 
@@ -184,6 +185,8 @@ def _system_fault(error: OSError) -> str | None:
             return f"{where}files may not grow that large here (`ulimit -f`); raise it, the same command continues"
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return f"{where}no permission; choose a place you may write to (out=...) or change its rights"
+        case errno.EFBIG:
+            return f"{where}larger than files may be here (`ulimit -f`, or the file system's own limit)"
         case errno.EEXIST | errno.ENOTDIR | errno.EISDIR | errno.ENOENT | errno.ENAMETOOLONG:
             return f"{where}{error.strerror.lower()}"
         case _:

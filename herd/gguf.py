@@ -131,10 +131,15 @@ class _Reader:
 
     def table(self, num_tensors: int, fields: dict[str, Any]) -> dict[str, GGUFTensor]:
         rows = [self.row() for _ in range(num_tensors)]
-        start = _padded(self.place, self.alignment(fields))
+        alignment = self.alignment(fields)
+        start = _padded(self.place, alignment)
         tensors: dict[str, GGUFTensor] = {}
         for name, type, shape, offset in rows:
             tensor = GGUFTensor(type, shape, start + offset, num_bytes(type, shape))
+            if offset % alignment:
+                raise CheckpointError(
+                    f"{self.path} is damaged: tensor {name} begins at {offset:,}, no multiple of {alignment}."
+                )
             if name in tensors:
                 raise CheckpointError(f"{self.path} is damaged: the tensor {name} occurs twice.")
             if tensor.offset + tensor.num_bytes > len(self.content):
@@ -165,7 +170,7 @@ class _Reader:
                 f"{', '.join(TYPES)}."
             )
         block = TYPES[_NAMES[type_id]]
-        if math.prod(shape) > len(self.content) * block.num_weights or shape[-1] % block.num_weights:
+        if 0 in shape or math.prod(shape) > len(self.content) * block.num_weights or shape[-1] % block.num_weights:
             raise CheckpointError(
                 f"{self.path} is damaged: tensor {name} of shape {list(shape)} cannot be {_NAMES[type_id]} in a file "
                 f"of {len(self.content):,} bytes."

@@ -69,6 +69,7 @@ def load(
     replace_linears(model, quantized, partial(empty_like, scheme=scheme))
     weights = unpack_tensors(dict(read_tensors(tensors)), scheme)
     kept = {f"{layer}.{part}" for layer in quantized for part in ("weight", "weight_scale")}
+    _check_floats(tensors, {name for name in weights if name not in kept and not weights[name].is_floating_point()})
     _check_finite(folder, weights)
     weights = {name: tensor.to(device, None if name in kept else dtype) for name, tensor in weights.items()}
     model.load_state_dict(weights, strict=False, assign=True)
@@ -131,6 +132,15 @@ def _finish(model: Llama) -> Llama:
     if isinstance(model, LlamaForCausalLM):
         model.tie_weights()
     return model.requires_grad_(True).eval()
+
+
+def _check_floats(tensors: dict[str, TensorInfo], whole: set[str]) -> None:
+    for name in sorted(whole):
+        kind = str(tensors[name].dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"{tensors[name].file}: tensor {name} holds whole numbers ({kind}), expected floats: its config.json names "
+            "no quantization that is read."
+        )
 
 
 def _check_finite(place: Path, weights: dict[str, Tensor]) -> None:

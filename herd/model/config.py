@@ -32,6 +32,9 @@ class RopeScaling:
     """Context in tokens before the scaling."""
 
     def __post_init__(self) -> None:
+        for name in (f.name for f in fields(self)):
+            if not _is_number(getattr(self, name)):
+                raise ConfigError(f"rope_scaling: {name} must be a number, not {getattr(self, name)!r}")
         if self.factor < 1 or self.original_max_position_embeddings < 1:
             raise ConfigError("rope_scaling: factor and original_max_position_embeddings must be at least 1")
         if not 0 < self.low_freq_factor < self.high_freq_factor:
@@ -119,10 +122,22 @@ class ModelConfig:
             yield f"hidden_size ({self.hidden_size}) is not divisible by num_attention_heads ({heads})"
         if self.head_dim % 2:
             yield f"head_dim ({self.head_dim}) must be even, because rotary embeddings turn pairs of channels"
-        if not (math.isfinite(self.rope_theta) and self.rope_theta > 1):
-            yield f"rope_theta must be above 1, not {self.rope_theta}"
-        if not 0 < self.rms_norm_eps < 1:
-            yield f"rms_norm_eps must lie between 0 and 1, not {self.rms_norm_eps}"
+        if self.num_hidden_layers > _MAX_LAYERS:
+            yield f"num_hidden_layers ({self.num_hidden_layers}) is above {_MAX_LAYERS}"
+        if not (_is_number(self.rope_theta) and self.rope_theta > 1):
+            yield f"rope_theta must be above 1, not {self.rope_theta!r}"
+        if not (_is_number(self.rms_norm_eps) and 0 < self.rms_norm_eps < 1):
+            yield f"rms_norm_eps must lie between 0 and 1, not {self.rms_norm_eps!r}"
+        for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
+            if not isinstance(getattr(self, name), bool):
+                yield f"{name} must be true or false, not {getattr(self, name)!r}"
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            ids = value if name == "eos_token_id" and isinstance(value, tuple) else (value,)
+            if not all(isinstance(i, int | None) for i in ids):
+                yield f"{name} must be the id of a token, not {value!r}"
+        if not isinstance(self.quantization_config, dict | None):
+            yield f"quantization_config must be an object, not {self.quantization_config!r}"
         if self.architecture not in ARCHITECTURES:
             yield f"architecture must be {' or '.join(ARCHITECTURES)}, not {self.architecture!r}"
 
@@ -168,7 +183,7 @@ class ModelConfig:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise CheckpointError(f"{path} is missing: {folder} is not a Hugging Face checkpoint folder.") from None
-        except (ValueError, OSError) as fault:
+        except (ValueError, OSError, RecursionError) as fault:
             raise CheckpointError(f"{path} cannot be read as JSON: {fault}.") from None
         if not isinstance(values, dict):
             raise CheckpointError(f"{path} must hold a JSON object, not {type(values).__name__}.")
@@ -196,11 +211,31 @@ class ModelConfig:
         return values
 
 
+_MAX_LAYERS = 10_000  # what a file claims is built before it is compared with the file's tensors
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _WRITTEN_APART = ("architecture", "num_labels", "quantization_config", "rope_scaling")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_kinds(values: dict[str, Any]) -> None:
+    for name, kind, wanted in _NESTED:
+        if values.get(name) and not isinstance(values[name], kind):
+            raise ConfigError(f"{name} must be {wanted}, not {values[name]!r}.")
+
+
+_NESTED = (
+    ("architectures", list, "a list"),
+    ("rope_parameters", dict, "an object"),
+    ("rope_scaling", dict, "an object"),
+    ("id2label", dict, "an object"),
+)
+
+
 def _check_is_llama(values: dict[str, Any]) -> None:
+    _check_kinds(values)
     if values.get("model_type", "llama") != "llama":
         raise ConfigError(f"model_type is {values['model_type']!r}; only 'llama' is supported.")
     architecture = (values.get("architectures") or [CAUSAL_LM])[0]

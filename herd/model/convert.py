@@ -112,7 +112,7 @@ def convert(
     plan = plan_of(weights.config, target, format, precision or _stored_precision(weights), shards)
     check_target(source, target, plan)
     say(f"  {source} -> {target}: {describe(plan)}")
-    with _aside(target, plan.format) as aside:
+    with _named(target), _aside(target, plan.format) as aside:
         with progress("write", total=plan.num_bytes, unit="bytes") as bar:
             for written in _write(weights, aside, plan, shards, target.stem):
                 bar.advance(written)
@@ -188,7 +188,7 @@ def check_target(source: Path, target: Path, plan: Plan) -> None:
         CheckpointError: the target exists.
         CapacityError: the disk is too small.
     """
-    if target.exists():
+    if target.exists() or target.is_symlink():
         raise CheckpointError(f"{target} exists already; choose another name, or delete it.")
     place = next(parent for parent in target.absolute().parents if parent.exists())
     free = shutil.disk_usage(place).free
@@ -219,6 +219,16 @@ def _dtype(precision: str, format: Format) -> torch.dtype:
 
 
 # ---- write -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _named(target: Path) -> Iterator[None]:
+    """A full disk says nothing of the file that it met: give such an error the target's name."""
+    try:
+        yield
+    except OSError as fault:
+        fault.filename = fault.filename or str(target)
+        raise
 
 
 @contextmanager

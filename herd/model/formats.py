@@ -59,7 +59,7 @@ def _of_file(path: Path) -> Path:
 def _pointed_to(path: Path) -> list[Path]:
     try:
         target = json.loads((path / "run.json").read_text(encoding="utf-8")).get("checkpoint")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return []
     return [path / target] if isinstance(target, str) else []
 

@@ -133,10 +133,10 @@ def _field(file: GGUFFile, key: str, kind: type, default: Any = None) -> Any:
 
 def _token_ids(fields: dict[str, Any]) -> dict[str, Any]:
     """Begin, end and padding. A foreign file that names the end of a turn as its end was trained on conversations."""
+    known = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
     try:
-        return {name: value for name, value in json.loads(fields[_IDS]).items() if name.endswith("_token_id")}
-    except (KeyError, ValueError, TypeError, AttributeError):
-        known = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+        return {name: value for name, value in json.loads(fields[_IDS]).items() if name in known}
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         ids = {name: fields.get(f"tokenizer.ggml.{key}_token_id") for name, key in known.items()}
         return {name: value for name, value in ids.items() if isinstance(value, int)}
 
@@ -162,7 +162,7 @@ def _with_scaling(file: GGUFFile, config: ModelConfig) -> ModelConfig:
 def _own_scaling(fields: dict[str, Any]) -> RopeScaling | None:
     try:
         return RopeScaling(**json.loads(fields[_SCALING]))
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         return None
 
 

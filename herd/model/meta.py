@@ -23,7 +23,7 @@ from herd.errors import CheckpointError, ConfigError
 from herd.model.config import ModelConfig, RopeScaling
 from herd.model.pth import TensorPlan, write_pth
 from herd.model.rope import halves_to_interleaved
-from herd.model.stored import StoredTensor, StoredWeights, check_fit, is_rotary, spans
+from herd.model.stored import StoredTensor, StoredWeights, check_fit, is_rotary, some_tensors, spans
 
 _NAMES = {  # Meta's name -> Hugging Face's, and the dimension along which shards are joined (None: all alike)
     "tok_embeddings": ("model.embed_tokens", 0),
@@ -72,6 +72,9 @@ def open_meta(folder: Path) -> StoredWeights:
     shards = [_read_shard(file) for file in files]
     config = meta_config(folder / PARAMS, shards)
     tensors = {}
+    for file, shard in zip(files[1:], shards[1:], strict=True):
+        if extra := [name for name in shard if name not in shards[0]]:
+            raise CheckpointError(f"{file} holds {some_tensors(extra)}, which {files[0].name} lacks.")
     for name in shards[0]:
         if name != _FREQUENCIES:
             target, tensor = _joined(folder, name, files, shards, config)
@@ -91,14 +94,19 @@ def meta_config(file: Path, shards: list[dict[str, Tensor]]) -> ModelConfig:
     params = read_params(file)
     try:
         embedding, first_gate = shards[0]["tok_embeddings.weight"], shards[0]["layers.0.feed_forward.w1.weight"]
-        columns, gate_rows = embedding.shape[1], first_gate.shape[0]
+        (_, columns), (gate_rows, _) = embedding.shape, first_gate.shape
     except KeyError as name:
         raise CheckpointError(f"{file.parent}: its consolidated.*.pth lack the tensor {name}.") from None
-    except IndexError:
-        raise CheckpointError(f"{file.parent}: tok_embeddings.weight is no matrix.") from None
+    except ValueError:
+        raise CheckpointError(
+            f"{file.parent}: tok_embeddings.weight or layers.0.feed_forward.w1.weight is no matrix."
+        ) from None
     rows = embedding.shape[0] * (len(shards) if columns == params["dim"] else 1)  # Llama 1 and 2 split by columns
     tied = "output.weight" not in shards[0] or _are_equal(shards, "output.weight", "tok_embeddings.weight")
-    return config_of_params(params, rows, gate_rows * len(shards), tied, _token_ids(file.parent, rows))
+    try:
+        return config_of_params(params, rows, gate_rows * len(shards), tied, _token_ids(file.parent, rows))
+    except ConfigError as fault:
+        raise ConfigError(f"{file}: {fault}") from None
 
 
 def read_params(file: Path) -> dict[str, Any]:
@@ -110,7 +118,7 @@ def read_params(file: Path) -> dict[str, Any]:
     """
     try:
         params = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise CheckpointError(f"{file} cannot be read as JSON: {fault}.") from None
     if not isinstance(params, dict):
         raise CheckpointError(f"{file} must hold a JSON object, not {type(params).__name__}.")
@@ -156,7 +164,7 @@ def _token_ids(folder: Path, num_rows: int) -> dict[str, Any]:
     try:
         values = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
         return {name: values[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in values}
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         pass
     if num_rows != _LLAMA3_ROWS:
         return {}
@@ -182,6 +190,10 @@ def _read_shard(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file} is truncated or damaged: {reason}") from None
     if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
         raise CheckpointError(f"{file} does not hold a table of tensors.")
+    for name, tensor in content.items():
+        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+            kind = str(tensor.dtype if tensor.layout == torch.strided else tensor.layout).removeprefix("torch.")
+            raise CheckpointError(f"{file}: tensor {name} is {kind}, expected floats.")
     return content
 
 

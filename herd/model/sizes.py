@@ -73,10 +73,15 @@ def model_of_size(size: str) -> ModelConfig:
         raise ValueError(f"{size} is no size: expected one like 15M, 125M or 2B, or one of {', '.join(LLAMAS)}")
     wanted = float(match[1]) * {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}[match[2]]
     if not 1e6 <= wanted <= 1e13:
-        raise ValueError(f"{size}: sizes lie between 1M and 10T")
+        raise ValueError(f"{size}: sizes lie between 2M and 1.5T")
     rows = next(rows for limit, rows in _VOCABULARIES if wanted < limit)
     shapes = [model_of_depth(depth, rows) for depth in range(2, 201)]
-    return min(shapes, key=lambda shape: abs(math.log(num_parameters(shape) / wanted)))
+    nearest = min(shapes, key=lambda shape: abs(math.log(num_parameters(shape) / wanted)))
+    if abs(math.log(num_parameters(nearest) / wanted)) > math.log(1.5):
+        raise ValueError(
+            f"{size}: sizes lie between 2M and 1.5T; the nearest has {num_parameters(nearest):,} parameters"
+        )
+    return nearest
 
 
 def model_of_depth(depth: int, vocab_size: int = LLAMA3_ROWS) -> ModelConfig:

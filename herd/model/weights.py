@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,7 +78,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             header = json.loads(stream.read(header_bytes))
     except OSError as fault:
         raise CheckpointError(f"{file} cannot be read: {fault.strerror or fault}.") from None
-    except ValueError as fault:
+    except (ValueError, RecursionError) as fault:
         raise CheckpointError(f"{file} is damaged: its header is not JSON ({fault}).") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{file} is damaged: its header is not a JSON object.")
@@ -110,7 +111,7 @@ def _tensors_by_index(folder: Path) -> dict[str, TensorInfo]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
         raise CheckpointError(f"{index} is damaged: no readable `weight_map` ({fault}).") from None
     for shard in shards:
         if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
@@ -128,7 +129,7 @@ def _tensors_by_index(folder: Path) -> dict[str, TensorInfo]:
 
 def _tensor_info(file: Path, name: str, entry: Any) -> TensorInfo:
     try:
-        dtype, shape = _DTYPES[entry["dtype"]], tuple(int(size) for size in entry["shape"])
+        dtype, shape = _DTYPES[entry["dtype"]], tuple(map(operator.index, entry["shape"]))
         begin, end = entry["data_offsets"]
         right = 0 <= begin <= end and end - begin == math.prod(shape) * dtype.itemsize and min(shape, default=0) >= 0
     except (KeyError, TypeError, ValueError):

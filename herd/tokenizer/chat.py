@@ -133,6 +133,8 @@ def _checked(message: Message, number: int) -> Message:
         raise DataError(f"message {number}: role {role!r} is unknown; expected one of {', '.join(ROLES)}")
     checked = Message(role=role, content=_text(message.get("content"), number))
     calls = message.get("tool_calls") or []
+    if not isinstance(calls, list | tuple):
+        raise DataError(f"message {number}: tool_calls is {type(calls).__name__}, expected a list of calls")
     if calls and role != "assistant":
         raise DataError(f"message {number}: tool_calls in a message of role {role}; only the assistant calls tools")
     if calls:

@@ -42,11 +42,12 @@ def checked(call: Any, where: str) -> ToolCall:
         DataError: it is neither, or its arguments are not JSON.
     """
     function = call.get("function", call) if isinstance(call, Mapping) else {}
+    function = function if isinstance(function, Mapping) else {}
     name, arguments = function.get("name"), function.get("arguments", {})
     try:
         arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
         json.dumps(arguments, allow_nan=False)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{where}: the arguments of tool call {name!r} are not JSON ({error})") from None
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise DataError(f"{where}: a tool call needs a `name` and an object of `arguments`, found {call!r}")
@@ -92,10 +93,9 @@ def read_untagged(text: str) -> list[ToolCall]:
         return []
     if match := _TAGGED_FUNCTION.fullmatch(text):
         try:
-            arguments = json.loads(match["arguments"])
-        except ValueError:
+            return [ToolCall(name=match["name"], arguments=_as_json(json.loads(match["arguments"])))]
+        except (ValueError, RecursionError):
             return []
-        return [ToolCall(name=match["name"], arguments=arguments)]
     if call := _json_call(text):
         return [call]
     return _python_calls(text)
@@ -128,9 +128,22 @@ def _json(data: Any) -> str:
     return json.dumps(data, ensure_ascii=False)
 
 
+def _as_json(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as JSON has them: Python's tuples and NaN, which a model can write, have no place in an answer.
+
+    Raises:
+        ValueError: JSON cannot hold them.
+    """
+    try:
+        return json.loads(json.dumps(arguments, allow_nan=False))
+    except TypeError as error:
+        raise ValueError(error) from None
+
+
 def _json_call(text: str) -> ToolCall | None:
     try:
         data = json.loads(text)
+        json.dumps(data, allow_nan=False)
     except (ValueError, RecursionError):
         return None
     if not isinstance(data, dict) or not data.keys() <= set(_CALL_KEYS):
@@ -167,4 +180,4 @@ def _python_node(node: ast.expr) -> ToolCall:
     arguments = {argument.arg: ast.literal_eval(argument.value) for argument in node.keywords}
     if None in arguments:
         raise ValueError("arguments without names")
-    return ToolCall(name=node.func.id, arguments=arguments)
+    return ToolCall(name=node.func.id, arguments=_as_json(arguments))

@@ -100,12 +100,15 @@ def _checked_schema(tool: Any, where: str) -> Mapping[str, Any]:
     parameters = function.get("parameters") or {}
     if not isinstance(parameters, Mapping) or not isinstance(parameters.get("properties", {}), Mapping):
         raise DataError(f"{where}: `parameters` must be the JSON schema of an object, found {parameters!r}")
+    required = parameters.get("required", [])
+    if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+        raise DataError(f"{where}: `required` must be a list of names, found {required!r}")
     if not isinstance(function.get("description", ""), str):
         raise DataError(f"{where}: `description` must be text")
     tool = tool if "function" in tool else {"type": "function", "function": dict(function)}
     try:
         json.dumps(tool, allow_nan=False)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{where} is no JSON ({error})") from None
     return tool
 

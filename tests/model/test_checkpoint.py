@@ -220,9 +220,37 @@ def config_that_is_no_json(folder):
     (folder / "config.json").write_text("{")
 
 
+def nest_the_header_deeply(folder):
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 100_000) + b"[" * 100_000)
+
+
+def an_infinite_shape(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes().replace(b'"shape":[48,32]', b'"shape":[1e999]', 1))
+
+
+def whole_numbers(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"].int()
+    save_file(weights, folder / "model.safetensors")
+
+
+def config_that_is_nested_deeply(folder):
+    (folder / "config.json").write_text("[" * 100_000)
+
+
+def index_that_is_nested_deeply(folder):
+    (folder / "model.safetensors.index.json").write_text("[" * 100_000)
+
+
 @pytest.mark.parametrize(
     "damage, message",
     [
+        (nest_the_header_deeply, "model.safetensors is damaged: its header is not JSON"),
+        (an_infinite_shape, "tensor model.layers.0.mlp.gate_proj.weight has an unreadable header entry"),
+        (whole_numbers, r"model.safetensors: tensor model.norm.weight holds whole numbers \(int32\)"),
+        (config_that_is_nested_deeply, "config.json cannot be read as JSON"),
+        (index_that_is_nested_deeply, "index.json is damaged: no readable `weight_map`"),
         (truncate, "model.safetensors is truncated: [0-9,]+ bytes where its header asks for"),
         (cut_the_header, "model.safetensors is truncated"),
         (empty_the_file, "model.safetensors is truncated"),
@@ -263,6 +291,17 @@ def test_a_damaged_folder_gives_one_error_that_names_the_fault(folder, damage, m
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "rope_scaling lacks high_freq_factor"),
         ({"rope_theta": -1.0}, "rope_theta must be above 1"),
         ({"hidden_size": None}, "lacks hidden_size"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers .* is above 10000"),
+        ({"rope_theta": "5e5"}, "rope_theta must be above 1, not '5e5'"),
+        ({"eos_token_id": [2, "</s>"]}, "eos_token_id must be the id of a token"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings must be true or false, not 'no'"),
+        ({"architectures": {"a": 1}}, "architectures must be a list"),
+        ({"rope_parameters": [1]}, "rope_parameters must be an object"),
+        ({"quantization_config": [1]}, "quantization_config must be an object"),
+        (
+            {"rope_scaling": TINY.to_dict()["rope_scaling"] | {"factor": "8"}},
+            "rope_scaling: factor must be a number, not '8'",
+        ),
     ],
 )
 def test_an_impossible_config_is_refused_by_name(folder, changes, message):

@@ -1,5 +1,6 @@
 """Checkpoints in other formats: the same model comes back, other people's tools read it, a wrong copy is not kept."""
 
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -236,6 +237,10 @@ def test_a_full_disk_and_an_occupied_place_are_refused_before_the_first_byte(tmp
     (tmp_path / "taken.gguf").write_text("precious")
     with pytest.raises(CheckpointError, match=r"taken\.gguf exists already"):
         convert(source, tmp_path / "taken.gguf")
+    (tmp_path / "link.gguf").symlink_to("nowhere")
+    with pytest.raises(CheckpointError, match=r"link\.gguf exists already"):
+        convert(source, tmp_path / "link.gguf")
+    (tmp_path / "link.gguf").unlink()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(CapacityError, match="of disk, 1 kB is free"):
         convert(source, tmp_path / "model.gguf")
@@ -252,6 +257,19 @@ def test_an_interrupted_conversion_leaves_nothing_behind(target, format, tmp_pat
     monkeypatch.setattr(conversion, "difference", stop)
     with pytest.raises(KeyboardInterrupt):
         convert(source, tmp_path / target, format=format)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_disk_that_fills_up_names_the_file_and_leaves_nothing(tmp_path, monkeypatch):
+    source = saved(tmp_path / "source")
+
+    def fill_up(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(conversion, "write_gguf", fill_up)
+    with pytest.raises(OSError, match="No space left") as caught:
+        convert(source, tmp_path / "model.gguf")
+    assert caught.value.filename == str(tmp_path / "model.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
@@ -381,6 +399,14 @@ DAMAGES = {
         "blk.0.attn_q.weight is of GGUF's type 99, which is not read",
     ),
     "an offset beyond the end": (lambda c: put(c, after(c, b"blk.0.attn_q.weight", 24), 2**50), "is truncated: tensor"),
+    "an offset between two numbers": (
+        lambda c: put(c, after(c, b"blk.0.attn_q.weight", 24), 33),
+        "tensor blk.0.attn_q.weight begins at 33, no multiple of 32",
+    ),
+    "a shape of nothing": (
+        lambda c: put(c, after(c, b"blk.0.attn_q.weight", 4), 0),
+        "tensor blk.0.attn_q.weight of shape .* cannot be BF16",
+    ),
     "a swapped shape": (
         lambda c: put(c, after(c, b"blk.0.attn_k.weight", 4), 32),
         r"tensor blk.0.attn_k.weight has the shape \[16, 32\], but list of fields asks for \[16, 64\]",

@@ -140,6 +140,23 @@ def test_a_pickle_with_code_is_refused_and_not_run(model, tmp_path):
     assert not marker.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("vision.weight", torch.ones(3), r"01\.pth holds the tensor vision\.weight, which consolidated\.00\.pth lacks"),
+        ("norm.weight", torch.ones(32).int(), r"01\.pth: tensor norm\.weight is int32, expected floats"),
+        ("norm.weight", torch.ones(32).cfloat(), r"01\.pth: tensor norm\.weight is complex64, expected floats"),
+        ("norm.weight", torch.ones(32).to_sparse(), r"01\.pth: tensor norm\.weight is sparse_coo, expected floats"),
+    ],
+)
+def test_what_a_shard_should_not_hold_is_named(model, name, tensor, message, tmp_path):
+    write(tmp_path / "meta", model, 2)
+    shard = tmp_path / "meta" / "consolidated.01.pth"
+    torch.save(torch.load(shard) | {name: tensor}, shard)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.load(tmp_path / "meta")
+
+
 def test_a_truncated_or_incomplete_set_of_files_is_named(model, tmp_path):
     write(tmp_path / "meta", model, 2)
     shard = tmp_path / "meta" / "consolidated.01.pth"

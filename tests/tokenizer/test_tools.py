@@ -117,12 +117,41 @@ def test_definitions_are_never_trained_on_and_forge_no_turn(tokenizer):
         ([{"name": "f", "parameters": []}, {"name": "f", "parameters": [1]}], r"tool 1 \(f\): `parameters` must be"),
         ([WEATHER, WEATHER], "'get_weather' is offered twice"),
         ([{"name": "f", "description": 3}], "`description` must be text"),
+        ([{"name": "f", "parameters": {"required": "city"}}], r"tool 0 \(f\): `required` must be a list of names"),
         ([{"name": "f", "parameters": {"properties": {"a": {1, 2}}}}], "is no JSON"),
     ],
 )
 def test_bad_tools_are_named(tokenizer, tools, message):
     with pytest.raises(DataError, match=message):
         render(tokenizer, [USER], tools=tools)
+
+
+@pytest.mark.parametrize(
+    ("calls", "message"),
+    [
+        (5, "tool_calls is int, expected a list"),
+        ([{"function": "f"}], "a tool call needs a `name`"),
+        ([{"name": "f", "arguments": "[" * 100_000}], "the arguments of tool call 'f' are not JSON"),
+    ],
+)
+def test_bad_calls_are_named(tokenizer, calls, message):
+    with pytest.raises(DataError, match=message):
+        render(tokenizer, [USER, {"role": "assistant", "tool_calls": calls}])
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "[f(a={1, 2})]",
+        "[f(a=b'x')]",
+        "[f(a=...)]",
+        "[f(a=1e999)]",
+        '<function=f>{"a": NaN}</function>',
+        '{"name": "f", "parameters": {"a": Infinity}}',
+    ],
+)
+def test_a_call_that_json_cannot_hold_is_text(tokenizer, reply):
+    assert parse_reply(tokenizer, tokenizer.encode(reply)) == {"role": "assistant", "content": reply}
 
 
 def test_definitions_need_a_first_user_message(tokenizer):
