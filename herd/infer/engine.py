@@ -75,6 +75,7 @@ class Engine:
 
     Raises:
         CheckpointError: there is no language model at `path`.
+        ConfigError: a device, type or limit is none that the engine has.
         CapacityError: the cache does not fit.
     """
 
@@ -96,6 +97,8 @@ class Engine:
     ) -> None:
         folder = find_checkpoint(path)
         _check_device(device)
+        if quantize is not None and quantize not in LAYERS:
+            raise ConfigError(f"quantize={quantize}: expected {', '.join(LAYERS)} or nothing")
         if device == "cpu":
             decoding.start()
         model = load_checkpoint(folder, dtype=dtype, device=device, attend=paged_attention)
@@ -153,6 +156,7 @@ class Engine:
 
     def _assemble(self, model: LlamaForCausalLM, tokenizer: Tokenizer, options: _Options) -> None:
         config, weight, group = model.config, model.model.norm.weight, options.group
+        _check_options(options)
         if tokenizer.vocab_size > config.vocab_size:
             raise CheckpointError(
                 f"The tokenizer has {tokenizer.vocab_size} rows and the model only {config.vocab_size}: "
@@ -591,6 +595,16 @@ class _Options:
     group: dist.ProcessGroup | None
 
 
+def _check_options(options: _Options) -> None:
+    """Refuse limits that leave room for nothing, and types of cache that there are not."""
+    for name in ("max_sequences", "max_prompt_tokens", "max_context"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value}: must be at least 1")
+    if options.cache_dtype not in (None, "int8"):
+        raise ConfigError(f"cache_dtype={options.cache_dtype}: expected int8, or nothing for the model's own type")
+
+
 def _one_by_one(plan: Plan) -> list[Plan]:
     """The same step, each sequence for itself: a product's rounding depends on how many rows it has."""
     return [Plan(decode=[answer]) for answer in plan.decode] + [Plan(chunks=[chunk]) for chunk in plan.chunks]
@@ -680,6 +694,8 @@ def _check_device(device: str) -> None:
         kind = torch.device(device).type
     except RuntimeError:
         raise ConfigError(f"device={device}: no such device; expected cpu or cuda") from None
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError(f"device={device}: the engine runs on cpu and cuda")
     if kind == "cuda" and not torch.cuda.is_available():
         raise CapacityError(f"device={device}: PyTorch finds no GPU here; leave device out to run on the CPU")
 

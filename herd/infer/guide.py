@@ -71,7 +71,7 @@ class GuideMaker:
         try:
             grammar = self._grammar(form, getattr(params, form))
             fault = matcher.validate_grammar(grammar, self._vocabulary)
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError) as error:  # TypeError: what JSON cannot hold
             raise RequestError(f"{form}: {error}") from None
         if fault:
             raise RequestError(f"{form} cannot be followed: {_first_lines(fault)}")

@@ -9,6 +9,7 @@ up front, by name.
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.error
@@ -24,6 +25,8 @@ from herd.types import Completion, Conversation, SamplingParams, TokenLogprob
 
 _NUM_AT_ONCE = 16
 _NUM_TRIES, _PAUSE_SECONDS = 4, 1.0  # for an endpoint that is busy (429) or away for a moment (502, 503)
+_LIST_SECONDS = 30.0  # for the list of models, which computes nothing
+_STRANGE = "does not answer as an OpenAI-compatible endpoint"
 _NOT_OFFERED = ("prompt_logprobs", "adapter", "best_of")  # an adapter is a model of its own there
 
 
@@ -99,37 +102,44 @@ class RemoteEngine:
             body |= {"logprobs": True, "top_logprobs": params.logprobs} if chat else {"logprobs": params.logprobs}
         body |= {"messages": item} if chat else {"prompt": item}
         found = self._call("/chat/completions" if chat else "/completions", body)
-        choices = sorted(found.get("choices", []), key=lambda choice: choice.get("index", 0))
-        if len(choices) != params.n:
-            raise RequestError(f"{self.url} gave {len(choices)} answers where n={params.n} were asked for.")
-        prompt_tokens = (found.get("usage") or {}).get("prompt_tokens", 0)
-        return [_completion(choice, chat, prompt_tokens) for choice in choices]
+        try:
+            choices = sorted(found.get("choices", []), key=lambda choice: choice.get("index", 0))
+            prompt_tokens = (found.get("usage") or {}).get("prompt_tokens", 0)
+            answers = [_completion(choice, chat, prompt_tokens) for choice in choices]
+        except (AttributeError, KeyError, TypeError):
+            raise CapacityError(f"{self.url} {_STRANGE}: {json.dumps(found)[:200]}") from None
+        if len(answers) != params.n:
+            raise RequestError(f"{self.url} gave {len(answers)} answers where n={params.n} were asked for.")
+        return answers
 
     def _choose(self, wanted: str | None) -> str:
-        served = [entry["id"] for entry in self._call("/models").get("data", [])]
+        found = self._call("/models", seconds=min(self._timeout, _LIST_SECONDS))
+        try:
+            served = [str(entry["id"]) for entry in found.get("data", [])]
+        except (AttributeError, KeyError, TypeError):
+            raise CapacityError(f"{self.url} {_STRANGE}: {json.dumps(found)[:200]}") from None
         if wanted is None and len(served) == 1:
             return served[0]
         if wanted is None or (served and wanted not in served):
             raise RequestError(f"{self.url} serves {', '.join(served) or 'no model'}; name one of them (model).")
         return wanted
 
-    def _call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    def _call(self, path: str, body: dict[str, Any] | None = None, seconds: float | None = None) -> Any:
         """One exchange of JSON, again after a pause where the endpoint is only busy."""
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=data, headers=headers)
         for attempt in range(_NUM_TRIES):
             try:
-                with urllib.request.urlopen(request, timeout=self._timeout) as reply:
+                with urllib.request.urlopen(request, timeout=seconds or self._timeout) as reply:
                     return json.loads(reply.read())
             except urllib.error.HTTPError as error:
                 if error.code not in (429, 502, 503) or attempt == _NUM_TRIES - 1:
                     raise RequestError(f"{self.url} refused the request ({error.code}): {_reason(error)}") from None
-            except (OSError, ValueError) as error:
-                if attempt == _NUM_TRIES - 1 or isinstance(error, ValueError):
-                    raise CapacityError(
-                        f"{self.url} does not answer as an OpenAI-compatible endpoint: {error}"
-                    ) from None
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                hopeless = isinstance(error, ValueError | TimeoutError)  # another try would wait as long again
+                if attempt == _NUM_TRIES - 1 or hopeless:
+                    raise CapacityError(f"{self.url} {_STRANGE}: {error}") from None
             time.sleep(_PAUSE_SECONDS * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
 

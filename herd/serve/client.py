@@ -15,6 +15,7 @@ from herd.errors import RequestError
 from herd.types import Conversation, Message, SamplingParams
 
 _SECONDS = 300.0  # for the next piece of an answer
+_LIST_SECONDS = 30.0  # for the list of models, which computes nothing
 _KEY_VARIABLES = ("HERD_KEY", "OPENAI_API_KEY")
 _OPENAI_FIELDS = ("temperature", "top_p", "max_tokens", "seed", "n", "presence_penalty", "frequency_penalty")
 
@@ -32,13 +33,19 @@ class Client:
     def __init__(self, url: str, *, model: str | None = None, key: str | None = None) -> None:
         self.url = url.rstrip("/").removesuffix("/v1") + "/v1"
         self._key = key or next((os.environ[name] for name in _KEY_VARIABLES if os.environ.get(name)), None)
-        with self._open("models") as response:
-            listed = json.load(response).get("data", [])
+        try:
+            with self._open("models", seconds=_LIST_SECONDS) as response:
+                listed = json.load(response)["data"]
+            listed = [{"id": str(entry["id"]), "chat": bool(entry.get("chat", True))} for entry in listed]
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, http.client.HTTPException):
+            raise RequestError(
+                f"{self.url}/models gives no list of models; is it an OpenAI-compatible server?"
+            ) from None
         found = next((entry for entry in listed if model in (None, entry["id"])), None)
         if found is None:
             there = ", ".join(entry["id"] for entry in listed) or "none"
             raise RequestError(f"{self.url} has no model {model!r}; there is: {there}")
-        self.model, self.speaks_chat = found["id"], bool(found.get("chat", True))
+        self.model, self.speaks_chat = found["id"], found["chat"]
 
     def stream(self, inputs: str | Conversation, params: SamplingParams) -> Iterator[tuple[str, int]]:
         """The pieces of an answer with their numbers of tokens (one each, as far as a server tells).
@@ -62,13 +69,17 @@ class Client:
                             yield text, 1
             except (OSError, http.client.HTTPException) as error:
                 raise RequestError(f"{self.url}: the connection was lost ({error})") from None
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise RequestError(f"{self.url} sends a stream that is not OpenAI's ({error})") from None
 
-    def _open(self, path: str, body: dict[str, Any] | None = None) -> http.client.HTTPResponse:
+    def _open(
+        self, path: str, body: dict[str, Any] | None = None, seconds: float = _SECONDS
+    ) -> http.client.HTTPResponse:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         try:
             request = urllib.request.Request(f"{self.url}/{path}", data, headers)
-            return urllib.request.urlopen(request, timeout=_SECONDS)
+            return urllib.request.urlopen(request, timeout=seconds)
         except urllib.error.HTTPError as error:
             raise RequestError(f"{self.url}: {_message(error)}") from None
         except (OSError, ValueError, http.client.HTTPException) as error:

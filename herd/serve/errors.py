@@ -116,6 +116,8 @@ def _describe(fault: dict, body: Any) -> str:
             return f"Unknown field `{place}`{_nearest(place)}"
         case "missing":
             return f"`{place}` is required" if place else "The body is empty; expected a JSON object"
+        case "model_attributes_type" if place:
+            return f"`{place}` must be a JSON object"
         case "model_attributes_type":
             return "The body must be a JSON object, sent with Content-Type: application/json"
         case "value_error":

@@ -411,16 +411,35 @@ class ChatRequest(Generation):
         functions = [tool.function for tool in self.tools or ()]
         if isinstance(self.tool_choice, ToolChoice):
             functions = [f for f in functions if f.name == self.tool_choice.function.name]
-        forms = [
-            {
-                "type": "object",
-                "properties": {"name": {"const": f.name}, "parameters": f.parameters or {"type": "object"}},
-                "required": ["name", "parameters"],
-                "additionalProperties": False,
-            }
-            for f in functions
-        ]
+        forms = []
+        for index, function in enumerate(functions):
+            root = "#/properties/parameters" if len(functions) == 1 else f"#/anyOf/{index}/properties/parameters"
+            parameters = _moved(function.parameters or {"type": "object"}, root)
+            forms.append(
+                {
+                    "type": "object",
+                    "properties": {"name": {"const": function.name}, "parameters": parameters},
+                    "required": ["name", "parameters"],
+                    "additionalProperties": False,
+                }
+            )
         return forms[0] if len(forms) == 1 else {"anyOf": forms}
+
+
+def _moved(schema: Any, root: str) -> Any:
+    """A schema that becomes a part of another at `root`, with its references to itself (`#/$defs/...`) led there."""
+    if isinstance(schema, list):
+        return [_moved(item, root) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    moved = {key: value if key in _PLAIN_VALUES else _moved(value, root) for key, value in schema.items()}
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
+        moved["$ref"] = root + reference[1:]
+    return moved
+
+
+_PLAIN_VALUES = ("const", "enum", "default", "examples")  # of a schema: no schemas themselves
 
 
 # ---- the other bodies ------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import herd
-from herd.errors import CapacityError, CheckpointError, DataError, RequestError
+from herd.errors import CapacityError, CheckpointError, ConfigError, DataError, RequestError
 from herd.infer.engine import Engine
 from herd.infer.request import Request
 from herd.model.checkpoint import as_reward_model, save
@@ -359,6 +359,22 @@ def test_a_failed_step_ends_its_requests_and_leaves_a_working_engine(monkeypatch
     monkeypatch.setattr(engine._runner, "run", run)
     assert engine._allocator.num_free == engine._allocator.num_blocks
     assert engine.generate("The quick", GREEDY).tokens == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_sequences": 0}, {"max_prompt_tokens": 0}, {"max_context": 0}, {"max_context": -5}, {"cache_dtype": "int4"}],
+)
+def test_options_that_mean_nothing_are_refused_by_name(options):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        Engine.of(tiny_model(), small_tokenizer(), **options)
+
+
+@pytest.mark.parametrize("options", [{"quantize": "int3"}, {"device": "meta"}, {"device": "banana"}])
+def test_devices_and_schemes_that_there_are_not_are_refused_by_name(options, tmp_path):
+    save(tiny_model(), tmp_path, tokenizer=small_tokenizer())
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        Engine(tmp_path, **options)
 
 
 def test_a_request_cancelled_before_it_is_queued_stays_ended_and_disturbs_nobody():

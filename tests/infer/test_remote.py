@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -13,6 +14,7 @@ from herd.infer.engine import Engine
 from herd.infer.remote import RemoteEngine
 from herd.post.sampling import sample_answers
 from herd.serve.app import create_app
+from herd.serve.client import Client
 from herd.types import SamplingParams
 from tests.infer.models import small_tokenizer, tiny_model
 from tests.serve.conftest import listening
@@ -114,3 +116,58 @@ def test_addresses_that_do_not_answer_are_refused(monkeypatch, poor):
         RemoteEngine("localhost")
     with pytest.raises(RequestError, match="serves poor"):
         RemoteEngine(poor, model="rich")
+
+
+class Strange(BaseHTTPRequestHandler):
+    """A server that speaks HTTP, and answers with whatever it was given."""
+
+    models, answer = b"", b""
+
+    def do_GET(self):
+        self._send(self.models)
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._send(self.answer)
+
+    def _send(self, content: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def strange() -> str:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Strange)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_endpoint_that_answers_rubbish_is_refused_in_one_sentence(strange):
+    for models in (b"", b"<html>", b"[]", b"null", b'{"data": 5}', b'{"data": ["a"]}', b'{"data": [{"name": "a"}]}'):
+        Strange.models = models
+        with pytest.raises(CapacityError, match="OpenAI-compatible"):
+            RemoteEngine(strange)
+        with pytest.raises(RequestError, match="no list of models"):
+            Client(strange)
+    Strange.models = b'{"data": [{"id": "a"}]}'
+    remote, client = RemoteEngine(strange), Client(strange)
+    for answer in (b"[]", b"{", b'{"choices": 5}', b'{"choices": ["a"]}', b'{"choices": [{"message": "hi"}]}'):
+        Strange.answer = answer
+        with pytest.raises(CapacityError, match="OpenAI-compatible"):
+            remote.generate(QUESTIONS[0])
+    for stream in (b"data: {\n\n", b"data: 5\n\n", b'data: {"choices": [{"delta": 5}]}\n\n'):
+        Strange.answer = stream
+        with pytest.raises(RequestError, match="stream that is not"):
+            list(client.stream(QUESTIONS[0], SamplingParams()))
+
+
+def test_an_endpoint_that_says_nothing_is_not_waited_for_forever():
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(CapacityError, match="timed out"):
+        RemoteEngine(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", timeout_seconds=0.2)

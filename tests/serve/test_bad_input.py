@@ -30,6 +30,7 @@ def error_of(response: httpx.Response, status: int) -> dict:
         ({"temprature": 1}, "temprature", "did you mean `temperature`"),
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": "hi"}, "messages", "list"),
+        ({"messages": ["hi"]}, "messages.0", "`messages.0` must be a JSON object"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role", "assistant"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "required"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "string"),

@@ -143,6 +143,31 @@ def test_a_call_can_be_required(client, choice):
         assert json.loads(call.function.arguments)["city"] in ("Rome", "Oslo")
 
 
+@pytest.mark.parametrize("num_tools", [1, 2])
+def test_a_required_call_follows_references_within_a_functions_schema(client, num_tools):
+    """As pydantic writes a model within a model: `#/$defs/...` counts from the function's own schema."""
+    place = {"type": "object", "properties": {"id": {"enum": [7]}}, "required": ["id"], "additionalProperties": False}
+    parameters = {
+        "$defs": {"Place": place},
+        "type": "object",
+        "properties": {"place": {"$ref": "#/$defs/Place"}},
+        "required": ["place"],
+        "additionalProperties": False,
+    }
+    functions = [{"name": f"visit_{i}", "parameters": parameters} for i in range(num_tools)]
+    response = client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": "Go."}],
+        tools=[{"type": "function", "function": function} for function in functions],
+        tool_choice="required",
+        max_tokens=100,
+        temperature=0,
+    )
+    call = response.choices[0].message.tool_calls[0].function
+    assert call.name in {function["name"] for function in functions}
+    assert json.loads(call.arguments) == {"place": {"id": 7}}
+
+
 def test_the_model_is_told_of_the_tools(server, client):
     with_tools = client.chat.completions.create(model="tiny", messages=ASK, tools=[WEATHER, CLOCK], max_tokens=2)
     without = client.chat.completions.create(model="tiny", messages=ASK, max_tokens=2)
