@@ -57,6 +57,7 @@ _DIALLED = (
     "tie_word_embeddings",
 )
 _SHAPE = {field.name for field in fields(ModelConfig)}
+_CHOICES = "choices.json"
 _STATE_COPIES = 3  # of the state on disk at once: the last good one, the one being written, the checkpoint
 
 
@@ -227,6 +228,8 @@ def run(settings: PretrainSettings) -> Path:
                 choose_float8(part, settings.batch.micro_tokens)
             recompute_layers(part, settings.run.recompute)
         [compiled, *_] = [compile_model(part, settings.run.compile) for part in parts]
+        if is_first():  # not before: a run that was refused may be tried again with other settings
+            atomic_write(run.path / _CHOICES, json.dumps({"dtype": str(dtype).removeprefix("torch.")}))
         _announce(run, model, loader, num_steps, compiled)
         saving = SavingSettings(
             save_seconds=settings.run.save_seconds,
@@ -281,12 +284,12 @@ def bits_per_byte(
 
 def _dtype(run: Run, wish: str) -> torch.dtype:
     """The number type, chosen once: an interrupted run keeps what it began with."""
-    record = run.path / "choices.json"
-    if not record.exists():
-        name = {"auto": str(best_dtype()).removeprefix("torch."), "bf16": "bfloat16", "fp32": "float32"}
-        name = ({"fp8": "bfloat16"} | name)[wish]
-        atomic_write(record, json.dumps({"dtype": name}))
-    return getattr(torch, json.loads(record.read_text())["dtype"])
+    record = run.path / _CHOICES
+    if record.exists():
+        return getattr(torch, json.loads(record.read_text())["dtype"])
+    if wish == "auto":
+        return best_dtype()
+    return torch.float32 if wish == "fp32" else torch.bfloat16
 
 
 def _config(settings: PretrainSettings, tokenizer: Tokenizer) -> ModelConfig:

@@ -131,6 +131,8 @@ def train(
     """
     schedule, saving = schedule or ScheduleSettings(), saving or SavingSettings()
     optimizer = optimizer or OptimizerSettings()
+    if isinstance(model, ParallelModel) and (optimizer.lora.rank or optimizer.state != "fp32"):
+        raise ConfigError("on a mesh all weights are learned with float32 state: leave optimizer.lora and .state alone")
     if optimizer.lora.rank:
         add_adapters(model, optimizer.lora)
     adamw = _resumed(model, optimizer, run)
@@ -233,8 +235,6 @@ def assembled(model: nn.Module, folder: Path) -> nn.Module:
 
 
 def _resumed(model: nn.Module, options: OptimizerSettings, run: Run) -> FlatAdamW | ShardedAdamW:
-    if isinstance(model, ParallelModel) and (options.lora.rank or options.state != "fp32"):
-        raise ConfigError("on a mesh all weights are learned with float32 state: leave optimizer.lora and .state alone")
     adamw = (ShardedAdamW if isinstance(model, ParallelModel) else FlatAdamW)(model, options)
     tensors = adamw.state()
     if load_state(run.path / "state", tensors):

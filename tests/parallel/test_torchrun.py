@@ -125,6 +125,14 @@ def test_a_run_begun_on_one_mesh_is_continued_on_another_and_ended_by_one_proces
 
 
 @pytest.mark.slow
+def test_adapters_on_a_mesh_are_refused_in_words(corpus, tmp_path):
+    words = ["parallel.shard=2", "optimizer.lora.rank=4"]
+    said = start(corpus, tmp_path / "run", *words, processes=2, restarts=0).communicate(timeout=SECONDS)[1]
+    assert "on a mesh all weights are learned" in said
+    assert "AttributeError" not in said
+
+
+@pytest.mark.slow
 def test_a_mesh_that_cannot_be_is_refused_once_with_every_fault(corpus, tmp_path):
     process = start(corpus, tmp_path / "run", "parallel.tensor=3", processes=2, restarts=0)
     text = process.communicate(timeout=SECONDS)[1]

@@ -103,3 +103,9 @@ def test_a_checkpoint_with_another_vocabulary_is_refused(corpus, tmp_path):
 def test_settings_that_no_run_can_have_are_refused_before_its_folder_is_made(corpus, tmp_path, word):
     with pytest.raises((ConfigError, DataError), match=word.split("=")[0].split(".")[-1].split("_")[0]):
         settings(corpus, tmp_path / "run", word)
+
+
+def test_a_run_that_was_refused_is_tried_again_with_other_settings_in_the_same_folder(corpus, tmp_path):
+    with pytest.raises(ConfigError, match="num_attention_heads"):
+        pretrain.run(settings(corpus, tmp_path / "run", "model.num_attention_heads=3"))
+    assert read_manifest(pretrain.run(settings(corpus, tmp_path / "run", "tokens=512")))["state"] == "finished"
