@@ -89,7 +89,8 @@ def write_readable_pages(data: Path, folder: Path, python: str) -> dict:
     command = [python, __file__, str(folder / "pages"), "--system", "readable", "--work", str(listed)]
     subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     only = frozenset(json.loads(listed.read_text()))
-    return write_pages(data, folder / "pages", only) | {"left_out_unread_by_datatrove": every["documents"] - len(only)}
+    both = write_pages(data, folder / "pages", only)
+    return both | {"left_out_unread_by_datatrove": every["documents"] - both["documents"]}
 
 
 def list_readable(pages: Path, target: Path) -> None:
@@ -283,11 +284,11 @@ def decisions(folder: Path) -> dict:
 _CAUSES = {
     "no text": "trafilatura finds no text or runs past its time, where Herd's extraction finds some",
     "alpha_threshold": "datatrove takes spaCy's words, where each punctuation mark counts as a word without a letter",
-    "gopher_repe": "share of repeated lines or n-grams, of texts that were extracted differently",
-    "gopher_quality": "other Gopher rules, of texts that were extracted differently",
+    "gopher_repe": "repeated lines or n-grams, each on its own extraction",
+    "gopher_quality": "other Gopher rules, each on its own extraction",
     "c4": "C4 rules: datatrove drops a page at its first curly bracket, Herd over one to 200 words",
-    "fineweb": "FineWeb's rules, of texts that were extracted differently",
-    "language": "language: of texts that were extracted differently",
+    "fineweb": "FineWeb's rules, each on its own extraction",
+    "language": "language, each on its own extraction",
 }
 
 
