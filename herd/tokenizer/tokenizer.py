@@ -86,6 +86,10 @@ class Tokenizer:
         taken = {rank for rank in self.special.values() if rank < len(self.ranks)}
         if taken or len(set(self.special.values())) < len(self.special):
             raise DataError("the ids of special tokens collide with other rows of the vocabulary")
+        if "" in self.special:
+            raise DataError(
+                f"the special token {self.special['']} has an empty name, which every text holds everywhere"
+            )
         for role, name in (("bos_token", self.bos), ("eos_token", self.eos)):
             if name not in self.special:
                 raise DataError(f"the {role} {name} is not among the special tokens")

@@ -98,7 +98,7 @@ def test_the_dial_gives_shapes_that_hold_together():
         assert shape.num_attention_heads % shape.num_key_value_heads == 0
 
 
-@pytest.mark.parametrize("wrong", ["", "12", "many", "0.1M", "5X"])
+@pytest.mark.parametrize("wrong", ["", "12", "many", "0.1M", "5X", "1M", "10T"])
 def test_what_is_no_size_is_refused(wrong):
     with pytest.raises(ValueError, match="size"):
         model_of_size(wrong)

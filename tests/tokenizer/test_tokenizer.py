@@ -177,3 +177,8 @@ def test_arrays_hold_the_same_ids_as_lists(tokenizer, texts, ends, allow_special
     arrays = tokenizer.encode_arrays([*texts, "a\ud800"], **options)
     assert [array.tolist() for array in arrays] == [tokenizer.encode(text, **options) for text in [*texts, "a\ud800"]]
     assert all(array.dtype == np.uint32 for array in arrays)
+
+
+def test_a_special_token_without_a_name_is_refused():
+    with pytest.raises(DataError, match="special token 256 has an empty name"):
+        module.Tokenizer({bytes([i]): i for i in range(256)}, {"": 256})
