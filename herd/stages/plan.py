@@ -103,8 +103,8 @@ class PlanSettings:
             raise ValueError("give a size or a recipe, not both")
         if not (self.path or self.recipe or self.check):
             raise ValueError("what is to be planned? Give a size (herd plan 8B), a model folder, or a pretrain recipe")
-        if self.slurm and (not self.recipe or self.devices == _HERE):
-            raise ValueError("a Slurm script needs a recipe and a number of devices")
+        if self.slurm and (len(self.recipe) != 1 or self.devices == _HERE):
+            raise ValueError("a Slurm script needs a recipe, one alone, and a number of devices")
 
 
 def run(settings: PlanSettings) -> int:
