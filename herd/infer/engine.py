@@ -186,7 +186,7 @@ class Engine:
         self.max_context = min(options.max_context or config.max_position_embeddings, num_blocks * BLOCK_SIZE)
         limits = {"max_sequences": options.max_sequences, "max_context": self.max_context}
         cache = PagedCache(config, num_blocks, block_size=BLOCK_SIZE, dtype=dtype, device=weight.device)
-        self._runner = Runner(model, cache, adapters=self._adapters, **limits)
+        self._runner = Runner(model, cache, adapters=self._adapters, may_compile=group is None, **limits)
         self._allocator = BlockAllocator(num_blocks, BLOCK_SIZE)
         self._scheduler = Scheduler(
             self._allocator,

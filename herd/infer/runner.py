@@ -14,10 +14,12 @@ from torch import Tensor
 
 from herd.infer.adapters import Adapters
 from herd.infer.cache import PagedCache
+from herd.infer.compiled import CompiledLayers
 from herd.infer.request import Answer
 from herd.infer.scheduler import Chunk, Plan
 from herd.model.config import num_parameters
 from herd.model.llama import LlamaForCausalLM
+from herd.ops import decoding
 from herd.ops.paged_attention import DecodeGroup, PagedContext, PromptChunk, decode_mask, prompt_mask
 
 _SERIAL_FLOPS = 3e8  # up to this, a step is quicker on one core than split over several that must wait for each other
@@ -67,8 +69,11 @@ class Runner:
         max_sequences: int,
         max_context: int,
         adapters: Adapters | None = None,
+        may_compile: bool = True,
     ) -> None:
-        self.model, self.cache, self._adapters = model, cache, adapters
+        """`may_compile`: the layers may run in our kernels, which know nothing of other processes."""
+        self.model, self.cache, self._adapters, self._may_compile = model, cache, adapters, may_compile
+        self._layers: CompiledLayers | None = None
         self.device = cache.device
         self._dtype = model.model.norm.weight.dtype
         self._flops_per_token = 2 * num_parameters(model.config)
@@ -96,18 +101,20 @@ class Runner:
         step = self._flatten(plan)
         if self._adapters is not None and self._adapters.names:
             self._adapters.assign(step.adapters)
-        hidden = self._hidden(step.tokens, step.positions, self._context(plan, step))
+        hidden = self._hidden(plan, step)
         wanted = [row for rows in step.wanted.values() for row in rows]
         chosen = hidden
         if len(wanted) < len(step.tokens) or wanted != list(range(len(wanted))):
             chosen = hidden[torch.tensor(wanted, dtype=torch.int64, device=self.device)]
         numbers = iter(range(len(wanted)))
         rows = {answer: [next(numbers) for _ in rows] for answer, rows in step.wanted.items()}
-        return Output(self.model.lm_head.logits(chosen).float(), rows, hidden, step.chunks)
+        return Output(self.logits_of(chosen), rows, hidden, step.chunks)
 
     @torch.inference_mode()
     def logits_of(self, hidden: Tensor) -> Tensor:
         """What the model expects after each place: (T, D) -> logits (T, V) float32."""
+        if len(hidden) == 0:  # no prompt of this step is at its end
+            return hidden.new_empty((0, self.model.config.vocab_size), dtype=torch.float32)
         return self.model.lm_head.logits(hidden).float()
 
     def _flatten(self, plan: Plan) -> _Step:
@@ -135,22 +142,48 @@ class Runner:
                 step.wanted[chunk.answer] = [len(step.tokens) - 1]
         return step
 
-    def _hidden(self, tokens: list[int], positions: list[int], context: PagedContext) -> Tensor:
+    def _hidden(self, plan: Plan, step: _Step) -> Tensor:
         """All tokens in one flat row through the layers: (T, D)."""
-        model = self.model.model
-        x = model.embed(torch.tensor([tokens], device=self.device))
-        return model(x, torch.tensor([positions], device=self.device), context, self.cache.layers)[0]
-
-    def _context(self, plan: Plan, step: _Step) -> PagedContext:
         for answer in plan.decode:
             self._update_table(answer)
         for chunk in plan.chunks:
             self._update_table(chunk.answer)
+        layers = self._compiled_layers(step)
+        if layers is not None:
+            return layers.run(step.tokens, step.positions, self._slots(step), self._spans(plan, step))
+        model = self.model.model
+        x = model.embed(torch.tensor([step.tokens], device=self.device))
+        positions = torch.tensor([step.positions], device=self.device)
+        return model(x, positions, self._context(plan, step), self.cache.layers)[0]
+
+    def _compiled_layers(self, step: _Step) -> CompiledLayers | None:
+        """The kernels' way through the layers, where it is there, quicker, and no token has an adapter."""
+        if not self._may_compile or not decoding.serve_tokens(len(step.tokens)) or any(step.adapters):
+            return None
+        if self._layers is None:  # the kernels may have come only now
+            self._layers = CompiledLayers.of(self.model, self.cache)
+            self._may_compile = self._layers is not None
+        return self._layers
+
+    def _slots(self, step: _Step) -> np.ndarray:
+        """Where each token's keys and values are written: (T,) int64."""
         place, block_size = np.array(step.positions), self.cache.block_size
-        slots = self._tables[step.owners, place // block_size] * block_size + place % block_size
+        return self._tables[step.owners, place // block_size] * block_size + place % block_size
+
+    def _spans(self, plan: Plan, step: _Step) -> np.ndarray:
+        """What `paged_attention.spans_of` would say of the context, without making it."""
+        first, width = self._tables.ctypes.data, self._tables.strides[0]
+        singles = enumerate(zip(step.owners[: step.num_single], step.positions, strict=False))
+        rows = [(row, 1, place, first + owner * width) for row, (owner, place) in singles]
+        for chunk, places in zip(plan.chunks, step.chunks, strict=True):
+            rows.append((places.start, chunk.stop - chunk.start, chunk.start, first + chunk.answer.row * width))
+        return np.array(rows, dtype=np.int64)
+
+    def _context(self, plan: Plan, step: _Step) -> PagedContext:
+        lengths = np.array(step.positions) + 1
         return PagedContext(
-            slots=torch.from_numpy(slots).to(self.device),
-            decode=tuple(self._decode_groups(step.owners, place + 1, step.num_single)),
+            slots=torch.from_numpy(self._slots(step)).to(self.device),
+            decode=tuple(self._decode_groups(step.owners, lengths, step.num_single)),
             prompts=tuple(self._prompts(plan.chunks, step.num_single)),
         )
 

@@ -1,4 +1,4 @@
-"""Our own C++ kernels for decoding, used where the processor has AVX-512 with bfloat16 and there is a compiler.
+"""Our own C++ kernels for the engine, used where the processor has AVX-512 with bfloat16 and there is a compiler.
 
 Nobody ever waits for them: they are compiled in the background the first time (two seconds) and kept; until they are
 there, and where they cannot be, PyTorch's own operations do the work. `HERD_NATIVE=0` leaves them out altogether.
@@ -7,6 +7,7 @@ there, and where they cannot be, PyTorch's own operations do the work. `HERD_NAT
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import platform
 import threading
@@ -21,14 +22,15 @@ _NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
 _LOADING_SECONDS = 0.5  # enough to open kernels that are compiled already
 _POINTER, _COUNT, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _SIGNATURES = {
-    "linear_bf16": [_POINTER] * 3 + [_COUNT] * 3 + [_INT],
-    "linear_int8": [_POINTER] * 4 + [_COUNT] * 3 + [_INT],
-    "linear_int4": [_POINTER] * 4 + [_COUNT] * 3 + [_INT],
+    "run_layers": [_POINTER, _FLOAT, _INT],
+    "linear": [_POINTER] * 3 + [_COUNT] * 2 + [_INT],
+    "attend": [_POINTER] * 6 + [_COUNT, _POINTER] + [_COUNT] * 4 + [_INT],
     "widen_int4": [_POINTER] * 3 + [_COUNT] * 2 + [_INT],
     "quantize_int4": [_POINTER] * 2 + [_INT] + [_POINTER] * 2 + [_COUNT] * 2 + [_INT],
-    "attend_bf16": [_POINTER] * 6 + [_COUNT] * 5 + [_FLOAT, _INT],
-    "attend_int8": [_POINTER] * 8 + [_COUNT] * 5 + [_FLOAT, _INT],
 }
+
+_KINDS = {torch.bfloat16: 0, torch.int8: 1, torch.uint8: 2}
+_FEW_TOKENS = 24  # up to so many, memory is what takes the time, and not the arithmetic of a matrix unit
 
 _lock = threading.Lock()
 _building: threading.Thread | None = None
@@ -103,14 +105,37 @@ def _open() -> None:
     _library = found
 
 
-def linear(name: str, x: Tensor, tensors: tuple[Tensor, ...], num_columns: int) -> Tensor | None:
-    """x (..., K) bfloat16 on the CPU times weights (`num_columns`, K); None while the kernels are not there."""
-    if _library is None:
+def serve_tokens(num_tokens: int) -> bool:
+    """The kernels are there and quicker than PyTorch's for so many tokens at once."""
+    return _library is not None and (num_tokens <= _FEW_TOKENS or not _has_matrix_unit())
+
+
+@functools.cache
+def _has_matrix_unit() -> bool:
+    """The processor multiplies matrices by AMX, which PyTorch uses and our kernels do not."""
+    return "amx_bf16" in _processor_flags()
+
+
+def describe(weight: Tensor, scale: Tensor | None = None) -> list[int]:
+    """A linear layer's weights as the kernels take them: what they are, where they lie, N and K as it is stored."""
+    num_rows, num_columns = weight.shape
+    kind = _KINDS[weight.dtype]
+    columns = num_columns * 2 if weight.dtype == torch.uint8 else num_columns
+    return [kind, weight.data_ptr(), 0 if scale is None else scale.data_ptr(), num_rows, columns]
+
+
+def linear(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor | None:
+    """x (..., K) bfloat16 on the CPU times weights (N, K') of 16, 8 or 4 bits -> (..., N); K' is K or filled up to it.
+
+    None where the kernels are not there, do not fit, or are slower than PyTorch's.
+    """
+    rows = x.numel() // x.shape[-1]
+    description = describe(weight, scale)
+    if description[-1] % 64 or not serve_tokens(rows):
         return None
     x = x.contiguous()
-    out = x.new_empty((*x.shape[:-1], num_columns))
-    pointers = [tensor.data_ptr() for tensor in tensors]
-    rows = x.numel() // x.shape[-1]
-    call = getattr(_library, name)
-    call(x.data_ptr(), *pointers, out.data_ptr(), rows, num_columns, x.shape[-1], torch.get_num_threads())
+    out = x.new_empty((*x.shape[:-1], weight.shape[0]))
+    call = _library.linear
+    layer = (ctypes.c_int64 * 5)(*description)
+    call(layer, x.data_ptr(), out.data_ptr(), rows, x.shape[-1], torch.get_num_threads())
     return out

@@ -65,7 +65,16 @@ def _key(source: Path, compiler: str) -> str:
     flags = (
         next((line for line in cpu.read_text().splitlines() if line.startswith("flags")), "") if cpu.exists() else ""
     )
-    parts = (source.read_text(), compiler, str(os.stat(compiler).st_mtime_ns), flags, platform.machine(), *_FLAGS)
+    headers = [header.read_text() for header in sorted(source.parent.glob("*.h"))]
+    parts = (
+        source.read_text(),
+        *headers,
+        compiler,
+        str(os.stat(compiler).st_mtime_ns),
+        flags,
+        platform.machine(),
+        *_FLAGS,
+    )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

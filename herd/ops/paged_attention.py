@@ -10,9 +10,11 @@ Source: facts §8.3; Kwon et al. 2023, "Efficient Memory Management for Large La
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -57,6 +59,11 @@ class PagedContext:
     decode: tuple[DecodeGroup, ...] = ()
     prompts: tuple[PromptChunk, ...] = ()
 
+    @functools.cached_property
+    def spans(self) -> np.ndarray:
+        """`spans_of`, once for all layers."""
+        return spans_of(self)
+
 
 def decode_mask(lengths: Tensor, num_keys: int, dtype: torch.dtype) -> Tensor:
     """The additive mask of a decode group: (N,) -> (N, 1, 1, num_keys)."""
@@ -78,6 +85,8 @@ def paged_attention(q: Tensor, k: Tensor, v: Tensor, context: PagedContext, cach
     q is (1, T, H, C), k and v are (1, T, K, C); the result is (1, T, H, C).
     """
     _write(cache, context.slots, k[0], v[0])
+    if (out := _attend_compiled(q, context, cache)) is not None:
+        return out
     parts = [_attend_decode(q[0, group.rows], group, cache) for group in context.decode]
     parts += [_attend_prompt(q[0, chunk.rows], k, v, chunk, cache) for chunk in context.prompts]
     return parts[0][None] if len(parts) == 1 else torch.cat(parts)[None]
@@ -85,33 +94,55 @@ def paged_attention(q: Tensor, k: Tensor, v: Tensor, context: PagedContext, cach
 
 def _attend_decode(q: Tensor, group: DecodeGroup, cache: LayerCache) -> Tensor:
     """(N, H, C) -> (N, H, C). The queries of one kv head are read as a short sequence, so that nothing is repeated."""
-    if (out := _attend_compiled(q, group, cache)) is not None:
-        return out
     num_kv_heads = cache.keys.shape[2]
     keys, values = (part.transpose(1, 2) for part in _gather(cache, group.blocks, q.dtype))  # (N, K, S, C)
     queries = q.unflatten(1, (num_kv_heads, -1))  # (N, K, H / K, C)
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=group.mask).flatten(1, 2)
 
 
-def _attend_compiled(q: Tensor, group: DecodeGroup, cache: LayerCache) -> Tensor | None:
-    """The same by our kernel, which reads the cache where it lies; None where it does not serve."""
+def spans_of(context: PagedContext) -> np.ndarray:
+    """The context as the kernels take it: (N, 4) int64, of each sequence its first row, how many, places before, blocks.
+
+    The last column is where the sequence's list of blocks lies in memory; the context's tensors must outlive it.
+    """
+    rows = []
+    for group in context.decode:
+        width = group.blocks.shape[1] * group.blocks.itemsize
+        first = group.blocks.data_ptr()
+        rows += [
+            (group.rows.start + n, 1, length - 1, first + n * width) for n, length in enumerate(group.lengths.tolist())
+        ]
+    rows += [(c.rows.start, c.rows.stop - c.rows.start, c.start, c.blocks.data_ptr()) for c in context.prompts]
+    return np.array(rows, dtype=np.int64)
+
+
+def _attend_compiled(q: Tensor, context: PagedContext, cache: LayerCache) -> Tensor | None:
+    """All of a step by our kernel, which reads the cache where it lies; None where it does not serve."""
     lib = decoding.kernels()
-    _, block_size, num_kv_heads, num_channels = cache.keys.shape
-    serves = q.dtype == torch.bfloat16 and q.device.type == "cpu" and num_channels in (32, 64, 128)
-    if lib is None or not serves or block_size != 16 or cache.keys.dtype not in (torch.bfloat16, torch.int8):
+    if lib is None or q.dtype != torch.bfloat16 or not kernels_fit(cache):
         return None
-    q, out = q.contiguous(), torch.empty_like(q, memory_format=torch.contiguous_format)
-    tensors = [cache.keys, cache.values, group.blocks, group.lengths, out]
-    call = lib.attend_bf16
-    if cache.key_scales is not None:
-        tensors[2:2] = [cache.key_scales, cache.value_scales]
-        call = lib.attend_int8
-    num_rows, num_heads, _ = q.shape
-    call(
-        q.data_ptr(), *(tensor.data_ptr() for tensor in tensors), num_rows, num_heads, num_kv_heads, num_channels,
-        group.blocks.shape[1], num_channels**-0.5, torch.get_num_threads(),
+    q, spans = q.contiguous(), context.spans
+    out = torch.empty_like(q)
+    _, num_tokens, num_heads, num_channels = q.shape
+    lib.attend(
+        q.data_ptr(), cache.keys.data_ptr(), cache.values.data_ptr(), *scale_pointers(cache), spans.ctypes.data,
+        len(spans), out.data_ptr(), num_tokens, num_heads, cache.keys.shape[2], num_channels, torch.get_num_threads(),
     )  # fmt: skip
     return out
+
+
+def kernels_fit(cache: LayerCache) -> bool:
+    """The compiled kernels read this kind of cache."""
+    _, block_size, _, num_channels = cache.keys.shape
+    fits = block_size == 16 and num_channels in (32, 64, 128) and cache.keys.device.type == "cpu"
+    return fits and cache.keys.dtype in (torch.bfloat16, torch.int8)
+
+
+def scale_pointers(cache: LayerCache) -> tuple[int, int]:
+    """Where the scales of keys and values lie; zeros where the cache has none."""
+    if cache.key_scales is None:
+        return 0, 0
+    return cache.key_scales.data_ptr(), cache.value_scales.data_ptr()
 
 
 def _attend_prompt(q: Tensor, k: Tensor, v: Tensor, chunk: PromptChunk, cache: LayerCache) -> Tensor:

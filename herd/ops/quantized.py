@@ -22,9 +22,8 @@ GROUP = 32
 """Weights of 4 bits that share a scale."""
 
 _STEP = 2 * GROUP  # the layout of 4-bit weights is in pairs of groups
-_KERNEL_ROWS = 24  # above this many tokens, widening the weights once and multiplying wins over the kernels
-_TORCH_KERNEL_ROWS = 16  # the same for PyTorch's int8 kernel
-_BF16_KERNEL_ROWS = 16
+_TORCH_KERNEL_ROWS = 16  # above this many tokens, a plain product wins over PyTorch's int8 kernel
+_TORCH_INT4_ROWS = 24  # the same for its int4 kernel
 _TILE_WEIGHTS = 2**21  # widened at a time: they stay in the processor's cache
 _SHARES = torch.tensor([1.0, *(0.70 + 0.03 * n for n in range(17))])  # of the scale that just holds the largest weight
 
@@ -61,15 +60,12 @@ def dequantize_rows(weight: Tensor, scale: Tensor, dtype: torch.dtype = torch.fl
 def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """x W^T with int8 W: (..., K), int8 (N, K), (N,) -> (..., N).
 
-    Few tokens in bfloat16 on a CPU go to a kernel that reads each weight once as a byte. Otherwise the product takes W
-    as it is and the scales are applied to the result.
+    Tokens in bfloat16 on a CPU go to a kernel that reads each weight as a byte. Otherwise the product takes W as it is
+    and the scales are applied to the result.
     """
     rows = x.numel() // x.shape[-1]
-    if _is_small(x, rows):
-        if (
-            x.shape[-1] % 32 == 0
-            and (out := decoding.linear("linear_int8", x, (weight, scale), weight.shape[0])) is not None
-        ):
+    if _is_bf16_on_cpu(x):
+        if (out := decoding.linear(x, weight, scale)) is not None:
             return out
         if rows <= _TORCH_KERNEL_ROWS:
             return torch._weight_int8pack_mm(x.reshape(rows, -1), weight, scale.to(x.dtype)).unflatten(0, x.shape[:-1])
@@ -163,12 +159,11 @@ def dequantize_groups(packed: Tensor, scale: Tensor, dtype: torch.dtype = torch.
 def int4_linear(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
     """x W^T with W of 4 bits: (..., K), uint8 (N, K' / 2), (N, K' / 32) -> (..., N).
 
-    Few tokens in bfloat16 on a CPU go to the compiled kernel. Otherwise W is dequantized a part at a time.
+    Tokens in bfloat16 on a CPU go to the compiled kernel. Otherwise W is dequantized a part at a time.
     """
-    x = F.pad(x, (0, packed.shape[1] * 2 - x.shape[-1])) if packed.shape[1] * 2 != x.shape[-1] else x
-    rows = x.numel() // x.shape[-1]
-    if _is_small(x, rows) and (out := decoding.linear("linear_int4", x, (packed, scale), packed.shape[0])) is not None:
+    if _is_bf16_on_cpu(x) and (out := decoding.linear(x, packed, scale)) is not None:
         return out
+    x = F.pad(x, (0, packed.shape[1] * 2 - x.shape[-1])) if packed.shape[1] * 2 != x.shape[-1] else x
     size = _tile_rows(x.shape[-1])
     parts = zip(packed.split(size), scale.split(size), strict=True)
     return torch.cat([F.linear(x, dequantize_groups(*part, x.dtype)) for part in parts], dim=-1)
@@ -180,8 +175,8 @@ def reference_int4_linear(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
     return (x.float() @ weight[:, : x.shape[-1]].T).to(x.dtype)
 
 
-def _is_small(x: Tensor, rows: int) -> bool:
-    return rows <= _KERNEL_ROWS and x.dtype == torch.bfloat16 and x.device.type == "cpu"
+def _is_bf16_on_cpu(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu"
 
 
 def _tile_rows(num_columns: int) -> int:
@@ -249,7 +244,8 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
-        if _is_small(x, rows) and decoding.is_out_of_reach() and self.out_features % 64 == 0:
+        fits = rows <= _TORCH_INT4_ROWS and self.out_features % 64 == 0
+        if fits and _is_bf16_on_cpu(x) and decoding.is_out_of_reach():
             return self._by_torch(x.reshape(rows, -1)).unflatten(0, x.shape[:-1])
         return int4_linear(x, self.weight, self.weight_scale)
 
@@ -269,7 +265,7 @@ class Int4Linear(nn.Module):
 
 
 class DecodingLinear(nn.Linear):
-    """An `nn.Linear` without bias whose products of few tokens in bfloat16 run in our kernel; shares its weight."""
+    """An `nn.Linear` without bias whose products in bfloat16 run in our kernel; shares its weight."""
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> DecodingLinear:
@@ -279,12 +275,9 @@ class DecodingLinear(nn.Linear):
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.numel() // x.shape[-1]
-        if rows <= _BF16_KERNEL_ROWS and x.shape[-1] % 64 == 0 and _is_small(x, rows):
-            out = decoding.linear("linear_bf16", x, (self.weight,), self.out_features)
-            if out is not None:
-                return out
-        return F.linear(x, self.weight)
+        fits = _is_bf16_on_cpu(x) and self.weight.dtype == torch.bfloat16
+        out = decoding.linear(x, self.weight) if fits else None
+        return F.linear(x, self.weight) if out is None else out
 
     def logits(self, hidden: Tensor) -> Tensor:
         """As a head: (..., D) -> (..., V)."""
