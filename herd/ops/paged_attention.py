@@ -101,7 +101,7 @@ def _attend_decode(q: Tensor, group: DecodeGroup, cache: LayerCache) -> Tensor:
 
 
 def spans_of(context: PagedContext) -> np.ndarray:
-    """The context as the kernels take it: (N, 4) int64, of each sequence its first row, how many, places before, blocks.
+    """The context as the kernels take it: (N, 4) int64, a row each of first row, tokens, places before, blocks.
 
     The last column is where the sequence's list of blocks lies in memory; the context's tensors must outlive it.
     """
