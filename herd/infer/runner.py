@@ -243,7 +243,7 @@ class Runner:
 
     @property
     def _has_kernels(self) -> bool:
-        return self.device.type != "cpu" and device_kernels.serves(self.model.model.norm.weight)
+        return self.device.type != "cpu" and device_kernels.serves(self.cache.tensors[0])
 
     def _decode_group(self, rows: slice, blocks: Tensor, lengths: Tensor) -> DecodeGroup:
         if self._has_kernels:

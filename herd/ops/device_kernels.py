@@ -91,7 +91,9 @@ _patience = threading.local()
 
 
 def serves(x: Tensor) -> bool:
-    """Whether there can be kernels for a tensor's device."""
+    """Whether there can be kernels for a tensor: a plain one, on a device that has them."""
+    if type(x) is not Tensor:  # no sharded or fake one
+        return False
     return IS_INTERPRETED if x.device.type == "cpu" else not _obstacle(x.device)
 
 

@@ -32,10 +32,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor | None:
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor | None:
-    """x (B, T, H, C) turned by the tables (B, T, 1, C) of `rotary_table`; None while the kernel is not compiled."""
+    """x (B, T, H, C) turned by the tables (B, T, 1, C) of `rotary_table`; None where it does not serve."""
+    heads, channels = x.shape[2:]
+    if not cos.is_contiguous() or not sin.is_contiguous() or cos.numel() * heads != x.numel():
+        return None
     x = x.contiguous()
     out = torch.empty_like(x)
-    heads, channels = x.shape[2:]
     shape = {"HEADS": heads, "CHANNELS": channels, "WIDTH": triton.next_power_of_2(channels), "num_warps": 1}
     launch = Launch(_rotary, (x.numel() // (heads * channels), heads), (x, cos, sin, out), shape)
     return out if run([launch]) else None

@@ -17,7 +17,9 @@ from herd.ops.paged_attention import (
     DecodeGroup,
     LayerCache,
     PagedContext,
+    PromptChunk,
     paged_attention,
+    prompt_mask,
     quantize_heads,
     reference_paged_attention,
 )
@@ -163,6 +165,19 @@ def test_an_engine_of_kernels_answers_like_one_of_plain_pytorch(monkeypatch):
                 engine = Engine.of(model, small_tokenizer(), cache_dtype=cache_dtype, graphs=True, max_sequences=2)
                 answers.append([answer.tokens for answer in engine.generate(["The quick", "q"], params)])
         assert answers[0] == answers[1]
+
+
+def test_a_later_chunk_sees_the_same_without_a_mask_that_is_made():
+    torch.manual_seed(0)
+    pool = [torch.randn(4, 16, 2, 16) for _ in range(2)]
+    slots, (q, k, v) = torch.arange(23, 30), (torch.randn(1, 7, heads, 16) for heads in (4, 2, 2))
+    outs = []
+    for device in ("cpu", "cuda"):
+        chunk = PromptChunk(slice(0, 7), torch.tensor([0, 1]), 23, prompt_mask(23, 7, device))
+        cache = LayerCache(*(part.clone() for part in pool))
+        with torch.inference_mode():
+            outs.append(paged_attention(q, k, v, PagedContext(slots, prompts=(chunk,)), cache))
+    torch.testing.assert_close(*outs)
 
 
 def test_a_tensor_on_a_cpu_is_served_without_kernels():
