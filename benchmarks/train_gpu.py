@@ -143,8 +143,8 @@ def go_on(config: ModelConfig, options: argparse.Namespace) -> dict:
     loader = PackedLoader({"counting": in_memory("counting", texts)}, [phase], micro_tokens=tokens)
     settings_of_run = RunSettings(context=options.context, rows=options.rows, layers=options.layers)
     num_before = len(read_metrics(options.run))
-    alarm = threading.Timer(options.seconds, _thread.interrupt_main)
-    alarm.start()
+    done = threading.Event()
+    threading.Thread(target=interrupt, args=(options, num_before, done), daemon=True).start()
     try:
         with open_run(options.run, stage="train_gpu", settings=settings_of_run, inputs={}) as run:
             train(
@@ -155,13 +155,22 @@ def go_on(config: ModelConfig, options: argparse.Namespace) -> dict:
     except KeyboardInterrupt:
         print("time is up: the same command goes on from here", flush=True)
     finally:
-        alarm.cancel()
+        done.set()
     rows = read_metrics(options.run)
     return {
         "lines_before": num_before,
         "reached_step": rows[-1]["step"],
         "losses": {row["step"]: round(row["loss"], 4) for row in rows[:: max(len(rows) // 40, 1)]},
     }
+
+
+def interrupt(options: argparse.Namespace, num_before: int, done: threading.Event) -> None:
+    """Press Ctrl-C when time is up, but not before there is a new step."""
+    until = time.perf_counter() + options.seconds
+    while time.perf_counter() < until or len(read_metrics(options.run)) <= num_before:
+        if done.wait(0.1):
+            return
+    _thread.interrupt_main()
 
 
 def model_config(options: argparse.Namespace) -> ModelConfig:

@@ -176,11 +176,13 @@ class Engine:
         if group is not None:
             if options.speculate is not None:
                 raise ConfigError("speculate: processes that measure each for itself whether it gains would part ways")
+            if options.graphs:
+                raise ConfigError("graphs: a model over several processes runs launch by launch; leave graphs out")
             config = split_for_inference(model, group)
         drafter = None if options.speculate in (None, LOOKUP) else _open_drafter(options.speculate, self)
         dtype = torch.int8 if options.cache_dtype == "int8" else weight.dtype
         on_gpu = weight.device.type == "cuda"
-        with_graphs = (on_gpu and group is None) if options.graphs is None else options.graphs
+        with_graphs = _wants_graphs(options, weight.device) if options.graphs is None else options.graphs
         num_blocks = num_blocks_for(
             config,
             block_size=BLOCK_SIZE,
@@ -617,6 +619,14 @@ def _check_options(options: _Options) -> None:
             raise ConfigError(f"{name}={value}: must be at least 1")
     if options.cache_dtype not in (None, "int8"):
         raise ConfigError(f"cache_dtype={options.cache_dtype}: expected int8, or nothing for the model's own type")
+
+
+def _wants_graphs(options: _Options, device: torch.device) -> bool:
+    """On a GPU; but where an answer must not depend on when a graph was recorded, only if our kernels compute both:
+    PyTorch's attention rounds differently over the width of a graph."""
+    if device.type != "cuda" or options.group is not None:
+        return False
+    return not options.deterministic or device_kernels.serves(torch.empty(0, device=device))
 
 
 def _one_by_one(plan: Plan) -> list[Plan]:

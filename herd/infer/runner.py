@@ -17,7 +17,7 @@ from herd.infer.cache import PagedCache
 from herd.infer.graphs import CudaRecorder, DecodeGraphs, DecodeRows, Recorder, Rehearsal
 from herd.infer.request import Answer
 from herd.infer.scheduler import Chunk, Plan
-from herd.infer.upload import upload
+from herd.infer.upload import indices, upload
 from herd.model.config import num_parameters
 from herd.model.llama import LlamaForCausalLM
 from herd.ops import device_kernels
@@ -98,12 +98,12 @@ class Runner:
     @contextmanager
     def threads_for(self, plan: Plan) -> Iterator[None]:
         """Compute small steps on one core; the number of threads is as before afterwards."""
-        num_tokens = sum(1 + len(answer.drafts) for answer in plan.decode) + sum(
-            chunk.stop - chunk.start for chunk in plan.chunks
-        )
         if self.device.type != "cpu":
             yield
             return
+        num_tokens = sum(1 + len(answer.drafts) for answer in plan.decode) + sum(
+            chunk.stop - chunk.start for chunk in plan.chunks
+        )
         before = torch.get_num_threads()
         if num_tokens * self._flops_per_token < _SERIAL_FLOPS:
             torch.set_num_threads(1)
@@ -122,9 +122,10 @@ class Runner:
             self._update_table(answer)
         wanted = [row for rows in step.wanted.values() for row in rows]
         is_whole = wanted == list(range(len(step.tokens)))
-        hidden = self._replayed(step) if is_whole else None
-        chosen = hidden
-        if hidden is None:
+        hidden = self._replayed(step)
+        if hidden is not None:  # of every token the logits are wanted, if perhaps in another order
+            chosen = hidden if is_whole else hidden[indices(wanted, self.device)]
+        else:
             hidden, chosen = self._computed(plan, step, None if is_whole else wanted)
         numbers = iter(range(len(wanted)))
         rows = {answer: [next(numbers) for _ in rows] for answer, rows in step.wanted.items()}

@@ -137,7 +137,8 @@ def compile_launch(launch: Launch) -> None:
 @contextmanager
 def waiting(wish: bool = True) -> Iterator[None]:
     """Within this, in this thread, a kernel that is not compiled yet is waited for: what runs never changes midway."""
-    before, _patience.waits = getattr(_patience, "waits", False), wish
+    before = getattr(_patience, "waits", False)
+    _patience.waits = before or wish
     try:
         yield
     finally:

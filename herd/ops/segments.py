@@ -68,7 +68,12 @@ def segment_attention(
 ) -> Tensor:
     """q (B, Q, H, C) at places `begin` and on of rows whose keys and values are k, v (B, T, K, C): (B, Q, H, C)."""
     last = begin + q.shape[1]
-    keys, values = (torch.cat([x[row, first:last] for row, first in enumerate(segments.first_keys)]) for x in (k, v))
+    if last - begin == k.shape[1]:
+        keys, values = k.flatten(0, 1), v.flatten(0, 1)
+    else:
+        keys, values = (
+            torch.cat([x[row, first:last] for row, first in enumerate(segments.first_keys)]) for x in (k, v)
+        )
     return (kernel or pytorch_segments)(q.flatten(0, 1), keys, values, segments).view(q.shape)
 
 
