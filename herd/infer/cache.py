@@ -24,11 +24,18 @@ class PagedCache:
     """Every layer's pool of blocks, reserved once; the system hands over the pages when they are first written."""
 
     def __init__(
-        self, config: ModelConfig, num_blocks: int, *, block_size: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: ModelConfig,
+        num_blocks: int,
+        *,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        num_spare: int = 0,
     ) -> None:
-        """`dtype` int8 holds a bfloat16 scale beside each key and value."""
+        """`dtype` int8 holds a bfloat16 scale beside each key and value. `num_spare` blocks lie behind the others."""
         self.num_blocks, self.block_size, self.device = num_blocks, block_size, device
-        shape = (config.num_hidden_layers, 2, num_blocks, block_size, config.num_key_value_heads)
+        shape = (config.num_hidden_layers, 2, num_blocks + num_spare, block_size, config.num_key_value_heads)
         self.tensors = [_zeros((*shape, config.head_dim), dtype, device)]
         if dtype == torch.int8:
             self.tensors.append(_zeros(shape, torch.bfloat16, device))
@@ -70,25 +77,27 @@ def num_blocks_for(
     device: torch.device,
     max_sequences: int,
     cache_bytes: int | None,
+    num_spare: int = 0,
     other_bytes: int = 0,
 ) -> int:
     """How many blocks to reserve: what was asked for, else a quarter of the available memory.
 
-    `other_bytes` is what else a block takes: a draft model's keys and values. Never more than all sequences can fill at
-    full context.
+    `num_spare` more are paid for that belong to nobody. `other_bytes` is what else a block takes: a draft model's keys
+    and values. Never more than all sequences can fill at full context.
 
     Raises:
-        CapacityError: there is not even room for one block.
+        CapacityError: there is not even room for one block and the spare ones.
     """
     budget = cache_bytes if cache_bytes is not None else int(_SHARE_OF_MEMORY * available_memory(device))
     each = block_bytes(config, block_size, dtype) + other_bytes
     most = max_sequences * -(-config.max_position_embeddings // block_size)
-    if budget < each:
+    if budget < each * (1 + num_spare):
+        spare = f" and {num_spare} is kept free for CUDA graphs (graphs=False: none)" if num_spare else ""
         raise CapacityError(
             f"The cache of keys and values may take {size(budget)}, but one block of {block_size} tokens takes "
-            f"{size(each)}; give it more memory (cache_bytes)."
+            f"{size(each)}{spare}; give it more memory (cache_bytes)."
         )
-    return min(budget // each, most)
+    return min(budget // each - num_spare, most)
 
 
 def available_memory(device: torch.device) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from herd.infer.request import Answer
 from herd.infer.sampler import SamplingRows, log_probabilities, sample, uniforms
+from herd.infer.upload import indices
 from herd.types import TokenLogprob
 
 Drawn = list[tuple[int, TokenLogprob | None]]
@@ -25,7 +26,7 @@ def draw(answers: Sequence[Answer], rows: Sequence[Sequence[int]], logits: Tenso
     place_of = [len(answer.tokens) + n for answer, own in zip(answers, rows, strict=True) for n in range(len(own))]
     flat = [row for own in rows for row in own]
     if flat != list(range(logits.shape[0])):
-        logits = logits[torch.tensor(flat, device=logits.device)]
+        logits = logits[indices(flat, logits.device)]
     tokens = sample_tokens(answer_of, place_of, _adjusted(answer_of, logits))
     logprobs = _logprobs(answer_of, logits, tokens)
     drawn: list[Drawn] = []
@@ -55,16 +56,15 @@ def sample_tokens(answers: Sequence[Answer], places: Sequence[int], logits: Tens
     params = [answer.request.params for answer in answers]
     if all(p.temperature == 0 for p in params):
         return logits.argmax(-1).tolist()
-    device = logits.device
     settings = SamplingRows(
-        temperature=torch.tensor([p.temperature for p in params], dtype=torch.float32, device=device),
-        top_k=torch.tensor([p.top_k for p in params], device=device),
-        top_p=torch.tensor([p.top_p for p in params], dtype=torch.float32, device=device),
-        min_p=torch.tensor([p.min_p for p in params], dtype=torch.float32, device=device),
+        temperature=torch.tensor([p.temperature for p in params], dtype=torch.float32),
+        top_k=torch.tensor([p.top_k for p in params]),
+        top_p=torch.tensor([p.top_p for p in params], dtype=torch.float32),
+        min_p=torch.tensor([p.min_p for p in params], dtype=torch.float32),
     )
     seeds = np.array([answer.seed for answer in answers], dtype=np.uint64)
     counters = np.array(places, dtype=np.uint64)
-    return sample(logits, settings, torch.from_numpy(uniforms(seeds, counters)).to(device)).tolist()
+    return sample(logits, settings, torch.from_numpy(uniforms(seeds, counters))).tolist()
 
 
 def _logprobs(answers: Sequence[Answer], logits: Tensor, tokens: Sequence[int]) -> dict[int, TokenLogprob]:

@@ -43,7 +43,7 @@ from herd.infer.split import agree, split_for_inference
 from herd.model.checkpoint import empty_model, find_checkpoint
 from herd.model.checkpoint import load as load_checkpoint
 from herd.model.llama import Attend, LlamaForCausalLM
-from herd.ops import decoding
+from herd.ops import decoding, device_kernels
 from herd.ops.compressed import LAYERS, Scheme, empty_like, takes
 from herd.ops.paged_attention import paged_attention
 from herd.ops.quantized import DecodingLinear, Int4Linear, QuantizedLinear, replace_linears
@@ -56,6 +56,7 @@ from herd.types import Completion, Conversation, SamplingParams, TokenLogprob
 Input = str | Conversation
 Answers = Completion | list[Completion]
 
+_CPU_PROMPT_TOKENS, _GPU_PROMPT_TOKENS = 512, 4096  # of new prompts in a step, unless told otherwise
 _LOGPROB_ROWS = 64  # rows of logits held at a time for a prompt's log-probabilities
 
 
@@ -65,13 +66,14 @@ class Engine:
     `path` is a checkpoint folder or a run folder. `dtype` None keeps the checkpoint's own where this machine computes
     in it well. `quantize` (int8, int4 or fp8) rounds the weights of the linear layers on loading. The cache of keys and
     values takes `cache_bytes`, by default a quarter of the available memory; `max_sequences` answers grow at the same
-    time, and a step computes at most `max_prompt_tokens` tokens of new prompts beside them. The context is the model's
-    own; a longer `max_context` than it was trained on is taken as it is (answers say how much they repeat themselves).
-    `cache_dtype="int8"` makes
-    the cache half as large. `deterministic` computes each sequence for itself, so that an answer never depends on what
-    else runs: slower with many at once. `speculate` guesses tokens ahead and verifies them together, where that gains:
-    "lookup" takes them from the text so far, a path from a smaller model; the answers stay the same. `group` splits the
-    model over processes that all run this engine on the same requests.
+    time, and a step computes at most `max_prompt_tokens` tokens of new prompts beside them (512, on a GPU 4096). The
+    context is the model's own; a longer `max_context` than it was trained on is taken as it is (answers say how much
+    they repeat themselves). `cache_dtype="int8"` makes the cache half as large. `deterministic` computes each sequence
+    for itself, so that an answer never depends on what else runs: slower with many at once. `speculate` guesses tokens
+    ahead and verifies them together, where that gains: "lookup" takes them from the text so far, a path from a smaller
+    model; the answers stay the same. `graphs=False` runs every step on a GPU launch by launch instead of replaying
+    decode steps as CUDA graphs (True on a CPU rehearses them, for tests). `group` splits the model over processes that
+    all run this engine on the same requests.
 
     Raises:
         CheckpointError: there is no language model at `path`.
@@ -88,11 +90,12 @@ class Engine:
         quantize: Scheme | None = None,
         cache_bytes: int | None = None,
         max_sequences: int = 256,
-        max_prompt_tokens: int = 512,
+        max_prompt_tokens: int | None = None,
         max_context: int | None = None,
         cache_dtype: Literal["int8"] | None = None,
         deterministic: bool = False,
         speculate: Path | str | None = None,
+        graphs: bool | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> None:
         folder = find_checkpoint(path)
@@ -116,6 +119,7 @@ class Engine:
             cache_dtype=cache_dtype,
             deterministic=deterministic,
             speculate=speculate,
+            graphs=graphs,
             group=group,
         )
         self._assemble(model, Tokenizer.load(folder), options)
@@ -130,11 +134,12 @@ class Engine:
         *,
         cache_bytes: int | None = None,
         max_sequences: int = 256,
-        max_prompt_tokens: int = 512,
+        max_prompt_tokens: int | None = None,
         max_context: int | None = None,
         cache_dtype: Literal["int8"] | None = None,
         deterministic: bool = False,
         speculate: Path | str | None = None,
+        graphs: bool | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> Engine:
         """An engine around a model in memory, such as one in training: the weights are shared, not copied."""
@@ -148,6 +153,7 @@ class Engine:
             cache_dtype=cache_dtype,
             deterministic=deterministic,
             speculate=speculate,
+            graphs=graphs,
             group=group,
         )
         engine._assemble(shared, tokenizer, options)
@@ -170,9 +176,13 @@ class Engine:
         if group is not None:
             if options.speculate is not None:
                 raise ConfigError("speculate: processes that measure each for itself whether it gains would part ways")
+            if options.graphs:
+                raise ConfigError("graphs: a model over several processes runs launch by launch; leave graphs out")
             config = split_for_inference(model, group)
         drafter = None if options.speculate in (None, LOOKUP) else _open_drafter(options.speculate, self)
         dtype = torch.int8 if options.cache_dtype == "int8" else weight.dtype
+        on_gpu = weight.device.type == "cuda"
+        with_graphs = _wants_graphs(options, weight.device) if options.graphs is None else options.graphs
         num_blocks = num_blocks_for(
             config,
             block_size=BLOCK_SIZE,
@@ -180,17 +190,23 @@ class Engine:
             device=weight.device,
             max_sequences=options.max_sequences,
             cache_bytes=options.cache_bytes,
+            num_spare=int(with_graphs),
             other_bytes=0 if drafter is None else block_bytes(drafter.config, BLOCK_SIZE, weight.dtype),
         )
         num_blocks = num_blocks if group is None else agree(num_blocks, group)
+        max_prompt_tokens = options.max_prompt_tokens or (_GPU_PROMPT_TOKENS if on_gpu else _CPU_PROMPT_TOKENS)
         self.max_context = min(options.max_context or config.max_position_embeddings, num_blocks * BLOCK_SIZE)
         limits = {"max_sequences": options.max_sequences, "max_context": self.max_context}
-        cache = PagedCache(config, num_blocks, block_size=BLOCK_SIZE, dtype=dtype, device=weight.device)
-        self._runner = Runner(model, cache, adapters=self._adapters, may_compile=group is None, **limits)
+        cache = PagedCache(
+            config, num_blocks, block_size=BLOCK_SIZE, dtype=dtype, device=weight.device, num_spare=int(with_graphs)
+        )
+        self._runner = Runner(
+            model, cache, adapters=self._adapters, with_graphs=with_graphs, may_compile=group is None, **limits
+        )
         self._allocator = BlockAllocator(num_blocks, BLOCK_SIZE)
         self._scheduler = Scheduler(
             self._allocator,
-            max_prompt_tokens=options.max_prompt_tokens,
+            max_prompt_tokens=max_prompt_tokens,
             shares_prefixes=not options.deterministic,
             **limits,
         )
@@ -201,7 +217,7 @@ class Engine:
             pages = PagedCache(
                 drafter.config, num_blocks, block_size=BLOCK_SIZE, dtype=weight.dtype, device=weight.device
             )
-            self._speculation = Speculation(DraftModel(Runner(drafter, pages, **limits), options.max_prompt_tokens))
+            self._speculation = Speculation(DraftModel(Runner(drafter, pages, **limits), max_prompt_tokens))
         self._inbox: deque[tuple[Literal["add", "cancel"], Request]] = deque()
         self._lock = threading.Lock()
 
@@ -420,8 +436,9 @@ class Engine:
         with self._lock:
             self._open_inbox()
             try:
-                with torch.inference_mode():
+                with torch.inference_mode(), device_kernels.waiting(self.deterministic):
                     self._advance()
+                    self._runner.record_graphs()
             except BaseException as error:
                 self._abandon(error)
                 raise
@@ -587,11 +604,12 @@ class Engine:
 class _Options:
     cache_bytes: int | None
     max_sequences: int
-    max_prompt_tokens: int
+    max_prompt_tokens: int | None
     max_context: int | None
     cache_dtype: Literal["int8"] | None
     deterministic: bool
     speculate: Path | str | None
+    graphs: bool | None
     group: dist.ProcessGroup | None
 
 
@@ -603,6 +621,14 @@ def _check_options(options: _Options) -> None:
             raise ConfigError(f"{name}={value}: must be at least 1")
     if options.cache_dtype not in (None, "int8"):
         raise ConfigError(f"cache_dtype={options.cache_dtype}: expected int8, or nothing for the model's own type")
+
+
+def _wants_graphs(options: _Options, device: torch.device) -> bool:
+    """On a GPU; but where an answer must not depend on when a graph was recorded, only if our kernels compute both:
+    PyTorch's attention rounds differently over the width of a graph."""
+    if device.type != "cuda" or options.group is not None:
+        return False
+    return not options.deterministic or device_kernels.serves(torch.empty(0, device=device))
 
 
 def _one_by_one(plan: Plan) -> list[Plan]:

@@ -15,11 +15,13 @@ from torch import Tensor
 from herd.infer.adapters import Adapters
 from herd.infer.cache import PagedCache
 from herd.infer.compiled import CompiledLayers
+from herd.infer.graphs import CudaRecorder, DecodeGraphs, DecodeRows, Recorder, Rehearsal
 from herd.infer.request import Answer
 from herd.infer.scheduler import Chunk, Plan
+from herd.infer.upload import indices, upload
 from herd.model.config import num_parameters
 from herd.model.llama import LlamaForCausalLM
-from herd.ops import decoding
+from herd.ops import decoding, device_kernels
 from herd.ops.paged_attention import DecodeGroup, PagedContext, PromptChunk, decode_mask, prompt_mask
 
 _SERIAL_FLOPS = 3e8  # up to this, a step is quicker on one core than split over several that must wait for each other
@@ -32,7 +34,7 @@ class Output(NamedTuple):
 
     logits: Tensor  # (N, V) float32
     rows: dict[Answer, list[int]]  # which rows of the logits follow which answer's tokens, in order
-    hidden: Tensor  # (T, D) of every token
+    hidden: Tensor  # (T, D) of every token; valid until the next step
     chunks: list[slice]  # the places of each chunk of the plan among them
 
 
@@ -70,8 +72,11 @@ class Runner:
         max_context: int,
         adapters: Adapters | None = None,
         may_compile: bool = True,
+        with_graphs: bool = False,
     ) -> None:
-        """`may_compile`: the layers may run in our kernels, which know nothing of other processes."""
+        """`may_compile`: the layers may run in our kernels on a CPU, which know nothing of other processes.
+        `with_graphs` replays decode steps on a GPU (see `graphs.py`); the cache then has a spare block.
+        """
         self.model, self.cache, self._adapters, self._may_compile = model, cache, adapters, may_compile
         self._layers: CompiledLayers | None = None
         self.device = cache.device
@@ -80,10 +85,27 @@ class Runner:
         self._tables = np.zeros((max_sequences, -(-max_context // cache.block_size)), dtype=np.int64)
         self._owners: list[Answer | None] = [None] * max_sequences
         self._num_known = [0] * max_sequences  # blocks of the owner that its table row holds already
+        self.graphs = self._make_graphs(max_sequences) if with_graphs else None
+
+    def _make_graphs(self, most_rows: int) -> DecodeGraphs:
+        recorder: Recorder = CudaRecorder(self.device) if self.device.type == "cuda" else Rehearsal()
+        weight = self.model.model.norm.weight
+        return DecodeGraphs(
+            self._compute_rows,
+            recorder,
+            most_rows=most_rows,
+            most_blocks=self._tables.shape[1],
+            spare_block=self.cache.num_blocks,
+            block_size=self.cache.block_size,
+            hidden=weight.new_zeros(most_rows, self.model.config.hidden_size),
+        )
 
     @contextmanager
     def threads_for(self, plan: Plan) -> Iterator[None]:
         """Compute small steps on one core; the number of threads is as before afterwards."""
+        if self.device.type != "cpu":
+            yield
+            return
         num_tokens = sum(1 + len(answer.drafts) for answer in plan.decode) + sum(
             chunk.stop - chunk.start for chunk in plan.chunks
         )
@@ -101,14 +123,26 @@ class Runner:
         step = self._flatten(plan)
         if self._adapters is not None and self._adapters.names:
             self._adapters.assign(step.adapters)
-        hidden = self._hidden(plan, step)
+        for answer in (*plan.decode, *(chunk.answer for chunk in plan.chunks)):
+            self._update_table(answer)
         wanted = [row for rows in step.wanted.values() for row in rows]
-        chosen = hidden
-        if len(wanted) < len(step.tokens) or wanted != list(range(len(wanted))):
-            chosen = hidden[torch.tensor(wanted, dtype=torch.int64, device=self.device)]
+        is_whole = wanted == list(range(len(step.tokens)))
+        hidden = self._replayed(step)
+        if hidden is not None:  # of every token the logits are wanted, if perhaps in another order
+            chosen = hidden if is_whole else hidden[indices(wanted, self.device)]
+        else:
+            hidden, chosen = self._computed(plan, step, None if is_whole else wanted)
         numbers = iter(range(len(wanted)))
         rows = {answer: [next(numbers) for _ in rows] for answer, rows in step.wanted.items()}
         return Output(self.logits_of(chosen), rows, hidden, step.chunks)
+
+    def record_graphs(self) -> None:
+        """Between steps: make the graph that is missed most, if there is time for it."""
+        if self.graphs is None:
+            return
+        if self._adapters is not None:
+            self._adapters.assign([])  # graphs are of the model itself
+        self.graphs.record_wanted()
 
     @torch.inference_mode()
     def logits_of(self, hidden: Tensor) -> Tensor:
@@ -142,33 +176,25 @@ class Runner:
                 step.wanted[chunk.answer] = [len(step.tokens) - 1]
         return step
 
-    def _hidden(self, plan: Plan, step: _Step) -> Tensor:
-        """All tokens in one flat row through the layers: (T, D)."""
-        for answer in plan.decode:
-            self._update_table(answer)
-        for chunk in plan.chunks:
-            self._update_table(chunk.answer)
-        layers = self._compiled_layers(step)
-        if layers is not None:
-            return layers.run(step.tokens, step.positions, self._slots(step), self._spans(plan, step))
-        model = self.model.model
-        x = model.embed(torch.tensor([step.tokens], device=self.device))
-        positions = torch.tensor([step.positions], device=self.device)
-        return model(x, positions, self._context(plan, step), self.cache.layers)[0]
+    def _replayed(self, step: _Step) -> Tensor | None:
+        """Hidden states of a step in which every token decodes, by a graph; None where there is none for it."""
+        if self.graphs is None or step.num_single < len(step.tokens) or any(step.adapters):
+            return None
+        positions = np.array(step.positions)
+        width = positions[-1] // self.cache.block_size + 1  # the longest comes last
+        blocks = self._tables[step.owners, :width]
+        return self.graphs.run(
+            DecodeRows(np.array(step.tokens), positions, self._slots(step.owners, positions), positions + 1, blocks)
+        )
 
     def _compiled_layers(self, step: _Step) -> CompiledLayers | None:
-        """The kernels' way through the layers, where it is there, quicker, and no token has an adapter."""
+        """Our kernels' way through the layers on a CPU, where it is there, quicker, and no token has an adapter."""
         if not self._may_compile or not decoding.serve_tokens(len(step.tokens)) or any(step.adapters):
             return None
         if self._layers is None:  # the kernels may have come only now
             self._layers = CompiledLayers.of(self.model, self.cache)
             self._may_compile = self._layers is not None
         return self._layers
-
-    def _slots(self, step: _Step) -> np.ndarray:
-        """Where each token's keys and values are written: (T,) int64."""
-        place, block_size = np.array(step.positions), self.cache.block_size
-        return self._tables[step.owners, place // block_size] * block_size + place % block_size
 
     def _spans(self, plan: Plan, step: _Step) -> np.ndarray:
         """What `paged_attention.spans_of` would say of the context, without making it."""
@@ -179,13 +205,46 @@ class Runner:
             rows.append((places.start, chunk.stop - chunk.start, chunk.start, first + chunk.answer.row * width))
         return np.array(rows, dtype=np.int64)
 
-    def _context(self, plan: Plan, step: _Step) -> PagedContext:
-        lengths = np.array(step.positions) + 1
-        return PagedContext(
-            slots=torch.from_numpy(self._slots(step)).to(self.device),
-            decode=tuple(self._decode_groups(step.owners, lengths, step.num_single)),
-            prompts=tuple(self._prompts(plan.chunks, step.num_single)),
+    def _compute_rows(self, rows: DecodeRows) -> Tensor:
+        """Hidden states (N, D) of decoding rows that are on the device already."""
+        group = DecodeGroup(slice(0, len(rows.tokens)), rows.blocks, rows.lengths)
+        with torch.inference_mode():
+            return self._hidden(rows.tokens, rows.positions, PagedContext(rows.slots, decode=(group,)))
+
+    def _computed(self, plan: Plan, step: _Step, wanted: list[int] | None) -> tuple[Tensor, Tensor]:
+        """Hidden states of all tokens, and of the wanted ones; everything it takes goes to the device at once."""
+        positions = np.array(step.positions)
+        if (layers := self._compiled_layers(step)) is not None:
+            slots = self._slots(step.owners, positions)
+            hidden = layers.run(step.tokens, step.positions, slots, self._spans(plan, step))
+            return hidden, hidden if wanted is None else hidden[indices(wanted, self.device)]
+        groups = self._decode_groups(step.owners, positions + 1, step.num_single)
+        prompts = [self._tables[chunk.answer.row, : self._num_blocks(chunk.stop)] for chunk in plan.chunks]
+        arrays = [np.array(step.tokens), positions, self._slots(step.owners, positions)]
+        arrays += [part for _, *parts in groups for part in parts] + prompts
+        arrays += [] if wanted is None else [np.array(wanted, dtype=np.int64)]
+        tensors = iter(upload(arrays, self.device))
+        tokens, places, slots = (next(tensors) for _ in range(3))
+        context = PagedContext(
+            slots,
+            tuple(self._decode_group(rows, next(tensors), next(tensors)) for rows, _, _ in groups),
+            tuple(self._prompts(plan.chunks, step.num_single, tensors)),
         )
+        hidden = self._hidden(tokens, places, context)
+        return hidden, hidden if wanted is None else hidden[next(tensors)]
+
+    def _hidden(self, tokens: Tensor, positions: Tensor, context: PagedContext) -> Tensor:
+        """All tokens in one flat row through the layers: (T,), (T,) -> (T, D)."""
+        model = self.model.model
+        return model(model.embed(tokens[None]), positions[None], context, self.cache.layers)[0]
+
+    def _slots(self, owners: list[int], positions: np.ndarray) -> np.ndarray:
+        """Where each token's keys and values go."""
+        block_size = self.cache.block_size
+        return self._tables[owners, positions // block_size] * block_size + positions % block_size
+
+    def _num_blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.cache.block_size)
 
     def _update_table(self, answer: Answer) -> None:
         """Copy the blocks that are new since the last step into the sequence's row."""
@@ -195,38 +254,42 @@ class Runner:
             self._tables[row, known : len(answer.blocks)] = answer.blocks[known:]
             self._owners[row], self._num_known[row] = answer, len(answer.blocks)
 
-    def _decode_groups(self, rows: list[int], lengths: np.ndarray, num_decode: int) -> list[DecodeGroup]:
-        """Neighbours of similar length share a gather: each group is as wide as its longest member."""
+    def _decode_groups(
+        self, rows: list[int], lengths: np.ndarray, num_decode: int
+    ) -> list[tuple[slice, np.ndarray, np.ndarray]]:
+        """Rows, blocks and lengths of each group. Neighbours of similar length share a gather: a group is as wide as
+        its longest member. Our kernels for a GPU gather nothing and take all in one."""
         if num_decode == 0:
             return []
         num_blocks = -(-lengths[:num_decode] // self.cache.block_size)
         borders = [0, num_decode]
-        if num_decode * num_blocks[-1] > _SMALL_BATCH_BLOCKS:
+        if num_decode * num_blocks[-1] > _SMALL_BATCH_BLOCKS and not self._has_kernels:
             classes = np.ceil(_CLASSES_PER_DOUBLING * np.log2(num_blocks))
             borders = [0, *(np.flatnonzero(np.diff(classes)) + 1).tolist(), num_decode]
         return [
-            self._decode_group(rows[start:stop], lengths[start:stop], num_blocks[stop - 1], start)
+            (slice(start, stop), self._tables[rows[start:stop], : num_blocks[stop - 1]], lengths[start:stop])
             for start, stop in pairwise(borders)
         ]
 
-    def _decode_group(self, rows: list[int], lengths: np.ndarray, width: int, start: int) -> DecodeGroup:
-        seen = torch.from_numpy(lengths).to(self.device)
+    @property
+    def _has_kernels(self) -> bool:
+        return self.device.type != "cpu" and device_kernels.serves(self.cache.tensors[0])
+
+    def _decode_group(self, rows: slice, blocks: Tensor, lengths: Tensor) -> DecodeGroup:
+        if self._has_kernels:
+            return DecodeGroup(rows, blocks, lengths)
         return DecodeGroup(
-            rows=slice(start, start + len(rows)),
-            blocks=torch.from_numpy(self._tables[rows, :width]).to(self.device),
-            lengths=seen,
-            mask=decode_mask(seen, int(width) * self.cache.block_size, self._dtype),
+            rows, blocks, lengths, decode_mask(lengths, blocks.shape[1] * self.cache.block_size, self._dtype)
         )
 
-    def _prompts(self, chunks: list[Chunk], start: int) -> list[PromptChunk]:
+    def _prompts(self, chunks: list[Chunk], start: int, blocks: Iterator[Tensor]) -> list[PromptChunk]:
         prompts = []
         for chunk in chunks:
             num_tokens = chunk.stop - chunk.start
-            width = -(-chunk.stop // self.cache.block_size)
             prompts.append(
                 PromptChunk(
                     rows=slice(start, start + num_tokens),
-                    blocks=torch.from_numpy(self._tables[chunk.answer.row, :width]).to(self.device),
+                    blocks=next(blocks),
                     start=chunk.start,
                     mask=prompt_mask(chunk.start, num_tokens, self.device),
                 )

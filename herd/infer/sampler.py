@@ -24,12 +24,20 @@ _MASK = (1 << 64) - 1
 
 
 class SamplingRows(NamedTuple):
-    """The sampling settings of N rows, as tensors."""
+    """The sampling settings of N rows, as tensors; on the host, or where the logits are."""
 
     temperature: Tensor  # (N,) float32, 0 is greedy
     top_k: Tensor  # (N,) int64, 0 keeps all
     top_p: Tensor  # (N,) float32
     min_p: Tensor  # (N,) float32
+
+    def beside(self, uniforms: Tensor, device: torch.device) -> tuple[SamplingRows, Tensor]:
+        """The settings and the random numbers (N,) on a device, in one transfer."""
+        if self.temperature.device == device:
+            return self, uniforms
+        columns = torch.stack([column.float() for column in (*self, uniforms)])  # a top_k is exact up to 2^24
+        temperature, top_k, top_p, min_p, there = columns.pin_memory().to(device, non_blocking=True)
+        return SamplingRows(temperature, top_k.long(), top_p, min_p), there
 
     def select(self, rows: Tensor) -> SamplingRows:
         """The settings of some rows."""
@@ -39,15 +47,18 @@ class SamplingRows(NamedTuple):
 def sample(logits: Tensor, settings: SamplingRows, uniforms: Tensor) -> Tensor:
     """One token a row: logits (N, V), uniforms (N,) in [0, 1) -> (N,) int64.
 
-    Settings apply in the order of `transformers`: temperature, top-k, top-p (of what top-k left), min-p.
+    Settings apply in the order of `transformers`: temperature, top-k, top-p (of what top-k left), min-p. Settings and
+    uniforms are best on the host: which rows are drawn is then known without asking the device.
     """
     settings = settings._replace(top_k=settings.top_k.clamp_max(logits.shape[-1]))
     drawn = (settings.temperature > 0).nonzero().flatten()
     if drawn.numel() == logits.shape[0]:
-        return _draw(logits, settings, uniforms, _FIRST_CANDIDATES)
+        return _draw(logits, *settings.beside(uniforms, logits.device), _FIRST_CANDIDATES)
     tokens = logits.argmax(-1)
     if drawn.numel():
-        tokens[drawn] = _draw(logits[drawn], settings.select(drawn), uniforms[drawn], _FIRST_CANDIDATES)
+        chosen = settings.select(drawn).beside(uniforms[drawn], logits.device)
+        places = drawn.to(logits.device, non_blocking=True)
+        tokens[places] = _draw(logits[places], *chosen, _FIRST_CANDIDATES)
     return tokens
 
 

@@ -21,6 +21,8 @@ class EngineSettings:
     """The same request gives the same tokens whatever else runs; slower with many at once."""
     speculate: str | None = None
     """Guess tokens ahead where that gains: `lookup` from the text so far, or the path of a smaller model."""
+    graphs: bool | None = None
+    """Replay decode steps as CUDA graphs; on a GPU they are, unless this is false."""
 
     def __post_init__(self):
         if self.max_sequences < 1:
@@ -35,4 +37,5 @@ class EngineSettings:
             "cache_dtype": self.cache_dtype,
             "deterministic": self.deterministic,
             "speculate": self.speculate,
+            "graphs": self.graphs,
         }

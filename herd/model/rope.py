@@ -12,8 +12,10 @@ from herd.model.config import ModelConfig, RopeScaling
 
 
 @functools.lru_cache(maxsize=16)
-def inverse_frequencies(config: ModelConfig) -> Tensor:
-    """Radians per position of each channel pair, (C/2,) float32 on the CPU."""
+def inverse_frequencies(config: ModelConfig, device: torch.device | str = "cpu") -> Tensor:
+    """Radians per position of each channel pair, (C/2,) float32; computed on the CPU, whatever the device."""
+    if torch.device(device).type != "cpu":
+        return inverse_frequencies(config).to(device)
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device="cpu").float() / config.head_dim
     frequencies = 1.0 / (config.rope_theta**exponents)
     return frequencies if config.rope_scaling is None else scale_frequencies(frequencies, config.rope_scaling)
@@ -35,7 +37,7 @@ def scale_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
 
 def rotary_table(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines at each position, as `apply_rotary` takes them: positions (B, T) -> two (B, T, 1, C)."""
-    angles = positions[..., None, None].float() * inverse_frequencies(config).to(positions.device)
+    angles = positions[..., None, None].float() * inverse_frequencies(config, positions.device)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 

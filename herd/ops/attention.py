@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from herd.ops.native import library, pointer
+from herd.ops.segments import Segments, find_segments, segment_attention, serve
 
 BLOCK_BYTES = 2**20
 """Scores of one block; they are passed over several times, and fit a core's second-level cache."""
@@ -43,6 +44,18 @@ class AttentionContext:
         begins = torch.ones_like(ids, dtype=torch.bool)
         begins[:, 1:] = ids[:, 1:] != ids[:, :-1]
         return torch.where(begins, place, 0).cummax(1).values.masked_fill(ids < 0, ids.shape[1])
+
+    @functools.cached_property
+    def holds_several(self) -> bool:
+        """Some row holds more than one document: padding is one too. Asks the device once for all layers."""
+        return self.document_ids is not None and bool((self.document_starts > 0).any())
+
+    def segments(self, begin: int, num_queries: int, device: torch.device) -> Segments:
+        """Where documents part, for a GPU's kernel; worked out by the first layer, used by all."""
+        key = begin, num_queries, device
+        if key not in self._plans:
+            self._plans[key] = find_segments(self.document_starts, begin, num_queries, device)
+        return self._plans[key]
 
     @functools.cached_property
     def first_keys(self) -> Tensor:
@@ -282,8 +295,10 @@ def _score_bytes(q: Tensor, blocks: list[_Block]) -> int:
 
 
 def _device_attention(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext | None) -> Tensor:
-    """PyTorch's own kernels, elsewhere than on the CPU; a mask only where rows hold several documents."""
-    several = context is not None and context.document_ids is not None and bool((context.document_starts > 0).any())
+    """PyTorch's own kernels, elsewhere than on the CPU; a mask only where nothing better is for several documents."""
+    several = context is not None and context.holds_several
+    if several and serve(q):
+        return segment_attention(q, k, v, 0, context.segments(0, q.shape[1], q.device))
     mask = _document_mask(context, q.device) if several else None
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, is_causal=mask is None, enable_gqa=True

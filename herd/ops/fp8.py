@@ -38,7 +38,7 @@ def fp8_linear(x: Tensor, weight: Tensor, factor: Tensor) -> Tensor:
     to hold every FP8 value exactly.
     """
     small, token_factor = quantize_fp8(x, UPPER_BOUND)
-    if x.device.type == "cuda" and x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (8, 9):
+    if _has_products(x, weight):
         out = torch._scaled_mm(
             small.flatten(0, -2),
             weight.T,
@@ -50,6 +50,13 @@ def fp8_linear(x: Tensor, weight: Tensor, factor: Tensor) -> Tensor:
         return out.unflatten(0, x.shape[:-1])
     products = (small.to(x.dtype) @ weight.to(x.dtype).T).float()
     return (products * token_factor[..., None] * factor).to(x.dtype)
+
+
+def _has_products(x: Tensor, weight: Tensor) -> bool:
+    """Whether `torch._scaled_mm` takes them with scales of rows: bfloat16 out, both sizes of W multiples of 16."""
+    if x.device.type != "cuda" or x.dtype != torch.bfloat16 or any(size % 16 for size in weight.shape):
+        return False
+    return torch.cuda.get_device_capability(x.device) >= (8, 9)
 
 
 def reference_fp8_linear(x: Tensor, weight: Tensor, factor: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
-from herd.ops import decoding
+from herd.ops import decoding, device_kernels
 
 
 class LayerCache(NamedTuple):
@@ -38,7 +39,8 @@ class DecodeGroup:
     rows: slice  # their N places in the flat row
     blocks: Tensor  # (N, P) int64: the blocks of each sequence, filled up with any block
     lengths: Tensor  # (N,) int64: tokens each sees, the new one included
-    mask: Tensor  # (N, 1, 1, P * block_size) added to the scores: 0 for tokens it sees, -inf beyond
+    mask: Tensor | None = None
+    """(N, 1, 1, P * block_size) added to the scores: 0 for tokens it sees, -inf beyond; None: made where needed."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,14 @@ def decode_mask(lengths: Tensor, num_keys: int, dtype: torch.dtype) -> Tensor:
 
 
 def prompt_mask(start: int, num_tokens: int, device: torch.device | str | None = None) -> Tensor | None:
-    """The mask of a prompt chunk, None for a first chunk (plain causal)."""
+    """The mask of a prompt chunk, None for a first chunk (plain causal).
+
+    On a GPU it is only said, never made: PyTorch's flash attention knows it by itself.
+    """
     if start == 0:
         return None
+    if torch.device(device or "cpu").type != "cpu":
+        return causal_lower_right(num_tokens, start + num_tokens)
     return torch.ones(num_tokens, start + num_tokens, dtype=torch.bool, device=device).tril_(start)
 
 
@@ -94,10 +101,16 @@ def paged_attention(q: Tensor, k: Tensor, v: Tensor, context: PagedContext, cach
 
 def _attend_decode(q: Tensor, group: DecodeGroup, cache: LayerCache) -> Tensor:
     """(N, H, C) -> (N, H, C). The queries of one kv head are read as a short sequence, so that nothing is repeated."""
+    if device_kernels.serves(q):
+        from herd.ops import triton_attention
+
+        if (out := triton_attention.attend(q, *cache, group.blocks, group.lengths)) is not None:
+            return out
     num_kv_heads = cache.keys.shape[2]
     keys, values = (part.transpose(1, 2) for part in _gather(cache, group.blocks, q.dtype))  # (N, K, S, C)
     queries = q.unflatten(1, (num_kv_heads, -1))  # (N, K, H / K, C)
-    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=group.mask).flatten(1, 2)
+    mask = decode_mask(group.lengths, keys.shape[2], q.dtype) if group.mask is None else group.mask
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask).flatten(1, 2)
 
 
 def spans_of(context: PagedContext) -> np.ndarray:
@@ -150,7 +163,7 @@ def _attend_prompt(q: Tensor, k: Tensor, v: Tensor, chunk: PromptChunk, cache: L
     if chunk.mask is None:
         keys, values = k[:, chunk.rows], v[:, chunk.rows]
     else:
-        keys, values = (part[:, : chunk.mask.shape[1]] for part in _gather(cache, chunk.blocks[None], q.dtype))
+        keys, values = (part[:, : chunk.start + q.shape[0]] for part in _gather(cache, chunk.blocks[None], q.dtype))
     out = F.scaled_dot_product_attention(
         q[None].transpose(1, 2),
         keys.transpose(1, 2),
@@ -164,6 +177,11 @@ def _attend_prompt(q: Tensor, k: Tensor, v: Tensor, chunk: PromptChunk, cache: L
 
 def _write(cache: LayerCache, slots: Tensor, k: Tensor, v: Tensor) -> None:
     """Put the new keys and values (T, K, C) into their slots."""
+    if device_kernels.serves(k):
+        from herd.ops import triton_attention
+
+        if triton_attention.write(k, v, slots, *cache):
+            return
     for pool, scales, new in ((cache.keys, cache.key_scales, k), (cache.values, cache.value_scales, v)):
         if scales is not None:
             new, scale = quantize_heads(new)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from herd.ops import decoding
+from herd.ops import decoding, device_kernels
 
 LARGEST = 127
 """The largest int8 magnitude used; -128 stays out, so that the range is symmetric."""
@@ -24,7 +24,9 @@ GROUP = 32
 _STEP = 2 * GROUP  # the layout of 4-bit weights is in pairs of groups
 _TORCH_KERNEL_ROWS = 16  # above this many tokens, a plain product wins over PyTorch's int8 kernel
 _TORCH_INT4_ROWS = 24  # the same for its int4 kernel
+_DEVICE_KERNEL_ROWS = 256  # and over ours on a GPU
 _TILE_WEIGHTS = 2**21  # widened at a time: they stay in the processor's cache
+_DEVICE_TILE_WEIGHTS = 2**28  # the same on a GPU, where only memory bounds them
 _SHARES = torch.tensor([1.0, *(0.70 + 0.03 * n for n in range(17))])  # of the scale that just holds the largest weight
 
 
@@ -60,16 +62,21 @@ def dequantize_rows(weight: Tensor, scale: Tensor, dtype: torch.dtype = torch.fl
 def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """x W^T with int8 W: (..., K), int8 (N, K), (N,) -> (..., N).
 
-    Tokens in bfloat16 on a CPU go to a kernel that reads each weight as a byte. Otherwise the product takes W as it is
-    and the scales are applied to the result.
+    Tokens in bfloat16 on a CPU, and few tokens on a GPU once the kernel is compiled, go to a kernel that reads each
+    weight as a byte. Otherwise the product takes W as it is and the scales are applied to the result.
     """
     rows = x.numel() // x.shape[-1]
+    if rows <= _DEVICE_KERNEL_ROWS and device_kernels.serves(x):
+        from herd.ops import triton_linear
+
+        if (out := triton_linear.int8_linear(x.reshape(rows, -1), weight, scale)) is not None:
+            return out.unflatten(0, x.shape[:-1])
     if _is_bf16_on_cpu(x):
         if (out := decoding.linear(x, weight, scale)) is not None:
             return out
         if rows <= _TORCH_KERNEL_ROWS:
             return torch._weight_int8pack_mm(x.reshape(rows, -1), weight, scale.to(x.dtype)).unflatten(0, x.shape[:-1])
-    tiles = (F.linear(x, part.to(x.dtype)) for part in weight.split(_tile_rows(weight.shape[1])))
+    tiles = (F.linear(x, part.to(x.dtype)) for part in weight.split(_tile_rows(weight.shape[1], x.device)))
     return torch.cat(list(tiles), dim=-1) * scale.to(x.dtype)
 
 
@@ -159,12 +166,18 @@ def dequantize_groups(packed: Tensor, scale: Tensor, dtype: torch.dtype = torch.
 def int4_linear(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
     """x W^T with W of 4 bits: (..., K), uint8 (N, K' / 2), (N, K' / 32) -> (..., N).
 
-    Tokens in bfloat16 on a CPU go to the compiled kernel. Otherwise W is dequantized a part at a time.
+    Tokens go to a compiled kernel, as with `quantized_linear`. Otherwise W is dequantized a part at a time.
     """
+    rows = x.numel() // x.shape[-1]
+    if rows <= _DEVICE_KERNEL_ROWS and device_kernels.serves(x):
+        from herd.ops import triton_linear
+
+        if (out := triton_linear.int4_linear(x.reshape(rows, -1), packed, scale)) is not None:
+            return out.unflatten(0, x.shape[:-1])
     if _is_bf16_on_cpu(x) and (out := decoding.linear(x, packed, scale)) is not None:
         return out
     x = F.pad(x, (0, packed.shape[1] * 2 - x.shape[-1])) if packed.shape[1] * 2 != x.shape[-1] else x
-    size = _tile_rows(x.shape[-1])
+    size = _tile_rows(x.shape[-1], x.device)
     parts = zip(packed.split(size), scale.split(size), strict=True)
     return torch.cat([F.linear(x, dequantize_groups(*part, x.dtype)) for part in parts], dim=-1)
 
@@ -179,8 +192,9 @@ def _is_bf16_on_cpu(x: Tensor) -> bool:
     return x.dtype == torch.bfloat16 and x.device.type == "cpu"
 
 
-def _tile_rows(num_columns: int) -> int:
-    return max(_TILE_WEIGHTS // num_columns, 1)
+def _tile_rows(num_columns: int, device: torch.device | None = None) -> int:
+    weights = _TILE_WEIGHTS if device is None or device.type == "cpu" else _DEVICE_TILE_WEIGHTS
+    return max(weights // num_columns, 1)
 
 
 # ---- layers ----------------------------------------------------------------------------------------------------------

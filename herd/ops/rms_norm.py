@@ -5,11 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from herd.ops import device_kernels
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Scale each row of x (..., D) to a mean square of one, then by weight (D,)."""
     if torch.compiler.is_compiling():  # the compiler fuses the plain form with what stands around it
         return reference_rms_norm(x, weight, eps)
+    if not torch.is_grad_enabled() and device_kernels.serves(x):
+        from herd.ops import triton_layers
+
+        if (out := triton_layers.rms_norm(x, weight, eps)) is not None:
+            return out
     if not torch.is_grad_enabled():  # for a single decoded token autograd's bookkeeping costs more than the arithmetic
         return (x * _scale(x, eps).to(x.dtype)).mul_(weight)
     return _RMSNorm.apply(x, weight, eps)

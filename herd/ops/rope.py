@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from herd.ops import device_kernels
+
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the channel pairs of x (B, T, H, C) by the angles of cos and sin, both (B, T, 1, C) in x's dtype.
@@ -16,6 +18,11 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling():  # see rms_norm
         return reference_apply_rotary(x, cos, sin)
+    if not torch.is_grad_enabled() and device_kernels.serves(x):
+        from herd.ops import triton_layers
+
+        if (out := triton_layers.rotary(x, cos, sin)) is not None:
+            return out
     if not torch.is_grad_enabled():
         return _turned(x, cos, sin)
     return _Rotary.apply(x, cos, sin)

@@ -9,6 +9,7 @@ Source: The Llama 3 Herd of Models, section 3.3.2.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from herd.ops.attention import AttentionContext
+from herd.ops.segments import segment_attention, serve
 from herd.parallel.tensor import gather
 from herd.types import Batch
 
@@ -65,11 +67,19 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, begin: int, context: Atten
 
     q is (B, Q, H, C), k and v are (B, T, K, C); the result is (B, Q, H, C), unspecified at padding.
     """
+    if serve(q):
+        context = _whole_rows(*k.shape[:2]) if context is None or context.document_ids is None else context
+        return segment_attention(q, k, v, begin, context.segments(begin, q.shape[1], q.device))
     starts = None if context is None or context.document_ids is None else context.document_starts
     blocks = [
         _block(q[:, first : first + QUERIES], k, v, begin + first, starts) for first in range(0, q.shape[1], QUERIES)
     ]
     return torch.cat(blocks, 1)
+
+
+@functools.lru_cache(maxsize=8)
+def _whole_rows(num_rows: int, tokens: int) -> AttentionContext:
+    return AttentionContext(torch.zeros(num_rows, tokens, dtype=torch.int32))
 
 
 def _block(q: Tensor, k: Tensor, v: Tensor, first: int, starts: Tensor | None) -> Tensor:
