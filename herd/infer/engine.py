@@ -34,6 +34,7 @@ from herd.infer.blocks import BlockAllocator
 from herd.infer.cache import BLOCK_SIZE, PagedCache, block_bytes, num_blocks_for
 from herd.infer.draw import draw
 from herd.infer.guide import GuideMaker
+from herd.infer.pages import move_to_large_pages
 from herd.infer.request import Answer, Piece, Pieces, Request, check_params, completion
 from herd.infer.runner import Output, Runner
 from herd.infer.sampler import log_probabilities
@@ -122,6 +123,8 @@ class Engine:
             graphs=graphs,
             group=group,
         )
+        _make_fast(model)
+        move_to_large_pages(model)
         self._assemble(model, Tokenizer.load(folder), options)
         _check_ends(folder, model, self.tokenizer)
         self._end_answers_with(_as_ids(model.config.eos_token_id) | _generation_stop_ids(folder))
@@ -156,6 +159,7 @@ class Engine:
             graphs=graphs,
             group=group,
         )
+        _make_fast(shared)
         engine._assemble(shared, tokenizer, options)
         engine._end_answers_with(_as_ids(model.config.eos_token_id))
         return engine
@@ -171,7 +175,6 @@ class Engine:
         self.model, self.tokenizer = model, tokenizer
         self._adapters = Adapters(model)
         self.deterministic = options.deterministic
-        _make_fast(model)
         self._group = group
         if group is not None:
             if options.speculate is not None:

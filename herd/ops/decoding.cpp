@@ -60,14 +60,23 @@ void with_team(int threads, Work work) {
   }
 }
 
-inline void store_panel(const float* sums, int64_t M, int64_t count, bf16* out, int64_t stride) {
-  for (int64_t m = 0; m < M; m++)
-    for (int64_t i = 0; i < count; i++) out[m * stride + i] = round_to_bf16(sums[m * kPanel + i]);
+// 16 sums, or what is left of a row, as bfloat16.
+inline void put16(bf16* at, __m512 value, int64_t left) {
+  const __mmask16 mask = left >= 16 ? 0xffff : __mmask16((1u << left) - 1);
+  _mm256_mask_storeu_epi16(at, mask, (__m256i)_mm512_cvtneps_pbh(value));
 }
 
-inline void add_panel(const float* sums, int64_t M, int64_t count, bf16* out, int64_t stride) {
+inline void store_panel(const float* sums, int64_t M, int64_t count, bf16* out, int64_t stride) {
   for (int64_t m = 0; m < M; m++)
-    for (int64_t i = 0; i < count; i++) out[m * stride + i] = round_to_bf16(widen(out[m * stride + i]) + sums[m * kPanel + i]);
+    for (int64_t i = 0; i < count; i += 16) put16(out + m * stride + i, _mm512_loadu_ps(sums + m * kPanel + i), count - i);
+}
+
+inline void add_panel(const float* sums, int64_t M, int64_t count, bf16* out, int64_t stride) {  // D is a multiple of 64
+  for (int64_t m = 0; m < M; m++)
+    for (int64_t i = 0; i < count; i += 16) {
+      bf16* at = out + m * stride + i;
+      narrow16(at, _mm512_add_ps(widen16(at), _mm512_loadu_ps(sums + m * kPanel + i)));
+    }
 }
 
 // Plain rows (M, K) into the layout of a product; columns past K become zeros.

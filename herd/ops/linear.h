@@ -17,6 +17,7 @@ constexpr int kFewTokens = 4;      // tokens that one pass over the weights serv
 constexpr int kManyTokens = 28;    // from here on a product of matrices is quicker
 constexpr int kPanel = 64;         // weight rows that are worked on at a time
 constexpr int64_t kDepth = 512;    // columns of a panel that stay in the cache
+constexpr int64_t kSlice = 48;     // tokens of a product between which the next weights are fetched
 constexpr int64_t kStripe = 32;    // columns of few tokens that lie side by side
 
 // Tokens cut into blocks of columns, so that what is read together lies together.
@@ -54,6 +55,7 @@ struct Bf16Weights {
     for (int m = 0; m < M; m++) out[m] = _mm512_reduce_add_ps(_mm512_add_ps(sum[0][m], sum[1][m]));
   }
   const bf16* wide(int64_t n, int64_t k, int64_t, int64_t K, bf16*) const { return weight + n * K + k; }
+  const char* at(int64_t n, int64_t k, int64_t K) const { return (const char*)(weight + n * K + k); }
   float scale(int64_t) const { return 1.0f; }
 };
 
@@ -90,6 +92,7 @@ struct Int8Weights {
     }
     return room;
   }
+  const char* at(int64_t n, int64_t k, int64_t K) const { return (const char*)(weight + n * K + k); }
   float scale(int64_t n) const { return widen(scales[n]); }
 };
 
@@ -141,6 +144,7 @@ struct Int4Weights {
       widen_int4_step(weight + (n * K + k + i) / 2, scales + (n * K + k + i) / kGroup, room + i);
     return room;
   }
+  const char* at(int64_t n, int64_t k, int64_t K) const { return (const char*)(weight + (n * K + k) / 2); }
   float scale(int64_t) const { return 1.0f; }
 };
 
@@ -222,29 +226,47 @@ void some(const Weights& w, const Tokens& x, int64_t n, int64_t count, float* ou
   }
 }
 
-// Many tokens: the panel's rows as pairs, block by block.
+// 64 rows of a block of columns as pairs.
+template <class Weights>
+void pack_block(const Weights& w, int64_t n, int64_t count, int64_t k, int64_t depth, int64_t K, pair* pairs, bf16* room) {
+  for (int64_t i = 0; i < count; i += 16) {
+    const bf16* wide[16];
+    for (int64_t r = 0; r < 16; r++)  // rows past the end repeat the last; nobody reads their sums
+      wide[r] = w.wide(n + std::min(i + r, count - 1), k, depth, K, room + r * kDepth);
+    for (int64_t c = 0; c < depth; c += 32) {
+      __m512i r[16];
+      for (int j = 0; j < 16; j++) r[j] = _mm512_loadu_si512(wide[j] + c);
+      transpose16(r);
+      for (int j = 0; j < 16; j++) _mm512_storeu_si512(pairs + (c / 2 + j) * kPanel + i, r[j]);
+    }
+  }
+}
+
+// Many tokens: the panel's rows as pairs, block by block; meanwhile the next block comes into the cache.
 template <class Weights>
 void many(const Weights& w, const Tokens& x, int64_t n, int64_t count, float* out, Scratch& scratch) {
   pair* pairs = scratch.pairs.data();
   bf16* room = scratch.rows_of(16 * kDepth);
-  const int64_t columns = (count + 15) / 16 * 16;
+  const int64_t columns = (count + 15) / 16 * 16, slices = (x.M + kSlice - 1) / kSlice;
   for (int64_t k = 0; k < x.K; k += kDepth) {
     const int64_t depth = std::min(kDepth, x.K - k);
-    for (int64_t i = 0; i < columns; i += 16) {
-      const bf16* wide[16];
-      for (int64_t r = 0; r < 16; r++)  // rows past the end repeat the last; nobody reads their sums
-        wide[r] = w.wide(n + std::min(i + r, count - 1), k, depth, x.K, room + r * kDepth);
-      for (int64_t c = 0; c < depth; c += 32) {
-        __m512i r[16];
-        for (int j = 0; j < 16; j++) r[j] = _mm512_loadu_si512(wide[j] + c);
-        transpose16(r);
-        for (int j = 0; j < 16; j++) _mm512_storeu_si512(pairs + (c / 2 + j) * kPanel + i, r[j]);
+    pack_block(w, n, count, k, depth, x.K, pairs, room);
+    const bool last = k + kDepth >= x.K;
+    const int64_t next_n = last ? n + kPanel : n, next_k = last ? 0 : k + kDepth;
+    for (int64_t slice = 0; slice < slices; slice++) {
+      for (int64_t row = slice * kPanel / slices; row < (slice + 1) * kPanel / slices; row++) {
+        const char* end = w.at(next_n + row, std::min(next_k + kDepth, x.K), x.K);  // past the last row it does no harm
+        for (const char* at = w.at(next_n + row, next_k, x.K); at < end; at += 64) _mm_prefetch(at, _MM_HINT_T1);
       }
+      const int64_t m = slice * kSlice, rows = std::min(kSlice, x.M - m);
+      gemm(rows, int(columns), int(depth / 2), x.at(m, k), depth, pairs, kPanel, out + m * kPanel, kPanel, k > 0);
     }
-    gemm(x.M, int(columns), int(depth / 2), x.at(0, k), depth, pairs, kPanel, out, kPanel, k > 0);
   }
-  for (int64_t m = 0; m < x.M; m++)
-    for (int64_t i = 0; i < count; i++) out[m * kPanel + i] *= w.scale(n + i);
+  for (int64_t i = 0; i < count; i++) {
+    const float scale = w.scale(n + i);
+    if (scale != 1.0f)
+      for (int64_t m = 0; m < x.M; m++) out[m * kPanel + i] *= scale;
+  }
 }
 
 // Any linear layer, as it travels over the border: kind 0 is bfloat16, 1 int8, 2 int4.
