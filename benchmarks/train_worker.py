@@ -123,11 +123,15 @@ def nanochat(folder: Path, variant: str) -> Step:
 
 
 def plain_step(model, logits: Callable) -> Step:
-    """A plain PyTorch step: loss, backward, clip, fused AdamW."""
+    """A plain PyTorch step: loss, backward, clip, fused AdamW; like Herd's, it decays matrices only."""
     import torch
 
     parameters = list(model.train().parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.95), fused=True)
 
     def step(tokens: torch.Tensor) -> float:
         found = logits(tokens[:, :-1].contiguous())
