@@ -2,12 +2,14 @@
 
     python benchmarks/train.py setup --peers DIR               # an environment for each peer, under DIR
     python benchmarks/train.py speed --peers DIR [--shape 7m|60m|125m] [--rounds 8] [--threads 2]
-    python benchmarks/train.py losses --peers DIR              # three seeds, Herd beside transformers
+    python benchmarks/train.py losses --peers DIR [--shape 1m|7m] [--rounds 100]    # three seeds, beside transformers
 
 Every contestant runs in a process and an environment of its own and takes its turn of a step, so that whatever else the
 machine does hits all of them; ratios are of medians. All but nanochat start from the same weights, see the same tokens
-in the same order and do whole steps: forward, backward, clipping, AdamW. nanochat has its own architecture and
-optimizers at the same width and depth, and is labelled so. Results go to benchmarks/results/train-*.json.
+in the same order and do whole steps: forward, backward, clipping, AdamW. `herd:off` runs without Herd's C++ kernels, as
+where there is no compiler. nanochat has its own architecture and optimizers at the same width and depth, and is
+labelled so; it compiles its optimizers, so that `nanochat:eager` is PyTorch's switch TORCHDYNAMO_DISABLE.
+Results go to benchmarks/results/train-*.json.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -50,6 +53,8 @@ def shape(**sizes: int) -> ModelConfig:
 
 
 SHAPES = {
+    "1m": shape(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+                intermediate_size=384, vocab_size=1024),
     "7m": shape(hidden_size=256, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4,
                 intermediate_size=768, vocab_size=4096),
     "60m": shape(hidden_size=576, num_hidden_layers=14, num_attention_heads=9, num_key_value_heads=3,
@@ -58,6 +63,9 @@ SHAPES = {
                   intermediate_size=2304, vocab_size=32768),
 }  # fmt: skip
 ROWS, CONTEXT = 8, 512
+SWITCHES = {"herd:off": {"HERD_NATIVE": "0"}, "nanochat:eager": {"TORCHDYNAMO_DISABLE": "1"}}
+LAST = 10  # steps whose mean loss is compared
+LEARNERS = ["herd:auto", "herd:off", "transformers:eager", "transformers:autocast"]
 
 
 @dataclass
@@ -79,11 +87,18 @@ class Contestant:
             self.process.stdin.flush()
             found = json.loads(self.process.stdout.readline())
         except (OSError, ValueError):
-            self.error = Path(self.process.log).read_text().strip().splitlines()[-1:][0]
+            self.error = fault(self.process.log)
             return
         self.seconds += found["seconds"]
         self.losses += found["losses"]
         self.peak_bytes = found["peak_bytes"]
+
+
+def fault(log: Path) -> str:
+    """The line of a worker's log that says what went wrong."""
+    lines = [line.strip() for line in log.read_text().splitlines() if line.strip()] or ["no answer"]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Unsupported)\b", line)]
+    return (named or lines)[-1]
 
 
 def setup(peers: Path) -> None:
@@ -102,6 +117,7 @@ def start(name: str, folder: Path, peers: Path, threads: int) -> Contestant:
     paths = {"herd": HERE.parent, "nanochat": peers / "nanochat-source"}
     environment = os.environ | {"PYTHONPATH": str(paths.get(kind, "")), "NANOCHAT_DTYPE": "bfloat16"}
     environment |= {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "NANOCHAT_BASE_DIR": str(folder / "base")}
+    environment |= SWITCHES.get(name, {})
     log = folder / f"{name.replace(':', '-')}.log"
     with open(log, "w") as errors:
         process = subprocess.Popen(
@@ -112,7 +128,7 @@ def start(name: str, folder: Path, peers: Path, threads: int) -> Contestant:
     found = Contestant(name, process)
     if not process.stdout.readline():
         process.wait()
-        found.error = (log.read_text().strip().splitlines() or ["no answer"])[-1]
+        found.error = fault(log)
     return found
 
 
@@ -182,22 +198,38 @@ def ratios(rows: list[dict]) -> dict[str, float]:
 
 
 def losses(options: argparse.Namespace) -> None:
-    """The losses of Herd (kernel and all) and transformers from the same weights on the same tokens, three seeds."""
-    config, rows = SHAPES["7m"], []
-    for seed in range(3):
+    """The losses of Herd and `transformers` from the same weights on the same tokens, for several initial weights.
+
+    The peer trains with bfloat16 weights (`eager`) and with float32 weights under autocast. `herd:auto` and `herd:off`
+    differ in rounding alone: what is between them is how far two runs of the same come apart.
+    """
+    config, rows = SHAPES[options.shape], []
+    for seed in range(options.seeds):
         with tempfile.TemporaryDirectory() as made:
             folder = Path(made)
             prepare(folder, config, seed, options.rounds)
-            pair = [start(name, folder, options.peers, options.threads) for name in ("herd:auto", "transformers:eager")]
-            for entry in pair:
+            found = [start(name, folder, options.peers, options.threads) for name in LEARNERS]
+            for entry in found:
                 entry.steps(options.rounds)
                 entry.process.kill()
-        last = {entry.name: statistics.mean(entry.losses[-10:]) for entry in pair}
-        difference = last["herd:auto"] / last["transformers:eager"] - 1
-        rows.append({"seed": seed} | last | {"difference_percent": round(100 * difference, 3)})
-        print(rows[-1])
-    result = about(options, hardware(options.threads)) | {"steps": options.rounds, "mean_of_last_10_steps": rows}
-    write(HERE / "results" / "train-losses.json", result)
+                if entry.error:
+                    sys.exit(f"{entry.name}: {entry.error}")
+        rows.append({"seed": seed} | {entry.name: statistics.mean(entry.losses[-LAST:]) for entry in found})
+        print(rows[-1], flush=True)
+    apart = {
+        f"herd:auto over {name}": [round(100 * (row["herd:auto"] / row[name] - 1), 3) for row in rows]
+        for name in LEARNERS[1:]
+    }
+    result = about(options, hardware(options.threads)) | {
+        "shape": options.shape,
+        "parameters": num_parameters(config),
+        "steps": options.rounds,
+        f"mean_loss_of_last_{LAST}_steps": rows,
+        "percent_by_seed": apart,
+        "percent_mean": {name: round(statistics.mean(values), 3) for name, values in apart.items()},
+    }
+    write(HERE / "results" / f"train-losses-{options.shape}.json", result)
+    print(result["percent_mean"])
 
 
 def about(options: argparse.Namespace, machine: dict) -> dict:
@@ -222,6 +254,7 @@ def main() -> None:
     parser.add_argument("part", choices=["setup", "speed", "losses"])
     parser.add_argument("--peers", type=Path, required=True, help="where the peers' environments are")
     parser.add_argument("--shape", choices=SHAPES, default="7m")
+    parser.add_argument("--seeds", type=int, default=3, help="of the initial weights (losses)")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)

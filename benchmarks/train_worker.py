@@ -26,13 +26,14 @@ def herd(folder: Path, variant: str) -> Step:
     import torch
 
     from herd.model import checkpoint
-    from herd.train.compile import compile_model
+    from herd.train.compile import compile_model, keep_freed_memory
     from herd.train.optimizer import FlatAdamW, OptimizerSettings
     from herd.types import Batch, Loss
 
     model = checkpoint.load(folder / "start", dtype=torch.bfloat16).train()
     optimizer = FlatAdamW(model, OptimizerSettings(learning_rate=LEARNING_RATE))
     compile_model(model, variant)
+    keep_freed_memory()
 
     def objective(hidden, head, batch) -> Loss:
         return Loss(head.cross_entropy_sum(hidden, batch.labels), torch.tensor(batch.labels.numel()), {})
@@ -52,13 +53,20 @@ def herd(folder: Path, variant: str) -> Step:
 
 
 def transformers(folder: Path, variant: str) -> Step:
-    """Its Llama with bf16 weights and PyTorch's SDPA."""
+    """Its Llama with PyTorch's SDPA: bf16 weights, or float32 weights under bf16 `autocast`."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder / "start", dtype=torch.bfloat16, attn_implementation="sdpa")
+    wide = variant == "autocast"
+    dtype = torch.float32 if wide else torch.bfloat16
+    model = AutoModelForCausalLM.from_pretrained(folder / "start", dtype=dtype, attn_implementation="sdpa")
     called = torch.compile(model) if variant == "compiled" else model
-    return plain_step(model, lambda tokens: called(tokens, use_cache=False).logits)
+
+    def logits(tokens: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=wide):
+            return called(tokens, use_cache=False).logits
+
+    return plain_step(model, logits)
 
 
 def litgpt(folder: Path, variant: str) -> Step:
@@ -115,11 +123,15 @@ def nanochat(folder: Path, variant: str) -> Step:
 
 
 def plain_step(model, logits: Callable) -> Step:
-    """A plain PyTorch step: loss, backward, clip, fused AdamW."""
+    """A plain PyTorch step: loss, backward, clip, fused AdamW; like Herd's, it decays matrices only."""
     import torch
 
     parameters = list(model.train().parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.95), fused=True)
 
     def step(tokens: torch.Tensor) -> float:
         found = logits(tokens[:, :-1].contiguous())

@@ -21,7 +21,7 @@ from herd.ops.attention import AttentionContext, packed_attention
 from herd.ops.cross_entropy import cross_entropy_sum, token_log_probs
 from herd.ops.rms_norm import rms_norm
 from herd.ops.rope import apply_rotary
-from herd.ops.swiglu import silu_times
+from herd.ops.swiglu import swiglu
 from herd.types import Batch, Loss
 
 Attend = Callable[[Tensor, Tensor, Tensor, Any, Any], Tensor]
@@ -71,7 +71,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(silu_times(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class Block(nn.Module):

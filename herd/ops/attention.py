@@ -3,7 +3,7 @@
 `packed_attention` is the fast path, `reference_attention` its twin; they share no code. PyTorch has no attention for
 the CPU that knows documents and is quick backwards, so the CPU paths are our own: `native_attention`, a C++ kernel for
 bfloat16 where there is a compiler and the processor has the instructions, and everywhere else `block_attention`, blocks
-of queries against the keys they can see, sized so that the scores of a block stay in the second-level cache.
+of queries against the keys they can see, sized so that the scores of a block stay in the processor's cache.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor
 from herd.ops.native import library, pointer
 from herd.ops.segments import Segments, find_segments, segment_attention, serve
 
-BLOCK_BYTES = 2**20
-"""Scores of one block; they are passed over several times, and fit a core's second-level cache."""
+BLOCK_BYTES = 2**22
+"""Scores of one block: they are passed over several times, so should stay in cache; small blocks starve the matmuls."""
 KEPT_BYTES = 2**25
 """Attention weights that a layer may keep for its backward pass; where they take more they are computed again."""
 _NATIVE_CHANNELS = 256  # of a head, at most: the kernel's buffers

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from herd.ops.native import counts, layer_kernels, pointers
 from herd.types import IGNORE
 
 CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**28}
 """Logits that exist at a time: 8 MB in bfloat16 on the CPU, to stay in its cache; elsewhere to fill wide matmuls."""
-MIN_CHUNK_TOKENS = 256
+MIN_CHUNK_TOKENS = 1024
 """Fewer would spend more on summing up the weight's gradient than on computing it."""
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -54,24 +55,19 @@ def reference_token_log_probs(hidden: Tensor, weight: Tensor, ids: Tensor) -> Te
 
 
 class _CrossEntropySum(torch.autograd.Function):
-    """Loss and gradients in one go: three matmuls and one softmax over each chunk.
-
-    The softmax is both the loss (its entry at the label) and the gradient (minus one there).
-    """
+    """Loss and gradients in one go: three matmuls and one softmax over each chunk."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for part, logits, probs in _chunks(hidden, weight):
-            torch.softmax(torch.mm(hidden[part], weight.T, out=logits), -1, out=probs)
-            at_label = torch.arange(len(probs), device=probs.device), labels[part]
-            chosen = probs[at_label]
-            total -= chosen.float().clamp_min(_TINY).log_().sum()
-            probs[at_label] = chosen - 1  # now the gradient with respect to the logits
-            torch.mm(probs, weight, out=grad_hidden[part])
-            grad_weight += torch.mm(probs.T, hidden[part])
+        for part, logits, spare in _chunks(hidden, weight):
+            torch.mm(hidden[part], weight.T, out=logits)
+            loss, grad_logits = _loss_and_gradient(logits, labels[part], spare)
+            total += loss
+            torch.mm(grad_logits, weight, out=grad_hidden[part])
+            _accumulate(grad_weight, torch.mm(grad_logits.T, hidden[part]))
         ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
         return total
 
@@ -80,6 +76,29 @@ class _CrossEntropySum(torch.autograd.Function):
     def backward(ctx, grad_total: Tensor):
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden * grad_total.to(grad_hidden.dtype), grad_weight * grad_total.to(grad_weight.dtype), None
+
+
+def _accumulate(sums: Tensor, part: Tensor) -> None:
+    """sums += part, which is narrower; PyTorch would widen all of it first."""
+    if kernels := layer_kernels(part):
+        kernels.accumulate(*counts(part.numel()), *pointers(part, sums), torch.get_num_threads())
+    else:
+        sums += part
+
+
+def _loss_and_gradient(logits: Tensor, labels: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed loss of a chunk, and its gradient by the logits, in the memory of the logits or of `spare`."""
+    if labels.dtype == torch.int64 and (kernels := layer_kernels(logits)):
+        losses = torch.empty(len(labels), dtype=torch.float32)
+        tensors = pointers(logits, labels, losses)
+        if kernels.cross_entropy(*counts(*logits.shape), *tensors, torch.get_num_threads()):
+            raise IndexError(f"a label is not in the vocabulary of {logits.shape[1]:,}")
+        return losses.sum(), logits
+    probs = torch.softmax(logits, -1, out=spare)
+    at_label = torch.arange(len(probs), device=probs.device), labels
+    chosen = probs[at_label]
+    probs[at_label] = chosen - 1
+    return -chosen.float().clamp_min(_TINY).log_().sum(), probs
 
 
 class _TokenLogProbs(torch.autograd.Function):

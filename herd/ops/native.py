@@ -14,12 +14,18 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-w")
 _COMPILE_SECONDS = 120
+_LANES = 16  # numbers that an instruction takes: widths are multiples of it
+_switched_off = ContextVar("kernels switched off", default=False)
 
 
 @functools.cache
@@ -37,6 +43,31 @@ def library(name: str) -> ctypes.CDLL | None:
         return ctypes.CDLL(str(file))
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def layer_kernels(*tensors: Tensor) -> ctypes.CDLL | None:
+    """The kernels for what stands between matmuls, where they take tensors like these (bfloat16, whole); else None."""
+    if _switched_off.get() or torch.compiler.is_compiling():  # a compiler fuses the plain form with what is around it
+        return None
+    for tensor in tensors:
+        plain = type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu"
+        if not plain or tensor.dtype != torch.bfloat16 or tensor.shape[-1] % _LANES or not tensor.is_contiguous():
+            return None
+    return library("native_layers")
+
+
+def without_kernels(function: Callable) -> Callable:
+    """The function in plain PyTorch, whatever kernels there are."""
+
+    @functools.wraps(function)
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        token = _switched_off.set(True)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _switched_off.reset(token)
+
+    return plain
 
 
 def find_compiler() -> str | None:
@@ -86,6 +117,16 @@ def _share_threads() -> None:
     )
     for name in sorted(names):
         ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+
+
+def counts(*numbers: int) -> list[ctypes.c_int64]:
+    """Sizes, for a call into a library."""
+    return [ctypes.c_int64(number) for number in numbers]
+
+
+def pointers(*tensors: torch.Tensor) -> list[ctypes.c_void_p]:
+    """Where the data of tensors begin, for a call into a library."""
+    return [pointer(tensor) for tensor in tensors]
 
 
 def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 from herd.ops import decoding, device_kernels
 
@@ -82,6 +81,8 @@ def prompt_mask(start: int, num_tokens: int, device: torch.device | str | None =
     if start == 0:
         return None
     if torch.device(device or "cpu").type != "cpu":
+        from torch.nn.attention.bias import causal_lower_right  # loads PyTorch's compiler: a second that a CPU saves
+
         return causal_lower_right(num_tokens, start + num_tokens)
     return torch.ones(num_tokens, start + num_tokens, dtype=torch.bool, device=device).tril_(start)
 

@@ -5,10 +5,13 @@ Channel i turns together with channel i + C/2 (Hugging Face's layout).
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
 
 from herd.ops import device_kernels
+from herd.ops.native import counts, layer_kernels, library, pointers
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -25,7 +28,8 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             return out
     if not torch.is_grad_enabled():
         return _turned(x, cos, sin)
-    return _Rotary.apply(x, cos, sin)
+    native = x.shape[-1] % 32 == 0 and cos.shape[:2] == x.shape[:2] and layer_kernels(x, cos, sin)
+    return (_NativeRotary if native else _Rotary).apply(x, cos, sin)
 
 
 def reference_apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -49,3 +53,25 @@ class _Rotary(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         cos, sin = ctx.saved_tensors  # the inverse of a turn is the turn by the negative angle
         return (grad * cos).addcmul_(grad.roll(grad.shape[-1] // 2, -1), sin, value=-1), None, None
+
+
+class _NativeRotary(torch.autograd.Function):
+    """One pass each way."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _native_turned(x, cos, sin, 1.0)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor):
+        return _native_turned(grad.contiguous(), *ctx.saved_tensors, -1.0), None, None
+
+
+def _native_turned(x: Tensor, cos: Tensor, sin: Tensor, direction: float) -> Tensor:
+    out = torch.empty_like(x)
+    sizes = counts(x.shape[0] * x.shape[1], *x.shape[2:])
+    tensors = *pointers(x, cos, sin), ctypes.c_float(direction), *pointers(out)
+    library("native_layers").rotary(*sizes, *tensors, torch.get_num_threads())
+    return out

@@ -1,4 +1,4 @@
-"""The gate of the feed-forward layer."""
+"""The gated activation between a feed-forward layer's matmuls."""
 
 from __future__ import annotations
 
@@ -7,18 +7,43 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from herd.ops import device_kernels
+from herd.ops.native import counts, layer_kernels, library, pointers
 
 
-def silu_times(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, elementwise; one pass in the engine on a GPU."""
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, element by element; one pass in the engine on a GPU."""
     if not torch.compiler.is_compiling() and not torch.is_grad_enabled() and device_kernels.serves(gate):
         from herd.ops import triton_layers
 
         if (out := triton_layers.silu_times(gate, up)) is not None:
             return out
-    return reference_silu_times(gate, up)
+    if torch.is_grad_enabled() and gate.shape == up.shape and layer_kernels(gate, up):
+        return _NativeSwiGLU.apply(gate, up)
+    return reference_swiglu(gate, up)
 
 
-def reference_silu_times(gate: Tensor, up: Tensor) -> Tensor:
-    """The twin of `silu_times`, and the form that autograd and compilers see."""
+def reference_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """The twin of `swiglu`."""
     return F.silu(gate) * up
+
+
+class _NativeSwiGLU(torch.autograd.Function):
+    """One pass each way; what silu gives is not kept."""
+
+    @staticmethod
+    def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
+        out = torch.empty_like(gate)
+        library("native_layers").swiglu_forward(
+            *counts(gate.numel()), *pointers(gate, up, out), torch.get_num_threads()
+        )
+        ctx.save_for_backward(gate, up)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor):
+        gate, up = ctx.saved_tensors
+        grad, grad_gate, grad_up = grad.contiguous(), torch.empty_like(gate), torch.empty_like(up)
+        tensors = pointers(gate, up, grad, grad_gate, grad_up)
+        library("native_layers").swiglu_backward(*counts(gate.numel()), *tensors, torch.get_num_threads())
+        return grad_gate, grad_up

@@ -1,12 +1,14 @@
 """Compiled training: what a C++ or Triton compiler makes faster, where there is one; the same losses to rounding.
 
-Two things can be compiled. The attention kernel for the CPU (`herd/ops/native.py`) takes seconds once and is kept, so
-`auto` uses it wherever it is to be had. `torch.compile` fuses what stands before and after attention in each block; it
-takes up to a minute at each start, gains much on a GPU and little on a CPU, so `auto` uses it on a GPU alone.
+Two things can be compiled. The kernels for the CPU (`herd/ops/native.py`: attention, and what stands between the
+matmuls) take seconds once and are kept, so `auto` uses them wherever they are to be had. `torch.compile` fuses what
+stands before and after attention in each block; it takes up to a minute at each start, gains much on a GPU and little
+on a CPU, so `auto` uses it on a GPU alone.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 from functools import partial
 from typing import Literal
@@ -19,7 +21,9 @@ from herd.errors import ConfigError
 from herd.log import say
 from herd.ops.attention import block_attention, packed_attention
 from herd.ops.float8 import use_float8
-from herd.ops.native import find_compiler
+from herd.ops.native import find_compiler, without_kernels
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 Compile = Literal["auto", "on", "off"]
 
@@ -39,13 +43,24 @@ def compile_model(model: nn.Module, wish: Compile) -> str:
         for block in blocks:
             if block.self_attn.attend is packed_attention and device == "cpu":
                 block.self_attn.attend = block_attention
+            block.before_attention = without_kernels(block.before_attention)
+            block.after_attention = without_kernels(block.after_attention)
+        model.run = without_kernels(model.run)
         return "nothing"
     if wish == "on" or (device == "cuda" and not fault):
         for block in blocks:  # the compiled code is one for all of them: each brings its own weights
             block.before_attention = torch.compile(block.before_attention)
             block.after_attention = torch.compile(block.after_attention)
         return "blocks"
-    return "attention" if device == "cpu" and not fault else "nothing"
+    return "kernels" if device == "cpu" and not fault else "nothing"
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep what it frees for what it needs next: fresh pages cost a step on the CPU a few percent."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc's
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def recompute_layers(model: nn.Module, every: int) -> None:

@@ -34,6 +34,7 @@ from herd.parallel.model import ParallelModel
 from herd.run import Run, read_metrics
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.checkpoint import StateSaver, discard_state, is_first, load_state, read_masters
+from herd.train.compile import keep_freed_memory
 from herd.train.energy import Energy
 from herd.train.lora import add_adapters, has_adapters, merge_adapters, save_adapters
 from herd.train.metrics import Speed, Totals
@@ -135,6 +136,7 @@ def train(
         raise ConfigError("on a mesh all weights are learned with float32 state: leave optimizer.lora and .state alone")
     if optimizer.lora.rank:
         add_adapters(model, optimizer.lora)
+    keep_freed_memory()
     adamw = _resumed(model, optimizer, run)
     speed = Speed(flops_per_token(model.config, loader.phases[0].row_tokens), peak_flops)
     hooks = [*hooks, every(saving.snapshot_steps, snapshots(model, run, saving))]

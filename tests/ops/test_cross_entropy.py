@@ -32,9 +32,10 @@ def assert_close(got, expected, dtype):
     torch.testing.assert_close(got.float(), expected, atol=TOLERANCE[dtype] * scale, rtol=0)
 
 
+@pytest.mark.parametrize("vocabulary", [500, 512])  # the kernel takes multiples of 16
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_loss_and_gradients_equal_the_twin(dtype):
-    hidden, weight, labels = problem(dtype)
+def test_loss_and_gradients_equal_the_twin(dtype, vocabulary):
+    hidden, weight, labels = problem(dtype, vocabulary=vocabulary)
     labels[::7] = IGNORE
     loss = ops.cross_entropy_sum(hidden, weight, labels)
     hidden32, weight32 = wide(hidden, weight)
@@ -44,6 +45,14 @@ def test_loss_and_gradients_equal_the_twin(dtype):
     got = torch.autograd.grad(loss * 0.5, (hidden, weight))
     for ours, theirs in zip(got, torch.autograd.grad(expected * 0.5, (hidden32, weight32)), strict=True):
         assert_close(ours, theirs, dtype)
+
+
+@pytest.mark.parametrize("label", [512, -1])
+def test_a_label_outside_the_vocabulary_is_refused(label):
+    hidden, weight, labels = problem(torch.bfloat16, vocabulary=512)
+    labels[5] = label
+    with pytest.raises(IndexError):
+        ops.cross_entropy_sum(hidden, weight, labels)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -33,7 +33,7 @@ from herd.ops.quantized import (
 )
 from herd.ops.rms_norm import reference_rms_norm, rms_norm
 from herd.ops.rope import apply_rotary, reference_apply_rotary
-from herd.ops.swiglu import reference_silu_times, silu_times
+from herd.ops.swiglu import reference_swiglu, swiglu
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 DEVICE = "cpu" if device_kernels.IS_INTERPRETED else "cuda"
@@ -139,7 +139,7 @@ def test_what_stands_between_products_is_the_twins(dtype):
     x, weight = torch.randn(1, 3, 96, dtype=dtype), torch.randn(96, dtype=dtype)
     near(rms_norm(x.to(DEVICE), weight.to(DEVICE), 1e-5).cpu(), reference_rms_norm(x, weight, 1e-5))
     gate, up = torch.randn(2, 1, 3, 1000, dtype=dtype)
-    near(silu_times(gate.to(DEVICE), up.to(DEVICE)).cpu(), reference_silu_times(gate, up))
+    near(swiglu(gate.to(DEVICE), up.to(DEVICE)).cpu(), reference_swiglu(gate, up))
     x, angles = torch.randn(1, 3, 4, 24, dtype=dtype), torch.randn(1, 3, 1, 12)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     table = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
