@@ -27,6 +27,7 @@ from torch import Tensor
 
 from herd.errors import CapacityError, CheckpointError
 from herd.log import say, size
+from herd.parallel.launch import from_all
 
 T = TypeVar("T")
 
@@ -175,7 +176,7 @@ def _record(aside: Path) -> dict[str, dict]:
     files = sorted(file for file in aside.iterdir() if file.name != _MANIFEST)
     return {
         name: record
-        for part in _from_all(
+        for part in from_all(
             {file.name: {"bytes": file.stat().st_size, "sha256": _hash(file)} for file in _share(files)}
         )
         for name, record in part.items()
@@ -194,7 +195,7 @@ def _seal(aside: Path, target: Path, record: dict[str, dict]) -> None:
 
 def _fault(state: Path) -> str | None:
     """What is wrong with a state, or None; the same on all processes, each of which reads its share of the files."""
-    return next((fault for fault in _from_all(_fault_of_share(state)) if fault), None)
+    return next((fault for fault in from_all(_fault_of_share(state)) if fault), None)
 
 
 def _fault_of_share(state: Path) -> str | None:
@@ -211,15 +212,6 @@ def _fault_of_share(state: Path) -> str | None:
 def _share(items: Sequence[T]) -> Sequence[T]:
     """This process's part of the items."""
     return items[dist.get_rank() :: dist.get_world_size()] if dist.is_initialized() else items
-
-
-def _from_all(value: T) -> list[T]:
-    """What each process has, known to all."""
-    if not dist.is_initialized():
-        return [value]
-    values: list = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def _delete_old(folder: Path) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from herd.config import settings
 from herd.errors import CheckpointError, ConfigError
+from herd.model.config import ModelConfig
 from herd.ops.nf4 import Nf4, dequantize, nf4_linear, quantize
 from herd.run import atomic_folder
 
@@ -88,6 +89,20 @@ class LoraLinear(nn.Module):
         linear = nn.Linear(self.shape[1], self.shape[0], bias=False, device="meta")
         linear.weight = nn.Parameter(weight.to(self.dtype))
         return linear
+
+
+def adapter_parameters(config: ModelConfig, options: LoraSettings) -> int:
+    """How many weights the adapters of a model of this shape have."""
+    wide = {
+        "q_proj": (config.hidden_size, config.num_attention_heads * config.head_dim),
+        "k_proj": (config.hidden_size, config.num_key_value_heads * config.head_dim),
+        "v_proj": (config.hidden_size, config.num_key_value_heads * config.head_dim),
+        "o_proj": (config.num_attention_heads * config.head_dim, config.hidden_size),
+        "gate_proj": (config.hidden_size, config.intermediate_size),
+        "up_proj": (config.hidden_size, config.intermediate_size),
+        "down_proj": (config.intermediate_size, config.hidden_size),
+    }
+    return options.rank * config.num_hidden_layers * sum(sum(wide[name]) for name in set(options.targets))
 
 
 def add_adapters(model: nn.Module, options: LoraSettings, seed: int = 0) -> None:

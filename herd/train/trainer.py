@@ -205,6 +205,7 @@ def finish(model: nn.Module, run: Run, tokenizer: Tokenizer | None = None, figur
     and only then let go of the state."""
     if not is_first():
         return
+    model = assembled(model, run.path)
     if has_adapters(model):
         save_adapters(model, run.path / "adapter")
         merge_adapters(model)
