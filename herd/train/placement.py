@@ -27,11 +27,10 @@ from herd.parallel.mesh import Mesh
 from herd.parallel.model import ParallelModel
 from herd.parallel.settings import ParallelSettings
 from herd.train.compile import Compile, choose_float8, compile_model, recompute_layers
-from herd.train.lora import adapter_parameters
-from herd.train.optimizer import OptimizerSettings
+from herd.train.lora import adapter_parameters, add_adapters
+from herd.train.optimizer import STATE_BYTES, OptimizerSettings, is_narrow
 
 _STATE_COPIES = 3  # of the state on disk at once: the last good one, the one being written, and a checkpoint
-_BYTES = {"fp32": 12, "bf16": 6}  # of a saved parameter: master and two moments
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Placement:
         whole = num_parameters(self.config)
         learned = adapter_parameters(self.config, self.optimizer.lora) if self.optimizer.lora.rank else whole
         checkpoint = 4 * whole if self.optimizer.lora.rank else 0
-        return _STATE_COPIES * _BYTES[self.optimizer.state] * learned + checkpoint
+        return _STATE_COPIES * STATE_BYTES[self.optimizer.state] * learned + checkpoint
 
     def peak_flops(self, model: Llama | ParallelModel) -> float:
         """The arithmetic rate of all processes together, as the first one measures its own."""
@@ -75,7 +74,10 @@ class Placement:
         Of a model on a mesh no process holds more than its part and a tensor at a time.
         """
         if self.copied:
-            return whole().to(self.device)
+            model = whole()
+            if self.optimizer.lora.rank:
+                add_adapters(model, self.optimizer.lora, device=self.device)
+            return model.to(self.device)
         model = ParallelModel(self.config, self.parallel, Mesh(self.layout, self.device), dtype).materialize()
         model.fill(weights)
         return model
@@ -88,7 +90,7 @@ class Placement:
         wish = torch.bfloat16 if self.optimizer.state == "bf16" else None
 
         def whole() -> Llama:
-            model = load(checkpoint, dtype=wish, device=str(self.device))
+            model = load(checkpoint, dtype=wish)
             return as_reward_model(model, score_seed) if scores else model
 
         scores = self.config.architecture == SEQUENCE_CLASSIFICATION
@@ -124,11 +126,6 @@ def place(
         )
     layout = check(config, parallel, num_processes(), row_tokens)
     return Placement(config, parallel, optimizer, layout, device)
-
-
-def is_narrow(optimizer: OptimizerSettings) -> bool:
-    """Whether the settings are those that a mesh has not: adapters, or state in bfloat16."""
-    return bool(optimizer.lora.rank) or optimizer.state != "fp32"
 
 
 def read_all(stored: StoredWeights) -> Iterator[tuple[str, Tensor]]:

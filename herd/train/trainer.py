@@ -133,7 +133,7 @@ def train(
     optimizer = optimizer or OptimizerSettings()
     if isinstance(model, ParallelModel) and (optimizer.lora.rank or optimizer.state != "fp32"):
         raise ConfigError("on a mesh all weights are learned with float32 state: leave optimizer.lora and .state alone")
-    if optimizer.lora.rank:
+    if optimizer.lora.rank and not has_adapters(model):
         add_adapters(model, optimizer.lora)
     adamw = _resumed(model, optimizer, run)
     speed = Speed(flops_per_token(model.config, loader.phases[0].row_tokens), peak_flops)
