@@ -12,11 +12,11 @@ from herd.plan.table import long_duration
 _PORT = 29500
 
 
-def slurm_script(stage: str, recipe: Path, machine: Machine, projection: Projection) -> str:
-    """The script, for `sbatch`.
+def processes_per_server(machine: Machine) -> int:
+    """How many processes each server of a job starts.
 
     Raises:
-        ConfigError: the devices do not fill whole servers, all of which start as many processes.
+        ConfigError: the devices do not fill whole servers.
     """
     each = min(machine.device.per_server, machine.count)
     if machine.count % each:
@@ -24,6 +24,12 @@ def slurm_script(stage: str, recipe: Path, machine: Machine, projection: Project
             f"devices: {machine.count} do not fill servers of {each}, and each server of a job starts as many "
             f"processes; plan for {machine.count // each * each} or {-(-machine.count // each) * each}"
         )
+    return each
+
+
+def slurm_script(stage: str, recipe: Path, machine: Machine, projection: Projection) -> str:
+    """The script, for `sbatch`."""
+    each = processes_per_server(machine)
     planned = projection.phases[-1]
     command = " ".join(["-m", "herd", stage, shlex.quote(str(recipe)), *_words(stage, machine, projection)])
     return f"""#!/bin/bash

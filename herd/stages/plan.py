@@ -29,7 +29,7 @@ from herd.plan.cluster import DEVICES, Device
 from herd.plan.layout import Layout
 from herd.plan.project import Machine, Phase, distinct, lay_out, project, ranked, summed
 from herd.plan.remedies import remedies
-from herd.plan.slurm import slurm_script
+from herd.plan.slurm import processes_per_server, slurm_script
 from herd.plan.steptime import EFFICIENCY
 from herd.plan.table import CostSettings, as_dict, remedy_lines, table
 from herd.stages.doctor import TRAINING_EFFICIENCY, examine
@@ -120,6 +120,8 @@ def run(settings: PlanSettings) -> int:
         print(json_format.dumps(_checks(), indent=1) if settings.json else _check_table())
         return 0
     machine = _machine(settings)
+    if settings.slurm:
+        processes_per_server(machine)  # before anything is worked out
     wanted = _from_recipes(settings, machine) if settings.recipe else _from_size(settings)
     what = wanted.model, machine, wanted.phases[-1]
     try:

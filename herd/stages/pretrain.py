@@ -102,8 +102,12 @@ class RunSettings:
     """Every so-manieth layer forgets its activations and computes them again backwards: 1 all, 2 half, 0 none."""
     prompts: list[str] = field(default_factory=list)
     """Texts the model continues at 25, 50 and 100 % of the run."""
+    snapshot_steps: int = 0
+    """Steps between checkpoints kept, instead of or beside `snapshots`; 0: none."""
     keep_snapshots: int = 0
     """Newest checkpoints that stay, and the one with the best loss; 0 keeps all."""
+    keep_every: int = 0
+    """Checkpoints after a multiple of so many steps stay too."""
     stability: StabilitySettings = field(default_factory=StabilitySettings)
     """What is done about spikes of the loss or the gradient."""
     skip_steps: list[str] = field(default_factory=list)
@@ -116,8 +120,9 @@ class RunSettings:
     def __post_init__(self):
         if self.save_seconds <= 0:
             raise ValueError("save_seconds must be positive")
-        if min(self.snapshots, self.keep_snapshots, self.recompute, self.hang_seconds) < 0:
-            raise ValueError("snapshots, keep_snapshots, recompute and hang_seconds must be 0 or more")
+        counts = ("snapshots", "snapshot_steps", "keep_snapshots", "keep_every", "recompute", "hang_seconds")
+        if min(getattr(self, name) for name in counts) < 0:
+            raise ValueError(f"{', '.join(counts)} must be 0 or more")
         for text in self.skip_steps:
             step_range(text)
 
@@ -227,7 +232,9 @@ def run(settings: PretrainSettings) -> Path:
         run.need(disk_bytes=placement.disk_bytes)
         saving = SavingSettings(
             save_seconds=settings.run.save_seconds,
+            snapshot_steps=settings.run.snapshot_steps,
             keep_snapshots=settings.run.keep_snapshots,
+            keep_every=settings.run.keep_every,
             keep_best=True,
             trackers=settings.run.trackers,
             hang_seconds=settings.run.hang_seconds,
