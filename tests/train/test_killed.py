@@ -1,7 +1,7 @@
 """A training run killed with SIGKILL at random moments ends with the losses of one that was left alone.
 
-Its mixture, row length and batch change on the way, a range of steps is passed over, and twice a loss that is no number
-sets the run back.
+Its mixture, row length and batch change on the way, a range of steps is passed over, and losses that are no number
+set the run back.
 """
 
 import json
@@ -73,4 +73,5 @@ def test_killed_at_random_moments_the_loss_curve_is_the_undisturbed_one(tmp_path
         for name in ("whole", "killed")
     )
     assert killed == whole
-    assert len(json.loads((tmp_path / "killed/skips.json").read_text())) == 2
+    skips = [json.loads((tmp_path / name / "skips.json").read_text()) for name in ("whole", "killed")]
+    assert skips[0] == skips[1] and len(skips[0]) > 1
