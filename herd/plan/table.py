@@ -95,7 +95,8 @@ def table(
     ]
     for planned in projection.phases:
         lines += _phase_lines(planned)
-    lines += remedy_lines(would_fit)
+    if not all(planned.fits for planned in projection.phases):
+        lines += remedy_lines(would_fit)
     lines += _total_lines(machine, projection, _cost(machine, projection, cost))
     if len(best) > 1:
         lines += ["", f"Layouts that fit, the fastest first ({projection.phases[0].phase.name}):"]
@@ -131,9 +132,9 @@ def _phase_lines(planned: PlannedPhase) -> list[str]:
 
 
 def remedy_lines(would_fit: list[Remedy]) -> list[str]:
-    """What would make a run fit that does not; nothing where there is nothing."""
+    """What would make a run fit that does not."""
     if not would_fit:
-        return []
+        return ["  neither narrower state, adapters, recomputation nor more such devices make it fit: take larger ones"]
     wide = max(len(remedy.words) for remedy in would_fit)
     told = [f"    {r.words:<{wide}}  {size(r.bytes):>8}  {r.planned.step.seconds:.3g} s/step" for r in would_fit]
     return ["  it fits with any one of", *told]
