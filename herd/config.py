@@ -69,6 +69,15 @@ def load(cls: type[S], file: Path | None = None, overrides: Sequence[str] = ()) 
     return result
 
 
+def recipe_keys(file: Path) -> set[str]:
+    """The top-level settings that a recipe gives, those of its `base:` too.
+
+    Raises:
+        ConfigError: it is missing or no YAML mapping.
+    """
+    return set(_read_recipe(file, ())[0])
+
+
 def find_recipe(path: Path) -> Path:
     """A recipe by its path, or by its place among the shipped ones (`demo/pretrain.yaml`)."""
     if path.exists():

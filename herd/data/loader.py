@@ -80,20 +80,28 @@ class PackedLoader:
         self._check()
 
     def batches(self, step: int) -> list[Batch]:
-        """This process's micro-batches of an optimizer step, in order; empty if it has no row in it."""
+        """This process's micro-batches of an optimizer step, in order: as many as every other process has.
+
+        Where it has no row of its own a batch is a row of padding, in which nothing is learned.
+        """
         phase = self._phase(step)
-        rows = self._rows(step)[self.rank :: self.world]
-        num_batches = -(-len(rows) * phase.row_tokens // max(self.micro_tokens, phase.row_tokens))
-        parts = np.array_split(np.arange(len(rows)), max(num_batches, 1)) if rows else []
-        return [self._batch([rows[i] for i in part], phase.row_tokens) for part in parts]
+        rows = self._rows(step)
+        most = -(-len(rows) // self.world)
+        num_batches = -(-most * phase.row_tokens // max(self.micro_tokens, phase.row_tokens))
+        parts = np.array_split(np.array(rows[self.rank :: self.world], dtype=int).reshape(-1, 2), num_batches or 1)
+        return [self._batch([tuple(row) for row in part.tolist()], phase.row_tokens) for part in parts if most]
 
     def epoch(self) -> Iterator[Batch]:
-        """Every row of every source once, in stored order and the first phase's length, for evaluation."""
+        """Every row of every source once, in stored order and the first phase's length, for evaluation.
+
+        Of several processes each has its share, in as many batches as the others.
+        """
         row_tokens = self.phases[0].row_tokens
         rows = [(n, row) for n, name in enumerate(self.names) for row in range(len(self._table(name, row_tokens).rows))]
         per_batch = max(1, self.micro_tokens // row_tokens)
-        for first in range(0, len(rows), per_batch):
-            yield self._batch(rows[first : first + per_batch], row_tokens)
+        mine = rows[self.rank :: self.world]
+        for first in range(0, -(-len(rows) // self.world), per_batch):
+            yield self._batch(mine[first : first + per_batch], row_tokens)
 
     def tokens_before(self, step: int) -> int:
         """How many tokens (places in rows) all steps before this one hold, over all processes."""
@@ -158,7 +166,7 @@ class PackedLoader:
     # ---- what they hold ----------------------------------------------------------------------------------------------
 
     def _batch(self, rows: list[tuple[int, int]], row_tokens: int) -> Batch:
-        shape = (len(rows), row_tokens)
+        shape = (max(len(rows), 1), row_tokens)
         tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         labels, document_ids = np.full(shape, IGNORE, np.int64), np.full(shape, -1, np.int32)
         placed = []
@@ -174,7 +182,7 @@ class PackedLoader:
                 document_ids[row, here] = index
                 placed.append(Placed(row, offset, documents, document, start, length))
                 offset += length
-        columns = {"source": torch.tensor([number for number, _ in rows])}
+        columns = {"source": torch.tensor([number for number, _ in rows] or [0])}
         if self.columns is not None:
             columns |= self.columns(placed, shape)
         arrays = {"tokens": tokens, "labels": labels, "positions": positions, "document_ids": document_ids}

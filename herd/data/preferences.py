@@ -88,8 +88,10 @@ class Pairs:
                     better.append(ends[first])
                     worse.append(ends[second])
                     document.append(responses[first].document)
-        places = {"better": torch.tensor(better).view(-1, 2), "worse": torch.tensor(worse).view(-1, 2)}
-        return places | {"document": torch.tensor(document)}
+        whole = {"dtype": torch.int64}  # of no pair too
+        places = {"better": torch.tensor(better, **whole), "worse": torch.tensor(worse, **whole)}
+        columns = {name: place.view(-1, 2) for name, place in places.items()}
+        return columns | {"document": torch.tensor(document, **whole)}
 
     def dpo_columns(self, placed: list[Placed], shape: tuple[int, int]) -> dict[str, Tensor]:
         """What `dpo` reads of every best and worst: `response`, `counted` (B, T), `reference`, `document` (2P,)."""
@@ -107,7 +109,7 @@ class Pairs:
             "response": torch.from_numpy(response),
             "counted": torch.from_numpy(counted),
             "reference": torch.from_numpy(self.reference[numbers]).float(),
-            "document": torch.tensor(numbers),
+            "document": torch.tensor(numbers, dtype=torch.int64),
         }
 
     def _by_pair(self, placed: list[Placed]) -> list[list[Placed]]:

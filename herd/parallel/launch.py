@@ -118,6 +118,15 @@ def agreed(find: Callable[[], T]) -> T:
     return _tell(find() if this_process() == 0 else None) if dist.is_initialized() else find()
 
 
+def from_all(value: T) -> list[T]:
+    """What each process has, known to all."""
+    if not dist.is_initialized():
+        return [value]
+    values: list = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def _tell(value: Any) -> Any:
     """What the first process has, known to all."""
     values = [value]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -45,6 +45,8 @@ class Stage(nn.Module):
             tokens=tokens, labels=labels, positions=positions, document_ids=document_ids, columns=_plain(columns)
         )
         loss = self.objective(hidden, _head(self.llama), batch)
+        if not isinstance(loss, Loss):
+            return loss
         self.losses.append(Loss(loss.sum.detach(), loss.count, loss.metrics))
         return loss.sum
 
@@ -113,8 +115,8 @@ class ParallelModel(nn.Module):
     def losses(self, objective: Objective, batches: Sequence[Batch]) -> list[Loss]:
         """Forward and backward over this rank's micro-batches of a step; gradients are summed over all processes.
 
-        All ranks call it together, with as many rows as they have. The losses are those that this rank answers for:
-        together those of all ranks count every token once.
+        All ranks call it together, with as many micro-batches (`PackedLoader.batches`). The losses are those that
+        this rank answers for: together those of all ranks count every token once.
         """
         batches = self._evened(batches)
         if self.mesh.context is not None:
@@ -129,6 +131,21 @@ class ParallelModel(nn.Module):
         self._sum_over_sequence()
         answers = self.stages[-1].last and self.mesh.place["tensor"] == 0
         return self.stages[-1].losses if answers else []
+
+    @torch.no_grad()
+    def run(self, function: Callable[[Tensor, nn.Module, Batch], Tensor], batch: Batch) -> Tensor:
+        """What a function of hidden states, head and batch gives, forward only; of sharded and copied models.
+
+        All ranks call it together, each with a batch of its own.
+        """
+        [stage] = self.stages
+        stage.objective = function
+        batch = batch.to(self.mesh.device)
+        found = stage(batch.tokens, **_arguments(batch))
+        for module in stage.modules():
+            if isinstance(module, FSDPModule):  # the weights are going to change
+                module.reshard()
+        return found
 
     # ---- how it is made ----------------------------------------------------------------------------------------------
 
@@ -214,19 +231,13 @@ class ParallelModel(nn.Module):
         return make_schedule(stages, num_micro, self.settings.contiguous)
 
     def _evened(self, batches: Sequence[Batch]) -> list[Batch]:
-        """As many micro-batches on every rank, filled up with padding: all must take part in every collective.
-
-        In a pipeline, where messages have one size, each gets as many rows too.
-        """
-        shape = batches[0].tokens.shape if batches else (0, 0)
-        most = torch.tensor([len(batches), max((len(batch.tokens) for batch in batches), default=0), shape[1]])
-        most = most.to(self.mesh.device)
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-        count, rows, row_tokens = most.tolist()
+        """The micro-batches of a pipeline, where messages have one size, filled up with padding to as many rows."""
         if self.mesh.pipeline is None:
-            return [*batches, *(_padding(1, row_tokens) for _ in range(count - len(batches)))]
-        missing = count * rows - sum(len(batch.tokens) for batch in batches)
-        return _recut([*batches, _padding(missing, row_tokens)], count)
+            return list(batches)
+        rows = torch.tensor(max(len(batch.tokens) for batch in batches), device=self.mesh.device)
+        dist.all_reduce(rows, dist.ReduceOp.MAX)
+        missing = len(batches) * int(rows) - sum(len(batch.tokens) for batch in batches)
+        return _recut([*batches, _padding(missing, batches[0].tokens.shape[1])], len(batches))
 
     def _sum_over_sequence(self) -> None:
         """Norms saw a piece of the sequence on each tensor-parallel process: their gradients are parts of a sum."""

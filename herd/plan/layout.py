@@ -17,6 +17,7 @@ Recompute = Literal["off", "light", "full"]
 class Layout:
     """Sizes of the tensor, context, pipeline and data dimensions, innermost first, and what goes with them.
 
+    Of the `data` ranks each `data / replicas` share one copy of weights, gradients and optimizer state.
     `virtual` is V, the model chunks of one pipeline rank; `contiguous` is N, the micro-batches that a chunk runs one
     after another (0: as many as pipeline ranks). `reshard` frees gathered weights after the forward pass. `recompute`
     says what the backward pass computes again: nothing (eager PyTorch), what is cheap (norms, SwiGLU: what the compiler
@@ -32,6 +33,7 @@ class Layout:
     micro_rows: int = 1
     reshard: bool = False
     recompute: Recompute = "off"
+    replicas: int = 1
 
     @property
     def devices(self) -> int:
@@ -40,10 +42,11 @@ class Layout:
     @property
     def shards(self) -> int:
         """Over how many ranks the optimizer state is sharded: data and context hold the same weights."""
-        return self.data * self.context
+        return self.data // self.replicas * self.context
 
     def __str__(self) -> str:
         text = f"TP {self.tensor} · CP {self.context} · PP {self.pipeline} · DP {self.data}"
+        text += f" ({self.replicas} copies)" if self.replicas > 1 else ""
         text += f" · V {self.virtual}" if self.pipeline > 1 else ""
         text += f" · {self.micro_rows} rows" if self.micro_rows > 1 else ""
         return (
@@ -87,6 +90,8 @@ def of_rank(cut: list[Chunk], layout: Layout, rank: int) -> list[Chunk]:
 def faults(config: ModelConfig, layout: Layout, row_tokens: int, batch_rows: int) -> list[str]:
     """Why this model and batch cannot be laid out so; empty where they can."""
     found = []
+    if layout.data % layout.replicas:
+        found.append(f"{layout.replicas} copies do not divide DP {layout.data}")
     if config.num_key_value_heads % layout.tensor or config.num_attention_heads % layout.tensor:
         found.append(f"TP {layout.tensor} does not divide the {config.num_key_value_heads} key-value heads")
     if config.intermediate_size % layout.tensor or config.vocab_size % layout.tensor:

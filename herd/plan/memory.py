@@ -1,21 +1,37 @@
 """Bytes on the fullest device, part by part.
 
 Counts what Herd's trainer really keeps: weights in the training type, float32 masters, moments and gradient sums, and
-the tensors that the model's own operations save for the backward pass (`herd.model.llama`, `herd.ops`).
+the tensors that the model's own operations save for the backward pass (`herd.model.llama`, `herd.ops`). With adapters
+the weights are frozen, perhaps in 4 bits, and state is kept of the adapters alone; with bfloat16 state weights are
+their own masters and everything beside them is as narrow.
 """
 
 from __future__ import annotations
 
-from herd.model.config import ModelConfig
+import math
+
+from herd.model.config import CAUSAL_LM, ModelConfig
 from herd.ops.attention import KEPT_BYTES, QUERIES
+from herd.ops.cross_entropy import CHUNK_LOGITS, MIN_CHUNK_TOKENS
+from herd.ops.nf4 import BLOCK
 from herd.plan.cluster import Device
 from herd.plan.layout import Chunk, Layout, chunks, micro_batches, of_rank
+from herd.train.lora import adapter_parameters, matrix_shapes
+from herd.train.optimizer import UPDATE_CHUNK, OptimizerSettings
 
 FLOAT = 4
 RUNTIME_BYTES = {"cpu": 0.33e9, "gpu": 2.5e9}
 """What a process takes before it has a model: libraries and threads; on a GPU the CUDA context, NCCL and cuBLAS."""
 FRAGMENTATION = 0.04
 """Share of a GPU's memory that its allocator cannot hand out."""
+
+
+_DEQUANTIZING = 16
+"""Bytes for each weight of a matrix while its 4 bits become numbers: codes, the indices they turn into, values."""
+
+
+_NARROW_UPDATE = 32
+"""Bytes for each weight of a chunk while its state in bfloat16 is float32: four of them, a root, noise, two results."""
 
 
 def layer_parameters(config: ModelConfig) -> int:
@@ -42,12 +58,23 @@ def saved_per_token(config: ModelConfig, recompute: str = "off") -> int:
 
 
 def memory_by_part(
-    config: ModelConfig, layout: Layout, row_tokens: int, batch_rows: int, *, width: int = 2, on_gpu: bool = True
+    config: ModelConfig,
+    layout: Layout,
+    row_tokens: int,
+    batch_rows: int,
+    *,
+    width: int = 2,
+    on_gpu: bool = True,
+    optimizer: OptimizerSettings | None = None,
 ) -> dict[str, float]:
-    """Bytes by part on the pipeline rank that needs most; `width` is the size of a weight (2 bf16, 4 fp32)."""
+    """Bytes by part on the pipeline rank that needs most; `width` is the size of a weight (2 bf16, 4 fp32).
+
+    Of `optimizer` it matters what is learned, all weights or adapters, and in which number type state is kept.
+    """
+    optimizer = optimizer or OptimizerSettings()
     cut = chunks(config, layout)
     ranks = range(layout.pipeline)
-    needs = [_of_rank(config, layout, cut, rank, row_tokens, batch_rows, width, on_gpu) for rank in ranks]
+    needs = [_of_rank(config, layout, cut, rank, row_tokens, batch_rows, width, on_gpu, optimizer) for rank in ranks]
     return max(needs, key=lambda parts: sum(parts.values()))
 
 
@@ -65,6 +92,7 @@ def _of_rank(
     batch_rows: int,
     width: int,
     on_gpu: bool,
+    optimizer: OptimizerSettings,
 ) -> dict[str, float]:
     mine = of_rank(cut, layout, rank)
     parameters = sum(_parameters(config, chunk) for chunk in mine) / layout.tensor
@@ -72,23 +100,65 @@ def _of_rank(
     unit = largest / layout.tensor
     tokens = layout.micro_rows * row_tokens / (layout.context * layout.tensor)
     held = _layers_held(layout, mine, rank, micro_batches(layout, batch_rows))
-    return {
-        "weights": width * (parameters / layout.shards + 2 * unit if layout.reshard else parameters),
-        "masters": FLOAT * parameters / layout.shards if width < FLOAT else 0.0,
-        "moments": 2 * FLOAT * parameters / layout.shards,
-        "gradients": _gradients(parameters, unit, layout, width),
-        "activations": width * tokens * saved_per_token(config, layout.recompute) * held
-        + _again(config, layout, tokens, width),
+    kept = saved_per_token(config, layout.recompute)
+    if layout.recompute != "full":
+        kept += optimizer.lora.rank * len(optimizer.lora.targets)
+    parts = {
+        **_learned(config, layout, parameters, unit, width, optimizer),
+        "activations": width * tokens * kept * held + _again(config, layout, tokens, width),
         "scores": 0.0 if on_gpu else width * _scores_kept(config, layout, row_tokens, width) * held,
         "head": _head(config, layout, tokens, width) if mine[-1].head else 0.0,
+        "logits": _logits(config, layout, tokens, width, on_gpu) if mine[-1].head else 0.0,
         "runtime": RUNTIME_BYTES["gpu" if on_gpu else "cpu"],
     }
+    if optimizer.state == "bf16" and not optimizer.lora.rank:
+        passing = sum(parts[name] for name in ("activations", "scores", "head", "logits"))
+        parts["update"] = max(_NARROW_UPDATE * min(parameters, UPDATE_CHUNK) - passing, 0.0)
+    return parts
+
+
+def _learned(
+    config: ModelConfig, layout: Layout, parameters: float, unit: float, width: int, optimizer: OptimizerSettings
+) -> dict[str, float]:
+    """Weights, and what an optimizer keeps of those that it learns."""
+    narrow = optimizer.state == "bf16"
+    state = width if narrow else FLOAT
+    if optimizer.lora.rank:
+        adapters = adapter_parameters(config, optimizer.lora)
+        return {
+            "weights": _frozen(config, parameters, width, optimizer),
+            "adapters": width * adapters,
+            "masters": 0.0 if narrow or width == FLOAT else FLOAT * adapters,
+            "moments": 2 * state * adapters,
+            "gradients": (state if narrow else FLOAT + width) * adapters,
+            "dequantized": _DEQUANTIZING * _largest_matrix(config) if optimizer.lora.base == "nf4" else 0.0,
+        }
+    return {
+        "weights": width * (parameters / layout.shards + 2 * unit if layout.reshard else parameters),
+        "masters": 0.0 if narrow or width == FLOAT else FLOAT * parameters / layout.shards,
+        "moments": 2 * state * parameters / layout.shards,
+        "gradients": state * parameters if narrow else _gradients(parameters, unit, layout, width),
+    }
+
+
+def _frozen(config: ModelConfig, parameters: float, width: int, optimizer: OptimizerSettings) -> float:
+    """The weights that adapters stand beside, those of 4 bits with a scale for each block."""
+    if optimizer.lora.base != "nf4":
+        return width * parameters
+    shapes = matrix_shapes(config)
+    packed = config.num_hidden_layers * sum(math.prod(shapes[name]) for name in set(optimizer.lora.targets))
+    return width * (parameters - packed) + packed * (0.5 + FLOAT / BLOCK)
+
+
+def _largest_matrix(config: ModelConfig) -> int:
+    return max(math.prod(shape) for shape in matrix_shapes(config).values())
 
 
 def _parameters(config: ModelConfig, chunk: Chunk) -> int:
     rows = config.vocab_size * config.hidden_size
-    shared = chunk.embedding and chunk.head and config.tie_word_embeddings
-    ends = rows * (chunk.embedding + chunk.head - shared) + config.hidden_size * chunk.head
+    head = chunk.head and config.architecture == CAUSAL_LM  # a reward model's has one row
+    shared = chunk.embedding and head and config.tie_word_embeddings
+    ends = rows * (chunk.embedding + head - shared) + config.hidden_size * chunk.head
     return chunk.layers * layer_parameters(config) + ends
 
 
@@ -133,5 +203,16 @@ def _scores_kept(config: ModelConfig, layout: Layout, row_tokens: int, width: in
 
 def _head(config: ModelConfig, layout: Layout, tokens: float, width: int) -> float:
     """The last stage's loss: the output weight's gradient in float32 and rounded, hidden states and their gradient."""
+    if config.architecture != CAUSAL_LM:
+        return 0.0
     rows = config.vocab_size * config.hidden_size / layout.tensor
     return (FLOAT + width) * rows + 3 * width * tokens * layout.tensor * config.hidden_size
+
+
+def _logits(config: ModelConfig, layout: Layout, tokens: float, width: int, on_gpu: bool) -> float:
+    """The logits of one chunk of tokens and their softmax (`herd.ops.cross_entropy`): the whole never exists."""
+    if config.architecture != CAUSAL_LM:
+        return 0.0
+    rows = config.vocab_size / layout.tensor
+    chunk = max(MIN_CHUNK_TOKENS, CHUNK_LOGITS["cuda" if on_gpu else "cpu"] / rows)
+    return 2 * width * rows * min(tokens * layout.tensor, chunk)

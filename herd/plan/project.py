@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
 from herd.model.config import ModelConfig, num_parameters
@@ -12,19 +12,19 @@ from herd.plan.layout import Layout, faults
 from herd.plan.memory import fits, memory_by_part
 from herd.plan.reliability import Goodput, goodput
 from herd.plan.steptime import EFFICIENCY, StepTime, step_time
-
-STATE_BYTES = 12
-"""Of a saved parameter: float32 master and two moments."""
+from herd.train.lora import adapter_parameters
+from herd.train.optimizer import STATE_BYTES, OptimizerSettings, is_narrow
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of a run with one row length and one batch size."""
+    """A stretch of a run with one row length and one batch size; `optimizer` says what is learned, and how."""
 
     name: str
     row_tokens: int
     batch_tokens: int
     steps: int
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
 
     @property
     def rows(self) -> int:
@@ -115,10 +115,9 @@ def lay_out(
     """
     if found := faults(config, layout, phase.row_tokens, phase.rows):
         raise ValueError(f"{phase.name}, {layout}: " + "; ".join(found))
-    memory = memory_by_part(
-        config, layout, phase.row_tokens, phase.rows, width=machine.weight_bytes, on_gpu=machine.on_gpu
-    )
-    step = step_time(config, layout, machine.device, phase.row_tokens, phase.rows, machine.efficiency)
+    shape, kind = (config, layout, phase.row_tokens, phase.rows), {"optimizer": phase.optimizer}
+    memory = memory_by_part(*shape, width=machine.weight_bytes, on_gpu=machine.on_gpu, **kind)
+    step = step_time(config, layout, machine.device, phase.row_tokens, phase.rows, machine.efficiency, **kind)
     return PlannedPhase(phase, layout, step, memory, fits(memory, machine.device))
 
 
@@ -144,12 +143,16 @@ def distinct(planned: Sequence[PlannedPhase]) -> list[PlannedPhase]:
 
 
 def layouts(config: ModelConfig, machine: Machine, phase: Phase) -> Iterator[Layout]:
-    """The layouts worth trying: tensor parallelism stays within a server, the rest in powers of two."""
+    """The layouts worth trying: tensor parallelism stays within a server, the rest in powers of two.
+
+    Adapters and bfloat16 state are learned by whole copies of the model.
+    """
+    whole = is_narrow(phase.optimizer)
     inner = [size for size in (1, 2, 4, 8) if size <= min(machine.device.per_server, machine.count)]
     outer = [2**power for power in range(11)]
     for tensor, context, pipeline in product(inner, outer, outer[:6]):
         inside = tensor * context * pipeline
-        if machine.count % inside or (context > 1 and phase.row_tokens < 16_384):
+        if machine.count % inside or (context > 1 and phase.row_tokens < 16_384) or (whole and inside > 1):
             continue
         data = machine.count // inside
         if phase.rows % data:
@@ -157,9 +160,10 @@ def layouts(config: ModelConfig, machine: Machine, phase: Phase) -> Iterator[Lay
         most = (config.num_hidden_layers + 2) // pipeline
         for virtual in [v for v in (1, 2, 4, 8) if v <= most] if pipeline > 1 else [1]:
             for rows in [r for r in (1, 2, 4, 8, 16) if phase.rows % (data * r) == 0]:
-                for reshard in (False, True) if data * context > 1 else (False,):
+                for reshard in (False, True) if data * context > 1 and not whole else (False,):
                     for recompute in ("light", "full") if machine.on_gpu else ("off", "full"):
-                        yield Layout(tensor, context, pipeline, data, virtual, 0, rows, reshard, recompute)
+                        sizes = (tensor, context, pipeline, data, virtual, 0, rows, reshard, recompute)
+                        yield Layout(*sizes, replicas=data if whole else 1)
 
 
 def project(config: ModelConfig, machine: Machine, phases: Sequence[Phase], layout: Layout | None = None) -> Projection:
@@ -173,7 +177,9 @@ def project(config: ModelConfig, machine: Machine, phases: Sequence[Phase], layo
 
 def summed(config: ModelConfig, machine: Machine, planned: Sequence[PlannedPhase]) -> Projection:
     """The run that these phases make up, with the interruptions that a machine of this size has."""
-    save = STATE_BYTES * num_parameters(config) / machine.storage_bandwidth + 2
+    optimizer = planned[0].phase.optimizer
+    learned = adapter_parameters(config, optimizer.lora) if optimizer.lora.rank else num_parameters(config)
+    save = STATE_BYTES[optimizer.state] * learned / machine.storage_bandwidth + 2
     return Projection(
         num_parameters(config), machine.count, tuple(planned), goodput(machine.count, machine.restart_seconds, save)
     )

@@ -13,6 +13,8 @@ from herd.model.flops import flops_per_token, matmul_parameters
 from herd.plan.cluster import Device
 from herd.plan.layout import Chunk, Layout, chunks, micro_batches, of_rank
 from herd.plan.memory import layer_parameters
+from herd.train.lora import adapter_parameters
+from herd.train.optimizer import OptimizerSettings
 
 EFFICIENCY = 0.5634
 """Share of the peak rate that a device's own arithmetic reaches, elementwise passes included."""
@@ -22,6 +24,8 @@ ATTENTION_WORK = 7 / 6
 """What attention computes over what is counted: its backward pass recomputes the scores (5 matmuls, 4 counted)."""
 _AGAIN = {"off": 1.0, "light": 1.02, "full": 4 / 3}  # light recomputes elementwise passes only
 _BF16, _FLOAT = 2, 4
+_NARROW_PASSES = 214  # bytes a weight: state in bfloat16 is widened, changed, given noise and rounded, pass by pass
+_DEQUANTIZED = 47  # bytes a weight that turning 4 bits into numbers moves: codes, indices, values, products
 
 
 @dataclass(frozen=True)
@@ -44,37 +48,53 @@ def step_time(
     row_tokens: int,
     batch_rows: int,
     efficiency: float = EFFICIENCY,
+    optimizer: OptimizerSettings | None = None,
 ) -> StepTime:
-    """The time of a step of `batch_rows` rows. The slowest pipeline rank sets the pace."""
+    """The time of a step of `batch_rows` rows. The slowest pipeline rank sets the pace.
+
+    Frozen weights have no gradients of their own: a third of the arithmetic of their matmuls is saved, and not counted.
+    """
+    optimizer = optimizer or OptimizerSettings()
     cut, count = chunks(config, layout), micro_batches(layout, batch_rows)
     ranks = [of_rank(cut, layout, rank) for rank in range(layout.pipeline)]
-    passes = [_one_pass(config, layout, device, mine, row_tokens, efficiency) for mine in ranks]
+    passes = [_one_pass(config, layout, device, mine, row_tokens, efficiency, optimizer) for mine in ranks]
     slowest = max(passes, key=lambda terms: sum(terms.values()))
     terms = {name: count * seconds for name, seconds in slowest.items()}
     if layout.pipeline > 1:
         terms["bubble"] = (layout.pipeline - 1) / layout.virtual * sum(slowest.values())
+    learned = _learned(config, layout, cut, optimizer)
     terms["data parallel"] = _data_parallel(config, layout, device, cut, count, sum(terms.values()))
-    terms["optimizer"] = _optimizer(config, layout, device, cut)
+    terms["data parallel"] += _copies(layout, device, learned, optimizer)
+    terms["optimizer"] = _optimizer(layout, device, learned, optimizer)
     tokens = batch_rows * row_tokens
-    work = flops_per_token(config, row_tokens) * tokens
+    work = (flops_per_token(config, row_tokens) - _unlearned(config, optimizer)) * tokens
     return StepTime(terms, work / (layout.devices * device.flops * sum(terms.values())), tokens)
 
 
 def _one_pass(
-    config: ModelConfig, layout: Layout, device: Device, mine: list[Chunk], row_tokens: int, efficiency: float
+    config: ModelConfig,
+    layout: Layout,
+    device: Device,
+    mine: list[Chunk],
+    row_tokens: int,
+    efficiency: float,
+    optimizer: OptimizerSettings,
 ) -> dict[str, float]:
     """Forward and backward of one micro-batch through the chunks of one rank."""
     tokens = layout.micro_rows * row_tokens / layout.context
     layers, has_head = sum(chunk.layers for chunk in mine), mine[-1].head
     rate = device.flops * efficiency * layout.tensor
     attention = flops_per_token(config, row_tokens) - 6 * matmul_parameters(config)
-    matmuls = 6 * (layer_parameters(config) - 2 * config.hidden_size) * layers
-    matmuls += 6 * config.vocab_size * config.hidden_size * has_head
-    again = _AGAIN[layout.recompute]
     share = layers / config.num_hidden_layers
+    matmuls = 6 * (layer_parameters(config) - 2 * config.hidden_size) * layers - share * _unlearned(config, optimizer)
+    head = matmul_parameters(config) - config.num_hidden_layers * (layer_parameters(config) - 2 * config.hidden_size)
+    matmuls += 6 * head * has_head
+    again = _AGAIN[layout.recompute]
+    packed = layers * (layer_parameters(config) if optimizer.lora.rank and optimizer.lora.base == "nf4" else 0)
     return {
         "matmuls": again * matmuls * tokens / rate,
         "attention": again * ATTENTION_WORK * attention * share * tokens / rate,
+        "4-bit weights": _DEQUANTIZED * (3 if layout.recompute == "full" else 2) * packed / device.memory_bandwidth,
         "tensor parallel": layers * _tensor_parallel(config, layout, device, tokens),
         "context parallel": layers * _context_parallel(config, layout, device, tokens),
     }
@@ -120,10 +140,31 @@ def _data_parallel(
     return max(total - busy, 0.0) + first
 
 
-def _optimizer(config: ModelConfig, layout: Layout, device: Device, cut: list[Chunk]) -> float:
+def _copies(layout: Layout, device: Device, learned: float, optimizer: OptimizerSettings) -> float:
+    """Copies of the model sum their gradients once a step: a ring sends nearly twice what each of them holds."""
+    width = _BF16 if optimizer.state == "bf16" else _FLOAT
+    return 2 * (layout.replicas - 1) / layout.replicas * width * learned / _link(device, layout.devices)
+
+
+def _optimizer(layout: Layout, device: Device, learned: float, optimizer: OptimizerSettings) -> float:
     """AdamW reads and writes masters, moments and gradients once: bound by the memory's bandwidth."""
     passes = 2 * (3 * _FLOAT) + _FLOAT + _BF16
-    return passes * _largest(config, layout, cut) / layout.shards / device.memory_bandwidth
+    return (_NARROW_PASSES if optimizer.state == "bf16" else passes) * learned / device.memory_bandwidth
+
+
+def _learned(config: ModelConfig, layout: Layout, cut: list[Chunk], optimizer: OptimizerSettings) -> float:
+    """Weights that one rank keeps state of."""
+    if optimizer.lora.rank:
+        return adapter_parameters(config, optimizer.lora)
+    return _largest(config, layout, cut) / layout.shards
+
+
+def _unlearned(config: ModelConfig, optimizer: OptimizerSettings) -> float:
+    """Operations a token that frozen blocks save, their adapters' own taken off: 2 of 6 for each weight."""
+    if not optimizer.lora.rank:
+        return 0.0
+    blocks = config.num_hidden_layers * (layer_parameters(config) - 2 * config.hidden_size)
+    return 2 * blocks - 6 * adapter_parameters(config, optimizer.lora)
 
 
 def _largest(config: ModelConfig, layout: Layout, cut: list[Chunk]) -> float:

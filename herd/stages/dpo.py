@@ -14,14 +14,18 @@ from herd.config import settings
 from herd.data.loader import PackedLoader
 from herd.data.preferences import Pairs, load_pairs
 from herd.log import amount, say
-from herd.model.checkpoint import find_checkpoint, load
+from herd.model.checkpoint import find_checkpoint, read_config
 from herd.model.llama import LlamaForCausalLM
-from herd.run import Run, atomic_write, open_run
+from herd.parallel.launch import agreed, joined, open_run_together
+from herd.parallel.model import ParallelModel
+from herd.parallel.settings import ParallelSettings
+from herd.run import Run, atomic_write
 from herd.tokenizer.tokenizer import Tokenizer
-from herd.train.compile import compile_model
+from herd.train.checkpoint import is_first
 from herd.train.metrics import last_means
 from herd.train.objectives import dpo
 from herd.train.optimizer import OptimizerSettings
+from herd.train.placement import Placement, place, prepare
 from herd.train.reference import log_probs
 from herd.train.schedule import BatchSettings, ScheduleSettings, phases
 from herd.train.stability import StabilitySettings
@@ -57,63 +61,81 @@ class DpoSettings:
     """What is kept while it runs."""
     stability: StabilitySettings = field(default_factory=StabilitySettings)
     """What is done about spikes of the loss or the gradient."""
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
+    """How the model and the rows are spread over the processes that `torchrun` starts."""
+    recompute: int = 0
+    """Every so-manieth layer forgets its activations and computes them again backwards: 1 all, 2 half, 0 none."""
     seed: int = 0
     """Seed of the order of the pairs."""
 
     def __post_init__(self):
-        if self.epochs <= 0 or self.beta <= 0 or self.nll < 0:
-            raise ValueError("epochs and beta must be positive, nll 0 or more")
+        if self.epochs <= 0 or self.beta <= 0 or self.nll < 0 or self.recompute < 0:
+            raise ValueError("epochs and beta must be positive, nll and recompute 0 or more")
 
 
 def run(settings: DpoSettings) -> Path:
     """Compute the reference's log-probabilities once, train, and write `checkpoint/`."""
     inputs = {"pairs": settings.pairs, "checkpoint": settings.checkpoint}
-    with open_run(settings.out, stage="dpo", settings=settings, inputs=inputs) as run:
+    with (
+        joined(settings.out) as device,
+        open_run_together(settings.out, stage="dpo", settings=settings, inputs=inputs) as run,
+    ):
         if run.finished:
             return run.path
         checkpoint, batch = find_checkpoint(settings.checkpoint), settings.batch
-        tokenizer, model = Tokenizer.load(checkpoint), load(checkpoint)
+        tokenizer, config = Tokenizer.load(checkpoint), read_config(checkpoint)
+        placement = place(
+            config, settings.parallel, settings.optimizer, device, row_tokens=batch.row_tokens, whole_rows=True
+        )
         pairs = load_pairs(settings.pairs, tokenizer, batch.row_tokens, min_strength=settings.min_strength)
-        pairs = pairs.with_reference(_reference(run, model, pairs, batch))
-        compile_model(model, "auto")
-        num_steps = _loader(pairs, settings, 1).steps_for_epochs(settings.epochs)
+        num_steps = _loader(pairs, settings, placement, 1).steps_for_epochs(settings.epochs)
         say(f"  {amount(len(pairs))} pairs, {num_steps} steps")
-        run.need(disk_bytes=36 * sum(parameter.numel() for parameter in model.parameters()))
+        run.need(disk_bytes=placement.disk_bytes)
+        model = placement.load(checkpoint)
+        pairs = pairs.with_reference(_reference(run, model, pairs, batch, placement))
+        prepare(model, "auto", settings.recompute)
         train(
             model,
             partial(dpo, beta=settings.beta, nll=settings.nll),
-            _loader(pairs, settings, num_steps),
+            _loader(pairs, settings, placement, num_steps),
             run,
             num_steps=num_steps,
             optimizer=settings.optimizer,
             schedule=settings.schedule,
             saving=settings.saving,
             stability=settings.stability,
+            peak_flops=placement.peak_flops(model),
             label="dpo",
         )
         finish(model, run, tokenizer, {"pairs": len(pairs), "steps": num_steps} | last_means(run.path))
     return run.path
 
 
-def _reference(run: Run, model: LlamaForCausalLM, pairs: Pairs, batch: BatchSettings) -> np.ndarray:
+def _reference(
+    run: Run, model: LlamaForCausalLM | ParallelModel, pairs: Pairs, batch: BatchSettings, placement: Placement
+) -> np.ndarray:
     """The data's own log-probabilities where every pair has them; else the starting model's, kept for a resumed run."""
     if not np.isnan(pairs.reference[pairs.is_extreme()]).any():
         say("  reference log-probabilities are those in the data")
         return pairs.reference
     file = run.path / "reference.npy"
-    if not file.exists():
-        found = log_probs(model, pairs, row_tokens=batch.row_tokens, micro_tokens=batch.micro_tokens)
+    if agreed(file.exists):
+        return np.load(file)
+    options = {"row_tokens": batch.row_tokens, "micro_tokens": batch.micro_tokens}
+    found = log_probs(model, pairs, **options, **placement.rows)
+    if is_first():
         buffer = io.BytesIO()
         np.save(buffer, found)
         atomic_write(file, buffer.getvalue())
-    return np.load(file)
+    return found
 
 
-def _loader(pairs: Pairs, settings: DpoSettings, num_steps: int) -> PackedLoader:
+def _loader(pairs: Pairs, settings: DpoSettings, placement: Placement, num_steps: int) -> PackedLoader:
     return PackedLoader(
         {"pairs": pairs.documents},
         phases(settings.batch, num_steps, {"pairs": 1.0}),
         seed=settings.seed,
         micro_tokens=settings.batch.micro_tokens,
         columns=pairs.dpo_columns,
+        **placement.rows,
     )

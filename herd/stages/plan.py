@@ -1,61 +1,51 @@
 """Say what a training run will take before it is started: memory, time, money, interruptions, the best layout.
 
-For one of Llama's sizes, a model folder or a recipe of `herd pretrain`, on any number of devices, without touching one:
+For one of Llama's sizes, a model folder or a recipe of `herd pretrain`, `sft`, `reward` or `dpo`, on any number of
+devices, without touching one:
 
     herd plan 125M --devices here
     herd plan 8B --devices 64 --device h100
     herd plan recipes/llama3/405b.yaml --devices 16384
+    herd plan recipes/llama3/8b-sft.yaml 8B --device h200      fine-tuning: does it fit, and if not, what does
+    herd plan 70B --device h200 optimizer.lora.rank=16 optimizer.lora.base=nf4
     herd plan --check                 how near the projection comes to Meta's published figures
 """
 
 from __future__ import annotations
 
 import json as json_format
-import shlex
-from dataclasses import field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
 from herd import config as configs
 from herd.config import settings
 from herd.errors import CapacityError, ConfigError
-from herd.log import amount, duration, size
+from herd.model.checkpoint import read_config, reward_config
 from herd.model.config import ModelConfig, num_parameters
 from herd.model.sizes import LLAMA3_ROWS, LLAMAS, hyperparameters, model_of_size
 from herd.plan import published
 from herd.plan.cluster import DEVICES, Device
 from herd.plan.layout import Layout
-from herd.plan.project import Machine, Phase, PlannedPhase, Projection, distinct, lay_out, project, ranked, summed
+from herd.plan.project import Machine, Phase, distinct, lay_out, project, ranked, summed
+from herd.plan.remedies import remedies
+from herd.plan.slurm import processes_per_server, slurm_script
 from herd.plan.steptime import EFFICIENCY
+from herd.plan.table import CostSettings, as_dict, remedy_lines, table
 from herd.stages.doctor import TRAINING_EFFICIENCY, examine
+from herd.stages.dpo import DpoSettings
 from herd.stages.pretrain import PretrainSettings
+from herd.stages.reward import RewardSettings
+from herd.stages.sft import SftSettings
+from herd.train.optimizer import OptimizerSettings, is_narrow
 from herd.train.schedule import phases, steps_for
 
-_HERE = "here"
-
-
-@settings
-class CostSettings:
-    """What electricity and devices cost: your own figures count."""
-
-    rent: float = 2.5
-    """Dollars for an hour of a rented device."""
-    price: float = 35_000
-    """Dollars for a bought device with its share of server and network."""
-    years: float = 4
-    """Years over which a bought device is written off."""
-    kwh: float = 0.10
-    """Dollars for a kilowatt-hour."""
-    overhead: float = 1.3
-    """Power drawn in all for each watt of a device: hosts, network, cooling."""
-    carbon: float | None = None
-    """Kilograms of CO2e for each kilowatt-hour a device draws, overheads included; Meta's implied figure by default."""
-
-    def __post_init__(self):
-        if self.years <= 0:
-            raise ValueError("years must be positive")
-        if min(self.rent, self.price, self.kwh, self.overhead, self.carbon or 0) < 0:
-            raise ValueError("rent, price, kwh, overhead and carbon must be 0 or more")
+_HERE, _PRETRAIN = "here", "pretrain"
+_SETTINGS = {_PRETRAIN: PretrainSettings, "sft": SftSettings, "reward": RewardSettings, "dpo": DpoSettings}
+_TUNING_STEPS = 9_000  # of the paper's largest models (section 4.1.3: 8.5K to 9K)
+_TUNING_BATCH = 262_144  # tokens: the paper does not say
+_BYTES_PER_TOKEN = 4.4  # about, of English text under Llama 3's tokenizer
+_NOT_FITTING = 2
 
 
 @settings
@@ -63,9 +53,14 @@ class PlanSettings:
     """What to plan for."""
 
     path: str | None = None
-    """A size (125M, 8B, 405B, llama2-70B), or a folder or config.json of a model."""
+    """A size (125M, 8B, 405B, llama2-70B), or a folder or config.json of a model; with a recipe for fine-tuning: what
+    it starts from."""
     recipe: list[Path] = field(default_factory=list)
-    """Recipes of `herd pretrain`, in the order they are run: the stages of one model."""
+    """Recipes of `herd pretrain`, in the order they are run: the stages of one model; or one of sft, reward or dpo."""
+    stage: Literal["auto", "pretrain", "sft", "reward", "dpo"] = "auto"
+    """What is run; auto: by the recipe's own settings, else fine-tuning where `optimizer` is other than usual."""
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    """What is learned and in which number types (`state`, `lora`), instead of what the recipe says."""
     devices: int | Literal["here"] = 1
     """How many devices; `here` is this machine, measured."""
     device: Literal["h100", "h200", "b200", "a100", "rtx4090"] = "h100"
@@ -73,7 +68,7 @@ class PlanSettings:
     efficiency: float | None = None
     """Share of the peak that the arithmetic alone reaches; Meta's on GPUs by default, measured on the CPU."""
     tokens: float | None = None
-    """Tokens to train on; by the recipe, or the compute-optimal number."""
+    """Tokens to train on; by the recipe, or the compute-optimal number; for fine-tuning by its data, or 9,000 steps."""
     batch_tokens: int | None = None
     """Tokens of a step, where no recipe says."""
     row_tokens: int | None = None
@@ -99,33 +94,53 @@ class PlanSettings:
             raise ValueError(f"{', '.join(bad)} must be at least 1")
         if self.batch_tokens and self.row_tokens and self.batch_tokens < self.row_tokens:
             raise ValueError("batch_tokens must hold at least one row of row_tokens")
-        if self.path and self.recipe:
-            raise ValueError("give a size or a recipe, not both")
         if not (self.path or self.recipe or self.check):
-            raise ValueError("what is to be planned? Give a size (herd plan 8B), a model folder, or a pretrain recipe")
+            raise ValueError("what is to be planned? Give a size (herd plan 8B), a model folder, or a recipe")
         if self.slurm and (len(self.recipe) != 1 or self.devices == _HERE):
             raise ValueError("a Slurm script needs a recipe, one alone, and a number of devices")
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What is planned: a model, the stretches of its run, and the recipe's own layout if it has one."""
+
+    stage: str
+    model: ModelConfig
+    phases: list[Phase]
+    layout: Layout | None = None
+
+    @property
+    def tuning(self) -> bool:
+        return self.stage != _PRETRAIN
+
+
 def run(settings: PlanSettings) -> int:
-    """Print the plan; the exit status is 2 where nothing fits."""
+    """Print the plan; the exit status is 2 where it does not fit."""
     if settings.check:
         print(json_format.dumps(_checks(), indent=1) if settings.json else _check_table())
         return 0
     machine = _machine(settings)
-    model, stages, layout = _from_recipes(settings, machine) if settings.recipe else _from_size(settings)
-    try:
-        projection = project(model, machine, stages, layout)
-    except ValueError as error:
-        raise CapacityError(str(error)) from None
-    best = distinct(ranked(model, machine, stages[0]))[: settings.layouts]
     if settings.slurm:
-        print(_slurm(settings, machine, projection))
-    elif settings.json:
-        print(json_format.dumps(_as_dict(model, machine, projection, best, settings.cost), indent=1))
+        processes_per_server(machine)  # before anything is worked out
+    wanted = _from_recipes(settings, machine) if settings.recipe else _from_size(settings)
+    what = wanted.model, machine, wanted.phases[-1]
+    try:
+        projection = project(wanted.model, machine, wanted.phases, wanted.layout)
+    except ValueError as error:
+        told = remedy_lines(remedies(*what, wanted.layout, wanted.tuning))
+        raise CapacityError("\n".join([str(error), *told])) from None
+    fit = all(planned.fits for planned in projection.phases)
+    if settings.slurm:
+        print(slurm_script(wanted.stage, settings.recipe[0], machine, projection))
+        return 0
+    best = distinct(ranked(wanted.model, machine, wanted.phases[0]))[: settings.layouts]
+    would_fit = [] if fit else remedies(*what, wanted.layout, wanted.tuning)
+    if settings.json:
+        told = json_format.dumps(as_dict(wanted.model, machine, projection, best, settings.cost, would_fit), indent=1)
     else:
-        print(_table(model, machine, projection, best, settings.cost))
-    return 0
+        told = table(wanted.model, machine, projection, best, settings.cost, would_fit)
+    print(told)
+    return 0 if fit else _NOT_FITTING
 
 
 # ---- what is planned -------------------------------------------------------------------------------------------------
@@ -150,33 +165,94 @@ def _machine(settings: PlanSettings) -> Machine:
     )
 
 
-def _from_size(settings: PlanSettings) -> tuple[ModelConfig, list[Phase], None]:
-    place = Path(settings.path)
-    if place.exists():
-        model = ModelConfig.from_folder(place if place.is_dir() else place.parent)
-    else:
-        try:
-            model = model_of_size(settings.path)
-        except ValueError as error:
-            raise ConfigError(f"{error}; and there is no folder {settings.path}") from None
+def _from_size(settings: PlanSettings) -> _Wanted:
+    narrow = is_narrow(settings.optimizer)
+    stage = settings.stage if settings.stage != "auto" else "sft" if narrow else _PRETRAIN
+    model = _model_at(settings.path, stage)
     found = hyperparameters(num_parameters(model))
     row_tokens = settings.row_tokens or (8192 if model.hidden_size >= 2048 else 2048)
-    batch = settings.batch_tokens or found.batch_tokens
+    batch = settings.batch_tokens or (found.batch_tokens if stage == _PRETRAIN else _TUNING_BATCH)
     batch = max(batch // row_tokens, 1) * row_tokens
-    tokens = settings.tokens or found.tokens
-    return model, [Phase("pre-train", row_tokens, batch, max(round(tokens / batch), 1))], None
+    tokens = settings.tokens or (found.tokens if stage == _PRETRAIN else _TUNING_STEPS * batch)
+    name = "pre-train" if stage == _PRETRAIN else stage
+    phase = Phase(name, row_tokens, batch, max(round(tokens / batch), 1), settings.optimizer)
+    return _Wanted(stage, model, [phase])
 
 
-def _from_recipes(settings: PlanSettings, machine: Machine) -> tuple[ModelConfig, list[Phase], Layout | None]:
-    recipes = [configs.load(PretrainSettings, configs.find_recipe(file)) for file in settings.recipe]
-    model = _model_of(recipes[0])
-    stages = [stage for recipe, file in zip(recipes, settings.recipe) for stage in _phases(recipe, file, settings)]
-    return model, stages, _layout_of(recipes[0], machine)
+def _model_at(path: str, stage: str) -> ModelConfig:
+    """The shape of a size by its name, or of a model folder."""
+    place = Path(path)
+    if place.exists():
+        model = read_config(place if place.is_dir() or place.suffix == ".gguf" else place.parent)
+    else:
+        try:
+            model = model_of_size(path)
+        except ValueError as error:
+            raise ConfigError(f"{error}; and there is no folder {path}") from None
+    return reward_config(model) if stage == "reward" else model
+
+
+def _from_recipes(settings: PlanSettings, machine: Machine) -> _Wanted:
+    files = [configs.find_recipe(file) for file in settings.recipe]
+    stages = [settings.stage if settings.stage != "auto" else _stage_of(file) for file in files]
+    if len(files) > 1 and set(stages) != {_PRETRAIN}:
+        raise ConfigError(f"recipe: several are planned together of pretrain alone, and these are of {stages}")
+    recipes = [configs.load(_SETTINGS[stage], file) for stage, file in zip(stages, files)]
+    first, stage = recipes[0], stages[0]
+    if stage != _PRETRAIN:
+        model = _model_at(_start_of(first, settings), stage)
+        phase = _tuning_phase(first, settings, stage, files[0])
+        return _Wanted(stage, model, [phase], _layout_of(first, machine, phase.optimizer, always=True))
+    if settings.path:
+        raise ConfigError("give a size or a recipe of `herd pretrain`, not both")
+    parts = [part for recipe, file in zip(recipes, files) for part in _phases(recipe, file, settings)]
+    return _Wanted(stage, _model_of(first), parts, _layout_of(first, machine, parts[0].optimizer))
+
+
+def _stage_of(file: Path) -> str:
+    """The stage whose recipe this is: each has a setting of its own."""
+    names = configs.recipe_keys(file)
+    own = {"conversations": "sft", "beta": "dpo", "nll": "dpo", "holdout": "reward", "pairs": "dpo"}
+    return next((stage for name, stage in own.items() if name in names), _PRETRAIN)
+
+
+def _start_of(recipe: SftSettings | RewardSettings | DpoSettings, settings: PlanSettings) -> str:
+    """The size or folder of the model that is fine-tuned."""
+    if settings.path:
+        return settings.path
+    if not recipe.checkpoint.exists():
+        raise ConfigError(
+            f"{recipe.checkpoint}: the recipe's checkpoint is not there yet; say of which size it will be "
+            f"(herd plan {settings.recipe[0]} 8B)"
+        )
+    return str(recipe.checkpoint)
+
+
+def _tuning_phase(
+    recipe: SftSettings | RewardSettings | DpoSettings, settings: PlanSettings, stage: str, file: Path
+) -> Phase:
+    batch = recipe.batch
+    rows = max(round(batch.tokens / batch.row_tokens), 1)
+    tokens = settings.tokens or recipe.epochs * _tokens_of(recipe.conversations if stage == "sft" else recipe.pairs)
+    steps = max(round(tokens / (rows * batch.row_tokens)), 1) if tokens else _TUNING_STEPS
+    optimizer = _optimizer_of(recipe, settings)
+    return Phase(file.stem, batch.row_tokens, rows * batch.row_tokens, steps, optimizer)
+
+
+def _optimizer_of(recipe: object, settings: PlanSettings) -> OptimizerSettings:
+    asked = settings.optimizer
+    return replace(recipe.optimizer, state=asked.state, lora=asked.lora) if is_narrow(asked) else recipe.optimizer
+
+
+def _tokens_of(files: list[Path]) -> float:
+    """About how many tokens JSONL or Parquet files hold; 0 where they are not there yet."""
+    found = [part for file in files for part in (file.rglob("*") if file.is_dir() else [file]) if part.is_file()]
+    return sum(part.stat().st_size for part in found) / _BYTES_PER_TOKEN
 
 
 def _model_of(recipe: PretrainSettings) -> ModelConfig:
     if recipe.checkpoint is not None and recipe.checkpoint.exists():
-        return ModelConfig.from_folder(recipe.checkpoint)
+        return read_config(recipe.checkpoint)
     rows = _rows_of(recipe.tokenizer)
     names = {one.name for one in fields(ModelConfig)}
     shape = {
@@ -204,160 +280,42 @@ def _phases(recipe: PretrainSettings, file: Path, settings: PlanSettings) -> lis
             part.row_tokens,
             max(round(part.batch_tokens / part.row_tokens), 1) * part.row_tokens,
             end - part.step,
+            _optimizer_of(recipe, settings),
         )
         for number, (part, end) in enumerate(zip(parts, ends), 1)
         if end > part.step
     ]
 
 
-def _layout_of(recipe: PretrainSettings, machine: Machine) -> Layout | None:
-    """The recipe's own layout on this many devices; None where it says nothing and the best one is looked for."""
-    parallel = getattr(recipe, "parallel", None)
-    if parallel is None or parallel == type(parallel)():
+def _layout_of(
+    recipe: PretrainSettings | SftSettings | RewardSettings | DpoSettings,
+    machine: Machine,
+    optimizer: OptimizerSettings,
+    always: bool = False,
+) -> Layout | None:
+    """The recipe's own layout on this many devices; None where it says nothing and the best one is looked for.
+
+    Fine-tuning is laid out as its recipe says in any case (`always`).
+    """
+    parallel = recipe.parallel
+    if parallel == type(parallel)() and not always:
         return None
-    inside = parallel.tensor * parallel.context * parallel.pipeline
+    data = max(machine.count // (parallel.tensor * parallel.context * parallel.pipeline), 1)
+    copies = 1 if data % parallel.shard else data // parallel.shard
+    replicas = data if is_narrow(optimizer) else copies
+    recompute = recipe.recompute if always else recipe.run.recompute
     return Layout(
         tensor=parallel.tensor,
         context=parallel.context,
         pipeline=parallel.pipeline,
-        data=max(machine.count // inside, 1),
+        data=data,
         virtual=parallel.interleave,
         contiguous=parallel.contiguous,
-        micro_rows=max(recipe.batch.micro_tokens // recipe.batch.row_tokens, 1),
-        reshard=parallel.reshards,
-        recompute="full" if recipe.run.recompute == 1 else "light" if machine.on_gpu else "off",
+        micro_rows=max(min(recipe.batch.micro_tokens, recipe.batch.tokens // data) // recipe.batch.row_tokens, 1),
+        reshard=parallel.reshards and data // replicas * parallel.context > 1,
+        recompute="full" if recompute == 1 else "light" if machine.on_gpu else "off",
+        replicas=replicas,
     )
-
-
-# ---- how it is told --------------------------------------------------------------------------------------------------
-
-
-def _as_dict(
-    model: ModelConfig, machine: Machine, projection: Projection, best: list[PlannedPhase], cost: CostSettings
-) -> dict:
-    return {
-        "parameters": projection.parameters,
-        "weights_bytes": 2 * projection.parameters,
-        "model": model.to_dict(),
-        "device": machine.device.__dict__,
-        "devices": machine.count,
-        "efficiency": machine.efficiency,
-        "tokens": projection.tokens,
-        "phases": [planned.as_dict() for planned in projection.phases],
-        "goodput": projection.goodput.__dict__,
-        "interruptions": projection.interruptions,
-        "seconds": projection.seconds,
-        "device_hours": projection.device_hours,
-        "cost": _cost(machine, projection, cost),
-        "layouts": [planned.as_dict() for planned in best],
-    }
-
-
-def _cost(machine: Machine, projection: Projection, cost: CostSettings) -> dict[str, float]:
-    hours = projection.device_hours
-    device_kwh = hours * machine.device.watts / 1000
-    return {
-        "rented_dollars": hours * cost.rent,
-        "bought_dollars": hours / (cost.years * 8766) * cost.price,
-        "electricity_dollars": device_kwh * cost.overhead * cost.kwh,
-        "kwh": device_kwh * cost.overhead,
-        "co2e_kg": device_kwh * (published.CARBON_KG_PER_KWH if cost.carbon is None else cost.carbon),
-    }
-
-
-def _table(
-    model: ModelConfig, machine: Machine, projection: Projection, best: list[PlannedPhase], cost: CostSettings
-) -> str:
-    lines = [
-        f"{amount(projection.parameters)} parameters ({projection.parameters:,}), {size(2 * projection.parameters)} in "
-        f"bf16: {model.num_hidden_layers} layers of {model.hidden_size:,}, {model.num_attention_heads} heads, "
-        f"{model.num_key_value_heads} for keys and values, feed-forward {model.intermediate_size:,}, "
-        f"{model.vocab_size:,} rows",
-        f"{amount(projection.tokens)} tokens on {machine.count:,} x {machine.device.name} "
-        f"({size(machine.device.memory)}, {machine.device.flops / 1e12:,.3g} TFLOP/s)",
-        "",
-    ]
-    for planned in projection.phases:
-        lines += _phase_lines(planned)
-    lines += _total_lines(machine, projection, _cost(machine, projection, cost))
-    if len(best) > 1:
-        lines += ["", f"Layouts that fit, the fastest first ({projection.phases[0].phase.name}):"]
-        for one in best:
-            lines.append(
-                f"  {one.layout!s:<52} {one.step.seconds:>8.2f} s/step  MFU {one.step.mfu:>5.1%}  "
-                f"{size(sum(one.memory.values())):>8} a device"
-            )
-    lines += [
-        "",
-        f"The arithmetic alone is taken to reach {machine.efficiency:.0%} of the peak (efficiency=...), as good "
-        "kernels do; `herd plan --check` shows how near that comes to Meta's figures.",
-    ]
-    return "\n".join(lines)
-
-
-def _phase_lines(planned: PlannedPhase) -> list[str]:
-    phase, step = planned.phase, planned.step
-    terms = sorted(((name, s) for name, s in step.terms.items() if s > 0.0005 * step.seconds), key=lambda t: -t[1])
-    parts = [(name, value) for name, value in planned.memory.items() if value > 0]
-    rate = phase.batch_tokens / step.seconds
-    return [
-        f"{phase.name}: {phase.steps:,} steps of {amount(phase.batch_tokens)} tokens in rows of {phase.row_tokens:,}",
-        f"  layout   {planned.layout}",
-        f"  step     {step.seconds:.3g} s, {amount(rate)} tokens/s, MFU {step.mfu:.1%}: "
-        + ", ".join(f"{name} {seconds / step.seconds:.1%}" for name, seconds in terms),
-        f"  memory   {size(sum(planned.memory.values()))} on the fullest device: "
-        + ", ".join(f"{name} {size(value)}" for name, value in parts)
-        + ("" if planned.fits else "  (does not fit!)"),
-        f"  time     {_long(planned.seconds)}",
-    ]
-
-
-def _total_lines(machine: Machine, projection: Projection, cost: dict[str, float]) -> list[str]:
-    lines = [
-        "",
-        f"In all {_long(projection.seconds)}, {amount(projection.device_hours)} device hours",
-        f"  interruptions  about {amount(projection.interruptions)} "
-        f"(one in {_long(3600 / projection.goodput.per_hour)}); save every {_long(projection.goodput.save_every)}; "
-        f"goodput {projection.goodput.share:.1%}",
-        f"  energy         {amount(cost['kwh'])} kWh, {amount(cost['co2e_kg'])} kg CO2e",
-    ]
-    if machine.on_gpu:
-        lines.append(
-            f"  money          rented ${cost['rented_dollars']:,.0f}; or bought: ${cost['bought_dollars']:,.0f} "
-            f"written off and ${cost['electricity_dollars']:,.0f} of electricity"
-        )
-    return lines
-
-
-def _long(seconds: float) -> str:
-    return duration(seconds) if seconds < 2 * 86_400 else f"{seconds / 86_400:,.1f} days"
-
-
-def _slurm(settings: PlanSettings, machine: Machine, projection: Projection) -> str:
-    layout, per_server = projection.phases[0].layout, machine.device.per_server
-    servers = -(-machine.count // per_server)
-    words = [
-        f"parallel.tensor={layout.tensor}",
-        f"parallel.context={layout.context}",
-        f"parallel.pipeline={layout.pipeline}",
-        f"parallel.interleave={layout.virtual}",
-        f"parallel.shard={layout.data}",
-    ]
-    recipe = shlex.quote(str(settings.recipe[0]))
-    return f"""#!/bin/bash
-#SBATCH --job-name=herd
-#SBATCH --nodes={servers}
-#SBATCH --ntasks-per-node=1
-#SBATCH --gpus-per-node={min(per_server, machine.count)}
-#SBATCH --exclusive
-#SBATCH --requeue
-#SBATCH --signal=TERM@60
-# {layout}: {_long(projection.seconds)} in all
-export TORCH_NCCL_AVOID_RECORD_STREAMS=1
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-srun torchrun --nnodes="$SLURM_NNODES" --nproc-per-node={min(per_server, machine.count)} --max-restarts=100 \\
-  --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$head:29500" \\
-  -m herd pretrain {recipe} {" ".join(words)}"""
 
 
 # ---- how far to trust it ---------------------------------------------------------------------------------------------
@@ -390,13 +348,13 @@ def _hours_405b() -> float:
     recipes = [Path("llama3/405b.yaml"), Path("llama3/405b-long.yaml")]
     settings = PlanSettings(recipe=recipes, devices=16_384)
     machine = _machine(settings)
-    model, stages, _ = _from_recipes(settings, machine)
+    wanted = _from_recipes(settings, machine)
     short, long = published.TABLE_4[1:]
     planned = [
-        lay_out(model, machine, stage, (long if stage.row_tokens == long.row_tokens else short).layout)
-        for stage in stages
+        lay_out(wanted.model, machine, phase, (long if phase.row_tokens == long.row_tokens else short).layout)
+        for phase in wanted.phases
     ]
-    return summed(model, machine, planned).device_hours
+    return summed(wanted.model, machine, planned).device_hours
 
 
 def _check_table() -> str:

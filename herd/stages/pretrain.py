@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field, fields, replace
 from pathlib import Path
 from statistics import fmean, median
@@ -29,18 +29,17 @@ from herd.model.formats import open_weights
 from herd.model.init import fresh_weights, initialize
 from herd.model.llama import LlamaForCausalLM
 from herd.model.sizes import hyperparameters, model_of_depth, model_of_size
-from herd.ops.probe import best_dtype, matmul_rate
-from herd.parallel.launch import agreed, joined, num_processes, open_run_together, this_process
-from herd.parallel.layout import check
-from herd.parallel.mesh import Mesh
+from herd.ops.probe import best_dtype
+from herd.parallel.launch import agreed, joined, open_run_together
 from herd.parallel.model import ParallelModel
 from herd.parallel.settings import ParallelSettings
 from herd.run import Run, atomic_write, read_metrics
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.checkpoint import is_first
-from herd.train.compile import Compile, choose_float8, compile_model, recompute_layers
+from herd.train.compile import Compile
 from herd.train.objectives import next_token
 from herd.train.optimizer import OptimizerSettings
+from herd.train.placement import place, prepare, read_all
 from herd.train.schedule import BatchSettings, ScheduleSettings, phases, steps_for
 from herd.train.stability import StabilitySettings, step_range
 from herd.train.trackers import Tracker
@@ -58,7 +57,6 @@ _DIALLED = (
 )
 _SHAPE = {field.name for field in fields(ModelConfig)}
 _CHOICES = "choices.json"
-_STATE_COPIES = 3  # of the state on disk at once: the last good one, the one being written, the checkpoint
 
 
 @settings
@@ -104,8 +102,12 @@ class RunSettings:
     """Every so-manieth layer forgets its activations and computes them again backwards: 1 all, 2 half, 0 none."""
     prompts: list[str] = field(default_factory=list)
     """Texts the model continues at 25, 50 and 100 % of the run."""
+    snapshot_steps: int = 0
+    """Steps between checkpoints kept, instead of or beside `snapshots`; 0: none."""
     keep_snapshots: int = 0
     """Newest checkpoints that stay, and the one with the best loss; 0 keeps all."""
+    keep_every: int = 0
+    """Checkpoints after a multiple of so many steps stay too."""
     stability: StabilitySettings = field(default_factory=StabilitySettings)
     """What is done about spikes of the loss or the gradient."""
     skip_steps: list[str] = field(default_factory=list)
@@ -118,8 +120,9 @@ class RunSettings:
     def __post_init__(self):
         if self.save_seconds <= 0:
             raise ValueError("save_seconds must be positive")
-        if min(self.snapshots, self.keep_snapshots, self.recompute, self.hang_seconds) < 0:
-            raise ValueError("snapshots, keep_snapshots, recompute and hang_seconds must be 0 or more")
+        counts = ("snapshots", "snapshot_steps", "keep_snapshots", "keep_every", "recompute", "hang_seconds")
+        if min(getattr(self, name) for name in counts) < 0:
+            raise ValueError(f"{', '.join(counts)} must be 0 or more")
         for text in self.skip_steps:
             step_range(text)
 
@@ -204,12 +207,12 @@ def run(settings: PretrainSettings) -> Path:
         if run.finished:
             return run.path
         tokenizer = Tokenizer.load(settings.tokenizer)
-        dtype = agreed(lambda: _dtype(run, settings.run.dtype))
-        layout = check(_config(settings, tokenizer), settings.parallel, num_processes(), settings.batch.row_tokens)
-        if layout.world > 1:
-            model = _spread(settings, tokenizer, dtype, Mesh(layout, device))
-        else:
-            model = _model(settings, tokenizer, dtype)
+        dtype = agreed(lambda: _dtype(run, settings.run.dtype, device.type))
+        config = _config(settings, tokenizer)
+        row_tokens = settings.batch.row_tokens
+        placement = place(config, settings.parallel, settings.optimizer, device, row_tokens=row_tokens)
+        weights = _weights(settings, config)
+        model = placement.model(lambda: _model(settings, config, dtype), weights, dtype)
         sources = {name: docs.better_than(settings.min_quality) for name, docs in _sources(settings, "train").items()}
         mixture = settings.mixture or {name: float(docs.num_tokens.sum()) for name, docs in sources.items()}
         num_steps = steps_for(settings.batch, settings.tokens)
@@ -219,28 +222,25 @@ def run(settings: PretrainSettings) -> Path:
             schedule,
             seed=settings.run.seed,
             micro_tokens=settings.batch.micro_tokens,
-            rank=layout.data_index(this_process()),
-            world=layout.num_data,
+            **placement.rows,
         )
-        parts = model.parts if isinstance(model, ParallelModel) else [model]
-        for part in parts:
-            if settings.run.dtype == "fp8":
-                choose_float8(part, settings.batch.micro_tokens)
-            recompute_layers(part, settings.run.recompute)
-        [compiled, *_] = [compile_model(part, settings.run.compile) for part in parts]
+        float8 = settings.batch.micro_tokens if settings.run.dtype == "fp8" else 0
+        compiled = prepare(model, settings.run.compile, settings.run.recompute, float8)
         if is_first():  # not before: a run that was refused may be tried again with other settings
             atomic_write(run.path / _CHOICES, json.dumps({"dtype": str(dtype).removeprefix("torch.")}))
-        _announce(run, model, loader, num_steps, compiled)
+        _announce(model, loader, num_steps, compiled)
+        run.need(disk_bytes=placement.disk_bytes)
         saving = SavingSettings(
             save_seconds=settings.run.save_seconds,
+            snapshot_steps=settings.run.snapshot_steps,
             keep_snapshots=settings.run.keep_snapshots,
+            keep_every=settings.run.keep_every,
             keep_best=True,
             trackers=settings.run.trackers,
             hang_seconds=settings.run.hang_seconds,
         )
         hooks = [at_shares(_SAMPLE_SHARES, _sampler(run, model, tokenizer, settings, num_steps, loader))]
         hooks += evenly(settings.run.snapshots, snapshots(model, run, saving))
-        peak = agreed(lambda: matmul_rate(dtype)) * layout.world
         train(
             model,
             next_token,
@@ -253,7 +253,7 @@ def run(settings: PretrainSettings) -> Path:
             stability=settings.run.stability,
             skipped=settings.run.skip_steps,
             hooks=hooks,
-            peak_flops=peak,
+            peak_flops=placement.peak_flops(model),
             label=settings.out.name,
         )
         if not is_first():
@@ -282,13 +282,13 @@ def bits_per_byte(
     return nats / math.log(2) / max(num_bytes, 1)
 
 
-def _dtype(run: Run, wish: str) -> torch.dtype:
+def _dtype(run: Run, wish: str, device: str) -> torch.dtype:
     """The number type, chosen once: an interrupted run keeps what it began with."""
     record = run.path / _CHOICES
     if record.exists():
         return getattr(torch, json.loads(record.read_text())["dtype"])
     if wish == "auto":
-        return best_dtype()
+        return best_dtype(device)
     return torch.float32 if wish == "fp32" else torch.bfloat16
 
 
@@ -307,8 +307,7 @@ def _config(settings: PretrainSettings, tokenizer: Tokenizer) -> ModelConfig:
     return replace(config, rope_theta=theta, max_position_embeddings=row_tokens)
 
 
-def _model(settings: PretrainSettings, tokenizer: Tokenizer, dtype: torch.dtype) -> LlamaForCausalLM:
-    config = _config(settings, tokenizer)
+def _model(settings: PretrainSettings, config: ModelConfig, dtype: torch.dtype) -> LlamaForCausalLM:
     if settings.checkpoint is None:
         model = empty_model(config, device="cpu")
         initialize(model, settings.run.seed, embedding_range=settings.model.embedding_range)
@@ -318,17 +317,11 @@ def _model(settings: PretrainSettings, tokenizer: Tokenizer, dtype: torch.dtype)
     return model
 
 
-def _spread(settings: PretrainSettings, tokenizer: Tokenizer, dtype: torch.dtype, mesh: Mesh) -> ParallelModel:
-    """This process's part of the model; of the whole one no process holds more than a tensor at a time."""
-    config = _config(settings, tokenizer)
-    model = ParallelModel(config, settings.parallel, mesh, dtype).materialize()
-    if settings.checkpoint is None:
-        drawn = fresh_weights(empty_model(config), settings.run.seed, embedding_range=settings.model.embedding_range)
-        model.fill(drawn)
-    else:
-        stored = open_weights(settings.checkpoint)
-        model.fill((name, stored.read(name, torch.float32)) for name in stored.tensors)
-    return model
+def _weights(settings: PretrainSettings, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights that training begins with, one at a time."""
+    if settings.checkpoint is not None:
+        return read_all(open_weights(settings.checkpoint))
+    return fresh_weights(empty_model(config), settings.run.seed, embedding_range=settings.model.embedding_range)
 
 
 def new_config(shape: ModelSettings, tokenizer: Tokenizer, row_tokens: int) -> ModelConfig:
@@ -347,14 +340,13 @@ def _sources(settings: PretrainSettings, side: str) -> dict[str, Documents]:
     return open_shards(settings.shards / side)
 
 
-def _announce(run: Run, model: LlamaForCausalLM, loader: PackedLoader, num_steps: int, compiled: str) -> None:
+def _announce(model: LlamaForCausalLM | ParallelModel, loader: PackedLoader, num_steps: int, compiled: str) -> None:
     parameters = num_parameters(model.config)
     dtype = str(model.dtype if isinstance(model, ParallelModel) else next(model.parameters()).dtype)
     say(
         f"  {amount(parameters)} parameters in {dtype.removeprefix('torch.')}, {num_steps:,} steps, "
         f"{amount(loader.tokens_before(num_steps))} tokens from {', '.join(loader.names)}, compiled: {compiled}"
     )
-    run.need(disk_bytes=_STATE_COPIES * 12 * parameters)
 
 
 def _sampler(
@@ -369,7 +361,7 @@ def _sampler(
     file = run.path / "training_samples.jsonl"
 
     def write(step: int) -> None:
-        if not settings.run.prompts:
+        if not settings.run.prompts or not is_first():
             return
         if isinstance(model, ParallelModel):
             say("  run.prompts are passed over: no process holds the whole model to continue them")

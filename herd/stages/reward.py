@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -12,14 +13,16 @@ from herd.config import settings
 from herd.data.loader import PackedLoader
 from herd.data.preferences import Pairs, load_pairs
 from herd.log import amount, say
-from herd.model.checkpoint import as_reward_model, find_checkpoint, load
+from herd.model.checkpoint import find_checkpoint, read_config, reward_config
 from herd.model.llama import LlamaForSequenceClassification
-from herd.run import open_run
+from herd.parallel.launch import from_all, joined, open_run_together
+from herd.parallel.model import ParallelModel
+from herd.parallel.settings import ParallelSettings
 from herd.tokenizer.tokenizer import Tokenizer
-from herd.train.compile import compile_model
 from herd.train.metrics import last_means
 from herd.train.objectives import reward_margins, reward_pairs
 from herd.train.optimizer import OptimizerSettings
+from herd.train.placement import Placement, place, prepare
 from herd.train.schedule import BatchSettings, ScheduleSettings, phases
 from herd.train.stability import StabilitySettings
 from herd.train.trainer import SavingSettings, finish, train
@@ -51,66 +54,83 @@ class RewardSettings:
     """What is kept while it runs."""
     stability: StabilitySettings = field(default_factory=StabilitySettings)
     """What is done about spikes of the loss or the gradient."""
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
+    """How the model and the rows are spread over the processes that `torchrun` starts."""
+    recompute: int = 0
+    """Every so-manieth layer forgets its activations and computes them again backwards: 1 all, 2 half, 0 none."""
     seed: int = 0
     """Seed of the score head and of the order of the pairs."""
 
     def __post_init__(self):
-        if self.epochs <= 0 or not 0 <= self.holdout < 1:
-            raise ValueError("epochs must be positive and holdout a share of at least 0 and less than 1")
+        if self.epochs <= 0 or self.recompute < 0 or not 0 <= self.holdout < 1:
+            raise ValueError("epochs must be positive, recompute 0 or more, holdout a share: 0 or more, less than 1")
 
 
 def run(settings: RewardSettings) -> Path:
     """Train, measure accuracy on the held-out pairs by kind, and write `checkpoint/`."""
     inputs = {"pairs": settings.pairs, "checkpoint": settings.checkpoint}
-    with open_run(settings.out, stage="reward", settings=settings, inputs=inputs) as run:
+    with (
+        joined(settings.out) as device,
+        open_run_together(settings.out, stage="reward", settings=settings, inputs=inputs) as run,
+    ):
         if run.finished:
             return run.path
         checkpoint, batch = find_checkpoint(settings.checkpoint), settings.batch
-        tokenizer, model = Tokenizer.load(checkpoint), as_reward_model(load(checkpoint), settings.seed)
-        compile_model(model, "auto")
+        tokenizer, config = Tokenizer.load(checkpoint), reward_config(read_config(checkpoint))
+        placement = place(
+            config, settings.parallel, settings.optimizer, device, row_tokens=batch.row_tokens, whole_rows=True
+        )
         pairs = load_pairs(settings.pairs, tokenizer, batch.row_tokens, min_strength=settings.min_strength)
         trained, held_out = pairs.split(settings.holdout)
-        num_steps = _loader(trained, settings, 1).steps_for_epochs(settings.epochs)
+        num_steps = _loader(trained, settings, placement, 1).steps_for_epochs(settings.epochs)
         say(f"  {amount(len(trained))} pairs to train on, {amount(len(held_out))} held out, {num_steps} steps")
-        run.need(disk_bytes=36 * sum(parameter.numel() for parameter in model.parameters()))
+        run.need(disk_bytes=placement.disk_bytes)
+        model = placement.load(checkpoint, score_seed=settings.seed)
+        prepare(model, "auto", settings.recompute)
         train(
             model,
             reward_pairs,
-            _loader(trained, settings, num_steps),
+            _loader(trained, settings, placement, num_steps),
             run,
             num_steps=num_steps,
             optimizer=settings.optimizer,
             schedule=settings.schedule,
             saving=settings.saving,
             stability=settings.stability,
+            peak_flops=placement.peak_flops(model),
             label="reward",
         )
         figures = {"pairs": len(trained), "heldout_pairs": len(held_out)} | last_means(run.path)
         if len(held_out):
-            figures |= accuracy(model, held_out, settings)
+            figures |= accuracy(model, held_out, _loader(held_out, settings, placement, 1))
             say(f"  held-out accuracy {figures['heldout_accuracy']:.1%}")
         finish(model, run, tokenizer, figures)
     return run.path
 
 
 @torch.no_grad()
-def accuracy(model: LlamaForSequenceClassification, pairs: Pairs, settings: RewardSettings) -> dict[str, float]:
+def accuracy(
+    model: LlamaForSequenceClassification | ParallelModel, pairs: Pairs, loader: PackedLoader
+) -> dict[str, float]:
     """How often the better response of a held-out comparison scores higher, over all and for each kind of pair."""
     model.eval()
+    device, won = next(model.parameters()).device, []
+    for batch in loader.epoch():
+        better = (model.run(reward_margins, batch.to(device)) > 0).tolist()
+        won += zip(better, batch.columns["document"].tolist())
     right: dict[str, list[bool]] = {}
-    for batch in _loader(pairs, settings, 1).epoch():
-        won = (model.run(reward_margins, batch) > 0).tolist()
-        for better, document in zip(won, batch.columns["document"].tolist()):
-            for name in ("heldout_accuracy", f"heldout_accuracy/{pairs.kind[document]}"):
-                right.setdefault(name, []).append(better)
+    for better, document in chain.from_iterable(from_all(won)):
+        for name in ("heldout_accuracy", f"heldout_accuracy/{pairs.kind[document]}"):
+            right.setdefault(name, []).append(better)
     return {name: sum(values) / len(values) for name, values in right.items() if not name.endswith("/")}
 
 
-def _loader(pairs: Pairs, settings: RewardSettings, num_steps: int) -> PackedLoader:
+def _loader(pairs: Pairs, settings: RewardSettings, placement: Placement, num_steps: int) -> PackedLoader:
     return PackedLoader(
         {"pairs": pairs.documents},
         phases(settings.batch, num_steps, {"pairs": 1.0}),
         seed=settings.seed,
         micro_tokens=settings.batch.micro_tokens,
         columns=pairs.reward_columns,
+        **placement.rows,
     )

@@ -10,14 +10,14 @@ from herd.config import settings
 from herd.data.conversations import load_conversations
 from herd.data.loader import PackedLoader
 from herd.log import amount, say
-from herd.model.checkpoint import find_checkpoint, load
-from herd.ops.probe import matmul_rate
-from herd.run import open_run
+from herd.model.checkpoint import find_checkpoint, read_config
+from herd.parallel.launch import joined, open_run_together
+from herd.parallel.settings import ParallelSettings
 from herd.tokenizer.tokenizer import Tokenizer
-from herd.train.compile import compile_model
 from herd.train.metrics import last_means
 from herd.train.objectives import next_token
 from herd.train.optimizer import OptimizerSettings
+from herd.train.placement import place, prepare
 from herd.train.schedule import BatchSettings, ScheduleSettings, phases
 from herd.train.stability import StabilitySettings
 from herd.train.trainer import SavingSettings, finish, train
@@ -47,31 +47,40 @@ class SftSettings:
     """What is kept while it runs."""
     stability: StabilitySettings = field(default_factory=StabilitySettings)
     """What is done about spikes of the loss or the gradient."""
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
+    """How the model and the rows are spread over the processes that `torchrun` starts."""
+    recompute: int = 0
+    """Every so-manieth layer forgets its activations and computes them again backwards: 1 all, 2 half, 0 none."""
     seed: int = 0
     """Seed of the order of the conversations."""
 
     def __post_init__(self):
-        if self.epochs <= 0:
-            raise ValueError("epochs must be positive")
+        if self.epochs <= 0 or self.recompute < 0:
+            raise ValueError("epochs must be positive, recompute 0 or more")
 
 
 def run(settings: SftSettings) -> Path:
     """Train, and write `checkpoint/` with the tokenizer beside the weights."""
     inputs = {"conversations": settings.conversations, "checkpoint": settings.checkpoint}
-    with open_run(settings.out, stage="sft", settings=settings, inputs=inputs) as run:
+    with (
+        joined(settings.out) as device,
+        open_run_together(settings.out, stage="sft", settings=settings, inputs=inputs) as run,
+    ):
         if run.finished:
             return run.path
         checkpoint, batch = find_checkpoint(settings.checkpoint), settings.batch
-        tokenizer, model = Tokenizer.load(checkpoint), load(checkpoint)
+        tokenizer, config = Tokenizer.load(checkpoint), read_config(checkpoint)
+        placement = place(config, settings.parallel, settings.optimizer, device, row_tokens=batch.row_tokens)
         sources = load_conversations(settings.conversations, tokenizer, batch.row_tokens)
         mixture = settings.mixture or {name: float(docs.num_tokens.sum()) for name, docs in sources.items()}
-        options = {"seed": settings.seed, "micro_tokens": batch.micro_tokens}
+        options = {"seed": settings.seed, "micro_tokens": batch.micro_tokens, **placement.rows}
         num_steps = PackedLoader(sources, phases(batch, 1, mixture), **options).steps_for_epochs(settings.epochs)
         loader = PackedLoader(sources, phases(batch, num_steps, mixture), **options)
-        compile_model(model, "auto")
         num_conversations = sum(len(documents) for documents in sources.values())
         say(f"  {amount(num_conversations)} conversations, {num_steps} steps")
-        run.need(disk_bytes=36 * sum(parameter.numel() for parameter in model.parameters()))
+        run.need(disk_bytes=placement.disk_bytes)
+        model = placement.load(checkpoint)
+        prepare(model, "auto", settings.recompute)
         train(
             model,
             partial(next_token, sources=loader.names),
@@ -82,9 +91,9 @@ def run(settings: SftSettings) -> Path:
             schedule=settings.schedule,
             saving=settings.saving,
             stability=settings.stability,
-            peak_flops=matmul_rate(next(model.parameters()).dtype),
+            peak_flops=placement.peak_flops(model),
             label="sft",
         )
-        model.config = replace(model.config, eos_token_id=tokenizer.stop_ids)  # it ends turns now: a model for chat
+        model.config = replace(config, eos_token_id=tokenizer.stop_ids)  # it ends turns now: a model for chat
         finish(model, run, tokenizer, {"conversations": num_conversations, "steps": num_steps} | last_means(run.path))
     return run.path

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from herd.errors import CapacityError, CheckpointError
 from herd.log import say, size
+from herd.parallel.launch import from_all
 
 T = TypeVar("T")
 
@@ -36,8 +37,10 @@ KEEP = 2
 _MANIFEST = "manifest.json"
 
 
-def save_state(folder: Path, step: int, tensors: dict[str, Tensor]) -> None:
+def save_state(folder: Path, step: int, tensors: dict[str, Tensor], keep_every: int = 0) -> None:
     """Write the state after `step` finished steps; older ones but one are deleted afterwards.
+
+    With `keep_every` the two newest after a multiple of so many steps stay too: what a run can be rolled back to.
 
     Raises:
         CapacityError: the disk is full; the states that were there stay as they were.
@@ -51,7 +54,7 @@ def save_state(folder: Path, step: int, tensors: dict[str, Tensor]) -> None:
         record = _record(aside)
         if is_first():
             _seal(aside, target, record)
-            _delete_old(folder)
+            _delete_old(folder, keep_every)
     except (OSError, dcp.api.CheckpointException) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise CapacityError(
@@ -67,8 +70,8 @@ class StateSaver:
     Several processes write together and at once: their collectives must not cross those of the training.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, keep_every: int = 0):
+        self.folder, self.keep_every = folder, keep_every
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -80,7 +83,7 @@ class StateSaver:
         """
         self.finish()
         if wait or dist.is_initialized():
-            save_state(self.folder, step, tensors)
+            save_state(self.folder, step, tensors, self.keep_every)
             return
         copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         self._thread = threading.Thread(target=self._write, args=(step, copies), name="save state")
@@ -101,18 +104,18 @@ class StateSaver:
 
     def _write(self, step: int, tensors: dict[str, Tensor]) -> None:
         try:
-            save_state(self.folder, step, tensors)
+            save_state(self.folder, step, tensors, self.keep_every)
         except BaseException as error:  # raised where the training can see it
             self._error = error
 
 
-def load_state(folder: Path, tensors: dict[str, Tensor]) -> bool:
-    """Fill `tensors` in place from the newest whole state; false when there is none.
+def load_state(folder: Path, tensors: dict[str, Tensor], step: int | None = None) -> bool:
+    """Fill `tensors` in place from the newest whole state, or from that after `step` steps; false if there is none.
 
     Raises:
         CheckpointError: there are states but none is whole, or it belongs to another model.
     """
-    found = sorted(folder.glob("step-*"), reverse=True)
+    found = sorted(folder.glob("step-*" if step is None else f"step-{step:08d}"), reverse=True)
     for state in found:
         if fault := _fault(state):
             say(f"  {state}: {fault}; trying the one before")
@@ -145,6 +148,20 @@ def read_masters(folder: Path, weights: dict[str, Tensor]) -> None:
         weight.data.copy_(master[f"master/{name}"])
 
 
+def discard_after(folder: Path, step: int) -> None:
+    """Delete the states of more than `step` steps: the run is set back and will make them anew."""
+    if is_first():
+        for state in folder.glob("step-*"):
+            if steps_of(state) > step:
+                shutil.rmtree(state)
+    from_all(None)  # nobody goes on before they are gone
+
+
+def steps_of(state: Path) -> int:
+    """After how many steps a state or a snapshot was saved, by its name."""
+    return int(state.name.removeprefix("step-"))
+
+
 def discard_state(folder: Path) -> None:
     """Delete all states of a run that is finished."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -175,7 +192,7 @@ def _record(aside: Path) -> dict[str, dict]:
     files = sorted(file for file in aside.iterdir() if file.name != _MANIFEST)
     return {
         name: record
-        for part in _from_all(
+        for part in from_all(
             {file.name: {"bytes": file.stat().st_size, "sha256": _hash(file)} for file in _share(files)}
         )
         for name, record in part.items()
@@ -194,7 +211,7 @@ def _seal(aside: Path, target: Path, record: dict[str, dict]) -> None:
 
 def _fault(state: Path) -> str | None:
     """What is wrong with a state, or None; the same on all processes, each of which reads its share of the files."""
-    return next((fault for fault in _from_all(_fault_of_share(state)) if fault), None)
+    return next((fault for fault in from_all(_fault_of_share(state)) if fault), None)
 
 
 def _fault_of_share(state: Path) -> str | None:
@@ -213,18 +230,12 @@ def _share(items: Sequence[T]) -> Sequence[T]:
     return items[dist.get_rank() :: dist.get_world_size()] if dist.is_initialized() else items
 
 
-def _from_all(value: T) -> list[T]:
-    """What each process has, known to all."""
-    if not dist.is_initialized():
-        return [value]
-    values: list = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def _delete_old(folder: Path) -> None:
-    for old in sorted(folder.glob("step-*"))[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+def _delete_old(folder: Path, keep_every: int = 0) -> None:
+    states = sorted(folder.glob("step-*"))
+    anchors = [state for state in states if keep_every and steps_of(state) % keep_every == 0]
+    for old in states[:-KEEP]:
+        if old not in anchors[-KEEP:]:
+            shutil.rmtree(old, ignore_errors=True)
     for leftover in folder.glob(".step-*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from herd.config import settings
 from herd.errors import CheckpointError, ConfigError
+from herd.model.config import ModelConfig
 from herd.ops.nf4 import Nf4, dequantize, nf4_linear, quantize
 from herd.run import atomic_folder
 
@@ -90,15 +91,41 @@ class LoraLinear(nn.Module):
         return linear
 
 
-def add_adapters(model: nn.Module, options: LoraSettings, seed: int = 0) -> None:
-    """Freeze a Llama and put an adapter beside each chosen matrix, in place; a head that scores is learned whole."""
+def adapter_parameters(config: ModelConfig, options: LoraSettings) -> int:
+    """How many weights the adapters of a model of this shape have."""
+    shapes = matrix_shapes(config)
+    return options.rank * config.num_hidden_layers * sum(sum(shapes[name]) for name in set(options.targets))
+
+
+def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Rows and columns of each matrix of a block."""
+    width, wide = config.hidden_size, config.intermediate_size
+    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    return {
+        "q_proj": (queries, width),
+        "k_proj": (keys, width),
+        "v_proj": (keys, width),
+        "o_proj": (width, queries),
+        "gate_proj": (wide, width),
+        "up_proj": (wide, width),
+        "down_proj": (width, wide),
+    }
+
+
+def add_adapters(
+    model: nn.Module, options: LoraSettings, seed: int = 0, device: torch.device | str | None = None
+) -> None:
+    """Freeze a Llama and put an adapter beside each chosen matrix, in place; a head that scores is learned whole.
+
+    On another `device` the matrices are moved one by one: it never holds all that become 4 bits as they were.
+    """
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for _, block in _blocks(model):
         for parent in (block.self_attn, block.mlp):
             for name in [name for name, _ in parent.named_children() if name in options.targets]:
-                setattr(parent, name, LoraLinear(getattr(parent, name), options, generator))
+                setattr(parent, name, LoraLinear(getattr(parent, name).to(device), options, generator))
     if hasattr(model, "score"):
         model.score.weight.requires_grad_(True)
 

@@ -23,7 +23,8 @@ from herd.config import settings
 from herd.errors import ConfigError
 from herd.train.lora import LoraSettings
 
-_CHUNK = 2**24  # elements of a bfloat16 update that are float32 at a time
+UPDATE_CHUNK = 2**24
+"""Elements of a bfloat16 update that are float32 at a time."""
 _ALIGN = 64  # elements: every parameter begins on a cache line, whatever its dtype
 
 
@@ -57,6 +58,15 @@ class OptimizerSettings:
             raise ValueError("beta1 and beta2 must lie in [0, 1)")
         if self.weight_decay < 0 or self.clip_norm < 0:
             raise ValueError("weight_decay and clip_norm must be 0 or more")
+
+
+STATE_BYTES = {"fp32": 12, "bf16": 6}
+"""Of a saved parameter: its master and two moments."""
+
+
+def is_narrow(options: OptimizerSettings) -> bool:
+    """Whether the settings are those that a mesh has not: adapters, or state in bfloat16."""
+    return bool(options.lora.rank) or options.state != "fp32"
 
 
 class FlatAdamW:
@@ -140,7 +150,7 @@ class FlatAdamW:
         (beta1, beta2), rate = options["betas"], options["lr"]
         generator = torch.Generator(group.master.device).manual_seed(seed)
         kept = (group.master.detach(), moments["exp_avg"], moments["exp_avg_sq"])
-        for parts in zip(group.sums().split(_CHUNK), *(tensor.split(_CHUNK) for tensor in kept)):
+        for parts in zip(group.sums().split(UPDATE_CHUNK), *(tensor.split(UPDATE_CHUNK) for tensor in kept)):
             gradient, weight, mean, square = (part.float() for part in parts)
             gradient *= scale
             mean.lerp_(gradient, 1 - beta1)

@@ -9,22 +9,37 @@ from herd.data.loader import PackedLoader, Phase
 from herd.data.preferences import Pairs
 from herd.log import progress
 from herd.model.llama import LlamaForCausalLM
+from herd.parallel.launch import from_all
+from herd.parallel.model import ParallelModel
 from herd.train.objectives import response_sums
 
 
 @torch.no_grad()
-def log_probs(model: LlamaForCausalLM, pairs: Pairs, *, row_tokens: int, micro_tokens: int = 8192) -> np.ndarray:
+def log_probs(
+    model: LlamaForCausalLM | ParallelModel,
+    pairs: Pairs,
+    *,
+    row_tokens: int,
+    micro_tokens: int = 8192,
+    rank: int = 0,
+    world: int = 1,
+) -> np.ndarray:
     """The summed log-probability of every response (the tokens that count for DPO), one per document of `pairs`.
 
-    Of a pair with three responses only the best and the worst are computed, the middle one stays NaN.
+    Of a pair with three responses only the best and the worst are computed, the middle one stays NaN. Of `world`
+    processes each computes its share of the rows, and all get all.
     """
     phase = Phase(batch_tokens=row_tokens, row_tokens=row_tokens, mixture={"pairs": 1.0})
-    loader = PackedLoader({"pairs": pairs.documents}, [phase], micro_tokens=micro_tokens, columns=pairs.dpo_columns)
+    options = {"micro_tokens": micro_tokens, "columns": pairs.dpo_columns, "rank": rank, "world": world}
+    loader = PackedLoader({"pairs": pairs.documents}, [phase], **options)
     sums = np.full(len(pairs.documents), np.nan)
+    device = next(model.parameters()).device
     model.eval()
-    with progress("reference", total=len(pairs), unit="pairs") as bar:
+    with progress("reference", total=-(-len(pairs) // world), unit="pairs") as bar:
         for batch in loader.epoch():
-            found = model.run(response_sums, batch)
-            sums[batch.columns["document"].numpy()] = found.double().numpy()
+            found = model.run(response_sums, batch.to(device))
+            sums[batch.columns["document"].numpy()] = found.double().cpu().numpy()
             bar.advance(len(found) // 2)
+    for share in from_all(sums):
+        sums = np.where(np.isnan(sums), share, sums)
     return sums

@@ -1,7 +1,8 @@
 """What happens when a step goes wrong: outliers found, steps passed over, runs set back, and a name for the culprit.
 
 A step whose loss or gradient norm stands far above those before it can do harm that lasts. `skip` passes its data over;
-`rollback` also takes back the steps since the last saved state, and passes over their data too; `stop` ends the run.
+`rollback` also takes back the steps since the last of the states kept for that (a function of the step, not of the
+clock, so that a run killed anywhere does the same), and passes over their data too; `stop` ends the run.
 What is passed over is recorded in the run folder (`skips.json`) before it takes effect, so that a resumed run does the
 same, and every other sample stays where the schedule has it.
 """
@@ -37,11 +38,15 @@ class StabilitySettings:
     window_steps: int = 128
     """Steps that a new one is compared with."""
     action: Literal["stop", "skip", "rollback"] = "stop"
-    """Stop the run; pass the step's data over; or go back to the last saved state and pass over the data since."""
+    """Stop the run; pass the step's data over; or go back some steps and pass over the data since."""
+    rollback_steps: int = 100
+    """Steps between the states that `rollback` goes back to: those after 0, 100, 200, ... steps, whenever it is."""
     most: int = 20
     """Outliers after which a run is stopped all the same."""
 
     def __post_init__(self):
+        if self.rollback_steps < 1:
+            raise ValueError("rollback_steps must be at least 1")
         if self.deviations < 0 or self.window_steps < _LEAST_STEPS or self.most < 0:
             raise ValueError(f"deviations and most must be 0 or more, window_steps at least {_LEAST_STEPS}")
 

@@ -25,15 +25,24 @@ from torch import nn
 
 from herd.config import settings
 from herd.data.loader import PackedLoader
-from herd.errors import ConfigError, DataError
+from herd.errors import CheckpointError, ConfigError, DataError
 from herd.log import progress, say
 from herd.model.checkpoint import empty_model, save
 from herd.model.flops import flops_per_token
 from herd.model.llama import Objective
+from herd.parallel.launch import agreed
 from herd.parallel.model import ParallelModel
 from herd.run import Run, read_metrics
 from herd.tokenizer.tokenizer import Tokenizer
-from herd.train.checkpoint import StateSaver, discard_state, is_first, load_state, read_masters
+from herd.train.checkpoint import (
+    StateSaver,
+    discard_after,
+    discard_state,
+    is_first,
+    load_state,
+    read_masters,
+    steps_of,
+)
 from herd.train.compile import keep_freed_memory
 from herd.train.energy import Energy
 from herd.train.lora import add_adapters, has_adapters, merge_adapters, save_adapters
@@ -46,6 +55,8 @@ from herd.train.trackers import Tracker, Trackers
 from herd.train.watch import COLLECTIVE, Watchdog
 from herd.types import Batch
 
+_REHEARSAL = 2  # steps after which a new run's state is saved and loaded once, to see that this works
+
 
 @settings
 class SavingSettings:
@@ -57,6 +68,8 @@ class SavingSettings:
     """Steps between checkpoints kept under `checkpoints/` (for averaging); 0 keeps none."""
     keep_snapshots: int = 0
     """Newest checkpoints that stay under `checkpoints/`; 0 keeps all."""
+    keep_every: int = 0
+    """Keep beside them the checkpoints after a multiple of so many steps; 0: none for that."""
     keep_best: bool = False
     """Keep beside them the checkpoint with the lowest training loss since the one before it."""
     log_steps: int = 1
@@ -69,8 +82,8 @@ class SavingSettings:
     def __post_init__(self):
         if self.save_seconds <= 0 or self.log_steps < 1:
             raise ValueError("save_seconds and log_steps must be positive")
-        if min(self.snapshot_steps, self.keep_snapshots, self.hang_seconds) < 0:
-            raise ValueError("snapshot_steps, keep_snapshots and hang_seconds must be 0 or more")
+        if min(self.snapshot_steps, self.keep_snapshots, self.keep_every, self.hang_seconds) < 0:
+            raise ValueError("snapshot_steps, keep_snapshots, keep_every and hang_seconds must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -134,18 +147,19 @@ def train(
     optimizer = optimizer or OptimizerSettings()
     if isinstance(model, ParallelModel) and (optimizer.lora.rank or optimizer.state != "fp32"):
         raise ConfigError("on a mesh all weights are learned with float32 state: leave optimizer.lora and .state alone")
-    if optimizer.lora.rank:
+    if optimizer.lora.rank and not has_adapters(model):
         add_adapters(model, optimizer.lora)
     keep_freed_memory()
     adamw = _resumed(model, optimizer, run)
     speed = Speed(flops_per_token(model.config, loader.phases[0].row_tokens), peak_flops)
     hooks = [*hooks, every(saving.snapshot_steps, snapshots(model, run, saving))]
     skips, stability = Skips(run.path, skipped), stability or StabilitySettings()
-    monitor = Monitor(stability, read_metrics(run.path))
-    settled, saved_at, saved_step = True, time.monotonic(), adamw.num_steps
-    saver, trackers, energy = StateSaver(run.path / "state"), _trackers(saving, run.path), Energy()
+    monitor = _monitor(stability, saving, run)
+    settled, saved_at, fresh = True, time.monotonic(), not adamw.num_steps
+    anchored = stability.rollback_steps if stability.action == "rollback" else 0
+    saver, trackers, energy = StateSaver(run.path / "state", anchored), _trackers(saving, run.path), Energy()
     watchdog = Watchdog(run.path, saving.hang_seconds)
-    if stability.action == "rollback" and not saved_step:
+    if anchored and not adamw.num_steps:
         saver.save(0, adamw.state(), wait=True)
     model.train()
     for hook in hooks:  # a run killed between its save and its hooks owes them: a snapshot may be missing
@@ -165,8 +179,8 @@ def train(
                     adamw.drop_gradients()
                     saver.finish()
                     _check_may_go_on(stability, skips, fault, step, partial(_culprit, model, objective, batches))
-                    _pass_over(adamw, run, skips, saved_step if stability.action == "rollback" else step, fault)
-                    monitor = Monitor(stability, read_metrics(run.path))
+                    _pass_over(adamw, run, skips, step - step % anchored if anchored else step, fault)
+                    monitor = _monitor(stability, saving, run)
                     bar.done = done = _tokens(loader, skips, adamw.num_steps)
                     continue
                 rate = learning_rate(schedule, adamw.options.learning_rate, step, num_steps)
@@ -185,10 +199,14 @@ def train(
                 bar.advance(seen, loss=figures["loss"])
                 due = [hook for hook in hooks if hook.due(step + 1, num_steps)]
                 now = due or step + 1 == num_steps  # what comes next needs the state on disk
-                if _agreed(now or time.monotonic() - saved_at > saving.save_seconds):
+                anchor = anchored and (step + 1) % anchored == 0
+                rehearsal = fresh and step + 1 == _REHEARSAL < num_steps
+                if _agreed(now or anchor or rehearsal or time.monotonic() - saved_at > saving.save_seconds):
                     watchdog.now(step, COLLECTIVE + "saving")
-                    saver.save(step + 1, adamw.state(), wait=bool(now))
-                    saved_at, saved_step = time.monotonic(), step + 1
+                    saver.save(step + 1, adamw.state(), wait=bool(now or rehearsal))
+                    saved_at = time.monotonic()
+                if rehearsal:  # what cannot be resumed is to be known now, not after the first crash
+                    _restore(adamw, run.path / "state")
                 for hook in due:
                     watchdog.now(step, "a hook")
                     _call(hook, model, step + 1)
@@ -207,6 +225,7 @@ def finish(model: nn.Module, run: Run, tokenizer: Tokenizer | None = None, figur
     and only then let go of the state."""
     if not is_first():
         return
+    model = assembled(model, run.path)
     if has_adapters(model):
         save_adapters(model, run.path / "adapter")
         merge_adapters(model)
@@ -238,12 +257,19 @@ def assembled(model: nn.Module, folder: Path) -> nn.Module:
 
 def _resumed(model: nn.Module, options: OptimizerSettings, run: Run) -> FlatAdamW | ShardedAdamW:
     adamw = (ShardedAdamW if isinstance(model, ParallelModel) else FlatAdamW)(model, options)
-    tensors = adamw.state()
-    if load_state(run.path / "state", tensors):
-        adamw.restored(tensors)
+    _restore(adamw, run.path / "state")
     if is_first():
         run.rewind(adamw.num_steps)
     return adamw
+
+
+def _restore(adamw: FlatAdamW | ShardedAdamW, folder: Path, step: int | None = None) -> bool:
+    """Take up the newest state, or that after so many steps; false where there is none."""
+    tensors = adamw.state()
+    found = load_state(folder, tensors, step)
+    if found:
+        adamw.restored(tensors)
+    return found
 
 
 def _accumulate(
@@ -284,6 +310,17 @@ def _norm(adamw: FlatAdamW | ShardedAdamW, totals: Totals, step: int) -> float:
     return adamw.norm(totals.count)
 
 
+def _monitor(stability: StabilitySettings, saving: SavingSettings, run: Run) -> Monitor:
+    """The monitor as it was after the steps in metrics.jsonl, the same on all processes.
+
+    Raises:
+        ConfigError: not every step is in there, so that a resumed run would compare with other steps.
+    """
+    if stability.deviations and saving.log_steps > 1:
+        raise ConfigError("stability.deviations compares with every step before: set saving.log_steps to 1")
+    return Monitor(stability, agreed(lambda: read_metrics(run.path)))
+
+
 def _check_may_go_on(
     stability: StabilitySettings, skips: Skips, fault: str, step: int, find_culprit: Callable[[], str]
 ) -> None:
@@ -302,14 +339,21 @@ def _culprit(model: nn.Module, objective: Objective, batches: Sequence[Batch]) -
 
 
 def _pass_over(adamw: FlatAdamW | ShardedAdamW, run: Run, skips: Skips, back: int, fault: str) -> None:
-    """Leave out the data from step `back` to the present one, and be at that step again."""
-    step = adamw.num_steps
+    """Leave out the data from step `back` to the present one, and be at that step again.
+
+    Later states go first: a run killed here comes to the same step once more, and finds the same.
+    """
+    step, state = adamw.num_steps, run.path / "state"
+    if back < step:
+        discard_after(state, back)
     skips.add(skips.place(back), skips.place(step) + 1, f"step {step + 1}: {fault}", is_first())
     say(f"\n  step {step + 1}: {fault}; its data are passed over" + (f", back to step {back}" if back < step else ""))
     if back < step:
-        tensors = adamw.state()
-        load_state(run.path / "state", tensors)
-        adamw.restored(tensors)
+        if not _restore(adamw, state, back):
+            raise CheckpointError(
+                f"{state}: the state after step {back}, to which the run is to be rolled back, is missing; was "
+                "stability.rollback_steps changed? Set it back, or use stability.action=skip"
+            )
         if is_first():
             run.rewind(back)
 
@@ -330,7 +374,7 @@ def _snapshot(model: nn.Module, folder: Path, saving: SavingSettings, step: int)
     if saving.keep_snapshots:
         best = _best(kept, read_metrics(folder)) if saving.keep_best else None
         for old in kept[: -saving.keep_snapshots]:
-            if old != best:
+            if old != best and not (saving.keep_every and steps_of(old) % saving.keep_every == 0):
                 shutil.rmtree(old)
 
 
@@ -338,7 +382,7 @@ def _best(snapshots: Sequence[Path], rows: Sequence[dict]) -> Path:
     """The snapshot with the lowest mean loss over the steps since the one before (a tenth of the run at most)."""
 
     def loss(path: Path) -> float:
-        last = int(path.name.removeprefix("step-"))
+        last = steps_of(path)
         before = [row["loss"] for row in rows if row["step"] <= last]
         return fmean(before[-max(1, len(rows) // 10) :]) if before else math.inf  # log_steps may be the larger
 

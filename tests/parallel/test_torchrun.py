@@ -1,10 +1,6 @@
 """`torchrun -m herd pretrain`: the run of one process, whatever the mesh, also when a rank is killed."""
 
-import os
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +10,7 @@ from herd.data.shards import ShardWriter
 from herd.model.checkpoint import load
 from herd.run import read_manifest, read_metrics
 from herd.tokenizer.tokenizer import Tokenizer
+from tests.parallel.torchrun import SECONDS, end, kill_all, kill_one, launch, wait_for_steps
 
 TEXT = "def add(first, second):\n    return first + second\n\n\nprint(add(1, 2))\n"
 SHAPE = (
@@ -22,8 +19,6 @@ SHAPE = (
     "optimizer.learning_rate=3e-3 run.dtype=fp32 run.save_seconds=0.3 run.snapshots=2 tokens=32000"
 )
 NUM_STEPS = 100
-SECONDS = 300
-ENVIRONMENT = os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -43,35 +38,8 @@ def corpus(tmp_path_factory) -> Path:
 
 
 def start(corpus: Path, out: Path, *words: str, processes: int = 1, restarts: int = 1) -> subprocess.Popen:
-    launcher = [
-        "torch.distributed.run",
-        "--nproc-per-node",
-        str(processes),
-        "--max-restarts",
-        str(restarts),
-        "--standalone",
-    ]
-    module = ["-m", *launcher, "-m", "herd"] if processes > 1 else ["-m", "herd"]
     places = [f"shards={corpus / 'shards'}", f"tokenizer={corpus / 'tokenizer'}", f"out={out}"]
-    command = [sys.executable, *module, "pretrain", *places, *SHAPE.split(), *words]
-    return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def wait_for_steps(process: subprocess.Popen, out: Path, steps: int) -> None:
-    while len(read_metrics(out)) < steps and process.poll() is None:
-        time.sleep(0.05)
-    assert process.poll() is None, process.stderr.read()
-
-
-def workers(process: subprocess.Popen) -> list[int]:
-    """The processes that a launcher has started."""
-    return [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-
-
-def end(process: subprocess.Popen) -> str:
-    text = process.communicate(timeout=SECONDS)[1]
-    assert process.returncode == 0, text
-    return text
+    return launch("pretrain", *places, *SHAPE.split(), *words, processes=processes, restarts=restarts)
 
 
 def curve(out: Path) -> torch.Tensor:
@@ -105,8 +73,7 @@ def test_a_rank_killed_in_mid_run_is_started_again_and_the_losses_are_those_of_o
     out = tmp_path / "run"
     process = start(corpus, out, "parallel.shard=2", processes=2)
     wait_for_steps(process, out, 30)
-    [victim] = [number for number in workers(process) if str(number) != (out / ".lock").read_text()]
-    os.kill(victim, signal.SIGKILL)
+    kill_one(process, out)
     assert "exitcode: -9" in end(process)
     check_same(out, alone)
 
@@ -117,9 +84,7 @@ def test_a_run_begun_on_one_mesh_is_continued_on_another_and_ended_by_one_proces
     for steps, words in ((20, ["parallel.tensor=2"]), (50, ["parallel.pipeline=2", "parallel.interleave=2"])):
         process = start(corpus, out, *words, processes=2)
         wait_for_steps(process, out, steps)
-        for number in (process.pid, *workers(process)):  # nobody gets to say goodbye
-            os.kill(number, signal.SIGKILL)
-        process.communicate(timeout=SECONDS)
+        kill_all(process)
     end(start(corpus, out))
     check_same(out, alone)
 
@@ -128,7 +93,7 @@ def test_a_run_begun_on_one_mesh_is_continued_on_another_and_ended_by_one_proces
 def test_adapters_on_a_mesh_are_refused_in_words(corpus, tmp_path):
     words = ["parallel.shard=2", "optimizer.lora.rank=4"]
     said = start(corpus, tmp_path / "run", *words, processes=2, restarts=0).communicate(timeout=SECONDS)[1]
-    assert "on a mesh all weights are learned" in said
+    assert "on a mesh all weights are learned with float32 state" in said
     assert "AttributeError" not in said
 
 

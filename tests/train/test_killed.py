@@ -1,8 +1,10 @@
 """A training run killed with SIGKILL at random moments ends with the losses of one that was left alone.
 
-Its mixture, row length and batch change on the way, and a range of steps is passed over.
+Its mixture, row length and batch change on the way, a range of steps is passed over, and losses that are no number
+set the run back.
 """
 
+import json
 import os
 import random
 import signal
@@ -20,9 +22,10 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from herd.data.loader import PackedLoader, Phase
-from herd.train.objectives import next_token
 from herd.train.optimizer import OptimizerSettings
+from herd.train.stability import StabilitySettings
 from herd.train.trainer import SavingSettings, finish, train
+from tests.train.test_stability import spoiled
 from tests.train.tiny import corpus, run_folder, tiny_model
 
 phases = [
@@ -38,7 +41,9 @@ with run_folder(Path(sys.argv[1])) as run:
         saving = SavingSettings(save_seconds=0.05)
         print("ready", flush=True)
         options = {"saving": saving, "optimizer": OptimizerSettings(), "skipped": ["40-49", "88-93"]}
-        train(model, next_token, loader, run, num_steps=200, **options)
+        options["stability"] = StabilitySettings(action="rollback", rollback_steps=20)
+        objective = spoiled(loader, [70, 150], float("nan"))
+        train(model, objective, loader, run, num_steps=200, **options)
         finish(model, run)
 """
 
@@ -68,3 +73,5 @@ def test_killed_at_random_moments_the_loss_curve_is_the_undisturbed_one(tmp_path
         for name in ("whole", "killed")
     )
     assert killed == whole
+    skips = [json.loads((tmp_path / name / "skips.json").read_text()) for name in ("whole", "killed")]
+    assert skips[0] == skips[1] and len(skips[0]) > 1

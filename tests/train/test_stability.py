@@ -1,12 +1,13 @@
 """Outliers are found, passed over or rolled back, the same way in a run that is killed; NaN has a name."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
 from herd.data.loader import PackedLoader, Phase
-from herd.errors import ConfigError, DataError
+from herd.errors import CheckpointError, ConfigError, DataError
 from herd.run import read_metrics
 from herd.train.objectives import next_token
 from herd.train.optimizer import FlatAdamW, OptimizerSettings
@@ -66,11 +67,10 @@ def test_a_spike_is_passed_over_and_every_other_sample_stays_where_it_was(tmp_pa
     )
 
 
-def test_a_roll_back_goes_to_the_saved_state_and_leaves_out_the_data_since(tmp_path):
+def test_a_roll_back_goes_to_the_step_kept_for_it_and_leaves_out_the_data_since(tmp_path):
     objective = spoiled(tiny_loader(), [20], float("nan"))
-    stability = StabilitySettings(action="rollback")
-    save_at_18 = [Hook(lambda step: None, lambda step, num_steps: step == 18)]
-    model, asked = run_tiny(tmp_path / "back", objective, stability=stability, hooks=save_at_18)
+    stability = StabilitySettings(action="rollback", rollback_steps=9)
+    model, asked = run_tiny(tmp_path / "back", objective, stability=stability)
     assert asked == [*range(33)]
     told, _ = run_tiny(tmp_path / "told", skipped=["19-21"])
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), told.parameters()))
@@ -78,7 +78,7 @@ def test_a_roll_back_goes_to_the_saved_state_and_leaves_out_the_data_since(tmp_p
     assert found[0] == found[1]
 
 
-def test_without_a_saved_state_a_roll_back_begins_anew(tmp_path):
+def test_before_the_first_kept_state_a_roll_back_begins_anew(tmp_path):
     objective = spoiled(tiny_loader(), [3], float("nan"))
     _, asked = run_tiny(tmp_path, objective, num_steps=5, stability=StabilitySettings(action="rollback"))
     assert asked == [0, 1, 2, 3, 4, 5, 6, 7, 8]
@@ -99,6 +99,40 @@ def test_a_run_interrupted_after_a_skip_ends_like_one_that_was_not(tmp_path):
     run_tiny(tmp_path / "torn", objective, stability=stability)
     found = [[(row["step"], row["loss"]) for row in read_metrics(tmp_path / name)] for name in ("whole", "torn")]
     assert found[0] == found[1]
+
+
+def test_a_run_that_rolls_back_is_the_same_whenever_its_state_was_saved_and_wherever_it_was_interrupted(tmp_path):
+    objective = spoiled(tiny_loader(), [13, 20, 26], float("nan"))
+    options = {"stability": StabilitySettings(action="rollback", rollback_steps=6)}
+    whole, _ = run_tiny(tmp_path / "whole", objective, **options)
+
+    def interrupt(step):
+        raise KeyboardInterrupt
+
+    often = SavingSettings(save_seconds=1e-6)
+    for stop in (7, 13, 14, 19, 22):
+        hooks = [Hook(interrupt, lambda step, num_steps, stop=stop: step == stop)]
+        with pytest.raises(KeyboardInterrupt):
+            run_tiny(tmp_path / "torn", objective, hooks=hooks, saving=often, **options)
+    torn, _ = run_tiny(tmp_path / "torn", objective, saving=often, **options)
+    found = [[(row["step"], row["loss"]) for row in read_metrics(tmp_path / name)] for name in ("whole", "torn")]
+    assert found[0] == found[1]
+    skips = [json.loads((tmp_path / name / "skips.json").read_text()) for name in ("whole", "torn")]
+    assert skips[0] == skips[1] and len(skips[0]) > 2
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), torn.parameters()))
+
+
+def test_a_state_to_roll_back_to_that_is_missing_is_named(tmp_path):
+    objective = spoiled(tiny_loader(), [20], float("nan"))
+    stability = StabilitySettings(action="rollback", rollback_steps=9)
+    lost = [Hook(lambda step: shutil.rmtree(tmp_path / "state/step-00000018"), lambda step, num_steps: step == 19)]
+    with pytest.raises(CheckpointError, match=r"after step 18.*is missing"):
+        run_tiny(tmp_path, objective, stability=stability, hooks=lost)
+
+
+def test_outliers_and_lines_of_only_some_steps_are_refused_together(tmp_path):
+    with pytest.raises(ConfigError, match="log_steps to 1"):
+        run_tiny(tmp_path, stability=StabilitySettings(deviations=6), saving=SavingSettings(log_steps=2))
 
 
 def test_change_of_mixture_and_length_with_a_skipped_range_gives_each_sample_as_scheduled():

@@ -1,0 +1,100 @@
+"""What would make a run fit that does not: the settings to change, the gentlest first, each with what it takes then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from herd.model.config import ModelConfig
+from herd.plan.layout import Layout, faults
+from herd.plan.project import Machine, Phase, PlannedPhase, lay_out, ranked
+from herd.train.lora import LoraSettings
+from herd.train.optimizer import OptimizerSettings, is_narrow
+
+_RANK = 16
+_MOST_DEVICES = 2**15
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """Settings as one writes them, and what the phase takes with them."""
+
+    words: str
+    planned: PlannedPhase
+
+    @property
+    def bytes(self) -> float:
+        return sum(self.planned.memory.values())
+
+
+def remedies(config: ModelConfig, machine: Machine, phase: Phase, layout: Layout | None, tuning: bool) -> list[Remedy]:
+    """All that fit, and the least number of devices that does. Without a layout the best one is looked for.
+
+    Adapters are for fine-tuning (`tuning`) only.
+    """
+    wishes = [(*wish, machine) for wish in _wishes(phase, layout, tuning)]
+    found = [remedy for wish in wishes if (remedy := _tried(config, *wish))]
+    more = (_tried(config, *wish) for wish in _more_devices(machine, phase, layout))
+    return [*found, *islice(filter(None, more), 1)]
+
+
+def _tried(config: ModelConfig, words: str, phase: Phase, layout: Layout | None, machine: Machine) -> Remedy | None:
+    if layout is None:
+        planned = next(iter(ranked(config, machine, phase)), None)
+    elif faults(config, layout, phase.row_tokens, phase.rows):
+        return None
+    else:
+        planned = lay_out(config, machine, phase, layout)
+    return Remedy(words, planned) if planned is not None and planned.fits else None
+
+
+def _more_devices(
+    machine: Machine, phase: Phase, layout: Layout | None
+) -> Iterator[tuple[str, Phase, Layout | None, Machine]]:
+    count, wide = machine.count, replace(phase, optimizer=_wide(phase.optimizer))
+    while count < _MOST_DEVICES:
+        count *= 2
+        if layout is None:
+            yield f"{count} devices", wide, None, replace(machine, count=count)
+            continue
+        data = layout.data * count // machine.count
+        spread = replace(layout, data=data, replicas=1, reshard=True)
+        for wish in _smaller(f"{count} devices parallel.shard={data}", wide, spread):
+            yield *wish, replace(machine, count=count)
+
+
+def _wishes(phase: Phase, layout: Layout | None, tuning: bool) -> Iterator[tuple[str, Phase, Layout | None]]:
+    """Words, and the phase and layout that they mean."""
+    yield from _smaller("", phase, layout, itself=False)
+    if layout is not None and layout.replicas > 1 and not is_narrow(phase.optimizer):
+        yield f"parallel.shard={layout.data}", phase, replace(layout, replicas=1, reshard=True)
+    options = [("optimizer.state=bf16", replace(phase.optimizer, state="bf16", lora=LoraSettings()))]
+    if tuning:
+        for base, more in (("as_is", ""), ("nf4", " optimizer.lora.base=nf4")):
+            lora = LoraSettings(rank=_RANK, base=base)
+            options.append((f"optimizer.lora.rank={_RANK}{more}", replace(_wide(phase.optimizer), lora=lora)))
+    for words, optimizer in options:
+        if optimizer != phase.optimizer:
+            whole = None if layout is None else replace(layout, replicas=layout.data, reshard=False)
+            yield from _smaller(words, replace(phase, optimizer=optimizer), whole)
+
+
+def _smaller(
+    words: str, phase: Phase, layout: Layout | None, itself: bool = True
+) -> Iterator[tuple[str, Phase, Layout | None]]:
+    """The layout as it is, with one row at a time, and with layers recomputed too."""
+    if itself:
+        yield words, phase, layout
+    if layout is None:
+        return
+    if layout.micro_rows > 1:
+        words = f"{words} batch.micro_tokens={phase.row_tokens}".strip()
+        layout = replace(layout, micro_rows=1)
+        yield words, phase, layout
+    if layout.recompute != "full":
+        yield f"{words} recompute=1".strip(), phase, replace(layout, recompute="full")
+
+
+def _wide(optimizer: OptimizerSettings) -> OptimizerSettings:
+    return replace(optimizer, state="fp32", lora=LoraSettings())

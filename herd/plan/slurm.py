@@ -1,0 +1,76 @@
+"""A Slurm script that runs a recipe as it was planned, and goes on by itself after whatever ends it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from herd.errors import ConfigError
+from herd.plan.project import Machine, Projection
+from herd.plan.table import long_duration
+
+_PORT = 29500
+
+
+def processes_per_server(machine: Machine) -> int:
+    """How many processes each server of a job starts.
+
+    Raises:
+        ConfigError: the devices do not fill whole servers.
+    """
+    each = min(machine.device.per_server, machine.count)
+    if machine.count % each:
+        raise ConfigError(
+            f"devices: {machine.count} do not fill servers of {each}, and each server of a job starts as many "
+            f"processes; plan for {machine.count // each * each} or {-(-machine.count // each) * each}"
+        )
+    return each
+
+
+def slurm_script(stage: str, recipe: Path, machine: Machine, projection: Projection) -> str:
+    """The script, for `sbatch`."""
+    each = processes_per_server(machine)
+    planned = projection.phases[-1]
+    command = " ".join(["-m", "herd", stage, shlex.quote(str(recipe)), *_words(stage, machine, projection)])
+    return f"""#!/bin/bash
+# {planned.layout}: {long_duration(projection.seconds)} in all
+# Add what your cluster asks for (--partition, --account, --time), and submit it with the environment active in which
+# `herd` is installed. The recipe's folders must be on storage that all nodes see: the state is saved there, and a
+# job that is requeued (a node lost, the time over) continues from it.
+#SBATCH --job-name=herd
+#SBATCH --nodes={machine.count // each}
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node={each}
+#SBATCH --exclusive
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=herd-%j.log
+#SBATCH --signal=B:USR1@120
+trap 'echo "the time is over: requeued"; scontrol requeue "$SLURM_JOB_ID"' USR1
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+srun --cpu-bind=none --kill-on-bad-exit=1 torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node={each} \\
+  --max-restarts=100 --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}" \\
+  --rdzv-endpoint="$head:{_PORT}" \\
+  {command} &
+wait $!  # in the background, so that the signal is heard"""
+
+
+def _words(stage: str, machine: Machine, projection: Projection) -> list[str]:
+    """The planned layout as settings of the stage."""
+    planned = projection.phases[-1]
+    layout = planned.layout
+    recompute = "run.recompute" if stage == "pretrain" else "recompute"
+    sizes = {
+        "replicas": layout.replicas,
+        "shard": layout.data // layout.replicas,
+        "tensor": layout.tensor,
+        "context": layout.context,
+        "pipeline": layout.pipeline,
+        "interleave": layout.virtual,
+        "contiguous": layout.contiguous,
+    }
+    words = [f"parallel.{name}={size}" for name, size in sizes.items()]
+    if layout.shards > 1:
+        words.append(f"parallel.reshard_after_forward={str(layout.reshard).lower()}")
+    words.append(f"batch.micro_tokens={layout.micro_rows * planned.phase.row_tokens}")
+    return [*words, f"{recompute}={int(layout.recompute == 'full')}"]

@@ -1,0 +1,143 @@
+"""Where a run's model lies: whole on one device, whole on each of several processes, or spread over a mesh.
+
+One process has the model whole, on its GPU if there is one. Several share it as `parallel:` says. Adapters and bfloat16
+state are learned by whole copies, one on each process, whose gradients are summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from herd.errors import ConfigError
+from herd.model.checkpoint import as_reward_model, fresh_score, load
+from herd.model.config import SEQUENCE_CLASSIFICATION, ModelConfig, num_parameters
+from herd.model.formats import open_weights
+from herd.model.llama import Llama
+from herd.model.stored import StoredWeights
+from herd.ops.probe import matmul_rate
+from herd.parallel.launch import agreed, num_processes, this_process
+from herd.parallel.layout import Layout, check
+from herd.parallel.mesh import Mesh
+from herd.parallel.model import ParallelModel
+from herd.parallel.settings import ParallelSettings
+from herd.train.compile import Compile, choose_float8, compile_model, recompute_layers
+from herd.train.lora import adapter_parameters, add_adapters
+from herd.train.optimizer import STATE_BYTES, OptimizerSettings, is_narrow
+
+_STATE_COPIES = 3  # of the state on disk at once: the last good one, the one being written, and a checkpoint
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a run lies over its processes: made by `place`."""
+
+    config: ModelConfig
+    parallel: ParallelSettings
+    optimizer: OptimizerSettings
+    layout: Layout
+    device: torch.device
+
+    @property
+    def copied(self) -> bool:
+        """Whether each process has the whole model, and learns adapters or with bfloat16 state."""
+        return self.layout.world == 1 or is_narrow(self.optimizer)
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Which share of the rows this process sees, in a loader's words."""
+        return {"rank": self.layout.data_index(this_process()), "world": self.layout.num_data}
+
+    @property
+    def disk_bytes(self) -> float:
+        """What states and the final checkpoint take on disk."""
+        whole = num_parameters(self.config)
+        learned = adapter_parameters(self.config, self.optimizer.lora) if self.optimizer.lora.rank else whole
+        checkpoint = 4 * whole if self.optimizer.lora.rank else 0
+        return _STATE_COPIES * STATE_BYTES[self.optimizer.state] * learned + checkpoint
+
+    def peak_flops(self, model: Llama | ParallelModel) -> float:
+        """The arithmetic rate of all processes together, as the first one measures its own."""
+        dtype = model.dtype if isinstance(model, ParallelModel) else next(model.parameters()).dtype
+        return agreed(lambda: matmul_rate(dtype, device=self.device.type)) * self.layout.world
+
+    def model(
+        self, whole: Callable[[], Llama], weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype
+    ) -> Llama | ParallelModel:
+        """The model of this process: `whole` made and moved, or its part of it filled from `weights`, read by name.
+
+        Of a model on a mesh no process holds more than its part and a tensor at a time.
+        """
+        if self.copied:
+            model = whole()
+            if self.optimizer.lora.rank:
+                add_adapters(model, self.optimizer.lora, device=self.device)
+            return model.to(self.device)
+        model = ParallelModel(self.config, self.parallel, Mesh(self.layout, self.device), dtype).materialize()
+        model.fill(weights)
+        return model
+
+    def load(self, checkpoint: Path, *, score_seed: int = 0) -> Llama | ParallelModel:
+        """A checkpoint's model in the number type it is stored in, or in bfloat16 where the optimizer's state is that.
+
+        A reward model gets a fresh score head, drawn with `score_seed`.
+        """
+        wish = torch.bfloat16 if self.optimizer.state == "bf16" else None
+
+        def whole() -> Llama:
+            model = load(checkpoint, dtype=wish)
+            return as_reward_model(model, score_seed) if scores else model
+
+        scores = self.config.architecture == SEQUENCE_CLASSIFICATION
+        score = [("score.weight", fresh_score(self.config, score_seed))] if scores else []
+        stored = open_weights(checkpoint)
+        return self.model(whole, chain(read_all(stored), score), wish or stored.dtype)
+
+
+def place(
+    config: ModelConfig,
+    parallel: ParallelSettings,
+    optimizer: OptimizerSettings,
+    device: torch.device,
+    *,
+    row_tokens: int,
+    whole_rows: bool = False,
+) -> Placement:
+    """How a model of this shape lies over the processes there are; `whole_rows` where an objective needs whole rows.
+
+    Raises:
+        ConfigError: model, settings and number of processes do not go together; every fault is named.
+    """
+    inside = parallel.tensor * parallel.context * parallel.pipeline
+    if whole_rows and inside > 1:
+        raise ConfigError(
+            "parallel: reward models and DPO look at whole responses, which tensor, context and pipeline cut in "
+            "pieces; use replicas and shard"
+        )
+    if is_narrow(optimizer) and parallel.of_one_copy > 1:
+        raise ConfigError(
+            "parallel: on a mesh all weights are learned with float32 state; optimizer.lora and optimizer.state=bf16 "
+            "need a whole copy on each process (replicas alone: shard, tensor, context and pipeline 1)"
+        )
+    layout = check(config, parallel, num_processes(), row_tokens)
+    return Placement(config, parallel, optimizer, layout, device)
+
+
+def read_all(stored: StoredWeights) -> Iterator[tuple[str, Tensor]]:
+    """A checkpoint's weights in float32, by name, one at a time."""
+    return ((name, stored.read(name, torch.float32)) for name in stored.tensors)
+
+
+def prepare(model: Llama | ParallelModel, compiled: Compile, recompute: int, float8_micro_tokens: int = 0) -> str:
+    """Compile the blocks, let some of them recompute, and use float8 where it was asked for; says what is compiled."""
+    parts = model.parts if isinstance(model, ParallelModel) else [model]
+    for part in parts:
+        if float8_micro_tokens:
+            choose_float8(part, float8_micro_tokens)
+        recompute_layers(part, recompute)
+    return [compile_model(part, compiled) for part in parts][-1]

@@ -1,0 +1,109 @@
+"""`torchrun -m herd sft|reward|dpo`: the run of one process, on copies and shards, killed and resumed too."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from herd.model.checkpoint import load, save
+from herd.run import read_manifest, read_metrics
+from herd.tokenizer.tokenizer import Tokenizer
+from tests.parallel.torchrun import SECONDS, end, kill_all, kill_one, launch, wait_for_steps
+from tests.train.tiny import tiny_model
+
+WORDS = ["the", "bees", "fly", "from", "the", "hive", "to", "the", "lime", "trees", "and", "carry", "pollen", "home"]
+COMMON = (
+    "batch.tokens=768 batch.row_tokens=256 batch.micro_tokens=256 optimizer.learning_rate=3e-3 saving.save_seconds=0.2 "
+    "schedule.shape=constant"
+)
+"""Three rows a step: two processes have unequal shares, of padding too."""
+
+
+def text(number: int, length: int) -> str:
+    return " ".join(WORDS[(number * 7 + i * (1 + number % 3)) % len(WORDS)] for i in range(length))
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)})
+    save(tiny_model(vocab_size=tokenizer.vocab_size), folder / "base", tokenizer)
+    messages = [
+        [{"role": "user", "content": text(n, 4)}, {"role": "assistant", "content": text(n, 2 + n % 3)}]
+        for n in range(41)
+    ]
+    (folder / "conversations.jsonl").write_text("".join(json.dumps({"messages": one}) + "\n" for one in messages))
+    pairs = [{"prompt": f"{n} {text(n, 2)}", "chosen": "bees", "rejected": text(n, 2 + n % 3)} for n in range(41)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    return folder
+
+
+def start(stage: str, inputs: Path, out: Path, *words: str, **how: int) -> subprocess.Popen:
+    data = f"conversations=[{inputs}/conversations.jsonl]" if stage == "sft" else f"pairs=[{inputs}/pairs.jsonl]"
+    data = [data] if stage != "reward" else [data, "holdout=0.3"]
+    places = [f"checkpoint={inputs}/base", f"out={out}", f"epochs={EPOCHS[stage]}"]
+    return launch(stage, *data, *places, *COMMON.split(), *words, **how)
+
+
+EPOCHS = {"sft": 20, "reward": 10, "dpo": 8}
+
+
+def check_same(out: Path, alone: Path, exact: int = 5) -> None:
+    names = ("loss", "gradient_norm")
+    found, expected = (
+        torch.tensor([[row[name] for name in names] for row in read_metrics(path)]) for path in (out, alone)
+    )
+    assert len(expected) > 30
+    torch.testing.assert_close(found[:exact], expected[:exact], rtol=2e-5, atol=1e-7)
+    torch.testing.assert_close(found[:, 0], expected[:, 0], rtol=1e-2, atol=1e-3)  # rounding grows
+    whole, ours = (load(path / "checkpoint").state_dict() for path in (alone, out))
+    assert whole.keys() == ours.keys()
+    assert max((whole[name] - ours[name]).abs().max() for name in whole) < 5e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+def test_a_rank_killed_on_shards_is_started_again_and_the_run_is_that_of_one_process(stage, inputs, tmp_path):
+    end(start(stage, inputs, tmp_path / "alone"))
+    process = start(stage, inputs, tmp_path / "run", "parallel.shard=2", processes=2)
+    wait_for_steps(process, tmp_path / "run", 12)
+    kill_one(process, tmp_path / "run")
+    assert "exitcode: -9" in end(process)
+    check_same(tmp_path / "run", tmp_path / "alone")
+    figures, expected = (read_manifest(tmp_path / name)["figures"] for name in ("run", "alone"))
+    assert figures.keys() >= {"loss"} and figures["loss"] == pytest.approx(expected["loss"], rel=0.02, abs=1e-3)
+    if stage == "reward":
+        assert figures["heldout_accuracy"] == pytest.approx(expected["heldout_accuracy"], abs=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ["optimizer.lora.rank=4", "optimizer.lora.rank=4 optimizer.lora.base=nf4"])
+def test_adapters_on_copies_killed_are_continued_by_one_process_as_if_it_had_been_alone(words, inputs, tmp_path):
+    end(start("sft", inputs, tmp_path / "alone", *words.split()))
+    process = start("sft", inputs, tmp_path / "run", *words.split(), "parallel.replicas=2", processes=2)
+    wait_for_steps(process, tmp_path / "run", 12)
+    kill_all(process)
+    end(start("sft", inputs, tmp_path / "run", *words.split()))
+    check_same(tmp_path / "run", tmp_path / "alone")
+    assert (tmp_path / "run/adapter/adapter_model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "words", "message"),
+    [
+        ("dpo", ["parallel.tensor=2"], "use replicas and shard"),
+        ("reward", ["parallel.context=2"], "use replicas and shard"),
+        ("sft", ["parallel.shard=2", "optimizer.lora.rank=4"], "need a whole copy on each process"),
+        ("sft", ["parallel.shard=3"], "shard 3 takes 3 processes, and there are 2"),
+    ],
+)
+def test_what_a_mesh_has_not_is_refused_once_in_words(stage, words, message, inputs, tmp_path):
+    process = start(stage, inputs, tmp_path / "run", *words, processes=2, restarts=0)
+    said = process.communicate(timeout=SECONDS)[1]
+    assert process.returncode != 0
+    [line] = [line for line in said.splitlines() if line.startswith("error:")]
+    assert message in line and "herd/stages" not in said
+    assert not (tmp_path / "run/state").exists()
