@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 from functools import partial
 from typing import Literal
 
@@ -56,9 +57,12 @@ def compile_model(model: nn.Module, wish: Compile) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep what it frees for what it needs next: fresh pages cost a step on the CPU a few percent."""
+    """Let the process keep what it frees for what it needs next: fresh pages cost a step on the CPU a few percent.
+
+    Whoever tunes glibc by its own variables (`MALLOC_...`) has the last word.
+    """
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc's
+    if hasattr(libc, "mallopt") and not any(name.startswith("MALLOC_") for name in os.environ):
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, -1)
 
