@@ -7,6 +7,7 @@ says otherwise. Ctrl-C stops: answers in progress may end first, a second Ctrl-C
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -159,6 +160,8 @@ def run(settings: ServeSettings) -> None:
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(settings.limits.drain_seconds) + _CUT_SECONDS,
     )
+    gc.collect()
+    gc.freeze()  # the collector leaves alone what stays for ever, and so comes round to what requests leave behind
     _announce(engines, settings.host, listener.getsockname()[1], is_open=is_open)
     with suppress(KeyboardInterrupt):  # told to stop, and stopped
         Draining(config, app.state.server, settings.limits.drain_seconds).run(sockets=[listener])
