@@ -252,5 +252,5 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_whole(value: object, low: int, high: int = MAX_SEED) -> bool:
+def _is_whole(value: object, low: int, high: int = MAX_SEED - 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
