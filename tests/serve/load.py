@@ -182,7 +182,7 @@ _KINDS = {
 }
 
 
-async def abandon(url: str, num_requests: int, clients: int = CLIENTS) -> collections.Counter:
+async def abandon(url: str, num_requests: int, clients: int = 40) -> collections.Counter:
     """Send many long requests, with long prompts and grammars, and leave every one: in the queue or in its middle."""
     counts: collections.Counter = collections.Counter()
     numbers = iter(range(num_requests))
@@ -198,7 +198,7 @@ async def abandon(url: str, num_requests: int, clients: int = CLIENTS) -> collec
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write((head + "Content-Type: application/json\r\n\r\n").encode() + content)
         try:
-            async with asyncio.timeout(luck.uniform(0, 0.6)):
+            async with asyncio.timeout(luck.uniform(0, 1.5)):
                 status = int((await reader.readline()).split()[1])
                 counts[status] += 1
                 await reader.read(luck.randrange(5000))
