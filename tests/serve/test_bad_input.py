@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import httpx
 import pytest
@@ -181,10 +182,11 @@ def test_more_answers_than_the_queue_holds_are_refused_for_good(http):
 
 def test_a_full_queue_is_refused_with_429(server, http):
     body = {"prompt": "x", "max_tokens": 1500, "temperature": 0, "n": 30, "stream": True}
-    with http.stream("POST", "/v1/completions", json=body) as first:
-        next(first.iter_lines())  # so many as there is room for run by now
-        more = 40 - (30 - server.engine.num_running)
-        response = http.post("/v1/chat/completions", json=CHAT | {"n": more + 1})
+    with http.stream("POST", "/v1/completions", json=body):
+        until = time.monotonic() + 10
+        while server.engine.num_running < 16 and time.monotonic() < until:
+            time.sleep(0.01)
+        response = http.post("/v1/chat/completions", json=CHAT | {"n": 30})  # 14 wait, and 40 may
         assert error_of(response, 429)["code"] == "queue_full"
         assert int(response.headers["Retry-After"]) >= 1
     server.wait_until_idle()
