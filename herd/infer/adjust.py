@@ -11,6 +11,8 @@ from torch import Tensor
 from herd.infer.guide import Guide
 from herd.types import SamplingParams
 
+_LARGEST = 1e30  # of a penalized logit
+
 
 class Adjustment:
     """One answer's changes to its logits, and what it must remember of its tokens for them.
@@ -69,7 +71,8 @@ class Adjustment:
         """Source: Keskar et al. 2019, CTRL, section 4.1; with its sign mended as in `transformers`."""
         ids = torch.tensor(list(self._prompt | self._counts.keys()), device=logits.device)
         values, penalty = logits[ids], self.params.repetition_penalty
-        logits[ids] = torch.where(values > 0, values / penalty, values * penalty)
+        changed = torch.where(values > 0, values / penalty, values * penalty)
+        logits[ids] = changed.clamp(-_LARGEST, _LARGEST)  # two infinite logits could not be told apart
 
     def _forbid_the_end(self, logits: Tensor) -> None:
         """A grammar that allows nothing but the end keeps its end."""

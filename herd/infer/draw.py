@@ -53,7 +53,7 @@ def _adjusted(answers: Sequence[Answer], logits: Tensor) -> Tensor:
 
 def sample_tokens(answers: Sequence[Answer], places: Sequence[int], logits: Tensor) -> list[int]:
     """One token a row of logits (N, V), by each answer's settings and its random number for that place."""
-    params = [answer.request.params for answer in answers]
+    params = [answer.params for answer in answers]
     if all(p.temperature == 0 for p in params):
         return logits.argmax(-1).tolist()
     settings = SamplingRows(
@@ -69,9 +69,9 @@ def sample_tokens(answers: Sequence[Answer], places: Sequence[int], logits: Tens
 
 def _logprobs(answers: Sequence[Answer], logits: Tensor, tokens: Sequence[int]) -> dict[int, TokenLogprob]:
     """By row, where they are asked for or rank the answers: of the model itself, before any adjustment."""
-    wanted = [row for row, a in enumerate(answers) if a.request.params.logprobs is not None or a.request.chooses]
+    wanted = [row for row, a in enumerate(answers) if a.params.logprobs is not None or a.chooses]
     if not wanted:
         return {}
-    num_top = [answers[row].request.params.logprobs or 0 for row in wanted]
+    num_top = [answers[row].params.logprobs or 0 for row in wanted]
     found = log_probabilities(logits[wanted], [tokens[row] for row in wanted], num_top)
     return dict(zip(wanted, found, strict=True))

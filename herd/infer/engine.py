@@ -516,7 +516,7 @@ class Engine:
         answer.tokens.append(token)
         if logprob is not None:
             answer.sum_logprob += logprob.logprob
-            if answer.request.params.logprobs is None:
+            if answer.params.logprobs is None:
                 logprob = None  # wanted only to choose the best answers
             else:
                 answer.logprobs.append(logprob)
@@ -525,7 +525,7 @@ class Engine:
         reason, text = None, ""
         if token in self.stop_ids or (answer.adjustment is not None and answer.adjustment.is_complete):
             reason = "stop"
-        elif len(answer.tokens) == answer.request.params.max_tokens or answer.num_tokens == self.max_context:
+        elif len(answer.tokens) == answer.params.max_tokens or answer.num_tokens == self.max_context:
             reason = "length"
         if answer.stream is not None:
             text = answer.stops.push(answer.stream.push(token) + (answer.stream.flush() if reason else ""))
@@ -537,7 +537,7 @@ class Engine:
         if reason:
             self._end(answer, reason, text, (token,), added)
         elif answer.stream is not None:
-            self._tell(answer, text, (token,), added)
+            self._tell(answer.request, answer, text, (token,), added)
 
     def _end(
         self,
@@ -547,13 +547,20 @@ class Engine:
         tokens: tuple[int, ...],
         logprobs: tuple[TokenLogprob, ...] = (),
     ) -> None:
+        request = answer.request  # held: the scheduler lets go of it with its last answer
         self._scheduler.finish(answer, reason)
         if answer.stream is not None:
-            self._tell(answer, text, tokens, logprobs)
+            self._tell(request, answer, text, tokens, logprobs)
 
-    def _tell(self, answer: Answer, text: str, tokens: tuple[int, ...], logprobs: tuple[TokenLogprob, ...]) -> None:
+    def _tell(
+        self,
+        request: Request,
+        answer: Answer,
+        text: str,
+        tokens: tuple[int, ...],
+        logprobs: tuple[TokenLogprob, ...],
+    ) -> None:
         answer.pieces.append(text)
-        request = answer.request
         if request.listener is None:
             return
         if not request.chooses:
@@ -566,10 +573,11 @@ class Engine:
     def _abandon(self, error: BaseException) -> None:
         """A step failed half-way: end everything it touched, and trust nothing that the cache holds."""
         for answer in [*self._scheduler.running, *self._scheduler.waiting]:
-            answer.request.error = error
+            request = answer.request
+            request.error = error
             self._scheduler.finish(answer, "cancelled")
-            if answer.request.listener is not None and answer.index < answer.request.params.n:
-                answer.request.listener(Piece(answer.index, "", (), (), "cancelled"))
+            if request.listener is not None and answer.index < answer.params.n:
+                request.listener(Piece(answer.index, "", (), (), "cancelled"))
         self._allocator.forget()
 
     # ---- answers ---------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,14 +36,21 @@ class Piece:
 
 
 class Request:
-    """A prompt with its sampling settings, and the n answers that grow from it."""
+    """A prompt with its sampling settings, and the n answers that grow from it.
+
+    Its answers know it without holding it, so that it is gone, with its prompt and its grammar, the moment that nobody
+    asks for it any more: a circle would wait for Python's collector, which counts objects and not their bytes.
+    """
 
     def __init__(
         self, prompt: list[int], params: SamplingParams, seed: int, listener: Callable[[Piece], None] | None = None
     ) -> None:
         self.number = next(_numbers)
         self.prompt, self.params, self.listener = prompt, params, listener
-        self.answers = [Answer(self, index, stream_seed(seed, index)) for index in range(params.num_drawn)]
+        chooses, self_ = params.num_drawn > params.n, weakref.ref(self)
+        self.answers = [
+            Answer(prompt, params, chooses, index, stream_seed(seed, index), self_) for index in range(params.num_drawn)
+        ]
         self.prompt_logprobs: list[TokenLogprob | None] = [None]  # nothing comes before the first token
         self.root = ROOT  # the content id of nothing: an adapter has its own
         self.error: BaseException | None = None
@@ -74,9 +82,13 @@ class Request:
 class Answer:
     """One answer in the making: its tokens, its place in the batch and its blocks in the cache."""
 
-    request: Request
+    prompt: list[int]
+    params: SamplingParams
+    chooses: bool
     index: int
     seed: int
+    asked_by: weakref.ref[Request]
+    number: int = field(default_factory=lambda: next(_numbers))  # no two are the same
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
@@ -103,9 +115,16 @@ class Answer:
     sum_logprob: float = 0.0  # of the drawn tokens, where answers are ranked by it
 
     @property
+    def request(self) -> Request:
+        """What it answers. The scheduler holds it until all its answers have ended, then only whoever asked."""
+        request = self.asked_by()
+        assert request is not None, "an answer outlived its request"
+        return request
+
+    @property
     def num_tokens(self) -> int:
         """Prompt and answer together."""
-        return len(self.request.prompt) + len(self.tokens)
+        return len(self.prompt) + len(self.tokens)
 
     @property
     def mean_logprob(self) -> float:
@@ -114,19 +133,19 @@ class Answer:
 
     def token_at(self, place: int) -> int:
         """The token of answer or drafts at a place, counted from the prompt's begin."""
-        place -= len(self.request.prompt)
+        place -= len(self.prompt)
         return self.tokens[place] if place < len(self.tokens) else self.drafts[place - len(self.tokens)]
 
     def token_range(self, start: int, stop: int) -> list[int]:
         """Tokens of prompt and answer by place."""
-        prompt = self.request.prompt
+        prompt = self.prompt
         if stop <= len(prompt):
             return prompt[start:stop]
         return prompt[start:] + self.tokens[max(start - len(prompt), 0) : stop - len(prompt)]
 
     def follow_text(self, stream: TextStream) -> None:
         """Decode token by token: for a listener, or for stop strings."""
-        self.stream, self.stops = stream, StopStrings(self.request.params.stop)
+        self.stream, self.stops = stream, StopStrings(self.params.stop)
 
 
 class Pieces:
@@ -141,13 +160,13 @@ class Pieces:
 
 def completion(answer: Answer, text: str) -> Completion:
     """A finished answer as the caller sees it."""
-    params = answer.request.params
+    params = answer.params
     return Completion(
         text=text,
         tokens=answer.tokens,
         finish_reason=answer.finish_reason or "cancelled",
         logprobs=answer.logprobs if params.logprobs is not None else None,
-        prompt_tokens=len(answer.request.prompt),
+        prompt_tokens=len(answer.prompt),
         prompt_logprobs=answer.request.prompt_logprobs if params.prompt_logprobs is not None else None,
         repetition=repetition(answer.tokens),
     )
@@ -233,5 +252,5 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_whole(value: object, low: int, high: int = MAX_SEED) -> bool:
+def _is_whole(value: object, low: int, high: int = MAX_SEED - 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high

@@ -83,7 +83,7 @@ class Runner:
         self._dtype = model.model.norm.weight.dtype
         self._flops_per_token = 2 * num_parameters(model.config)
         self._tables = np.zeros((max_sequences, -(-max_context // cache.block_size)), dtype=np.int64)
-        self._owners: list[Answer | None] = [None] * max_sequences
+        self._owners = [-1] * max_sequences  # numbers of answers
         self._num_known = [0] * max_sequences  # blocks of the owner that its table row holds already
         self.graphs = self._make_graphs(max_sequences) if with_graphs else None
 
@@ -162,7 +162,7 @@ class Runner:
             step.tokens.append(answer.token_at(place))
             step.positions.append(place)
             step.owners.append(answer.row)
-            step.adapters.append(answer.request.params.adapter)
+            step.adapters.append(answer.params.adapter)
             step.wanted.setdefault(answer, []).append(row)
         step.num_single = len(singles)
         for chunk in plan.chunks:
@@ -170,7 +170,7 @@ class Runner:
             step.tokens += chunk.answer.token_range(chunk.start, chunk.stop)
             step.positions += range(chunk.start, chunk.stop)
             step.owners += [chunk.answer.row] * (chunk.stop - chunk.start)
-            step.adapters += [chunk.answer.request.params.adapter] * (chunk.stop - chunk.start)
+            step.adapters += [chunk.answer.params.adapter] * (chunk.stop - chunk.start)
             step.chunks.append(slice(begin, len(step.tokens)))
             if chunk.is_last:
                 step.wanted[chunk.answer] = [len(step.tokens) - 1]
@@ -249,10 +249,10 @@ class Runner:
     def _update_table(self, answer: Answer) -> None:
         """Copy the blocks that are new since the last step into the sequence's row."""
         row = answer.row
-        known = self._num_known[row] if self._owners[row] is answer else 0
+        known = self._num_known[row] if self._owners[row] == answer.number else 0
         if known != len(answer.blocks):
             self._tables[row, known : len(answer.blocks)] = answer.blocks[known:]
-            self._owners[row], self._num_known[row] = answer, len(answer.blocks)
+            self._owners[row], self._num_known[row] = answer.number, len(answer.blocks)
 
     def _decode_groups(
         self, rows: list[int], lengths: np.ndarray, num_decode: int

@@ -16,7 +16,7 @@ from herd.types import TokenLogprob
 
 _FIRST_CANDIDATES = 64  # enough for nearly every row of a trained model
 _MORE = 16  # times as many, where they were not
-_COLDEST = 1e-6  # a temperature below gives the same draws and would overflow
+_COLDEST, _HOTTEST = 1e-6, 1e6  # beyond, a temperature gives the same draws and would overflow
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -82,7 +82,7 @@ def _draw(logits: Tensor, settings: SamplingRows, uniforms: Tensor, num_candidat
 
 def _probabilities(values: Tensor, logits: Tensor, temperature: Tensor) -> Tensor:
     """The candidates' probabilities (N, candidates) among the whole vocabulary, at each row's temperature."""
-    largest, sharpness = values[:, :1], 1 / temperature.clamp_min(_COLDEST)[:, None]
+    largest, sharpness = values[:, :1], 1 / temperature.clamp(_COLDEST, _HOTTEST)[:, None]
     total = (logits - largest).mul_(sharpness).exp_().sum(-1, keepdim=True)
     return ((values - largest) * sharpness).exp_() / total
 

@@ -65,6 +65,7 @@ class Scheduler:
         self.waiting: deque[Answer] = deque()
         self.running: list[Answer] = []
         self.num_owed_blocks = 0
+        self._open: set[Request] = set()  # answers do not hold their request
         self._free_rows = list(range(max_sequences - 1, -1, -1))
         self._shares_prefixes = shares_prefixes
         self._step = 0
@@ -81,6 +82,8 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Queue a request; one that was cancelled before it came stays ended."""
+        if not request.finished:
+            self._open.add(request)
         self.waiting.extend(answer for answer in request.answers if not answer.finish_reason)
 
     def plan(self, guess: Callable[[Answer, int], list[int]] | None = None) -> Plan:
@@ -148,6 +151,8 @@ class Scheduler:
         if answer.finish_reason:
             return
         answer.finish_reason = reason
+        if answer.request.finished:
+            self._open.discard(answer.request)
         if answer.row < 0:
             if answer in self.waiting:  # not where a client went away before its request was queued
                 self.waiting.remove(answer)

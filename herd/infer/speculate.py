@@ -49,7 +49,7 @@ class PromptLookup:
 
     def guess(self, answer: Answer, most: int) -> list[int]:
         """The tokens that followed then."""
-        tokens = answer.request.prompt + answer.tokens
+        tokens = answer.prompt + answer.tokens
         self._index(answer, tokens)
         for length in (3, 2):
             place = answer.ngrams.get(tuple(tokens[-length:]))

@@ -6,18 +6,21 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from herd.errors import DataError, RequestError
 from herd.infer.engine import Engine, Input
+from herd.infer.request import Piece
 from herd.infer.request import Request as EngineRequest
 from herd.serve.account import Account
 from herd.serve.errors import ApiError, error_object
-from herd.serve.limits import Limits
+from herd.serve.limits import Limits, Places
 from herd.serve.models import Model
 from herd.serve.replies import Gathered, Reply
 from herd.serve.schemas import ChatRequest, CompletionRequest
@@ -27,6 +30,7 @@ from herd.tokenizer.chat import render
 Body = ChatRequest | CompletionRequest
 
 _log = logging.getLogger("herd.serve")
+_READING_SECONDS = 5.0  # to read the end of a stream, after the time for its answer
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Desk:
 
     worker: Worker
     limits: Limits
+    places: Places
     keep_text: bool = False  # in the accounts
 
 
@@ -47,23 +52,29 @@ async def answer(desk: Desk, model: Model, http: Request, body: Body) -> Respons
     inputs = [body.conversation] if isinstance(body, ChatRequest) else body.prompts
     account: Account = http.scope["herd.account"]
     account.model = model.name
-    check_queue(model.engine, desk.limits, len(inputs) * body.num_drawn)
-    conveyor = Conveyor()
-    requests = await asyncio.to_thread(_requests, desk, model, body, inputs, conveyor)
-    account.prompt_tokens = sum(len(request.prompt) for request in requests)
-    if desk.keep_text:
-        account.asked = inputs
-    reply = Reply(model.engine.tokenizer, model.name, body, [request.prompt for request in requests])
-    run = _Run(desk, model.engine, requests, conveyor, reply, account)
-    watch = asyncio.create_task(_cancel_when_gone(http, desk.worker, model.engine, requests))
+    num_places = len(inputs) * body.num_drawn
+    desk.places.take(model.engine, num_places)
+    try:
+        conveyor = Conveyor()
+        requests = await asyncio.to_thread(_requests, desk, model, body, inputs, conveyor)
+        account.prompt_tokens = sum(len(request.prompt) for request in requests)
+        if desk.keep_text:
+            account.asked = inputs
+        reply = Reply(model.engine.tokenizer, model.name, body, [request.prompt for request in requests])
+        run = _Run(desk, model.engine, requests, conveyor, reply, account, num_places)
+    except BaseException:
+        desk.places.give_back(model.engine, num_places)
+        raise
+    run.watch = asyncio.create_task(run.cancel_when_gone(http))
     if body.stream:
-        events = run.events(watch, with_usage=body.with_usage)
-        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-    return JSONResponse(await run.whole(watch))
+        return EventStream(run, with_usage=body.with_usage)
+    return JSONResponse(await run.whole())
 
 
 class _Run:
     """The requests of one body on their way through the engine."""
+
+    watch: asyncio.Task[None]  # ends by itself, when the response is out or the client is gone
 
     def __init__(
         self,
@@ -73,25 +84,38 @@ class _Run:
         conveyor: Conveyor,
         reply: Reply,
         account: Account,
+        num_places: int,
     ) -> None:
         self.requests, self.reply, self.account = requests, reply, account
         self.seconds = desk.limits.timeout_seconds
+        self._desk, self._engine, self._num_places = desk, engine, num_places
         self._pieces = conveyor.pieces(desk.worker, engine, requests, self.seconds)
-        self._keep_text = desk.keep_text
+        self._gone = False
         self.answers = [Gathered() for request in requests for _ in range(request.params.n)]
 
-    async def whole(self, watch: asyncio.Task[None]) -> dict[str, Any]:
+    async def cancel_when_gone(self, http: Request) -> None:
+        """Watch the client's side until it closes, or until the response is out."""
+        while (await http.receive())["type"] != "http.disconnect":
+            pass
+        self._gone = True
+        for request in self.requests:
+            self._desk.worker.cancel(self._engine, request)
+
+    async def whole(self) -> dict[str, Any]:
         """The response that is not streamed."""
         try:
-            async for index, piece in self._pieces:
-                self.account.first_piece()
-                self.reply.take(index, piece, self.answers[index])
+            async with aclosing(self._pieces) as batches:
+                async for pieces in batches:
+                    self.account.first_piece()
+                    for index, piece in pieces:
+                        self.reply.take(index, piece, self.answers[index])
         except TimeoutError:
             raise ApiError(504, self._too_long(), code="timeout") from None
         finally:
-            watch.cancel()
             self._settle()
         if any(answer.finish_reason == "cancelled" for answer in self.answers):
+            if self._gone:
+                raise ApiError(499, "The client closed the connection.", code="gone")
             raise ApiError(503, "The server is stopping; this answer was not finished.", code="stopping")
         self._echo()
         return self.reply.whole(self.answers, self.account.prompt_tokens)
@@ -105,16 +129,20 @@ class _Run:
             scored = zip(request.prompt, request.prompt_logprobs, strict=False)  # no scores unless asked for
             answer.prepend(self.reply.echoes[index // request.params.n], scored)
 
-    async def events(self, watch: asyncio.Task[None], *, with_usage: bool) -> AsyncIterator[str]:
+    async def events(self, *, with_usage: bool) -> AsyncIterator[str]:
         """Server-sent events: a chunk for each piece, then the usage if asked for, then `[DONE]`."""
         try:
             for index in range(len(self.answers)):
                 for chunk in self.reply.opening(index, index // self.requests[0].params.n):
                     yield _event(chunk)
-            async for index, piece in self._pieces:
-                self.account.first_piece()
-                for chunk in self.reply.chunks(index, piece, self.answers[index]):
-                    yield _event(chunk)
+            async with aclosing(self._pieces) as batches:
+                async for pieces in batches:
+                    self.account.first_piece()
+                    chunks = [
+                        c for index, piece in pieces for c in self.reply.chunks(index, piece, self.answers[index])
+                    ]
+                    if chunks and not self._gone:
+                        yield "".join(map(_event, chunks))
             if any(answer.finish_reason == "cancelled" for answer in self.answers):
                 yield _event(error_object(503, "The server is stopping; this answer was cut.", code="stopping"))
                 return
@@ -131,32 +159,44 @@ class _Run:
             self.account.error = "internal_error"
             yield _event(error_object(500, "The server failed on this request.", code="internal_error"))
         finally:
-            watch.cancel()
             self._settle()
 
+    def _chunks(self, pieces: Sequence[tuple[int, Piece]]) -> str:
+        """What is written of some pieces; nothing to a client who is gone."""
+        chunks = [c for index, piece in pieces for c in self.reply.chunks(index, piece, self.answers[index])]
+        return "" if self._gone else "".join(map(_event, chunks))
+
     def _settle(self) -> None:
+        """Close the account; what was taken on is over."""
+        self._desk.places.give_back(self._engine, self._num_places)
         account = self.account
         account.completion_tokens = sum(answer.num_tokens for answer in self.answers)
         reasons = {answer.finish_reason or "gone" for answer in self.answers}
-        account.finish = "gone" if "gone" in reasons else min(reasons)
-        if self._keep_text:
+        account.finish = "gone" if "gone" in reasons or (self._gone and "cancelled" in reasons) else min(reasons)
+        if self._desk.keep_text:
             account.answered = [answer.text for answer in self.answers]
 
     def _too_long(self) -> str:
         return f"The answer was not finished after {self.seconds:g} s and was cancelled; ask for fewer tokens."
 
 
-def check_queue(engine: Engine, limits: Limits, num_answers: int) -> None:
-    """Refuse what would not get into the queue.
+class EventStream(StreamingResponse):
+    """The response that is streamed. A client who does not read is waited for no longer than for an answer."""
 
-    Raises:
-        ApiError: 400 where it never could, 429 where it can later.
-    """
-    waiting, most = engine.num_waiting, limits.max_waiting
-    if num_answers > most:
-        raise ApiError(400, f"{num_answers} answers in one request; at most {most} are taken.", code="too_many_answers")
-    if waiting + num_answers > most:
-        raise ApiError(429, f"{waiting} answers wait already, at most {most} may; try again soon.", code="queue_full")
+    def __init__(self, run: _Run, *, with_usage: bool) -> None:
+        super().__init__(
+            run.events(with_usage=with_usage), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+        )
+        self._run = run
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it. The events are closed here and not by the collector, whatever happens."""
+        try:
+            async with asyncio.timeout(self._run.seconds + _READING_SECONDS), aclosing(self.body_iterator):
+                await self.stream_response(send)
+        except TimeoutError:
+            self._run.account.error = "timeout"
+            raise ConnectionAbortedError("a client read its stream too slowly and was cut off") from None
 
 
 def _requests(
@@ -214,10 +254,3 @@ def _is_ids(item: object) -> bool:
 
 def _event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
-
-
-async def _cancel_when_gone(http: Request, worker: Worker, engine: Engine, requests: Sequence[EngineRequest]) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
-    for request in requests:
-        worker.cancel(engine, request)

@@ -30,7 +30,7 @@ from herd.serve.documents import (
 )
 from herd.serve.errors import ApiError
 from herd.serve.journal import Bookkeeping, Journal
-from herd.serve.limits import Allowances, BodyLimit, HostCheck, Keys, Limits
+from herd.serve.limits import Allowances, BodyLimit, HostCheck, Keys, Limits, Places
 from herd.serve.metrics import Metrics
 from herd.serve.models import Models
 from herd.serve.schemas import ChatRequest, CompletionRequest
@@ -91,7 +91,7 @@ def create_app(
         app.add_middleware(HostCheck, hosts=hosts)
     app.add_middleware(Bookkeeping, journal=journal, metrics=metrics, allowances=allowances)
     errors.install(app)
-    desk = Desk(server.worker, limits, keep_text=journal.with_text)
+    desk = Desk(server.worker, limits, Places(limits.max_waiting), keep_text=journal.with_text)
     app.include_router(_open_routes(server, metrics))
     guarded = [Depends(gate), Depends(HTTPBearer(auto_error=False))]
     app.include_router(_api_routes(server, desk), dependencies=guarded)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from herd.infer.engine import Engine
 from herd.serve.errors import ApiError, error_object
 
 
@@ -43,7 +45,7 @@ class Keys:
         if not self._keys:
             return "anyone"
         scheme, _, key = authorization.partition(" ")
-        given = key.strip().encode() if scheme.lower() == "bearer" else b""
+        given = key.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
         owners = [name for name, known in self._keys.items() if hmac.compare_digest(given, known)]
         if not owners:
             raise ApiError(401, "A valid key is required: Authorization: Bearer KEY.", code="invalid_api_key")
@@ -117,6 +119,36 @@ class Allowances:
         if per_minute is None:
             return None
         return self._rates.setdefault((owner, what), Rate(per_minute, self._clock))
+
+
+class Places:
+    """The answers that each engine has taken on and not handed over yet: those in the batch, and those that wait.
+
+    An answer that is done but not read by its client waits too, so that clients who do not read cannot pile them up.
+    """
+
+    def __init__(self, most_waiting: int) -> None:
+        self._most = most_waiting
+        self._taken: Counter[Engine] = Counter()
+
+    def take(self, engine: Engine, count: int) -> None:
+        """Take on answers; each must be given back.
+
+        Raises:
+            ApiError: 400 where so many never fit, 429 where they may later.
+        """
+        if count > self._most:
+            message = f"{count} answers in one request; at most {self._most} are taken."
+            raise ApiError(400, message, code="too_many_answers")
+        waiting = max(self._taken[engine] - engine.num_running, 0)
+        if waiting + count > self._most:
+            message = f"{waiting} answers wait already, at most {self._most} may; try again soon."
+            raise ApiError(429, message, code="queue_full")
+        self._taken[engine] += count
+
+    def give_back(self, engine: Engine, count: int) -> None:
+        """So many are handed over, or not wanted any more."""
+        self._taken[engine] -= count
 
 
 class BodyLimit:

@@ -15,6 +15,7 @@ from herd.infer.request import Piece, Request
 
 _log = logging.getLogger("herd.serve")
 T = TypeVar("T")
+_AT_ONCE = 256  # pieces that one client is written before others have their turn
 
 
 class Worker:
@@ -102,21 +103,27 @@ class Conveyor:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
+        self._waiting: deque[tuple[int, Piece]] = deque()
+        self._arrived = asyncio.Event()
+        self._told = False  # the loop knows already that something waits
 
     def listener(self, first_index: int) -> Callable[[Piece], None]:
         """What to give a request whose answers are numbered from `first_index` on."""
 
         def put(piece: Piece) -> None:
-            if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._queue.put_nowait, (first_index + piece.index, piece))
+            self._waiting.append((first_index + piece.index, piece))
+            if not self._told and not self._loop.is_closed():
+                self._told = True
+                self._loop.call_soon_threadsafe(self._arrived.set)
 
         return put
 
     async def pieces(
         self, worker: Worker, engine: Engine, requests: Sequence[Request], seconds: float | None = None
-    ) -> AsyncIterator[tuple[int, Piece]]:
-        """Submit the requests and pass on (answer's number, piece) until all have ended; leaving early cancels them.
+    ) -> AsyncIterator[list[tuple[int, Piece]]]:
+        """Submit the requests and pass on what there is of (answer's number, piece) until all have ended.
+
+        Leaving early cancels them.
 
         Raises:
             TimeoutError: they have not ended after so many seconds.
@@ -129,9 +136,15 @@ class Conveyor:
         try:
             while still_open:
                 async with asyncio.timeout_at(until):
-                    index, piece = await self._queue.get()
-                still_open -= piece.finish_reason is not None
-                yield index, piece
+                    await self._arrived.wait()
+                self._arrived.clear()
+                self._told = False  # first this, then the look: a piece that comes now is told of again
+                there = [self._waiting.popleft() for _ in range(min(len(self._waiting), _AT_ONCE))]
+                if self._waiting:
+                    self._arrived.set()
+                    await asyncio.sleep(0)
+                still_open -= sum(piece.finish_reason is not None for _, piece in there)
+                yield there
         finally:
             for request in requests:
                 worker.cancel(engine, request)

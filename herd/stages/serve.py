@@ -7,6 +7,7 @@ says otherwise. Ctrl-C stops: answers in progress may end first, a second Ctrl-C
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -33,6 +34,7 @@ from herd.serve.limits import Limits
 KEY_VARIABLE = "HERD_KEY"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _KEEP_ALIVE_SECONDS = 75  # longer than clients keep connections, so that none is closed while one sends
+_BACKLOG = 2048  # connections that wait to be taken
 _CUT_SECONDS = 2  # for clients to hear that their answers were cut
 _SHARE_OF_MEMORY = 0.25  # for keys and values, of what is available, all models together
 
@@ -159,6 +161,9 @@ def run(settings: ServeSettings) -> None:
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(settings.limits.drain_seconds) + _CUT_SECONDS,
     )
+    gc.collect()
+    gc.freeze()  # the collector leaves alone what stays for ever, and so comes round to what requests leave behind
+    listener.listen(_BACKLOG)  # who comes between these words and the first turn of the loop waits, and is not refused
     _announce(engines, settings.host, listener.getsockname()[1], is_open=is_open)
     with suppress(KeyboardInterrupt):  # told to stop, and stopped
         Draining(config, app.state.server, settings.limits.drain_seconds).run(sockets=[listener])

@@ -16,7 +16,7 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
         self._token_bytes = tokenizer.token_bytes
-        self._skipped = frozenset(tokenizer.special.values()) if skip_special else frozenset()
+        self._skipped = tokenizer.special_ids if skip_special else frozenset()
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:

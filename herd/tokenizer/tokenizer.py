@@ -211,6 +211,11 @@ class Tokenizer:
         return "hf" if "Today Date" in self.chat_template else "meta"
 
     @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of all special tokens: one set for the many that look things up in it."""
+        return frozenset(self.special.values())
+
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of everything that decides ids: the vocabulary and its special tokens."""
         digest = hashlib.sha256((self.pieces or SPLIT_PATTERN).encode())
@@ -302,7 +307,7 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """The text of ids; bytes that are no whole character become U+FFFD."""
         if skip_special:
-            special = self._special_ids
+            special = self.special_ids
             ids = [i for i in _checked_ids(ids) if i not in special]
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
@@ -333,10 +338,6 @@ class Tokenizer:
             f"token id {wrong} is not in this vocabulary (0 to {self.vocab_size - 1}); "
             "were the ids made with another tokenizer?"
         )
-
-    @cached_property
-    def _special_ids(self) -> frozenset[int]:
-        return frozenset(self.special.values())
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.vocab_size - len(self.special)} BPE rows + {len(self.special)} special tokens)"

@@ -240,3 +240,38 @@ def test_a_cancelled_coroutine_frees_its_blocks(engine):
     asyncio.run(leave())
     engine.step()
     assert engine._allocator.num_free == engine._allocator.num_blocks
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"temperature": 1e308},
+        {"temperature": 1e-300},
+        {"top_p": 1e-300},
+        {"top_k": 2**63 - 1},
+        {"repetition_penalty": 1e-308},
+        {"repetition_penalty": 1e308},
+        {"seed": -(2**63)},
+    ],
+)
+def test_settings_at_their_limits_keep_to_the_form_and_disturb_no_neighbour(extreme):
+    engine = Engine.of(tiny_model(), small_tokenizer())
+    plain = SamplingParams(max_tokens=12, seed=5, temperature=1.0)
+    alone = engine.generate("The quick", plain).tokens
+    strange = engine.request(
+        "The", SamplingParams(**{"max_tokens": 12, "temperature": 1.0, "choice": ("yes", "no"), **extreme})
+    )
+    neighbour = engine.request("The quick", plain)
+    for request in (strange, neighbour):
+        engine.submit(request)
+    while engine.has_work:
+        engine.step()
+    assert engine.text_of(strange.leader) in ("yes", "no")
+    assert neighbour.leader.tokens == alone
+
+
+@pytest.mark.parametrize("field", ["top_k", "max_tokens", "n", "min_tokens", "best_of"])
+def test_a_number_that_no_tensor_holds_is_refused_before_it_reaches_a_batch(field):
+    engine = Engine.of(tiny_model(), small_tokenizer())
+    with pytest.raises(RequestError, match=field):
+        engine.request("x", SamplingParams(**{field: 2**63}))

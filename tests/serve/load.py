@@ -182,6 +182,44 @@ _KINDS = {
 }
 
 
+async def abandon(url: str, num_requests: int, clients: int = 40) -> collections.Counter:
+    """Send many long requests, with long prompts and grammars, and leave every one: in the queue or in its middle."""
+    counts: collections.Counter = collections.Counter()
+    numbers = iter(range(num_requests))
+    host, _, port = url.removeprefix("http://").partition(":")
+
+    async def leave(number: int) -> None:
+        luck = random.Random(number)
+        text = luck.choice(("x", "number " * 300)) + str(number)
+        forms = ({}, {"n": 8}, {"structured_outputs": {"json": _LISTS}}, {"stop": ["e"]}, {"logprobs": 5})
+        body = {"prompt": text, "max_tokens": 1000, "stream": luck.random() < 0.8} | luck.choice(forms)
+        content = json.dumps(body).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n"
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write((head + "Content-Type: application/json\r\n\r\n").encode() + content)
+        try:
+            async with asyncio.timeout(luck.uniform(0, 1.5)):
+                status = int((await reader.readline()).split()[1])
+                counts[status] += 1
+                await reader.read(luck.randrange(5000))
+        except TimeoutError:
+            counts["left"] += 1
+        writer.transport.abort()
+
+    async def visit() -> None:
+        for number in numbers:
+            await leave(number)
+
+    await asyncio.gather(*(visit() for _ in range(clients)))
+    return counts
+
+
+_LISTS = {
+    "type": "object",
+    "properties": {"a": {"type": "string"}, "b": {"type": "array", "items": {"type": "string"}}},
+}
+
+
 async def settle(url: str, seconds: float = 30.0) -> dict:
     """The server's health once nobody is answered any more."""
     async with httpx.AsyncClient(base_url=url) as client:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import httpx
 import pytest
@@ -10,7 +11,6 @@ import pytest
 from herd.infer.engine import Engine
 from herd.serve.app import create_app
 from herd.serve.limits import Limits
-from herd.types import SamplingParams
 from tests.infer.models import small_tokenizer, tiny_model
 from tests.serve.conftest import chat_engine, listening
 
@@ -181,16 +181,16 @@ def test_more_answers_than_the_queue_holds_are_refused_for_good(http):
 
 
 def test_a_full_queue_is_refused_with_429(server, http):
-    waiting = [server.engine.request("x", SamplingParams(max_tokens=100, n=30)) for _ in range(2)]
-    for request in waiting:  # submitted behind the worker's back: they wait until somebody wakes it
-        server.engine.submit(request)
-    server.engine._open_inbox()
-    response = http.post("/v1/chat/completions", json=CHAT)
-    assert error_of(response, 429)["code"] == "queue_full"
-    assert response.headers["retry-after"] == "1"
-    for request in waiting:
-        server.engine.cancel(request)
+    body = {"prompt": "x", "max_tokens": 1500, "temperature": 0, "n": 30, "stream": True}
+    with http.stream("POST", "/v1/completions", json=body):
+        until = time.monotonic() + 10
+        while server.engine.num_running < 16 and time.monotonic() < until:
+            time.sleep(0.01)
+        response = http.post("/v1/chat/completions", json=CHAT | {"n": 30})  # 14 wait, and 40 may
+        assert error_of(response, 429)["code"] == "queue_full"
+        assert int(response.headers["Retry-After"]) >= 1
     server.wait_until_idle()
+    assert http.post("/v1/chat/completions", json=CHAT).status_code == 200
 
 
 def test_a_key_is_asked_for_where_one_is_set():

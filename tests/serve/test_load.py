@@ -11,13 +11,14 @@ import pytest
 
 from herd.model.checkpoint import save
 from tests.infer.models import small_tokenizer, tiny_model
-from tests.serve.load import CLIENTS, INTENDED, besiege, serving, settle
+from tests.serve.load import CLIENTS, INTENDED, abandon, besiege, serving, settle
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     tokenizer = small_tokenizer()
-    save(tiny_model(eos_token_id=list(tokenizer.stop_ids)), tmp_path / "tiny", tokenizer)
+    model = tiny_model(eos_token_id=list(tokenizer.stop_ids), max_position_embeddings=4096)
+    save(model, tmp_path / "tiny", tokenizer)
     return tmp_path / "tiny"
 
 
@@ -29,6 +30,27 @@ def test_for_a_minute_two_hundred_clients_meet_only_the_intended(folder):
 @pytest.mark.soak
 def test_for_ten_minutes_too(folder):
     stand(folder, warm_seconds=60, seconds=540)
+
+
+@pytest.mark.slow
+def test_two_thousand_requests_that_are_all_left_keep_no_memory(folder):
+    endure(folder, first=1000, then=2000)
+
+
+@pytest.mark.soak
+def test_ten_thousand_requests_that_are_all_left_keep_no_memory(folder):
+    endure(folder, first=1000, then=10_000)
+
+
+def endure(folder: Path, *, first: int, then: int) -> None:
+    with serving(folder, "engine.max_sequences=16", "engine.cache_gb=0.02") as server:
+        asyncio.run(abandon(server.url, first))
+        asyncio.run(settle(server.url))
+        early = server.resident_bytes()
+        counts = asyncio.run(abandon(server.url, then))
+        assert asyncio.run(settle(server.url)) == {"status": "ok", "running": 0, "waiting": 0}
+        assert server.resident_bytes() < early + 25e6
+    assert set(counts) <= {200, 429, "left"} and counts[200] and counts["left"], counts
 
 
 def stand(folder: Path, *, warm_seconds: float, seconds: float) -> None:
