@@ -115,7 +115,10 @@ def load_state(folder: Path, tensors: dict[str, Tensor], step: int | None = None
     Raises:
         CheckpointError: there are states but none is whole, or it belongs to another model.
     """
-    found = sorted(folder.glob("step-*" if step is None else f"step-{step:08d}"), reverse=True)
+    pattern = "step-*" if step is None else f"step-{step:08d}"
+    from_all(None)  # the first process may still be giving the newest its name
+    names = from_all({state.name for state in folder.glob(pattern)})  # a process without the storage sees none
+    found = [folder / name for name in sorted(set.intersection(*names), reverse=True)]
     for state in found:
         if fault := _fault(state):
             say(f"  {state}: {fault}; trying the one before")

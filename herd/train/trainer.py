@@ -206,7 +206,7 @@ def train(
                     saver.save(step + 1, adamw.state(), wait=bool(now or rehearsal))
                     saved_at = time.monotonic()
                 if rehearsal:  # what cannot be resumed is to be known now, not after the first crash
-                    _restore(adamw, run.path / "state")
+                    _rehearse(adamw, run.path / "state")
                 for hook in due:
                     watchdog.now(step, "a hook")
                     _call(hook, model, step + 1)
@@ -270,6 +270,19 @@ def _restore(adamw: FlatAdamW | ShardedAdamW, folder: Path, step: int | None = N
     if found:
         adamw.restored(tensors)
     return found
+
+
+def _rehearse(adamw: FlatAdamW | ShardedAdamW, folder: Path) -> None:
+    """Take up the state that was just saved.
+
+    Raises:
+        CheckpointError: not all processes see it.
+    """
+    if not _restore(adamw, folder):
+        raise CheckpointError(
+            f"{folder}: the state of this run was saved, but not every process sees it: the run folder must lie on "
+            "storage that all of them share"
+        )
 
 
 def _accumulate(

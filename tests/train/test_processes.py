@@ -7,12 +7,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from herd.parallel.launch import open_run_together
 from herd.run import read_metrics
 from herd.train import trainer
 from herd.train.objectives import next_token
 from herd.train.optimizer import FlatAdamW, OptimizerSettings
 from herd.train.trainer import train
-from tests.train.tiny import run_folder, tiny_loader, tiny_model
+from tests.train.tiny import TinySettings, tiny_loader, tiny_model
 
 STEPS = 4
 
@@ -30,7 +31,7 @@ def train_share(rank, world, folder):
     totals = trainer._accumulate(model, next_token, loader.batches(0), adamw)
     gradients = {name: view / totals.count for group in adamw.groups for name, view in group.views(group.sums())}
     torch.save(gradients, folder / f"gradients-{rank}.pt")
-    with run_folder(folder / f"run-{rank}") as run:
+    with open_run_together(folder / "run", stage="tiny", settings=TinySettings(), inputs={}) as run:
         train(model, next_token, loader, run, num_steps=STEPS, optimizer=OptimizerSettings(learning_rate=1e-2))
     torch.save(model.state_dict(), folder / f"weights-{rank}.pt")
     if world > 1:
@@ -44,7 +45,7 @@ def test_two_processes_with_unequal_token_counts_train_as_one(tmp_path):
     mp.start_processes(train_share, args=(2, tmp_path / "two"), nprocs=2, start_method="spawn")
     counts = [json.loads((tmp_path / f"two/labels-{rank}.json").read_text()) for rank in range(2)]
     assert all(first != second for first, second in zip(*counts))
-    alone, together = (read_metrics(tmp_path / name / "run-0") for name in ("one", "two"))
+    alone, together = (read_metrics(tmp_path / name / "run") for name in ("one", "two"))
     for a, b in zip(alone, together):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-6)
         assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-5)
