@@ -45,6 +45,7 @@ SHAPES = {
     "one kv head": {"num_key_value_heads": 1},
     "scaled rope": {"rope_theta": 10_000.0, "rope_scaling": RopeScaling(original_max_position_embeddings=32)},
     "wide heads": {"head_dim": 32},
+    "biases": {"attention_bias": True, "mlp_bias": True},
 }
 
 

@@ -1,0 +1,35 @@
+import pytest
+import torch
+
+from herd.infer import pages
+from herd.infer.engine import quantize_layers
+from tests.infer.models import tiny_model
+
+
+@pytest.fixture(autouse=True)
+def large_pages(monkeypatch):
+    monkeypatch.setattr(pages, "_system_has_them", lambda: hasattr(pages.mmap, "MADV_HUGEPAGE"))
+    if not pages._system_has_them():
+        pytest.skip("this system has no advice about large pages")
+
+
+@pytest.mark.parametrize("scheme", [None, "int8", "int4"])
+def test_moved_weights_are_the_same_numbers_at_another_place(scheme):
+    model = tiny_model(tie_word_embeddings=True).bfloat16()
+    if scheme is not None:
+        quantize_layers(model, scheme)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    places = {name: tensor.data_ptr() for name, tensor in model.state_dict().items() if tensor.ndim == 2}
+    assert pages.move_to_large_pages(model)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert all(after[name].data_ptr() != place for name, place in places.items())
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()  # still one
+
+
+def test_weights_stay_where_they_are_when_memory_is_short(monkeypatch):
+    monkeypatch.setattr(pages, "available_memory", lambda device: 100_000)
+    model = tiny_model()
+    before = model.model.embed_tokens.weight.data_ptr()
+    assert not pages.move_to_large_pages(model)
+    assert model.model.embed_tokens.weight.data_ptr() == before
