@@ -7,7 +7,7 @@
 
 Weights are random, in Llama 3.2 1B's shape; answers are greedy and never stop early. `decode` is one answer at a time
 after a short prompt; `prompt` is 512 new tokens; `many` is 16 requests at once, all tokens in and out counted;
-`context` decodes behind a prompt of 8192 tokens. Each contestant is a process of its own; they take turns and the
+`context` decodes behind a prompt of 8192 tokens, `long` behind one of 32,000. Each contestant is a process of its own; they take turns and the
 median of the turns counts; `start` (alone) times `herd chat` up to its first token. The bandwidth and matmul rates are
 measured in the same run. Results go to benchmarks/results/infer-1b.json.
 """
@@ -61,7 +61,8 @@ TASKS = {  # prompts, tokens in, tokens out, what is counted, who takes part
     "prompt": (1, 512, 1, "first", ("Herd bf16", "Herd int8", "Herd int4", "transformers bf16", "llama.cpp BF16",
                                     "llama.cpp Q4_0")),
     "many": (16, 256, 128, "all", ("Herd bf16", "Herd int4", "transformers bf16", "llama.cpp Q4_0")),
-    "context": (1, 8192, 33, "rest", ("Herd bf16", "Herd bf16, int8 cache", "transformers bf16")),
+    "context": (1, 8192, 33, "rest", ("Herd bf16", "Herd bf16, int8 cache", "transformers bf16", "llama.cpp BF16")),
+    "long": (1, 32_000, 33, "rest", ("Herd bf16", "Herd bf16, int8 cache")),
 }  # fmt: skip
 
 
@@ -71,7 +72,7 @@ TASKS = {  # prompts, tokens in, tokens out, what is counted, who takes part
 def serve_herd(folder: Path, path: str, native: bool = True, cache_dtype: str | None = None) -> None:
     if native:
         decoding.wait()
-    engine = Engine(folder / path, cache_bytes=2**30, cache_dtype=cache_dtype)
+    engine = Engine(folder / path, cache_bytes=2**31, cache_dtype=cache_dtype, max_context=33_000)
     engine.stop_ids = frozenset()
 
     def generate(prompts: list[list[int]], num_tokens: int) -> dict:

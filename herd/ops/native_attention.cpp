@@ -2,26 +2,20 @@
 //
 // The twin of `herd.ops.attention.reference_attention`. Scores never leave the first-level cache: a tile of queries goes
 // against tiles of keys, with a running softmax forwards and the scores computed again backwards. Every product of
-// matrices is one function, `gemm`: A is row-major, B comes packed in pairs, so that one instruction multiplies two
-// bfloat16 pairs in each of 16 lanes and adds them in float32.
+// matrices is one function, `gemm` of matrix.h.
 //
 // Letters: B rows, T tokens, H query heads, K key-value heads, C channels of a head (a multiple of 16).
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <limits>
 #include <vector>
+
+#include "matrix.h"
 
 #ifndef __AVX512BF16__
 #error "this processor has no AVX-512 BF16"
 #endif
-
-using bf16 = uint16_t;
-using pair = uint32_t;  // two bfloat16 that are multiplied and summed together
 
 static const int TILE = 64;  // queries and keys of a tile
 static const float NEVER = -std::numeric_limits<float>::infinity();
@@ -36,45 +30,6 @@ static inline __m512 exp16(__m512 x) {  // 2^n * 2^r with |r| <= 1/2; a polynomi
     for (float c : {9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.f})
         p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
     return _mm512_scalef_ps(p, n);
-}
-
-template <int ROWS, int VECTORS>
-static void gemm_block(int depth, const bf16* a, int lda, const pair* b, int ldb, float* c, int ldc, bool add) {
-    __m512 sum[ROWS][VECTORS];
-    for (int i = 0; i < ROWS; i++)
-        for (int j = 0; j < VECTORS; j++) sum[i][j] = add ? _mm512_loadu_ps(c + i * ldc + 16 * j) : _mm512_setzero_ps();
-    for (int k = 0; k < depth; k++) {
-        __m512bh right[VECTORS];
-        for (int j = 0; j < VECTORS; j++) right[j] = (__m512bh)_mm512_loadu_si512(b + (int64_t)k * ldb + 16 * j);
-        for (int i = 0; i < ROWS; i++) {
-            pair both;
-            std::memcpy(&both, a + (int64_t)i * lda + 2 * k, 4);
-            __m512bh left = (__m512bh)_mm512_set1_epi32(both);
-            for (int j = 0; j < VECTORS; j++) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], left, right[j]);
-        }
-    }
-    for (int i = 0; i < ROWS; i++)
-        for (int j = 0; j < VECTORS; j++) _mm512_storeu_ps(c + i * ldc + 16 * j, sum[i][j]);
-}
-
-template <int VECTORS>
-static void gemm_columns(int m, int depth, const bf16* a, int lda, const pair* b, int ldb, float* c, int ldc, bool add) {
-    constexpr int ROWS = VECTORS == 4 ? 6 : 8;
-    int i = 0;
-    for (; i + ROWS <= m; i += ROWS)
-        gemm_block<ROWS, VECTORS>(depth, a + (int64_t)i * lda, lda, b, ldb, c + i * ldc, ldc, add);
-    for (; i + 4 <= m; i += 4)
-        gemm_block<4, VECTORS>(depth, a + (int64_t)i * lda, lda, b, ldb, c + i * ldc, ldc, add);
-    for (; i < m; i++)
-        gemm_block<1, VECTORS>(depth, a + (int64_t)i * lda, lda, b, ldb, c + i * ldc, ldc, add);
-}
-
-// c (m, n) = [c +] a (m, 2 depth) @ b, where b[k][j] holds rows 2k and 2k + 1 of column j; n is a multiple of 16
-static void gemm(int m, int n, int depth, const bf16* a, int lda, const pair* b, int ldb, float* c, int ldc, bool add) {
-    int j = 0;
-    for (; j + 64 <= n; j += 64) gemm_columns<4>(m, depth, a, lda, b + j, ldb, c + j, ldc, add);
-    for (; j + 32 <= n; j += 32) gemm_columns<2>(m, depth, a, lda, b + j, ldb, c + j, ldc, add);
-    for (; j < n; j += 16) gemm_columns<1>(m, depth, a, lda, b + j, ldb, c + j, ldc, add);
 }
 
 // x (rows, n), row-major with the given stride, to pairs of neighbouring rows; an odd last row meets zeros

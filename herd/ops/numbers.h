@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 
 typedef uint16_t bf16;
 typedef uint32_t pair;  // two bfloat16 that one instruction multiplies and sums together
