@@ -47,7 +47,7 @@ def library(name: str) -> ctypes.CDLL | None:
 
 def layer_kernels(*tensors: Tensor) -> ctypes.CDLL | None:
     """The kernels for what stands between matmuls, where they take tensors like these (bfloat16, whole); else None."""
-    if _switched_off.get() or torch.compiler.is_compiling():  # a compiler fuses the plain form with what is around it
+    if torch.compiler.is_compiling() or _switched_off.get():  # a compiler fuses the plain form with what is around it
         return None
     for tensor in tensors:
         plain = type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu"

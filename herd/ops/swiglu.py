@@ -12,7 +12,9 @@ from herd.ops.native import counts, layer_kernels, library, pointers
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, element by element; one pass in the engine on a GPU."""
-    if not torch.compiler.is_compiling() and not torch.is_grad_enabled() and device_kernels.serves(gate):
+    if torch.compiler.is_compiling():  # see rms_norm
+        return reference_swiglu(gate, up)
+    if not torch.is_grad_enabled() and device_kernels.serves(gate):
         from herd.ops import triton_layers
 
         if (out := triton_layers.silu_times(gate, up)) is not None:
