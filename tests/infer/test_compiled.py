@@ -134,3 +134,18 @@ def test_several_threads_give_the_same_tokens_as_one(monkeypatch):
     finally:
         torch.set_num_threads(before)
     assert answers[0] == answers[1] == answers[2]
+
+
+@pytest.mark.parametrize("cache_dtype", [None, "int8"])
+@pytest.mark.parametrize("scheme", [None, "int8", "int4"])
+def test_a_deterministic_answer_of_the_kernels_does_not_depend_on_its_neighbours(scheme, cache_dtype):
+    model = tiny_model(head_dim=32, intermediate_size=128).bfloat16()
+    if scheme is not None:
+        quantize_layers(model, scheme)
+    engine = Engine.of(model, small_tokenizer(), cache_dtype=cache_dtype, deterministic=True)
+    params = SamplingParams(temperature=1.0, seed=5, max_tokens=12, logprobs=2)
+    alone = [engine.generate(prompt, params) for prompt in PROMPTS]
+    together = engine.generate(list(reversed(PROMPTS)) + PROMPTS, params)
+    for answer, first, second in zip(alone, reversed(together[: len(PROMPTS)]), together[len(PROMPTS) :], strict=True):
+        assert answer.tokens == first.tokens == second.tokens
+        assert answer.logprobs == first.logprobs == second.logprobs
