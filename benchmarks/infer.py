@@ -7,9 +7,9 @@
 
 Weights are random, in Llama 3.2 1B's shape; answers are greedy and never stop early. `decode` is one answer at a time
 after a short prompt; `prompt` is 512 new tokens; `many` is 16 requests at once, all tokens in and out counted;
-`context` decodes behind a prompt of 8192 tokens, `long` behind one of 32,000. Each contestant is a process of its own; they take turns and the
-median of the turns counts; `start` (alone) times `herd chat` up to its first token. The bandwidth and matmul rates are
-measured in the same run. Results go to benchmarks/results/infer-1b.json.
+`context` decodes behind a prompt of 8192 tokens, `long` behind one of 32,000. Each contestant is a process of its own;
+they take turns and the median of the turns counts; `start` (alone) times `herd chat` up to its first token. The
+bandwidth and matmul rates are measured in the same run. Results go to benchmarks/results/infer-1b.json.
 """
 
 from __future__ import annotations
