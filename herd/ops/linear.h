@@ -32,11 +32,6 @@ struct Tokens {
   }
 };
 
-// Where 32 columns of one token are put.
-inline bf16* place(bf16* data, int64_t M, int64_t K, int64_t m, int64_t k) {
-  return const_cast<bf16*>(Tokens{data, M, K, Tokens::block_width(M)}.at(m, k));
-}
-
 struct Bf16Weights {
   const bf16* weight;
 
