@@ -60,7 +60,8 @@ def _system_has_them() -> bool:
 
 def _large_pages(num_bytes: int) -> Tensor:
     """Uninitialized memory that begins at a large page: (num_bytes,) uint8."""
-    memory = mmap.mmap(-1, num_bytes + _PAGE_BYTES)
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # memory that is shared, as Python would make it, has pages of its own kind
+    memory = mmap.mmap(-1, num_bytes + _PAGE_BYTES, flags=private)
     memory.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(memory, dtype=torch.uint8)
     begin = -whole.data_ptr() % _PAGE_BYTES

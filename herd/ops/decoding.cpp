@@ -17,26 +17,37 @@
 
 namespace {
 
-// Threads that work through phases together: whoever is free takes the next piece, and all wait for the last.
+// Threads that work through phases together. Each has its share of the pieces and takes them in order, so that it reads
+// weights as one stream; who is done helps the others, and all wait for the last.
 class Team {
  public:
-  explicit Team(int size) : size(size) {}
+  explicit Team(int size) : size(size), shares(3 * size) {}
 
   template <class Work>
   void each(int64_t count, int64_t& phase, Work work) {
-    for (int64_t i; (i = next[phase % 3].fetch_add(1, std::memory_order_relaxed)) < count;) work(i);
+    const int me = omp_get_thread_num();
+    for (int i = 0; i < size; i++) {
+      const int64_t whose = (me + i) % size, start = count * whose / size, end = count * (whose + 1) / size;
+      std::atomic<int64_t>& taken = share(phase, whose).taken;
+      for (int64_t n; start < end && (n = start + taken.fetch_add(1, std::memory_order_relaxed)) < end;) work(n);
+    }
     wait(phase++);
   }
 
  private:
+  struct alignas(64) Share {
+    std::atomic<int64_t> taken{0};
+  };
+
   const int size;
-  std::atomic<int64_t> next[3] = {{0}, {0}, {0}};
+  std::vector<Share> shares;  // of three phases
   std::atomic<int64_t> arrived{0}, done{0};  // done: phases that all have left behind
 
+  Share& share(int64_t phase, int64_t whose) { return shares[phase % 3 * size + whose]; }
   void wait(int64_t phase) {
     if (arrived.fetch_add(1, std::memory_order_acq_rel) == size - 1) {
       arrived.store(0, std::memory_order_relaxed);
-      next[(phase + 2) % 3].store(0, std::memory_order_relaxed);
+      for (int64_t i = 0; i < size; i++) share(phase + 2, i).taken.store(0, std::memory_order_relaxed);
       done.store(phase + 1, std::memory_order_release);
       return;
     }
@@ -150,11 +161,24 @@ struct Step {
   const Span* spans;
 };
 
-struct Buffers {
-  std::vector<bf16> normed, q, k, v, attended, gated;
+// The kinds of weights in the layers, a bit each.
+inline int64_t kinds_of(const Step& s) {
+  int64_t kinds = 0;
+  for (int64_t n = 0; n < s.num_layers; n++) {
+    const Layer& layer = s.layers[n];
+    for (const Linear* linear : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down})
+      kinds |= 1 << linear->kind;
+  }
+  return kinds;
+}
 
-  Buffers(const Step& s, int64_t inner)
-      : normed(s.M * s.D), q(s.M * s.H * s.C), k(s.M * s.K * s.C), v(k.size()), attended(q.size()), gated(s.M * inner) {}
+struct Buffers {
+  TokenRoom normed, attended, gated;
+  std::vector<bf16> q, k, v;
+
+  Buffers(const Step& s, int64_t kinds)
+      : normed(s.M, s.D, kinds), attended(s.M, s.H * s.C, kinds), gated(s.M, s.layers[0].down.K, kinds),
+        q(s.M * s.H * s.C), k(s.M * s.K * s.C), v(k.size()) {}
 };
 
 // What a thread keeps from phase to phase.
@@ -166,8 +190,14 @@ struct Worker {
 void run_layer(const Step& s, const Layer& layer, float eps, Buffers& b, Attention& attention, Team& team, int64_t& phase,
                Worker& mine) {
   const int64_t M = s.M;
-  const Tokens normed{b.normed.data(), M, s.D, Tokens::block_width(M)}, gated{b.gated.data(), M, layer.down.K, Tokens::block_width(M)};
-  team.each(M, phase, [&](int64_t m) { norm_row(s.x, layer.input_norm, s.D, eps, normed, m); });
+  const Tokens &normed = b.normed.tokens, &gated = b.gated.tokens;
+  auto norm = [&](const bf16* weight) {
+    team.each(M, phase, [&](int64_t m) {
+      norm_row(s.x, weight, s.D, eps, normed, m);
+      fill_forms(normed, m);
+    });
+  };
+  norm(layer.input_norm);
   const Linear* three[] = {&layer.q, &layer.k, &layer.v};
   bf16* to[] = {b.q.data(), b.k.data(), b.v.data()};
   const int64_t of_q = layer.q.num_panels(), of_k = layer.k.num_panels();
@@ -189,6 +219,7 @@ void run_layer(const Step& s, const Layer& layer, float eps, Buffers& b, Attenti
   team.each(attention.num_units(), phase, [&](int64_t i) { attention.unit(i, mine.packed); });
   team.each(s.num_spans, phase, [&](int64_t n) { attention.combine(n); });
   auto add = [&](const Linear& linear, const Tokens& x) {
+    if (x.have_forms()) team.each(M, phase, [&](int64_t m) { fill_forms(x, m); });
     team.each(linear.num_panels(), phase, [&](int64_t panel) {
       float* sums = mine.scratch.sums_of(M);
       const int64_t count = linear.panel(panel, x, sums, mine.scratch);
@@ -196,7 +227,7 @@ void run_layer(const Step& s, const Layer& layer, float eps, Buffers& b, Attenti
     });
   };
   add(layer.o, attention.out);
-  team.each(M, phase, [&](int64_t m) { norm_row(s.x, layer.post_norm, s.D, eps, normed, m); });
+  norm(layer.post_norm);
   team.each(layer.gate.num_panels(), phase, [&](int64_t panel) {
     float *gate = mine.scratch.sums_of(M), *up = mine.other.sums_of(M);
     const int64_t count = layer.gate.panel(panel, normed, gate, mine.scratch);
@@ -245,10 +276,10 @@ extern "C" {
 // A step's tokens through all blocks; x is changed in place.
 void run_layers(const Step* step, float eps, int threads) {
   const Step& s = *step;
-  Buffers buffers(s, s.layers[0].down.K);
+  Buffers buffers(s, kinds_of(s));
   Attention attention(s.spans, s.num_spans, Heads{s.H, s.K, s.C, 1 / std::sqrt(float(s.C))}, threads);
   attention.q = buffers.q.data();
-  attention.out = Tokens{buffers.attended.data(), s.M, s.H * s.C, Tokens::block_width(s.M)};
+  attention.out = buffers.attended.tokens;
   with_team(threads, [&](Team& team, int64_t& phase) {
     thread_local Worker mine;
     for (int64_t n = 0; n < s.num_layers; n++) {
@@ -265,11 +296,14 @@ void run_layers(const Step* step, float eps, int threads) {
 // x (M, K) times the transpose of the layer's weights -> y (M, N).
 void linear(const Linear* layer, const bf16* x, bf16* y, int64_t M, int64_t K, int threads) {
   if (M == 0) return;  // a step that ends no prompt asks for no logits
-  std::vector<bf16> room(M * layer->K);
-  const Tokens tokens{room.data(), M, layer->K, Tokens::block_width(M)};
+  const TokenRoom room(M, layer->K, 1 << layer->kind);
+  const Tokens& tokens = room.tokens;
   with_team(threads, [&](Team& team, int64_t& phase) {
     thread_local Worker mine;
-    team.each(M, phase, [&](int64_t m) { lay_out(x, K, tokens, m); });
+    team.each(M, phase, [&](int64_t m) {
+      lay_out(x, K, tokens, m);
+      fill_forms(tokens, m);
+    });
     team.each(layer->num_panels(), phase, [&](int64_t panel) {
       float* sums = mine.scratch.sums_of(M);
       const int64_t count = layer->panel(panel, tokens, sums, mine.scratch);

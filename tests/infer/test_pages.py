@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -25,6 +28,21 @@ def test_moved_weights_are_the_same_numbers_at_another_place(scheme):
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert all(after[name].data_ptr() != place for name, place in places.items())
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()  # still one
+
+
+def test_the_room_is_given_in_large_pages_where_the_system_has_them():
+    if not pages._system_has_them() or "[never]" in pages._SETTING.read_text():
+        pytest.skip("this system has no large pages")
+    room = pages._large_pages(16 * 2**20)
+    room.zero_()
+    mappings = Path("/proc/self/smaps").read_text().split("VmFlags:")
+    mine = next(m for m in mappings if _holds(m, room.data_ptr()))
+    assert int(re.search(r"AnonHugePages:\s+(\d+)", mine)[1]) >= 8 * 1024  # kB: most of it
+
+
+def _holds(mapping: str, address: int) -> bool:
+    found = re.search(r"^([0-9a-f]+)-([0-9a-f]+) ", mapping, re.MULTILINE)
+    return found is not None and int(found[1], 16) <= address < int(found[2], 16)
 
 
 def test_weights_stay_where_they_are_when_memory_is_short(monkeypatch):

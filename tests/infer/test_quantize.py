@@ -19,6 +19,7 @@ from herd.ops.fp8 import UPPER_BOUND, fp8_linear, quantize_fp8, reference_fp8_li
 from herd.ops.quantized import (
     DecodingLinear,
     Int4Linear,
+    QuantizedLinear,
     dequantize_groups,
     dequantize_rows,
     int4_linear,
@@ -200,7 +201,7 @@ def test_the_search_for_a_scale_agrees_with_its_twin_and_beats_the_plain_scale(k
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_tokens", [1, 2, 3, 4, 7, 40])
-@pytest.mark.parametrize("num_columns", [64, 96])
+@pytest.mark.parametrize("num_columns", [64, 96, 320])
 def test_the_int4_product_agrees_with_its_twin(kernels, dtype, num_tokens, num_columns):
     generator = torch.Generator().manual_seed(0)
     linear = torch.nn.Linear(num_columns, 130, bias=False)
@@ -213,6 +214,38 @@ def test_the_int4_product_agrees_with_its_twin(kernels, dtype, num_tokens, num_c
     assert fast.shape == slow.shape and fast.dtype == dtype
     relative, absolute = (1e-5, 1e-4) if dtype == torch.float32 else (2**-7, 0.02)
     torch.testing.assert_close(fast, slow, rtol=relative, atol=absolute)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3, 4])
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_few_tokens_keep_their_precision_beside_one_that_is_a_thousand_times_larger(kernels, scheme, num_tokens):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(num_tokens, 448, generator=generator).bfloat16()
+    x[:, 70] *= 1000  # as in trained models, where a few columns are far above the others
+    x[0, 130:190] = 0
+    weight = torch.randn(130, 448, generator=generator) / 20
+    weight[:, 70] = 0  # the outlier itself adds nothing, so that an error it brings to the others would show
+    layer, make = _quantized(scheme, weight)
+    exact = x.float() @ make(layer).T
+    assert float((layer(x).float() - exact).abs().max() / exact.abs().max()) < 2**-7  # the result in bfloat16 alone: 2^-9
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_what_is_no_number_is_not_hidden_and_stays_with_its_token(kernels, scheme, bad):
+    layer, _ = _quantized(scheme, torch.randn(70, 192).abs() + 0.1)
+    x = torch.randn(3, 192).bfloat16()
+    x[1, 100] = bad
+    assert layer(x).isfinite().all(1).tolist() == [True, False, True]
+
+
+def _quantized(scheme, weight):
+    """A quantized layer, and what tells the numbers it stands for."""
+    linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight.data = weight
+    if scheme == "int4":
+        return Int4Linear.from_linear(linear), lambda it: dequantize_groups(it.weight, it.weight_scale)
+    return QuantizedLinear.from_linear(linear), lambda it: dequantize_rows(it.weight, it.weight_scale)
 
 
 def test_without_a_compiler_int4_runs_in_pytorchs_own_kernel(monkeypatch):
