@@ -74,6 +74,7 @@ def serve_herd(folder: Path, path: str, native: bool = True, cache_dtype: str | 
         decoding.wait()
     engine = Engine(folder / path, cache_bytes=2**31, cache_dtype=cache_dtype, max_context=33_000)
     engine.stop_ids = frozenset()
+    engine.warm_up()
 
     def generate(prompts: list[list[int]], num_tokens: int) -> dict:
         params = SamplingParams(temperature=0, max_tokens=num_tokens)
@@ -217,15 +218,18 @@ def write_gguf(model: LlamaForCausalLM, file: Path) -> None:
 
 
 def start(arguments: argparse.Namespace) -> None:
-    """Seconds from the command `herd chat` to the end of an answer of one token, the files in the system's cache."""
+    """Seconds from the command `herd chat` to an answer of one token, the files in the system's cache."""
     seconds = {}
     for path in ("bf16", "int4"):
         command = [sys.executable, "-m", "herd", "chat", str(arguments.folder / path), "max_tokens=1", "json=true"]
         turns = []
         for _ in range(arguments.rounds + 1):  # the first one warms the disk's cache
             began = time.perf_counter()
-            subprocess.run(command, input="x\n", text=True, stdout=subprocess.DEVNULL, check=True)
-            turns.append(round(time.perf_counter() - began, 2))
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as chat:
+                chat.stdin.write("x\n")
+                chat.stdin.close()
+                chat.stdout.readline()
+                turns.append(round(time.perf_counter() - began, 2))
         seconds[f"Herd {path}"] = turns[1:]
     entry = {"seconds": {name: median(turns) for name, turns in seconds.items()}, "all_turns": seconds}
     save({"start": about(arguments) | entry})

@@ -18,6 +18,7 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ from herd.infer.blocks import BlockAllocator
 from herd.infer.cache import BLOCK_SIZE, PagedCache, block_bytes, num_blocks_for
 from herd.infer.draw import draw
 from herd.infer.guide import GuideMaker
-from herd.infer.pages import move_to_large_pages
+from herd.infer.pages import Moving
 from herd.infer.request import Answer, Piece, Pieces, Request, check_params, completion
 from herd.infer.runner import Output, Runner
 from herd.infer.sampler import log_probabilities
@@ -105,13 +106,9 @@ class Engine:
             raise ConfigError(f"quantize={quantize}: expected {', '.join(LAYERS)} or nothing")
         if device == "cpu":
             decoding.start()
-        model = load_checkpoint(folder, dtype=dtype, device=device, attend=paged_attention)
-        if not isinstance(model, LlamaForCausalLM):
-            raise CheckpointError(f"{folder} holds a reward model, which gives scores and no text.")
-        if dtype is None and device == "cpu":
-            model = model.to(_cpu_dtype(model.model.norm.weight.dtype))
-        if quantize is not None:
-            quantize_layers(model, quantize)
+        with ThreadPoolExecutor(1) as beside:  # the tokenizer is Python's work, the weights are PyTorch's
+            tokenizer = beside.submit(Tokenizer.load, folder)
+            model = self._load(folder, dtype, device, quantize)
         options = _Options(
             cache_bytes=cache_bytes,
             max_sequences=max_sequences,
@@ -123,11 +120,23 @@ class Engine:
             graphs=graphs,
             group=group,
         )
-        _make_fast(model)
-        move_to_large_pages(model)
-        self._assemble(model, Tokenizer.load(folder), options)
+        self._assemble(model, tokenizer.result(), options)
+        self._may_move = group is None  # else it has only a part of the weights
         _check_ends(folder, model, self.tokenizer)
         self._end_answers_with(_as_ids(model.config.eos_token_id) | _generation_stop_ids(folder))
+
+    @staticmethod
+    def _load(folder: Path, dtype: torch.dtype | None, device: str, quantize: Scheme | None) -> LlamaForCausalLM:
+        """The model, its layers replaced by those that are quick here."""
+        model = load_checkpoint(folder, dtype=dtype, device=device, attend=paged_attention)
+        if not isinstance(model, LlamaForCausalLM):
+            raise CheckpointError(f"{folder} holds a reward model, which gives scores and no text.")
+        if dtype is None and device == "cpu":
+            model = model.to(_cpu_dtype(model.model.norm.weight.dtype))
+        if quantize is not None:
+            quantize_layers(model, quantize)
+        _make_fast(model)
+        return model
 
     @classmethod
     def of(
@@ -213,6 +222,8 @@ class Engine:
             shares_prefixes=not options.deterministic,
             **limits,
         )
+        self._moving: Moving | None = None
+        self._may_move = False
         self._speculation: Speculation | None = None
         if options.speculate == LOOKUP:
             self._speculation = Speculation(PromptLookup())
@@ -383,7 +394,7 @@ class Engine:
 
         A finished request is left as it is.
         """
-        if request.finished:
+        if request.finished or request.leader.asked_by() is None:  # thrown away, and the engine with it
             return
         self._inbox.append(("cancel", request))
         if self._lock.acquire(blocking=False):
@@ -437,14 +448,37 @@ class Engine:
     def step(self) -> None:
         """Advance every running answer by one token and the next prompts by a chunk."""
         with self._lock:
+            self._settle()
             self._open_inbox()
             try:
                 with torch.inference_mode(), device_kernels.waiting(self.deterministic):
                     self._advance()
                     self._runner.record_graphs()
+                self._begin_moving()  # now that the first answer is under way
             except BaseException as error:
                 self._abandon(error)
                 raise
+
+    def warm_up(self) -> None:
+        """Wait for what makes answers quick and is got ready while the first ones are made: compiled kernels, and the
+        weights' place in large pages of memory."""
+        if self._runner.device.type == "cpu":
+            decoding.wait()
+        with self._lock:
+            self._begin_moving()
+            if self._moving is not None:
+                self._moving.wait()
+            self._settle()
+
+    def _begin_moving(self) -> None:
+        if self._may_move:
+            self._may_move = False
+            self._moving = Moving.begin(self.model)
+
+    def _settle(self) -> None:
+        if self._moving is not None and self._moving.settle():
+            self._moving = None
+            self._runner.forget_places()
 
     def _advance(self) -> None:
         """Plan a step and compute it: at once, or sequence by sequence where nothing may depend on the neighbours."""

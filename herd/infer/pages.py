@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import mmap
+import threading
+import weakref
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,37 +17,97 @@ from herd.infer.cache import available_memory
 _PAGE_BYTES = 2 * 2**20
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _MOST_OF_MEMORY = 0.6  # of what is available: weights that just fit stay where they are, in the file's own pages
+_CPU = torch.device("cpu")
+_CHUNK_BYTES = 16 * 2**20  # what is copied between looks at whether anybody still wants it
+
+
+class _Place(NamedTuple):
+    """Where a model holds a matrix."""
+
+    module: nn.Module
+    name: str
+
+    @property
+    def tensor(self) -> Tensor:
+        return getattr(self.module, self.name)
+
+
+class Moving:
+    """A model's matrices on the CPU on their way into large pages.
+
+    Files are mapped in small pages. A thread copies the weights, which takes from a third of a second to a few seconds
+    a gigabyte (the system may have to make room first), while the model answers from where they are; `settle` then puts
+    them in their places. In bfloat16 each token is read up to a third faster from there.
+    """
+
+    def __init__(self, model: nn.Module, places: list[_Place], num_bytes: int) -> None:
+        self._model = weakref.ref(model)
+        self._room, self._moved = _large_pages(num_bytes), {}
+        by_pointer = {place.tensor.data_ptr(): place.tensor for place in places}  # a tied embedding is one
+        self._sources = list(by_pointer.values())
+        self._thread = threading.Thread(target=self._copy, name="large pages")
+        self._thread.start()
+
+    @classmethod
+    def begin(cls, model: nn.Module) -> Moving | None:
+        """None where the system has no large pages, or the memory is short."""
+        places = _places(model)
+        storages = {place.tensor.data_ptr(): place.tensor.nbytes for place in places}
+        num_bytes = sum(_padded(size) for size in storages.values())
+        if not num_bytes or not _system_has_them() or num_bytes > _MOST_OF_MEMORY * available_memory(_CPU):
+            return None
+        return cls(model, places, num_bytes)
+
+    def wait(self) -> None:
+        """Until all is copied."""
+        self._thread.join()
+
+    def settle(self) -> bool:
+        """Between steps: put what is copied in its place; whether it has been done. What changed meanwhile stays."""
+        model = self._model()
+        if self._thread.is_alive() or model is None:
+            return False
+        for place in _places(model):
+            if (moved := self._moved.get(place.tensor.data_ptr())) is not None and moved.shape == place.tensor.shape:
+                place.tensor.data = moved
+        return True
+
+    def _copy(self) -> None:
+        begin = 0
+        for source in self._sources:
+            target = self._room[begin : begin + source.nbytes]
+            if not self._copy_one(target.numpy(), source.detach().view(torch.uint8).flatten().numpy()):
+                return
+            self._moved[source.data_ptr()] = target.view(source.dtype).view(source.shape)
+            begin += _padded(source.nbytes)
+
+    def _copy_one(self, target: np.ndarray, source: np.ndarray) -> bool:
+        """False when nobody wants it any more: the model is gone, or the program ends, which waits for its threads."""
+        for start in range(0, len(source), _CHUNK_BYTES):
+            if self._model() is None or not threading.main_thread().is_alive():
+                return False
+            np.copyto(target[start : start + _CHUNK_BYTES], source[start : start + _CHUNK_BYTES])  # others may run
+        return True
 
 
 def move_to_large_pages(model: nn.Module) -> bool:
-    """Copy a model's matrices on the CPU into large pages, in place; whether it was done.
-
-    Files are mapped in small pages. The copy takes the time of reading the weights once, and each token is then read
-    up to a fifth faster. Nothing is moved where the system has no large pages, or the memory is short.
-    """
-    owners = [(module, name) for module in model.modules() for name in ("weight", "weight_scale")]
-    found = [(module, name, tensor) for module, name in owners if (tensor := _matrix(module, name)) is not None]
-    places = [tensor.data_ptr() for _, _, tensor in found]
-    storages = {place: tensor for place, (_, _, tensor) in zip(places, found, strict=True)}  # a tied embedding is one
-    num_bytes = sum(_padded(tensor.nbytes) for tensor in storages.values())
-    if not num_bytes or not _system_has_them() or num_bytes > _MOST_OF_MEMORY * available_memory(torch.device("cpu")):
+    """Copy a model's matrices on the CPU into large pages, in place, at once; whether it was done."""
+    moving = Moving.begin(model)
+    if moving is None:
         return False
-    room = _large_pages(num_bytes)
-    moved, begin = {}, 0
-    for pointer, tensor in storages.items():
-        target = room[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        moved[pointer] = target.copy_(tensor)
-        begin += _padded(tensor.nbytes)
-    for place, (module, name, _) in zip(places, found, strict=True):
-        getattr(module, name).data = moved[place]
-    return True
+    moving.wait()
+    return moving.settle()
 
 
-def _matrix(module: nn.Module, name: str) -> Tensor | None:
+def _places(model: nn.Module) -> list[_Place]:
+    owners = [(module, name) for module in model.modules() for name in ("weight", "weight_scale")]
+    return [_Place(module, name) for module, name in owners if _is_matrix(module, name)]
+
+
+def _is_matrix(module: nn.Module, name: str) -> bool:
     tensor = module._parameters.get(name)
     tensor = module._buffers.get(name) if tensor is None else tensor
-    fits = tensor is not None and tensor.ndim == 2 and tensor.device.type == "cpu" and tensor.is_contiguous()
-    return tensor if fits else None
+    return tensor is not None and tensor.ndim == 2 and tensor.device.type == "cpu" and tensor.is_contiguous()
 
 
 def _padded(num_bytes: int) -> int:
@@ -60,7 +124,7 @@ def _system_has_them() -> bool:
 
 def _large_pages(num_bytes: int) -> Tensor:
     """Uninitialized memory that begins at a large page: (num_bytes,) uint8."""
-    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # memory that is shared, as Python would make it, has pages of its own kind
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory, Python's default, is given in small pages
     memory = mmap.mmap(-1, num_bytes + _PAGE_BYTES, flags=private)
     memory.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(memory, dtype=torch.uint8)

@@ -196,6 +196,10 @@ class Runner:
             self._may_compile = self._layers is not None
         return self._layers
 
+    def forget_places(self) -> None:
+        """The weights lie elsewhere now."""
+        self._layers = None
+
     def _spans(self, plan: Plan, step: _Step) -> np.ndarray:
         """What `paged_attention.spans_of` would say of the context, without making it."""
         first, width = self._tables.ctypes.data, self._tables.strides[0]

@@ -325,6 +325,42 @@ void attend(const bf16* q, const void* keys, const void* values, const bf16* key
   });
 }
 
+// Rows of bfloat16 to bytes, as `_quantize_tile` of quantized.py does: the scale is rounded up, so that no weight is cut.
+void quantize_int8(const bf16* weight, int8_t* out, bf16* scales, int64_t N, int64_t K, int num_threads) {
+#pragma omp parallel for num_threads(num_threads) schedule(static)
+  for (int64_t n = 0; n < N; n++) {
+    const bf16* row = weight + n * K;
+    __m512 most = _mm512_setzero_ps();
+    for (int64_t k = 0; k < K; k += 16) most = _mm512_max_ps(most, _mm512_abs_ps(widen16(row + k)));
+    const float exact = _mm512_reduce_max_ps(most) / 127;
+    bf16 scale = round_to_bf16(exact);
+    if (widen(scale) < exact) scale++;  // the next number up
+    if (!(widen(scale) > 0)) scale = 0x3f80;  // 1
+    scales[n] = scale;
+    const __m512 divisor = _mm512_set1_ps(widen(scale)), limit = _mm512_set1_ps(127);
+    for (int64_t k = 0; k < K; k += 16) {
+      const __m512 value = _mm512_div_ps(widen16(row + k), divisor);
+      __m512 whole = _mm512_roundscale_ps(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      whole = _mm512_max_ps(_mm512_min_ps(whole, limit), _mm512_sub_ps(_mm512_setzero_ps(), limit));
+      _mm_storeu_si128((__m128i*)(out + n * K + k), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(whole)));
+    }
+  }
+}
+
+// 64 nibbles at a time from their plain order (2i and 2i + 1 in a byte) to that of the weights (i and i + 32).
+void pair_nibbles(const uint8_t* in_order, uint8_t* out, int64_t num_steps, int num_threads) {
+#pragma omp parallel for num_threads(num_threads) schedule(static)
+  for (int64_t step = 0; step < num_steps; step++) {
+    const __m128i first = _mm_loadu_si128((const __m128i*)(in_order + step * 32));
+    const __m128i last = _mm_loadu_si128((const __m128i*)(in_order + step * 32 + 16));
+    const __m128i low = _mm_set1_epi8(15), high = _mm_set1_epi8(int8_t(0xf0));
+    const __m128i even = _mm_or_si128(_mm_and_si128(first, low), _mm_and_si128(_mm_slli_epi16(last, 4), high));
+    const __m128i odd = _mm_or_si128(_mm_and_si128(_mm_srli_epi16(first, 4), low), _mm_and_si128(last, high));
+    _mm_storeu_si128((__m128i*)(out + step * 32), _mm_unpacklo_epi8(even, odd));
+    _mm_storeu_si128((__m128i*)(out + step * 32 + 16), _mm_unpackhi_epi8(even, odd));
+  }
+}
+
 void widen_int4(const uint8_t* weight, const bf16* scales, bf16* out, int64_t N, int64_t K, int num_threads) {
 #pragma omp parallel for num_threads(num_threads) schedule(static)
   for (int64_t step = 0; step < N * K / 64; step++)

@@ -26,6 +26,8 @@ _SIGNATURES = {
     "linear": [_POINTER] * 3 + [_COUNT] * 2 + [_INT],
     "attend": [_POINTER] * 6 + [_COUNT, _POINTER] + [_COUNT] * 4 + [_INT],
     "widen_int4": [_POINTER] * 3 + [_COUNT] * 2 + [_INT],
+    "quantize_int8": [_POINTER] * 3 + [_COUNT] * 2 + [_INT],
+    "pair_nibbles": [_POINTER] * 2 + [_COUNT, _INT],
     "quantize_int4": [_POINTER] * 2 + [_INT] + [_POINTER] * 2 + [_COUNT] * 2 + [_INT],
 }
 

@@ -40,6 +40,16 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
     Example: the row [-1.0, 0.5] has scale 1/127 and becomes [-127, 64] (nearly: the scale is a bfloat16).
     """
+    if _is_bf16_on_cpu(weight) and weight.shape[1] % 16 == 0 and (lib := decoding.kernels()) is not None:
+        source = weight.detach().contiguous()
+        whole, scale = torch.empty(source.shape, dtype=torch.int8), torch.empty(len(source), dtype=torch.bfloat16)
+        lib.quantize_int8(source.data_ptr(), whole.data_ptr(), scale.data_ptr(), *source.shape, torch.get_num_threads())
+        return whole, scale
+    return reference_quantize_rows(weight)
+
+
+def reference_quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The twin of `quantize_rows`."""
     parts = weight.detach().split(_tile_rows(weight.shape[1]))  # small enough to stay in the processor's cache
     rounded, scales = zip(*(_quantize_tile(part.float()) for part in parts), strict=True)
     return (rounded[0], scales[0]) if len(parts) == 1 else (torch.cat(rounded), torch.cat(scales))
@@ -140,6 +150,16 @@ def pair_nibbles(in_order: Tensor) -> Tensor:
 
     In plain order a byte holds weight 2i below and 2i + 1 above; here weight i and weight i + 32 of 64.
     """
+    if in_order.device.type == "cpu" and (lib := decoding.kernels()) is not None:
+        source = in_order.contiguous()
+        out = torch.empty_like(source)
+        lib.pair_nibbles(source.data_ptr(), out.data_ptr(), source.numel() // GROUP, torch.get_num_threads())
+        return out
+    return reference_pair_nibbles(in_order)
+
+
+def reference_pair_nibbles(in_order: Tensor) -> Tensor:
+    """The twin of `pair_nibbles`."""
     first, last = in_order.unflatten(1, (-1, 2, GROUP // 2)).unbind(2)  # (N, K / 64, 16) each
     even, odd = (first & 15) | (last << 4), (first >> 4) | (last & 0xF0)
     return torch.stack((even, odd), dim=-1).flatten(1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import sys
 import threading
 
 import pytest
@@ -437,3 +439,15 @@ def test_a_checkpoint_on_disk_gives_the_same_answers_as_the_model_in_memory(tmp_
     opened = herd.Engine(tmp_path / "run")
     assert opened.generate("The quick", GREEDY) == engine.generate("The quick", GREEDY)
     assert json.loads((tmp_path / "run" / "checkpoint" / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_an_engine_thrown_away_in_the_middle_of_an_answer_says_nothing(monkeypatch):
+    complaints = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    engine = Engine.of(tiny_model(), small_tokenizer())
+    pieces = engine.stream("The quick", SamplingParams(max_tokens=50))
+    next(pieces)
+    engine.pieces = pieces  # they only hold each other
+    del engine, pieces
+    gc.collect()
+    assert not complaints

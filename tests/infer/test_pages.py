@@ -1,12 +1,16 @@
+import gc
 import re
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from herd.infer import pages
-from herd.infer.engine import quantize_layers
-from tests.infer.models import tiny_model
+from herd.infer.engine import Engine, quantize_layers
+from herd.model.checkpoint import save
+from herd.types import SamplingParams
+from tests.infer.models import small_tokenizer, tiny_model
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +42,47 @@ def test_the_room_is_given_in_large_pages_where_the_system_has_them():
     mappings = Path("/proc/self/smaps").read_text().split("VmFlags:")
     mine = next(m for m in mappings if _holds(m, room.data_ptr()))
     assert int(re.search(r"AnonHugePages:\s+(\d+)", mine)[1]) >= 8 * 1024  # kB: most of it
+
+
+def test_an_engine_answers_from_the_files_until_the_weights_have_moved(tmp_path):
+    save(tiny_model().bfloat16(), tmp_path, small_tokenizer(), dtype=torch.bfloat16)
+    engine = Engine(tmp_path)
+    place = engine.model.model.embed_tokens.weight.data_ptr
+    before, params = place(), SamplingParams(temperature=0, max_tokens=20)
+    pieces = engine.stream("The quick", params)
+    next(pieces)
+    assert place() == before  # the first token has waited for nothing
+    engine.warm_up()
+    assert place() != before
+    text = engine.generate("The quick", params).text
+    "".join(piece.text for piece in pieces)  # goes on in the middle
+    assert text == Engine(tmp_path).generate("The quick", params).text
+
+
+def test_weights_that_were_exchanged_meanwhile_stay(monkeypatch):
+    model = tiny_model()
+    moving = pages.Moving.begin(model)
+    newer = torch.zeros_like(model.model.embed_tokens.weight)
+    model.model.embed_tokens.weight.data = newer
+    moving.wait()
+    assert moving.settle()
+    assert model.model.embed_tokens.weight.data_ptr() == newer.data_ptr()
+    assert model.model.layers[0].self_attn.q_proj.weight.data_ptr() in {
+        tensor.data_ptr() for tensor in moving._moved.values()
+    }
+
+
+def test_copying_stops_when_the_model_is_gone(monkeypatch):
+    model = tiny_model()
+    begun, go_on = threading.Event(), threading.Event()
+    monkeypatch.setattr(pages.Moving, "_copy_one", lambda *_: begun.set() or (go_on.wait(20) and False))
+    moving = pages.Moving.begin(model)
+    assert begun.wait(20)
+    del model
+    gc.collect()
+    go_on.set()
+    moving.wait()
+    assert not moving.settle() and not moving._moved
 
 
 def _holds(mapping: str, address: int) -> bool:
