@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include "linear.h"
@@ -55,67 +56,37 @@ struct Pool {
   }
 };
 
-// One block's keys and values of one head, read where they lie.
+// A layer's cache, read where it lies, 32 channels of one head's key or value at a time, as bfloat16.
 struct Bf16Cache {
+  static constexpr int kBytes = 2;
   const bf16 *keys, *values;
 
-  template <int C>
-  void scores(int64_t place, int64_t head, int64_t K, const bf16* q, int G, float* out) const {
-    for (int p = 0; p < kBlock; p++) {
-      const bf16* key = keys + ((place + p) * K + head) * C;
-      for (int g = 0; g < G; g++) {
-        __m512 sum = _mm512_setzero_ps();
-        for (int c = 0; c < C; c += 32) sum = _mm512_dpbf16_ps(sum, load_bf16(key + c), load_bf16(q + g * C + c));
-        out[g * kBlock + p] = _mm512_reduce_add_ps(sum);
-      }
-    }
-  }
-
-  template <int C>
-  void widen_values(int64_t place, int64_t head, int64_t K, float* out) const {
-    for (int p = 0; p < kBlock; p++)
-      for (int c = 0; c < C; c += 16) _mm512_store_ps(out + p * C + c, widen16(values + ((place + p) * K + head) * C + c));
-  }
+  __m512i key(int64_t at, int64_t C, int64_t c) const { return _mm512_loadu_si512(keys + at * C + c); }
+  __m512i value(int64_t at, int64_t C, int64_t c) const { return _mm512_loadu_si512(values + at * C + c); }
+  __m512 key_scale(int64_t, int64_t) const { return _mm512_set1_ps(1); }
+  __m512 value_scale(int64_t, int64_t) const { return _mm512_set1_ps(1); }
 };
 
-// The same in 8 bits, with one scale for each key and each value.
+// The same in 8 bits, with one scale for each key and each value; the integers are bfloat16 numbers.
 struct Int8Cache {
-  const uint8_t *keys, *values;
+  static constexpr int kBytes = 1;
+  const int8_t *keys, *values;
   const bf16 *key_scales, *value_scales;
 
-  template <int C>
-  void scores(int64_t place, int64_t head, int64_t K, const bf16* q, int G, float* out) const {
-    const __m512i low = nibble_table(0, 1, false), high = nibble_table(0, 16, true);
-    for (int p = 0; p < kBlock; p++) {
-      const int64_t at = (place + p) * K + head;
-      __m512bh lower[C / 32], upper[C / 32];
-      for (int c = 0; c < C; c += 32) {
-        const __m512i bytes = widen_bytes(keys + at * C + c);
-        lower[c / 32] = (__m512bh)_mm512_permutexvar_epi16(bytes, low);
-        upper[c / 32] = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(bytes, 4), high);
-      }
-      for (int g = 0; g < G; g++) {
-        __m512 sum = _mm512_setzero_ps();
-        for (int c = 0; c < C; c += 32) {
-          const __m512bh query = load_bf16(q + g * C + c);
-          sum = _mm512_dpbf16_ps(_mm512_dpbf16_ps(sum, lower[c / 32], query), upper[c / 32], query);
-        }
-        out[g * kBlock + p] = _mm512_reduce_add_ps(sum) * widen(key_scales[at]);
-      }
-    }
+  static __m512i widen(const int8_t* at) {
+    const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)at)));
+    const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(at + 16))));
+    return (__m512i)_mm512_cvtne2ps_pbh(high, low);
   }
-
-  template <int C>
-  void widen_values(int64_t place, int64_t head, int64_t K, float* out) const {
-    for (int p = 0; p < kBlock; p++) {
-      const int64_t at = (place + p) * K + head;
-      const __m512 scale = _mm512_set1_ps(widen(value_scales[at]));
-      for (int c = 0; c < C; c += 16) {
-        const __m512i whole = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(values + at * C + c)));
-        _mm512_store_ps(out + p * C + c, _mm512_mul_ps(_mm512_cvtepi32_ps(whole), scale));
-      }
-    }
+  __m512i key(int64_t at, int64_t C, int64_t c) const { return widen(keys + at * C + c); }
+  __m512i value(int64_t at, int64_t C, int64_t c) const { return widen(values + at * C + c); }
+  static __m512 scales_of(const bf16* scales, int64_t at, int64_t K) {
+    alignas(64) float found[kBlock];
+    for (int p = 0; p < kBlock; p++) found[p] = ::widen(scales[at + p * K]);
+    return _mm512_load_ps(found);
   }
+  __m512 key_scale(int64_t at, int64_t K) const { return scales_of(key_scales, at, K); }
+  __m512 value_scale(int64_t at, int64_t K) const { return scales_of(value_scales, at, K); }
 };
 
 // A part of one token's attention: for each query head the largest score, the sum of weights, the weighted values.
@@ -129,52 +100,149 @@ struct Partial {
   float* values(int64_t h) const { return at + 2 * H + h * C; }
 };
 
-template <int C, class Cache>
-void attend_part(const Cache& cache, const bf16* q, const int64_t* blocks, int64_t begin, int64_t end, const Heads& heads,
-                 const Partial& out) {
-  const int64_t H = heads.H, K = heads.K;
-  const int G = int(H / K);
-  std::vector<float> scores(size_t(G) * kBlock);
-  alignas(64) float values[kBlock * C];
-  for (int64_t h = 0; h < H; h++) out.largest(h) = -INFINITY, out.total(h) = 0;
-  std::memset(out.values(0), 0, sizeof(float) * H * C);
-  for (int64_t start = begin; start < end; start += kBlock) {
-    const int64_t place = blocks[start / kBlock] * kBlock;
-    const int seen = int(std::min<int64_t>(kBlock, end - start));
-    const __mmask16 is_seen = __mmask16((1u << seen) - 1);
-    for (int64_t head = 0; head < K; head++) {
-      cache.template scores<C>(place, head, K, q + head * G * C, G, scores.data());
-      cache.template widen_values<C>(place, head, K, values);
-      for (int g = 0; g < G; g++) {
-        const int64_t h = head * G + g;
-        __m512 score = _mm512_mul_ps(_mm512_loadu_ps(scores.data() + g * kBlock), _mm512_set1_ps(heads.scale));
-        score = _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), is_seen, score);
-        const float largest = std::max(out.largest(h), _mm512_reduce_max_ps(score));
-        const float shrink = std::exp(out.largest(h) - largest);
-        const __m512 weight = _mm512_maskz_mov_ps(is_seen, exponential(_mm512_sub_ps(score, _mm512_set1_ps(largest))));
-        alignas(64) float weights[kBlock];
-        _mm512_store_ps(weights, weight);
-        out.largest(h) = largest;
-        out.total(h) = out.total(h) * shrink + _mm512_reduce_add_ps(weight);
-        float* sum = out.values(h);
-        __m512 parts[C / 16];
-        for (int c = 0; c < C / 16; c++) parts[c] = _mm512_mul_ps(_mm512_loadu_ps(sum + c * 16), _mm512_set1_ps(shrink));
-        for (int p = 0; p < seen; p++) {
-          const __m512 w = _mm512_set1_ps(weights[p]);
-          for (int c = 0; c < C / 16; c++) parts[c] = _mm512_fmadd_ps(w, _mm512_load_ps(values + p * C + c * 16), parts[c]);
-        }
-        for (int c = 0; c < C / 16; c++) _mm512_storeu_ps(sum + c * 16, parts[c]);
+// What comes next in the cache, fetched while the present is worked on. Each line is asked for twice, a block ahead and
+// two, since a processor drops what it is asked for while too much is under way.
+struct Coming {
+  const char *next, *after;
+
+  void fetch(int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(next + i, _MM_HINT_T1), _mm_prefetch(after + i, _MM_HINT_T1);
+    next += bytes, after += bytes;
+  }
+};
+
+// Scores of a block's 16 places by N queries of one head, which lie side by side: out[n][place], kPart apart.
+template <int C, int N, class Cache>
+void score_block(const Cache& cache, int64_t first, int64_t K, const bf16* q, float* out, Coming coming) {
+  __m512 sum[N];
+  for (int n = 0; n < N; n++) sum[n] = _mm512_setzero_ps();
+  for (int c = 0; c < C; c += 32) {
+    __m512i keys[kBlock];
+    for (int p = 0; p < kBlock; p++) keys[p] = cache.key(first + p * K, C, c);
+    transpose16(keys);
+    for (int j = 0; j < 16; j++) {
+      coming.fetch(Cache::kBytes * 32);
+      for (int n = 0; n < N; n++) {
+        pair two;
+        std::memcpy(&two, q + n * C + c + 2 * j, 4);
+        sum[n] = _mm512_dpbf16_ps(sum[n], (__m512bh)keys[j], (__m512bh)_mm512_set1_epi32(two));
       }
     }
   }
+  const __m512 scale = cache.key_scale(first, K);
+  for (int n = 0; n < N; n++) _mm512_storeu_ps(out + n * kPart, _mm512_mul_ps(sum[n], scale));
+}
+
+// Adds a block's values, weighted (weights[n][place], kPart apart), to the sums (N, C). Two places meet in one
+// instruction, which leaves 32 channels in the order of `in_order`. Past `seen`, the cache may hold anything.
+template <int C, int N, class Cache>
+void weigh_block(const Cache& cache, int64_t first, int64_t K, int seen, const bf16* weights, float* sums,
+                 Coming coming) {
+  for (int c = 0; c < C; c += 32) {
+    __m512 sum[N][2];
+    for (int n = 0; n < N; n++)
+      for (int i = 0; i < 2; i++) sum[n][i] = _mm512_loadu_ps(sums + n * C + c + 16 * i);
+    for (int p = 0; p < seen; p += 2) {
+      coming.fetch(Cache::kBytes * 64);
+      const __m512i one = cache.value(first + p * K, C, c);
+      const __m512i two = p + 1 < seen ? cache.value(first + (p + 1) * K, C, c) : _mm512_setzero_si512();
+      const __m512bh both[2] = {(__m512bh)_mm512_unpacklo_epi16(one, two), (__m512bh)_mm512_unpackhi_epi16(one, two)};
+      for (int n = 0; n < N; n++) {
+        pair weight;
+        std::memcpy(&weight, weights + n * kPart + p, 4);
+        for (int i = 0; i < 2; i++) sum[n][i] = _mm512_dpbf16_ps(sum[n][i], (__m512bh)_mm512_set1_epi32(weight), both[i]);
+      }
+    }
+    for (int n = 0; n < N; n++)
+      for (int i = 0; i < 2; i++) _mm512_storeu_ps(sums + n * C + c + 16 * i, sum[n][i]);
+  }
+}
+
+// 32 sums of `weigh_block` by channel.
+inline void in_order(float* sums) {
+  const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+  const __m512 one = _mm512_loadu_ps(sums), two = _mm512_loadu_ps(sums + 16);
+  _mm512_storeu_ps(sums, _mm512_permutex2var_ps(one, low, two));
+  _mm512_storeu_ps(sums + 16, _mm512_permutex2var_ps(one, high, two));
+}
+
+// Work on G query heads, at most eight at a time: `work(number of heads as a constant, first head)`.
+template <class Work>
+void by_heads(int G, Work work) {
+  int g = 0;
+  for (; g + 8 <= G; g += 8) work(std::integral_constant<int, 8>{}, g);
+  for (; g + 4 <= G; g += 4) work(std::integral_constant<int, 4>{}, g);
+  for (; g + 2 <= G; g += 2) work(std::integral_constant<int, 2>{}, g);
+  if (g < G) work(std::integral_constant<int, 1>{}, g);
+}
+
+// `count` scores become weights, in place of which their sum and the largest score are told.
+inline void soften_part(float* scores, int64_t count, float scale, float* largest, float* total) {
+  auto mask_of = [&](int64_t p) { return count - p >= 16 ? __mmask16(0xffff) : __mmask16((1u << (count - p)) - 1); };
+  __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+  for (int64_t p = 0; p < count; p += 16)
+    most = _mm512_mask_max_ps(most, mask_of(p), most, _mm512_mul_ps(_mm512_loadu_ps(scores + p), _mm512_set1_ps(scale)));
+  *largest = _mm512_reduce_max_ps(most);
+  for (int64_t p = 0; p < count; p += 16) {
+    const __m512 score = _mm512_mul_ps(_mm512_loadu_ps(scores + p), _mm512_set1_ps(scale));
+    const __m512 weight = _mm512_maskz_mov_ps(mask_of(p), exponential(_mm512_sub_ps(score, _mm512_set1_ps(*largest))));
+    sum = _mm512_add_ps(sum, weight);
+    _mm512_storeu_ps(scores + p, weight);
+  }
+  *total = _mm512_reduce_add_ps(sum);
+}
+
+// One token's attention over places from `begin` to `end`, at most kPart: all scores, then weights, then values, each
+// block of the cache read once, front to back.
+template <int C, class Cache>
+void attend_part(const Cache& cache, const bf16* q, const int64_t* blocks, int64_t num_all, int64_t begin, int64_t end,
+                 const Heads& heads, const Partial& out) {
+  const int64_t H = heads.H, K = heads.K, num_blocks = (end - begin + kBlock - 1) / kBlock;
+  const int G = int(H / K);
+  thread_local std::vector<float> scores;
+  thread_local std::vector<bf16> weights;
+  scores.resize(H * kPart), weights.resize(H * kPart);
+  const int64_t last = num_all - 1 - begin / kBlock;  // block of the sequence, counted from this part's first
+  blocks += begin / kBlock;
+  auto each_block = [&](const void* pool, const void* pool_after, int64_t next_after, auto work) {
+    auto slice_of = [&](int64_t b, int64_t head) {  // what is read as b-th block from here: others follow the last one
+      const int64_t which = b < num_blocks ? b : std::min(b - num_blocks + next_after, last);
+      return (const char*)(b < num_blocks ? pool : pool_after) + (blocks[which] * K + head) * kBlock * C * Cache::kBytes;
+    };
+    for (int64_t b = 0; b < num_blocks; b++)
+      for (int64_t head = 0; head < K; head++)
+        work(b, blocks[b] * kBlock * K + head, head, Coming{slice_of(b + 1, head), slice_of(b + 2, head)});
+  };
+  each_block(cache.keys, cache.values, 0, [&](int64_t b, int64_t first, int64_t head, Coming coming) {
+    by_heads(G, [&](auto n, int g) {
+      score_block<C, n>(cache, first, K, q + (head * G + g) * C, &scores[(head * G + g) * kPart + b * kBlock], coming);
+    });
+  });
+  for (int64_t h = 0; h < H; h++) soften_part(&scores[h * kPart], end - begin, heads.scale, &out.largest(h), &out.total(h));
+  std::memset(out.values(0), 0, sizeof(float) * H * C);
+  each_block(cache.values, cache.keys, num_blocks, [&](int64_t b, int64_t first, int64_t head, Coming coming) {
+    const int seen = int(std::min<int64_t>(kBlock, end - begin - b * kBlock));
+    const __m512 scale = cache.value_scale(first, K);
+    for (int64_t h = head * G; h < (head + 1) * G; h++) {
+      const int64_t at = h * kPart + b * kBlock;
+      narrow16(&weights[at], _mm512_mul_ps(_mm512_loadu_ps(&scores[at]), scale));
+    }
+    by_heads(G, [&](auto n, int g) {
+      const int64_t h = head * G + g;
+      weigh_block<C, n>(cache, first, K, seen, &weights[h * kPart + b * kBlock], out.values(h), coming);
+    });
+  });
+  for (int64_t i = 0; i < H * C; i += 32) in_order(out.values(0) + i);
 }
 
 template <class Cache>
-void attend_part_any(const Cache& cache, const bf16* q, const int64_t* blocks, int64_t begin, int64_t end, const Heads& h,
+void attend_part_any(const Cache& cache, const bf16* q, const Span& span, int64_t begin, int64_t end, const Heads& h,
                      const Partial& out) {
-  if (h.C == 32) attend_part<32>(cache, q, blocks, begin, end, h, out);
-  if (h.C == 64) attend_part<64>(cache, q, blocks, begin, end, h, out);
-  if (h.C == 128) attend_part<128>(cache, q, blocks, begin, end, h, out);
+  const int64_t num_blocks = (span.seen() + kBlock - 1) / kBlock;
+  if (h.C == 32) attend_part<32>(cache, q, span.blocks, num_blocks, begin, end, h, out);
+  if (h.C == 64) attend_part<64>(cache, q, span.blocks, num_blocks, begin, end, h, out);
+  if (h.C == 128) attend_part<128>(cache, q, span.blocks, num_blocks, begin, end, h, out);
 }
 
 // What a thread needs for the prompts: a sequence's keys and values as pairs.
@@ -274,11 +342,11 @@ struct Attention {
     const int64_t begin = (number - first[n]) * kPart, end = std::min(begin + kPart, span.seen());
     const bf16* query = q + span.row * heads.H * heads.C;
     if (keys.scales == nullptr)
-      attend_part_any(Bf16Cache{(const bf16*)keys.numbers, (const bf16*)values.numbers}, query, span.blocks, begin, end,
+      attend_part_any(Bf16Cache{(const bf16*)keys.numbers, (const bf16*)values.numbers}, query, span, begin, end,
                       heads, partial(number));
     else
-      attend_part_any(Int8Cache{(const uint8_t*)keys.numbers, (const uint8_t*)values.numbers, keys.scales, values.scales},
-                      query, span.blocks, begin, end, heads, partial(number));
+      attend_part_any(Int8Cache{(const int8_t*)keys.numbers, (const int8_t*)values.numbers, keys.scales, values.scales},
+                      query, span, begin, end, heads, partial(number));
   }
 
   // The parts of span n, if it is a single token, become its result.
