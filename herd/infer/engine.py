@@ -208,7 +208,8 @@ class Engine:
         num_blocks = num_blocks if group is None else agree(num_blocks, group)
         max_prompt_tokens = options.max_prompt_tokens or (_GPU_PROMPT_TOKENS if on_gpu else _CPU_PROMPT_TOKENS)
         self.max_context = min(options.max_context or config.max_position_embeddings, num_blocks * BLOCK_SIZE)
-        limits = {"max_sequences": options.max_sequences, "max_context": self.max_context}
+        max_sequences = min(options.max_sequences, num_blocks)  # each has a block of its own
+        limits = {"max_sequences": max_sequences, "max_context": self.max_context}
         cache = PagedCache(
             config, num_blocks, block_size=BLOCK_SIZE, dtype=dtype, device=weight.device, num_spare=int(with_graphs)
         )

@@ -132,6 +132,9 @@ class ServeSettings:
             raise ValueError("path must name at least one model")
         if self.name and len(self.name) != len(self.path):
             raise ValueError(f"{len(self.name)} names for {len(self.path)} paths; give each its own, or none")
+        for name in (*(self.name or ()), *(self.adapters or ())):
+            if not name.strip() or not name.isprintable():
+                raise ValueError(f"{name!r} is no name that clients could give; take letters and digits")
         if not 0 <= self.port <= 65535:
             raise ValueError("port must be from 0 to 65535")
 
@@ -163,7 +166,7 @@ def run(settings: ServeSettings) -> None:
     )
     gc.collect()
     gc.freeze()  # the collector leaves alone what stays for ever, and so comes round to what requests leave behind
-    listener.listen(_BACKLOG)  # who comes between these words and the first turn of the loop waits, and is not refused
+    _begin_to_listen(listener, settings)  # who comes before the first turn of the loop waits, and is not refused
     _announce(engines, settings.host, listener.getsockname()[1], is_open=is_open)
     with suppress(KeyboardInterrupt):  # told to stop, and stopped
         Draining(config, app.state.server, settings.limits.drain_seconds).run(sockets=[listener])
@@ -248,8 +251,20 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise CapacityError(f"port {port} on {host} cannot be used ({error.strerror}); choose another port=") from None
+        raise _unusable(host, port, error) from None
     return listener
+
+
+def _begin_to_listen(listener: socket.socket, settings: ServeSettings) -> None:
+    """Two servers may both bind a port that nobody listens on yet; the one that loads its model faster has it."""
+    try:
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        raise _unusable(settings.host, settings.port, error) from None
+
+
+def _unusable(host: str, port: int, error: OSError) -> CapacityError:
+    return CapacityError(f"port {port} on {host} cannot be used ({error.strerror}); choose another port=")
 
 
 def _announce(engines: dict[str, Engine], host: str, port: int, *, is_open: bool) -> None:

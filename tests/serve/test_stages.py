@@ -270,6 +270,24 @@ def test_a_port_in_use_is_known_at_once(folders):
     taken.close()
 
 
+def test_of_two_servers_that_start_at_once_on_one_port_the_later_one_says_so(folders):
+    """Both may bind the port, as long as neither listens."""
+    first = serve._listen("127.0.0.1", 0)
+    settings = ServeSettings(path=[folders / "chat"], port=first.getsockname()[1])
+    second = serve._listen("127.0.0.1", settings.port)
+    serve._begin_to_listen(first, settings)
+    with pytest.raises(CapacityError, match="choose another port"):
+        serve._begin_to_listen(second, settings)
+    first.close(), second.close()
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb"])
+def test_a_model_has_a_name_that_clients_can_give(folders, name):
+    for given in ({"name": [name]}, {"adapters": {name: folders}}):
+        with pytest.raises(ValueError, match="no name that clients could give"):
+            ServeSettings(path=[folders / "chat"], **given)
+
+
 def test_keys_are_read_with_their_owners_and_faults_are_named(tmp_path):
     file = tmp_path / "keys.yaml"
     file.write_text("anna: key-a\nben: key-b\n")
