@@ -7,12 +7,15 @@ says otherwise. Ctrl-C stops: answers in progress may end first, a second Ctrl-C
 from __future__ import annotations
 
 import asyncio
+import atexit
 import gc
 import os
 import signal
 import socket
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Literal
@@ -162,36 +165,78 @@ def run(settings: ServeSettings) -> None:
         log_level="warning",
         access_log=False,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(settings.limits.drain_seconds) + _CUT_SECONDS,
     )
     gc.collect()
     gc.freeze()  # the collector leaves alone what stays for ever, and so comes round to what requests leave behind
     _begin_to_listen(listener, settings)  # who comes before the first turn of the loop waits, and is not refused
     _announce(engines, settings.host, listener.getsockname()[1], is_open=is_open)
-    with suppress(KeyboardInterrupt):  # told to stop, and stopped
-        Draining(config, app.state.server, settings.limits.drain_seconds).run(sockets=[listener])
+    atexit.register(_ignore_signals)  # who still presses Ctrl-C while Python takes itself apart would see a trace
+    Draining(config, app.state.server, settings.limits.drain_seconds).run(sockets=[listener])
 
 
 class Draining(uvicorn.Server):
-    """Told to stop, it takes no more requests, lets answers in progress end for a while, then ends them itself."""
+    """Told to stop, it takes no more requests, lets answers in progress end for a while, then ends them itself.
+
+    Whoever was cut has two seconds to read so; then the connections are closed. Another Ctrl-C goes on to the next of
+    these steps at once. uvicorn's own ways (cancelled tasks, signals sent again) would leave traces on the terminal.
+    """
 
     def __init__(self, config: uvicorn.Config, server: Server, drain_seconds: float) -> None:
         super().__init__(config)
         self._server, self._drain_seconds = server, drain_seconds
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_cut = False
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until told to stop."""
+        self._loop = asyncio.get_running_loop()
+        with _hanging_up(self.handle_exit):
+            await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Ctrl-C or SIGTERM; the second Ctrl-C ends answers at once."""
-        if self.should_exit and sig == signal.SIGINT:
-            self._server.cut()
+        """Ctrl-C, SIGTERM, or the terminal was closed; the second Ctrl-C ends answers, the third connections."""
         self._server.stop_taking()
-        super().handle_exit(sig, frame)
+        if self.should_exit and sig == signal.SIGINT and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._close if self._is_cut else self._cut)
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the door, then wait."""
         self._server.stop_taking()
-        timer = asyncio.get_running_loop().call_later(self._drain_seconds, self._server.cut)
+        timer = asyncio.get_running_loop().call_later(self._drain_seconds, self._cut)
         await super().shutdown(sockets)
         timer.cancel()
+
+    def _cut(self) -> None:
+        if not self._is_cut:
+            self._is_cut = True
+            self._server.cut()
+            asyncio.get_running_loop().call_later(_CUT_SECONDS, self._close)
+
+    def _close(self) -> None:
+        """Close what is left: clients who do not read, or who never sent the whole of a request."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+
+def _ignore_signals() -> None:
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sig, signal.SIG_IGN)
+
+
+@contextmanager
+def _hanging_up(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Stop in order when the terminal is closed, too; not where that is to be ignored (nohup)."""
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+    here = threading.current_thread() is threading.main_thread()
+    if hang_up is None or not here or signal.getsignal(hang_up) is signal.SIG_IGN:
+        yield
+        return
+    before = signal.signal(hang_up, handle)
+    try:
+        yield
+    finally:
+        signal.signal(hang_up, before)
 
 
 def read_keys(path: Path) -> dict[str, str]:

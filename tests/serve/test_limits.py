@@ -10,6 +10,7 @@ import time
 import httpx
 import pytest
 
+from herd.serve.account import Account
 from herd.serve.app import create_app
 from herd.serve.journal import Journal
 from herd.serve.limits import Allowances, Limits, Rate
@@ -101,6 +102,14 @@ def test_the_log_for_people_is_one_short_line():
     line, other = out.getvalue().splitlines()
     assert "404" in other and "\\n12:00" in other and "\x1b" not in other
     assert "200" in line and "/v1/chat/completions" in line and "-> 5 tokens" in line and "secret" not in line
+
+
+def test_a_log_that_nobody_reads_any_more_fails_no_request():
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    Journal("text", stream=Closed()).write(Account("/v1/models", status=200))
 
 
 def test_an_answer_that_takes_too_long_is_cancelled(monkeypatch):

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -39,6 +40,14 @@ def folders(tmp_path_factory):
     save(tiny_model(), root / "base", tokenizer)
     save(tiny_model(eos_token_id=list(tokenizer.stop_ids)), root / "chat" / "checkpoint", tokenizer)
     return root
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory):
+    """A base model whose answers take longer than any test."""
+    folder = tmp_path_factory.mktemp("models") / "endless"
+    save(tiny_model(max_position_embeddings=32_768), folder, small_tokenizer())
+    return folder
 
 
 def piped(monkeypatch, capsys, settings: ChatSettings, lines: str = LINES) -> str:
@@ -325,17 +334,23 @@ def test_the_engines_ways_are_settings_and_leave_the_answers(folders):
     )
 
 
+def started(*words, **environment) -> tuple[subprocess.Popen, int]:
+    """`herd serve` in a process of its own, and its port."""
+    command = [sys.executable, "-m", "herd", "serve", *words, "port=0"]
+    settings = os.environ | {"HERD_QUIET": "", "OMP_NUM_THREADS": "1"} | environment
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=settings)
+    told = ""
+    while "API" not in told:
+        line = process.stderr.readline()
+        assert line, told
+        told += line
+    return process, int(re.search(r"localhost:(\d+)/v1", told).group(1))
+
+
 def test_the_server_starts_answers_and_stops_on_sigterm(folders):
     paths = [str(folders / "chat"), str(folders / "base")]
-    command = [sys.executable, "-m", "herd", "serve", *paths, "port=0", "log.form=json"]
-    environment = os.environ | {"HERD_QUIET": "", "OMP_NUM_THREADS": "1", "HERD_KEY": "sesame"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        told = ""
-        while "API" not in told:
-            line = process.stderr.readline()
-            assert line, told
-            told += line
-        port = re.search(r"localhost:(\d+)/v1", told).group(1)
+    process, port = started(*paths, "log.form=json", HERD_KEY="sesame")
+    with process:
         for name, path in (("chat", "chat/completions"), ("base", "completions")):
             body = {"model": name, "max_tokens": 3}
             body |= {"messages": [{"role": "user", "content": "hi"}]} if name == "chat" else {"prompt": "hi"}
@@ -347,6 +362,49 @@ def test_the_server_starts_answers_and_stops_on_sigterm(folders):
         assert process.wait(timeout=15) == 0
         rest = process.stderr.read()
     assert "Traceback" not in rest and [json.loads(line)["status"] for line in rest.splitlines()] == [401, 200] * 2
+
+
+@pytest.mark.parametrize(
+    "signals",
+    [("SIGINT",), ("SIGINT", "SIGINT"), ("SIGTERM", "SIGINT", "SIGINT"), ("SIGHUP",)],
+    ids=" ".join,
+)
+def test_signals_under_load_leave_no_trace_and_every_client_hears_how_it_ended(endless, signals):
+    """One client reads, one waits for its whole answer, one does not read, one has not sent its request yet."""
+    process, port = started(str(endless), "limits.drain_seconds=1", "log.form=off")
+    body = {"prompt": "hi", "max_tokens": 30_000, "min_tokens": 30_000}
+    whole = []
+    asking = threading.Thread(
+        target=lambda: whole.append(httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=60))
+    )
+    asking.start()
+    with (
+        process,
+        socket.create_connection(("127.0.0.1", port)) as deaf,
+        socket.create_connection(("127.0.0.1", port)) as slow,
+    ):
+        deaf.sendall(_raw(body | {"stream": True, "logprobs": 5, "n": 4}))
+        slow.sendall(_raw(body)[:-5])
+        with httpx.stream(
+            "POST", f"http://127.0.0.1:{port}/v1/completions", json=body | {"stream": True}, timeout=60
+        ) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            for name in signals:
+                process.send_signal(getattr(signal, name))
+                time.sleep(0.3)
+            last = [line for line in lines if line][-1]
+        asking.join()
+        assert process.wait(timeout=20) == 0
+        assert process.stderr.read() == ""
+    assert json.loads(last[6:])["error"]["code"] == "stopping"
+    assert whole[0].status_code == 503 and whole[0].json()["error"]["code"] == "stopping"
+
+
+def _raw(body: dict) -> bytes:
+    content = json.dumps(body).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
 def test_told_to_stop_the_server_lets_answers_end_or_cuts_them(folders):
