@@ -322,6 +322,7 @@ class Engine:
                     yield pieces.waiting.popleft()
                 if not request.finished:
                     await asyncio.to_thread(self.step)
+            request.raise_error()
         finally:
             self.cancel(request)
 
@@ -332,6 +333,7 @@ class Engine:
                     yield pieces.waiting.popleft()
                 if not request.finished:
                     self.step()
+            request.raise_error()
         finally:
             self.cancel(request)
 
@@ -557,6 +559,9 @@ class Engine:
                 answer.logprobs.append(logprob)
         if answer.adjustment is not None:
             answer.adjustment.accept(token)
+            if fault := answer.adjustment.fault:
+                self._give_up(answer.request, fault)
+                return
         reason, text = None, ""
         if token in self.stop_ids or (answer.adjustment is not None and answer.adjustment.is_complete):
             reason = "stop"
@@ -605,6 +610,13 @@ class Engine:
                 whole = "".join(best.pieces)
                 request.listener(Piece(index, whole, tuple(best.tokens), tuple(best.logprobs), best.finish_reason))
 
+    def _give_up(self, request: Request, error: RequestError) -> None:
+        """End a request that turned out, midway, to ask for what cannot be."""
+        request.error = error
+        for answer in request.answers:
+            if not answer.finish_reason:
+                self._end(answer, "cancelled", "", ())
+
     def _abandon(self, error: BaseException) -> None:
         """A step failed half-way: end everything it touched, and trust nothing that the cache holds."""
         for answer in [*self._scheduler.running, *self._scheduler.waiting]:
@@ -618,8 +630,7 @@ class Engine:
     # ---- answers ---------------------------------------------------------------------------------------------------
 
     def _answers(self, request: Request) -> Answers:
-        if request.error is not None:
-            raise RuntimeError("the engine failed while it worked on this request") from request.error
+        request.raise_error()
         answers = [completion(answer, self.text_of(answer)) for answer in request.best]
         return answers[0] if request.params.n == 1 else answers
 
