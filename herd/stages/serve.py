@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -31,6 +31,7 @@ from herd.infer.engine import Engine
 from herd.infer.settings import EngineSettings
 from herd.log import say, size
 from herd.serve.app import Server, create_app
+from herd.serve.client import fits_header
 from herd.serve.journal import Form, Journal
 from herd.serve.limits import Limits
 
@@ -147,6 +148,8 @@ def run(settings: ServeSettings) -> None:
     names = _names(settings)
     keys = read_keys(settings.keys) if settings.keys else {}
     key = settings.key or os.environ.get(KEY_VARIABLE) or None
+    _check_keys({KEY_VARIABLE if settings.key is None else "key": key} if key else {})
+    _check_keys(keys)
     listener = _listen(settings.host, settings.port)
     engines = {name: _open(path, settings) for name, path in zip(names, settings.path, strict=True)}
     for name, folder in (settings.adapters or {}).items():
@@ -257,6 +260,13 @@ def read_keys(path: Path) -> dict[str, str]:
     if len(set(values.values())) < len(values):
         raise DataError(f"keys: {path} gives one key to two names")
     return values
+
+
+def _check_keys(keys: Mapping[str, str]) -> None:
+    """Refuse keys that no client could send in a header."""
+    for name, key in keys.items():
+        if not fits_header(key):
+            raise ConfigError(f"the key of {name} begins or ends with a space, or holds a line break: no header may")
 
 
 def _names(settings: ServeSettings) -> list[str]:

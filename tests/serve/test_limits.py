@@ -10,8 +10,10 @@ import time
 import httpx
 import pytest
 
+from herd.errors import RequestError
 from herd.serve.account import Account
 from herd.serve.app import create_app
+from herd.serve.client import Client
 from herd.serve.journal import Journal
 from herd.serve.limits import Allowances, Limits, Rate
 from tests.serve.conftest import Running, chat_engine, listening
@@ -75,6 +77,24 @@ def test_keys_have_names_and_limits_and_both_are_told():
     assert [line["status"] for line in lines] == [200, 200, 429, 200, 401]
     assert lines[0]["completion_tokens"] == 5 and lines[0]["model"] == "tiny" and lines[0]["finish"] == "length"
     assert lines[0]["id"] == first.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("key", ["clé", "voilà", "\u0141\u00c5", "ключ 🦙", "pass word", "a\udcffb"])
+def test_keys_may_hold_any_characters(monkeypatch, key):
+    """In UTF-8 the last byte of "à" looks like a space to Latin-1; an environment variable may hold any byte."""
+    monkeypatch.setenv("HERD_KEY", key)
+    with listening(create_app(chat_engine(), name="tiny", keys={"anna": key, "ben": "other"})) as url:
+        sent = f"Bearer {key}".encode("utf-8", "surrogateescape")
+        assert httpx.get(f"{url}/v1/models", headers={"Authorization": sent}).status_code == 200
+        assert httpx.get(f"{url}/v1/models", headers={"Authorization": sent[:-1]}).status_code == 401
+        assert Client(url).model == "tiny"
+        if key.isascii() or key in ("clé", "voilà"):
+            sent = f"Bearer {key}".encode("latin-1")
+            assert httpx.get(f"{url}/v1/models", headers={"Authorization": sent}).status_code == 200
+        monkeypatch.setenv("HERD_KEY", "line\nbreak")
+        with pytest.raises(RequestError, match="line break") as error:
+            Client(url)
+        assert "line\nbreak" not in str(error.value)
 
 
 @pytest.mark.parametrize("with_text", [False, True])

@@ -312,6 +312,18 @@ def test_keys_are_read_with_their_owners_and_faults_are_named(tmp_path):
         serve.read_keys(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize("key", ["a\nb", "sesame\n", " sesame"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(folders, key, tmp_path, monkeypatch):
+    file = tmp_path / "keys.yaml"
+    file.write_text(json.dumps({"anna": key}))
+    with pytest.raises(ConfigError, match="the key of anna") as error:
+        serve.run(ServeSettings(path=[folders / "nothing"], keys=file, port=0))
+    assert key.strip() not in str(error.value)
+    monkeypatch.setenv("HERD_KEY", key)
+    with pytest.raises(ConfigError, match="the key of HERD_KEY"):
+        serve.run(ServeSettings(path=[folders / "nothing"], port=0))
+
+
 def test_several_words_are_several_models_and_each_needs_a_name(folders):
     paths = [str(folders / "chat"), str(folders / "base")]
     recipe, words = cli._sort_words("serve", ServeSettings, [*paths, "port=1"])
