@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import socket
@@ -143,6 +144,28 @@ def test_an_answer_that_takes_too_long_is_cancelled(monkeypatch):
         streamed = httpx.post(f"{url}/v1/chat/completions", json=body | {"stream": True}).text
         assert json.loads(streamed.strip().split("\n\n")[-1][6:])["error"]["code"] == "timeout"
         Running(url, engine).wait_until_idle()
+
+
+def test_a_client_that_does_not_read_its_stream_is_cut_off_without_a_fault(monkeypatch):
+    monkeypatch.setattr("herd.serve.answers._READING_SECONDS", 0.2)
+    out, engine = io.StringIO(), chat_engine()
+    app = create_app(engine, name="tiny", limits=Limits(timeout_seconds=0.2), journal=Journal("json", stream=out))
+    body = [{"type": "http.request", "body": json.dumps(CHAT | {"stream": True}).encode()}]
+    headers = [(b"content-type", b"application/json"), (b"host", b"x")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers, "query_string": b""}
+
+    async def receive():
+        return body.pop() if body else await asyncio.Event().wait()
+
+    async def send(message):
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()  # nobody ever takes it
+
+    app.state.server.worker.start()
+    asyncio.run(asyncio.wait_for(app(scope, receive, send), 10))
+    app.state.server.worker.stop()
+    assert json.loads(out.getvalue())["error"] == "not_read"
+    Running("", engine).wait_until_idle()
 
 
 def test_a_body_that_does_not_arrive_is_given_up():

@@ -440,4 +440,4 @@ def test_told_to_stop_the_server_lets_answers_end_or_cuts_them(folders):
             last = [line for line in lines if line][-1]
         thread.join(timeout=10)
         assert not thread.is_alive()
-        assert last == "data: [DONE]" if fits else json.loads(last[6:])["error"]["code"] == "stopping"
+        assert last == "data: [DONE]" if fits else json.loads(last[6:])["error"]["code"] == "stopping", last
