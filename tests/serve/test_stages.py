@@ -216,6 +216,71 @@ def test_talking_to_a_server_loads_no_pytorch(server):
     assert not {"torch", "numpy", "fastapi", "transformers"} & loaded
 
 
+def run_chat(folder, data: bytes, **environment):
+    command = [sys.executable, "-m", "herd", "chat", str(folder), "max_tokens=8", "seed=1"]
+    return subprocess.run(command, input=data, capture_output=True, timeout=90, env=os.environ | environment)
+
+
+def test_bytes_that_are_no_text_are_told_of_and_text_is_written_as_well_as_can_be(folders):
+    done = run_chat(folders / "chat", b"caf\xe9\nn\xc3\xa9\n", PYTHONIOENCODING="utf-8")
+    assert done.returncode == 2 and b"line 1: this is no utf-8 text" in done.stderr
+    assert done.stdout.startswith(b"\n") and len(done.stdout.splitlines()) >= 2
+    done = run_chat(folders / "chat", b"Hi\n", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and done.stdout.strip() and done.stdout.isascii() and not done.stderr
+
+
+def test_without_standard_input_there_is_nobody_to_answer(folders, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(RequestError, match="standard input is closed"):
+        chat.run(ChatSettings(path=folders / "chat"))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_colours_are_left_out_where_nobody_wants_them_and_codes_of_the_model_always(folders, monkeypatch):
+    def shown(**environment) -> str:
+        for name in ("NO_COLOR", "TERM"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "stdout", Terminal())
+        chat._print_answer(Talk(Saying("a\x1b[2Jb\r\n\tc\x9b\x07"), SamplingParams()), "Hello")
+        return sys.stdout.getvalue()
+
+    assert shown(TERM="xterm").startswith("a�[2Jb\n\tc��\n\x1b[2m")
+    for plain in ({"TERM": "dumb"}, {"TERM": "xterm", "NO_COLOR": "1"}, {}):
+        assert "\x1b" not in shown(**plain)
+
+
+class Saying:
+    """A speaker of one sentence."""
+
+    speaks_chat = True
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def stream(self, inputs, params):
+        yield self.text, 1
+
+
+def test_ctrl_d_within_a_text_of_several_lines_ends_the_text_and_not_the_chat(folders, monkeypatch):
+    talk = talk_of(folders, max_tokens=3)
+    typed = iter(["one \\", EOFError(), '"""two', EOFError(), EOFError()])
+
+    def read(_):
+        if isinstance(line := next(typed), Exception):
+            raise line
+        return line
+
+    monkeypatch.setattr("builtins.input", read)
+    chat._converse(talk, "chat")
+    assert [message["content"] for message in talk.messages[::2]] == ["one ", "two"] and next(typed, None) is None
+
+
 def test_end_of_input_leaves_and_ctrl_c_does_not(folders, monkeypatch, capsys):
     typed = iter([KeyboardInterrupt(), EOFError()])
 
