@@ -15,6 +15,7 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -89,6 +90,7 @@ def run(settings: ChatSettings) -> int:
     talk = Talk(_speaker(settings, params), params, settings.system)
     if not sys.stdin.isatty():
         return _answer_lines(talk, as_json=settings.json)
+    _leave_when_told()
     with _line_editing(_history_file() if settings.history else None):
         _converse(talk, str(settings.path))
     return 0
@@ -210,6 +212,13 @@ def _converse(talk: Talk, name: str) -> None:
             text = commands.again
         if text.strip() and (command is None or done == "retry"):
             _print_answer(talk, text if done == "retry" else _unescaped(text))
+
+
+def _leave_when_told() -> None:
+    """SIGTERM, and a terminal that is closed, end the chat and keep what was typed; Ctrl-C only stops an answer."""
+    for name in ("SIGTERM", "SIGHUP"):
+        if (sig := getattr(signal, name, None)) is not None:
+            signal.signal(sig, lambda number, _: sys.exit(128 + number))
 
 
 def _history_file() -> Path:
@@ -432,6 +441,8 @@ class Commands:
         say(f"Saved to {file}.")
 
     def _load(self, file: str) -> None:
+        if not file:
+            raise RequestError("Which one? /load FILE")
         messages = _saved(Path(file).expanduser())
         is_system = messages[0]["role"] == "system"
         self.talk.system = messages[0]["content"] if is_system else None

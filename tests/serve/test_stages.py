@@ -147,10 +147,37 @@ def test_a_conversation_is_saved_as_training_reads_it_and_loaded_again(folders, 
     assert talk.system == "Be brief." and talk.messages[0]["content"] == "Hello"
     assert [message["role"] for message in as_messages(json.loads(file.read_text()))] == ["system", "user", "assistant"]
     file.write_text("not json")
-    typing(monkeypatch, f"/load {file}", f"/load {tmp_path}/nothing", f"/save {file}/talk.jsonl")
+    typing(monkeypatch, "/load", f"/load {file}", f"/load {tmp_path}/nothing", f"/save {file}/talk.jsonl")
     chat._converse(talk, "chat")
     told = capsys.readouterr().err
-    assert "holds no conversation" in told and "cannot be read" in told and "cannot be written" in told
+    assert (
+        "Which one? /load FILE" in told
+        and "holds no conversation" in told
+        and "cannot be read" in told
+        and "cannot be written" in told
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a pseudo-terminal")
+@pytest.mark.parametrize(("name", "answering"), [("SIGTERM", False), ("SIGTERM", True), ("SIGHUP", False)])
+def test_a_chat_that_is_told_to_end_ends(endless, tmp_path, name, answering):
+    parent, child = os.openpty()
+    command = [sys.executable, "-m", "herd", "chat", str(endless), "max_tokens=30000"]
+    environment = os.environ | {"XDG_STATE_HOME": str(tmp_path), "TERM": "dumb", "HERD_QUIET": ""}
+    with subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=environment) as process:
+        os.close(child)
+        said = b""
+        while b"> " not in said:
+            said += os.read(parent, 1000)
+        if answering:
+            os.write(parent, b"Hello\n")
+            while len(said) < 400:
+                said += os.read(parent, 1000)
+        else:
+            time.sleep(0.3)
+        process.send_signal(getattr(signal, name))
+        assert process.wait(timeout=20) == 128 + getattr(signal, name)
+    os.close(parent)
 
 
 def test_several_lines_are_one_message_and_two_slashes_are_text(folders, monkeypatch):
