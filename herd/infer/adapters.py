@@ -28,7 +28,12 @@ from herd.ops.quantized import replace_linears
 _TENSOR = re.compile(
     r"(?:base_model\.model\.)?(model\.layers\.\d+\.(?:self_attn|mlp)\.\w+)\.lora_([AB])(?:\.\w+)?\.weight"
 )
-_NOT_READ = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "layer_replication")
+_NOT_READ = (
+    *("use_dora", "use_qalora", "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out"),
+    *("layer_replication", "target_parameters", "trainable_token_indices", "alora_invocation_tokens"),
+)
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+"""Beginnings of `init_lora_weights` that take a part out of the base model's weights, which stay whole here."""
 
 
 @dataclass
@@ -88,9 +93,12 @@ class Adapters:
         for layer, (down, up) in parts.items():
             self._check_shape(folder, layer, down, up)
         weight = self._model.model.norm.weight
-        for layer, (down, up) in parts.items():
-            module = self._adapted(layer)
-            module.add(name, down.to(weight), (scale * up.float()).to(weight))
+        ready = {layer: (down.to(weight), (scale * up.float()).to(weight)) for layer, (down, up) in parts.items()}
+        for layer, pair in ready.items():
+            if not all(part.isfinite().all() for part in pair):
+                raise CheckpointError(f"{folder}: its change of {layer} is beyond the range of {weight.dtype}.")
+        for layer, pair in ready.items():
+            self._adapted(layer).add(name, *pair)
         self._names.append(name)
 
     def assign(self, names: Sequence[str | None]) -> None:
@@ -154,7 +162,7 @@ def _check_tensor(file: Path, name: str, tensor: Tensor) -> None:
     if tensor.ndim != 2 or not tensor.is_floating_point():
         kind = f"{list(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
         raise CheckpointError(f"{file}: {name} is {kind}; expected a matrix of floating-point numbers.")
-    if not tensor.isfinite().all():
+    if not tensor.double().isfinite().all():  # of 8-bit floats PyTorch cannot ask
         raise CheckpointError(f"{file}: {name} holds values that are not finite (NaN or infinity).")
 
 
@@ -163,11 +171,26 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         kind, rank, alpha = config.get("peft_type"), config["r"], config["lora_alpha"]
-        usable = not isinstance(rank, bool) and rank == int(rank) > 0 and math.isfinite(alpha)
-    except (OSError, OverflowError, ValueError, AttributeError, KeyError, TypeError) as error:
+        usable = not isinstance(rank, bool) and rank == int(rank) > 0
+        usable = usable and not isinstance(alpha, bool) and math.isfinite(alpha)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(
+            f"{file} is missing: a PEFT folder holds adapter_config.json and adapter_model.safetensors."
+        ) from None
+    except (OSError, OverflowError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file}: expected a PEFT adapter's settings, with r and lora_alpha ({error})") from None
     wrong = [name for name in _NOT_READ if config.get(name)]
+    wrong += [] if config.get("use_rslora") in (None, True, False) else ["a use_rslora that is not true or false"]
     if kind != "LORA" or not usable or config.get("bias", "none") != "none" or wrong:
         what = ", ".join(wrong) or f"peft_type {kind}, r {rank}, lora_alpha {alpha}, bias {config.get('bias')}"
         raise CheckpointError(f"{file}: {what} is not read here; plain LoRA adapters are.")
+    _check_beginning(file, config.get("init_lora_weights"))
     return config
+
+
+def _check_beginning(file: Path, method: Any) -> None:
+    if isinstance(method, str) and method.startswith(_CHANGES_BASE):
+        raise CheckpointError(
+            f"{file}: init_lora_weights is {method}, which changes the base model's own weights too; save the adapter "
+            "with PEFT's path_initial_model_for_weight_conversion, which makes a plain one of it."
+        )

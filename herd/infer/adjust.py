@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from herd.errors import RequestError
 from herd.infer.guide import Guide
 from herd.types import SamplingParams
 
@@ -49,6 +50,11 @@ class Adjustment:
     def is_complete(self) -> bool:
         """The grammar allows nothing more."""
         return self.guide is not None and self.guide.is_complete
+
+    @property
+    def fault(self) -> RequestError | None:
+        """Why the grammar cannot be kept to any longer, where it cannot."""
+        return None if self.guide is None else self.guide.fault
 
     def apply(self, logits: Tensor) -> None:
         """Change one row of logits (V,) in place."""

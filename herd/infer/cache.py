@@ -95,7 +95,7 @@ def num_blocks_for(
         spare = f" and {num_spare} is kept free for CUDA graphs (graphs=False: none)" if num_spare else ""
         raise CapacityError(
             f"The cache of keys and values may take {size(budget)}, but one block of {block_size} tokens takes "
-            f"{size(each)}{spare}; give it more memory (cache_bytes)."
+            f"{size(each)}{spare}; give it more memory (cache_bytes, engine.cache_gb)."
         )
     return min(budget // each - num_spare, most)
 

@@ -208,7 +208,8 @@ class Engine:
         num_blocks = num_blocks if group is None else agree(num_blocks, group)
         max_prompt_tokens = options.max_prompt_tokens or (_GPU_PROMPT_TOKENS if on_gpu else _CPU_PROMPT_TOKENS)
         self.max_context = min(options.max_context or config.max_position_embeddings, num_blocks * BLOCK_SIZE)
-        limits = {"max_sequences": options.max_sequences, "max_context": self.max_context}
+        max_sequences = min(options.max_sequences, num_blocks)  # each has a block of its own
+        limits = {"max_sequences": max_sequences, "max_context": self.max_context}
         cache = PagedCache(
             config, num_blocks, block_size=BLOCK_SIZE, dtype=dtype, device=weight.device, num_spare=int(with_graphs)
         )
@@ -321,6 +322,7 @@ class Engine:
                     yield pieces.waiting.popleft()
                 if not request.finished:
                     await asyncio.to_thread(self.step)
+            request.raise_error()
         finally:
             self.cancel(request)
 
@@ -331,6 +333,7 @@ class Engine:
                     yield pieces.waiting.popleft()
                 if not request.finished:
                     self.step()
+            request.raise_error()
         finally:
             self.cancel(request)
 
@@ -556,6 +559,9 @@ class Engine:
                 answer.logprobs.append(logprob)
         if answer.adjustment is not None:
             answer.adjustment.accept(token)
+            if fault := answer.adjustment.fault:
+                self._give_up(answer.request, fault)
+                return
         reason, text = None, ""
         if token in self.stop_ids or (answer.adjustment is not None and answer.adjustment.is_complete):
             reason = "stop"
@@ -604,6 +610,13 @@ class Engine:
                 whole = "".join(best.pieces)
                 request.listener(Piece(index, whole, tuple(best.tokens), tuple(best.logprobs), best.finish_reason))
 
+    def _give_up(self, request: Request, error: RequestError) -> None:
+        """End a request that turned out, midway, to ask for what cannot be."""
+        request.error = error
+        for answer in request.answers:
+            if not answer.finish_reason:
+                self._end(answer, "cancelled", "", ())
+
     def _abandon(self, error: BaseException) -> None:
         """A step failed half-way: end everything it touched, and trust nothing that the cache holds."""
         for answer in [*self._scheduler.running, *self._scheduler.waiting]:
@@ -617,8 +630,7 @@ class Engine:
     # ---- answers ---------------------------------------------------------------------------------------------------
 
     def _answers(self, request: Request) -> Answers:
-        if request.error is not None:
-            raise RuntimeError("the engine failed while it worked on this request") from request.error
+        request.raise_error()
         answers = [completion(answer, self.text_of(answer)) for answer in request.best]
         return answers[0] if request.params.n == 1 else answers
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -27,12 +28,12 @@ FORMS = ("json_schema", "regex", "grammar", "choice")
 class Guide:
     """How far one answer has come in its grammar."""
 
-    def __init__(self, matcher: Any) -> None:
-        self._matcher = matcher
+    def __init__(self, form: str, matcher: Any) -> None:
+        self._form, self._matcher = form, matcher
 
     def fork(self) -> Guide:
         """A guide of its own for a sibling, at the same place."""
-        return Guide(self._matcher.deep_copy())
+        return Guide(self._form, self._matcher.deep_copy())
 
     def mask(self, logits: Tensor) -> None:
         """Set the logits (V,) of tokens that may not come next to minus infinity, in place."""
@@ -42,6 +43,10 @@ class Guide:
             allowed = torch.cat((allowed, torch.zeros(logits.shape[0] - allowed.shape[0], dtype=torch.bool)))
         logits.masked_fill_(~allowed.to(logits.device), -torch.inf)
 
+    def look_ahead(self) -> None:
+        """See whether there is a next token at all; `fault` knows then."""
+        self._matcher.compute_bitmask()
+
     def accept(self, token: int) -> None:
         """Go on by a drawn token."""
         self._matcher.consume_token(token)
@@ -50,6 +55,16 @@ class Guide:
     def is_complete(self) -> bool:
         """Nothing may follow but the end."""
         return bool(self._matcher.is_stopped())
+
+    @property
+    def fault(self) -> RequestError | None:
+        """Why the grammar lets the answer neither go on nor end, where it does not: seen only once it is reached."""
+        if not self._matcher.is_error():
+            return None
+        return RequestError(
+            f"{self._form} cannot be followed to an end: no text fits it, or it is too large or ambiguous "
+            f"({_first_lines(self._matcher.get_error(), 1)})."
+        )
 
 
 class GuideMaker:
@@ -75,18 +90,20 @@ class GuideMaker:
             raise RequestError(f"{form}: {error}") from None
         if fault:
             raise RequestError(f"{form} cannot be followed: {_first_lines(fault)}")
-        return Guide(matcher(self._vocabulary, grammar, log_level=0))
+        guide = Guide(form, matcher(self._vocabulary, grammar, log_level=0))
+        guide.look_ahead()
+        if (found := guide.fault) is not None:
+            raise found
+        return guide
 
     def _grammar(self, form: str, value: Any) -> str:
         matcher = self._library.LLMatcher
         if form == "json_schema":
             schema = dict(value) or {"type": "object"}
             return matcher.grammar_from_json_schema(json.dumps(schema), defaults={"whitespace_flexible": False})
-        if form == "regex":
-            return matcher.grammar_from_regex(value)
-        if form == "choice":
-            value = "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in value)
-        return matcher.grammar_from_lark(value)
+        if form == "choice":  # one expression: tens of thousands of rules would be more than a grammar may hold
+            form, value = "regex", "|".join(map(_literally, value))
+        return matcher.grammar_from_regex(value) if form == "regex" else matcher.grammar_from_lark(value)
 
     @cached_property
     def _library(self) -> Any:
@@ -122,6 +139,11 @@ class _Vocabulary:
 def is_set(value: str | tuple[str, ...] | Mapping[str, Any] | None) -> bool:
     """A form was asked for; an empty schema is one (any object), an empty list of choices is none."""
     return value is not None and value != ()
+
+
+def _literally(text: str) -> str:
+    """A regular expression (of Rust's kind) that only this text matches."""
+    return re.sub(r"[][\\.+*?()|{}^$#&~ -]", r"\\\g<0>", text)
 
 
 def _first_lines(text: str, count: int = 3) -> str:

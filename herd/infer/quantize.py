@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -107,7 +110,7 @@ def _write_shards(aside: Path, tensors: dict[str, TensorInfo], work: _Work) -> i
     num_bytes = 0
     for shard in _shards(_quantized(tensors, work), work.room_bytes):
         file = aside / f"part-{len(parts)}"
-        save_file(shard, file, metadata={"format": "pt"})
+        _save(shard, file)
         parts.append((file, list(shard)))
         num_bytes += sum(tensor.nbytes for tensor in shard.values())
     weight_map = {}
@@ -119,6 +122,17 @@ def _write_shards(aside: Path, tensors: dict[str, TensorInfo], work: _Work) -> i
         index = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
         (aside / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return num_bytes
+
+
+def _save(shard: dict[str, Tensor], file: Path) -> None:
+    """Write a shard; a full disk is the system's error that it is, and none of the format's."""
+    try:
+        save_file(shard, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        if (found := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(file)) from None
 
 
 def _quantized(tensors: dict[str, TensorInfo], work: _Work) -> Iterator[tuple[str, Tensor]]:

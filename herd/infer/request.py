@@ -60,6 +60,18 @@ class Request:
         """All answers have ended."""
         return all(answer.finish_reason for answer in self.answers)
 
+    def raise_error(self) -> None:
+        """Tell whoever waits why there is no answer, where there is none.
+
+        Raises:
+            RequestError: what was asked for turned out to be impossible midway.
+            RuntimeError: a step of the engine failed.
+        """
+        if isinstance(self.error, RequestError):
+            raise self.error
+        if self.error is not None:
+            raise RuntimeError("the engine failed while it worked on this request") from self.error
+
     @property
     def chooses(self) -> bool:
         """More answers are drawn than returned: which ones is known only at the end."""

@@ -111,6 +111,8 @@ class _Run:
                         self.reply.take(index, piece, self.answers[index])
         except TimeoutError:
             raise ApiError(504, self._too_long(), code="timeout") from None
+        except RequestError as error:
+            raise ApiError(400, str(error), param=_param(self.reply.body, str(error))) from None
         finally:
             self._settle()
         if any(answer.finish_reason == "cancelled" for answer in self.answers):
@@ -138,11 +140,8 @@ class _Run:
             async with aclosing(self._pieces) as batches:
                 async for pieces in batches:
                     self.account.first_piece()
-                    chunks = [
-                        c for index, piece in pieces for c in self.reply.chunks(index, piece, self.answers[index])
-                    ]
-                    if chunks and not self._gone:
-                        yield "".join(map(_event, chunks))
+                    if text := self._chunks(pieces):
+                        yield text
             if any(answer.finish_reason == "cancelled" for answer in self.answers):
                 yield _event(error_object(503, "The server is stopping; this answer was cut.", code="stopping"))
                 return
@@ -153,6 +152,9 @@ class _Run:
         except TimeoutError:
             self.account.error = "timeout"
             yield _event(error_object(504, self._too_long(), code="timeout"))
+        except RequestError as error:
+            self.account.error = "invalid_request_error"
+            yield _event(error_object(400, str(error), _param(self.reply.body, str(error))))
         except Exception as error:
             if not isinstance(error, RuntimeError):  # the worker has told of those
                 _log.exception("a stream failed")
@@ -195,8 +197,7 @@ class EventStream(StreamingResponse):
             async with asyncio.timeout(self._run.seconds + _READING_SECONDS), aclosing(self.body_iterator):
                 await self.stream_response(send)
         except TimeoutError:
-            self._run.account.error = "timeout"
-            raise ConnectionAbortedError("a client read its stream too slowly and was cut off") from None
+            self._run.account.error = "not_read"  # uvicorn closes a connection whose response was left unfinished
 
 
 def _requests(

@@ -76,7 +76,7 @@ class Client:
         self, path: str, body: dict[str, Any] | None = None, seconds: float = _SECONDS
     ) -> http.client.HTTPResponse:
         data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+        headers = {"Content-Type": "application/json"} | ({"Authorization": _bearer(self._key)} if self._key else {})
         try:
             request = urllib.request.Request(f"{self.url}/{path}", data, headers)
             return urllib.request.urlopen(request, timeout=seconds)
@@ -85,6 +85,20 @@ class Client:
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise RequestError(f"{self.url} cannot be reached ({reason}); is the server running?") from None
+
+
+def fits_header(key: str) -> bool:
+    """A key can be sent: no control characters, no space at its ends."""
+    return key == key.strip() and not any(letter < " " or letter == "\x7f" for letter in key)
+
+
+def _bearer(key: str) -> str:
+    """The header of a key, in UTF-8: Python writes headers in Latin-1, byte for byte."""
+    if not fits_header(key):
+        raise RequestError(
+            f"the key ({' or '.join(_KEY_VARIABLES)}) holds a line break, or begins or ends with a space"
+        )
+    return f"Bearer {key}".encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 def _fields(params: SamplingParams) -> dict[str, Any]:

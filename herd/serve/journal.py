@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
@@ -32,7 +33,11 @@ class Journal:
         """One line for a request."""
         if self.form == "off" or (account.path in _QUIET_PATHS and account.status == 200):
             return
-        print(self._json(account) if self.form == "json" else self._text(account), file=self._stream or sys.stderr)
+        line = self._json(account) if self.form == "json" else self._text(account)
+        with suppress(
+            OSError
+        ):  # nobody reads the log any more (a closed terminal, a pipe): no reason to fail a request
+            print(line, file=self._stream or sys.stderr, flush=True)
 
     def _json(self, account: Account) -> str:
         entry: dict[str, Any] = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "id": account.id}

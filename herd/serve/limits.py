@@ -7,6 +7,7 @@ import hmac
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from fastapi.responses import JSONResponse
@@ -34,7 +35,7 @@ class Keys:
     """Who may ask: names by their keys. With no keys everybody may, under the name `anyone`."""
 
     def __init__(self, keys: Mapping[str, str]) -> None:
-        self._keys = {name: key.encode() for name, key in keys.items()}
+        self._keys = {name: _written(key) for name, key in keys.items()}
 
     def owner(self, authorization: str) -> str:
         """The name behind an `Authorization` header.
@@ -45,11 +46,19 @@ class Keys:
         if not self._keys:
             return "anyone"
         scheme, _, key = authorization.partition(" ")
-        given = key.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
-        owners = [name for name, known in self._keys.items() if hmac.compare_digest(given, known)]
+        given = key.strip(" \t").encode("latin-1") if scheme.lower() == "bearer" else b""
+        owners = [name for name, ways in self._keys.items() if any(hmac.compare_digest(given, way) for way in ways)]
         if not owners:
             raise ApiError(401, "A valid key is required: Authorization: Bearer KEY.", code="invalid_api_key")
         return owners[0]
+
+
+def _written(key: str) -> list[bytes]:
+    """How clients write a key in a header: in UTF-8, as curl and our page do, or in Latin-1, as Python's do."""
+    ways = [key.encode("utf-8", "surrogateescape")]
+    with suppress(UnicodeEncodeError):
+        ways.append(key.encode("latin-1"))
+    return ways
 
 
 class Rate:

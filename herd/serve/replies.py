@@ -57,7 +57,7 @@ class Reply:
         body: ChatRequest | CompletionRequest,
         prompts: Sequence[list[int]] = (),
     ) -> None:
-        self.tokenizer, self.model = tokenizer, model
+        self.tokenizer, self.model, self.body = tokenizer, model, body
         self.chat, self.logprobs = isinstance(body, ChatRequest), body.wanted_logprobs is not None
         self.id = ("chatcmpl-" if self.chat else "cmpl-") + uuid.uuid4().hex
         self.created = int(time.time())

@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from herd.errors import DataError, RequestError
 from herd.infer.embedder import Pooling
 from herd.infer.request import MAX_LOGPROBS, MAX_SEED
+from herd.tokenizer.toolcalls import write
 from herd.types import Conversation, Message, SamplingParams, ToolCall
 
 MAX_STOPS = 64
@@ -215,10 +217,11 @@ class CalledFunction(_Strict):
     @model_validator(mode="after")
     def _arguments_are_an_object(self) -> CalledFunction:
         try:
-            is_object = isinstance(json.loads(self.arguments), dict)
-        except (ValueError, RecursionError):
-            is_object = False
-        if not is_object:
+            arguments = json.loads(self.arguments)
+            json.dumps(arguments, ensure_ascii=False).encode()
+        except (ValueError, RecursionError):  # UnicodeEncodeError is one: half a character is no text
+            arguments = None
+        if not isinstance(arguments, dict):
             raise ValueError("needs `arguments` to be a JSON object")
         return self
 
@@ -246,14 +249,21 @@ class AssistantMessage(_Strict):
     def _says_something(self) -> AssistantMessage:
         if self.content is None and not self.tool_calls:
             raise ValueError("needs `content` or `tool_calls`")
+        try:
+            self.to_message()
+        except DataError as error:
+            raise ValueError(f"cannot be told to the model: {error}") from None
         return self
 
     def to_message(self) -> Message:
-        """The house's own noun."""
+        """The house's own noun. Several calls at once are written as Llama writes them: `[f(a=1), g()]`."""
         message = Message(role="assistant", content=_text(self.content))
-        if self.tool_calls:
-            functions = [call.function for call in self.tool_calls]
-            message["tool_calls"] = [ToolCall(name=f.name, arguments=json.loads(f.arguments)) for f in functions]
+        functions = [call.function for call in self.tool_calls or ()]
+        calls = [ToolCall(name=f.name, arguments=json.loads(f.arguments)) for f in functions]
+        if len(calls) > 1:
+            message["content"] += write(calls, "python")[0]
+        elif calls:
+            message["tool_calls"] = calls
         return message
 
 
@@ -283,6 +293,12 @@ class ToolFunction(_Strict):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _takes_an_object(self) -> ToolFunction:
+        if self.parameters and self.parameters.get("type", "object") != "object":
+            raise ValueError("needs `parameters` of type object: a function is called with named arguments")
+        return self
 
 
 class Tool(_Strict):
@@ -401,7 +417,10 @@ class ChatRequest(Generation):
     def constraint(self) -> dict[str, Any]:
         """The engine's setting for the form of the answer; empty where it is free."""
         if self.must_call:
-            return {"json_schema": self._call_schema()}
+            try:
+                return {"json_schema": self._call_schema()}
+            except RecursionError:
+                raise RequestError("json_schema: the parameters of a tool are nested too deeply") from None
         if self.response_format is not None and (found := self.response_format.constraint()):
             return found
         return super().constraint()
@@ -414,7 +433,7 @@ class ChatRequest(Generation):
         forms = []
         for index, function in enumerate(functions):
             root = "#/properties/parameters" if len(functions) == 1 else f"#/anyOf/{index}/properties/parameters"
-            parameters = _moved(function.parameters or {"type": "object"}, root)
+            parameters = {"type": "object"} | _moved(function.parameters or {}, root)
             forms.append(
                 {
                     "type": "object",
@@ -430,15 +449,24 @@ def _moved(schema: Any, root: str) -> Any:
     """A schema that becomes a part of another at `root`, with its references to itself (`#/$defs/...`) led there."""
     if isinstance(schema, list):
         return [_moved(item, root) for item in schema]
-    if not isinstance(schema, dict):
+    if not isinstance(schema, dict) or "$id" in schema:  # with an id, references count from it wherever it stands
         return schema
-    moved = {key: value if key in _PLAIN_VALUES else _moved(value, root) for key, value in schema.items()}
+    moved = {key: _moved_part(key, value, root) for key, value in schema.items()}
     reference = schema.get("$ref")
     if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
         moved["$ref"] = root + reference[1:]
     return moved
 
 
+def _moved_part(key: str, value: Any, root: str) -> Any:
+    if key in _PLAIN_VALUES:
+        return value
+    if key in _BY_NAME and isinstance(value, dict):
+        return {name: _moved(part, root) for name, part in value.items()}
+    return _moved(value, root)
+
+
+_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # schemas by any names
 _PLAIN_VALUES = ("const", "enum", "default", "examples")  # of a schema: no schemas themselves
 
 

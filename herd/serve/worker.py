@@ -127,6 +127,7 @@ class Conveyor:
 
         Raises:
             TimeoutError: they have not ended after so many seconds.
+            RequestError: a request turned out to be impossible midway.
             RuntimeError: the engine failed on a request.
         """
         still_open = sum(request.params.n for request in requests)
@@ -149,5 +150,4 @@ class Conveyor:
             for request in requests:
                 worker.cancel(engine, request)
         for request in requests:
-            if request.error is not None:
-                raise RuntimeError("the engine failed on this request") from request.error
+            request.raise_error()

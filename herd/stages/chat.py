@@ -11,8 +11,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import io
 import json
 import os
+import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +31,7 @@ from herd.run import atomic_write
 from herd.types import Conversation, Message, SamplingParams
 
 _BOLD, _DIM, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
+_CODES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal obeys and does not show
 _QUOTES = '"""'
 _HISTORY_LINES = 2000
 _ONE_LINE_FAILED = 2  # the exit status of a pipe of which not every line could be answered
@@ -78,9 +82,15 @@ def run(settings: ChatSettings) -> int:
     params = SamplingParams(
         temperature=settings.temperature, top_p=settings.top_p, max_tokens=settings.max_tokens, seed=settings.seed
     )
+    if sys.stdin is None:
+        raise RequestError("standard input is closed: there is nobody to ask a question")
+    for stream, way in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=way)  # what is no text is told of, line by line; what cannot be written is a "?"
     talk = Talk(_speaker(settings, params), params, settings.system)
     if not sys.stdin.isatty():
         return _answer_lines(talk, as_json=settings.json)
+    _leave_when_told()
     with _line_editing(_history_file() if settings.history else None):
         _converse(talk, str(settings.path))
     return 0
@@ -159,6 +169,7 @@ def _answer_lines(talk: Talk, *, as_json: bool) -> int:
         if not text:
             continue
         try:
+            _check_text(text)
             if (command := commands.find(text)) is not None:
                 if commands.run(*command) == "quit":
                     break
@@ -172,15 +183,24 @@ def _answer_lines(talk: Talk, *, as_json: bool) -> int:
     return status
 
 
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        kind = getattr(sys.stdin, "encoding", None) or "UTF-8"
+        raise RequestError(f"this is no {kind} text; convert it first (iconv -f latin1 -t utf-8)") from None
+
+
 # ---- in a terminal ---------------------------------------------------------------------------------------------------
 
 
 def _converse(talk: Talk, name: str) -> None:
     kind = "" if talk.speaker.speaks_chat else ": a base model, it goes on with your text"
-    say(f"{_BOLD}{name}{_PLAIN}{kind}   {_DIM}/help shows the commands, Ctrl-D leaves{_PLAIN}\n")
+    say(f"{_styled(_BOLD, name)}{kind}   {_styled(_DIM, '/help shows the commands, Ctrl-D leaves')}\n")
     commands = Commands(talk)
     while (text := _read()) is not None:
         try:
+            _check_text(text)
             command = commands.find(text)
             done = commands.run(*command) if command else None
         except UserError as error:
@@ -192,6 +212,13 @@ def _converse(talk: Talk, name: str) -> None:
             text = commands.again
         if text.strip() and (command is None or done == "retry"):
             _print_answer(talk, text if done == "retry" else _unescaped(text))
+
+
+def _leave_when_told() -> None:
+    """SIGTERM, and a terminal that is closed, end the chat and keep what was typed; Ctrl-C only stops an answer."""
+    for name in ("SIGTERM", "SIGHUP"):
+        if (sig := getattr(signal, name, None)) is not None:
+            signal.signal(sig, lambda number, _: sys.exit(128 + number))
 
 
 def _history_file() -> Path:
@@ -229,31 +256,63 @@ def _complete(text: str, state: int) -> str | None:
     return words[state] if state < len(words) else None
 
 
+def _styled(code: str, text: str) -> str:
+    """A text in bold or dim where the terminal can, and nobody has asked for plain ones (https://no-color.org)."""
+    is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb" or not sys.stdout.isatty()
+    return text if is_plain else f"{code}{text}{_PLAIN}"
+
+
+def _shown(text: str) -> str:
+    """What a model or a server said, without the codes that would move the cursor, or worse."""
+    return _CODES.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r", ""))
+
+
 def _read() -> str | None:
     """What was typed, over several lines where it says so; None at the end, nothing after Ctrl-C."""
     try:
-        line = input("\x01" + _BOLD + "\x02> \x01" + _PLAIN + "\x02")
-        if line.strip().startswith(_QUOTES):
-            return _read_quoted(line.strip().removeprefix(_QUOTES))
-        lines = [line]
-        while lines[-1].endswith("\\") and not lines[-1].endswith("\\\\"):
-            lines[-1] = lines[-1][:-1]
-            lines.append(input("  "))
-        return "\n".join(lines)
+        line = input(
+            re.sub(r"(\x1b\[\d+m)", "\x01\\1\x02", _styled(_BOLD, "> "))
+        )  # these take no room, readline is told
     except EOFError:
         print()
         return None
     except KeyboardInterrupt:
         print()
         return ""
+    try:
+        return _read_quoted(line) if line.strip().startswith(_QUOTES) else _read_continued(line)
+    except KeyboardInterrupt:
+        print()
+        return ""
+
+
+def _read_continued(first: str) -> str:
+    lines = [first]
+    while lines[-1].endswith("\\") and not lines[-1].endswith("\\\\"):
+        lines[-1] = lines[-1][:-1]
+        if (line := _next_line()) is None:
+            break
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def _read_quoted(first: str) -> str:
-    lines = [first]
+    lines = [first.strip().removeprefix(_QUOTES)]
     while not lines[-1].rstrip().endswith(_QUOTES):
-        lines.append(input("  "))
+        if (line := _next_line()) is None:
+            break
+        lines.append(line)
     lines[-1] = lines[-1].rstrip().removesuffix(_QUOTES)
     return "\n".join(lines).strip("\n")
+
+
+def _next_line() -> str | None:
+    """One more line; None where Ctrl-D ends the text, which leaves nothing but the text."""
+    try:
+        return input("  ")
+    except EOFError:
+        print()
+        return None
 
 
 def _print_answer(talk: Talk, text: str) -> None:
@@ -262,16 +321,16 @@ def _print_answer(talk: Talk, text: str) -> None:
     try:
         for piece, count in answer:
             num_tokens += count
-            print(piece, end="", flush=True)
+            print(_shown(piece), end="", flush=True)
     except KeyboardInterrupt:
-        print(f" {_DIM}[stopped]{_PLAIN}", end="")
+        print(f" {_styled(_DIM, '[stopped]')}", end="")
     except UserError as error:
-        say(f"{error}\n{_DIM}/reset begins a new conversation{_PLAIN}")
+        say(f"{_shown(str(error))}\n{_styled(_DIM, '/reset begins a new conversation')}")
         return
     finally:
         answer.close()
     seconds = max(time.monotonic() - began, 1e-9)
-    print(f"\n{_DIM}{num_tokens} tokens, {num_tokens / seconds:.0f} tokens/s{_PLAIN}\n")
+    print("\n" + _styled(_DIM, f"{num_tokens} tokens, {num_tokens / seconds:.0f} tokens/s") + "\n")
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
@@ -366,9 +425,9 @@ class Commands:
 
     def _history(self, _: str) -> None:
         if self.talk.system:
-            say(f"{_DIM}system{_PLAIN} {self.talk.system}")
+            say(f"{_styled(_DIM, 'system')} {_shown(self.talk.system)}")
         for message in self.talk.messages:
-            say(f"{_DIM}{message['role']}{_PLAIN} {message['content']}")
+            say(f"{_styled(_DIM, message['role'])} {_shown(message['content'])}")
 
     def _save(self, file: str) -> None:
         if not file:
@@ -382,6 +441,8 @@ class Commands:
         say(f"Saved to {file}.")
 
     def _load(self, file: str) -> None:
+        if not file:
+            raise RequestError("Which one? /load FILE")
         messages = _saved(Path(file).expanduser())
         is_system = messages[0]["role"] == "system"
         self.talk.system = messages[0]["content"] if is_system else None

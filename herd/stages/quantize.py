@@ -13,6 +13,7 @@ from torch import nn
 from herd.config import settings
 from herd.data.shards import Documents, open_heldout
 from herd.evals.perplexity import code_length, sample_documents
+from herd.infer.cache import available_memory
 from herd.infer.engine import Engine
 from herd.infer.quantize import MEMORY_BYTES, Quantized, quantize_folder
 from herd.log import say, size
@@ -26,6 +27,7 @@ from herd.types import SamplingParams
 
 _COMPARED_TOKENS = 1024  # of held-out text, for the divergence
 _TIMED_ANSWERS, _TIMED_TOKENS = 5, 48
+_WITH_WORK = 1.25  # memory of a model that answers, in sizes of its weights
 
 
 @settings
@@ -87,11 +89,20 @@ def _sizes(change: Quantized) -> dict[str, float]:
 
 
 def _speeds(source: Path, target: Path) -> dict[str, float]:
-    """Tokens a second of one answer at a time, prompt excluded; the best of a few."""
-    return {
-        "decode_tokens_per_second_before": _decode_speed(source),
-        "decode_tokens_per_second_after": _decode_speed(target),
-    }
+    """Tokens a second of one answer at a time, prompt excluded; the best of a few. Of models that fit into memory:
+    quantizing goes layer by layer, and so larger ones come here too."""
+    figures = {}
+    for when, folder in (("before", source), ("after", target)):
+        if _fits(folder):
+            figures[f"decode_tokens_per_second_{when}"] = _decode_speed(folder)
+        else:
+            say(f"  the speed {when} is not measured: {folder} does not fit into the memory that is free")
+    return figures
+
+
+def _fits(folder: Path) -> bool:
+    in_use = 1 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else 2  # without such instructions, float32
+    return _WITH_WORK * in_use * _num_bytes(folder) < available_memory(torch.device("cpu"))
 
 
 def _decode_speed(folder: Path) -> float:
@@ -169,7 +180,7 @@ def _divergence(
 
 def _tell(run: Run, figures: dict[str, float]) -> None:
     def change(name: str) -> str:
-        return f"{figures[f'{name}_before']} -> {figures[f'{name}_after']}"
+        return " -> ".join(str(figures.get(f"{name}_{when}", "?")) for when in ("before", "after"))
 
     before, after = figures["weights_bytes_before"], figures["weights_bytes_after"]
     say(f"  weights {size(before)} -> {size(after)}, decoding {change('decode_tokens_per_second')} tokens/s")

@@ -7,12 +7,15 @@ says otherwise. Ctrl-C stops: answers in progress may end first, a second Ctrl-C
 from __future__ import annotations
 
 import asyncio
+import atexit
 import gc
 import os
 import signal
 import socket
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Literal
@@ -28,6 +31,7 @@ from herd.infer.engine import Engine
 from herd.infer.settings import EngineSettings
 from herd.log import say, size
 from herd.serve.app import Server, create_app
+from herd.serve.client import fits_header
 from herd.serve.journal import Form, Journal
 from herd.serve.limits import Limits
 
@@ -132,6 +136,9 @@ class ServeSettings:
             raise ValueError("path must name at least one model")
         if self.name and len(self.name) != len(self.path):
             raise ValueError(f"{len(self.name)} names for {len(self.path)} paths; give each its own, or none")
+        for name in (*(self.name or ()), *(self.adapters or ())):
+            if not name.strip() or not name.isprintable():
+                raise ValueError(f"{name!r} is no name that clients could give; take letters and digits")
         if not 0 <= self.port <= 65535:
             raise ValueError("port must be from 0 to 65535")
 
@@ -141,6 +148,8 @@ def run(settings: ServeSettings) -> None:
     names = _names(settings)
     keys = read_keys(settings.keys) if settings.keys else {}
     key = settings.key or os.environ.get(KEY_VARIABLE) or None
+    _check_keys({KEY_VARIABLE if settings.key is None else "key": key} if key else {})
+    _check_keys(keys)
     listener = _listen(settings.host, settings.port)
     engines = {name: _open(path, settings) for name, path in zip(names, settings.path, strict=True)}
     for name, folder in (settings.adapters or {}).items():
@@ -159,36 +168,78 @@ def run(settings: ServeSettings) -> None:
         log_level="warning",
         access_log=False,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(settings.limits.drain_seconds) + _CUT_SECONDS,
     )
     gc.collect()
     gc.freeze()  # the collector leaves alone what stays for ever, and so comes round to what requests leave behind
-    listener.listen(_BACKLOG)  # who comes between these words and the first turn of the loop waits, and is not refused
+    _begin_to_listen(listener, settings)  # who comes before the first turn of the loop waits, and is not refused
     _announce(engines, settings.host, listener.getsockname()[1], is_open=is_open)
-    with suppress(KeyboardInterrupt):  # told to stop, and stopped
-        Draining(config, app.state.server, settings.limits.drain_seconds).run(sockets=[listener])
+    atexit.register(_ignore_signals)  # who still presses Ctrl-C while Python takes itself apart would see a trace
+    Draining(config, app.state.server, settings.limits.drain_seconds).run(sockets=[listener])
 
 
 class Draining(uvicorn.Server):
-    """Told to stop, it takes no more requests, lets answers in progress end for a while, then ends them itself."""
+    """Told to stop, it takes no more requests, lets answers in progress end for a while, then ends them itself.
+
+    Whoever was cut has two seconds to read so; then the connections are closed. Another Ctrl-C goes on to the next of
+    these steps at once. uvicorn's own ways (cancelled tasks, signals sent again) would leave traces on the terminal.
+    """
 
     def __init__(self, config: uvicorn.Config, server: Server, drain_seconds: float) -> None:
         super().__init__(config)
         self._server, self._drain_seconds = server, drain_seconds
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_cut = False
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until told to stop."""
+        self._loop = asyncio.get_running_loop()
+        with _hanging_up(self.handle_exit):
+            await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Ctrl-C or SIGTERM; the second Ctrl-C ends answers at once."""
-        if self.should_exit and sig == signal.SIGINT:
-            self._server.cut()
+        """Ctrl-C, SIGTERM, or the terminal was closed; the second Ctrl-C ends answers, the third connections."""
         self._server.stop_taking()
-        super().handle_exit(sig, frame)
+        if self.should_exit and sig == signal.SIGINT and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._close if self._is_cut else self._cut)
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the door, then wait."""
         self._server.stop_taking()
-        timer = asyncio.get_running_loop().call_later(self._drain_seconds, self._server.cut)
+        timer = asyncio.get_running_loop().call_later(self._drain_seconds, self._cut)
         await super().shutdown(sockets)
         timer.cancel()
+
+    def _cut(self) -> None:
+        if not self._is_cut:
+            self._is_cut = True
+            self._server.cut()
+            asyncio.get_running_loop().call_later(_CUT_SECONDS, self._close)
+
+    def _close(self) -> None:
+        """Close what is left: clients who do not read, or who never sent the whole of a request."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+
+def _ignore_signals() -> None:
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sig, signal.SIG_IGN)
+
+
+@contextmanager
+def _hanging_up(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Stop in order when the terminal is closed, too; not where that is to be ignored (nohup)."""
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+    here = threading.current_thread() is threading.main_thread()
+    if hang_up is None or not here or signal.getsignal(hang_up) is signal.SIG_IGN:
+        yield
+        return
+    before = signal.signal(hang_up, handle)
+    try:
+        yield
+    finally:
+        signal.signal(hang_up, before)
 
 
 def read_keys(path: Path) -> dict[str, str]:
@@ -209,6 +260,13 @@ def read_keys(path: Path) -> dict[str, str]:
     if len(set(values.values())) < len(values):
         raise DataError(f"keys: {path} gives one key to two names")
     return values
+
+
+def _check_keys(keys: Mapping[str, str]) -> None:
+    """Refuse keys that no client could send in a header."""
+    for name, key in keys.items():
+        if not fits_header(key):
+            raise ConfigError(f"the key of {name} begins or ends with a space, or holds a line break: no header may")
 
 
 def _names(settings: ServeSettings) -> list[str]:
@@ -248,8 +306,20 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise CapacityError(f"port {port} on {host} cannot be used ({error.strerror}); choose another port=") from None
+        raise _unusable(host, port, error) from None
     return listener
+
+
+def _begin_to_listen(listener: socket.socket, settings: ServeSettings) -> None:
+    """Two servers may both bind a port that nobody listens on yet; the one that loads its model faster has it."""
+    try:
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        raise _unusable(settings.host, settings.port, error) from None
+
+
+def _unusable(host: str, port: int, error: OSError) -> CapacityError:
+    return CapacityError(f"port {port} on {host} cannot be used ({error.strerror}); choose another port=")
 
 
 def _announce(engines: dict[str, Engine], host: str, port: int, *, is_open: bool) -> None:

@@ -103,9 +103,19 @@ def test_damaged_adapters_are_refused_by_name(tmp_path):
         ({"lora_alpha": float("inf")}, "lora_alpha inf"),
         ({"r": 2.5}, "r 2.5"),
         ({"r": 8}, "rank 4"),
+        ({"lora_alpha": True}, "lora_alpha True"),
+        ({"lora_alpha": 1e308}, "beyond the range of torch.float32"),
+        ({"use_rslora": "false"}, "use_rslora"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+        ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
     ):
         config.write_text(json.dumps(settings | change))
         refused(why)
+    for text in ("[" * 100_000, "null", '{"peft_type": "LORA"'):
+        config.write_text(text)
+        refused("adapter_config.json: expected")
+    config.unlink()
+    refused("adapter_config.json is missing")
     config.write_text(json.dumps(settings))
     for wrong in (tensors[name] * float("nan"), tensors[name][0].clone(), tensors[name].long()):
         save_file(tensors | {name: wrong}, weights)
@@ -115,6 +125,10 @@ def test_damaged_adapters_are_refused_by_name(tmp_path):
         refused(why)
     save_file({}, weights)
     refused("no tensors")
+    save_file({key: tensor.double() * 1e200 for key, tensor in tensors.items()}, weights)
+    refused("beyond the range")
+    save_file({key: tensor.to(torch.float8_e4m3fn) for key, tensor in tensors.items()}, weights)
+    engine.add_adapter("of 8-bit floats", folder)
     weights.write_bytes(good)
     engine.add_adapter("a", folder)
     assert engine.generate(PROMPT, greedy("a")).tokens

@@ -451,3 +451,9 @@ def test_an_engine_thrown_away_in_the_middle_of_an_answer_says_nothing(monkeypat
     del engine, pieces
     gc.collect()
     assert not complaints
+
+
+def test_more_sequences_than_the_cache_has_blocks_take_no_memory():
+    engine = Engine.of(tiny_model(), small_tokenizer(), cache_bytes=2**21, max_sequences=10**9)
+    assert engine.generate(["a", "b"], SamplingParams(max_tokens=3))[1].tokens
+    assert engine._runner._tables.nbytes < 2**20

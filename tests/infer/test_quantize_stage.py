@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from herd.data.shards import ShardWriter
 from herd.errors import DataError
 from herd.infer.engine import Engine
+from herd.infer.quantize import quantize_folder
 from herd.model.checkpoint import save
 from herd.stages.quantize import QuantizeSettings, run
 from tests.infer.models import TEXT, small_tokenizer, tiny_model
@@ -56,6 +58,26 @@ def test_without_shards_only_size_and_speed_are_measured(tmp_path, checkpoint):
     out = run(QuantizeSettings(checkpoint=checkpoint, out=tmp_path / "out"))
     figures = json.loads((out / "run.json").read_text())["figures"]
     assert "size_ratio" in figures and "heldout_bits_per_byte_before" not in figures
+
+
+def test_a_model_that_does_not_fit_into_memory_is_quantized_and_not_timed(tmp_path, checkpoint, monkeypatch, capsys):
+    monkeypatch.setenv("HERD_QUIET", "")
+    monkeypatch.setattr("herd.stages.quantize.available_memory", lambda device: 100_000)
+    out = run(QuantizeSettings(checkpoint=checkpoint, out=tmp_path / "out"))
+    figures = json.loads((out / "run.json").read_text())["figures"]
+    assert "size_ratio" in figures and not any(name.startswith("decode") for name in figures)
+    assert "the speed before is not measured" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "words"), [(27, "File too large"), (28, "No space left")])
+def test_a_full_disk_is_told_of_as_such_and_leaves_nothing(tmp_path, checkpoint, monkeypatch, number, words):
+    def full(*_, **__):
+        raise SafetensorError(f"Error while serializing: I/O error: {words} (os error {number})")
+
+    monkeypatch.setattr("herd.infer.quantize.save_file", full)
+    with pytest.raises(OSError, match=words) as error:
+        quantize_folder(checkpoint, tmp_path / "small")
+    assert error.value.errno == number and not (tmp_path / "small").exists()
 
 
 def test_a_folder_that_is_no_pack_run_is_refused(tmp_path, checkpoint):

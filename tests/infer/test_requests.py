@@ -172,6 +172,55 @@ def test_regex_grammar_and_choice_hold(engine):
         )
 
 
+def test_every_choice_is_taken_literally_and_there_may_be_thousands(engine):
+    odd = [
+        '"',
+        "\\",
+        "\n",
+        "a\u2028b",
+        "🦙",
+        " ",
+        "/x/",
+        "$",
+        "\0",
+        "\x7f",
+        "a|b",
+        "(?i)x",
+        "#",
+        "[a]",
+        "^",
+        "{2}",
+        "%",
+        "a-b",
+    ]
+    for text in odd:
+        assert engine.generate(PROMPT, SamplingParams(choice=(text,), max_tokens=20)).text == text
+    many = tuple(f"c{number}" for number in range(20_000))
+    assert engine.generate(PROMPT, SamplingParams(choice=many, temperature=2.0, top_p=1.0, max_tokens=20)).text in many
+
+
+ENDLESS = {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"json_schema": {"$ref": "#"}},
+        {"grammar": "start: start"},
+        {"json_schema": ENDLESS},
+        {"regex": "(a|aa|aaa){500,5000}b"},
+    ],
+    ids=str,
+)
+def test_forms_that_no_text_fits_or_that_are_too_large_are_refused_even_midway(engine, form):
+    params = SamplingParams(max_tokens=40, **form)
+    with pytest.raises(RequestError, match=f"{next(iter(form))} cannot be followed to an end"):
+        engine.generate(PROMPT, params)
+    with pytest.raises(RequestError, match="cannot be followed to an end"):
+        list(engine.stream(PROMPT, params))
+    assert not engine.has_work and engine._allocator.num_free == engine._allocator.num_blocks
+
+
 def test_any_json_object_is_an_empty_schema(engine):
     answer = engine.generate(PROMPT, SamplingParams(temperature=0, max_tokens=40, json_schema={}, logit_bias={0: 0}))
     assert answer.text.startswith("{")

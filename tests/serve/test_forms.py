@@ -77,6 +77,19 @@ def test_an_answer_fits_its_schema(client, stream):
         assert set(person) == {"name", "age"} and 0 <= person["age"] <= 99 and len(person["name"]) <= 5
 
 
+def test_a_form_that_turns_out_to_have_no_end_is_refused_by_its_field(server, client):
+    endless = {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}
+    schema = {"type": "json_schema", "json_schema": {"name": "endless", "schema": endless}}
+    with pytest.raises(openai.BadRequestError) as error:
+        client.chat.completions.create(model="tiny", messages=MESSAGES, response_format=schema, n=2)
+    assert error.value.param == "response_format" and "json_schema cannot be followed to an end" in str(error.value)
+    regex = {"structured_outputs": {"regex": "(a|aa|aaa){500,5000}b"}}
+    with pytest.raises(openai.APIError) as error:
+        list(client.completions.create(model="tiny", prompt="x", extra_body=regex, stream=True))
+    assert error.value.param == "structured_outputs"
+    server.wait_until_idle()
+
+
 def test_the_clients_own_parser_gives_objects(client):
     class Person(pydantic.BaseModel):
         name: str = pydantic.Field(max_length=5)

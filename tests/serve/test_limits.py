@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import socket
@@ -10,7 +11,10 @@ import time
 import httpx
 import pytest
 
+from herd.errors import RequestError
+from herd.serve.account import Account
 from herd.serve.app import create_app
+from herd.serve.client import Client
 from herd.serve.journal import Journal
 from herd.serve.limits import Allowances, Limits, Rate
 from tests.serve.conftest import Running, chat_engine, listening
@@ -76,6 +80,24 @@ def test_keys_have_names_and_limits_and_both_are_told():
     assert lines[0]["id"] == first.headers["x-request-id"]
 
 
+@pytest.mark.parametrize("key", ["clé", "voilà", "\u0141\u00c5", "ключ 🦙", "pass word", "a\udcffb"])
+def test_keys_may_hold_any_characters(monkeypatch, key):
+    """In UTF-8 the last byte of "à" looks like a space to Latin-1; an environment variable may hold any byte."""
+    monkeypatch.setenv("HERD_KEY", key)
+    with listening(create_app(chat_engine(), name="tiny", keys={"anna": key, "ben": "other"})) as url:
+        sent = f"Bearer {key}".encode("utf-8", "surrogateescape")
+        assert httpx.get(f"{url}/v1/models", headers={"Authorization": sent}).status_code == 200
+        assert httpx.get(f"{url}/v1/models", headers={"Authorization": sent[:-1]}).status_code == 401
+        assert Client(url).model == "tiny"
+        if key.isascii() or key in ("clé", "voilà"):
+            sent = f"Bearer {key}".encode("latin-1")
+            assert httpx.get(f"{url}/v1/models", headers={"Authorization": sent}).status_code == 200
+        monkeypatch.setenv("HERD_KEY", "line\nbreak")
+        with pytest.raises(RequestError, match="line break") as error:
+            Client(url)
+        assert "line\nbreak" not in str(error.value)
+
+
 @pytest.mark.parametrize("with_text", [False, True])
 def test_what_people_write_is_logged_only_where_asked_for(with_text):
     out = io.StringIO()
@@ -103,6 +125,14 @@ def test_the_log_for_people_is_one_short_line():
     assert "200" in line and "/v1/chat/completions" in line and "-> 5 tokens" in line and "secret" not in line
 
 
+def test_a_log_that_nobody_reads_any_more_fails_no_request():
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    Journal("text", stream=Closed()).write(Account("/v1/models", status=200))
+
+
 def test_an_answer_that_takes_too_long_is_cancelled(monkeypatch):
     engine = chat_engine()
     step = engine.step
@@ -114,6 +144,28 @@ def test_an_answer_that_takes_too_long_is_cancelled(monkeypatch):
         streamed = httpx.post(f"{url}/v1/chat/completions", json=body | {"stream": True}).text
         assert json.loads(streamed.strip().split("\n\n")[-1][6:])["error"]["code"] == "timeout"
         Running(url, engine).wait_until_idle()
+
+
+def test_a_client_that_does_not_read_its_stream_is_cut_off_without_a_fault(monkeypatch):
+    monkeypatch.setattr("herd.serve.answers._READING_SECONDS", 0.2)
+    out, engine = io.StringIO(), chat_engine()
+    app = create_app(engine, name="tiny", limits=Limits(timeout_seconds=0.2), journal=Journal("json", stream=out))
+    body = [{"type": "http.request", "body": json.dumps(CHAT | {"stream": True}).encode()}]
+    headers = [(b"content-type", b"application/json"), (b"host", b"x")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers, "query_string": b""}
+
+    async def receive():
+        return body.pop() if body else await asyncio.Event().wait()
+
+    async def send(message):
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()  # nobody ever takes it
+
+    app.state.server.worker.start()
+    asyncio.run(asyncio.wait_for(app(scope, receive, send), 10))
+    app.state.server.worker.stop()
+    assert json.loads(out.getvalue())["error"] == "not_read"
+    Running("", engine).wait_until_idle()
 
 
 def test_a_body_that_does_not_arrive_is_given_up():

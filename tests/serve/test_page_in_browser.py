@@ -116,6 +116,35 @@ def test_settings_and_the_system_prompt_reach_the_server(page):
     assert page.input_value("#system") == "" or page.evaluate("settings.system") == "Answer in rhymes."
 
 
+def test_tables_keep_their_sides_and_arabic_begins_at_the_right(page):
+    scripted(page, "مرحبا\n\n| animal | kg | x |\n|---|---:|:-:|\n| llama | 150 | y |")
+    ask(page, "مرحبا")
+    side = "node => getComputedStyle(node).textAlign"
+    assert [cell.evaluate(side) for cell in page.locator(".turn.model td").all()] == ["left", "right", "center"]
+    assert page.locator(".turn.user .said").evaluate("node => getComputedStyle(node).direction") == "rtl"
+    assert page.locator(".turn.model p").evaluate("node => getComputedStyle(node).unicodeBidi") == "plaintext"
+
+
+def test_a_fault_without_an_answer_offers_nothing_to_copy(page):
+    message = {"error": {"message": "Try again in 3 s."}}
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=429, json=message))
+    ask(page, "Hello")
+    assert page.locator(".fault").inner_text() == "Try again in 3 s."
+    assert page.locator(".turn.model [data-do=copy]").count() == 0
+    assert page.locator(".turn.model [data-do=again]").count() == 1
+
+
+def test_a_key_of_any_characters_opens_the_page(browser):
+    with listening(create_app(chat_engine(), name="locked", key="ключ voilà")) as url:
+        page = browser.new_context().new_page()
+        page.goto(url)
+        page.click("#options")
+        page.fill("#key", "ключ voilà")
+        page.keyboard.press("Escape")
+        page.wait_for_selector("text=locked")
+        page.context.close()
+
+
 def test_what_a_model_writes_never_runs(page):
     scripted(page, NASTY)
     ask(page, NASTY)

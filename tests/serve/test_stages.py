@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -39,6 +40,14 @@ def folders(tmp_path_factory):
     save(tiny_model(), root / "base", tokenizer)
     save(tiny_model(eos_token_id=list(tokenizer.stop_ids)), root / "chat" / "checkpoint", tokenizer)
     return root
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory):
+    """A base model whose answers take longer than any test."""
+    folder = tmp_path_factory.mktemp("models") / "endless"
+    save(tiny_model(max_position_embeddings=32_768), folder, small_tokenizer())
+    return folder
 
 
 def piped(monkeypatch, capsys, settings: ChatSettings, lines: str = LINES) -> str:
@@ -138,10 +147,37 @@ def test_a_conversation_is_saved_as_training_reads_it_and_loaded_again(folders, 
     assert talk.system == "Be brief." and talk.messages[0]["content"] == "Hello"
     assert [message["role"] for message in as_messages(json.loads(file.read_text()))] == ["system", "user", "assistant"]
     file.write_text("not json")
-    typing(monkeypatch, f"/load {file}", f"/load {tmp_path}/nothing", f"/save {file}/talk.jsonl")
+    typing(monkeypatch, "/load", f"/load {file}", f"/load {tmp_path}/nothing", f"/save {file}/talk.jsonl")
     chat._converse(talk, "chat")
     told = capsys.readouterr().err
-    assert "holds no conversation" in told and "cannot be read" in told and "cannot be written" in told
+    assert (
+        "Which one? /load FILE" in told
+        and "holds no conversation" in told
+        and "cannot be read" in told
+        and "cannot be written" in told
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a pseudo-terminal")
+@pytest.mark.parametrize(("name", "answering"), [("SIGTERM", False), ("SIGTERM", True), ("SIGHUP", False)])
+def test_a_chat_that_is_told_to_end_ends(endless, tmp_path, name, answering):
+    parent, child = os.openpty()
+    command = [sys.executable, "-m", "herd", "chat", str(endless), "max_tokens=30000"]
+    environment = os.environ | {"XDG_STATE_HOME": str(tmp_path), "TERM": "dumb", "HERD_QUIET": ""}
+    with subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=environment) as process:
+        os.close(child)
+        said = b""
+        while b"> " not in said:
+            said += os.read(parent, 1000)
+        if answering:
+            os.write(parent, b"Hello\n")
+            while len(said) < 400:
+                said += os.read(parent, 1000)
+        else:
+            time.sleep(0.3)
+        process.send_signal(getattr(signal, name))
+        assert process.wait(timeout=20) == 128 + getattr(signal, name)
+    os.close(parent)
 
 
 def test_several_lines_are_one_message_and_two_slashes_are_text(folders, monkeypatch):
@@ -207,6 +243,71 @@ def test_talking_to_a_server_loads_no_pytorch(server):
     assert not {"torch", "numpy", "fastapi", "transformers"} & loaded
 
 
+def run_chat(folder, data: bytes, **environment):
+    command = [sys.executable, "-m", "herd", "chat", str(folder), "max_tokens=8", "seed=1"]
+    return subprocess.run(command, input=data, capture_output=True, timeout=90, env=os.environ | environment)
+
+
+def test_bytes_that_are_no_text_are_told_of_and_text_is_written_as_well_as_can_be(folders):
+    done = run_chat(folders / "chat", b"caf\xe9\nn\xc3\xa9\n", PYTHONIOENCODING="utf-8")
+    assert done.returncode == 2 and b"line 1: this is no utf-8 text" in done.stderr
+    assert done.stdout.startswith(b"\n") and len(done.stdout.splitlines()) >= 2
+    done = run_chat(folders / "chat", b"Hi\n", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and done.stdout.strip() and done.stdout.isascii() and not done.stderr
+
+
+def test_without_standard_input_there_is_nobody_to_answer(folders, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(RequestError, match="standard input is closed"):
+        chat.run(ChatSettings(path=folders / "chat"))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_colours_are_left_out_where_nobody_wants_them_and_codes_of_the_model_always(folders, monkeypatch):
+    def shown(**environment) -> str:
+        for name in ("NO_COLOR", "TERM"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "stdout", Terminal())
+        chat._print_answer(Talk(Saying("a\x1b[2Jb\r\n\tc\x9b\x07"), SamplingParams()), "Hello")
+        return sys.stdout.getvalue()
+
+    assert shown(TERM="xterm").startswith("a�[2Jb\n\tc��\n\x1b[2m")
+    for plain in ({"TERM": "dumb"}, {"TERM": "xterm", "NO_COLOR": "1"}, {}):
+        assert "\x1b" not in shown(**plain)
+
+
+class Saying:
+    """A speaker of one sentence."""
+
+    speaks_chat = True
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def stream(self, inputs, params):
+        yield self.text, 1
+
+
+def test_ctrl_d_within_a_text_of_several_lines_ends_the_text_and_not_the_chat(folders, monkeypatch):
+    talk = talk_of(folders, max_tokens=3)
+    typed = iter(["one \\", EOFError(), '"""two', EOFError(), EOFError()])
+
+    def read(_):
+        if isinstance(line := next(typed), Exception):
+            raise line
+        return line
+
+    monkeypatch.setattr("builtins.input", read)
+    chat._converse(talk, "chat")
+    assert [message["content"] for message in talk.messages[::2]] == ["one ", "two"] and next(typed, None) is None
+
+
 def test_end_of_input_leaves_and_ctrl_c_does_not(folders, monkeypatch, capsys):
     typed = iter([KeyboardInterrupt(), EOFError()])
 
@@ -270,6 +371,24 @@ def test_a_port_in_use_is_known_at_once(folders):
     taken.close()
 
 
+def test_of_two_servers_that_start_at_once_on_one_port_the_later_one_says_so(folders):
+    """Both may bind the port, as long as neither listens."""
+    first = serve._listen("127.0.0.1", 0)
+    settings = ServeSettings(path=[folders / "chat"], port=first.getsockname()[1])
+    second = serve._listen("127.0.0.1", settings.port)
+    serve._begin_to_listen(first, settings)
+    with pytest.raises(CapacityError, match="choose another port"):
+        serve._begin_to_listen(second, settings)
+    first.close(), second.close()
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb"])
+def test_a_model_has_a_name_that_clients_can_give(folders, name):
+    for given in ({"name": [name]}, {"adapters": {name: folders}}):
+        with pytest.raises(ValueError, match="no name that clients could give"):
+            ServeSettings(path=[folders / "chat"], **given)
+
+
 def test_keys_are_read_with_their_owners_and_faults_are_named(tmp_path):
     file = tmp_path / "keys.yaml"
     file.write_text("anna: key-a\nben: key-b\n")
@@ -283,6 +402,18 @@ def test_keys_are_read_with_their_owners_and_faults_are_named(tmp_path):
         serve.read_keys(file)
     with pytest.raises(DataError, match="cannot be read"):
         serve.read_keys(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("key", ["a\nb", "sesame\n", " sesame"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(folders, key, tmp_path, monkeypatch):
+    file = tmp_path / "keys.yaml"
+    file.write_text(json.dumps({"anna": key}))
+    with pytest.raises(ConfigError, match="the key of anna") as error:
+        serve.run(ServeSettings(path=[folders / "nothing"], keys=file, port=0))
+    assert key.strip() not in str(error.value)
+    monkeypatch.setenv("HERD_KEY", key)
+    with pytest.raises(ConfigError, match="the key of HERD_KEY"):
+        serve.run(ServeSettings(path=[folders / "nothing"], port=0))
 
 
 def test_several_words_are_several_models_and_each_needs_a_name(folders):
@@ -307,17 +438,23 @@ def test_the_engines_ways_are_settings_and_leave_the_answers(folders):
     )
 
 
+def started(*words, **environment) -> tuple[subprocess.Popen, int]:
+    """`herd serve` in a process of its own, and its port."""
+    command = [sys.executable, "-m", "herd", "serve", *words, "port=0"]
+    settings = os.environ | {"HERD_QUIET": "", "OMP_NUM_THREADS": "1"} | environment
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=settings)
+    told = ""
+    while "API" not in told:
+        line = process.stderr.readline()
+        assert line, told
+        told += line
+    return process, int(re.search(r"localhost:(\d+)/v1", told).group(1))
+
+
 def test_the_server_starts_answers_and_stops_on_sigterm(folders):
     paths = [str(folders / "chat"), str(folders / "base")]
-    command = [sys.executable, "-m", "herd", "serve", *paths, "port=0", "log.form=json"]
-    environment = os.environ | {"HERD_QUIET": "", "OMP_NUM_THREADS": "1", "HERD_KEY": "sesame"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        told = ""
-        while "API" not in told:
-            line = process.stderr.readline()
-            assert line, told
-            told += line
-        port = re.search(r"localhost:(\d+)/v1", told).group(1)
+    process, port = started(*paths, "log.form=json", HERD_KEY="sesame")
+    with process:
         for name, path in (("chat", "chat/completions"), ("base", "completions")):
             body = {"model": name, "max_tokens": 3}
             body |= {"messages": [{"role": "user", "content": "hi"}]} if name == "chat" else {"prompt": "hi"}
@@ -329,6 +466,49 @@ def test_the_server_starts_answers_and_stops_on_sigterm(folders):
         assert process.wait(timeout=15) == 0
         rest = process.stderr.read()
     assert "Traceback" not in rest and [json.loads(line)["status"] for line in rest.splitlines()] == [401, 200] * 2
+
+
+@pytest.mark.parametrize(
+    "signals",
+    [("SIGINT",), ("SIGINT", "SIGINT"), ("SIGTERM", "SIGINT", "SIGINT"), ("SIGHUP",)],
+    ids=" ".join,
+)
+def test_signals_under_load_leave_no_trace_and_every_client_hears_how_it_ended(endless, signals):
+    """One client reads, one waits for its whole answer, one does not read, one has not sent its request yet."""
+    process, port = started(str(endless), "limits.drain_seconds=1", "log.form=off")
+    body = {"prompt": "hi", "max_tokens": 30_000, "min_tokens": 30_000}
+    whole = []
+    asking = threading.Thread(
+        target=lambda: whole.append(httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=60))
+    )
+    asking.start()
+    with (
+        process,
+        socket.create_connection(("127.0.0.1", port)) as deaf,
+        socket.create_connection(("127.0.0.1", port)) as slow,
+    ):
+        deaf.sendall(_raw(body | {"stream": True, "logprobs": 5, "n": 4}))
+        slow.sendall(_raw(body)[:-5])
+        with httpx.stream(
+            "POST", f"http://127.0.0.1:{port}/v1/completions", json=body | {"stream": True}, timeout=60
+        ) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            for name in signals:
+                process.send_signal(getattr(signal, name))
+                time.sleep(0.3)
+            last = [line for line in lines if line][-1]
+        asking.join()
+        assert process.wait(timeout=20) == 0
+        assert process.stderr.read() == ""
+    assert json.loads(last[6:])["error"]["code"] == "stopping"
+    assert whole[0].status_code == 503 and whole[0].json()["error"]["code"] == "stopping"
+
+
+def _raw(body: dict) -> bytes:
+    content = json.dumps(body).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
 def test_told_to_stop_the_server_lets_answers_end_or_cuts_them(folders):
@@ -352,4 +532,4 @@ def test_told_to_stop_the_server_lets_answers_end_or_cuts_them(folders):
             last = [line for line in lines if line][-1]
         thread.join(timeout=10)
         assert not thread.is_alive()
-        assert last == "data: [DONE]" if fits else json.loads(last[6:])["error"]["code"] == "stopping"
+        assert last == "data: [DONE]" if fits else json.loads(last[6:])["error"]["code"] == "stopping", last

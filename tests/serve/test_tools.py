@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from herd.serve.schemas import ChatRequest
 from herd.serve.tools import CallReader
 
 WEATHER = {
@@ -166,6 +167,54 @@ def test_a_required_call_follows_references_within_a_functions_schema(client, nu
     call = response.choices[0].message.tool_calls[0].function
     assert call.name in {function["name"] for function in functions}
     assert json.loads(call.arguments) == {"place": {"id": 7}}
+
+
+def required(parameters, *more):
+    functions = [{"name": f"f{index}", "parameters": schema} for index, schema in enumerate((parameters, *more))]
+    tools = [{"type": "function", "function": function} for function in functions]
+    return {"tools": tools, "tool_choice": "required", "max_tokens": 100, "temperature": 0}
+
+
+def test_properties_may_have_the_names_of_keywords_and_a_schema_its_own_address(client):
+    seven = {"x": {"enum": [7]}}
+    named = {"properties": {"enum": {"$ref": "#/$defs/x"}}, "required": ["enum"], "additionalProperties": False}
+    own = {"$id": "http://example.com/own", **named}
+    for settings in (required(named | {"$defs": seven}), required(own | {"$defs": seven}, {"type": "object"})):
+        settings["tool_choice"] = {"type": "function", "function": {"name": "f0"}}
+        response = client.chat.completions.create(model="tiny", messages=ASK, **settings)
+        assert json.loads(response.choices[0].message.tool_calls[0].function.arguments) == {"enum": 7}
+
+
+def test_parameters_are_an_object_and_not_bottomless(client):
+    for nested, settings in ((False, required({"type": "string"})), (True, required({}))):
+        for _ in range(300 if nested else 0):
+            function = settings["tools"][0]["function"]
+            function["parameters"] = {"properties": {"a": function["parameters"]}}
+        with pytest.raises(openai.BadRequestError, match="nested too deeply" if nested else "of type object") as error:
+            client.chat.completions.create(model="tiny", messages=ASK, **settings)
+        assert error.value.param == ("tools" if nested else "tools.0.function")
+
+
+def test_several_calls_of_one_answer_are_taken_back(server, client):
+    """What the server itself hands out comes back with the tools' answers."""
+    calls = '[get_weather(city="Rome"), get_weather(city="Oslo")]'
+    first = client.chat.completions.create(model="tiny", messages=ASK, tools=[WEATHER], **forced(calls)).choices[0]
+    assert len(first.message.tool_calls) == 2
+    answers = [{"role": "tool", "tool_call_id": call.id, "content": "17"} for call in first.message.tool_calls]
+    messages = [*ASK, first.message.model_dump(exclude_none=True), *answers]
+    assert client.chat.completions.create(model="tiny", messages=messages, tools=[WEATHER], max_tokens=5).choices
+    body = ChatRequest.model_validate({"messages": messages})
+    assert body.conversation[1]["content"] == calls.replace('"', "'")
+    messages[1]["tool_calls"][0]["function"]["name"] = "get-weather"
+    with pytest.raises(openai.BadRequestError, match="no Python name"):
+        client.chat.completions.create(model="tiny", messages=messages, tools=[WEATHER], max_tokens=5)
+
+
+@pytest.mark.parametrize("arguments", ["[]", "{", '{"a": "\\ud800"}', '{"\\ud800": 1}'])
+def test_arguments_that_are_no_object_or_hold_half_a_character_are_refused(client, arguments):
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    with pytest.raises(openai.BadRequestError, match="JSON object"):
+        client.chat.completions.create(model="tiny", messages=[*ASK, {"role": "assistant", "tool_calls": [call]}])
 
 
 def test_the_model_is_told_of_the_tools(server, client):
