@@ -182,11 +182,10 @@ def _system_fault(error: OSError) -> str | None:
         case errno.ENOSPC | errno.EDQUOT:
             return f"{where}the disk is full; free some space and give the same command again, it continues"
         case errno.EFBIG:
-            return f"{where}files may not grow that large here (`ulimit -f`); raise it, the same command continues"
+            limit = "`ulimit -f`, or the file system's own limit"
+            return f"{where}files may not grow that large here ({limit}); raise it, the same command continues"
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return f"{where}no permission; choose a place you may write to (out=...) or change its rights"
-        case errno.EFBIG:
-            return f"{where}larger than files may be here (`ulimit -f`, or the file system's own limit)"
         case errno.EEXIST | errno.ENOTDIR | errno.EISDIR | errno.ENOENT | errno.ENAMETOOLONG:
             return f"{where}{error.strerror.lower()}"
         case _:

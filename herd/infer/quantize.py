@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from herd.errors import CheckpointError
 from herd.model.checkpoint import find_checkpoint
 from herd.model.config import CAUSAL_LM, ModelConfig
 from herd.model.formats import is_huggingface
-from herd.model.weights import INDEX, SINGLE, TensorInfo, read_tensors, tensors_in_folder
+from herd.model.weights import INDEX, SINGLE, TensorInfo, read_tensors, save_tensors, tensors_in_folder
 from herd.ops import decoding
 from herd.ops.compressed import SCHEMES, Scheme, pack_layer, quantization_config, takes
 from herd.ops.quantized import GROUP
@@ -110,7 +106,7 @@ def _write_shards(aside: Path, tensors: dict[str, TensorInfo], work: _Work) -> i
     num_bytes = 0
     for shard in _shards(_quantized(tensors, work), work.room_bytes):
         file = aside / f"part-{len(parts)}"
-        _save(shard, file)
+        save_tensors(shard, file)
         parts.append((file, list(shard)))
         num_bytes += sum(tensor.nbytes for tensor in shard.values())
     weight_map = {}
@@ -122,17 +118,6 @@ def _write_shards(aside: Path, tensors: dict[str, TensorInfo], work: _Work) -> i
         index = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
         (aside / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return num_bytes
-
-
-def _save(shard: dict[str, Tensor], file: Path) -> None:
-    """Write a shard; a full disk is the system's error that it is, and none of the format's."""
-    try:
-        save_file(shard, file, metadata={"format": "pt"})
-    except SafetensorError as error:
-        if (found := re.search(r"os error (\d+)", str(error))) is None:
-            raise
-        number = int(found[1])
-        raise OSError(number, os.strerror(number), str(file)) from None
 
 
 def _quantized(tensors: dict[str, TensorInfo], work: _Work) -> Iterator[tuple[str, Tensor]]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from herd.errors import CheckpointError
@@ -25,7 +24,7 @@ from herd.model.formats import (
 )
 from herd.model.llama import Attend, Llama, LlamaForCausalLM, LlamaForSequenceClassification, empty_model
 from herd.model.stored import StoredWeights, some_tensors
-from herd.model.weights import INDEX, SINGLE, TensorInfo, read_tensors, tensors_in_folder
+from herd.model.weights import INDEX, SINGLE, TensorInfo, read_tensors, save_tensors, tensors_in_folder
 from herd.ops.compressed import (
     Scheme,
     check_quantization,
@@ -107,7 +106,7 @@ def save(
         files = _shard_names(len(shards))
         for file, names in zip(files, shards, strict=True):
             part = {name: weights[name].to("cpu", dtype or weights[name].dtype).contiguous() for name in names}
-            save_file(part, aside / file, metadata={"format": "pt"})
+            save_tensors(part, aside / file)
         if len(shards) > 1:
             _write_index(aside, files, shards, weights, dtype)
         stored = dtype or next(iter(weights.values())).dtype

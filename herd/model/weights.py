@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import math
 import operator
+import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from herd.errors import CheckpointError
@@ -156,6 +159,21 @@ def plan_files(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, max_bytes
     if len(files) == 1:
         return {SINGLE: files[0]}
     return {f"model-{i:05d}-of-{len(files):05d}.safetensors": names for i, names in enumerate(files, 1)}
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write one safetensors file.
+
+    Raises:
+        OSError: the disk is full, or files may not grow that large; safetensors' own error hides which.
+    """
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        if (found := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(file)) from None
 
 
 def write_safetensors(

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from herd.errors import CheckpointError, ConfigError
 from herd.model.checkpoint import find_checkpoint
-from herd.model.weights import TensorInfo, read_tensors, tensors_in_folder
+from herd.model.weights import TensorInfo, read_tensors, save_tensors, tensors_in_folder
 from herd.run import atomic_folder
 
 
@@ -38,7 +37,7 @@ def average(folders: Sequence[Path], out: Path, weights: Sequence[float] | None 
         for file in sorted({info.file for info in tensors[0].values()}):
             names = [name for name, info in tensors[0].items() if info.file == file]
             mean = {name: _mean(name, tensors, shares) for name in names}
-            save_file(mean, aside / file.name, metadata={"format": "pt"})
+            save_tensors(mean, aside / file.name)
         _copy_companions(folders[0], aside)
     return out
 

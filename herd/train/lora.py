@@ -19,12 +19,13 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from herd.config import settings
 from herd.errors import CheckpointError, ConfigError
 from herd.model.config import ModelConfig
+from herd.model.weights import save_tensors
 from herd.ops.nf4 import Nf4, dequantize, nf4_linear, quantize
 from herd.run import atomic_folder
 
@@ -165,7 +166,7 @@ def save_adapters(model: nn.Module, folder: Path, base: str = "") -> Path:
         "inference_mode": True,
     }
     with atomic_folder(folder) as aside:
-        save_file(tensors, aside / "adapter_model.safetensors")
+        save_tensors(tensors, aside / "adapter_model.safetensors")
         (aside / "adapter_config.json").write_text(json.dumps(config, indent=1))
     return folder
 
