@@ -87,9 +87,23 @@ def test_a_checkpoint_with_another_vocabulary_is_refused(corpus, tmp_path):
         pretrain.run(settings(corpus, tmp_path / "second", f"checkpoint={first}", f"tokenizer={tmp_path / 'other'}"))
 
 
+def test_shards_of_another_tokenizer_are_refused(corpus, tmp_path):
+    Tokenizer.train([TEXT[::-1] * 3], 540).save(tmp_path / "other")
+    with pytest.raises(ConfigError, match="packed with another tokenizer"):
+        pretrain.run(settings(corpus, tmp_path / "run", f"tokenizer={tmp_path / 'other'}"))
+
+
+def test_a_batch_of_more_tokens_than_the_run_is_refused(corpus, tmp_path):
+    with pytest.raises(ConfigError, match="less than one step's batch.tokens"):
+        settings(corpus, tmp_path / "run", "batch.tokens=1000000000000")
+
+
 @pytest.mark.parametrize(
     "word",
     [
+        "model.initializer_range=-1",
+        "model.embedding_range=-1",
+        "optimizer.eps=-1",
         "run.snapshots=-1",
         "run.keep_snapshots=-1",
         "run.recompute=-1",
