@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field, fields, replace
 from pathlib import Path
 from statistics import fmean, median
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -90,6 +90,8 @@ class ModelSettings:
 @settings
 class RunSettings:
     """How the run goes, apart from what is learned."""
+
+    may_change: ClassVar[tuple[str, ...]] = ("save_seconds", "compile", "recompute", "trackers", "hang_seconds")
 
     seed: int = 0
     """Seed of the fresh weights and of the order of the data."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from herd.config import settings
 from herd.data.loader import Phase
@@ -34,6 +34,8 @@ class ScheduleSettings:
 @settings
 class BatchSettings:
     """How many tokens a step sees, in rows of which length."""
+
+    may_change: ClassVar[tuple[str, ...]] = ("micro_tokens",)  # the same rows, on a smaller or larger machine
 
     tokens: int = 8192
     """Tokens of one optimizer step, over all processes, after the ramp."""
