@@ -102,6 +102,8 @@ def faults(config: ModelConfig, layout: Layout, row_tokens: int, batch_rows: int
         )
     if layout.pipeline * layout.virtual > config.num_hidden_layers + 2:
         found.append(f"PP {layout.pipeline} x V {layout.virtual} chunks, but only {config.num_hidden_layers} layers")
+    if layout.pipeline > 1 and config.tie_word_embeddings:
+        found.append(f"PP {layout.pipeline} needs an output projection of its own: tie_word_embeddings is true")
     if layout.virtual > 1 and layout.pipeline == 1:
         found.append("V above 1 means nothing without a pipeline")
     if batch_rows % (layout.data * layout.micro_rows):

@@ -227,6 +227,51 @@ def test_wishes_that_cannot_be_are_refused(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def recipe(name):
+    return str(RECIPES[0].parent / f"{name}.yaml")
+
+
+def test_each_recipe_of_a_run_is_planned_with_its_own_layout(capsys):
+    words = ["plan", recipe("405b"), recipe("405b-long"), "--devices", "16384", "--layouts", "1", "--json"]
+    assert main(words) == 0
+    phases = json.loads(capsys.readouterr().out)["phases"]
+    found = {(phase["phase"], phase["layout"]["context"], phase["layout"]["data"]) for phase in phases}
+    assert found == {("405b 1", 1, 128), ("405b 2", 1, 128), ("405b 3", 1, 128), ("405b-long", 16, 8)}
+
+
+def test_a_layout_that_needs_more_devices_than_there_are_is_not_planned_with(capsys, monkeypatch):
+    monkeypatch.delenv("HERD_QUIET", raising=False)
+    assert main(["plan", recipe("70b"), "--devices", "16", "--device", "b200", "--json"]) == 0
+    said = capsys.readouterr()
+    [phase] = json.loads(said.out)["phases"]
+    layout = phase["layout"]
+    assert layout["tensor"] * layout["context"] * layout["pipeline"] * layout["data"] == 16
+    assert "takes a multiple of 32 devices" in said.err
+
+
+def layouts_of(words, capsys):
+    assert main(["plan", *words, "--layouts", "99", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    return [one["layout"] for one in (*found["phases"], *found["layouts"])]
+
+
+def test_a_model_with_one_matrix_for_both_ends_is_not_planned_in_a_pipeline(capsys):
+    assert {one["pipeline"] for one in layouts_of(["1B", "--devices", "32"], capsys)} == {1}
+
+
+@pytest.mark.parametrize("stage", ["reward", "dpo"])
+def test_objectives_that_need_whole_rows_are_planned_in_copies_and_shards_alone(stage, capsys):
+    found = layouts_of(["8B", "--stage", stage, "--devices", "32"], capsys)
+    assert {one["tensor"] * one["context"] * one["pipeline"] for one in found} == {1}
+
+
+def test_a_batch_that_cannot_be_laid_over_the_devices_names_numbers_that_can(capsys):
+    assert main(["plan", "8B", "--devices", "7"]) == 2
+    said = capsys.readouterr().err
+    assert "plan for 4 or 8 devices" in said
+    assert "take larger ones" not in said
+
+
 @pytest.mark.parametrize(("name", "stage", "nodes"), [("8b", "pretrain", 8), ("8b-sft", "sft", 2)])
 def test_a_slurm_script_is_valid_and_its_command_is_one_that_loads(name, stage, nodes, tmp_path, capsys):
     [recipe] = [file for file in RECIPES if file.stem == name]
