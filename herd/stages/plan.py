@@ -330,6 +330,7 @@ def _layout_of(
         reshard=parallel.reshards and data // replicas * parallel.context > 1,
         recompute="full" if recompute == 1 else "light" if machine.on_gpu else "off",
         replicas=replicas,
+        layers=tuple(parallel.layers),
     )
 
 

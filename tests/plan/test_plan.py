@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ from herd.model.init import initialize
 from herd.model.llama import empty_model
 from herd.model.sizes import LLAMAS, hyperparameters, model_of_depth, model_of_size
 from herd.ops.attention import block_attention
+from herd.parallel.layout import layers_of_stages
+from herd.parallel.settings import ParallelSettings
 from herd.plan import published
 from herd.plan.cluster import DEVICES
 from herd.plan.layout import Layout, chunks, faults
@@ -265,6 +268,23 @@ def test_objectives_that_need_whole_rows_are_planned_in_copies_and_shards_alone(
     assert {one["tensor"] * one["context"] * one["pipeline"] for one in found} == {1}
 
 
+@pytest.mark.parametrize(("pipeline", "virtual", "layers"), [(4, 1, ()), (4, 3, ()), (4, 1, (5, 10, 10, 7)), (1, 1, ())])
+def test_the_pipeline_is_cut_as_the_trainer_cuts_it(pipeline, virtual, layers):
+    cut = chunks(LLAMAS["8B"], Layout(pipeline=pipeline, virtual=virtual, layers=layers))
+    trained = ParallelSettings(pipeline=pipeline, interleave=virtual, layers=list(layers))
+    assert [chunk.layers for chunk in cut] == [len(held) for held in layers_of_stages(LLAMAS["8B"], trained)]
+    assert cut[0].embedding and cut[-1].head
+
+
+def test_a_slurm_script_says_which_layers_its_stages_have(tmp_path, capsys):
+    (tmp_path / "own.yaml").write_text(f"base: {recipe('70b')}\nparallel: {{interleave: 1, layers: [19, 21, 21, 19]}}\n")
+    assert main(["plan", str(tmp_path / "own.yaml"), "--devices", "64", "--slurm"]) == 0
+    assert "'parallel.layers=[19,21,21,19]'" in capsys.readouterr().out
+    assert main(["plan", str(tmp_path / "own.yaml"), "--devices", "16", "--device", "b200", "--slurm"]) == 0
+    words = capsys.readouterr().out.split("own.yaml ")[1].split(" &")[0]
+    configs.load(PretrainSettings, tmp_path / "own.yaml", shlex.split(words))
+
+
 def test_a_batch_that_cannot_be_laid_over_the_devices_names_numbers_that_can(capsys):
     assert main(["plan", "8B", "--devices", "7"]) == 2
     said = capsys.readouterr().err
@@ -281,7 +301,7 @@ def test_a_slurm_script_is_valid_and_its_command_is_one_that_loads(name, stage, 
     assert f"#SBATCH --nodes={nodes}" in script and "srun --cpu-bind=none" in script and "scontrol requeue" in script
     (tmp_path / "run.sh").write_text(script)
     subprocess.run(["bash", "-n", tmp_path / "run.sh"], check=True)
-    words = script.split(f"-m herd {stage} ")[1].split(" &")[0].split()
+    words = shlex.split(script.split(f"-m herd {stage} ")[1].split(" &")[0])
     settings = configs.load(PretrainSettings if stage == "pretrain" else SftSettings, Path(words[0]), words[1:])
     assert settings.parallel.of_one_copy * settings.parallel.replicas == 8 * nodes
 
