@@ -272,8 +272,8 @@ def _enter(path: Path, stage: str, settings: Any, hashes: dict[str, str]) -> dic
         raise CheckpointError(f"{path}: is a `{manifest['stage']}` run, not a `{stage}` run; choose another out=")
     if manifest["state"] == "running" and not _holds_work(path):
         return fresh  # an earlier try failed before it made anything
-    free = set(_free(settings))
-    changed = [line for name, line in _differences(manifest["settings"], wished) if name not in free] + [
+    free, usual = set(_free(settings)), set(_usual(settings))
+    changed = [line for name, line in _differences(manifest["settings"], wished, usual) if name not in free] + [
         f"input `{name}` has other content"
         for name in dict.fromkeys([*hashes, *manifest["inputs"]])
         if manifest["inputs"].get(name) != hashes.get(name)
@@ -291,14 +291,17 @@ def _holds_work(path: Path) -> bool:
     return bool(_output_files(path)) or (path / "state").exists() or any(path.glob("*/run.json"))
 
 
-def _differences(old: dict, new: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Each setting with another value: its name, and both in words."""
+def _differences(old: dict, new: dict, usual: set[str], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Each setting with another value: its name, and both in words.
+
+    One that an older Herd did not know is the same where it has its `usual` value.
+    """
     for key in [*new, *(key for key in old if key not in new)]:
-        before, after = old.get(key), new.get(key)
+        before, after, name = old.get(key), new.get(key), f"{prefix}{key}"
         if isinstance(before, dict) and isinstance(after, dict):
-            yield from _differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            yield f"{prefix}{key}", f"{prefix}{key}: {before} there, {after} now"
+            yield from _differences(before, after, usual, f"{name}.")
+        elif before != after and (key in old or name not in usual):
+            yield name, f"{name}: {before} there, {after} now"
 
 
 def _free(settings: Any, prefix: str = "") -> Iterator[str]:
@@ -307,6 +310,17 @@ def _free(settings: Any, prefix: str = "") -> Iterator[str]:
         yield from (prefix + name for name in getattr(settings, "may_change", ()))
         for field in dataclasses.fields(settings):
             yield from _free(getattr(settings, field.name), f"{prefix}{field.name}.")
+
+
+def _usual(settings: Any, prefix: str = "") -> Iterator[str]:
+    """Names of the settings that are as they are when nobody says anything."""
+    if dataclasses.is_dataclass(settings):
+        for field in dataclasses.fields(settings):
+            value, name = getattr(settings, field.name), prefix + field.name
+            made = field.default_factory
+            if value == (field.default if made is dataclasses.MISSING else made()):
+                yield name
+            yield from _usual(value, f"{name}.")
 
 
 def _comparable(settings: Any) -> dict:

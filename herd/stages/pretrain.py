@@ -157,6 +157,8 @@ class PretrainSettings:
     """Batch size and row length."""
     mixture: dict[str, float] = field(default_factory=dict)
     """Weight of each source; by its size when empty."""
+    mixture_at: dict[float, dict[str, float]] = field(default_factory=dict)
+    """Shares of the run's steps (0 to 1) at which the mixture becomes another: `{0.8: {web: 1, code: 3}}`."""
     min_quality: float = 0.0
     """Percentile (0 to 100) of a source's quality below which its documents are left out."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
@@ -174,6 +176,8 @@ class PretrainSettings:
                 f"tokens ({self.tokens:,.0f}) are less than one step's batch.tokens ({self.batch.tokens:,}): train on "
                 "more, or make the batch smaller"
             )
+        if not all(0 < share < 1 for share in self.mixture_at):
+            raise ValueError("mixture_at names shares of the run: above 0 and below 1")
         if not 0 <= self.min_quality < 100:
             raise ValueError("min_quality is a percentile: at least 0 and less than 100")
 
@@ -226,7 +230,7 @@ def run(settings: PretrainSettings) -> Path:
         sources = {name: docs.better_than(settings.min_quality) for name, docs in found.items()}
         mixture = settings.mixture or {name: float(docs.num_tokens.sum()) for name, docs in sources.items()}
         num_steps = steps_for(settings.batch, settings.tokens)
-        schedule = phases(settings.batch, num_steps, mixture)
+        schedule = phases(settings.batch, num_steps, mixture, settings.mixture_at)
         loader = PackedLoader(
             sources,
             schedule,

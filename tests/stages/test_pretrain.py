@@ -115,6 +115,7 @@ def test_a_batch_of_more_tokens_than_the_run_is_refused(corpus, tmp_path):
 @pytest.mark.parametrize(
     "word",
     [
+        "mixture_at={1.5: {code: 1}}",
         "model.initializer_range=-1",
         "model.embedding_range=-1",
         "optimizer.eps=-1",
