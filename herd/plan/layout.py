@@ -72,9 +72,7 @@ def chunks(config: ModelConfig, layout: Layout) -> list[Chunk]:
     """The model cut for a pipeline as the trainer cuts it, first to last: chunk i lies on rank i modulo PP."""
     cut = ParallelSettings(pipeline=layout.pipeline, interleave=layout.virtual, layers=list(layout.layers))
     held = layers_of_stages(config, cut)
-    return [
-        Chunk(len(layers), embedding=index == 0, head=index == len(held) - 1) for index, layers in enumerate(held)
-    ]
+    return [Chunk(len(layers), embedding=index == 0, head=index == len(held) - 1) for index, layers in enumerate(held)]
 
 
 def of_rank(cut: list[Chunk], layout: Layout, rank: int) -> list[Chunk]:

@@ -23,7 +23,7 @@ _NEAR = 1024  # how many numbers of devices are tried when one is impossible
 class Phase:
     """A stretch of a run with one row length and one batch size; `optimizer` says what is learned, and how.
 
-    With `whole_rows` the objective (of a reward model, DPO) looks at whole responses: the model is copied or sharded only.
+    With `whole_rows` the objective (reward models, DPO) looks at whole responses: the model is copied or sharded only.
     """
 
     name: str
@@ -174,7 +174,7 @@ def layouts(config: ModelConfig, machine: Machine, phase: Phase) -> Iterator[Lay
 def project(
     config: ModelConfig, machine: Machine, phases: Sequence[Phase], wished: Sequence[Layout | None] = ()
 ) -> Projection:
-    """Plan each phase, with the layout wished for it where that suits the phase and otherwise with the fastest that fits.
+    """Plan each phase, with the layout wished for it where that suits it and otherwise with the fastest that fits.
 
     Raises:
         ValueError: no layout fits; the message says how much is missing.

@@ -268,7 +268,9 @@ def test_objectives_that_need_whole_rows_are_planned_in_copies_and_shards_alone(
     assert {one["tensor"] * one["context"] * one["pipeline"] for one in found} == {1}
 
 
-@pytest.mark.parametrize(("pipeline", "virtual", "layers"), [(4, 1, ()), (4, 3, ()), (4, 1, (5, 10, 10, 7)), (1, 1, ())])
+@pytest.mark.parametrize(
+    ("pipeline", "virtual", "layers"), [(4, 1, ()), (4, 3, ()), (4, 1, (5, 10, 10, 7)), (1, 1, ())]
+)
 def test_the_pipeline_is_cut_as_the_trainer_cuts_it(pipeline, virtual, layers):
     cut = chunks(LLAMAS["8B"], Layout(pipeline=pipeline, virtual=virtual, layers=layers))
     trained = ParallelSettings(pipeline=pipeline, interleave=virtual, layers=list(layers))
@@ -277,7 +279,9 @@ def test_the_pipeline_is_cut_as_the_trainer_cuts_it(pipeline, virtual, layers):
 
 
 def test_a_slurm_script_says_which_layers_its_stages_have(tmp_path, capsys):
-    (tmp_path / "own.yaml").write_text(f"base: {recipe('70b')}\nparallel: {{interleave: 1, layers: [19, 21, 21, 19]}}\n")
+    (tmp_path / "own.yaml").write_text(
+        f"base: {recipe('70b')}\nparallel: {{interleave: 1, layers: [19, 21, 21, 19]}}\n"
+    )
     assert main(["plan", str(tmp_path / "own.yaml"), "--devices", "64", "--slurm"]) == 0
     assert "'parallel.layers=[19,21,21,19]'" in capsys.readouterr().out
     assert main(["plan", str(tmp_path / "own.yaml"), "--devices", "16", "--device", "b200", "--slurm"]) == 0

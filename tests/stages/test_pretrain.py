@@ -108,7 +108,7 @@ def test_shards_of_another_tokenizer_are_refused(corpus, tmp_path):
 
 
 def test_a_batch_of_more_tokens_than_the_run_is_refused(corpus, tmp_path):
-    with pytest.raises(ConfigError, match="less than one step's batch.tokens"):
+    with pytest.raises(ConfigError, match=r"less than one step's batch\.tokens"):
         settings(corpus, tmp_path / "run", "batch.tokens=1000000000000")
 
 

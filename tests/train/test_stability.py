@@ -135,7 +135,7 @@ def test_a_run_that_cannot_be_rolled_back_keeps_its_states(tmp_path):
     stability = StabilitySettings(action="rollback", rollback_steps=9)
     often = SavingSettings(save_seconds=1e-6)
     lost = [Hook(lambda step: shutil.rmtree(tmp_path / "state/step-00000018"), lambda step, num_steps: step == 20)]
-    with pytest.raises(CheckpointError, match="stability.action=skip"):
+    with pytest.raises(CheckpointError, match=r"stability\.action=skip"):
         run_tiny(tmp_path, objective, stability=stability, hooks=lost, saving=often)
     assert (tmp_path / "state/step-00000020").is_dir()
     _, asked = run_tiny(tmp_path, objective, stability=StabilitySettings(action="skip"))
