@@ -115,7 +115,7 @@ def open_run(path: Path, *, stage: str, settings: Any, inputs: dict[str, Path | 
     hashes = {name: _fingerprint_all(value) for name, value in inputs.items()}
     path.mkdir(parents=True, exist_ok=True)
     with _locked(path):
-        manifest = _enter(path, stage, _comparable(settings), hashes)
+        manifest = _enter(path, stage, settings, hashes)
         run = Run(path, manifest)
         if run.finished:
             _check_outputs(path, manifest)
@@ -257,8 +257,9 @@ def environment() -> dict[str, Any]:
 # ---- entering a folder -----------------------------------------------------------------------------------------------
 
 
-def _enter(path: Path, stage: str, settings: dict, hashes: dict[str, str]) -> dict[str, Any]:
-    fresh = {"format": FORMAT, "stage": stage, "state": "running", "settings": settings, "inputs": hashes}
+def _enter(path: Path, stage: str, settings: Any, hashes: dict[str, str]) -> dict[str, Any]:
+    wished = _comparable(settings)
+    fresh = {"format": FORMAT, "stage": stage, "state": "running", "settings": wished, "inputs": hashes}
     if not (path / "run.json").exists():
         foreign = [
             item.name for item in path.iterdir() if item.name not in _BOOKKEEPING and not item.name.endswith(".tmp")
@@ -271,7 +272,8 @@ def _enter(path: Path, stage: str, settings: dict, hashes: dict[str, str]) -> di
         raise CheckpointError(f"{path}: is a `{manifest['stage']}` run, not a `{stage}` run; choose another out=")
     if manifest["state"] == "running" and not _holds_work(path):
         return fresh  # an earlier try failed before it made anything
-    changed = _differences(manifest["settings"], settings) + [
+    free, usual = set(_free(settings)), set(_usual(settings))
+    changed = [line for name, line in _differences(manifest["settings"], wished, usual) if name not in free] + [
         f"input `{name}` has other content"
         for name in dict.fromkeys([*hashes, *manifest["inputs"]])
         if manifest["inputs"].get(name) != hashes.get(name)
@@ -289,15 +291,36 @@ def _holds_work(path: Path) -> bool:
     return bool(_output_files(path)) or (path / "state").exists() or any(path.glob("*/run.json"))
 
 
-def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    lines = []
+def _differences(old: dict, new: dict, usual: set[str], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Each setting with another value: its name, and both in words.
+
+    One that an older Herd did not know is the same where it has its `usual` value.
+    """
     for key in [*new, *(key for key in old if key not in new)]:
-        before, after = old.get(key), new.get(key)
+        before, after, name = old.get(key), new.get(key), f"{prefix}{key}"
         if isinstance(before, dict) and isinstance(after, dict):
-            lines += _differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            lines.append(f"{prefix}{key}: {before} there, {after} now")
-    return lines
+            yield from _differences(before, after, usual, f"{name}.")
+        elif before != after and (key in old or name not in usual):
+            yield name, f"{name}: {before} there, {after} now"
+
+
+def _free(settings: Any, prefix: str = "") -> Iterator[str]:
+    """Names of the settings that a run may be continued with other values of (`may_change` of their class)."""
+    if dataclasses.is_dataclass(settings):
+        yield from (prefix + name for name in getattr(settings, "may_change", ()))
+        for field in dataclasses.fields(settings):
+            yield from _free(getattr(settings, field.name), f"{prefix}{field.name}.")
+
+
+def _usual(settings: Any, prefix: str = "") -> Iterator[str]:
+    """Names of the settings that are as they are when nobody says anything."""
+    if dataclasses.is_dataclass(settings):
+        for field in dataclasses.fields(settings):
+            value, name = getattr(settings, field.name), prefix + field.name
+            made = field.default_factory
+            if value == (field.default if made is dataclasses.MISSING else made()):
+                yield name
+            yield from _usual(value, f"{name}.")
 
 
 def _comparable(settings: Any) -> dict:

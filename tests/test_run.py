@@ -179,6 +179,19 @@ def test_a_folder_in_which_nothing_was_made_takes_other_settings(tmp_path):
     assert runs.read_manifest(tmp_path / "run")["settings"]["steps"] == 4
 
 
+def test_a_run_begun_before_there_was_a_setting_goes_on_with_its_usual_value(tmp_path):
+    with pytest.raises(KeyboardInterrupt), open_stage(tmp_path / "run", steps=3) as run:
+        runs.atomic_write(run.path / "part", "work")
+        raise KeyboardInterrupt
+    file = tmp_path / "run" / "run.json"
+    manifest = json.loads(file.read_text())
+    del manifest["settings"]["steps"]
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="steps: None there, 4 now"), open_stage(tmp_path / "run", steps=4):
+        pass
+    finish(tmp_path / "run", steps=3)
+
+
 def test_an_interrupted_run_that_made_something_refuses_other_settings(tmp_path):
     with pytest.raises(KeyboardInterrupt), open_stage(tmp_path / "run", steps=3) as run:
         runs.atomic_write(run.path / "part", "work")

@@ -180,6 +180,11 @@ def _read_manifest(file: Path) -> dict:
         raise CheckpointError(f"{file}: shard of format {found}, this Herd reads format {FORMAT}; pack anew")
     if lists != {manifest["documents"]}:
         raise DataError(f"{file}: its lists disagree about the number of documents; pack the documents anew")
+    edges = [0, *manifest["document_ends"]]
+    if edges != sorted(edges) or edges[-1] != manifest["tokens"]:
+        raise DataError(
+            f"{file}: its document_ends do not ascend to its {manifest['tokens']} tokens; pack the documents anew"
+        )
     return manifest
 
 

@@ -55,27 +55,32 @@ def reference_token_log_probs(hidden: Tensor, weight: Tensor, ids: Tensor) -> Te
 
 
 class _CrossEntropySum(torch.autograd.Function):
-    """Loss and gradients in one go: three matmuls and one softmax over each chunk."""
+    """Loss and gradients in one go: three matmuls and one softmax over each chunk; two for a frozen weight."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for part, logits, spare in _chunks(hidden, weight):
             torch.mm(hidden[part], weight.T, out=logits)
             loss, grad_logits = _loss_and_gradient(logits, labels[part], spare)
             total += loss
             torch.mm(grad_logits, weight, out=grad_hidden[part])
-            _accumulate(grad_weight, torch.mm(grad_logits.T, hidden[part]))
-        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+            if grad_weight is not None:
+                _accumulate(grad_weight, torch.mm(grad_logits.T, hidden[part]))
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_total: Tensor):
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_total.to(grad_hidden.dtype), grad_weight * grad_total.to(grad_weight.dtype), None
+        return _times(grad_hidden, grad_total), _times(grad_weight, grad_total), None
+
+
+def _times(gradient: Tensor | None, factor: Tensor) -> Tensor | None:
+    return None if gradient is None else gradient * factor.to(gradient.dtype)
 
 
 def _accumulate(sums: Tensor, part: Tensor) -> None:
@@ -117,15 +122,16 @@ class _TokenLogProbs(torch.autograd.Function):
     def backward(ctx, grad_log_probs: Tensor):
         hidden, weight, ids = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for part, logits, probs in _chunks(hidden, weight):
             torch.softmax(torch.mm(hidden[part], weight.T, out=logits), -1, out=probs)
             upstream = grad_log_probs[part].to(probs.dtype)
             probs.mul_(-upstream[:, None])
             probs[torch.arange(len(probs), device=probs.device), ids[part]] += upstream
             torch.mm(probs, weight, out=grad_hidden[part])
-            grad_weight += torch.mm(probs.T, hidden[part])
-        return grad_hidden, grad_weight.to(weight.dtype), None
+            if grad_weight is not None:
+                grad_weight += torch.mm(probs.T, hidden[part])
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None
 
 
 def _chunks(hidden: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> Iterator[tuple[slice, Tensor, Tensor]]:

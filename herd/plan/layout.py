@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from herd.model.config import ModelConfig
+from herd.parallel.layout import layers_of_stages
+from herd.parallel.settings import ParallelSettings
 
 Recompute = Literal["off", "light", "full"]
 
@@ -21,7 +23,7 @@ class Layout:
     `virtual` is V, the model chunks of one pipeline rank; `contiguous` is N, the micro-batches that a chunk runs one
     after another (0: as many as pipeline ranks). `reshard` frees gathered weights after the forward pass. `recompute`
     says what the backward pass computes again: nothing (eager PyTorch), what is cheap (norms, SwiGLU: what the compiler
-    does by itself), or whole layers (`run.recompute=1`).
+    does by itself), or whole layers (`run.recompute=1`). `layers` are those of each chunk; empty: shared out evenly.
     """
 
     tensor: int = 1
@@ -34,6 +36,7 @@ class Layout:
     reshard: bool = False
     recompute: Recompute = "off"
     replicas: int = 1
+    layers: tuple[int, ...] = ()
 
     @property
     def devices(self) -> int:
@@ -66,20 +69,10 @@ class Chunk:
 
 
 def chunks(config: ModelConfig, layout: Layout) -> list[Chunk]:
-    """The model cut for a pipeline, first to last: chunk i lies on rank i modulo PP.
-
-    Embedding and head count as a layer each, so that with 126 layers on 16 ranks of 8 chunks the first chunk is the
-    embedding alone and the last one the head alone, as in the paper.
-    """
-    count = layout.pipeline * layout.virtual
-    slots = config.num_hidden_layers + 2 * (count > 1)
-    sizes = [slots // count + (1 if index >= count - slots % count else 0) for index in range(count)]
-    if count == 1:
-        return [Chunk(config.num_hidden_layers, embedding=True, head=True)]
-    return [
-        Chunk(size - (index in (0, count - 1)), embedding=index == 0, head=index == count - 1)
-        for index, size in enumerate(sizes)
-    ]
+    """The model cut for a pipeline as the trainer cuts it, first to last: chunk i lies on rank i modulo PP."""
+    cut = ParallelSettings(pipeline=layout.pipeline, interleave=layout.virtual, layers=list(layout.layers))
+    held = layers_of_stages(config, cut)
+    return [Chunk(len(layers), embedding=index == 0, head=index == len(held) - 1) for index, layers in enumerate(held)]
 
 
 def of_rank(cut: list[Chunk], layout: Layout, rank: int) -> list[Chunk]:
@@ -102,6 +95,10 @@ def faults(config: ModelConfig, layout: Layout, row_tokens: int, batch_rows: int
         )
     if layout.pipeline * layout.virtual > config.num_hidden_layers + 2:
         found.append(f"PP {layout.pipeline} x V {layout.virtual} chunks, but only {config.num_hidden_layers} layers")
+    if layout.layers and sum(layout.layers) != config.num_hidden_layers:
+        found.append(f"layers {list(layout.layers)} are not the model's {config.num_hidden_layers}")
+    if layout.pipeline > 1 and config.tie_word_embeddings:
+        found.append(f"PP {layout.pipeline} needs an output projection of its own: tie_word_embeddings is true")
     if layout.virtual > 1 and layout.pipeline == 1:
         found.append("V above 1 means nothing without a pipeline")
     if batch_rows % (layout.data * layout.micro_rows):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 
+from herd.errors import ConfigError
 from herd.model.config import ModelConfig, num_parameters
 from herd.plan.cluster import Device
 from herd.plan.layout import Layout, faults
@@ -15,16 +16,22 @@ from herd.plan.steptime import EFFICIENCY, StepTime, step_time
 from herd.train.lora import adapter_parameters
 from herd.train.optimizer import STATE_BYTES, OptimizerSettings, is_narrow
 
+_NEAR = 1024  # how many numbers of devices are tried when one is impossible
+
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of a run with one row length and one batch size; `optimizer` says what is learned, and how."""
+    """A stretch of a run with one row length and one batch size; `optimizer` says what is learned, and how.
+
+    With `whole_rows` the objective (reward models, DPO) looks at whole responses: the model is copied or sharded only.
+    """
 
     name: str
     row_tokens: int
     batch_tokens: int
     steps: int
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    whole_rows: bool = False
 
     @property
     def rows(self) -> int:
@@ -123,11 +130,7 @@ def lay_out(
 
 def ranked(config: ModelConfig, machine: Machine, phase: Phase) -> list[PlannedPhase]:
     """Every layout that the devices, the model and the batch allow and that fits, the fastest first."""
-    planned = [
-        lay_out(config, machine, phase, layout)
-        for layout in layouts(config, machine, phase)
-        if not faults(config, layout, phase.row_tokens, phase.rows)
-    ]
+    planned = [lay_out(config, machine, phase, layout) for layout in _possible(config, machine, phase)]
     return sorted(
         (one for one in planned if one.fits),
         key=lambda one: (float(f"{one.step.seconds:.3g}"), sum(one.memory.values())),
@@ -152,7 +155,9 @@ def layouts(config: ModelConfig, machine: Machine, phase: Phase) -> Iterator[Lay
     outer = [2**power for power in range(11)]
     for tensor, context, pipeline in product(inner, outer, outer[:6]):
         inside = tensor * context * pipeline
-        if machine.count % inside or (context > 1 and phase.row_tokens < 16_384) or (whole and inside > 1):
+        if machine.count % inside or (context > 1 and phase.row_tokens < 16_384):
+            continue
+        if (whole or phase.whole_rows) and inside > 1:
             continue
         data = machine.count // inside
         if phase.rows % data:
@@ -166,13 +171,17 @@ def layouts(config: ModelConfig, machine: Machine, phase: Phase) -> Iterator[Lay
                         yield Layout(*sizes, replicas=data if whole else 1)
 
 
-def project(config: ModelConfig, machine: Machine, phases: Sequence[Phase], layout: Layout | None = None) -> Projection:
-    """Plan each phase, with the given layout where it suits the phase and otherwise with the fastest that fits.
+def project(
+    config: ModelConfig, machine: Machine, phases: Sequence[Phase], wished: Sequence[Layout | None] = ()
+) -> Projection:
+    """Plan each phase, with the layout wished for it where that suits it and otherwise with the fastest that fits.
 
     Raises:
         ValueError: no layout fits; the message says how much is missing.
+        ConfigError: a batch cannot be laid over so many devices; the message names numbers that it can.
     """
-    return summed(config, machine, [_planned(config, machine, phase, layout) for phase in phases])
+    wished = wished or [None] * len(phases)
+    return summed(config, machine, [_planned(config, machine, *pair) for pair in zip(phases, wished, strict=True)])
 
 
 def summed(config: ModelConfig, machine: Machine, planned: Sequence[PlannedPhase]) -> Projection:
@@ -191,18 +200,30 @@ def _planned(config: ModelConfig, machine: Machine, phase: Phase, layout: Layout
     best = ranked(config, machine, phase)
     if best:
         return best[0]
-    tightest = [
-        lay_out(config, machine, phase, one)
-        for one in layouts(config, machine, phase)
-        if not faults(config, one, phase.row_tokens, phase.rows)
-    ]
+    tightest = [lay_out(config, machine, phase, one) for one in _possible(config, machine, phase)]
     if not tightest:
-        raise ValueError(
+        others = " or ".join(f"{count:,}" for count in _nearest_counts(config, machine, phase))
+        raise ConfigError(
             f"{phase.name}: {phase.rows:,} rows of {phase.row_tokens:,} tokens a step cannot be laid over "
-            f"{machine.count:,} devices; change the batch or the number of devices"
+            f"{machine.count:,} devices; change the batch, or plan for {others or 'fewer'} devices"
         )
     least = min(sum(one.memory.values()) for one in tightest)
     raise ValueError(
         f"{phase.name}: no layout fits {machine.count:,} x {machine.device.name}: the smallest needs "
         f"{least / 1e9:.1f} GB on a device of {machine.device.memory / 1e9:.0f} GB"
     )
+
+
+def _possible(config: ModelConfig, machine: Machine, phase: Phase) -> Iterator[Layout]:
+    """The layouts that model and batch allow, whether they fit or not."""
+    for layout in layouts(config, machine, phase):
+        if not faults(config, layout, phase.row_tokens, phase.rows):
+            yield layout
+
+
+def _nearest_counts(config: ModelConfig, machine: Machine, phase: Phase) -> list[int]:
+    """The next smaller and the next larger number of devices over which the batch can be laid."""
+    count = machine.count
+    ways = range(count - 1, max(count - _NEAR, 0), -1), range(count + 1, count + _NEAR)
+    able = [(n for n in way if any(_possible(config, replace(machine, count=n), phase))) for way in ways]
+    return [found for way in able if (found := next(way, None))]

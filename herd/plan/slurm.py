@@ -70,6 +70,7 @@ def _words(stage: str, machine: Machine, projection: Projection) -> list[str]:
         "contiguous": layout.contiguous,
     }
     words = [f"parallel.{name}={size}" for name, size in sizes.items()]
+    words.append(shlex.quote(f"parallel.layers=[{','.join(map(str, layout.layers))}]"))  # the recipe's may be others
     if layout.shards > 1:
         words.append(f"parallel.reshard_after_forward={str(layout.reshard).lower()}")
     words.append(f"batch.micro_tokens={layout.micro_rows * planned.phase.row_tokens}")

@@ -6,7 +6,7 @@ import io
 from dataclasses import field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -35,6 +35,8 @@ from herd.train.trainer import SavingSettings, finish, train
 @settings
 class DpoSettings:
     """Tune a fine-tuned model on preference pairs."""
+
+    may_change: ClassVar[tuple[str, ...]] = ("recompute",)
 
     pairs: list[Path]
     """JSONL or Parquet files (or folders of them) of `prompt`, `chosen`, `rejected`; an `edited` response replaces

@@ -21,6 +21,7 @@ from typing import Literal
 from herd import config as configs
 from herd.config import settings
 from herd.errors import CapacityError, ConfigError
+from herd.log import say
 from herd.model.checkpoint import read_config, reward_config
 from herd.model.config import ModelConfig, num_parameters
 from herd.model.sizes import LLAMA3_ROWS, LLAMAS, hyperparameters, model_of_size
@@ -28,7 +29,7 @@ from herd.plan import published
 from herd.plan.cluster import DEVICES, Device
 from herd.plan.layout import Layout
 from herd.plan.project import Machine, Phase, distinct, lay_out, project, ranked, summed
-from herd.plan.remedies import remedies
+from herd.plan.remedies import Remedy, remedies
 from herd.plan.slurm import processes_per_server, slurm_script
 from herd.plan.steptime import EFFICIENCY
 from herd.plan.table import CostSettings, as_dict, remedy_lines, table
@@ -42,6 +43,7 @@ from herd.train.schedule import phases, steps_for
 
 _HERE, _PRETRAIN = "here", "pretrain"
 _SETTINGS = {_PRETRAIN: PretrainSettings, "sft": SftSettings, "reward": RewardSettings, "dpo": DpoSettings}
+_WHOLE_ROWS = ("reward", "dpo")
 _TUNING_STEPS = 9_000  # of the paper's largest models (section 4.1.3: 8.5K to 9K)
 _TUNING_BATCH = 262_144  # tokens: the paper does not say
 _BYTES_PER_TOKEN = 4.4  # about, of English text under Llama 3's tokenizer
@@ -102,12 +104,12 @@ class PlanSettings:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is planned: a model, the stretches of its run, and the recipe's own layout if it has one."""
+    """What is planned: a model, the stretches of its run, and for each its recipe's own layout if it has one."""
 
     stage: str
     model: ModelConfig
     phases: list[Phase]
-    layout: Layout | None = None
+    layouts: list[Layout | None]  # of each phase
 
     @property
     def tuning(self) -> bool:
@@ -123,24 +125,27 @@ def run(settings: PlanSettings) -> int:
     if settings.slurm:
         processes_per_server(machine)  # before anything is worked out
     wanted = _from_recipes(settings, machine) if settings.recipe else _from_size(settings)
-    what = wanted.model, machine, wanted.phases[-1]
     try:
-        projection = project(wanted.model, machine, wanted.phases, wanted.layout)
+        projection = project(wanted.model, machine, wanted.phases, wanted.layouts)
     except ValueError as error:
-        told = remedy_lines(remedies(*what, wanted.layout, wanted.tuning))
+        told = remedy_lines(_remedies(wanted, machine, wanted.phases[-1]))
         raise CapacityError("\n".join([str(error), *told])) from None
-    fit = all(planned.fits for planned in projection.phases)
+    too_big = [planned.phase for planned in projection.phases if not planned.fits]
     if settings.slurm:
         print(slurm_script(wanted.stage, settings.recipe[0], machine, projection))
         return 0
     best = distinct(ranked(wanted.model, machine, wanted.phases[0]))[: settings.layouts]
-    would_fit = [] if fit else remedies(*what, wanted.layout, wanted.tuning)
+    would_fit = _remedies(wanted, machine, too_big[-1]) if too_big else []
     if settings.json:
         told = json_format.dumps(as_dict(wanted.model, machine, projection, best, settings.cost, would_fit), indent=1)
     else:
         told = table(wanted.model, machine, projection, best, settings.cost, would_fit)
     print(told)
-    return 0 if fit else _NOT_FITTING
+    return _NOT_FITTING if too_big else 0
+
+
+def _remedies(wanted: _Wanted, machine: Machine, phase: Phase) -> list[Remedy]:
+    return remedies(wanted.model, machine, phase, wanted.layouts[wanted.phases.index(phase)], wanted.tuning)
 
 
 # ---- what is planned -------------------------------------------------------------------------------------------------
@@ -175,8 +180,9 @@ def _from_size(settings: PlanSettings) -> _Wanted:
     batch = max(batch // row_tokens, 1) * row_tokens
     tokens = settings.tokens or (found.tokens if stage == _PRETRAIN else _TUNING_STEPS * batch)
     name = "pre-train" if stage == _PRETRAIN else stage
-    phase = Phase(name, row_tokens, batch, max(round(tokens / batch), 1), settings.optimizer)
-    return _Wanted(stage, model, [phase])
+    steps = max(round(tokens / batch), 1)
+    phase = Phase(name, row_tokens, batch, steps, settings.optimizer, stage in _WHOLE_ROWS)
+    return _Wanted(stage, model, [phase], [None])
 
 
 def _model_at(path: str, stage: str) -> ModelConfig:
@@ -202,11 +208,15 @@ def _from_recipes(settings: PlanSettings, machine: Machine) -> _Wanted:
     if stage != _PRETRAIN:
         model = _model_at(_start_of(first, settings), stage)
         phase = _tuning_phase(first, settings, stage, files[0])
-        return _Wanted(stage, model, [phase], _layout_of(first, machine, phase.optimizer, always=True))
+        return _Wanted(stage, model, [phase], [_layout_of(first, files[0], machine, phase.optimizer, always=True)])
     if settings.path:
         raise ConfigError("give a size or a recipe of `herd pretrain`, not both")
-    parts = [part for recipe, file in zip(recipes, files) for part in _phases(recipe, file, settings)]
-    return _Wanted(stage, _model_of(first), parts, _layout_of(first, machine, parts[0].optimizer))
+    parts, own = [], []
+    for recipe, file in zip(recipes, files):
+        found = _phases(recipe, file, settings)
+        parts += found
+        own += [_layout_of(recipe, file, machine, found[0].optimizer)] * len(found)
+    return _Wanted(stage, _model_of(first), parts, own)
 
 
 def _stage_of(file: Path) -> str:
@@ -236,7 +246,7 @@ def _tuning_phase(
     tokens = settings.tokens or recipe.epochs * _tokens_of(recipe.conversations if stage == "sft" else recipe.pairs)
     steps = max(round(tokens / (rows * batch.row_tokens)), 1) if tokens else _TUNING_STEPS
     optimizer = _optimizer_of(recipe, settings)
-    return Phase(file.stem, batch.row_tokens, rows * batch.row_tokens, steps, optimizer)
+    return Phase(file.stem, batch.row_tokens, rows * batch.row_tokens, steps, optimizer, stage in _WHOLE_ROWS)
 
 
 def _optimizer_of(recipe: object, settings: PlanSettings) -> OptimizerSettings:
@@ -289,18 +299,23 @@ def _phases(recipe: PretrainSettings, file: Path, settings: PlanSettings) -> lis
 
 def _layout_of(
     recipe: PretrainSettings | SftSettings | RewardSettings | DpoSettings,
+    file: Path,
     machine: Machine,
     optimizer: OptimizerSettings,
     always: bool = False,
 ) -> Layout | None:
-    """The recipe's own layout on this many devices; None where it says nothing and the best one is looked for.
+    """The recipe's own layout on this many devices; None where there is none and the best one is looked for.
 
     Fine-tuning is laid out as its recipe says in any case (`always`).
     """
     parallel = recipe.parallel
     if parallel == type(parallel)() and not always:
         return None
-    data = max(machine.count // (parallel.tensor * parallel.context * parallel.pipeline), 1)
+    inside = parallel.tensor * parallel.context * parallel.pipeline
+    if machine.count % inside:
+        say(f"{file}: its layout takes a multiple of {inside:,} devices; the best for {machine.count:,} is looked for")
+        return None
+    data = machine.count // inside
     copies = 1 if data % parallel.shard else data // parallel.shard
     replicas = data if is_narrow(optimizer) else copies
     recompute = recipe.recompute if always else recipe.run.recompute
@@ -315,6 +330,7 @@ def _layout_of(
         reshard=parallel.reshards and data // replicas * parallel.context > 1,
         recompute="full" if recompute == 1 else "light" if machine.on_gpu else "off",
         replicas=replicas,
+        layers=tuple(parallel.layers),
     )
 
 

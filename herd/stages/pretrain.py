@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field, fields, replace
 from pathlib import Path
 from statistics import fmean, median
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -82,10 +82,16 @@ class ModelSettings:
     embedding_range: float | None = None
     """Standard deviation of fresh embeddings; like the other weights when not given."""
 
+    def __post_init__(self):
+        if min(self.initializer_range, self.embedding_range or 0.0) < 0:
+            raise ValueError("initializer_range and embedding_range must be 0 or more")
+
 
 @settings
 class RunSettings:
     """How the run goes, apart from what is learned."""
+
+    may_change: ClassVar[tuple[str, ...]] = ("save_seconds", "compile", "recompute", "trackers", "hang_seconds")
 
     seed: int = 0
     """Seed of the fresh weights and of the order of the data."""
@@ -151,6 +157,8 @@ class PretrainSettings:
     """Batch size and row length."""
     mixture: dict[str, float] = field(default_factory=dict)
     """Weight of each source; by its size when empty."""
+    mixture_at: dict[float, dict[str, float]] = field(default_factory=dict)
+    """Shares of the run's steps (0 to 1) at which the mixture becomes another: `{0.8: {web: 1, code: 3}}`."""
     min_quality: float = 0.0
     """Percentile (0 to 100) of a source's quality below which its documents are left out."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
@@ -163,8 +171,13 @@ class PretrainSettings:
     """How the model and the rows are spread over the processes that `torchrun` starts."""
 
     def __post_init__(self):
-        if self.tokens < 1:
-            raise ValueError("tokens must be at least 1")
+        if self.tokens < self.batch.tokens:
+            raise ValueError(
+                f"tokens ({self.tokens:,.0f}) are less than one step's batch.tokens ({self.batch.tokens:,}): train on "
+                "more, or make the batch smaller"
+            )
+        if not all(0 < share < 1 for share in self.mixture_at):
+            raise ValueError("mixture_at names shares of the run: above 0 and below 1")
         if not 0 <= self.min_quality < 100:
             raise ValueError("min_quality is a percentile: at least 0 and less than 100")
 
@@ -213,10 +226,11 @@ def run(settings: PretrainSettings) -> Path:
         placement = place(config, settings.parallel, settings.optimizer, device, row_tokens=row_tokens)
         weights = _weights(settings, config)
         model = placement.model(lambda: _model(settings, config, dtype), weights, dtype)
-        sources = {name: docs.better_than(settings.min_quality) for name, docs in _sources(settings, "train").items()}
+        found = _sources(settings, tokenizer)
+        sources = {name: docs.better_than(settings.min_quality) for name, docs in found.items()}
         mixture = settings.mixture or {name: float(docs.num_tokens.sum()) for name, docs in sources.items()}
         num_steps = steps_for(settings.batch, settings.tokens)
-        schedule = phases(settings.batch, num_steps, mixture)
+        schedule = phases(settings.batch, num_steps, mixture, settings.mixture_at)
         loader = PackedLoader(
             sources,
             schedule,
@@ -336,8 +350,18 @@ def new_config(shape: ModelSettings, tokenizer: Tokenizer, row_tokens: int) -> M
     )
 
 
-def _sources(settings: PretrainSettings, side: str) -> dict[str, Documents]:
-    return open_shards(settings.shards / side)
+def _sources(settings: PretrainSettings, tokenizer: Tokenizer) -> dict[str, Documents]:
+    """What there is to train on, with the ids of this tokenizer: those of another would be learned as nonsense.
+
+    Shards of somebody else's making may name no tokenizer; those are believed.
+    """
+    sources = open_shards(settings.shards / "train")
+    if {documents.tokenizer for documents in sources.values()} - {"", tokenizer.fingerprint}:
+        raise ConfigError(
+            f"{settings.shards}: packed with another tokenizer than {settings.tokenizer}; give the one that its "
+            "inputs.json names, or pack the documents anew (herd pack)"
+        )
+    return sources
 
 
 def _announce(model: LlamaForCausalLM | ParallelModel, loader: PackedLoader, num_steps: int, compiled: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import field
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -31,6 +31,8 @@ from herd.train.trainer import SavingSettings, finish, train
 @settings
 class RewardSettings:
     """Train a reward model on preference pairs."""
+
+    may_change: ClassVar[tuple[str, ...]] = ("recompute",)
 
     pairs: list[Path]
     """JSONL or Parquet files (or folders of them) of `prompt`, `chosen`, `rejected` and perhaps `edited`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from herd.config import settings
 from herd.data.conversations import load_conversations
@@ -26,6 +27,8 @@ from herd.train.trainer import SavingSettings, finish, train
 @settings
 class SftSettings:
     """Fine-tune a language model on conversations."""
+
+    may_change: ClassVar[tuple[str, ...]] = ("recompute",)
 
     conversations: list[Path]
     """JSONL or Parquet files (or folders of them) of `messages`; ShareGPT and prompt/answer rows are read too."""

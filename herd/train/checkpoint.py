@@ -135,6 +135,11 @@ def load_state(folder: Path, tensors: dict[str, Tensor], step: int | None = None
     return False
 
 
+def is_whole(folder: Path, step: int) -> bool:
+    """Whether the state after `step` steps is there and undamaged; the same answer on all processes."""
+    return _fault(folder / f"step-{step:08d}") is None
+
+
 def read_masters(folder: Path, weights: dict[str, Tensor]) -> None:
     """Fill whole weights, by name, from the newest whole state, whatever mesh has saved it; rounded to their dtype.
 

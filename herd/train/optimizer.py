@@ -56,8 +56,8 @@ class OptimizerSettings:
             raise ValueError("learning_rate and embedding_multiplier must be positive")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ValueError("beta1 and beta2 must lie in [0, 1)")
-        if self.weight_decay < 0 or self.clip_norm < 0:
-            raise ValueError("weight_decay and clip_norm must be 0 or more")
+        if min(self.eps, self.weight_decay, self.clip_norm) < 0:
+            raise ValueError("eps, weight_decay and clip_norm must be 0 or more")
 
 
 STATE_BYTES = {"fp32": 12, "bf16": 6}

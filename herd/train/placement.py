@@ -124,6 +124,11 @@ def place(
             "parallel: on a mesh all weights are learned with float32 state; optimizer.lora and optimizer.state=bf16 "
             "need a whole copy on each process (replicas alone: shard, tensor, context and pipeline 1)"
         )
+    if optimizer.lora.rank > config.hidden_size:
+        raise ConfigError(
+            f"optimizer.lora.rank {optimizer.lora.rank:,} is more than the model's width ({config.hidden_size:,}), of "
+            "which adapters are to be a small part: 8 to 64 are usual"
+        )
     layout = check(config, parallel, num_processes(), row_tokens)
     return Placement(config, parallel, optimizer, layout, device)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from herd.config import settings
 from herd.data.loader import Phase
@@ -34,6 +34,8 @@ class ScheduleSettings:
 @settings
 class BatchSettings:
     """How many tokens a step sees, in rows of which length."""
+
+    may_change: ClassVar[tuple[str, ...]] = ("micro_tokens",)  # the same rows, on a smaller or larger machine
 
     tokens: int = 8192
     """Tokens of one optimizer step, over all processes, after the ramp."""
@@ -74,15 +76,24 @@ def learning_rate(schedule: ScheduleSettings, peak: float, step: int, num_steps:
     return peak * (schedule.final_share + (1 - schedule.final_share) * fall)
 
 
-def phases(batch: BatchSettings, num_steps: int, mixture: Mapping[str, float]) -> list[Phase]:
-    """The loader's phases of a run: one per batch size of the ramp."""
+def phases(
+    batch: BatchSettings,
+    num_steps: int,
+    mixture: Mapping[str, float],
+    mixture_at: Mapping[float, Mapping[str, float]] | None = None,
+) -> list[Phase]:
+    """The loader's phases of a run: one per batch size of the ramp, cut where `mixture_at` changes the mixture too."""
     begins = [0] + [round(share * num_steps) for share in batch.double_at]
     sizes = [batch.tokens >> (len(begins) - 1 - index) for index in range(len(begins))]
     rows = [batch.row_tokens_at(part) for part in range(len(begins))]
-    return [
-        Phase(step=step, batch_tokens=size, row_tokens=length, mixture=mixture)
-        for step, (size, length) in dict(zip(begins, zip(sizes, rows))).items()
-    ]
+    ramp = dict(zip(begins, zip(sizes, rows)))
+    mixtures = {0: mixture} | {round(share * num_steps): later for share, later in sorted((mixture_at or {}).items())}
+    found = []
+    for step in sorted({*ramp, *mixtures}):
+        size, length = ramp[max(begin for begin in ramp if begin <= step)]
+        weights = mixtures[max(begin for begin in mixtures if begin <= step)]
+        found.append(Phase(step=step, batch_tokens=size, row_tokens=length, mixture=weights))
+    return found
 
 
 def steps_for(batch: BatchSettings, tokens: float) -> int:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ _TO_DEVIATION = 1.4826  # from the median absolute deviation of a normal distrib
 @settings
 class StabilitySettings:
     """What counts as an outlier, and what is done about one."""
+
+    may_change: ClassVar[tuple[str, ...]] = ("action", "most")  # a run that stopped may go on and skip
 
     deviations: float = 0.0
     """Standard deviations above the recent median at which a loss or gradient norm is an outlier; 0: only NaN is."""

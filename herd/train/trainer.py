@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import fmean
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -39,6 +40,7 @@ from herd.train.checkpoint import (
     discard_after,
     discard_state,
     is_first,
+    is_whole,
     load_state,
     read_masters,
     steps_of,
@@ -61,6 +63,8 @@ _REHEARSAL = 2  # steps after which a new run's state is saved and loaded once, 
 @settings
 class SavingSettings:
     """What is kept of a run while it goes."""
+
+    may_change: ClassVar[tuple[str, ...]] = ("save_seconds", "trackers", "hang_seconds")
 
     save_seconds: float = 8.0
     """Seconds between saves of the state that an interrupted run continues from."""
@@ -358,15 +362,16 @@ def _pass_over(adamw: FlatAdamW | ShardedAdamW, run: Run, skips: Skips, back: in
     """
     step, state = adamw.num_steps, run.path / "state"
     if back < step:
+        if not is_whole(state, back):  # asked before anything is thrown away
+            raise CheckpointError(
+                f"{state}: the state after step {back}, to which the run is to be rolled back, is missing or torn; "
+                "were stability.action or rollback_steps changed? Use stability.action=skip: the later states are there"
+            )
         discard_after(state, back)
     skips.add(skips.place(back), skips.place(step) + 1, f"step {step + 1}: {fault}", is_first())
     say(f"\n  step {step + 1}: {fault}; its data are passed over" + (f", back to step {back}" if back < step else ""))
     if back < step:
-        if not _restore(adamw, state, back):
-            raise CheckpointError(
-                f"{state}: the state after step {back}, to which the run is to be rolled back, is missing; was "
-                "stability.rollback_steps changed? Set it back, or use stability.action=skip"
-            )
+        _restore(adamw, state, back)
         if is_first():
             run.rewind(back)
 

@@ -67,6 +67,16 @@ def test_a_manifest_that_is_not_one_is_refused(tmp_path):
         open_shards(tmp_path)
 
 
+@pytest.mark.parametrize("ends", [[4, 6, 10**9], [6, 4, 12], [-1, 6, 12], [4, 6, 11]])
+def test_a_manifest_whose_documents_do_not_lie_in_its_tokens_is_refused(tmp_path, ends):
+    write(tmp_path)
+    file = tmp_path / "library-00000.json"
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps(manifest | {"document_ends": ends}))
+    with pytest.raises(DataError, match="document_ends do not ascend"):
+        open_shards(tmp_path)
+
+
 def test_a_manifest_of_another_format_is_refused(tmp_path):
     write(tmp_path)
     file = tmp_path / "library-00000.json"

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from herd.ops import cross_entropy as ops
 from herd.types import IGNORE
@@ -103,3 +104,17 @@ def test_no_chunk_of_logits_is_larger_than_stated():
     hidden, weight, _ = problem(torch.float32, tokens=1000)
     sizes = [logits.numel() for _, logits, _ in ops._chunks(hidden, weight)]
     assert max(sizes) <= 64 * 500 and sum(sizes) == 1000 * 500 and len(sizes) == 16
+
+
+@pytest.mark.parametrize("function", [ops.cross_entropy_sum, ops.token_log_probs])
+def test_a_frozen_weight_costs_no_matmul_for_its_gradient(function):
+    hidden, weight, labels = problem(torch.float32)
+    whole = FlopCounterMode(display=False)
+    with whole:
+        [learned, _] = torch.autograd.grad(function(hidden, weight, labels).sum(), (hidden, weight))
+    weight.requires_grad_(False)
+    frozen = FlopCounterMode(display=False)
+    with frozen:
+        [got] = torch.autograd.grad(function(hidden, weight, labels).sum(), [hidden])
+    assert torch.equal(got, learned)
+    assert whole.get_total_flops() - frozen.get_total_flops() == 2 * hidden.numel() * len(weight)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ from herd.model.init import initialize
 from herd.model.llama import empty_model
 from herd.model.sizes import LLAMAS, hyperparameters, model_of_depth, model_of_size
 from herd.ops.attention import block_attention
+from herd.parallel.layout import layers_of_stages
+from herd.parallel.settings import ParallelSettings
 from herd.plan import published
 from herd.plan.cluster import DEVICES
 from herd.plan.layout import Layout, chunks, faults
@@ -227,6 +230,72 @@ def test_wishes_that_cannot_be_are_refused(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def recipe(name):
+    return str(RECIPES[0].parent / f"{name}.yaml")
+
+
+def test_each_recipe_of_a_run_is_planned_with_its_own_layout(capsys):
+    words = ["plan", recipe("405b"), recipe("405b-long"), "--devices", "16384", "--layouts", "1", "--json"]
+    assert main(words) == 0
+    phases = json.loads(capsys.readouterr().out)["phases"]
+    found = {(phase["phase"], phase["layout"]["context"], phase["layout"]["data"]) for phase in phases}
+    assert found == {("405b 1", 1, 128), ("405b 2", 1, 128), ("405b 3", 1, 128), ("405b-long", 16, 8)}
+
+
+def test_a_layout_that_needs_more_devices_than_there_are_is_not_planned_with(capsys, monkeypatch):
+    monkeypatch.delenv("HERD_QUIET", raising=False)
+    assert main(["plan", recipe("70b"), "--devices", "16", "--device", "b200", "--json"]) == 0
+    said = capsys.readouterr()
+    [phase] = json.loads(said.out)["phases"]
+    layout = phase["layout"]
+    assert layout["tensor"] * layout["context"] * layout["pipeline"] * layout["data"] == 16
+    assert "takes a multiple of 32 devices" in said.err
+
+
+def layouts_of(words, capsys):
+    assert main(["plan", *words, "--layouts", "99", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    return [one["layout"] for one in (*found["phases"], *found["layouts"])]
+
+
+def test_a_model_with_one_matrix_for_both_ends_is_not_planned_in_a_pipeline(capsys):
+    assert {one["pipeline"] for one in layouts_of(["1B", "--devices", "32"], capsys)} == {1}
+
+
+@pytest.mark.parametrize("stage", ["reward", "dpo"])
+def test_objectives_that_need_whole_rows_are_planned_in_copies_and_shards_alone(stage, capsys):
+    found = layouts_of(["8B", "--stage", stage, "--devices", "32"], capsys)
+    assert {one["tensor"] * one["context"] * one["pipeline"] for one in found} == {1}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "virtual", "layers"), [(4, 1, ()), (4, 3, ()), (4, 1, (5, 10, 10, 7)), (1, 1, ())]
+)
+def test_the_pipeline_is_cut_as_the_trainer_cuts_it(pipeline, virtual, layers):
+    cut = chunks(LLAMAS["8B"], Layout(pipeline=pipeline, virtual=virtual, layers=layers))
+    trained = ParallelSettings(pipeline=pipeline, interleave=virtual, layers=list(layers))
+    assert [chunk.layers for chunk in cut] == [len(held) for held in layers_of_stages(LLAMAS["8B"], trained)]
+    assert cut[0].embedding and cut[-1].head
+
+
+def test_a_slurm_script_says_which_layers_its_stages_have(tmp_path, capsys):
+    (tmp_path / "own.yaml").write_text(
+        f"base: {recipe('70b')}\nparallel: {{interleave: 1, layers: [19, 21, 21, 19]}}\n"
+    )
+    assert main(["plan", str(tmp_path / "own.yaml"), "--devices", "64", "--slurm"]) == 0
+    assert "'parallel.layers=[19,21,21,19]'" in capsys.readouterr().out
+    assert main(["plan", str(tmp_path / "own.yaml"), "--devices", "16", "--device", "b200", "--slurm"]) == 0
+    words = capsys.readouterr().out.split("own.yaml ")[1].split(" &")[0]
+    configs.load(PretrainSettings, tmp_path / "own.yaml", shlex.split(words))
+
+
+def test_a_batch_that_cannot_be_laid_over_the_devices_names_numbers_that_can(capsys):
+    assert main(["plan", "8B", "--devices", "7"]) == 2
+    said = capsys.readouterr().err
+    assert "plan for 4 or 8 devices" in said
+    assert "take larger ones" not in said
+
+
 @pytest.mark.parametrize(("name", "stage", "nodes"), [("8b", "pretrain", 8), ("8b-sft", "sft", 2)])
 def test_a_slurm_script_is_valid_and_its_command_is_one_that_loads(name, stage, nodes, tmp_path, capsys):
     [recipe] = [file for file in RECIPES if file.stem == name]
@@ -236,7 +305,7 @@ def test_a_slurm_script_is_valid_and_its_command_is_one_that_loads(name, stage, 
     assert f"#SBATCH --nodes={nodes}" in script and "srun --cpu-bind=none" in script and "scontrol requeue" in script
     (tmp_path / "run.sh").write_text(script)
     subprocess.run(["bash", "-n", tmp_path / "run.sh"], check=True)
-    words = script.split(f"-m herd {stage} ")[1].split(" &")[0].split()
+    words = shlex.split(script.split(f"-m herd {stage} ")[1].split(" &")[0])
     settings = configs.load(PretrainSettings if stage == "pretrain" else SftSettings, Path(words[0]), words[1:])
     assert settings.parallel.of_one_copy * settings.parallel.replicas == 8 * nodes
 

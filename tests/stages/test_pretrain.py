@@ -87,9 +87,38 @@ def test_a_checkpoint_with_another_vocabulary_is_refused(corpus, tmp_path):
         pretrain.run(settings(corpus, tmp_path / "second", f"checkpoint={first}", f"tokenizer={tmp_path / 'other'}"))
 
 
+def test_a_stopped_run_goes_on_with_other_settings_of_how_but_not_of_what(corpus, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pretrain, "finish", stop)
+        pretrain.run(settings(corpus, tmp_path / "run", "tokens=512"))
+    how = ["run.save_seconds=3", "run.hang_seconds=60", "run.stability.action=skip", "batch.micro_tokens=64"]
+    with pytest.raises(CheckpointError, match="row_tokens: 64 there, 128 now") as refused:
+        pretrain.run(settings(corpus, tmp_path / "run", "tokens=512", "batch.row_tokens=128", *how))
+    assert "save_seconds" not in str(refused.value)
+    assert read_manifest(pretrain.run(settings(corpus, tmp_path / "run", "tokens=512", *how)))["state"] == "finished"
+
+
+def test_shards_of_another_tokenizer_are_refused(corpus, tmp_path):
+    Tokenizer.train([TEXT[::-1] * 3], 540).save(tmp_path / "other")
+    with pytest.raises(ConfigError, match="packed with another tokenizer"):
+        pretrain.run(settings(corpus, tmp_path / "run", f"tokenizer={tmp_path / 'other'}"))
+
+
+def test_a_batch_of_more_tokens_than_the_run_is_refused(corpus, tmp_path):
+    with pytest.raises(ConfigError, match=r"less than one step's batch\.tokens"):
+        settings(corpus, tmp_path / "run", "batch.tokens=1000000000000")
+
+
 @pytest.mark.parametrize(
     "word",
     [
+        "mixture_at={1.5: {code: 1}}",
+        "model.initializer_range=-1",
+        "model.embedding_range=-1",
+        "optimizer.eps=-1",
         "run.snapshots=-1",
         "run.keep_snapshots=-1",
         "run.recompute=-1",

@@ -5,13 +5,15 @@ import json
 import pytest
 import torch
 
-from herd.errors import CheckpointError
+from herd.errors import CheckpointError, ConfigError
 from herd.model.checkpoint import load, save
 from herd.ops.nf4 import CODE, dequantize, nf4_linear, quantize
+from herd.parallel.settings import ParallelSettings
 from herd.run import read_metrics
 from herd.train.lora import LoraSettings, add_adapters, load_adapters, merge_adapters, save_adapters
 from herd.train.objectives import next_token
 from herd.train.optimizer import OptimizerSettings
+from herd.train.placement import place
 from herd.train.trainer import Hook, SavingSettings, finish, train
 from tests.train.tiny import run_folder, tiny_loader, tiny_model
 
@@ -135,3 +137,9 @@ def test_sft_with_adapters_over_four_bits_ends_with_a_merged_checkpoint_and_the_
     assert isinstance(load(tmp_path / "run").model.layers[0].self_attn.q_proj, torch.nn.Linear)
     assert (tmp_path / "run/adapter/adapter_config.json").exists()
     assert (tmp_path / "run/checkpoints/step-00000005/adapter_model.safetensors").exists()
+
+
+def test_adapters_wider_than_the_model_are_refused_before_they_are_made():
+    wide = OptimizerSettings(lora=LoraSettings(rank=100_000))
+    with pytest.raises(ConfigError, match="more than the model's width"):
+        place(tiny_model().config, ParallelSettings(), wide, torch.device("cpu"), row_tokens=32)

@@ -48,3 +48,14 @@ def test_steps_for_a_number_of_tokens_consider_the_ramp():
 def test_an_impossible_ramp_is_refused(wrong):
     with pytest.raises(ValueError, match=r"double_at|positive"):
         BatchSettings(**wrong)
+
+
+def test_the_mixture_changes_at_shares_of_the_run_beside_the_batch_ramp():
+    batch = BatchSettings(tokens=4096, row_tokens=256, double_at=[0.5])
+    found = phases(batch, 100, {"a": 1.0}, {0.8: {"b": 1.0}, 0.25: {"a": 1.0, "b": 1.0}})
+    assert [(phase.step, phase.batch_tokens, set(phase.mixture)) for phase in found] == [
+        (0, 2048, {"a"}),
+        (25, 2048, {"a", "b"}),
+        (50, 4096, {"a", "b"}),
+        (80, 4096, {"b"}),
+    ]

@@ -130,6 +130,18 @@ def test_a_state_to_roll_back_to_that_is_missing_is_named(tmp_path):
         run_tiny(tmp_path, objective, stability=stability, hooks=lost)
 
 
+def test_a_run_that_cannot_be_rolled_back_keeps_its_states(tmp_path):
+    objective = spoiled(tiny_loader(), [20], float("nan"))
+    stability = StabilitySettings(action="rollback", rollback_steps=9)
+    often = SavingSettings(save_seconds=1e-6)
+    lost = [Hook(lambda step: shutil.rmtree(tmp_path / "state/step-00000018"), lambda step, num_steps: step == 20)]
+    with pytest.raises(CheckpointError, match=r"stability\.action=skip"):
+        run_tiny(tmp_path, objective, stability=stability, hooks=lost, saving=often)
+    assert (tmp_path / "state/step-00000020").is_dir()
+    _, asked = run_tiny(tmp_path, objective, stability=StabilitySettings(action="skip"))
+    assert asked == [*range(20, 31)]
+
+
 def test_outliers_and_lines_of_only_some_steps_are_refused_together(tmp_path):
     with pytest.raises(ConfigError, match="log_steps to 1"):
         run_tiny(tmp_path, stability=StabilitySettings(deviations=6), saving=SavingSettings(log_steps=2))
