@@ -74,7 +74,7 @@ def test_a_full_disk_is_told_of_as_such_and_leaves_nothing(tmp_path, checkpoint,
     def full(*_, **__):
         raise SafetensorError(f"Error while serializing: I/O error: {words} (os error {number})")
 
-    monkeypatch.setattr("herd.infer.quantize.save_file", full)
+    monkeypatch.setattr("herd.model.weights.save_file", full)
     with pytest.raises(OSError, match=words) as error:
         quantize_folder(checkpoint, tmp_path / "small")
     assert error.value.errno == number and not (tmp_path / "small").exists()
