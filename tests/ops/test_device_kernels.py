@@ -43,6 +43,7 @@ on_a_device = pytest.mark.gpu if not device_kernels.IS_INTERPRETED else lambda t
 """In the interpreter these tests run as they are; without it they need a GPU."""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_TRITON, reason="the package triton is not installed")
 @pytest.mark.skipif(device_kernels.IS_INTERPRETED, reason="this is the interpreter")
 def test_the_kernels_agree_with_their_twins_in_tritons_interpreter():
