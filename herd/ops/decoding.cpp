@@ -228,15 +228,21 @@ void run_layer(const Step& s, const Layer& layer, float eps, Buffers& b, Attenti
   };
   add(layer.o, attention.out);
   norm(layer.post_norm);
-  team.each(layer.gate.num_panels(), phase, [&](int64_t panel) {
-    float *gate = mine.scratch.sums_of(M), *up = mine.other.sums_of(M);
-    const int64_t count = layer.gate.panel(panel, normed, gate, mine.scratch);
-    layer.up.panel(panel, normed, up, mine.scratch);
-    for (int64_t m = 0; m < M; m++)
-      for (int64_t i = 0; i < count; i += 16) {  // F is a multiple of 32
-        const __m512 product = _mm512_mul_ps(silu(_mm512_loadu_ps(gate + m * kPanel + i)), _mm512_loadu_ps(up + m * kPanel + i));
-        narrow16(const_cast<bf16*>(gated.at(m, panel * kPanel + i)), product);
-      }
+  const int64_t panels = layer.gate.num_panels(), together = M <= kFewTokens ? 4 : 1;  // panels that are one stream
+  team.each((panels + together - 1) / together, phase, [&](int64_t unit) {
+    const int64_t begin = unit * together, end = std::min(begin + together, panels);
+    float *gates = mine.scratch.sums_of(together * M), *up = mine.other.sums_of(M);
+    for (int64_t panel = begin; panel < end; panel++)
+      layer.gate.panel(panel, normed, gates + (panel - begin) * M * kPanel, mine.scratch);
+    for (int64_t panel = begin; panel < end; panel++) {
+      const float* gate = gates + (panel - begin) * M * kPanel;
+      const int64_t count = layer.up.panel(panel, normed, up, mine.scratch);
+      for (int64_t m = 0; m < M; m++)
+        for (int64_t i = 0; i < count; i += 16) {  // F is a multiple of 32
+          const __m512 product = _mm512_mul_ps(silu(_mm512_loadu_ps(gate + m * kPanel + i)), _mm512_loadu_ps(up + m * kPanel + i));
+          narrow16(const_cast<bf16*>(gated.at(m, panel * kPanel + i)), product);
+        }
+    }
   });
   add(layer.down, gated);
 }
