@@ -118,12 +118,12 @@ def agreed(find: Callable[[], T]) -> T:
     return _tell(find() if this_process() == 0 else None) if dist.is_initialized() else find()
 
 
-def from_all(value: T) -> list[T]:
-    """What each process has, known to all."""
+def from_all(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """What each process has, known to all; `group` (of all) is for a thread that talks beside the training."""
     if not dist.is_initialized():
         return [value]
     values: list = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group)
     return values
 
 

@@ -5,6 +5,9 @@
 A state is written aside, flushed and renamed, and the one before is kept until the next is whole; so whatever tears a
 save (a kill, a full disk), the newest whole state is found, verified, and continued from. Parameters go by name, so
 that another number of processes can read them.
+
+A save pauses the training only for a copy in the CPU's memory; a thread of every process writes it. What these threads
+have to say to one another goes through a process group of their own: the training's collectives are under way at once.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import os
 import shutil
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +30,7 @@ from torch import Tensor
 
 from herd.errors import CapacityError, CheckpointError
 from herd.log import say, size
+from herd.parallel.chunk import Chunk
 from herd.parallel.launch import from_all
 
 T = TypeVar("T")
@@ -35,26 +39,31 @@ KEEP = 2
 """How many states are kept: the newest and the one before."""
 
 _MANIFEST = "manifest.json"
+_GRACE_SECONDS = 10.0  # less than the 30 that torchrun leaves the others when a process is lost
 
 
-def save_state(folder: Path, step: int, tensors: dict[str, Tensor], keep_every: int = 0) -> None:
+def save_state(
+    folder: Path,
+    step: int,
+    tensors: dict[str, Tensor],
+    keep_every: int = 0,
+    group: dist.ProcessGroup | None = None,
+) -> None:
     """Write the state after `step` finished steps; older ones but one are deleted afterwards.
 
     With `keep_every` the two newest after a multiple of so many steps stay too: what a run can be rolled back to.
+    All processes call it together, and talk over `group`. It counts once every process has written its part; whatever
+    goes wrong on one is raised on all.
 
     Raises:
         CapacityError: the disk is full; the states that were there stay as they were.
     """
     target, aside = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
     try:
-        if is_first():
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.mkdir(parents=True, exist_ok=True)
-        _write(tensors, aside)
-        record = _record(aside)
-        if is_first():
-            _seal(aside, target, record)
-            _delete_old(folder, keep_every)
+        _together(lambda: _make_room(folder, aside), group)
+        _write(tensors, aside, group)
+        record = _record(aside, group)
+        _together(lambda: _seal(aside, target, record), group)
     except (OSError, dcp.api.CheckpointException) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise CapacityError(
@@ -62,16 +71,21 @@ def save_state(folder: Path, step: int, tensors: dict[str, Tensor], keep_every: 
             f"{size(shutil.disk_usage(folder.parent).free)} of disk are free). Earlier states are intact: make room "
             "and run the same command again"
         ) from None
+    if is_first():
+        _delete_old(folder, keep_every)
 
 
 class StateSaver:
     """Saves states beside the training: a copy is taken, and a thread writes it while the next steps are made.
 
-    Several processes write together and at once: their collectives must not cross those of the training.
+    Of several processes all make one, and call `save` and `finish` at the same steps. The copies (what this process
+    has of masters and moments) stay in the CPU's memory from one save to the next.
     """
 
     def __init__(self, folder: Path, keep_every: int = 0):
         self.folder, self.keep_every = folder, keep_every
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._copies: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -79,21 +93,26 @@ class StateSaver:
         """Begin to save the state after `step` steps, once the one before is written; `wait` until it is on disk.
 
         Raises:
-            CapacityError: the disk is full (of this save, or of the one before).
+            CapacityError: the disk is full (of this save, or of the one before), on all processes.
         """
         self.finish()
-        if wait or dist.is_initialized():
-            save_state(self.folder, step, tensors, self.keep_every)
+        if wait:
+            save_state(self.folder, step, tensors, self.keep_every, self._group)
             return
-        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-        self._thread = threading.Thread(target=self._write, args=(step, copies), name="save state")
+        arguments = (step, {name: self._copy(name, tensor) for name, tensor in tensors.items()})
+        self._thread = threading.Thread(target=self._write, args=arguments, name="save state", daemon=True)
         self._thread.start()
 
+    @property
+    def failed(self) -> bool:
+        """Whether the save that was under way has ended with an error, which `finish` raises."""
+        return self._error is not None
+
     def finish(self) -> None:
-        """Wait for what is being written.
+        """Wait for what is being written, on all processes.
 
         Raises:
-            CapacityError: the disk is full.
+            CapacityError: the disk is full, on all processes.
         """
         if self._thread is not None:
             self._thread.join()
@@ -102,9 +121,23 @@ class StateSaver:
             error, self._error = self._error, None
             raise error
 
+    def abandon(self) -> None:
+        """The training fails. What is being written may end well; not for long, where a process may be missing."""
+        if self._thread is not None:
+            self._thread.join(_GRACE_SECONDS if self._group is not None else None)
+        self._thread = self._error = None
+
+    def _copy(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor as it is now, a block still knowing its place in the whole."""
+        local = tensor.local if isinstance(tensor, Chunk) else tensor.detach()
+        if name not in self._copies:
+            self._copies[name] = torch.empty(local.shape, dtype=local.dtype, device="cpu")
+        copy = self._copies[name].copy_(local)
+        return Chunk(copy, tensor.offset, tensor.whole) if isinstance(tensor, Chunk) else copy
+
     def _write(self, step: int, tensors: dict[str, Tensor]) -> None:
         try:
-            save_state(self.folder, step, tensors, self.keep_every)
+            save_state(self.folder, step, tensors, self.keep_every, self._group)
         except BaseException as error:  # raised where the training can see it
             self._error = error
 
@@ -175,9 +208,29 @@ def discard_state(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(tensors: dict[str, Tensor], aside: Path) -> None:
+def _together(act: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
+    """What each process's `act` gives; where one cannot, all raise its error: nobody is left waiting for the others."""
+    try:
+        mine: T | OSError = act()
+    except OSError as error:
+        mine = error
+    found = from_all(mine, group)
+    for one in found:
+        if isinstance(one, OSError):
+            raise one
+    return found
+
+
+def _make_room(folder: Path, aside: Path) -> None:
+    if is_first():
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _write(tensors: dict[str, Tensor], aside: Path, group: dist.ProcessGroup | None) -> None:
+    writer, alone = dcp.FileSystemWriter(aside), not dist.is_initialized()
     with _quiet():
-        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(aside), no_dist=not dist.is_initialized())
+        dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=alone)
 
 
 def _cause(error: Exception) -> str:
@@ -195,20 +248,20 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _record(aside: Path) -> dict[str, dict]:
+def _record(aside: Path, group: dist.ProcessGroup | None) -> dict[str, dict]:
     """Size and hash of each file, known to all processes; each reads its share of them."""
-    files = sorted(file for file in aside.iterdir() if file.name != _MANIFEST)
-    return {
-        name: record
-        for part in from_all(
-            {file.name: {"bytes": file.stat().st_size, "sha256": _hash(file)} for file in _share(files)}
-        )
-        for name, record in part.items()
-    }
+
+    def of_share() -> dict[str, dict]:
+        files = _share(sorted(file for file in aside.iterdir() if file.name != _MANIFEST))
+        return {file.name: {"bytes": file.stat().st_size, "sha256": _hash(file)} for file in files}
+
+    return {name: record for part in _together(of_share, group) for name, record in part.items()}
 
 
 def _seal(aside: Path, target: Path, record: dict[str, dict]) -> None:
-    """Put down what was written and give it its name; from here on it counts."""
+    """The first process puts down what was written and gives it its name; from here on it counts."""
+    if not is_first():
+        return
     with open(aside / _MANIFEST, "w", encoding="utf-8") as file:
         json.dump(record, file)
         file.flush()

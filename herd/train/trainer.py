@@ -205,7 +205,8 @@ def train(
                 now = due or step + 1 == num_steps  # what comes next needs the state on disk
                 anchor = anchored and (step + 1) % anchored == 0
                 rehearsal = fresh and step + 1 == _REHEARSAL < num_steps
-                if _agreed(now or anchor or rehearsal or time.monotonic() - saved_at > saving.save_seconds):
+                overdue = time.monotonic() - saved_at > saving.save_seconds
+                if _agreed(now or anchor or rehearsal or overdue or saver.failed):  # what failed is raised by the next
                     watchdog.now(step, COLLECTIVE + "saving")
                     saver.save(step + 1, adamw.state(), wait=bool(now or rehearsal))
                     saved_at = time.monotonic()
@@ -217,6 +218,9 @@ def train(
         except KeyboardInterrupt:
             if settled and not dist.is_initialized():
                 saver.save(adamw.num_steps, adamw.state(), wait=True)
+            raise
+        except RuntimeError:  # so a process learns that another is gone
+            saver.abandon()
             raise
         finally:
             watchdog.close()
