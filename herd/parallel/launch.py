@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from herd.run import Run, open_run
 
 T = TypeVar("T")
 
+_INTERRUPTED = 130  # the exit status of `herd` then
 _GRACE_SECONDS = 5.0  # how long a process leaves it to the first one to report what all of them have found
 
 
@@ -47,14 +49,40 @@ def joined(folder: Path | None = None) -> Iterator[torch.device]:
     first = dist.get_rank() == 0
     if not first:
         os.environ["HERD_QUIET"] = "1"
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing to save here: it is the first one that writes
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # outside of `asked_to_end` there is nothing to save
     try:
         yield device
     except UserError:
         if not first:
             time.sleep(_GRACE_SECONDS)
         raise
+    except KeyboardInterrupt:
+        if not first:  # the first one says that it is stopped
+            raise SystemExit(_INTERRUPTED) from None
+        raise
     dist.destroy_process_group()
+
+
+@contextmanager
+def asked_to_end() -> Iterator[Callable[[], bool]]:
+    """Note SIGTERM and Ctrl-C instead of obeying them, where this process is one of several, which end together.
+
+    What is given tells whether there was one. A signal that nobody has acted on is obeyed afterwards. One process alone
+    is left as it is.
+    """
+    if not dist.is_initialized() or threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    noted: list[int] = []
+    names = (signal.SIGTERM, signal.SIGINT)  # torchrun passes them on, and kills whoever is still there after a while
+    before = {name: signal.signal(name, lambda number, _: noted.append(number)) for name in names}
+    try:
+        yield lambda: bool(noted)
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+    if noted:
+        signal.raise_signal(noted[0])
 
 
 @contextmanager

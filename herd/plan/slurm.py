@@ -46,13 +46,16 @@ def slurm_script(stage: str, recipe: Path, machine: Machine, projection: Project
 #SBATCH --open-mode=append
 #SBATCH --output=herd-%j.log
 #SBATCH --signal=B:USR1@120
-trap 'echo "the time is over: requeued"; scontrol requeue "$SLURM_JOB_ID"' USR1
+# Two minutes before the end all processes are told to save; when they are done (or torchrun has lost patience) the job
+# is requeued.
+trap 'scancel --signal=TERM "$SLURM_JOB_ID"; wait "$run"; echo requeued; scontrol requeue "$SLURM_JOB_ID"' USR1
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun --cpu-bind=none --kill-on-bad-exit=1 torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node={each} \\
   --max-restarts=100 --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}" \\
   --rdzv-endpoint="$head:{_PORT}" \\
   {command} &
-wait $!  # in the background, so that the signal is heard"""
+run=$!
+wait "$run"  # in the background, so that the signal is heard"""
 
 
 def _words(stage: str, machine: Machine, projection: Projection) -> list[str]:

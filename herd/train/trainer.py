@@ -31,7 +31,7 @@ from herd.log import progress, say
 from herd.model.checkpoint import empty_model, save
 from herd.model.flops import flops_per_token
 from herd.model.llama import Objective
-from herd.parallel.launch import agreed
+from herd.parallel.launch import agreed, asked_to_end
 from herd.parallel.model import ParallelModel
 from herd.run import Run, read_metrics
 from herd.tokenizer.tokenizer import Tokenizer
@@ -144,6 +144,7 @@ def train(
 
     Raises:
         DataError: a step whose batches have no label to learn from.
+        KeyboardInterrupt: the run was to end (SIGTERM, Ctrl-C), of several processes any; the state is saved.
         ConfigError: the loss or the gradient is no longer a number, or an outlier, and `stability` says to stop.
         CapacityError, CheckpointError: as `save_state` and `load_state`.
     """
@@ -170,13 +171,13 @@ def train(
         if adamw.num_steps and hook.due(adamw.num_steps, num_steps):
             _call(hook, model, adamw.num_steps)
     done, total = _tokens(loader, skips, adamw.num_steps), _tokens(loader, skips, num_steps)
-    with progress(label, total=total, unit="tokens", done=done) as bar:
+    with progress(label, total=total, unit="tokens", done=done) as bar, asked_to_end() as asked:
         try:
             while (step := adamw.num_steps) < num_steps:
                 speed.begin()
                 watchdog.now(step, "reading")
                 batches = loader.batches(skips.place(step))
-                totals = _accumulate(model, objective, batches, adamw, partial(watchdog.now, step))
+                totals = _accumulate(model, objective, batches, adamw, partial(watchdog.now, step), asked)
                 norm = _norm(adamw, totals, step)
                 watchdog.now(step, "update")
                 if fault := monitor.fault(totals.means()["loss"], norm):
@@ -202,7 +203,7 @@ def train(
                 settled = True
                 bar.advance(seen, loss=figures["loss"])
                 due = [hook for hook in hooks if hook.due(step + 1, num_steps)]
-                now = due or step + 1 == num_steps  # what comes next needs the state on disk
+                now = due or totals.asked_to_end or step + 1 == num_steps  # what comes next needs the state on disk
                 anchor = anchored and (step + 1) % anchored == 0
                 rehearsal = fresh and step + 1 == _REHEARSAL < num_steps
                 overdue = time.monotonic() - saved_at > saving.save_seconds
@@ -212,6 +213,8 @@ def train(
                     saved_at = time.monotonic()
                 if rehearsal:  # what cannot be resumed is to be known now, not after the first crash
                     _rehearse(adamw, run.path / "state")
+                if totals.asked_to_end:
+                    raise KeyboardInterrupt
                 for hook in due:
                     watchdog.now(step, "a hook")
                     _call(hook, model, step + 1)
@@ -299,6 +302,7 @@ def _accumulate(
     batches: Sequence[Batch],
     adamw: FlatAdamW | ShardedAdamW,
     now: Callable[[str], None] = lambda doing: None,
+    asked: Callable[[], bool] = lambda: False,
 ) -> Totals:
     """Forward and backward over the micro-batches of a step; gradients and figures are summed, not yet divided."""
     adamw.drop_gradients()
@@ -307,6 +311,7 @@ def _accumulate(
     if isinstance(model, ParallelModel):
         for loss in model.losses(objective, batches):
             totals.add(loss)
+        totals.asked_to_end = asked()
         totals.reduce()
         return totals
     device = next(model.parameters()).device
@@ -319,6 +324,7 @@ def _accumulate(
     now(COLLECTIVE + "sum of gradients")
     adamw.reduce()
     now(COLLECTIVE + "sum of figures")
+    totals.asked_to_end = asked()
     totals.reduce()
     return totals
 

@@ -1,5 +1,7 @@
 """`torchrun -m herd pretrain`: the run of one process, whatever the mesh, also when a rank is killed."""
 
+import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from herd.data.shards import ShardWriter
 from herd.model.checkpoint import load
 from herd.run import read_manifest, read_metrics
 from herd.tokenizer.tokenizer import Tokenizer
-from tests.parallel.torchrun import SECONDS, end, kill_all, kill_one, launch, wait_for_steps
+from tests.parallel.torchrun import SECONDS, another, end, kill_all, kill_one, launch, wait_for_steps
 
 TEXT = "def add(first, second):\n    return first + second\n\n\nprint(add(1, 2))\n"
 SHAPE = (
@@ -75,6 +77,22 @@ def test_a_rank_killed_in_mid_run_is_started_again_and_the_losses_are_those_of_o
     wait_for_steps(process, out, 30)
     kill_one(process, out)
     assert "exitcode: -9" in end(process)
+    check_same(out, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", ["the launcher", "one process"])
+def test_told_to_end_all_processes_save_at_the_same_step_and_the_same_command_goes_on(corpus, alone, tmp_path, told):
+    out, words = tmp_path / "run", ["parallel.shard=2", "run.save_seconds=1000000"]
+    process = start(corpus, out, *words, processes=2, restarts=0)
+    wait_for_steps(process, out, 20)
+    os.kill(process.pid if told == "the launcher" else another(process, out), signal.SIGTERM)
+    said = process.communicate(timeout=SECONDS)[1]
+    assert process.returncode != 0
+    assert said.count("stopped; the same command continues where it was") == 1, said
+    saved, steps = sorted((out / "state").glob("step-*"))[-1], len(read_metrics(out))
+    assert saved.name == f"step-{steps:08d}" and 20 <= steps < NUM_STEPS
+    end(start(corpus, out, *words, processes=2))
     check_same(out, alone)
 
 

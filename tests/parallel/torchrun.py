@@ -34,10 +34,15 @@ def workers(process: subprocess.Popen) -> list[int]:
     return [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
+def another(process: subprocess.Popen, out: Path) -> int:
+    """The one of two workers that does not write."""
+    [found] = [number for number in workers(process) if str(number) != (out / ".lock").read_text()]
+    return found
+
+
 def kill_one(process: subprocess.Popen, out: Path) -> None:
     """Kill a worker, not the one that writes."""
-    [victim] = [number for number in workers(process) if str(number) != (out / ".lock").read_text()]
-    os.kill(victim, signal.SIGKILL)
+    os.kill(another(process, out), signal.SIGKILL)
 
 
 def kill_all(process: subprocess.Popen) -> None:

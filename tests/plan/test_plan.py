@@ -3,8 +3,10 @@
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -308,6 +310,31 @@ def test_a_slurm_script_is_valid_and_its_command_is_one_that_loads(name, stage, 
     words = shlex.split(script.split(f"-m herd {stage} ")[1].split(" &")[0])
     settings = configs.load(PretrainSettings if stage == "pretrain" else SftSettings, Path(words[0]), words[1:])
     assert settings.parallel.of_one_copy * settings.parallel.replicas == 8 * nodes
+
+
+STUBS = {
+    "srun": "trap 'sleep 0.5; echo saved >> said; exit 1' TERM; echo $$ > pid; while :; do sleep 0.1; done",
+    "scancel": 'echo "$@" >> said; kill -TERM "$(cat pid)"',
+    "scontrol": 'if [ "$1" = show ]; then echo node; else echo "$@" >> said; fi',
+}
+"""Stand-ins for Slurm's commands that note what is asked of them."""
+
+
+def test_before_its_end_a_slurm_job_lets_all_processes_save_and_is_then_requeued(tmp_path, capsys):
+    assert main(["plan", recipe("8b"), "--devices", "64", "--slurm"]) == 0
+    script = capsys.readouterr().out
+    assert "#SBATCH --signal=B:USR1@120" in script
+    (tmp_path / "run.sh").write_text(script)
+    for name, text in STUBS.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "8"}
+    with subprocess.Popen(["bash", "run.sh"], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) as job:
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            time.sleep(0.02)
+        job.send_signal(signal.SIGUSR1)
+        job.wait(30)
+    assert (tmp_path / "said").read_text().splitlines() == ["--signal=TERM 7", "saved", "requeue 7"]
 
 
 def test_this_machine_can_be_planned_for(capsys):
