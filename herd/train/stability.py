@@ -9,10 +9,14 @@ same, and every other sample stays where the schedule has it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import ClassVar, Literal
@@ -22,8 +26,11 @@ from torch import Tensor, nn
 
 from herd.config import settings
 from herd.errors import DataError
+from herd.parallel.chunk import local_part
+from herd.parallel.launch import from_all
+from herd.parallel.model import ParallelModel
 from herd.run import atomic_write
-from herd.types import Batch
+from herd.types import Batch, Loss
 
 _LEAST_STEPS = 16  # before there are so many to compare with, nothing is an outlier
 _TO_DEVIATION = 1.4826  # from the median absolute deviation of a normal distribution to its standard deviation
@@ -132,36 +139,106 @@ def step_range(text: str) -> tuple[int, int]:
 
 
 def culprit(model: nn.Module, objective: Callable, batches: Sequence[Batch]) -> str:
-    """Where a number that is none appears first: forwards in a layer's result, else backwards in a gradient."""
-    found: list[str] = []
-    modules = [(n, m) for n, m in model.named_modules() if (n and not list(m.children())) or _is_block(n)]
+    """Where a number that is none appears first: forwards in a layer's result, else backwards in a gradient.
+
+    Of several processes all call it together, each with its own batches; those that see it there are named.
+    """
+    on_mesh = isinstance(model, ParallelModel)
+    models, device = (model.parts, model.mesh.device) if on_mesh else ([model], next(model.parameters()).device)
+    model.zero_grad(set_to_none=True)
+    with _watched(models) as found:
+        try:
+            if on_mesh:
+                model.losses(objective, batches)
+                _look_at_losses([loss for stage in model.stages for loss in stage.losses], found)
+            else:
+                _run(model, objective, [batch.to(device) for batch in batches], found)
+            sightings = from_all(found or _bad_gradient(models))
+        finally:
+            model.zero_grad(set_to_none=True)
+    return _told(sightings)
+
+
+@dataclass(frozen=True, order=True)
+class _Sighting:
+    """A number that is none, ordered by where it came up: all results before all gradients, which go backwards."""
+
+    backward: bool
+    layer: float  # negative in a gradient, as is the next
+    call: int  # of all modules of this process in the order they run, or of its parameters
+    name: str = field(compare=False)
+
+
+def _run(model: nn.Module, objective: Callable, batches: Sequence[Batch], found: list[_Sighting]) -> None:
+    """Forward and backward, batch after batch, until something is found."""
+    for batch in batches:
+        loss = model.run(objective, batch)
+        _look_at_losses([loss], found)
+        if found:
+            return
+        loss.sum.backward()
+        if _bad_gradient([model]):
+            return
+
+
+@contextmanager
+def _watched(models: Sequence[nn.Module]) -> Iterator[list[_Sighting]]:
+    """Note the first layer whose result holds a number that is none."""
+    found: list[_Sighting] = []
+    calls = itertools.count()
 
     def looks(name: str) -> Callable:
         def look(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+            call = next(calls)
             if not found and isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
-                found.append(name)
+                found.append(_Sighting(False, _layer(name), call, f"the result of {name}"))
 
         return look
 
-    handles = [module.register_forward_hook(looks(name)) for name, module in modules]
-    device = next(model.parameters()).device
+    modules = [(n, m) for model in models for n, m in model.named_modules() if _is_leaf(n, m) or _is_block(n)]
+    # before the hooks of tensor parallelism, which add up what the processes have
+    handles = [module.register_forward_hook(looks(name), prepend=True) for name, module in modules]
     try:
-        for batch in batches:
-            model.zero_grad(set_to_none=True)
-            loss = model.run(objective, batch.to(device))
-            if not found and not bool(torch.isfinite(loss.sum)):
-                found.append("the objective")
-            if found:
-                return f"it appears first in the result of {found[0]}"
-            loss.sum.backward()
-            bad = [n for n, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
-            if bad:
-                return f"it appears first in the gradient of {bad[-1]}"
+        yield found
     finally:
         for handle in handles:
             handle.remove()
-        model.zero_grad(set_to_none=True)
-    return "computed again it does not appear: look for a fault of this machine"
+
+
+def _look_at_losses(losses: Sequence[Loss], found: list[_Sighting]) -> None:
+    if not found and not all(bool(torch.isfinite(loss.sum)) for loss in losses):
+        found.append(_Sighting(False, math.inf, sys.maxsize, "the result of the objective"))
+
+
+def _bad_gradient(models: Sequence[nn.Module]) -> list[_Sighting]:
+    """The gradient nearest to the loss that holds a number that is none, if there is one."""
+    gradients = [(n, local_part(p.grad)) for model in models for n, p in model.named_parameters() if p.grad is not None]
+    bad = [index for index, (_, gradient) in enumerate(gradients) if not bool(torch.isfinite(gradient).all())]
+    if not bad:
+        return []
+    name = gradients[bad[-1]][0]
+    return [_Sighting(True, -_layer(name), -bad[-1], f"the gradient of {name}")]
+
+
+def _told(sightings: Sequence[Sequence[_Sighting]]) -> str:
+    """The earliest of what each process has seen, and which processes have seen it."""
+    if not (seen := [one for found in sightings for one in found]):
+        return "computed again it does not appear: look for a fault of this machine"
+    first = min(seen)
+    ranks = [str(rank) for rank, found in enumerate(sightings) if [one.name for one in found] == [first.name]]
+    where = f" on rank{'s' * (len(ranks) > 1)} {', '.join(ranks)}" if len(sightings) > 1 else ""
+    return f"it appears first in {first.name}{where}"
+
+
+def _layer(name: str) -> float:
+    """Where a module or parameter stands: the embedding first, then the layers, then norm and head."""
+    if name.startswith("model.embed_tokens"):
+        return -1
+    return int(name.split(".")[2]) if name.startswith("model.layers.") else math.inf
+
+
+def _is_leaf(name: str, module: nn.Module) -> bool:
+    return bool(name) and not list(module.children())
 
 
 def _is_block(name: str) -> bool:

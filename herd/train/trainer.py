@@ -183,7 +183,7 @@ def train(
                 if fault := monitor.fault(totals.means()["loss"], norm):
                     adamw.drop_gradients()
                     saver.finish()
-                    _check_may_go_on(stability, skips, fault, step, partial(_culprit, model, objective, batches))
+                    _check_may_go_on(stability, skips, fault, step, partial(culprit, model, objective, batches))
                     _pass_over(adamw, run, skips, step - step % anchored if anchored else step, fault)
                     monitor = _monitor(stability, saving, run)
                     bar.done = done = _tokens(loader, skips, adamw.num_steps)
@@ -353,16 +353,12 @@ def _check_may_go_on(
 ) -> None:
     """Raise where an outlier is to end the run; of a number that is none, say where it comes from."""
     if stability.action == "stop" or len(skips.found) >= stability.most:
-        place = "" if "deviations" in fault else find_culprit()
+        place = "" if "deviations" in fault else f"; {find_culprit()}"
         times = f" (outlier number {len(skips.found) + 1})" if skips.found else ""
         raise ConfigError(
             f"step {step + 1}: {fault}{place}{times}. The weights are as they were before this step; try a smaller "
             "learning rate or a longer warm-up, or let such steps be passed over (stability.action=skip or rollback)"
         )
-
-
-def _culprit(model: nn.Module, objective: Objective, batches: Sequence[Batch]) -> str:
-    return "" if isinstance(model, ParallelModel) else f"; {culprit(model, objective, batches)}"
 
 
 def _pass_over(adamw: FlatAdamW | ShardedAdamW, run: Run, skips: Skips, back: int, fault: str) -> None:
