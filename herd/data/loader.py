@@ -8,7 +8,7 @@ held (a sum over phases), whose turn each row is (`mixture`), and a computed shu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -208,6 +208,28 @@ class PackedLoader:
             for name, weight in phase.mixture.items():
                 if weight > 0 and not len(self._table(name, phase.row_tokens).rows):
                     raise DataError(f"source `{name}` has no document of two tokens or more to learn from")
+
+
+def within_vocabulary(batches: Sequence[Batch], vocab_size: int, names: Sequence[str]) -> tuple[list[Batch], str]:
+    """The batches as a model of so many tokens can read them, and what had to be changed, in words; else empty.
+
+    A token id that the model has not is replaced by the last that it has, so that a process can go through the step
+    with the others and all can be told. `names` are those of the sources.
+    """
+    readable, fault, last = [], "", vocab_size - 1
+    for batch in batches:
+        highest = torch.maximum(batch.tokens, batch.labels).amax(1)  # of each row
+        if not fault and bool((highest > last).any()):
+            row = int(highest.argmax())
+            source = names[int(batch.columns["source"][row])]
+            fault = (
+                f"source `{source}` holds the token id {int(highest[row]):,}, and the model's vocabulary ends with "
+                f"{last:,}: its shards are damaged or of another tokenizer; pack them again"
+            )
+        if fault:
+            batch = replace(batch, tokens=batch.tokens.clamp(max=last), labels=batch.labels.clamp(max=last))
+        readable.append(batch)
+    return readable, fault
 
 
 def _rescaled(rows: dict[str, int], old: int, new: int) -> dict[str, int]:

@@ -26,6 +26,8 @@ class Totals:
     """How long this process worked on the step before it had to wait for the others."""
     asked_to_end: bool = False
     """Whether this process was asked to end; after `reduce`, whether any was."""
+    data_fault: str = ""
+    """What is wrong with this process's batches, in words; after `reduce`, with those of any."""
 
     def worked(self) -> None:
         """From here on this process waits for the others."""
@@ -42,11 +44,11 @@ class Totals:
         if not (dist.is_available() and dist.is_initialized()):
             return
         parts: list = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, (self.sums, self.seconds, self.asked_to_end))
-        parts, seconds, asked = zip(*parts)
+        dist.all_gather_object(parts, (self.sums, self.seconds, self.asked_to_end, self.data_fault))
+        parts, seconds, asked, faults = zip(*parts)
         if all(seconds):  # on a mesh work and waiting are interwoven, and not told apart
             self.ranks = stragglers(list(seconds))
-        self.asked_to_end = any(asked)
+        self.asked_to_end, self.data_fault = any(asked), next(filter(None, faults), "")
         names = dict.fromkeys(name for part in parts for name in part)
         none = (0.0, 0.0)
         self.sums = {name: tuple(sum(part.get(name, none)[i] for part in parts) for i in (0, 1)) for name in names}

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import nn
 
 from herd.config import settings
-from herd.data.loader import PackedLoader
+from herd.data.loader import PackedLoader, within_vocabulary
 from herd.errors import CheckpointError, ConfigError, DataError
 from herd.log import progress, say
 from herd.model.checkpoint import empty_model, save
@@ -143,7 +143,7 @@ def train(
     `skipped` names steps of the data's schedule to pass over (`120-139`), beside those that `stability` finds.
 
     Raises:
-        DataError: a step whose batches have no label to learn from.
+        DataError: a step whose batches have no label to learn from, or a token that the model has not.
         KeyboardInterrupt: the run was to end (SIGTERM, Ctrl-C), of several processes any; the state is saved.
         ConfigError: the loss or the gradient is no longer a number, or an outlier, and `stability` says to stop.
         CapacityError, CheckpointError: as `save_state` and `load_state`.
@@ -154,6 +154,11 @@ def train(
         raise ConfigError("on a mesh all weights are learned with float32 state: leave optimizer.lora and .state alone")
     if optimizer.lora.rank and not has_adapters(model):
         add_adapters(model, optimizer.lora)
+    if schedule.warmup_steps > num_steps:
+        say(
+            f"  schedule.warmup_steps is {schedule.warmup_steps:,} and the run has {num_steps:,} steps: all of them "
+            "warm up, and the learning rate never falls; a twentieth of the run is usual"
+        )
     keep_freed_memory()
     adamw = _resumed(model, optimizer, run)
     speed = Speed(flops_per_token(model.config, loader.phases[0].row_tokens), peak_flops)
@@ -176,8 +181,12 @@ def train(
             while (step := adamw.num_steps) < num_steps:
                 speed.begin()
                 watchdog.now(step, "reading")
-                batches = loader.batches(skips.place(step))
-                totals = _accumulate(model, objective, batches, adamw, partial(watchdog.now, step), asked)
+                names, vocab_size = loader.names, model.config.vocab_size
+                batches, data_fault = within_vocabulary(loader.batches(skips.place(step)), vocab_size, names)
+                begun = Totals(data_fault=data_fault)
+                totals = _accumulate(model, objective, batches, adamw, partial(watchdog.now, step), asked, begun)
+                if totals.data_fault:
+                    raise DataError(f"step {step + 1}: {totals.data_fault}")
                 norm = _norm(adamw, totals, step)
                 watchdog.now(step, "update")
                 if fault := monitor.fault(totals.means()["loss"], norm):
@@ -303,10 +312,11 @@ def _accumulate(
     adamw: FlatAdamW | ShardedAdamW,
     now: Callable[[str], None] = lambda doing: None,
     asked: Callable[[], bool] = lambda: False,
+    totals: Totals | None = None,
 ) -> Totals:
     """Forward and backward over the micro-batches of a step; gradients and figures are summed, not yet divided."""
     adamw.drop_gradients()
-    totals = Totals()
+    totals = totals or Totals()
     now("forward and backward")
     if isinstance(model, ParallelModel):
         for loss in model.losses(objective, batches):

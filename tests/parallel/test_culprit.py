@@ -3,7 +3,7 @@
 import pytest
 import torch.distributed as dist
 
-from herd.errors import ConfigError
+from herd.errors import ConfigError, DataError
 from herd.parallel.launch import open_run_together
 from herd.parallel.layout import check
 from herd.parallel.mesh import Mesh
@@ -15,12 +15,11 @@ from tests.parallel.processes import loader, run_on_meshes, shape, whole_model
 from tests.train.tiny import TinySettings, tiny_model
 
 
-def told(model, folder, rank, world, objective=next_token):
+def told(model, folder, mine, objective=next_token, fault=ConfigError):
     """What the end of a run on this model says."""
-    mine = loader(rank, world)
     with (
         open_run_together(folder / "run", stage="tiny", settings=TinySettings(), inputs={}) as run,
-        pytest.raises(ConfigError) as caught,
+        pytest.raises(fault) as caught,
     ):
         train(model, objective, mine, run, num_steps=2)
     (folder / f"told-{dist.get_rank()}.txt").write_text(str(caught.value))
@@ -35,12 +34,31 @@ def on_mesh(sizes, spoiled, only, objective, folder):
     for shard in model.shards():
         if shard.name == spoiled and only in (None, dist.get_rank()):
             shard.chunk().local.fill_(float("nan"))
-    told(model, folder, layout.data_index(dist.get_rank()), layout.num_data, objective)
+    told(model, folder, loader(layout.data_index(dist.get_rank()), layout.num_data), objective)
 
 
 def on_copies(folder):
-    rank = dist.get_rank()
-    told(tiny_model(), folder, rank, 2, nan_on_the_second)
+    told(tiny_model(), folder, loader(dist.get_rank(), 2), nan_on_the_second)
+
+
+class Damaged:
+    """A loader whose rows on the second process hold a token that the model has not."""
+
+    def __init__(self, inner):
+        self.inner, self.phases, self.names, self.tokens_before = inner, inner.phases, inner.names, inner.tokens_before
+
+    def batches(self, step):
+        batches = self.inner.batches(step)
+        if dist.get_rank() == 1:
+            batches[0].tokens[0, 0] = 1000
+        return batches
+
+
+def damaged(folder):
+    config, settings = shape(), ParallelSettings(shard=2)
+    model = ParallelModel(config, settings, Mesh(check(config, settings, 2, row_tokens=32))).materialize()
+    model.fill(whole_model(config).named_parameters())
+    told(model, folder, Damaged(loader(dist.get_rank(), 2)), fault=DataError)
 
 
 def nan_on_the_second(hidden, head, batch):
@@ -55,18 +73,35 @@ def gradient_alone(hidden, head, batch):
 
 DOWN, QUERIES = "model.layers.2.mlp.down_proj", "model.layers.1.self_attn.q_proj"
 MESHES = [
-    (on_mesh, ({"shard": 2}, f"{DOWN}.weight", None, next_token), f"in the result of {DOWN} on ranks 0, 1"),
-    (on_mesh, ({"tensor": 2}, f"{DOWN}.weight", 1, next_token), f"in the result of {DOWN} on rank 1"),
-    (on_mesh, ({"tensor": 2}, f"{QUERIES}.weight", 0, next_token), f"in the result of {QUERIES} on rank 0"),
-    (on_mesh, ({"tensor": 2}, f"{QUERIES}.weight", 1, next_token), f"in the result of {QUERIES} on rank 1"),
+    (
+        on_mesh,
+        ({"shard": 2}, f"{DOWN}.weight", None, next_token),
+        f"it appears first in the result of {DOWN} on ranks 0, 1",
+    ),
+    (on_mesh, ({"tensor": 2}, f"{DOWN}.weight", 1, next_token), f"it appears first in the result of {DOWN} on rank 1"),
+    (
+        on_mesh,
+        ({"tensor": 2}, f"{QUERIES}.weight", 0, next_token),
+        f"it appears first in the result of {QUERIES} on rank 0",
+    ),
+    (
+        on_mesh,
+        ({"tensor": 2}, f"{QUERIES}.weight", 1, next_token),
+        f"it appears first in the result of {QUERIES} on rank 1",
+    ),
     (
         on_mesh,
         ({"pipeline": 2, "interleave": 2, "contiguous": 2}, f"{QUERIES}.weight", None, next_token),
-        f"in the result of {QUERIES} on rank",
+        f"it appears first in the result of {QUERIES} on rank",
     ),
-    (on_mesh, ({"shard": 2}, "", None, nan_on_the_second), "in the result of the objective on rank 1"),
-    (on_mesh, ({"shard": 2}, "", None, gradient_alone), "in the gradient of model.norm.weight on ranks 0, 1"),
-    (on_copies, (), "in the result of the objective on rank 1"),
+    (on_mesh, ({"shard": 2}, "", None, nan_on_the_second), "it appears first in the result of the objective on rank 1"),
+    (
+        on_mesh,
+        ({"shard": 2}, "", None, gradient_alone),
+        "it appears first in the gradient of model.norm.weight on ranks 0, 1",
+    ),
+    (on_copies, (), "it appears first in the result of the objective on rank 1"),
+    (damaged, (), "step 1: source `library` holds the token id 1,000"),
 ]
 
 
@@ -78,4 +113,4 @@ def folders(tmp_path_factory):
 @pytest.mark.parametrize("number", range(len(MESHES)))
 def test_layer_and_processes_are_named(folders, number):
     for rank in range(2):
-        assert f"; it appears first {MESHES[number][2]}" in (folders[number] / f"told-{rank}.txt").read_text()
+        assert MESHES[number][2] in (folders[number] / f"told-{rank}.txt").read_text()

@@ -22,7 +22,7 @@ class Watched:
     """A loader that notes which steps of its schedule were asked for."""
 
     def __init__(self, loader):
-        self.loader, self.asked, self.phases = loader, [], loader.phases
+        self.loader, self.asked, self.phases, self.names = loader, [], loader.phases, loader.names
 
     def batches(self, step):
         self.asked.append(step)

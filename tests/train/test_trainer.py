@@ -133,6 +133,22 @@ def test_data_in_which_everything_is_masked_is_refused(tmp_path):
         train_tiny(tmp_path, loader=loader)
 
 
+@pytest.mark.parametrize("document", [[1, 5, 96, 6, 2], [1, 5, 6, 4_000_000_000]])
+def test_a_token_that_the_model_has_not_is_one_clear_error_and_the_state_stays(tmp_path, document):
+    documents = in_memory("code", [document] * 20)
+    loader = PackedLoader({"code": documents}, [Phase(batch_tokens=64, row_tokens=32, mixture={"code": 1.0})])
+    with pytest.raises(DataError, match=rf"step 1: source `code` .* {max(document):,}, .* ends with 95: .* pack"):
+        train_tiny(tmp_path, loader=loader)
+
+
+def test_a_warm_up_longer_than_the_run_is_told_of(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("HERD_QUIET", raising=False)
+    train_tiny(tmp_path / "short", num_steps=3, schedule=ScheduleSettings(warmup_steps=3))
+    assert "warm up" not in capsys.readouterr().err
+    train_tiny(tmp_path / "long", num_steps=3, schedule=ScheduleSettings(warmup_steps=2000))
+    assert "schedule.warmup_steps is 2,000 and the run has 3 steps" in capsys.readouterr().err
+
+
 def test_a_torn_state_falls_back_to_the_one_before(tmp_path, capsys):
     train_tiny(tmp_path / "whole")
     saving = SavingSettings(save_seconds=1e-6)
