@@ -43,7 +43,8 @@ class Moving:
     def __init__(self, model: nn.Module, places: list[_Place], num_bytes: int) -> None:
         self._model = weakref.ref(model)
         self._room, self._moved = _large_pages(num_bytes), {}
-        by_pointer = {place.tensor.data_ptr(): place.tensor for place in places}  # a tied embedding is one
+        found = (place.tensor.detach() for place in places)  # the memory as it is now, whatever a place may hold later
+        by_pointer = {tensor.data_ptr(): tensor for tensor in found}  # a tied embedding is one
         self._sources = list(by_pointer.values())
         self._thread = threading.Thread(target=self._copy, name="large pages")
         self._thread.start()
@@ -56,7 +57,11 @@ class Moving:
         num_bytes = sum(_padded(size) for size in storages.values())
         if not num_bytes or not _system_has_them() or num_bytes > _MOST_OF_MEMORY * available_memory(_CPU):
             return None
-        return cls(model, places, num_bytes)
+        try:
+            with torch.inference_mode(False):  # the weights stay what they are, whoever asks for the first answer
+                return cls(model, places, num_bytes)
+        except OSError:  # no room after all: they stay where they are
+            return None
 
     def wait(self) -> None:
         """Until all is copied."""
@@ -76,7 +81,7 @@ class Moving:
         begin = 0
         for source in self._sources:
             target = self._room[begin : begin + source.nbytes]
-            if not self._copy_one(target.numpy(), source.detach().view(torch.uint8).flatten().numpy()):
+            if not self._copy_one(target.numpy(), source.view(torch.uint8).flatten().numpy()):
                 return
             self._moved[source.data_ptr()] = target.view(source.dtype).view(source.shape)
             begin += _padded(source.nbytes)

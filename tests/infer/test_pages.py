@@ -59,6 +59,19 @@ def test_an_engine_answers_from_the_files_until_the_weights_have_moved(tmp_path)
     assert text == Engine(tmp_path).generate("The quick", params).text
 
 
+def test_weights_stay_ordinary_tensors_and_where_they_are_if_there_is_no_room(monkeypatch):
+    model = tiny_model()
+    with torch.inference_mode():
+        assert pages.move_to_large_pages(model)
+    assert not model.model.embed_tokens.weight.is_inference()
+
+    def refuse(*_, **__):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(pages.mmap, "mmap", refuse)
+    assert not pages.move_to_large_pages(model)
+
+
 def test_weights_that_were_exchanged_meanwhile_stay(monkeypatch):
     model = tiny_model()
     moving = pages.Moving.begin(model)
