@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import time
 
 import httpx
 import pytest
+import torch
 import uvicorn
 
 from herd import cli, config
@@ -46,8 +48,22 @@ def folders(tmp_path_factory):
 def endless(tmp_path_factory):
     """A base model whose answers take longer than any test."""
     folder = tmp_path_factory.mktemp("models") / "endless"
-    save(tiny_model(max_position_embeddings=32_768), folder, small_tokenizer())
+    model, tokenizer = tiny_model(max_position_embeddings=32_768, tie_word_embeddings=False), small_tokenizer()
+    with torch.no_grad():  # every hidden state is large in one channel, which speaks against the tokens that end a text
+        model.model.embed_tokens.weight[:, 0] = 50
+        model.lm_head.weight[:, 0] = 0
+        model.lm_head.weight[sorted(tokenizer.stop_ids), 0] = -10
+    save(model, folder, tokenizer)
     return folder
+
+
+def read_until(terminal: int, is_enough, seconds: float = 60) -> bytes:
+    """What a program writes to its terminal, until it is enough."""
+    said, end = b"", time.monotonic() + seconds
+    while not is_enough(said):
+        assert select.select([terminal], [], [], max(0, end - time.monotonic()))[0], f"it only said {said!r}"
+        said += os.read(terminal, 1000)
+    return said
 
 
 def piped(monkeypatch, capsys, settings: ChatSettings, lines: str = LINES) -> str:
@@ -166,13 +182,10 @@ def test_a_chat_that_is_told_to_end_ends(endless, tmp_path, name, answering):
     environment = os.environ | {"XDG_STATE_HOME": str(tmp_path), "TERM": "dumb", "HERD_QUIET": ""}
     with subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=environment) as process:
         os.close(child)
-        said = b""
-        while b"> " not in said:
-            said += os.read(parent, 1000)
+        read_until(parent, lambda said: b"> " in said)
         if answering:
             os.write(parent, b"Hello\n")
-            while len(said) < 400:
-                said += os.read(parent, 1000)
+            read_until(parent, lambda said: len(said) > 200)
         else:
             time.sleep(0.3)
         process.send_signal(getattr(signal, name))
