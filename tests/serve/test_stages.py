@@ -180,7 +180,8 @@ def test_a_chat_that_is_told_to_end_ends(endless, tmp_path, name, answering):
     parent, child = os.openpty()
     command = [sys.executable, "-m", "herd", "chat", str(endless), "max_tokens=30000"]
     environment = os.environ | {"XDG_STATE_HOME": str(tmp_path), "TERM": "dumb", "HERD_QUIET": ""}
-    with subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=environment) as process:
+    streams = {"stdin": child, "stdout": child, "stderr": child}
+    with subprocess.Popen(command, **streams, env=environment, preexec_fn=heed_signals) as process:
         os.close(child)
         read_until(parent, lambda said: b"> " in said)
         if answering:
@@ -451,11 +452,17 @@ def test_the_engines_ways_are_settings_and_leave_the_answers(folders):
     )
 
 
+def heed_signals() -> None:
+    """As from a terminal, also where the tests run in the background (`nohup`, `&`), which signals are ignored in."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def started(*words, **environment) -> tuple[subprocess.Popen, int]:
     """`herd serve` in a process of its own, and its port."""
     command = [sys.executable, "-m", "herd", "serve", *words, "port=0"]
     settings = os.environ | {"HERD_QUIET": "", "OMP_NUM_THREADS": "1"} | environment
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=settings)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=settings, preexec_fn=heed_signals)
     told = ""
     while "API" not in told:
         line = process.stderr.readline()
