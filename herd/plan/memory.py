@@ -107,7 +107,7 @@ def _of_rank(
         **_learned(config, layout, parameters, unit, width, optimizer),
         "activations": width * tokens * kept * held + _again(config, layout, tokens, width),
         "scores": 0.0 if on_gpu else width * _scores_kept(config, layout, row_tokens, width) * held,
-        "head": _head(config, layout, tokens, width) if mine[-1].head else 0.0,
+        "head": _head(config, layout, tokens, width, optimizer) if mine[-1].head else 0.0,
         "logits": _logits(config, layout, tokens, width, on_gpu) if mine[-1].head else 0.0,
         "runtime": RUNTIME_BYTES["gpu" if on_gpu else "cpu"],
     }
@@ -201,11 +201,12 @@ def _scores_kept(config: ModelConfig, layout: Layout, row_tokens: int, width: in
     return scores if width * scores <= KEPT_BYTES else 0.0
 
 
-def _head(config: ModelConfig, layout: Layout, tokens: float, width: int) -> float:
-    """The last stage's loss: the output weight's gradient in float32 and rounded, hidden states and their gradient."""
+def _head(config: ModelConfig, layout: Layout, tokens: float, width: int, optimizer: OptimizerSettings) -> float:
+    """The last stage's loss: the output weight's gradient in float32 and rounded (a frozen one has none), hidden states
+    and their gradient."""
     if config.architecture != CAUSAL_LM:
         return 0.0
-    rows = config.vocab_size * config.hidden_size / layout.tensor
+    rows = 0.0 if optimizer.lora.rank else config.vocab_size * config.hidden_size / layout.tensor
     return (FLOAT + width) * rows + 3 * width * tokens * layout.tensor * config.hidden_size
 
 
