@@ -174,7 +174,6 @@ def test_a_conversation_is_saved_as_training_reads_it_and_loaded_again(folders, 
     )
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a pseudo-terminal")
 @pytest.mark.parametrize(("name", "answering"), [("SIGTERM", False), ("SIGTERM", True), ("SIGHUP", False)])
 def test_a_chat_that_is_told_to_end_ends(endless, tmp_path, name, answering):
     parent, child = os.openpty()
