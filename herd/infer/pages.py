@@ -95,15 +95,6 @@ class Moving:
         return True
 
 
-def move_to_large_pages(model: nn.Module) -> bool:
-    """Copy a model's matrices on the CPU into large pages, in place, at once; whether it was done."""
-    moving = Moving.begin(model)
-    if moving is None:
-        return False
-    moving.wait()
-    return moving.settle()
-
-
 def _places(model: nn.Module) -> list[_Place]:
     owners = [(module, name) for module in model.modules() for name in ("weight", "weight_scale")]
     return [_Place(module, name) for module, name in owners if _is_matrix(module, name)]

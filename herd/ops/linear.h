@@ -42,7 +42,6 @@ struct Tokens {
 inline void fetch_ahead(const void* at) { _mm_prefetch((const char*)at + 4096, _MM_HINT_T1); }
 
 struct Bf16Weights {
-  static constexpr int kKind = 0;
   const bf16* weight;
 
   template <int M>

@@ -27,7 +27,7 @@ def test_moved_weights_are_the_same_numbers_at_another_place(scheme):
         quantize_layers(model, scheme)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     places = {name: tensor.data_ptr() for name, tensor in model.state_dict().items() if tensor.ndim == 2}
-    assert pages.move_to_large_pages(model)
+    assert moved(model)
     after = model.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert all(after[name].data_ptr() != place for name, place in places.items())
@@ -62,14 +62,14 @@ def test_an_engine_answers_from_the_files_until_the_weights_have_moved(tmp_path)
 def test_weights_stay_ordinary_tensors_and_where_they_are_if_there_is_no_room(monkeypatch):
     model = tiny_model()
     with torch.inference_mode():
-        assert pages.move_to_large_pages(model)
+        assert moved(model)
     assert not model.model.embed_tokens.weight.is_inference()
 
     def refuse(*_, **__):
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(pages.mmap, "mmap", refuse)
-    assert not pages.move_to_large_pages(model)
+    assert not moved(model)
 
 
 def test_weights_that_were_exchanged_meanwhile_stay(monkeypatch):
@@ -98,6 +98,15 @@ def test_copying_stops_when_the_model_is_gone(monkeypatch):
     assert not moving.settle() and not moving._moved
 
 
+def moved(model):
+    """Whether a model's weights could be moved, and have been."""
+    moving = pages.Moving.begin(model)
+    if moving is None:
+        return False
+    moving.wait()
+    return moving.settle()
+
+
 def _holds(mapping: str, address: int) -> bool:
     found = re.search(r"^([0-9a-f]+)-([0-9a-f]+) ", mapping, re.MULTILINE)
     return found is not None and int(found[1], 16) <= address < int(found[2], 16)
@@ -107,5 +116,5 @@ def test_weights_stay_where_they_are_when_memory_is_short(monkeypatch):
     monkeypatch.setattr(pages, "available_memory", lambda device: 100_000)
     model = tiny_model()
     before = model.model.embed_tokens.weight.data_ptr()
-    assert not pages.move_to_large_pages(model)
+    assert not moved(model)
     assert model.model.embed_tokens.weight.data_ptr() == before
