@@ -7,9 +7,10 @@
 
 Weights are random, in Llama 3.2 1B's shape; answers are greedy and never stop early. `decode` is one answer at a time
 after a short prompt; `prompt` is 512 new tokens; `many` is 16 requests at once, all tokens in and out counted;
-`context` decodes behind a prompt of 8192 tokens, `long` behind one of 32,000. Each contestant is a process of its own;
+`context` decodes behind a prompt of 8192 tokens, `long` behind one of 32,000, and with `short` in the same run both
+tell what the context costs beside plain reads of its keys and values. Each contestant is a process of its own;
 they take turns and the median of the turns counts; `start` (alone) times `herd chat` up to its first token. The
-bandwidth and matmul rates are measured in the same run. Results go to benchmarks/results/infer-1b.json.
+rates of plain reads and of matmuls are measured in the same run. Results go to benchmarks/results/infer-1b.json.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from herd.model.config import ModelConfig, num_parameters
 from herd.model.init import initialize
 from herd.model.llama import LlamaForCausalLM
 from herd.ops import decoding
-from herd.ops.probe import matmul_rate, memory_bandwidth
+from herd.ops.probe import best_seconds, matmul_rate
 from herd.run import environment
 from herd.tokenizer import Tokenizer
 from herd.types import SamplingParams
@@ -48,6 +49,8 @@ CONTESTANTS = {
     "Herd bf16": ("herd", {"path": "bf16"}),
     "Herd int8": ("herd", {"path": "int8"}),
     "Herd int4": ("herd", {"path": "int4"}),
+    "Herd bf16, no compiler": ("herd", {"path": "bf16", "native": False}),
+    "Herd int8, no compiler": ("herd", {"path": "int8", "native": False}),
     "Herd int4, no compiler": ("herd", {"path": "int4", "native": False}),
     "Herd bf16, int8 cache": ("herd", {"path": "bf16", "cache_dtype": "int8"}),
     "transformers bf16": ("transformers", {"path": "bf16"}),
@@ -56,11 +59,13 @@ CONTESTANTS = {
     "llama.cpp Q4_0": ("llamacpp", {"file": "Q4_0.gguf"}),
 }
 TASKS = {  # prompts, tokens in, tokens out, what is counted, who takes part
-    "decode": (1, 32, 33, "rest", ("Herd bf16", "Herd int8", "Herd int4", "Herd int4, no compiler", "transformers bf16",
+    "decode": (1, 32, 33, "rest", ("Herd bf16", "Herd int8", "Herd int4", "Herd bf16, no compiler",
+                                  "Herd int8, no compiler", "Herd int4, no compiler", "transformers bf16",
                                   "llama.cpp BF16", "llama.cpp Q8_0", "llama.cpp Q4_0")),
     "prompt": (1, 512, 1, "first", ("Herd bf16", "Herd int8", "Herd int4", "transformers bf16", "llama.cpp BF16",
                                     "llama.cpp Q4_0")),
     "many": (16, 256, 128, "all", ("Herd bf16", "Herd int4", "transformers bf16", "llama.cpp Q4_0")),
+    "short": (1, 32, 33, "rest", ("Herd bf16", "Herd bf16, int8 cache", "transformers bf16", "llama.cpp BF16")),
     "context": (1, 8192, 33, "rest", ("Herd bf16", "Herd bf16, int8 cache", "transformers bf16", "llama.cpp BF16")),
     "long": (1, 32_000, 33, "rest", ("Herd bf16", "Herd bf16, int8 cache")),
 }  # fmt: skip
@@ -248,14 +253,15 @@ def run(arguments: argparse.Namespace) -> None:
         for name in wanted
         if CONTESTANTS[name][0] != "llamacpp" or (arguments.folder / "llamacpp-python").exists()
     }
-    rates = {"bandwidth": [], "matmul": []}
+    rates = {"reads": [], "matmul": []}
     speeds: dict[str, dict[str, list[float]]] = {task: {} for task in tasks}
+    reads: dict[str, dict[str, list[float]]] = {task: {} for task in tasks}  # right after each turn
     statuses = {name: contestant.status for name, contestant in contestants.items()}
     began = time.perf_counter()
     for _ in range(arguments.rounds):
-        if rates["bandwidth"] and time.perf_counter() - began > arguments.seconds:
+        if rates["reads"] and time.perf_counter() - began > arguments.seconds:
             break
-        rates["bandwidth"].append(memory_bandwidth(0.5) / 1e9)
+        rates["reads"].append(plain_reads())
         rates["matmul"].append(matmul_rate(torch.bfloat16, 2048) / 1e9)
         for task in tasks:
             for name in TASKS[task][4]:
@@ -263,12 +269,19 @@ def run(arguments: argparse.Namespace) -> None:
                     continue
                 try:
                     speeds[task].setdefault(name, []).append(speed(contestants[name], task))
+                    reads[task].setdefault(name, []).append(plain_reads())
                 except (RuntimeError, OSError) as error:
                     statuses[name] = {"status": str(error)}
                     del contestants[name], speeds[task][name]
     for contestant in contestants.values():
         contestant.close()
-    write(arguments, speeds, rates, statuses)
+    write(arguments, speeds, reads, rates, statuses)
+
+
+def plain_reads(seconds: float = 0.3) -> float:
+    """How fast PyTorch reads memory here, in GB/s: the largest of half a gigabyte of numbers."""
+    numbers = torch.ones(2**27)
+    return numbers.nbytes / best_seconds(numbers.amax, seconds, "cpu") / 1e9
 
 
 _fresh = torch.Generator().manual_seed(0)
@@ -286,16 +299,36 @@ def speed(contestant: Contestant, task: str) -> float:
     return num_prompts * (num_in + num_out) / (seconds["first"] + seconds["rest"])
 
 
-def write(arguments: argparse.Namespace, speeds: dict, rates: dict, statuses: dict) -> None:
+def context_cost(speeds: dict, reads: dict, task: str) -> dict[str, dict[str, float]]:
+    """What a token costs more than after a short prompt, beside what plain reads of its keys and values take."""
+    places = TASKS[task][1] + TASKS[task][2] / 2
+    values = 2 * SHAPE.num_hidden_layers * SHAPE.num_key_value_heads * SHAPE.head_dim
+    costs = {}
+    for name in speeds[task].keys() & speeds["short"].keys():
+        kept = values * places * (1 if "int8 cache" in name else 2)
+        more = [1 / far - 1 / near for far, near in zip(speeds[task][name], speeds["short"][name], strict=False)]
+        plain = [kept / (rate * 1e9) for rate in reads[task][name]]
+        costs[name] = {
+            "milliseconds": round(1e3 * median(more), 1),
+            "plain_read_milliseconds": round(1e3 * median(plain), 1),
+            "share_of_the_step": round(median(m * far for m, far in zip(more, speeds[task][name], strict=False)), 3),
+        }
+    return costs
+
+
+def write(arguments: argparse.Namespace, speeds: dict, reads: dict, rates: dict, statuses: dict) -> None:
     entries = {}
     for task, by_name in speeds.items():
         entries[task] = about(arguments) | {
-            "bandwidth_gbytes_per_second": round(median(rates["bandwidth"]), 1),
+            "plain_reads_gbytes_per_second": round(median(rates["reads"]), 1),
             "matmul_bf16_gflops": round(median(rates["matmul"])),
             "tokens_per_second": {name: round(median(found), 2) for name, found in by_name.items()},
             "all_turns": {name: [round(one, 2) for one in found] for name, found in by_name.items()},
+            "plain_reads_after_each_turn": {n: [round(one, 1) for one in found] for n, found in reads[task].items()},
             "paths": {name: found.get("status") or found.get("system") for name, found in statuses.items()},
         }
+        if task in ("context", "long") and "short" in speeds:
+            entries[task]["cost_of_the_context"] = context_cost(speeds, reads, task)
     save(entries)
     print(json.dumps({task: entries[task]["tokens_per_second"] for task in speeds}, indent=1))
     print(json.dumps(rates))

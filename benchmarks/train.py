@@ -2,7 +2,9 @@
 
     python benchmarks/train.py setup --peers DIR               # an environment for each peer, under DIR
     python benchmarks/train.py speed --peers DIR [--shape 7m|60m|125m] [--rounds 8] [--threads 2]
-    python benchmarks/train.py losses --peers DIR [--shape 1m|7m] [--rounds 100]    # three seeds, beside transformers
+    python benchmarks/train.py losses --peers DIR [--shape 1m|7m] [--rounds 100] [--text FILES]    # three seeds
+
+`losses` compares with transformers from the same weights on the same tokens: made by fixed rules, or of real text.
 
 Every contestant runs in a process and an environment of its own and takes its turn of a step, so that whatever else the
 machine does hits all of them; ratios are of medians. All but nanochat start from the same weights, see the same tokens
@@ -22,12 +24,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
 import numpy as np
-from train_step import commit, hardware, token_batches
+from train_step import commit, hardware, text_rows, token_batches
 
 from herd.model import checkpoint
 from herd.model.config import ModelConfig, num_parameters
@@ -64,7 +67,6 @@ SHAPES = {
 }  # fmt: skip
 ROWS, CONTEXT = 8, 512
 SWITCHES = {"herd:off": {"HERD_NATIVE": "0"}, "nanochat:eager": {"TORCHDYNAMO_DISABLE": "1"}}
-LAST = 10  # steps whose mean loss is compared
 LEARNERS = ["herd:auto", "herd:off", "transformers:eager", "transformers:autocast"]
 
 
@@ -132,12 +134,24 @@ def start(name: str, folder: Path, peers: Path, threads: int) -> Contestant:
     return found
 
 
-def prepare(folder: Path, config: ModelConfig, seed: int, steps: int) -> None:
+def prepare(folder: Path, config: ModelConfig, seed: int, steps: int, texts: Sequence[Path] = ()) -> None:
     model = empty_model(config, device="cpu")
     initialize(model, seed)
     checkpoint.save(model, folder / "start")
-    batches = token_batches(config, ROWS, CONTEXT, steps)
-    np.save(folder / "tokens.npy", np.stack([batch.numpy() for batch in batches]).astype(np.uint32))
+    if texts:
+        tokens = text_batches(texts, config.vocab_size, steps, seed)
+    else:
+        tokens = np.stack([batch.numpy() for batch in token_batches(config, ROWS, CONTEXT, steps)])
+    np.save(folder / "tokens.npy", tokens.astype(np.uint32))
+
+
+def text_batches(files: Sequence[Path], vocabulary: int, steps: int, seed: int) -> np.ndarray:
+    """Steps of rows of real text, in an order drawn with `seed`."""
+    rows, _ = text_rows(files, vocabulary, CONTEXT)
+    if len(rows) < steps * ROWS:
+        sys.exit(f"the texts give {len(rows) // ROWS} steps, not {steps}")
+    chosen = np.random.default_rng(seed).permutation(len(rows))[: steps * ROWS]
+    return rows[chosen].reshape(steps, ROWS, CONTEXT + 1)
 
 
 def speed(options: argparse.Namespace) -> None:
@@ -203,18 +217,18 @@ def losses(options: argparse.Namespace) -> None:
     The peer trains with bfloat16 weights (`eager`) and with float32 weights under autocast. `herd:auto` and `herd:off`
     differ in rounding alone: what is between them is how far two runs of the same come apart.
     """
-    config, rows = SHAPES[options.shape], []
+    config, rows, last = SHAPES[options.shape], [], max(10, options.rounds // 8)
     for seed in range(options.seeds):
         with tempfile.TemporaryDirectory() as made:
             folder = Path(made)
-            prepare(folder, config, seed, options.rounds)
+            prepare(folder, config, seed, options.rounds, options.text)
             found = [start(name, folder, options.peers, options.threads) for name in LEARNERS]
             for entry in found:
                 entry.steps(options.rounds)
                 entry.process.kill()
                 if entry.error:
                     sys.exit(f"{entry.name}: {entry.error}")
-        rows.append({"seed": seed} | {entry.name: statistics.mean(entry.losses[-LAST:]) for entry in found})
+        rows.append({"seed": seed} | {entry.name: statistics.mean(entry.losses[-last:]) for entry in found})
         print(rows[-1], flush=True)
     apart = {
         f"herd:auto over {name}": [round(100 * (row["herd:auto"] / row[name] - 1), 3) for row in rows]
@@ -224,16 +238,19 @@ def losses(options: argparse.Namespace) -> None:
         "shape": options.shape,
         "parameters": num_parameters(config),
         "steps": options.rounds,
-        f"mean_loss_of_last_{LAST}_steps": rows,
+        f"mean_loss_of_last_{last}_steps": rows,
         "percent_by_seed": apart,
         "percent_mean": {name: round(statistics.mean(values), 3) for name, values in apart.items()},
     }
-    write(HERE / "results" / f"train-losses-{options.shape}.json", result)
+    kind = "-text" if options.text else ""
+    write(HERE / "results" / f"train-losses-{options.shape}{kind}.json", result)
     print(result["percent_mean"])
 
 
 def about(options: argparse.Namespace, machine: dict) -> dict:
-    command = " ".join(word for word in sys.argv[1:] if word != str(options.peers)).replace("--peers", "--peers DIR")
+    texts = {str(file): file.name for file in options.text}
+    words = [texts.get(word, word) for word in sys.argv[1:] if word != str(options.peers)]
+    command = " ".join(words).replace("--peers", "--peers DIR")
     return {
         "benchmark": "train",
         "date": date.today().isoformat(),
@@ -255,6 +272,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, required=True, help="where the peers' environments are")
     parser.add_argument("--shape", choices=SHAPES, default="7m")
     parser.add_argument("--seeds", type=int, default=3, help="of the initial weights (losses)")
+    parser.add_argument("--text", type=Path, nargs="*", default=[], help="*.jsonl.gz to learn from (losses)")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)

@@ -14,7 +14,6 @@ Everything lies in `--folder`; the loss on rows kept aside is measured by the sa
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import math
 import resource
@@ -27,7 +26,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
-from train_step import commit, hardware
+from train_step import commit, hardware, text_rows
 
 from herd.config import settings
 from herd.data.loader import PackedLoader
@@ -37,7 +36,6 @@ from herd.model.config import ModelConfig, num_parameters
 from herd.model.init import initialize
 from herd.model.llama import empty_model
 from herd.run import atomic_write, open_run, read_metrics
-from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.objectives import next_token
 from herd.train.optimizer import OptimizerSettings
 from herd.train.schedule import BatchSettings, ScheduleSettings, learning_rate, phases
@@ -63,13 +61,7 @@ class RunSettings:
 
 def prepare(folder: Path, files: list[Path]) -> None:
     """Texts to rows of tokens, a tokenizer trained on them, and the weights that both start from."""
-    texts = []
-    for file in files:
-        with gzip.open(file, "rt", encoding="utf-8") as lines:
-            texts += [json.loads(line)["text"] for line in lines]
-    tokenizer = Tokenizer.train((text[:200_000] for text in texts), VOCABULARY)
-    tokens = np.concatenate([np.asarray(tokenizer.encode(text, eos=True), np.uint32) for text in texts])
-    rows = tokens[: len(tokens) // (CONTEXT + 1) * (CONTEXT + 1)].reshape(-1, CONTEXT + 1)
+    rows, size = text_rows(files, VOCABULARY, CONTEXT)
     aside = np.zeros(len(rows), bool)
     aside[np.linspace(0, len(rows) - 1, HELD_OUT).astype(int)] = True
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,9 +74,8 @@ def prepare(folder: Path, files: list[Path]) -> None:
     model = empty_model(config, device="cpu")
     initialize(model, seed=0)
     checkpoint.save(model, folder / "start")
-    size = sum(len(text.encode()) for text in texts)
     atomic_write(folder / "texts.json", json.dumps({"files": [file.name for file in files], "bytes": size}))
-    print(f"{len(rows):,} rows of {CONTEXT} tokens, {size / tokens.size:.2f} bytes a token")
+    print(f"{len(rows):,} rows of {CONTEXT} tokens, {size / rows.size:.2f} bytes a token")
 
 
 def loader(folder: Path, num_steps: int) -> PackedLoader:

@@ -10,6 +10,7 @@ after the last step shows that they learned the same. Results go to benchmarks/r
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import platform
 import statistics
@@ -17,11 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor
@@ -32,6 +34,7 @@ from herd.model.flops import flops_per_token
 from herd.model.init import initialize
 from herd.model.llama import LlamaForCausalLM, empty_model
 from herd.ops.probe import matmul_rate
+from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.optimizer import FlatAdamW, OptimizerSettings
 from herd.types import Batch, Loss
 
@@ -156,6 +159,18 @@ def token_batches(config: ModelConfig, rows: int, context: int, count: int) -> l
             tokens.append(rules[tokens[-1], choice])
         batches.append(torch.stack(tokens, dim=1))
     return batches
+
+
+def text_rows(files: Sequence[Path], vocabulary: int, context: int) -> tuple[np.ndarray, int]:
+    """Rows of context + 1 tokens of texts (*.jsonl.gz, column `text`), their tokenizer trained on them; bytes read."""
+    texts = []
+    for file in files:
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            texts += [json.loads(line)["text"] for line in lines]
+    tokenizer = Tokenizer.train((text[:200_000] for text in texts), vocabulary)
+    tokens = np.concatenate([np.asarray(tokenizer.encode(text, eos=True), np.uint32) for text in texts])
+    rows = tokens[: len(tokens) // (context + 1) * (context + 1)].reshape(-1, context + 1)
+    return rows, sum(len(text.encode()) for text in texts)
 
 
 def hardware(threads: int) -> dict:

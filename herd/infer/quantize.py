@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from herd.model.config import CAUSAL_LM, ModelConfig
 from herd.model.formats import is_huggingface
 from herd.model.weights import INDEX, SINGLE, TensorInfo, read_tensors, save_tensors, tensors_in_folder
 from herd.ops import decoding
-from herd.ops.compressed import SCHEMES, Scheme, pack_layer, quantization_config, takes
+from herd.ops.compressed import SCHEMES, Scheme, pack_layer, packed_shapes, quantization_config, takes
 from herd.ops.quantized import GROUP
 from herd.run import atomic_folder
 
@@ -50,6 +51,41 @@ def quantize_folder(
         CheckpointError: the source is missing, damaged, quantized already, not a language model, or of a shape that the
             scheme does not fit.
     """
+    plan = _plan(source, scheme)
+    decoding.wait()
+    work = _Work(scheme, plan.layers, memory_bytes // 2)
+    with atomic_folder(Path(target)) as aside:
+        bytes_after = _write_shards(aside, plan.tensors, work)
+        _write_config(aside, plan.folder, scheme, ignored=_ignored(plan.config, plan.layers))
+        _copy_companions(aside, plan.folder)
+    bytes_before = sum(info.dtype.itemsize * math.prod(info.shape) for info in plan.tensors.values())
+    return Quantized(bytes_before, bytes_after, len(plan.layers))
+
+
+def quantized_bytes(source: Path | str, scheme: Scheme = "int8") -> int:
+    """Bytes of the weights that `quantize_folder` will write; it raises the same errors."""
+    plan, total = _plan(source, scheme), 0
+    widths = {part: tensor.itemsize for part, tensor in pack_layer(torch.zeros(1, 2 * GROUP), scheme).items()}
+    for name, info in plan.tensors.items():
+        if name.removesuffix(".weight") in plan.layers:
+            shapes = packed_shapes(*info.shape, scheme)
+            total += sum(widths[part] * math.prod(shape) for part, shape in shapes.items())
+        else:
+            total += _KEPT_DTYPE.itemsize * math.prod(info.shape)
+    return total
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What of a folder is quantized."""
+
+    folder: Path
+    config: ModelConfig
+    tensors: dict[str, TensorInfo]
+    layers: set[str]
+
+
+def _plan(source: Path | str, scheme: Scheme) -> _Plan:
     if scheme not in SCHEMES:
         raise CheckpointError(f"scheme={scheme}: expected one of {', '.join(SCHEMES)}.")
     folder = find_checkpoint(source)
@@ -62,18 +98,11 @@ def quantize_folder(
         raise CheckpointError(f"{folder} is a {config.architecture}; only language models are quantized.")
     if config.attention_bias or config.mlp_bias:
         raise CheckpointError(f"{folder}: its layers have biases, which the quantized layers have no place for.")
-    decoding.wait()
     tensors = tensors_in_folder(folder)
     layers = [name.removesuffix(".weight") for name in tensors]
     chosen = {name for name in layers if takes(scheme, name, config.num_hidden_layers)}
     _check_shapes(folder, tensors, chosen, scheme)
-    work = _Work(scheme, chosen, memory_bytes // 2)
-    with atomic_folder(Path(target)) as aside:
-        bytes_after = _write_shards(aside, tensors, work)
-        _write_config(aside, folder, scheme, ignored=_ignored(config, chosen))
-        _copy_companions(aside, folder)
-    bytes_before = sum(info.dtype.itemsize * torch.Size(info.shape).numel() for info in tensors.values())
-    return Quantized(bytes_before, bytes_after, len(chosen))
+    return _Plan(folder, config, tensors, chosen)
 
 
 @dataclass(frozen=True)

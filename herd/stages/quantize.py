@@ -15,7 +15,7 @@ from herd.data.shards import Documents, open_heldout
 from herd.evals.perplexity import code_length, sample_documents
 from herd.infer.cache import available_memory
 from herd.infer.engine import Engine
-from herd.infer.quantize import MEMORY_BYTES, Quantized, quantize_folder
+from herd.infer.quantize import MEMORY_BYTES, Quantized, quantize_folder, quantized_bytes
 from herd.log import say, size
 from herd.model.checkpoint import find_checkpoint, load
 from herd.model.llama import LlamaForCausalLM
@@ -64,7 +64,7 @@ def run(settings: QuantizeSettings) -> Path:
             return run.path
         source, target = find_checkpoint(settings.checkpoint), run.path / "checkpoint"
         heldout = open_heldout(settings.shards) if settings.shards else {}
-        run.need(disk_bytes=_num_bytes(source))
+        run.need(disk_bytes=quantized_bytes(source, settings.scheme))
         change = quantize_folder(source, target, settings.scheme, settings.memory_bytes)
         figures = _sizes(change) | _speeds(source, target) | _qualities(source, target, heldout, settings)
         _tell(run, figures)

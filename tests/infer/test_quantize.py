@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from herd.errors import CheckpointError
 from herd.infer.engine import Engine
-from herd.infer.quantize import quantize_folder
+from herd.infer.quantize import quantize_folder, quantized_bytes
 from herd.model.checkpoint import as_reward_model, load, save
 from herd.ops import decoding
 from herd.ops.compressed import SCHEMES, pack, unpack
@@ -290,6 +290,13 @@ def test_every_scheme_answers_the_same_from_a_folder_from_loading_and_in_memory(
     from_folder = Engine(tmp_path / "small").generate("The quick", GREEDY)
     assert from_folder == Engine(tmp_path / "model", quantize=scheme).generate("The quick", GREEDY)
     assert from_folder == Engine.of(load(tmp_path / "small"), small_tokenizer()).generate("The quick", GREEDY)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_size_is_known_before(tmp_path, scheme):
+    save(tiny_model(num_hidden_layers=3), tmp_path / "model", small_tokenizer())
+    said = quantized_bytes(tmp_path / "model", scheme)
+    assert quantize_folder(tmp_path / "model", tmp_path / "small", scheme).bytes_after == said
 
 
 def test_int4_stays_near_the_original(tmp_path):
