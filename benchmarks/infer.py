@@ -7,10 +7,11 @@
 
 Weights are random, in Llama 3.2 1B's shape; answers are greedy and never stop early. `decode` is one answer at a time
 after a short prompt; `prompt` is 512 new tokens; `many` is 16 requests at once, all tokens in and out counted;
-`context` decodes behind a prompt of 8192 tokens, `long` behind one of 32,000, and with `short` in the same run both
-tell what the context costs beside plain reads of its keys and values. Each contestant is a process of its own;
-they take turns and the median of the turns counts; `start` (alone) times `herd chat` up to its first token. The
-rates of plain reads and of matmuls are measured in the same run. Results go to benchmarks/results/infer-1b.json.
+`context` decodes behind a prompt of 8192 tokens, `long` behind one of 32,000. Each contestant is a process of its own;
+they take turns and the median of the turns counts. `start` (alone) times `herd chat` up to its first token; `cost`
+(alone) tells what a token costs Herd behind 8192 and 32,000 others, turn by turn with short ones, beside the time in
+which plain reads fetch so many keys and values. The rates of plain reads and of matmuls are measured in the same run.
+Results go to benchmarks/results/infer-1b.json.
 """
 
 from __future__ import annotations
@@ -65,7 +66,6 @@ TASKS = {  # prompts, tokens in, tokens out, what is counted, who takes part
     "prompt": (1, 512, 1, "first", ("Herd bf16", "Herd int8", "Herd int4", "transformers bf16", "llama.cpp BF16",
                                     "llama.cpp Q4_0")),
     "many": (16, 256, 128, "all", ("Herd bf16", "Herd int4", "transformers bf16", "llama.cpp Q4_0")),
-    "short": (1, 32, 33, "rest", ("Herd bf16", "Herd bf16, int8 cache", "transformers bf16", "llama.cpp BF16")),
     "context": (1, 8192, 33, "rest", ("Herd bf16", "Herd bf16, int8 cache", "transformers bf16", "llama.cpp BF16")),
     "long": (1, 32_000, 33, "rest", ("Herd bf16", "Herd bf16, int8 cache")),
 }  # fmt: skip
@@ -240,9 +240,48 @@ def start(arguments: argparse.Namespace) -> None:
     save({"start": about(arguments) | entry})
 
 
+def cost(arguments: argparse.Namespace) -> None:
+    """What the context costs a token: the same prompts again and again, which are in the cache after the first time."""
+    num_out, lengths, entry = 17, (32, 8192, 32_000), about(arguments)
+    for name in ("Herd bf16", "Herd bf16, int8 cache"):
+        contestant = Contestant(*CONTESTANTS[name], arguments.folder, arguments.threads, 1, 2**15)
+        prompts = {length: torch.randint(0, 8192, (1, length), generator=_fresh).tolist() for length in lengths}
+        milliseconds: dict[int, list[float]] = {length: [] for length in lengths}
+        reads = []
+        for turn in range(arguments.rounds + 1):
+            for length, prompt in prompts.items():
+                seconds = contestant.generate(prompt, num_out)["rest"]
+                if turn:
+                    milliseconds[length].append(1e3 * seconds / (num_out - 1))
+            reads.append(plain_reads(0.1))
+        contestant.close()
+        entry[name] = context_costs(milliseconds, median(reads[1:]), 1 if "int8 cache" in name else 2)
+        print(name, json.dumps(entry[name]))
+    save({"cost": entry})
+
+
+def context_costs(milliseconds: dict[int, list[float]], reads: float, width: int) -> dict[str, object]:
+    """A step's milliseconds, and what it takes more than a short one beside reading its keys and values."""
+    short, *longer = milliseconds
+    values = 2 * SHAPE.num_hidden_layers * SHAPE.num_key_value_heads * SHAPE.head_dim
+    found: dict[str, object] = {"plain_reads_gbytes_per_second": round(reads, 1)}
+    for length, turns in milliseconds.items():
+        found[f"{length}_tokens"] = {"milliseconds": round(median(turns), 1), "turns": [round(one, 1) for one in turns]}
+    for length in longer:
+        more = median(far - near for far, near in zip(milliseconds[length], milliseconds[short], strict=True))
+        found[f"{length}_tokens"] |= {
+            "more_than_short": round(more, 1),
+            "reading_its_keys_and_values": round(1e3 * values * width * length / (reads * 1e9), 1),
+        }
+    return found
+
+
+ALONE = {"start": start, "cost": cost}
+
+
 def run(arguments: argparse.Namespace) -> None:
-    if arguments.tasks == "start":
-        start(arguments)
+    if arguments.tasks in ALONE:
+        ALONE[arguments.tasks](arguments)
         return
     tasks = arguments.tasks.split(",")
     wanted = [name for name in CONTESTANTS if any(name in TASKS[task][4] for task in tasks)]
@@ -299,23 +338,6 @@ def speed(contestant: Contestant, task: str) -> float:
     return num_prompts * (num_in + num_out) / (seconds["first"] + seconds["rest"])
 
 
-def context_cost(speeds: dict, reads: dict, task: str) -> dict[str, dict[str, float]]:
-    """What a token costs more than after a short prompt, beside what plain reads of its keys and values take."""
-    places = TASKS[task][1] + TASKS[task][2] / 2
-    values = 2 * SHAPE.num_hidden_layers * SHAPE.num_key_value_heads * SHAPE.head_dim
-    costs = {}
-    for name in speeds[task].keys() & speeds["short"].keys():
-        kept = values * places * (1 if "int8 cache" in name else 2)
-        more = [1 / far - 1 / near for far, near in zip(speeds[task][name], speeds["short"][name], strict=False)]
-        plain = [kept / (rate * 1e9) for rate in reads[task][name]]
-        costs[name] = {
-            "milliseconds": round(1e3 * median(more), 1),
-            "plain_read_milliseconds": round(1e3 * median(plain), 1),
-            "share_of_the_step": round(median(m * far for m, far in zip(more, speeds[task][name], strict=False)), 3),
-        }
-    return costs
-
-
 def write(arguments: argparse.Namespace, speeds: dict, reads: dict, rates: dict, statuses: dict) -> None:
     entries = {}
     for task, by_name in speeds.items():
@@ -327,8 +349,6 @@ def write(arguments: argparse.Namespace, speeds: dict, reads: dict, rates: dict,
             "plain_reads_after_each_turn": {n: [round(one, 1) for one in found] for n, found in reads[task].items()},
             "paths": {name: found.get("status") or found.get("system") for name, found in statuses.items()},
         }
-        if task in ("context", "long") and "short" in speeds:
-            entries[task]["cost_of_the_context"] = context_cost(speeds, reads, task)
     save(entries)
     print(json.dumps({task: entries[task]["tokens_per_second"] for task in speeds}, indent=1))
     print(json.dumps(rates))
