@@ -256,8 +256,8 @@ def cost(arguments: argparse.Namespace) -> None:
             reads.append(plain_reads(0.1))
         contestant.close()
         entry[name] = context_costs(milliseconds, median(reads[1:]), 1 if "int8 cache" in name else 2)
-        print(name, json.dumps(entry[name]))
-    save({"cost": entry})
+        print(name, json.dumps(entry[name]), flush=True)
+        save({"cost": entry})
 
 
 def context_costs(milliseconds: dict[int, list[float]], reads: float, width: int) -> dict[str, object]:
