@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +11,7 @@ from herd.errors import CapacityError
 from herd.log import size
 from herd.model.config import ModelConfig
 from herd.ops.paged_attention import LayerCache
+from herd.ops.probe import available_memory
 
 BLOCK_SIZE = 16
 """Tokens a block. Small blocks share prefixes finely, large ones are gathered faster."""
@@ -98,29 +97,3 @@ def num_blocks_for(
             f"{size(each)}{spare}; give it more memory (cache_bytes, engine.cache_gb)."
         )
     return min(budget // each - num_spare, most)
-
-
-def available_memory(device: torch.device) -> int:
-    """Bytes of memory that can be taken now: on the GPU, or on the host within the container's limit."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = _meminfo_available() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return min(free, _container_room())
-
-
-def _meminfo_available() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def _container_room(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """What is left of a cgroup (v2) memory limit; infinite where there is none."""
-    try:
-        limit = (root / "memory.max").read_text().strip()
-        used = int((root / "memory.current").read_text())
-    except OSError:
-        return float("inf")
-    return float("inf") if limit == "max" else max(int(limit) - used, 0)

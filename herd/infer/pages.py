@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from herd.infer.cache import available_memory
+from herd.ops.probe import available_memory
 
 _PAGE_BYTES = 2 * 2**20
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")

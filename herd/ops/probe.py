@@ -1,10 +1,12 @@
-"""What this machine's arithmetic and memory really reach, measured in a second."""
+"""What this machine's arithmetic and memory really reach, measured in a second, and what of its memory is free."""
 
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -48,3 +50,29 @@ def best_seconds(work: Callable[[], object], seconds: float, device: str) -> flo
         wait()
         best = min(best, time.perf_counter() - start)
     return best
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes of memory that can be taken now: on the GPU, or on the host within the container's limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = _meminfo_available() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return min(free, _container_room())
+
+
+def _meminfo_available() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _container_room(root: Path = Path("/sys/fs/cgroup")) -> float:
+    """What is left of a cgroup (v2) memory limit; infinite where there is none."""
+    try:
+        limit = (root / "memory.max").read_text().strip()
+        used = int((root / "memory.current").read_text())
+    except OSError:
+        return float("inf")
+    return float("inf") if limit == "max" else max(int(limit) - used, 0)

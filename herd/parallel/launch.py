@@ -29,6 +29,11 @@ def num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def processes_here() -> int:
+    """How many of them share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 @contextmanager
 def joined(folder: Path | None = None) -> Iterator[torch.device]:
     """Be one of the processes for a while, on the device given. Only the first one talks to the person who watches.

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from herd.config import settings
 from herd.errors import DataError
-from herd.infer.cache import available_memory
 from herd.log import progress, size
 from herd.model.checkpoint import load
 from herd.model.compare import Difference, difference, difference_of, layerwise_logits, sample_tokens
@@ -28,6 +27,7 @@ from herd.model.formats import find_checkpoint, holds_packed, is_huggingface, op
 from herd.model.llama import Llama
 from herd.model.stored import StoredWeights
 from herd.model.weights import tensors_in_folder
+from herd.ops.probe import available_memory
 from herd.tokenizer.tokenizer import Tokenizer
 
 _SAMPLED_ROWS = 4  # of each tensor, spread over it, unless all are read

@@ -30,8 +30,9 @@ from torch import Tensor
 
 from herd.errors import CapacityError, CheckpointError
 from herd.log import say, size
+from herd.ops.probe import available_memory
 from herd.parallel.chunk import Chunk
-from herd.parallel.launch import from_all
+from herd.parallel.launch import from_all, processes_here
 
 T = TypeVar("T")
 
@@ -39,6 +40,7 @@ KEEP = 2
 """How many states are kept: the newest and the one before."""
 
 _MANIFEST = "manifest.json"
+_MOST_OF_MEMORY = 0.5  # of what is free, for copies of the state
 _GRACE_SECONDS = 10.0  # less than the 30 that torchrun leaves the others when a process is lost
 
 
@@ -79,13 +81,15 @@ class StateSaver:
     """Saves states beside the training: a copy is taken, and a thread writes it while the next steps are made.
 
     Of several processes all make one, and call `save` and `finish` at the same steps. The copies (what this process
-    has of masters and moments) stay in the CPU's memory from one save to the next.
+    has of masters and moments) stay in the CPU's memory from one save to the next. Where they would take most of what
+    is free there, none are made, and the training waits for each save.
     """
 
     def __init__(self, folder: Path, keep_every: int = 0):
         self.folder, self.keep_every = folder, keep_every
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._copies: dict[str, Tensor] = {}
+        self._with_copies: bool | None = None  # not known yet
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -96,12 +100,25 @@ class StateSaver:
             CapacityError: the disk is full (of this save, or of the one before), on all processes.
         """
         self.finish()
-        if wait:
+        if wait or not self._may_copy(tensors):
             save_state(self.folder, step, tensors, self.keep_every, self._group)
             return
         arguments = (step, {name: self._copy(name, tensor) for name, tensor in tensors.items()})
         self._thread = threading.Thread(target=self._write, args=arguments, name="save state", daemon=True)
         self._thread.start()
+
+    def _may_copy(self, tensors: dict[str, Tensor]) -> bool:
+        """Whether the copies fit beside all else in this machine's memory; asked once."""
+        if self._with_copies is None:
+            needed = sum(_local(tensor).nbytes for tensor in tensors.values())
+            free = available_memory(torch.device("cpu")) / processes_here()
+            self._with_copies = needed <= _MOST_OF_MEMORY * free
+            if not self._with_copies:
+                say(
+                    f"  the training waits while its state is saved: a copy would take {size(needed)} of the "
+                    f"{size(free)} of the CPU's memory that are free; a larger save_seconds saves less often"
+                )
+        return self._with_copies
 
     @property
     def failed(self) -> bool:
@@ -129,7 +146,7 @@ class StateSaver:
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor as it is now, a block still knowing its place in the whole."""
-        local = tensor.local if isinstance(tensor, Chunk) else tensor.detach()
+        local = _local(tensor)
         if name not in self._copies:
             self._copies[name] = torch.empty(local.shape, dtype=local.dtype, device="cpu")
         copy = self._copies[name].copy_(local)
@@ -140,6 +157,11 @@ class StateSaver:
             save_state(self.folder, step, tensors, self.keep_every, self._group)
         except BaseException as error:  # raised where the training can see it
             self._error = error
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """What this process has of it."""
+    return tensor.local if isinstance(tensor, Chunk) else tensor.detach()
 
 
 def load_state(folder: Path, tensors: dict[str, Tensor], step: int | None = None) -> bool:

@@ -312,3 +312,14 @@ def test_training_goes_on_while_the_state_is_written(tmp_path, monkeypatch):
     train_tiny(tmp_path, num_steps=4, saving=SavingSettings(save_seconds=1e-6), objective=objective)
     assert steps  # a forward pass ran while a state was being written
     assert [state.name for state in sorted((tmp_path / "state").iterdir())] == ["step-00000003", "step-00000004"]
+
+
+def test_where_memory_is_short_the_state_is_saved_without_a_copy_and_that_is_said(tmp_path, monkeypatch, capsys):
+    threads, save = [], checkpoint.save_state
+    monkeypatch.delenv("HERD_QUIET", raising=False)
+    monkeypatch.setattr(checkpoint, "save_state", lambda *w: threads.append(threading.current_thread()) or save(*w))
+    monkeypatch.setattr(checkpoint, "available_memory", lambda device: 10_000)
+    train_tiny(tmp_path, num_steps=4, saving=SavingSettings(save_seconds=1e-6))
+    assert set(threads) == {threading.main_thread()}
+    assert [state.name for state in sorted((tmp_path / "state").iterdir())] == ["step-00000003", "step-00000004"]
+    assert capsys.readouterr().err.count("the training waits while its state is saved") == 1
