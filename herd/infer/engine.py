@@ -799,10 +799,8 @@ def _as_ids(ids: object) -> frozenset[int]:
 
 
 def _cpu_dtype(dtype: torch.dtype) -> torch.dtype:
-    """bfloat16 only where the processor has instructions for it, float16 never: its products are emulated."""
-    if dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return dtype
-    return torch.float32
+    """bfloat16 only where this machine computes in it well, float16 never: its products are emulated."""
+    return dtype if dtype == torch.bfloat16 and decoding.computes_bf16() else torch.float32
 
 
 def _is_one(inputs: object) -> bool:

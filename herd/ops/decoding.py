@@ -1,7 +1,8 @@
-"""Our own C++ kernels for the engine, used where the processor has AVX-512 with bfloat16 and there is a compiler.
+"""Our own C++ kernels for the engine, used where the processor has AVX2 or more and there is a compiler.
 
 Nobody ever waits for them: they are compiled in the background the first time (two seconds) and kept; until they are
-there, and where they cannot be, PyTorch's own operations do the work. `HERD_NATIVE=0` leaves them out altogether.
+there, and where they cannot be, PyTorch's own operations do the work. `HERD_NATIVE=0` leaves them out altogether. They
+are written for AVX-512 with bfloat16; `avx2.h` makes the same of two halves where the processor has less.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from herd.ops.native import find_compiler, library
 
-_NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16"}
+_NEEDED = {"avx2", "fma"}
+_WISHED = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16"}
 _LOADING_SECONDS = 0.5  # enough to open kernels that are compiled already
 _POINTER, _COUNT, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _SIGNATURES = {
@@ -74,7 +76,16 @@ def wait(timeout_seconds: float = 60) -> bool:
 
 def status() -> str:
     """One line for people: that the kernels are there, or why they are not."""
-    return "compiled kernels" if _library is not None else f"PyTorch's kernels ({_why_not})"
+    return f"compiled kernels ({_instructions()})" if _library is not None else f"PyTorch's kernels ({_why_not})"
+
+
+def computes_bf16() -> bool:
+    """bfloat16 models run well on this CPU: PyTorch has instructions for it, or our kernels can be compiled."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported() or wait()
+
+
+def _instructions() -> str:
+    return "AVX-512" if _processor_flags() >= _WISHED and os.environ.get("HERD_NATIVE") != "avx2" else "AVX2"
 
 
 def _obstacle() -> str:
@@ -84,7 +95,7 @@ def _obstacle() -> str:
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return "they are written for Linux on x86-64"
     if not _processor_flags() >= _NEEDED:
-        return "the processor has no AVX-512 with bfloat16"
+        return "the processor has no AVX2"
     return "" if find_compiler() is not None else "no C++ compiler was found"
 
 
@@ -102,9 +113,14 @@ def _open() -> None:
     if found is None:
         _why_not = "the C++ compiler could not compile them"
         return
+    declare(found)
+    _library = found
+
+
+def declare(found: ctypes.CDLL) -> None:
+    """Tell the types of the kernels' arguments."""
     for name, arguments in _SIGNATURES.items():
         getattr(found, name).argtypes = arguments
-    _library = found
 
 
 def serve_tokens(num_tokens: int) -> bool:

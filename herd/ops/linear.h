@@ -17,6 +17,7 @@ namespace {
 constexpr int kGroup = 32;         // weights of 4 bits that share a scale
 constexpr int64_t kFewTokens = 4;  // tokens that one pass over the weights serves
 constexpr int kManyTokens = 28;    // from here on a product of matrices is quicker
+constexpr int kTileTokens = kFewRegisters ? 1 : 4;  // that meet four rows in registers
 constexpr int kPanel = 64;         // weight rows that are worked on at a time
 constexpr int64_t kDepth = 512;    // columns of a panel that stay in the cache
 constexpr int64_t kSlice = 48;     // tokens of a product between which the next weights are fetched
@@ -141,6 +142,17 @@ inline void widen_int4_step(const uint8_t* weight, const bf16* scales, bf16* out
   }
 }
 
+// Of four scales one and the next but one, eight times each, in float32.
+template <int which>
+inline __m512 spread_scales(uint64_t four) {
+#ifdef HERD_AVX2
+  return {_mm256_set1_ps(widen(bf16(four >> 16 * which))), _mm256_set1_ps(widen(bf16(four >> 16 * (which + 2))))};
+#else
+  const __m512i places = _mm512_inserti64x4(_mm512_set1_epi16(which), _mm256_set1_epi16(which + 2), 1);
+  return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, places, _mm512_set1_epi64(four)));
+#endif
+}
+
 // A scale for 32 weights. 64 weights are 32 bytes: the lower nibbles are the first 32, the upper ones the last 32.
 struct Int4Weights {
   static constexpr int kKind = 2;
@@ -177,8 +189,6 @@ struct Int4Weights {
 
   template <int M>
   void dot(int64_t n, const Tokens& x, float* out) const {
-    const __m512i first = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(2), 1);  // A's and B's scales
-    const __m512i last = _mm512_add_epi16(first, _mm512_set1_epi16(1));
     const __m512i nibble = _mm512_set1_epi16(15), hundred = _mm512_set1_epi16(0x4300);  // 128
     __m512 sum[2][M];
     for (int m = 0; m < M; m++) sum[0][m] = sum[1][m] = _mm512_setzero_ps();
@@ -186,9 +196,7 @@ struct Int4Weights {
     const bf16* s = scales + n * (x.K / kGroup);
     auto step = [&](int64_t k, __m512i words, uint64_t four) {
       fetch_ahead(w + k / 2);
-      const __m512i all = _mm512_set1_epi64(four);
-      const __m512 s0 = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, first, all));
-      const __m512 s1 = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, last, all));
+      const __m512 s0 = spread_scales<0>(four), s1 = spread_scales<1>(four);  // A's first, then B's
       __m512bh part[4];
       for (int i = 0; i < 4; i++)  // 0xea: and, or
         part[i] = (__m512bh)_mm512_ternarylogic_epi32(_mm512_srli_epi16(words, 4 * i), nibble, hundred, 0xea);
@@ -322,7 +330,7 @@ inline void tile(const bf16* const (&w)[4], const Tokens& x, int64_t m, float* o
 template <int R>
 void tiles(const bf16* const (&w)[4], const Tokens& x, float* out, Ahead ahead) {
   int64_t m = 0;
-  for (; m + 4 <= x.M; m += 4) tile<R, 4>(w, x, m, out, ahead);
+  for (; m + kTileTokens <= x.M; m += kTileTokens) tile<R, kTileTokens>(w, x, m, out, ahead);
   switch (x.M - m) {
     case 3: tile<R, 3>(w, x, m, out, ahead); break;
     case 2: tile<R, 2>(w, x, m, out, ahead); break;
@@ -339,7 +347,7 @@ void some(const Weights& w, const Tokens& x, int64_t n, int64_t count, float* ou
     const bf16* wide[4] = {};
     for (int64_t r = 0; r < rows; r++) wide[r] = w.wide(n + i + r, 0, x.K, x.K, room + r * (x.K + 64));
     const int64_t next = n + i + 4;  // past the last row it does no harm
-    const Ahead ahead(w.at(next, 0, x.K), w.at(next + 8, 0, x.K), (x.M + 3) / 4 * (x.K / kStripe));
+    const Ahead ahead(w.at(next, 0, x.K), w.at(next + 8, 0, x.K), (x.M + kTileTokens - 1) / kTileTokens * (x.K / kStripe));
     if (rows == 4) tiles<4>(wide, x, out + i, ahead);
     for (int64_t r = 0; rows < 4 && r < rows; r++) {
       const bf16* one[4] = {wide[r]};

@@ -25,7 +25,7 @@ inline void gemm_block(int depth, const bf16* a, int64_t lda, const pair* b, int
 template <int VECTORS>
 inline void gemm_columns(int64_t m, int depth, const bf16* a, int64_t lda, const pair* b, int64_t ldb, float* c, int64_t ldc,
                          bool add) {
-  constexpr int ROWS = VECTORS == 4 ? 6 : 8;
+  constexpr int ROWS = kFewRegisters ? 4 : VECTORS == 4 ? 6 : 8;
   int64_t i = 0;
   for (; i + ROWS <= m; i += ROWS) gemm_block<ROWS, VECTORS>(depth, a + i * lda, lda, b, ldb, c + i * ldc, ldc, add);
   for (; i + 4 <= m; i += 4) gemm_block<4, VECTORS>(depth, a + i * lda, lda, b, ldb, c + i * ldc, ldc, add);
@@ -36,8 +36,8 @@ inline void gemm_columns(int64_t m, int depth, const bf16* a, int64_t lda, const
 inline void gemm(int64_t m, int n, int depth, const bf16* a, int64_t lda, const pair* b, int64_t ldb, float* c, int64_t ldc,
                  bool add) {
   int j = 0;
-  for (; j + 64 <= n; j += 64) gemm_columns<4>(m, depth, a, lda, b + j, ldb, c + j, ldc, add);
-  for (; j + 32 <= n; j += 32) gemm_columns<2>(m, depth, a, lda, b + j, ldb, c + j, ldc, add);
+  for (; !kFewRegisters && j + 64 <= n; j += 64) gemm_columns<4>(m, depth, a, lda, b + j, ldb, c + j, ldc, add);
+  for (; !kFewRegisters && j + 32 <= n; j += 32) gemm_columns<2>(m, depth, a, lda, b + j, ldb, c + j, ldc, add);
   for (; j < n; j += 16) gemm_columns<1>(m, depth, a, lda, b + j, ldb, c + j, ldc, add);
 }
 

@@ -1,7 +1,8 @@
 """C++ kernels, compiled on this machine where it has a compiler and the processor has the instructions; else None.
 
 Nothing is ever required: whoever asks gets a library or None, and has a path in plain PyTorch. A library is compiled
-once (a few seconds) and kept in `$XDG_CACHE_HOME/herd` (`~/.cache/herd`); `HERD_NATIVE=0` switches all of it off.
+once (a few seconds) and kept in `$XDG_CACHE_HOME/herd` (`~/.cache/herd`); `HERD_NATIVE=0` switches all of it off, and
+`HERD_NATIVE=avx2` compiles for processors with no more than AVX2.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-w")
+_FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-w")
 _COMPILE_SECONDS = 120
 _LANES = 16  # numbers that an instruction takes: widths are multiples of it
 _switched_off = ContextVar("kernels switched off", default=False)
@@ -76,12 +77,16 @@ def find_compiler() -> str | None:
     return next((found for name in (wished, "g++", "c++") if name and (found := shutil.which(name))), None)
 
 
+def _flags() -> tuple[str, ...]:
+    return (*_FLAGS, "-march=haswell" if os.environ.get("HERD_NATIVE") == "avx2" else "-march=native")
+
+
 def _compile(compiler: str, source: Path, file: Path) -> None:
     """Compile aside and rename, so that two processes that start at once do not disturb each other."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as aside:
         made = Path(aside) / file.name
-        command = [compiler, *_FLAGS, str(source), "-o", str(made)]
+        command = [compiler, *_flags(), str(source), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_SECONDS)
         os.replace(made, file)
 
@@ -104,7 +109,7 @@ def _key(source: Path, compiler: str) -> str:
         str(os.stat(compiler).st_mtime_ns),
         flags,
         platform.machine(),
-        *_FLAGS,
+        *_flags(),
     )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 

@@ -2,6 +2,10 @@
 #pragma once
 
 #include <immintrin.h>
+#if !defined(__AVX512BF16__) || !defined(__AVX512VNNI__) || !defined(__AVX512BW__) || !defined(__AVX512VL__)
+#define HERD_AVX2
+#include "avx2.h"
+#endif
 
 #include <cstdint>
 #include <cstring>
@@ -9,6 +13,12 @@
 
 typedef uint16_t bf16;
 typedef uint32_t pair;  // two bfloat16 that one instruction multiplies and sums together
+
+#ifdef HERD_AVX2
+constexpr bool kFewRegisters = true;  // sixteen, of half the width
+#else
+constexpr bool kFewRegisters = false;
+#endif
 
 inline bf16 round_to_bf16(float value) {
   uint32_t bits;

@@ -101,7 +101,7 @@ def _speeds(source: Path, target: Path) -> dict[str, float]:
 
 
 def _fits(folder: Path) -> bool:
-    in_use = 1 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else 2  # without such instructions, float32
+    in_use = 1 if decoding.computes_bf16() else 2  # else float32
     return _WITH_WORK * in_use * _num_bytes(folder) < available_memory(torch.device("cpu"))
 
 

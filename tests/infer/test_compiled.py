@@ -14,6 +14,7 @@ from herd.ops import decoding
 from herd.ops.quantized import Int4Linear, QuantizedLinear, dequantize_groups, dequantize_rows
 from herd.types import SamplingParams
 from tests.infer.models import small_tokenizer, tiny_model
+from tests.ops.kernels import KINDS, use
 
 SHAPES = {
     "grouped, 32 channels": {"head_dim": 32},
@@ -31,10 +32,9 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def kernels():
-    if not decoding.wait():
-        pytest.skip(decoding.status())
+@pytest.fixture(autouse=True, params=KINDS)
+def kernels(request, monkeypatch):
+    use(request.param, monkeypatch)
 
 
 def engine_of(shape: dict, scheme: str | None, cache_dtype: str | None = None, **limits) -> Engine:

@@ -37,6 +37,7 @@ from herd.ops.quantized import (
 )
 from herd.types import SamplingParams
 from tests.infer.models import small_tokenizer, tiny_model
+from tests.ops import kernels as kernels_of
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
 
@@ -162,20 +163,20 @@ def test_transformers_reads_the_folder_and_predicts_the_same(tmp_path, tied, sch
 # ---- int4 ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["our kernels", "PyTorch alone"])
+@pytest.fixture(params=[*kernels_of.KINDS, "PyTorch alone"])
 def kernels(request, monkeypatch):
-    """Both ways to compute, wherever the compiled kernels can be had."""
+    """All ways to compute, wherever the compiled kernels can be had."""
     if request.param == "PyTorch alone":
         monkeypatch.setattr(decoding, "_library", None)
         monkeypatch.setattr(decoding, "_building", None)
-    elif not decoding.wait():
-        pytest.skip(decoding.status())
+    else:
+        kernels_of.use(request.param, monkeypatch)
     return request.param
 
 
-def test_the_kernels_that_prepare_weights_agree_with_their_twins():
-    if not decoding.wait():
-        pytest.skip(decoding.status())
+@pytest.mark.parametrize("kind", kernels_of.KINDS)
+def test_the_kernels_that_prepare_weights_agree_with_their_twins(monkeypatch, kind):
+    kernels_of.use(kind, monkeypatch)
     weight = (torch.randn(50, 176) * torch.logspace(-6, 4, 50)[:, None]).bfloat16()
     weight[7], weight[8, :] = 0, 3e38
     for ours, theirs in zip(quantize_rows(weight), reference_quantize_rows(weight), strict=True):

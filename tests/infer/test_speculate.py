@@ -28,6 +28,7 @@ from herd.ops.paged_attention import (
 from herd.types import SamplingParams
 from tests.infer.models import small_tokenizer, tiny_model
 from tests.infer.test_engine import GREEDY, PROMPTS
+from tests.ops import kernels as kernels_of
 
 HOT = SamplingParams(temperature=1.2, top_p=0.95, max_tokens=24, seed=5)
 
@@ -210,15 +211,15 @@ def scene(dtype: torch.dtype, cache_dtype: torch.dtype, num_channels: int) -> tu
     return q, k, v, context, lambda: LayerCache(*(pool.clone() for pool in pools), *(scale.clone() for scale in scales))
 
 
-@pytest.mark.parametrize("way", ["our kernels", "PyTorch alone"])
+@pytest.mark.parametrize("way", [*kernels_of.KINDS, "PyTorch alone"])
 @pytest.mark.parametrize("cache_dtype", [None, torch.int8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_channels", [16, 32, 64, 128])
 def test_paged_attention_agrees_with_its_twin(monkeypatch, way, cache_dtype, dtype, num_channels):
     if way == "PyTorch alone":
         monkeypatch.setattr(decoding, "_library", None)
-    elif not decoding.wait():
-        pytest.skip(decoding.status())
+    else:
+        kernels_of.use(way, monkeypatch)
     q, k, v, context, cache = scene(dtype, cache_dtype or dtype, num_channels)
     fast, slow = paged_attention(q, k, v, context, cache()), reference_paged_attention(q, k, v, context, cache())
     torch.testing.assert_close(fast, slow, rtol=2e-2, atol=2e-2) if dtype == torch.bfloat16 else (

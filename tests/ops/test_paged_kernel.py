@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from herd.ops import decoding
+from tests.ops.kernels import KINDS, use
 
 BLOCK = 16
 
 
-@pytest.fixture(autouse=True)
-def kernels():
-    if not decoding.wait():
-        pytest.skip(decoding.status())
+@pytest.fixture(autouse=True, params=KINDS)
+def kernels(request, monkeypatch):
+    use(request.param, monkeypatch)
 
 
 @pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.int8])
