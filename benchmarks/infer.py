@@ -7,7 +7,8 @@
 
 Weights are random, in Llama 3.2 1B's shape; answers are greedy and never stop early. `decode` is one answer at a time
 after a short prompt; `prompt` is 512 new tokens; `many` is 16 requests at once, all tokens in and out counted;
-`context` decodes behind a prompt of 8192 tokens, `long` behind one of 32,000. Each contestant is a process of its own;
+`avx2` and `avx2-prompt` leave Herd's contestants the instructions of a processor without AVX-512 (llama.cpp as built
+above has no more); `context` decodes behind a prompt of 8192 tokens, `long` behind one of 32,000. Each contestant is a process of its own;
 they take turns and the median of the turns counts. `start` (alone) times `herd chat` up to its first token; `cost`
 (alone) tells what a token costs Herd behind 8192 and 32,000 others, turn by turn with short ones, beside the time in
 which plain reads fetch so many keys and values. The rates of plain reads and of matmuls are measured in the same run.
@@ -50,14 +51,21 @@ CONTESTANTS = {
     "Herd bf16": ("herd", {"path": "bf16"}),
     "Herd int8": ("herd", {"path": "int8"}),
     "Herd int4": ("herd", {"path": "int4"}),
-    "Herd bf16, no compiler": ("herd", {"path": "bf16", "native": False}),
-    "Herd int8, no compiler": ("herd", {"path": "int8", "native": False}),
-    "Herd int4, no compiler": ("herd", {"path": "int4", "native": False}),
+    "Herd bf16, no compiler": ("herd", {"path": "bf16", "native": "0"}),
+    "Herd int8, no compiler": ("herd", {"path": "int8", "native": "0"}),
+    "Herd int4, no compiler": ("herd", {"path": "int4", "native": "0"}),
+    "Herd bf16, AVX2": ("herd", {"path": "bf16", "native": "avx2"}),
+    "Herd int8, AVX2": ("herd", {"path": "int8", "native": "avx2"}),
+    "Herd int4, AVX2": ("herd", {"path": "int4", "native": "avx2"}),
     "Herd bf16, int8 cache": ("herd", {"path": "bf16", "cache_dtype": "int8"}),
     "transformers bf16": ("transformers", {"path": "bf16"}),
     "llama.cpp BF16": ("llamacpp", {"file": "bf16.gguf"}),
     "llama.cpp Q8_0": ("llamacpp", {"file": "Q8_0.gguf"}),
     "llama.cpp Q4_0": ("llamacpp", {"file": "Q4_0.gguf"}),
+}
+SWITCHES = {  # processors of another kind: PyTorch is told too
+    "0": {"HERD_NATIVE": "0"},
+    "avx2": {"HERD_NATIVE": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
 }
 TASKS = {  # prompts, tokens in, tokens out, what is counted, who takes part
     "decode": (1, 32, 33, "rest", ("Herd bf16", "Herd int8", "Herd int4", "Herd bf16, no compiler",
@@ -65,6 +73,9 @@ TASKS = {  # prompts, tokens in, tokens out, what is counted, who takes part
                                   "llama.cpp BF16", "llama.cpp Q8_0", "llama.cpp Q4_0")),
     "prompt": (1, 512, 1, "first", ("Herd bf16", "Herd int8", "Herd int4", "transformers bf16", "llama.cpp BF16",
                                     "llama.cpp Q4_0")),
+    "avx2": (1, 32, 33, "rest", ("Herd bf16, AVX2", "Herd int8, AVX2", "Herd int4, AVX2", "llama.cpp BF16",
+                                "llama.cpp Q8_0", "llama.cpp Q4_0")),
+    "avx2-prompt": (1, 512, 1, "first", ("Herd bf16, AVX2", "Herd int4, AVX2", "llama.cpp BF16", "llama.cpp Q4_0")),
     "many": (16, 256, 128, "all", ("Herd bf16", "Herd int4", "transformers bf16", "llama.cpp Q4_0")),
     "context": (1, 8192, 33, "rest", ("Herd bf16", "Herd bf16, int8 cache", "transformers bf16", "llama.cpp BF16")),
     "long": (1, 32_000, 33, "rest", ("Herd bf16", "Herd bf16, int8 cache")),
@@ -74,8 +85,8 @@ TASKS = {  # prompts, tokens in, tokens out, what is counted, who takes part
 # ---- contestants: each a process that answers {"prompts": ..., "num_tokens": ...} with seconds -----------------------
 
 
-def serve_herd(folder: Path, path: str, native: bool = True, cache_dtype: str | None = None) -> None:
-    if native:
+def serve_herd(folder: Path, path: str, native: str = "", cache_dtype: str | None = None) -> None:
+    if native != "0":
         decoding.wait()
     engine = Engine(folder / path, cache_bytes=2**31, cache_dtype=cache_dtype, max_context=33_000)
     engine.stop_ids = frozenset()
@@ -126,8 +137,7 @@ class Contestant:
 
     def __init__(self, kind: str, options: dict, folder: Path, threads: int, sequences: int, context: int) -> None:
         self.kind, environment_ = kind, dict(os.environ, OMP_NUM_THREADS=str(threads))
-        if options.get("native") is False:
-            environment_["HERD_NATIVE"] = "0"
+        environment_ |= SWITCHES.get(options.get("native"), {})
         command = [sys.executable, __file__, str(folder), "--contestant", json.dumps([kind, options])]
         if kind == "llamacpp":
             python = (folder / "llamacpp-python").read_text().strip()
