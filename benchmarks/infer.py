@@ -7,12 +7,12 @@
 
 Weights are random, in Llama 3.2 1B's shape; answers are greedy and never stop early. `decode` is one answer at a time
 after a short prompt; `prompt` is 512 new tokens; `many` is 16 requests at once, all tokens in and out counted;
-`avx2` and `avx2-prompt` leave Herd's contestants the instructions of a processor without AVX-512 (llama.cpp as built
-above has no more); `context` decodes behind a prompt of 8192 tokens, `long` behind one of 32,000. Each contestant is a process of its own;
-they take turns and the median of the turns counts. `start` (alone) times `herd chat` up to its first token; `cost`
-(alone) tells what a token costs Herd behind 8192 and 32,000 others, turn by turn with short ones, beside the time in
-which plain reads fetch so many keys and values. The rates of plain reads and of matmuls are measured in the same run.
-Results go to benchmarks/results/infer-1b.json.
+`avx2` and `avx2-prompt` leave Herd no instructions that a processor without AVX-512 has not (llama.cpp as built above
+has no more either); `context` decodes behind a prompt of 8192 tokens, `long` behind one of 32,000. Each contestant is a
+process of its own; they take turns and the median of the turns counts. `start` (alone) times `herd chat` up to its
+first token; `cost` (alone) tells what a token costs Herd behind 8192 and 32,000 others, turn by turn with short ones,
+beside the time in which plain reads fetch so many keys and values. The rates of plain reads and of matmuls are measured
+in the same run. Results go to benchmarks/results/infer-1b.json.
 """
 
 from __future__ import annotations

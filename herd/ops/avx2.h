@@ -29,6 +29,7 @@ HERD_INTS(add_epi16, _mm256_add_epi16)
 HERD_INTS(add_epi32, _mm256_add_epi32)
 HERD_INTS(max_epi32, _mm256_max_epi32)
 HERD_INTS(or_si512, _mm256_or_si256)
+HERD_INTS(and_si512, _mm256_and_si256)
 HERD_INTS(unpacklo_epi16, _mm256_unpacklo_epi16)
 HERD_INTS(unpackhi_epi16, _mm256_unpackhi_epi16)
 HERD_INTS(unpacklo_epi32, _mm256_unpacklo_epi32)
@@ -46,9 +47,6 @@ HERD_INLINE floats fnmadd_ps(floats a, floats b, floats c) {
 }
 HERD_INLINE ints slli_epi32(ints a, int count) { return {_mm256_slli_epi32(a.low, count), _mm256_slli_epi32(a.high, count)}; }
 HERD_INLINE ints srli_epi16(ints a, int count) { return {_mm256_srli_epi16(a.low, count), _mm256_srli_epi16(a.high, count)}; }
-HERD_INLINE ints and_or(ints a, ints b, ints c) {
-  return {_mm256_or_si256(_mm256_and_si256(a.low, b.low), c.low), _mm256_or_si256(_mm256_and_si256(a.high, b.high), c.high)};
-}
 HERD_INLINE floats castsi512_ps(ints a) { return {_mm256_castsi256_ps(a.low), _mm256_castsi256_ps(a.high)}; }
 HERD_INLINE ints castps_si512(floats a) { return {_mm256_castps_si256(a.low), _mm256_castps_si256(a.high)}; }
 HERD_INLINE ints cvtps_epi32(floats a) { return {_mm256_cvtps_epi32(a.low), _mm256_cvtps_epi32(a.high)}; }
@@ -242,6 +240,7 @@ HERD_INLINE void half_stored(void* at, unsigned mask, __m256i a) {
 #define _mm512_add_ps avx2::add_ps
 #define _mm512_castps_si512 avx2::castps_si512
 #define _mm512_castsi512_ps avx2::castsi512_ps
+#define _mm512_and_si512 avx2::and_si512
 #define _mm512_cmp_ps_mask(a, b, kind) avx2::cmp_ps_mask<kind>(a, b)
 #define _mm512_cvtepi32_epi8 avx2::cvtepi32_epi8
 #define _mm512_cvtepi32_ps avx2::cvtepi32_ps
@@ -296,7 +295,6 @@ HERD_INLINE void half_stored(void* at, unsigned mask, __m256i a) {
 #define _mm512_storeu_ps avx2::storeu_ps
 #define _mm512_storeu_si512 avx2::storeu_si512
 #define _mm512_sub_ps avx2::sub_ps
-#define _mm512_ternarylogic_epi32(a, b, c, and_or_them) avx2::and_or(a, b, c)
 #define _mm512_unpackhi_epi16 avx2::unpackhi_epi16
 #define _mm512_unpackhi_epi32 avx2::unpackhi_epi32
 #define _mm512_unpackhi_epi64 avx2::unpackhi_epi64

@@ -6,47 +6,17 @@
 // second-level cache and go through a product of matrices.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
 #include <vector>
 
-#include "matrix.h"
+#include "int4.h"
 
 namespace {
-
-constexpr int kGroup = 32;         // weights of 4 bits that share a scale
-constexpr int64_t kFewTokens = 4;  // tokens that one pass over the weights serves
-constexpr int kManyTokens = 28;    // from here on a product of matrices is quicker
-constexpr int kTileTokens = kFewRegisters ? 1 : 4;  // that meet four rows in registers
-constexpr int kPanel = 64;         // weight rows that are worked on at a time
-constexpr int64_t kDepth = 512;    // columns of a panel that stay in the cache
-constexpr int64_t kSlice = 48;     // tokens of a product between which the next weights are fetched
-constexpr int64_t kStripe = 32;    // columns of few tokens that lie side by side
-
-// Tokens cut into blocks of columns, so that what is read together lies together.
-struct Tokens {
-  const bf16* data;
-  int64_t M, K, width;              // K a multiple of 64, `width` columns a block
-  char* forms[3] = {};              // of few tokens, by the kind of weights that read them; null where none do
-  int64_t form_bytes[3] = {};       // of one token
-
-  static int64_t block_width(int64_t M) { return M < kManyTokens ? kStripe : kDepth; }
-  const bf16* at(int64_t m, int64_t k) const {
-    const int64_t start = k / width * width;
-    return data + start * M + m * std::min(width, K - start) + (k - start);
-  }
-  char* form(int64_t kind, int64_t m) const { return forms[kind] + m * form_bytes[kind]; }
-  bool have_forms() const { return forms[1] || forms[2]; }
-};
-
-// Weights that are read as one stream: what comes a page later, into the second-level cache.
-inline void fetch_ahead(const void* at) { _mm_prefetch((const char*)at + 4096, _MM_HINT_T1); }
 
 struct Bf16Weights {
   const bf16* weight;
 
   template <int M>
-  void dot(int64_t n, const Tokens& x, float* out) const {
+  void dot(int64_t n, const Tokens& x, int64_t first, float* out) const {
     __m512 sum[2][M];
     for (int m = 0; m < M; m++) sum[0][m] = sum[1][m] = _mm512_setzero_ps();
     const bf16* w = weight + n * x.K;
@@ -56,7 +26,7 @@ struct Bf16Weights {
         fetch_ahead(at);
         const __m512bh w0 = load_bf16(at);
         for (int m = 0; m < M; m++)
-          sum[half][m] = _mm512_dpbf16_ps(sum[half][m], w0, load_bf16(x.data + (k + 32 * half) * M + m * 32));
+          sum[half][m] = _mm512_dpbf16_ps(sum[half][m], w0, load_bf16(x.data + (k + 32 * half) * x.M + (first + m) * 32));
       }
     for (int m = 0; m < M; m++) out[m] = _mm512_reduce_add_ps(_mm512_add_ps(sum[0][m], sum[1][m]));
   }
@@ -71,8 +41,7 @@ struct Int8Weights {
   const int8_t* weight;
   const bf16* scales;
 
-  // A token's columns, 64 at a time, as multiples of 1/32767 of the largest among them (a bfloat16 number is rounded to
-  // 1/256 of itself), so that integers meet integers.
+  // A token in whole numbers, a scale for 64 columns.
   struct Form {
     int16_t* numbers;
     float* scales;
@@ -80,28 +49,12 @@ struct Int8Weights {
     static int64_t bytes(int64_t K) { return 2 * K + K / 64 * sizeof(float); }
     Form(const Tokens& x, int64_t m) : numbers((int16_t*)x.form(kKind, m)), scales((float*)(numbers + x.K)) {}
     void fill(const Tokens& x, int64_t m) const {
-      for (int64_t k = 0; k < x.K; k += 64) {
-        __m512 values[4];
-        __m512i most = _mm512_setzero_si512();  // bits of a number without its sign: not-a-numbers are above all others
-        for (int i = 0; i < 4; i++) {
-          values[i] = widen16(x.at(m, k + i / 2 * 32) + i % 2 * 16);
-          most = _mm512_max_epi32(most, _mm512_castps_si512(_mm512_abs_ps(values[i])));
-        }
-        const int bits = _mm512_reduce_max_epi32(most);
-        float largest;
-        std::memcpy(&largest, &bits, 4);
-        scales[k / 64] = std::isfinite(largest) ? largest / 32767 : NAN;
-        const __m512 inverse = _mm512_set1_ps(largest > 0 ? 32767 / largest : 0);
-        for (int i = 0; i < 4; i++) {
-          const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(values[i], inverse));
-          _mm256_storeu_si256((__m256i*)(numbers + k + 16 * i), _mm512_cvtsepi32_epi16(whole));
-        }
-      }
+      for (int64_t k = 0; k < x.K; k += 64) scales[k / 64] = whole_numbers(x, m, k, numbers + k);
     }
   };
 
   template <int M>
-  void dot(int64_t n, const Tokens& x, float* out) const {
+  void dot(int64_t n, const Tokens& x, int64_t first, float* out) const {
     __m512 sum[M];
     for (int m = 0; m < M; m++) sum[m] = _mm512_setzero_ps();
     const int8_t* w = weight + n * x.K;
@@ -110,7 +63,7 @@ struct Int8Weights {
       const __m512i low = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)(w + k)));
       const __m512i high = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)(w + k + 32)));
       for (int m = 0; m < M; m++) {
-        const Form token(x, m);
+        const Form token(x, first + m);
         __m512i whole = _mm512_dpwssd_epi32(_mm512_setzero_si512(), low, _mm512_loadu_si512(token.numbers + k));
         whole = _mm512_dpwssd_epi32(whole, high, _mm512_loadu_si512(token.numbers + k + 32));
         sum[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), _mm512_set1_ps(token.scales[k / 64]), sum[m]);
@@ -142,93 +95,7 @@ inline void widen_int4_step(const uint8_t* weight, const bf16* scales, bf16* out
   }
 }
 
-// Of four scales one and the next but one, eight times each, in float32.
-template <int which>
-inline __m512 spread_scales(uint64_t four) {
-#ifdef HERD_AVX2
-  return {_mm256_set1_ps(widen(bf16(four >> 16 * which))), _mm256_set1_ps(widen(bf16(four >> 16 * (which + 2))))};
-#else
-  const __m512i places = _mm512_inserti64x4(_mm512_set1_epi16(which), _mm256_set1_epi16(which + 2), 1);
-  return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, places, _mm512_set1_epi64(four)));
-#endif
-}
-
-// A scale for 32 weights. 64 weights are 32 bytes: the lower nibbles are the first 32, the upper ones the last 32.
-struct Int4Weights {
-  static constexpr int kKind = 2;
-  const uint8_t* weight;
-  const bf16* scales;
-
-  // 128 columns, A and B of 64 each, are 32 words of four nibbles. A nibble's place in its word gives four vectors: even
-  // columns of both first halves (16 of A, then 16 of B), even ones of the last halves, odd ones of the first, of the
-  // last. A token's columns lie in that order, zeros past K. A nibble put below the exponent of 128 makes 128 more than
-  // itself, 136 more than the weight: so much of each 32 columns is `excess`.
-  struct Form {
-    bf16* numbers;
-    float* excess;
-
-    static int64_t whole(int64_t K) { return (K + 127) / 128 * 128; }
-    static int64_t bytes(int64_t K) { return whole(K) * sizeof(bf16) + K / kGroup * sizeof(float); }
-    Form(const Tokens& x, int64_t m) : numbers((bf16*)x.form(kKind, m)), excess((float*)(numbers + whole(x.K))) {}
-    void fill(const Tokens& x, int64_t m) const {
-      alignas(64) uint16_t even[32];
-      for (int i = 0; i < 32; i++) even[i] = uint16_t(2 * i % 32 + i / 16 * 32);
-      const __m512i places[2] = {_mm512_load_si512(even), _mm512_add_epi16(_mm512_load_si512(even), _mm512_set1_epi16(1))};
-      for (int64_t k = 0; k < x.K; k += 128)
-        for (int part = 0; part < 4; part++) {
-          const int64_t a = k + part % 2 * 32, b = a + 64;
-          const __m512i right = b < x.K ? _mm512_loadu_si512(x.at(m, b)) : _mm512_setzero_si512();
-          const __m512i both = _mm512_permutex2var_epi16(_mm512_loadu_si512(x.at(m, a)), places[part / 2], right);
-          _mm512_storeu_si512(numbers + k + 32 * part, both);
-        }
-      const __m512bh each = (__m512bh)_mm512_set1_epi16(0x4308);  // 136
-      for (int64_t k = 0; k < x.K; k += kGroup)
-        excess[k / kGroup] = _mm512_reduce_add_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), each, load_bf16(x.at(m, k))));
-    }
-  };
-
-  template <int M>
-  void dot(int64_t n, const Tokens& x, float* out) const {
-    const __m512i nibble = _mm512_set1_epi16(15), hundred = _mm512_set1_epi16(0x4300);  // 128
-    __m512 sum[2][M];
-    for (int m = 0; m < M; m++) sum[0][m] = sum[1][m] = _mm512_setzero_ps();
-    const uint8_t* w = weight + n * (x.K / 2);
-    const bf16* s = scales + n * (x.K / kGroup);
-    auto step = [&](int64_t k, __m512i words, uint64_t four) {
-      fetch_ahead(w + k / 2);
-      const __m512 s0 = spread_scales<0>(four), s1 = spread_scales<1>(four);  // A's first, then B's
-      __m512bh part[4];
-      for (int i = 0; i < 4; i++)  // 0xea: and, or
-        part[i] = (__m512bh)_mm512_ternarylogic_epi32(_mm512_srli_epi16(words, 4 * i), nibble, hundred, 0xea);
-      for (int m = 0; m < M; m++) {
-        const bf16* at = Form(x, m).numbers + k;
-        const __m512 even0 = _mm512_dpbf16_ps(_mm512_setzero_ps(), part[0], load_bf16(at));
-        const __m512 even1 = _mm512_dpbf16_ps(_mm512_setzero_ps(), part[1], load_bf16(at + 32));
-        sum[0][m] = _mm512_fmadd_ps(s0, _mm512_dpbf16_ps(even0, part[2], load_bf16(at + 64)), sum[0][m]);
-        sum[1][m] = _mm512_fmadd_ps(s1, _mm512_dpbf16_ps(even1, part[3], load_bf16(at + 96)), sum[1][m]);
-      }
-    };
-    int64_t k = 0;
-    for (; k + 128 <= x.K; k += 128) {
-      uint64_t four;
-      std::memcpy(&four, s + k / kGroup, 8);
-      step(k, _mm512_loadu_si512(w + k / 2), four);
-    }
-    if (k < x.K) {
-      uint32_t two;
-      std::memcpy(&two, s + k / kGroup, 4);
-      step(k, _mm512_maskz_loadu_epi64(0x0f, w + k / 2), two);
-    }
-    for (int64_t g = 0; g < x.K / kGroup; g += 16) {
-      const int64_t left = x.K / kGroup - g;
-      const __mmask16 mask = left < 16 ? (1u << left) - 1 : 0xffff;
-      const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, s + g));
-      const __m512 wide = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
-      for (int m = 0; m < M; m++)
-        sum[0][m] = _mm512_fnmadd_ps(wide, _mm512_maskz_loadu_ps(mask, Form(x, m).excess + g), sum[0][m]);
-    }
-    for (int m = 0; m < M; m++) out[m] = _mm512_reduce_add_ps(_mm512_add_ps(sum[0][m], sum[1][m]));
-  }
+struct Int4Weights : Int4Rows {
   const bf16* wide(int64_t n, int64_t k, int64_t count, int64_t K, bf16* room) const {
     for (int64_t i = 0; i < count; i += 64)
       widen_int4_step(weight + (n * K + k + i) / 2, scales + (n * K + k + i) / kGroup, room + i);
@@ -281,19 +148,21 @@ class TokenRoom {
   std::vector<char> forms_[3];
 };
 
-// Up to four tokens: row after row.
+// Few tokens: row after row.
 template <class Weights>
 void few(const Weights& w, const Tokens& x, int64_t n, int64_t count, float* out) {
-  for (int64_t i = 0; i < count; i++) {
-    float sums[kFewTokens];
-    switch (x.M) {
-      case 1: w.template dot<1>(n + i, x, sums); break;
-      case 2: w.template dot<2>(n + i, x, sums); break;
-      case 3: w.template dot<3>(n + i, x, sums); break;
-      default: w.template dot<4>(n + i, x, sums);
+  for (int64_t i = 0; i < count; i++)
+    for (int64_t m = 0; m < x.M; m += kTogether) {
+      const int64_t tokens = std::min(kTogether, x.M - m);
+      float sums[kTogether];
+      switch (tokens) {
+        case 1: w.template dot<1>(n + i, x, m, sums); break;
+        case 2: w.template dot<2>(n + i, x, m, sums); break;
+        case 3: w.template dot<3>(n + i, x, m, sums); break;
+        default: w.template dot<4>(n + i, x, m, sums);
+      }
+      for (int64_t j = 0; j < tokens; j++) out[(m + j) * kPanel + i] = sums[j];
     }
-    for (int64_t m = 0; m < x.M; m++) out[m * kPanel + i] = sums[m];
-  }
 }
 
 // The weights that come next, fetched into the second-level cache a few lines at a time while others are multiplied. Each
@@ -330,7 +199,7 @@ inline void tile(const bf16* const (&w)[4], const Tokens& x, int64_t m, float* o
 template <int R>
 void tiles(const bf16* const (&w)[4], const Tokens& x, float* out, Ahead ahead) {
   int64_t m = 0;
-  for (; m + kTileTokens <= x.M; m += kTileTokens) tile<R, kTileTokens>(w, x, m, out, ahead);
+  for (; m + 4 <= x.M; m += 4) tile<R, 4>(w, x, m, out, ahead);
   switch (x.M - m) {
     case 3: tile<R, 3>(w, x, m, out, ahead); break;
     case 2: tile<R, 2>(w, x, m, out, ahead); break;
@@ -347,7 +216,7 @@ void some(const Weights& w, const Tokens& x, int64_t n, int64_t count, float* ou
     const bf16* wide[4] = {};
     for (int64_t r = 0; r < rows; r++) wide[r] = w.wide(n + i + r, 0, x.K, x.K, room + r * (x.K + 64));
     const int64_t next = n + i + 4;  // past the last row it does no harm
-    const Ahead ahead(w.at(next, 0, x.K), w.at(next + 8, 0, x.K), (x.M + kTileTokens - 1) / kTileTokens * (x.K / kStripe));
+    const Ahead ahead(w.at(next, 0, x.K), w.at(next + 8, 0, x.K), (x.M + 3) / 4 * (x.K / kStripe));
     if (rows == 4) tiles<4>(wide, x, out + i, ahead);
     for (int64_t r = 0; rows < 4 && r < rows; r++) {
       const bf16* one[4] = {wide[r]};
