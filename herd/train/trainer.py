@@ -47,7 +47,7 @@ from herd.train.checkpoint import (
 )
 from herd.train.compile import keep_freed_memory
 from herd.train.energy import Energy
-from herd.train.lora import add_adapters, has_adapters, merge_adapters, save_adapters
+from herd.train.lora import add_adapters, has_adapters, save_adapters, save_merged
 from herd.train.metrics import Speed, Totals
 from herd.train.optimizer import FlatAdamW, OptimizerSettings
 from herd.train.schedule import ScheduleSettings, learning_rate
@@ -245,11 +245,10 @@ def finish(model: nn.Module, run: Run, tokenizer: Tokenizer | None = None, figur
     and only then let go of the state."""
     if not is_first():
         return
-    model = assembled(model, run.path)
-    if has_adapters(model):
-        save_adapters(model, run.path / "adapter")
-        merge_adapters(model)
-    save(model, run.path / "checkpoint", tokenizer)
+    whole = assembled(model, run.path)
+    if has_adapters(whole):
+        save_adapters(whole, run.path / "adapter")
+    (save_merged if has_adapters(whole) else save)(whole, run.path / "checkpoint", tokenizer)
     run.finish(figures=figures)
     discard_state(run.path / "state")
 
