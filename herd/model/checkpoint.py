@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -96,23 +96,37 @@ def save(
     Raises:
         CheckpointError: the model's weights are quantized.
     """
-    if model.config.quantization_config is not None:
-        raise CheckpointError(f"{folder}: a quantized model is not saved again; save the one it was made from.")
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    if model.config.tie_word_embeddings:
-        weights.pop("lm_head.weight", None)
-    shards = list(_shards(weights, dtype))
+    save_weights(model.config, weights, weights.__getitem__, folder, tokenizer, dtype)
+
+
+def save_weights(
+    config: ModelConfig,
+    like: dict[str, Tensor],
+    read: Callable[[str], Tensor],
+    folder: Path | str,
+    tokenizer: Tokenizer | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """`save` weights that are read when the file that holds them is written; `like` has their shapes and number types.
+
+    Raises:
+        CheckpointError: the weights are quantized.
+    """
+    if config.quantization_config is not None:
+        raise CheckpointError(f"{folder}: a quantized model is not saved again; save the one it was made from.")
+    like = {name: one for name, one in like.items() if not (name == "lm_head.weight" and config.tie_word_embeddings)}
+    shards = list(_shards(like, dtype))
     with atomic_folder(Path(folder)) as aside:
         files = _shard_names(len(shards))
         for file, names in zip(files, shards, strict=True):
-            part = {name: weights[name].to("cpu", dtype or weights[name].dtype).contiguous() for name in names}
+            part = {name: read(name).to("cpu", dtype or like[name].dtype).contiguous() for name in names}
             save_tensors(part, aside / file)
         if len(shards) > 1:
-            _write_index(aside, files, shards, weights, dtype)
-        stored = dtype or next(iter(weights.values())).dtype
-        config = model.config.to_dict() | {"dtype": str(stored).removeprefix("torch.")}
-        _write_json(aside / "config.json", config)
-        _write_json(aside / "generation_config.json", generation_config(model.config))
+            _write_index(aside, files, shards, like, dtype)
+        stored = dtype or next(iter(like.values())).dtype
+        _write_json(aside / "config.json", config.to_dict() | {"dtype": str(stored).removeprefix("torch.")})
+        _write_json(aside / "generation_config.json", generation_config(config))
         if tokenizer is not None:
             tokenizer.save(aside)
 

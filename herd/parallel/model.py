@@ -77,13 +77,25 @@ class Shard:
 class ParallelModel(nn.Module):
     """This rank's stages of a model of the whole `config`, spread over a mesh. Weights are not there yet (`fill`).
 
-    Parameters are float32 shards; what is computed with is gathered in `dtype`. Gradients are summed, never averaged:
-    over micro-batches and processes, in float32.
+    Learned parameters are float32 shards; what is computed with is gathered in `dtype`. Gradients are summed, never
+    averaged: over micro-batches and processes, in float32. `adapt` is called with each part before it is sharded: what
+    it freezes is held in `dtype`. The frozen weights are in no state of the training: `base` gives the whole model's
+    weights by name, as `fill` takes them, to whoever puts the model together again.
     """
 
-    def __init__(self, config: ModelConfig, settings: ParallelSettings, mesh: Mesh, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        config: ModelConfig,
+        settings: ParallelSettings,
+        mesh: Mesh,
+        dtype: torch.dtype = torch.float32,
+        *,
+        adapt: Callable[[Llama], None] = lambda llama: None,
+        base: Callable[[], Iterable[tuple[str, Tensor]]] = lambda: (),
+    ):
         super().__init__()
         self.config, self.settings, self.mesh, self.dtype = config, settings, mesh, dtype
+        self.adapt, self.base = adapt, base
         held = layers_of_stages(config, settings)
         own = range(mesh.place["pipeline"], settings.num_stages, settings.pipeline)
         self.indices = list(own)
@@ -106,6 +118,12 @@ class ParallelModel(nn.Module):
         for stage in self.stages:
             for name, parameter in stage.llama.named_parameters():
                 yield self._shard(name, parameter)
+
+    def whole(self) -> Llama:
+        """The whole model that this is a part of, in `dtype` and without its weights (device `meta`)."""
+        llama = empty_model(self.config).to(self.dtype)
+        self.adapt(llama)
+        return llama
 
     @property
     def parts(self) -> list[Llama]:
@@ -160,6 +178,10 @@ class ParallelModel(nn.Module):
             split_model(llama, self.config, self.mesh.tensor)
             if first and last:
                 llama.tie_weights()
+        self.adapt(llama)
+        for parameter in llama.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(self.dtype)
         stage = Stage(llama, first, last)
         self._fully_shard(stage)
         return stage

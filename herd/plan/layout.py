@@ -47,6 +47,12 @@ class Layout:
         """Over how many ranks the optimizer state is sharded: data and context hold the same weights."""
         return self.data // self.replicas * self.context
 
+    @property
+    def parallel(self) -> ParallelSettings:
+        """Over how many processes each dimension of one copy goes, in the trainer's words."""
+        shard = max(self.data // self.replicas, 1)
+        return ParallelSettings(shard=shard, tensor=self.tensor, context=self.context, pipeline=self.pipeline)
+
     def __str__(self) -> str:
         text = f"TP {self.tensor} · CP {self.context} · PP {self.pipeline} · DP {self.data}"
         text += f" ({self.replicas} copies)" if self.replicas > 1 else ""

@@ -2,8 +2,8 @@
 
 Counts what Herd's trainer really keeps: weights in the training type, float32 masters, moments and gradient sums, and
 the tensors that the model's own operations save for the backward pass (`herd.model.llama`, `herd.ops`). With adapters
-the weights are frozen, perhaps in 4 bits, and state is kept of the adapters alone; with bfloat16 state weights are
-their own masters and everything beside them is as narrow.
+the weights are frozen, in shards or perhaps in 4 bits, and state is kept of the adapters alone; with bfloat16 state
+weights are their own masters and everything beside them is as narrow.
 """
 
 from __future__ import annotations
@@ -126,10 +126,10 @@ def _learned(
     if optimizer.lora.rank:
         adapters = adapter_parameters(config, optimizer.lora)
         return {
-            "weights": _frozen(config, parameters, width, optimizer),
+            "weights": _frozen(config, layout, parameters, unit, width, optimizer),
             "adapters": width * adapters,
-            "masters": 0.0 if narrow or width == FLOAT else FLOAT * adapters,
-            "moments": 2 * state * adapters,
+            "masters": 0.0 if narrow or width == FLOAT else FLOAT * adapters / layout.shards,
+            "moments": 2 * state * adapters / layout.shards,
             "gradients": (state if narrow else FLOAT + width) * adapters,
             "dequantized": _DEQUANTIZING * _largest_matrix(config) if optimizer.lora.base == "nf4" else 0.0,
         }
@@ -141,10 +141,14 @@ def _learned(
     }
 
 
-def _frozen(config: ModelConfig, parameters: float, width: int, optimizer: OptimizerSettings) -> float:
-    """The weights that adapters stand beside, those of 4 bits with a scale for each block."""
+def _frozen(
+    config: ModelConfig, layout: Layout, parameters: float, unit: float, width: int, optimizer: OptimizerSettings
+) -> float:
+    """The weights that adapters stand beside: shards and what is gathered of them, or 4 bits with a scale for each
+    block."""
     if optimizer.lora.base != "nf4":
-        return width * parameters
+        gathered = 0.0 if layout.shards == 1 else 2 * unit if layout.reshard else parameters
+        return width * (parameters / layout.shards + gathered)
     shapes = matrix_shapes(config)
     packed = config.num_hidden_layers * sum(math.prod(shapes[name]) for name in set(optimizer.lora.targets))
     return width * (parameters - packed) + packed * (0.5 + FLOAT / BLOCK)

@@ -14,7 +14,7 @@ from herd.plan.memory import fits, memory_by_part
 from herd.plan.reliability import Goodput, goodput
 from herd.plan.steptime import EFFICIENCY, StepTime, step_time
 from herd.train.lora import adapter_parameters
-from herd.train.optimizer import STATE_BYTES, OptimizerSettings, is_narrow
+from herd.train.optimizer import STATE_BYTES, OptimizerSettings, is_narrow, mesh_faults
 
 _NEAR = 1024  # how many numbers of devices are tried when one is impossible
 
@@ -112,6 +112,12 @@ class Projection:
         return self.goodput.per_hour * self.seconds / 3600
 
 
+def phase_faults(config: ModelConfig, layout: Layout, phase: Phase) -> list[str]:
+    """Why a phase cannot be laid out so, for the shapes or because the trainer refuses it; empty where it can."""
+    shapes = faults(config, layout, phase.row_tokens, phase.rows)
+    return shapes + mesh_faults(phase.optimizer, layout.parallel, phase.whole_rows)
+
+
 def lay_out(
     config: ModelConfig, machine: Machine, phase: Phase, layout: Layout, used: int | None = None
 ) -> PlannedPhase:
@@ -120,7 +126,7 @@ def lay_out(
     Raises:
         ValueError: the model or the batch cannot be laid out so.
     """
-    if found := faults(config, layout, phase.row_tokens, phase.rows):
+    if found := phase_faults(config, layout, phase):
         raise ValueError(f"{phase.name}, {layout}: " + "; ".join(found))
     shape, kind = (config, layout, phase.row_tokens, phase.rows), {"optimizer": phase.optimizer}
     memory = memory_by_part(*shape, width=machine.weight_bytes, on_gpu=machine.on_gpu, **kind)
@@ -148,27 +154,25 @@ def distinct(planned: Sequence[PlannedPhase]) -> list[PlannedPhase]:
 def layouts(config: ModelConfig, machine: Machine, phase: Phase) -> Iterator[Layout]:
     """The layouts worth trying: tensor parallelism stays within a server, the rest in powers of two.
 
-    Adapters and bfloat16 state are learned by whole copies of the model.
+    For adapters and bfloat16 state whole copies of the model are tried beside shards.
     """
-    whole = is_narrow(phase.optimizer)
     inner = [size for size in (1, 2, 4, 8) if size <= min(machine.device.per_server, machine.count)]
     outer = [2**power for power in range(11)]
     for tensor, context, pipeline in product(inner, outer, outer[:6]):
         inside = tensor * context * pipeline
         if machine.count % inside or (context > 1 and phase.row_tokens < 16_384):
             continue
-        if (whole or phase.whole_rows) and inside > 1:
-            continue
         data = machine.count // inside
         if phase.rows % data:
             continue
+        copies = sorted({1, data if is_narrow(phase.optimizer) else 1})
         most = (config.num_hidden_layers + 2) // pipeline
         for virtual in [v for v in (1, 2, 4, 8) if v <= most] if pipeline > 1 else [1]:
-            for rows in [r for r in (1, 2, 4, 8, 16) if phase.rows % (data * r) == 0]:
-                for reshard in (False, True) if data * context > 1 and not whole else (False,):
+            for rows, replicas in product([r for r in (1, 2, 4, 8, 16) if phase.rows % (data * r) == 0], copies):
+                for reshard in (False, True) if data // replicas * context > 1 else (False,):
                     for recompute in ("light", "full") if machine.on_gpu else ("off", "full"):
                         sizes = (tensor, context, pipeline, data, virtual, 0, rows, reshard, recompute)
-                        yield Layout(*sizes, replicas=data if whole else 1)
+                        yield Layout(*sizes, replicas=replicas)
 
 
 def project(
@@ -195,7 +199,7 @@ def summed(config: ModelConfig, machine: Machine, planned: Sequence[PlannedPhase
 
 
 def _planned(config: ModelConfig, machine: Machine, phase: Phase, layout: Layout | None) -> PlannedPhase:
-    if layout is not None and not faults(config, layout, phase.row_tokens, phase.rows):
+    if layout is not None and not phase_faults(config, layout, phase):
         return lay_out(config, machine, phase, layout)
     best = ranked(config, machine, phase)
     if best:
@@ -217,7 +221,7 @@ def _planned(config: ModelConfig, machine: Machine, phase: Phase, layout: Layout
 def _possible(config: ModelConfig, machine: Machine, phase: Phase) -> Iterator[Layout]:
     """The layouts that model and batch allow, whether they fit or not."""
     for layout in layouts(config, machine, phase):
-        if not faults(config, layout, phase.row_tokens, phase.rows):
+        if not phase_faults(config, layout, phase):
             yield layout
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from herd.model.config import ModelConfig
-from herd.plan.layout import Layout, faults
-from herd.plan.project import Machine, Phase, PlannedPhase, lay_out, ranked
+from herd.plan.layout import Layout
+from herd.plan.project import Machine, Phase, PlannedPhase, lay_out, phase_faults, ranked
 from herd.train.lora import LoraSettings
-from herd.train.optimizer import OptimizerSettings, is_narrow
+from herd.train.optimizer import OptimizerSettings
 
 _RANK = 16
 _MOST_DEVICES = 2**15
@@ -42,7 +42,7 @@ def remedies(config: ModelConfig, machine: Machine, phase: Phase, layout: Layout
 def _tried(config: ModelConfig, words: str, phase: Phase, layout: Layout | None, machine: Machine) -> Remedy | None:
     if layout is None:
         planned = next(iter(ranked(config, machine, phase)), None)
-    elif faults(config, layout, phase.row_tokens, phase.rows):
+    elif phase_faults(config, layout, phase):
         return None
     else:
         planned = lay_out(config, machine, phase, layout)
@@ -52,23 +52,24 @@ def _tried(config: ModelConfig, words: str, phase: Phase, layout: Layout | None,
 def _more_devices(
     machine: Machine, phase: Phase, layout: Layout | None
 ) -> Iterator[tuple[str, Phase, Layout | None, Machine]]:
-    count, wide = machine.count, replace(phase, optimizer=_wide(phase.optimizer))
+    count, (more, optimizer) = machine.count, _shardable(phase.optimizer)
+    sharded = replace(phase, optimizer=optimizer)
     while count < _MOST_DEVICES:
         count *= 2
         if layout is None:
-            yield f"{count} devices", wide, None, replace(machine, count=count)
+            yield f"{count} devices{more}", sharded, None, replace(machine, count=count)
             continue
         data = layout.data * count // machine.count
         spread = replace(layout, data=data, replicas=1, reshard=True)
-        for wish in _smaller(f"{count} devices parallel.shard={data}", wide, spread):
+        for wish in _smaller(f"{count} devices parallel.shard={data}{more}", sharded, spread):
             yield *wish, replace(machine, count=count)
 
 
 def _wishes(phase: Phase, layout: Layout | None, tuning: bool) -> Iterator[tuple[str, Phase, Layout | None]]:
     """Words, and the phase and layout that they mean."""
     yield from _smaller("", phase, layout, itself=False)
-    if layout is not None and layout.replicas > 1 and not is_narrow(phase.optimizer):
-        yield f"parallel.shard={layout.data}", phase, replace(layout, replicas=1, reshard=True)
+    if layout is not None and layout.replicas > 1:
+        yield from _smaller(f"parallel.shard={layout.data}", phase, replace(layout, replicas=1, reshard=True))
     options = [("optimizer.state=bf16", replace(phase.optimizer, state="bf16", lora=LoraSettings()))]
     if tuning:
         for base, more in (("as_is", ""), ("nf4", " optimizer.lora.base=nf4")):
@@ -76,8 +77,17 @@ def _wishes(phase: Phase, layout: Layout | None, tuning: bool) -> Iterator[tuple
             options.append((f"optimizer.lora.rank={_RANK}{more}", replace(_wide(phase.optimizer), lora=lora)))
     for words, optimizer in options:
         if optimizer != phase.optimizer:
-            whole = None if layout is None else replace(layout, replicas=layout.data, reshard=False)
-            yield from _smaller(words, replace(phase, optimizer=optimizer), whole)
+            for spread, how in _spreads(layout):
+                yield from _smaller(words + how, replace(phase, optimizer=optimizer), spread)
+
+
+def _spreads(layout: Layout | None) -> Iterator[tuple[Layout | None, str]]:
+    """The layout as it is, in copies alone and in shards alone, and the words for that."""
+    yield layout, ""
+    if layout is not None and layout.replicas < layout.data:
+        yield replace(layout, replicas=layout.data, reshard=False), " parallel.shard=1"
+    if layout is not None and layout.replicas > 1:
+        yield replace(layout, replicas=1, reshard=True), f" parallel.shard={layout.data}"
 
 
 def _smaller(
@@ -98,3 +108,10 @@ def _smaller(
 
 def _wide(optimizer: OptimizerSettings) -> OptimizerSettings:
     return replace(optimizer, state="fp32", lora=LoraSettings())
+
+
+def _shardable(optimizer: OptimizerSettings) -> tuple[str, OptimizerSettings]:
+    """The words that let shards learn, and what is learned with them."""
+    words = " optimizer.state=fp32" * (optimizer.state != "fp32")
+    words += " optimizer.lora.base=as_is" * (optimizer.lora.rank > 0 and optimizer.lora.base != "as_is")
+    return words, replace(optimizer, state="fp32", lora=replace(optimizer.lora, base="as_is"))

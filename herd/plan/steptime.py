@@ -63,7 +63,7 @@ def step_time(
     if layout.pipeline > 1:
         terms["bubble"] = (layout.pipeline - 1) / layout.virtual * sum(slowest.values())
     learned = _learned(config, layout, cut, optimizer)
-    terms["data parallel"] = _data_parallel(config, layout, device, cut, count, sum(terms.values()))
+    terms["data parallel"] = _data_parallel(config, layout, device, cut, count, learned, sum(terms.values()))
     terms["data parallel"] += _copies(layout, device, learned, optimizer)
     terms["optimizer"] = _optimizer(layout, device, learned, optimizer)
     tokens = batch_rows * row_tokens
@@ -122,21 +122,20 @@ def _context_parallel(config: ModelConfig, layout: Layout, device: Device, token
 
 
 def _data_parallel(
-    config: ModelConfig, layout: Layout, device: Device, cut: list[Chunk], count: int, busy: float
+    config: ModelConfig, layout: Layout, device: Device, cut: list[Chunk], count: int, learned: float, busy: float
 ) -> float:
-    """Gathering weights (bf16) and reducing gradients (float32): what the arithmetic cannot hide, and the first unit.
+    """Gathering weights (bf16) and reducing the gradients of those that are `learned` (float32): what the arithmetic
+    cannot hide, and the first unit.
 
     Weights that stay gathered move once a step; weights freed after the forward pass twice for each micro-batch, and
     gradients then once for each.
     """
     if layout.shards == 1:
         return 0.0
-    parameters = _largest(config, layout, cut)
-    rounds = (2 * count * _BF16 + count * _FLOAT) if layout.reshard else (_BF16 + _FLOAT)
-    link = _link(device, layout.devices)
-    moved = parameters * (layout.shards - 1) / layout.shards
-    total = rounds * moved / link
-    first = (_BF16 + _FLOAT) * moved / (layout.virtual if layout.pipeline > 1 else config.num_hidden_layers) / link
+    weights, gradients = _BF16 * _largest(config, layout, cut), _FLOAT * learned * layout.shards
+    link = _link(device, layout.devices) * layout.shards / (layout.shards - 1)
+    total = (2 * count * weights + count * gradients if layout.reshard else weights + gradients) / link
+    first = (weights + gradients) / (layout.virtual if layout.pipeline > 1 else config.num_hidden_layers) / link
     return max(total - busy, 0.0) + first
 
 
@@ -155,7 +154,7 @@ def _optimizer(layout: Layout, device: Device, learned: float, optimizer: Optimi
 def _learned(config: ModelConfig, layout: Layout, cut: list[Chunk], optimizer: OptimizerSettings) -> float:
     """Weights that one rank keeps state of."""
     if optimizer.lora.rank:
-        return adapter_parameters(config, optimizer.lora)
+        return adapter_parameters(config, optimizer.lora) / layout.shards
     return _largest(config, layout, cut) / layout.shards
 
 

@@ -38,7 +38,7 @@ from herd.stages.dpo import DpoSettings
 from herd.stages.pretrain import PretrainSettings
 from herd.stages.reward import RewardSettings
 from herd.stages.sft import SftSettings
-from herd.train.optimizer import OptimizerSettings, is_narrow
+from herd.train.optimizer import OptimizerSettings, is_narrow, mesh_faults
 from herd.train.schedule import phases, steps_for
 
 _HERE, _PRETRAIN = "here", "pretrain"
@@ -208,14 +208,14 @@ def _from_recipes(settings: PlanSettings, machine: Machine) -> _Wanted:
     if stage != _PRETRAIN:
         model = _model_at(_start_of(first, settings), stage)
         phase = _tuning_phase(first, settings, stage, files[0])
-        return _Wanted(stage, model, [phase], [_layout_of(first, files[0], machine, phase.optimizer, always=True)])
+        return _Wanted(stage, model, [phase], [_layout_of(first, files[0], machine, phase, always=True)])
     if settings.path:
         raise ConfigError("give a size or a recipe of `herd pretrain`, not both")
     parts, own = [], []
     for recipe, file in zip(recipes, files):
         found = _phases(recipe, file, settings)
         parts += found
-        own += [_layout_of(recipe, file, machine, found[0].optimizer)] * len(found)
+        own += [_layout_of(recipe, file, machine, found[0])] * len(found)
     return _Wanted(stage, _model_of(first), parts, own)
 
 
@@ -301,12 +301,15 @@ def _layout_of(
     recipe: PretrainSettings | SftSettings | RewardSettings | DpoSettings,
     file: Path,
     machine: Machine,
-    optimizer: OptimizerSettings,
+    phase: Phase,
     always: bool = False,
 ) -> Layout | None:
     """The recipe's own layout on this many devices; None where there is none and the best one is looked for.
 
     Fine-tuning is laid out as its recipe says in any case (`always`).
+
+    Raises:
+        ConfigError: the trainer refuses to learn so on that layout.
     """
     parallel = recipe.parallel
     if parallel == type(parallel)() and not always:
@@ -316,10 +319,9 @@ def _layout_of(
         say(f"{file}: its layout takes a multiple of {inside:,} devices; the best for {machine.count:,} is looked for")
         return None
     data = machine.count // inside
-    copies = 1 if data % parallel.shard else data // parallel.shard
-    replicas = data if is_narrow(optimizer) else copies
+    replicas = 1 if data % parallel.shard else data // parallel.shard
     recompute = recipe.recompute if always else recipe.run.recompute
-    return Layout(
+    layout = Layout(
         tensor=parallel.tensor,
         context=parallel.context,
         pipeline=parallel.pipeline,
@@ -332,6 +334,9 @@ def _layout_of(
         replicas=replicas,
         layers=tuple(parallel.layers),
     )
+    if refused := mesh_faults(phase.optimizer, layout.parallel, phase.whole_rows):
+        raise ConfigError(f"{file}: parallel: " + "\n  ".join(refused))
+    return layout
 
 
 # ---- how far to trust it ---------------------------------------------------------------------------------------------

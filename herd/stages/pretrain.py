@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field, fields, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import ClassVar, Literal
@@ -224,7 +225,7 @@ def run(settings: PretrainSettings) -> Path:
         config = _config(settings, tokenizer)
         row_tokens = settings.batch.row_tokens
         placement = place(config, settings.parallel, settings.optimizer, device, row_tokens=row_tokens)
-        weights = _weights(settings, config)
+        weights = partial(_weights, settings, config)
         model = placement.model(lambda: _model(settings, config, dtype), weights, dtype)
         found = _sources(settings, tokenizer)
         sources = {name: docs.better_than(settings.min_quality) for name, docs in found.items()}

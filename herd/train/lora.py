@@ -13,8 +13,9 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import field
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +25,15 @@ from torch import Tensor, nn
 
 from herd.config import settings
 from herd.errors import CheckpointError, ConfigError
+from herd.model.checkpoint import save_weights
 from herd.model.config import ModelConfig
+from herd.model.llama import empty_model
 from herd.model.weights import save_tensors
 from herd.ops.nf4 import Nf4, dequantize, nf4_linear, quantize
 from herd.run import atomic_folder
+
+if TYPE_CHECKING:
+    from herd.tokenizer.tokenizer import Tokenizer
 
 Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TARGETS: tuple[Target, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -55,9 +61,9 @@ class LoraSettings:
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer with a low-rank one beside it."""
+    """A frozen linear layer with a low-rank one beside it, which `fresh_adapters` gives its first values."""
 
-    def __init__(self, base: nn.Linear, options: LoraSettings, generator: torch.Generator) -> None:
+    def __init__(self, base: nn.Linear, options: LoraSettings) -> None:
         super().__init__()
         weight, rank = base.weight.detach(), options.rank
         self.scale, self.shape, self.dtype = options.alpha / rank, tuple(weight.shape), weight.dtype
@@ -67,29 +73,27 @@ class LoraLinear(nn.Module):
             self.register_buffer("scales", packed.scales, persistent=False)
             self.weight = None
         else:
-            self.register_buffer("weight", weight, persistent=False)
-        bound = 1 / math.sqrt(weight.shape[1])  # as PEFT draws it: kaiming uniform with a = sqrt 5
-        drawn = torch.empty(rank, weight.shape[1]).uniform_(-bound, bound, generator=generator)
-        self.lora_A = nn.Parameter(drawn.to(weight.device, weight.dtype))
-        self.lora_B = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
+            self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = base.bias
+        self.lora_A = nn.Parameter(weight.new_empty(rank, weight.shape[1]))
+        self.lora_B = nn.Parameter(weight.new_empty(weight.shape[0], rank))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.weight is None:
             base = nf4_linear(x, Nf4(self.packed, self.scales, self.shape))
         else:
             base = F.linear(x, self.weight)
+        if self.bias is not None:
+            base = base + self.bias
         return base + F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scale
 
     @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """One plain linear layer that does the same (a base of 4 bits as it was rounded)."""
+    def merged(self) -> Tensor:
+        """The weight of a plain linear layer that does the same (a base of 4 bits as it was rounded)."""
         base = self.weight
         if base is None:
             base = dequantize(self.packed, self.scales, self.shape, torch.float32)
-        weight = base.float() + self.scale * self.lora_B.float() @ self.lora_A.float()
-        linear = nn.Linear(self.shape[1], self.shape[0], bias=False, device="meta")
-        linear.weight = nn.Parameter(weight.to(self.dtype))
-        return linear
+        return (base.float() + self.scale * self.lora_B.float() @ self.lora_A.float()).to(self.dtype)
 
 
 def adapter_parameters(config: ModelConfig, options: LoraSettings) -> int:
@@ -113,36 +117,55 @@ def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def add_adapters(
-    model: nn.Module, options: LoraSettings, seed: int = 0, device: torch.device | str | None = None
-) -> None:
-    """Freeze a Llama and put an adapter beside each chosen matrix, in place; a head that scores is learned whole.
+def adapt(model: nn.Module, options: LoraSettings, device: torch.device | str | None = None) -> None:
+    """Freeze a Llama and make room for an adapter beside each chosen matrix, in place; a head that scores is learned
+    whole.
 
     On another `device` the matrices are moved one by one: it never holds all that become 4 bits as they were.
     """
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    generator = torch.Generator().manual_seed(seed)
-    for _, block in _blocks(model):
+    for block in model.model.layers:
         for parent in (block.self_attn, block.mlp):
             for name in [name for name, _ in parent.named_children() if name in options.targets]:
-                setattr(parent, name, LoraLinear(getattr(parent, name).to(device), options, generator))
+                setattr(parent, name, LoraLinear(getattr(parent, name).to(device), options))
     if hasattr(model, "score"):
         model.score.weight.requires_grad_(True)
 
 
-def merge_adapters(model: nn.Module) -> None:
-    """Make a Llama with adapters a plain one that does the same, in place."""
-    for _, block in _blocks(model):
-        for parent in (block.self_attn, block.mlp):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, LoraLinear):
-                    setattr(parent, name, child.merged())
+@torch.no_grad()
+def add_adapters(
+    model: nn.Module, options: LoraSettings, seed: int = 0, device: torch.device | str | None = None
+) -> None:
+    """`adapt` a Llama, its adapters as training begins."""
+    adapt(model, options, device)
+    for name, drawn in fresh_adapters(model, seed):
+        model.get_parameter(name).copy_(drawn)
+
+
+def fresh_adapters(model: nn.Module, seed: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Adapters as training begins, one after the other, in the model's number type; of `model` only names and shapes
+    are used."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if name.endswith(".lora_A"):
+            bound = 1 / math.sqrt(parameter.shape[1])  # as PEFT draws it: kaiming uniform with a = sqrt 5
+            drawn = torch.empty(parameter.shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
+            yield name, drawn.to(parameter.dtype)
+        elif name.endswith(".lora_B"):
+            yield name, torch.zeros(parameter.shape, dtype=parameter.dtype)
 
 
 def has_adapters(model: nn.Module) -> bool:
     """Whether `add_adapters` was here."""
     return any(isinstance(module, LoraLinear) for module in model.modules())
+
+
+def save_merged(model: nn.Module, folder: Path, tokenizer: Tokenizer | None = None) -> None:
+    """Write the plain Llama that does the same as one with adapters; matrices are merged file by file."""
+    plain = empty_model(model.config).state_dict()
+    like = {name: weight.to(_part(model, name).dtype) for name, weight in plain.items()}
+    save_weights(model.config, like, partial(_merged, model), folder, tokenizer)
 
 
 def save_adapters(model: nn.Module, folder: Path, base: str = "") -> Path:
@@ -202,5 +225,12 @@ def _fill(parameter: Tensor, found: Tensor | None, name: str, folder: Path) -> N
     parameter.copy_(found)
 
 
-def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    return ((f"model.layers.{index}", block) for index, block in enumerate(model.model.layers))
+def _part(model: nn.Module, name: str) -> LoraLinear | nn.Parameter:
+    """What holds a weight of the plain Llama: an adapted layer, or the parameter itself."""
+    module = model.get_submodule(name.rpartition(".")[0])
+    return module if isinstance(module, LoraLinear) and name.endswith(".weight") else model.get_parameter(name)
+
+
+def _merged(model: nn.Module, name: str) -> Tensor:
+    part = _part(model, name)
+    return part.merged() if isinstance(part, LoraLinear) else part.detach()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from herd.config import settings
 from herd.errors import ConfigError
+from herd.parallel.settings import ParallelSettings
 from herd.train.lora import LoraSettings
 
 UPDATE_CHUNK = 2**24
@@ -65,8 +66,32 @@ STATE_BYTES = {"fp32": 12, "bf16": 6}
 
 
 def is_narrow(options: OptimizerSettings) -> bool:
-    """Whether the settings are those that a mesh has not: adapters, or state in bfloat16."""
+    """Whether less is kept than float32 state of all weights: adapters, or state in bfloat16."""
     return bool(options.lora.rank) or options.state != "fp32"
+
+
+def mesh_faults(options: OptimizerSettings, parallel: ParallelSettings, whole_rows: bool = False) -> list[str]:
+    """Why a mesh cannot learn so, in sentences; `whole_rows` where an objective looks at whole responses.
+
+    Copies of the model (replicas alone) learn in every way.
+    """
+    if parallel.of_one_copy == 1:
+        return []
+    found = []
+    if whole_rows and parallel.of_one_copy > parallel.shard:
+        found.append(
+            "reward models and DPO look at whole responses, which tensor, context and pipeline cut in pieces; use "
+            "replicas and shard"
+        )
+    if options.state != "fp32":
+        found.append("optimizer.state=bf16 needs a whole copy on each process (replicas alone); use fp32 on a mesh")
+    if options.lora.rank and options.lora.base != "as_is":
+        found.append(
+            "optimizer.lora.base=nf4 needs a whole copy on each process (replicas alone); shards hold a base as_is"
+        )
+    if options.lora.rank and parallel.tensor * parallel.pipeline > 1:
+        found.append("optimizer.lora is learned on replicas, shard and context, not on tensor or pipeline")
+    return found
 
 
 class FlatAdamW:

@@ -1,13 +1,15 @@
 """Where a run's model lies: whole on one device, whole on each of several processes, or spread over a mesh.
 
-One process has the model whole, on its GPU if there is one. Several share it as `parallel:` says. Adapters and bfloat16
-state are learned by whole copies, one on each process, whose gradients are summed.
+One process has the model whole, on its GPU if there is one. Several share it as `parallel:` says; with adapters the
+frozen base lies in shards of the model's own number type. Copies alone (`replicas`) learn adapters and with bfloat16
+state as one process does, each the whole model, and sum their gradients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -27,8 +29,11 @@ from herd.parallel.mesh import Mesh
 from herd.parallel.model import ParallelModel
 from herd.parallel.settings import ParallelSettings
 from herd.train.compile import Compile, choose_float8, compile_model, recompute_layers
-from herd.train.lora import adapter_parameters, add_adapters
-from herd.train.optimizer import STATE_BYTES, OptimizerSettings, is_narrow
+from herd.train.lora import adapt, adapter_parameters, add_adapters, fresh_adapters
+from herd.train.optimizer import STATE_BYTES, OptimizerSettings, is_narrow, mesh_faults
+
+Weights = Callable[[], Iterable[tuple[str, Tensor]]]
+"""Gives the weights that training begins with, by name, one at a time, whenever it is called."""
 
 _STATE_COPIES = 3  # of the state on disk at once: the last good one, the one being written, and a checkpoint
 
@@ -45,8 +50,8 @@ class Placement:
 
     @property
     def copied(self) -> bool:
-        """Whether each process has the whole model, and learns adapters or with bfloat16 state."""
-        return self.layout.world == 1 or is_narrow(self.optimizer)
+        """Whether each process has the whole model."""
+        return self.layout.world == 1 or (is_narrow(self.optimizer) and self.parallel.of_one_copy == 1)
 
     @property
     def rows(self) -> dict[str, int]:
@@ -66,20 +71,20 @@ class Placement:
         dtype = model.dtype if isinstance(model, ParallelModel) else next(model.parameters()).dtype
         return agreed(lambda: matmul_rate(dtype, device=self.device.type)) * self.layout.world
 
-    def model(
-        self, whole: Callable[[], Llama], weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype
-    ) -> Llama | ParallelModel:
+    def model(self, whole: Callable[[], Llama], weights: Weights, dtype: torch.dtype) -> Llama | ParallelModel:
         """The model of this process: `whole` made and moved, or its part of it filled from `weights`, read by name.
 
         Of a model on a mesh no process holds more than its part and a tensor at a time.
         """
+        lora = self.optimizer.lora
         if self.copied:
             model = whole()
-            if self.optimizer.lora.rank:
-                add_adapters(model, self.optimizer.lora, device=self.device)
+            if lora.rank:
+                add_adapters(model, lora, device=self.device)
             return model.to(self.device)
-        model = ParallelModel(self.config, self.parallel, Mesh(self.layout, self.device), dtype).materialize()
-        model.fill(weights)
+        frozen = {"adapt": partial(adapt, options=lora), "base": weights} if lora.rank else {}
+        model = ParallelModel(self.config, self.parallel, Mesh(self.layout, self.device), dtype, **frozen)
+        model.materialize().fill(chain(weights(), fresh_adapters(model.whole())))
         return model
 
     def load(self, checkpoint: Path, *, score_seed: int = 0) -> Llama | ParallelModel:
@@ -96,7 +101,7 @@ class Placement:
         scores = self.config.architecture == SEQUENCE_CLASSIFICATION
         score = [("score.weight", fresh_score(self.config, score_seed))] if scores else []
         stored = open_weights(checkpoint)
-        return self.model(whole, chain(read_all(stored), score), wish or stored.dtype)
+        return self.model(whole, lambda: chain(read_all(stored), score), wish or stored.dtype)
 
 
 def place(
@@ -113,17 +118,8 @@ def place(
     Raises:
         ConfigError: model, settings and number of processes do not go together; every fault is named.
     """
-    inside = parallel.tensor * parallel.context * parallel.pipeline
-    if whole_rows and inside > 1:
-        raise ConfigError(
-            "parallel: reward models and DPO look at whole responses, which tensor, context and pipeline cut in "
-            "pieces; use replicas and shard"
-        )
-    if is_narrow(optimizer) and parallel.of_one_copy > 1:
-        raise ConfigError(
-            "parallel: on a mesh all weights are learned with float32 state; optimizer.lora and optimizer.state=bf16 "
-            "need a whole copy on each process (replicas alone: shard, tensor, context and pipeline 1)"
-        )
+    if faults := mesh_faults(optimizer, parallel, whole_rows):
+        raise ConfigError("parallel: " + "\n  ".join(faults))
     if optimizer.lora.rank > config.hidden_size:
         raise ConfigError(
             f"optimizer.lora.rank {optimizer.lora.rank:,} is more than the model's width ({config.hidden_size:,}), of "
@@ -134,8 +130,10 @@ def place(
 
 
 def read_all(stored: StoredWeights) -> Iterator[tuple[str, Tensor]]:
-    """A checkpoint's weights in float32, by name, one at a time."""
-    return ((name, stored.read(name, torch.float32)) for name in stored.tensors)
+    """A checkpoint's weights by name, one at a time, as they are stored; in float32 what is packed."""
+    for name, tensor in stored.tensors.items():
+        dtype = getattr(torch, tensor.dtype, torch.float32)
+        yield name, stored.read(name, dtype if dtype.itemsize > 1 else torch.float32)
 
 
 def prepare(model: Llama | ParallelModel, compiled: Compile, recompute: int, float8_micro_tokens: int = 0) -> str:

@@ -14,14 +14,14 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class ShardedAdamW:
-    """AdamW on this rank's float32 shards; `num_steps` counts finished updates.
+    """AdamW on this rank's float32 shards of what is learned; `num_steps` counts finished updates.
 
     Gradients come summed over processes (`ParallelModel.losses`); they are divided once, by the count of all.
     """
 
     def __init__(self, model: ParallelModel, options: OptimizerSettings):
         self.options, self.num_steps = options, 0
-        self.shards = list(model.shards())
+        self.shards = [shard for shard in model.shards() if shard.parameter.requires_grad]
         kinds: dict[tuple[bool, float], list[Shard]] = {}
         for shard in self.shards:
             kinds.setdefault(kind_of(shard.name, shard.parameter, options), []).append(shard)

@@ -28,7 +28,7 @@ from herd.config import settings
 from herd.data.loader import PackedLoader, within_vocabulary
 from herd.errors import CheckpointError, ConfigError, DataError
 from herd.log import progress, say
-from herd.model.checkpoint import empty_model, save
+from herd.model.checkpoint import save
 from herd.model.flops import flops_per_token
 from herd.model.llama import Objective
 from herd.parallel.launch import agreed, asked_to_end
@@ -47,7 +47,7 @@ from herd.train.checkpoint import (
 )
 from herd.train.compile import keep_freed_memory
 from herd.train.energy import Energy
-from herd.train.lora import add_adapters, has_adapters, merge_adapters, save_adapters
+from herd.train.lora import add_adapters, has_adapters, save_adapters, save_merged
 from herd.train.metrics import Speed, Totals
 from herd.train.optimizer import FlatAdamW, OptimizerSettings
 from herd.train.schedule import ScheduleSettings, learning_rate
@@ -150,9 +150,9 @@ def train(
     """
     schedule, saving = schedule or ScheduleSettings(), saving or SavingSettings()
     optimizer = optimizer or OptimizerSettings()
-    if isinstance(model, ParallelModel) and (optimizer.lora.rank or optimizer.state != "fp32"):
-        raise ConfigError("on a mesh all weights are learned with float32 state: leave optimizer.lora and .state alone")
-    if optimizer.lora.rank and not has_adapters(model):
+    if isinstance(model, ParallelModel):
+        _check_made_for(model, optimizer)
+    elif optimizer.lora.rank and not has_adapters(model):
         add_adapters(model, optimizer.lora)
     if schedule.warmup_steps > num_steps:
         say(
@@ -245,11 +245,10 @@ def finish(model: nn.Module, run: Run, tokenizer: Tokenizer | None = None, figur
     and only then let go of the state."""
     if not is_first():
         return
-    model = assembled(model, run.path)
-    if has_adapters(model):
-        save_adapters(model, run.path / "adapter")
-        merge_adapters(model)
-    save(model, run.path / "checkpoint", tokenizer)
+    whole = assembled(model, run.path)
+    if has_adapters(whole):
+        save_adapters(whole, run.path / "adapter")
+    (save_merged if has_adapters(whole) else save)(whole, run.path / "checkpoint", tokenizer)
     run.finish(figures=figures)
     discard_state(run.path / "state")
 
@@ -267,12 +266,43 @@ def tokens_per_second(model: nn.Module, objective: Objective, batches: Sequence[
 
 
 def assembled(model: nn.Module, folder: Path) -> nn.Module:
-    """The whole of a model on a mesh, from the run folder's newest state; a model that is whole, as it is."""
+    """The whole of a model on a mesh, from the run folder's newest state and what was frozen, which is mapped from its
+    files where they hold it as it is; a model that is whole, as it is."""
+    whole = _learned(model, folder)
+    if frozen := {name for name, parameter in whole.named_parameters() if parameter.is_meta}:
+        _set(whole, {name: weight.to(model.dtype) for name, weight in model.base() if name in frozen})
+    return whole
+
+
+def _learned(model: nn.Module, folder: Path) -> nn.Module:
+    """The whole of a model on a mesh, from the newest state, its frozen weights left out (on `meta`)."""
     if not isinstance(model, ParallelModel):
         return model
-    whole = empty_model(model.config, device="cpu").to(model.dtype)
-    read_masters(folder / "state", dict(whole.named_parameters()))
+    whole = model.whole()
+    learned = {name: parameter for name, parameter in whole.named_parameters() if parameter.requires_grad}
+    found = {name: torch.empty_like(parameter, device="cpu") for name, parameter in learned.items()}
+    read_masters(folder / "state", found)
+    _set(whole, found)
     return whole.eval()
+
+
+def _set(whole: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Put tensors into a model as its parameters, without a copy."""
+    whole.load_state_dict(weights, strict=False, assign=True)
+    if hasattr(whole, "tie_weights"):
+        whole.tie_weights()
+
+
+def _check_made_for(model: ParallelModel, optimizer: OptimizerSettings) -> None:
+    """What is learned was settled when the parts were made and sharded (`Placement.model`).
+
+    Raises:
+        ConfigError: the settings ask for something else.
+    """
+    if optimizer.state != "fp32" or bool(optimizer.lora.rank) != has_adapters(model):
+        raise ConfigError(
+            "on a mesh what the model was made for is learned, all weights or adapters, with float32 state"
+        )
 
 
 def _resumed(model: nn.Module, options: OptimizerSettings, run: Run) -> FlatAdamW | ShardedAdamW:
@@ -402,7 +432,7 @@ def _tokens(loader: PackedLoader, skips: Skips, step: int) -> int:
 def _snapshot(model: nn.Module, folder: Path, saving: SavingSettings, step: int) -> None:
     if not is_first():
         return
-    whole = assembled(model, folder)
+    whole = _learned(model, folder)
     (save_adapters if has_adapters(whole) else save)(whole, folder / "checkpoints" / f"step-{step:08d}")
     kept = sorted(path for path in (folder / "checkpoints").glob("step-*"))
     if saving.keep_snapshots:

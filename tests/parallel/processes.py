@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import traceback
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,12 +21,14 @@ from herd.parallel.layout import check
 from herd.parallel.mesh import Mesh
 from herd.parallel.model import ParallelModel
 from herd.parallel.settings import ParallelSettings
+from herd.train.lora import LoraSettings, adapt, add_adapters
 from herd.train.metrics import Totals
 from herd.train.objectives import next_token
 from tests.train.tiny import VOCABULARY, tiny_loader
 
 NUM_STEPS = 2
 ROWS = 5  # of a step: shares of unequal size on 2 or 4 processes
+LORA = LoraSettings(rank=6, alpha=12.0)  # of four shards of `lora_A` one has no row
 
 
 def shape(**changes) -> ModelConfig:
@@ -46,9 +49,15 @@ def loader(rank: int = 0, world: int = 1):
     return tiny_loader(batch_tokens=32 * ROWS, micro_tokens=64, rank=rank, world=world)
 
 
-def whole_model(config: ModelConfig):
+def whole_model(config: ModelConfig, lora: LoraSettings | None = None):
     model = empty_model(config, device="cpu")
     initialize(model, 0)
+    if lora is not None:
+        add_adapters(model, lora)
+        generator = torch.Generator().manual_seed(1)
+        for name, parameter in model.named_parameters():
+            if name.endswith("lora_B"):  # while it is zero, A has no gradient
+                parameter.data.normal_(0, 0.2, generator=generator)
     return model
 
 
@@ -56,9 +65,9 @@ def sources_loss(hidden, head, batch):
     return next_token(hidden, head, batch, sources=("library", "pydoc"))
 
 
-def alone(config: ModelConfig) -> list[tuple[dict, dict]]:
+def alone(config: ModelConfig, lora: LoraSettings | None = None) -> list[tuple[dict, dict]]:
     """Means and gradients (divided once) of each step in one process."""
-    model, steps = whole_model(config), []
+    model, steps = whole_model(config, lora), []
     for step in range(NUM_STEPS):
         totals = Totals()
         model.zero_grad()
@@ -66,16 +75,19 @@ def alone(config: ModelConfig) -> list[tuple[dict, dict]]:
             loss = model.run(sources_loss, batch)
             loss.sum.backward()
             totals.add(loss)
-        gradients = {name: p.grad / totals.count for name, p in model.named_parameters()}
+        gradients = {name: p.grad / totals.count for name, p in model.named_parameters() if p.requires_grad}
         steps.append((totals.means() | {"count": totals.count}, gradients))
     return steps
 
 
-def together(config: ModelConfig, settings: ParallelSettings, dtype: torch.dtype, folder: Path) -> None:
+def together(
+    config: ModelConfig, settings: ParallelSettings, dtype: torch.dtype, lora: LoraSettings | None, folder: Path
+) -> None:
     """The same on a mesh: means as JSON, gradients through DCP, under the names of the whole model."""
     layout = check(config, settings, dist.get_world_size(), row_tokens=32)
-    model = ParallelModel(config, settings, Mesh(layout), dtype).materialize()
-    model.fill(whole_model(config).named_parameters())
+    frozen = {} if lora is None else {"adapt": partial(adapt, options=lora)}
+    model = ParallelModel(config, settings, Mesh(layout), dtype, **frozen).materialize()
+    model.fill(whole_model(config, lora).named_parameters())
     mine = loader(layout.data_index(dist.get_rank()), layout.num_data)
     for step in range(NUM_STEPS):
         totals = Totals()
@@ -85,7 +97,10 @@ def together(config: ModelConfig, settings: ParallelSettings, dtype: torch.dtype
         totals.reduce()
         gradients = {}
         for shard in model.shards():
-            if 0 not in shard.shape:
+            learned = shard.parameter.requires_grad
+            assert shard.parameter.dtype == (torch.float32 if learned else dtype)
+            assert learned or shard.parameter.grad is None
+            if learned and 0 not in shard.shape:
                 gradients[shard.name] = shard.chunk(shard.parameter.grad)
         dcp.save(gradients, checkpoint_id=folder / f"gradients-{step}")
         if dist.get_rank() == 0:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from herd.parallel.settings import ParallelSettings
-from tests.parallel.processes import NUM_STEPS, alone, run_on_meshes, shape, together
+from tests.parallel.processes import LORA, NUM_STEPS, alone, run_on_meshes, shape, together
 
 TWO = [
     ParallelSettings(shard=2),
@@ -39,14 +39,24 @@ MANY = [
 """Larger and mixed, up to eight processes: `docs/parallel.md` shows this table."""
 
 
+ADAPTERS = [
+    ParallelSettings(shard=4),
+    ParallelSettings(shard=4, reshard_after_forward=False),
+    ParallelSettings(replicas=2, shard=2),
+    ParallelSettings(context=2),
+    ParallelSettings(shard=2, context=2),
+]
+"""Adapters beside a frozen base in shards."""
+
+
 def world(settings: ParallelSettings) -> int:
     return max(settings.replicas, 1) * settings.of_one_copy
 
 
-def compare(cases, folder, config, dtype=torch.float32):
+def compare(cases, folder, config, dtype=torch.float32, lora=None):
     """Of each case and step: the worst difference of a mean, and of a gradient as a share of its largest entry."""
-    expected = alone(config)
-    folders = run_on_meshes([(world(case), together, (config, case, dtype)) for case in cases], folder)
+    expected = alone(config, lora)
+    folders = run_on_meshes([(world(case), together, (config, case, dtype, lora)) for case in cases], folder)
     return [[_worst(config, here, step, *expected[step]) for step in range(NUM_STEPS)] for here in folders]
 
 
@@ -71,6 +81,17 @@ def test_each_dimension_alone_gives_the_losses_and_gradients_of_one_process(tmp_
     check_all(TWO, compare(TWO, tmp_path, shape()))
 
 
+def test_adapters_beside_a_base_in_shards_have_the_gradients_of_one_process(tmp_path):
+    cases = [ParallelSettings(shard=2)]
+    check_all(cases, compare(cases, tmp_path, shape(), lora=LORA))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [False, True])
+def test_adapters_on_larger_meshes_have_the_gradients_of_one_process(tied, tmp_path):
+    check_all(ADAPTERS, compare(ADAPTERS, tmp_path, shape(tie_word_embeddings=tied, num_hidden_layers=2), lora=LORA))
+
+
 @pytest.mark.slow
 def test_mixed_meshes_of_up_to_eight_processes_give_the_losses_and_gradients_of_one(tmp_path):
     check_all(MANY, compare(MANY, tmp_path, shape()))
@@ -84,8 +105,11 @@ def test_an_output_projection_tied_to_the_embedding_is_split_and_sharded_with_it
 
 @pytest.mark.slow
 def test_what_is_computed_in_bfloat16_is_summed_in_float32(tmp_path):
+    config, adapters = shape(initializer_range=0.05), [ParallelSettings(shard=2)]
     cases = [ParallelSettings(shard=2, tensor=2), ParallelSettings(context=2, pipeline=2)]
-    for steps in compare(cases, tmp_path, shape(initializer_range=0.05), torch.bfloat16):
+    found = compare(cases, tmp_path / "all", config, torch.bfloat16)
+    found += compare(adapters, tmp_path / "adapters", config, torch.bfloat16, LORA)
+    for steps in found:
         for means, gradients in steps:
             assert means < 5e-3
             assert gradients < 0.1

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from herd.model.checkpoint import load, save
 from herd.run import read_manifest, read_metrics
@@ -47,6 +48,7 @@ def start(stage: str, inputs: Path, out: Path, *words: str, **how: int) -> subpr
     return launch(stage, *data, *places, *COMMON.split(), *words, **how)
 
 
+ADAPTERS = "adapter_model.safetensors"
 EPOCHS = {"sft": 20, "reward": 10, "dpo": 8}
 
 
@@ -79,15 +81,42 @@ def test_a_rank_killed_on_shards_is_started_again_and_the_run_is_that_of_one_pro
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", ["optimizer.lora.rank=4", "optimizer.lora.rank=4 optimizer.lora.base=nf4"])
-def test_adapters_on_copies_killed_are_continued_by_one_process_as_if_it_had_been_alone(words, inputs, tmp_path):
-    end(start("sft", inputs, tmp_path / "alone", *words.split()))
-    process = start("sft", inputs, tmp_path / "run", *words.split(), "parallel.replicas=2", processes=2)
+@pytest.mark.parametrize(
+    ("stage", "base", "mesh"),
+    [
+        ("sft", "as_is", "parallel.replicas=2"),
+        ("sft", "nf4", "parallel.replicas=2"),
+        ("sft", "as_is", "parallel.shard=2"),
+    ],
+)
+def test_adapters_on_a_mesh_killed_are_continued_by_one_process_as_if_it_had_been_alone(
+    stage, base, mesh, inputs, tmp_path
+):
+    words = ["optimizer.lora.rank=4", f"optimizer.lora.base={base}"]
+    end(start(stage, inputs, tmp_path / "alone", *words))
+    process = start(stage, inputs, tmp_path / "run", *words, mesh, processes=2)
     wait_for_steps(process, tmp_path / "run", 12)
     kill_all(process)
-    end(start("sft", inputs, tmp_path / "run", *words.split()))
+    end(start(stage, inputs, tmp_path / "run", *words))
     check_same(tmp_path / "run", tmp_path / "alone")
     assert (tmp_path / "run/adapter/adapter_model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+def test_adapters_on_shards_with_a_rank_killed_are_those_of_one_process(stage, inputs, tmp_path):
+    words = ["optimizer.lora.rank=4", "saving.snapshot_steps=10"]
+    words.append("optimizer.learning_rate=1e-3")  # at 3e-3 gradients leap, and rounding grows with them on copies too
+    end(start(stage, inputs, tmp_path / "alone", *words))
+    process = start(stage, inputs, tmp_path / "run", *words, "parallel.shard=2", processes=2)
+    wait_for_steps(process, tmp_path / "run", 12)
+    kill_one(process, tmp_path / "run")
+    assert "exitcode: -9" in end(process)
+    check_same(tmp_path / "run", tmp_path / "alone")
+    for folder in ("adapter", "checkpoints/step-00000010"):
+        ours, theirs = (load_file(tmp_path / name / folder / ADAPTERS) for name in ("run", "alone"))
+        assert ours.keys() == theirs.keys()
+        assert max((ours[name] - theirs[name]).abs().max() for name in ours) < 5e-3
 
 
 @pytest.mark.slow
@@ -96,7 +125,9 @@ def test_adapters_on_copies_killed_are_continued_by_one_process_as_if_it_had_bee
     [
         ("dpo", ["parallel.tensor=2"], "use replicas and shard"),
         ("reward", ["parallel.context=2"], "use replicas and shard"),
-        ("sft", ["parallel.shard=2", "optimizer.lora.rank=4"], "need a whole copy on each process"),
+        ("sft", ["parallel.tensor=2", "optimizer.lora.rank=4"], "not on tensor or pipeline"),
+        ("sft", ["parallel.shard=2", "optimizer.lora.rank=4", "optimizer.lora.base=nf4"], "shards hold a base as_is"),
+        ("sft", ["parallel.shard=2", "optimizer.state=bf16"], "needs a whole copy on each process"),
         ("sft", ["parallel.shard=3"], "shard 3 takes 3 processes, and there are 2"),
     ],
 )

@@ -1,12 +1,16 @@
 """The planner against the paper's figures, the model's own tensors and a real run's memory."""
 
+import itertools
 import json
+import math
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,20 +24,26 @@ from herd.model.init import initialize
 from herd.model.llama import empty_model
 from herd.model.sizes import LLAMAS, hyperparameters, model_of_depth, model_of_size
 from herd.ops.attention import block_attention
-from herd.parallel.layout import layers_of_stages
+from herd.parallel.chunk import local_part
+from herd.parallel.layout import check, layers_of_stages
+from herd.parallel.mesh import Mesh
+from herd.parallel.model import ParallelModel
+from herd.parallel.rehearsal import as_rank
 from herd.parallel.settings import ParallelSettings
 from herd.plan import published
 from herd.plan.cluster import DEVICES
 from herd.plan.layout import Layout, chunks, faults
 from herd.plan.memory import layer_parameters, memory_by_part, saved_per_token
-from herd.plan.project import Machine, project, ranked
+from herd.plan.project import Machine, phase_faults, project, ranked
 from herd.plan.project import Phase as RunPhase
 from herd.plan.reliability import goodput
 from herd.plan.steptime import EFFICIENCY
+from herd.plan.table import learned_words
 from herd.stages.pretrain import PretrainSettings
 from herd.stages.sft import SftSettings
-from herd.train.lora import LoraSettings, adapter_parameters, add_adapters
+from herd.train.lora import LoraSettings, adapt, adapter_parameters, add_adapters
 from herd.train.optimizer import OptimizerSettings
+from herd.train.placement import place
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "llama3").glob("*.yaml"))
 BIG = LLAMAS["405B"]
@@ -471,6 +481,73 @@ def test_adapters_are_counted_as_they_are_made():
     add_adapters(model, options)
     learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert adapter_parameters(shape, options) == learned
+
+
+def test_a_frozen_base_in_shards_and_its_adapters_take_what_is_planned():
+    shape, options = LLAMAS["8B"], LoraSettings(rank=16)
+    with as_rank(0, 8):
+        settings = ParallelSettings(shard=8)
+        mesh = Mesh(check(shape, settings, 8))
+        model = ParallelModel(shape, settings, mesh, torch.bfloat16, adapt=partial(adapt, options=options))
+        held = Counter()
+        for shard in model.shards():
+            held["masters" if shard.parameter.requires_grad else "weights"] += local_part(shard.parameter).nbytes
+    copied, kept, freed = (
+        memory_by_part(shape, layout, 8192, 8, optimizer=OptimizerSettings(lora=options))
+        for layout in (Layout(data=8, replicas=8), Layout(data=8), Layout(data=8, reshard=True))
+    )
+    assert copied["weights"] == 2 * num_parameters(shape)
+    assert kept["masters"] == freed["masters"] == held["masters"] == copied["masters"] / 8
+    assert kept["weights"] == held["weights"] + copied["weights"]
+    ends = 2 * shape.vocab_size * shape.hidden_size + shape.hidden_size
+    assert freed["weights"] == held["weights"] + 2 * 2 * max(layer_parameters(shape), ends)
+
+
+ASKED = [
+    OptimizerSettings(),
+    OptimizerSettings(state="bf16"),
+    OptimizerSettings(lora=LoraSettings(rank=8)),
+    OptimizerSettings(lora=LoraSettings(rank=8, base="nf4")),
+    OptimizerSettings(state="bf16", lora=LoraSettings(rank=8)),
+]
+
+
+@pytest.mark.parametrize("optimizer", ASKED, ids=learned_words)
+@pytest.mark.parametrize("whole_rows", [False, True])
+def test_what_the_trainer_refuses_is_not_planned_and_what_it_takes_is(optimizer, whole_rows, monkeypatch):
+    shape, cpu = LLAMAS["8B"], torch.device("cpu")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    phase = RunPhase("any", 8192, 2**16, 10, optimizer, whole_rows)
+    for sizes in itertools.product((1, 2, 4), repeat=5):
+        if math.prod(sizes) != 4:
+            continue
+        parallel = ParallelSettings(**dict(zip(("replicas", "shard", "tensor", "context", "pipeline"), sizes)))
+        replicas, shard, tensor, context, pipeline = sizes
+        layout = Layout(tensor, context, pipeline, data=replicas * shard, replicas=replicas)
+        try:
+            place(shape, parallel, optimizer, cpu, row_tokens=8192, whole_rows=whole_rows)
+            taken = True
+        except ConfigError:
+            taken = False
+        assert taken == (not phase_faults(shape, layout, phase)), sizes
+
+
+def test_adapters_of_70b_are_planned_on_shards_of_eight_gpus_and_those_over_four_bits_on_copies(capsys):
+    found = layouts_of(["70B", "--devices", "8", "optimizer.lora.rank=16"], capsys)
+    assert {(one["data"], one["replicas"], one["tensor"], one["pipeline"]) for one in found} == {(8, 1, 1, 1)}
+    found = layouts_of(["70B", "--devices", "8", "optimizer.lora.rank=16", "optimizer.lora.base=nf4"], capsys)
+    assert {(one["data"], one["replicas"]) for one in found} == {(8, 8)}
+
+
+def test_a_recipe_that_the_trainer_refuses_is_refused_and_one_that_does_not_fit_is_sharded(tmp_path, capsys):
+    (tmp_path / "own.yaml").write_text(f"base: {recipe('8b-qlora')}\nparallel: {{shard: 8}}\n")
+    assert main(["plan", str(tmp_path / "own.yaml"), "70B", "--devices", "8"]) == 2
+    assert "shards hold a base as_is" in capsys.readouterr().err
+    assert main(["plan", str(tmp_path / "own.yaml"), "70B", "--devices", "8", "optimizer.lora.rank=16", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["phases"][0]["layout"]["replicas"] == 1
+    assert main(["plan", recipe("8b-lora"), "70B", "--devices", "8", "--json"]) == 2
+    words = [one["settings"] for one in json.loads(capsys.readouterr().out)["would_fit"]]
+    assert any(word.startswith("parallel.shard=8") for word in words), words
 
 
 def test_copies_hold_everything_and_shards_a_part():

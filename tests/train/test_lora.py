@@ -10,7 +10,7 @@ from herd.model.checkpoint import load, save
 from herd.ops.nf4 import CODE, dequantize, nf4_linear, quantize
 from herd.parallel.settings import ParallelSettings
 from herd.run import read_metrics
-from herd.train.lora import LoraSettings, add_adapters, load_adapters, merge_adapters, save_adapters
+from herd.train.lora import LoraSettings, add_adapters, load_adapters, save_adapters, save_merged
 from herd.train.objectives import next_token
 from herd.train.optimizer import OptimizerSettings
 from herd.train.placement import place
@@ -57,9 +57,23 @@ def test_merged_adapters_are_a_plain_checkpoint_that_does_the_same(tmp_path, bas
     train_tiny(tmp_path / "run", model)
     with torch.no_grad():
         before = model(TOKENS)
-    merge_adapters(model)
-    save(model, tmp_path / "merged")
+    save_merged(model, tmp_path / "merged")
     torch.testing.assert_close(load(tmp_path / "merged")(TOKENS), before, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("base", ["as_is", "nf4"])
+def test_biases_stay_beside_the_adapters(tmp_path, base):
+    model = tiny_model(attention_bias=True)
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            parameter.data.normal_(generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(TOKENS)
+        add_adapters(model, LoraSettings(rank=4, base=base))
+        found = model(TOKENS)
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-4 if base == "as_is" else 0.2)
+    save_merged(model, tmp_path)
+    torch.testing.assert_close(load(tmp_path)(TOKENS), found, atol=1e-4, rtol=1e-4)
 
 
 def test_a_resumed_run_with_adapters_is_the_one_that_never_stopped(tmp_path):
