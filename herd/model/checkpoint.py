@@ -86,6 +86,18 @@ def read_config(path: Path | str) -> ModelConfig:
     return ModelConfig.from_folder(folder) if is_huggingface(folder) else open_weights(folder).config
 
 
+def read_learnable_config(path: Path | str) -> ModelConfig:
+    """`read_config` of a checkpoint that is to be learned from; 8-bit floats are learned, and saved, as bfloat16.
+
+    Raises:
+        CheckpointError: its weights are quantized in a way in which they can be used, and not be learned.
+    """
+    folder, config = find_checkpoint(path), read_config(path)
+    if config.quantization_config is not None and not holds_fp8(config, tensors_in_folder(folder)):
+        raise CheckpointError(f"{folder} is quantized already; give the original weights.")
+    return replace(config, quantization_config=None)
+
+
 def save(
     model: Llama, folder: Path | str, tokenizer: Tokenizer | None = None, dtype: torch.dtype | None = None
 ) -> None:

@@ -14,7 +14,7 @@ from herd.config import settings
 from herd.data.loader import PackedLoader
 from herd.data.preferences import Pairs, load_pairs
 from herd.log import amount, say
-from herd.model.checkpoint import find_checkpoint, read_config
+from herd.model.checkpoint import find_checkpoint, read_learnable_config
 from herd.model.llama import LlamaForCausalLM
 from herd.parallel.launch import agreed, joined, open_run_together
 from herd.parallel.model import ParallelModel
@@ -85,7 +85,7 @@ def run(settings: DpoSettings) -> Path:
         if run.finished:
             return run.path
         checkpoint, batch = find_checkpoint(settings.checkpoint), settings.batch
-        tokenizer, config = Tokenizer.load(checkpoint), read_config(checkpoint)
+        tokenizer, config = Tokenizer.load(checkpoint), read_learnable_config(checkpoint)
         placement = place(
             config, settings.parallel, settings.optimizer, device, row_tokens=batch.row_tokens, whole_rows=True
         )

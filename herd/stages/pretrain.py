@@ -24,7 +24,7 @@ from herd.errors import ConfigError
 from herd.evals.perplexity import code_length_in_memory, sample_documents
 from herd.infer.engine import Engine
 from herd.log import amount, say
-from herd.model.checkpoint import empty_model, load, read_config
+from herd.model.checkpoint import empty_model, load, read_learnable_config
 from herd.model.config import ModelConfig, num_parameters
 from herd.model.formats import open_weights
 from herd.model.init import fresh_weights, initialize
@@ -312,7 +312,7 @@ def _config(settings: PretrainSettings, tokenizer: Tokenizer) -> ModelConfig:
     row_tokens = settings.batch.row_tokens
     if settings.checkpoint is None:
         return new_config(settings.model, tokenizer, row_tokens)
-    config = read_config(settings.checkpoint)
+    config = read_learnable_config(settings.checkpoint)
     if config.vocab_size != tokenizer.vocab_size:
         raise ConfigError(
             f"{settings.checkpoint} has {config.vocab_size} embedding rows and the tokenizer "

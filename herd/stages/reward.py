@@ -13,7 +13,7 @@ from herd.config import settings
 from herd.data.loader import PackedLoader
 from herd.data.preferences import Pairs, load_pairs
 from herd.log import amount, say
-from herd.model.checkpoint import find_checkpoint, read_config, reward_config
+from herd.model.checkpoint import find_checkpoint, read_learnable_config, reward_config
 from herd.model.llama import LlamaForSequenceClassification
 from herd.parallel.launch import from_all, joined, open_run_together
 from herd.parallel.model import ParallelModel
@@ -78,7 +78,7 @@ def run(settings: RewardSettings) -> Path:
         if run.finished:
             return run.path
         checkpoint, batch = find_checkpoint(settings.checkpoint), settings.batch
-        tokenizer, config = Tokenizer.load(checkpoint), reward_config(read_config(checkpoint))
+        tokenizer, config = Tokenizer.load(checkpoint), reward_config(read_learnable_config(checkpoint))
         placement = place(
             config, settings.parallel, settings.optimizer, device, row_tokens=batch.row_tokens, whole_rows=True
         )

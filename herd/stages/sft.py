@@ -11,7 +11,7 @@ from herd.config import settings
 from herd.data.conversations import load_conversations
 from herd.data.loader import PackedLoader
 from herd.log import amount, say
-from herd.model.checkpoint import find_checkpoint, read_config
+from herd.model.checkpoint import find_checkpoint, read_learnable_config
 from herd.parallel.launch import joined, open_run_together
 from herd.parallel.settings import ParallelSettings
 from herd.tokenizer.tokenizer import Tokenizer
@@ -72,7 +72,7 @@ def run(settings: SftSettings) -> Path:
         if run.finished:
             return run.path
         checkpoint, batch = find_checkpoint(settings.checkpoint), settings.batch
-        tokenizer, config = Tokenizer.load(checkpoint), read_config(checkpoint)
+        tokenizer, config = Tokenizer.load(checkpoint), read_learnable_config(checkpoint)
         placement = place(config, settings.parallel, settings.optimizer, device, row_tokens=batch.row_tokens)
         sources = load_conversations(settings.conversations, tokenizer, batch.row_tokens)
         mixture = settings.mixture or {name: float(docs.num_tokens.sum()) for name, docs in sources.items()}

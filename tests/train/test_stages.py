@@ -6,11 +6,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from herd.config import load as load_settings
 from herd.data.shards import open_shards
 from herd.data.split import is_held_out
 from herd.errors import CheckpointError, DataError
+from herd.infer.quantize import quantize_folder
 from herd.model.checkpoint import load, save
 from herd.run import read_manifest
 from herd.stages import dpo, pack, reward, sft
@@ -209,3 +211,27 @@ def test_a_finished_stage_is_skipped_and_a_missing_checkpoint_is_named(tmp_path,
     wrong = values | {"checkpoint": tmp_path / "documents-of-nowhere", "out": tmp_path / "other"}
     with pytest.raises((CheckpointError, DataError), match="documents-of-nowhere"):
         sft.run(settings_of(sft, "SftSettings", **wrong, **QUICK))
+
+
+@pytest.mark.parametrize("scheme", ["int8", "fp8"])
+def test_quantized_weights_are_refused_before_anything_is_learned(tmp_path, tokenizer, scheme):
+    save(tiny_model(vocab_size=tokenizer.vocab_size, num_hidden_layers=3), tmp_path / "base", tokenizer)
+    quantize_folder(tmp_path / "base", tmp_path / "small", scheme)
+    values = {"conversations": conversations(tmp_path), "checkpoint": tmp_path / "small", "out": tmp_path / "sft"}
+    with pytest.raises(CheckpointError, match="quantized already; give the original weights"):
+        sft.run(settings_of(sft, "SftSettings", **values, **QUICK))
+
+
+def test_weights_in_8_bit_floats_with_scales_are_learned_as_bfloat16(tmp_path, checkpoint):
+    weights = load_file(checkpoint / "model.safetensors")
+    for name in [name for name in weights if "_proj" in name]:
+        scale = weights[name].float().abs().amax(1, keepdim=True) / 448
+        weights[name], weights[f"{name}_scale"] = (weights[name].float() / scale).to(torch.float8_e4m3fn), scale
+    save_file(weights, checkpoint / "model.safetensors")
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "fbgemm_fp8"}})
+    )
+    values = {"conversations": conversations(tmp_path), "checkpoint": checkpoint, "out": tmp_path / "sft"}
+    path = sft.run(settings_of(sft, "SftSettings", **values, **QUICK))
+    assert load(path).config.quantization_config is None
