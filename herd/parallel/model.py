@@ -217,10 +217,12 @@ class ParallelModel(nn.Module):
     # ---- how it runs -------------------------------------------------------------------------------------------------
 
     def _run(self, stage: Stage, batches: Sequence[Batch]) -> None:
+        sharded = self.settings.reshards and self.settings.shard * self.settings.context > 1
         for number, batch in enumerate(batches, 1):
             last = number == len(batches)
-            stage.set_requires_gradient_sync(last)
-            stage.set_is_last_backward(last)
+            stage.set_requires_gradient_sync(last or sharded)  # where weights are not kept whole, nor are their sums
+            stage.set_requires_all_reduce(last)
+            stage.set_is_last_backward(last or sharded)
             stage.set_reshard_after_backward(last or self.settings.reshards)
             stage(batch.tokens, **_arguments(batch)).backward()
 

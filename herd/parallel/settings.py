@@ -34,7 +34,8 @@ class ParallelSettings:
     layers: list[int] = field(default_factory=list)
     """Layers of each stage, first to last; shared out evenly, embedding and head counted as a layer, when empty."""
     reshard_after_forward: bool | None = None
-    """Give gathered weights back between forward and backward: less memory, more traffic; null: not in a pipeline."""
+    """Give gathered weights back between forward and backward, and sum gradients in shards after each micro-batch: less
+    memory, more traffic; null: not in a pipeline."""
     order: list[str] = field(default_factory=lambda: list(DIMENSIONS))
     """The dimensions, innermost first: neighbours in rank are neighbours in the first one."""
 
