@@ -100,6 +100,7 @@ def _keep(probabilities: Tensor, cumulative: Tensor, settings: SamplingRows) -> 
     keep = rank < top_k[:, None]
     keep &= ((cumulative - probabilities) < settings.top_p[:, None] * mass_after_k) | (settings.top_p[:, None] >= 1)
     keep &= probabilities >= settings.min_p[:, None] * probabilities[:, :1]
+    keep &= probabilities > 0  # what is forbidden is not drawn by the last digit of a sum either
     keep[:, 0] = True
     num_kept = keep.sum(-1)
     knows_mass_after_k = (settings.top_k == 0) | (settings.top_k <= num_candidates) | (settings.top_p >= 1)

@@ -54,6 +54,16 @@ CASES = [
 
 
 @pytest.mark.parametrize("settings", CASES, ids=str)
+def test_what_is_forbidden_is_not_drawn_by_the_last_digit_of_a_sum(settings):
+    """The largest random number there is, and few tokens whose probabilities add up to a little less than 1."""
+    count = 2000
+    logits = torch.randn(count, VOCABULARY, generator=torch.Generator().manual_seed(1)) * 3
+    allowed = torch.rand(count, VOCABULARY, generator=torch.Generator().manual_seed(2)) < 0.1
+    tokens = sample(logits.masked_fill(~allowed, -torch.inf), rows(count, **settings), torch.full((count,), 1 - 2**-24))
+    assert allowed.gather(1, tokens[:, None]).all()
+
+
+@pytest.mark.parametrize("settings", CASES, ids=str)
 def test_evenly_spread_uniforms_reproduce_the_reference_distribution(settings):
     count = 20_000
     logits = some_logits().expand(count, -1)
