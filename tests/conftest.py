@@ -1,5 +1,6 @@
 """What every test may use: the shared real data, and one thread of arithmetic so that figures repeat."""
 
+import json
 import os
 from pathlib import Path
 
@@ -24,3 +25,25 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the shared data folder (../shared/data) is not here")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_style(tmp_path_factory):
+    """A vocabulary as Llama 1 and 2 have it: pieces with a space mark, bytes as a last resort."""
+    import tokenizers
+
+    from tests.tokenizer.wild import TEXTS
+
+    model = tokenizers.models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    built = tokenizers.Tokenizer(model)
+    prepend, replace = tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")
+    built.normalizer = tokenizers.normalizers.Sequence([prepend, replace])
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256))]
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=900, special_tokens=special, show_progress=False)
+    built.train_from_iterator([line for text in TEXTS[:2] for line in text.splitlines()], trainer)
+    data = json.loads(built.to_str())
+    data["added_tokens"] = data["added_tokens"][:3]
+    folder = tmp_path_factory.mktemp("llama2")
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    return folder

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from herd.errors import CheckpointError
 from herd.model.llama import LlamaForCausalLM
-from herd.ops.quantized import replace_linears
 
 _TENSOR = re.compile(
     r"(?:base_model\.model\.)?(model\.layers\.\d+\.(?:self_attn|mlp)\.\w+)\.lora_([AB])(?:\.\w+)?\.weight"
@@ -111,9 +110,12 @@ class Adapters:
         self._rows.places = {name: torch.tensor(found, device=device) for name, found in places.items()}
 
     def _adapted(self, layer: str) -> AdaptedLinear:
-        if not isinstance(self._model.get_submodule(layer), AdaptedLinear):
-            replace_linears(self._model, [layer], lambda base: AdaptedLinear(base, self._rows))
-        return self._model.get_submodule(layer)
+        base = self._model.get_submodule(layer)
+        if isinstance(base, AdaptedLinear):
+            return base
+        adapted = AdaptedLinear(base, self._rows)
+        self._model.set_submodule(layer, adapted)
+        return adapted
 
     def _check_shape(self, folder: Path, layer: str, down: Tensor, up: Tensor) -> None:
         try:

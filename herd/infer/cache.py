@@ -75,6 +75,7 @@ def num_blocks_for(
     dtype: torch.dtype,
     device: torch.device,
     max_sequences: int,
+    max_context: int,
     cache_bytes: int | None,
     num_spare: int = 0,
     other_bytes: int = 0,
@@ -89,7 +90,7 @@ def num_blocks_for(
     """
     budget = cache_bytes if cache_bytes is not None else int(_SHARE_OF_MEMORY * available_memory(device))
     each = block_bytes(config, block_size, dtype) + other_bytes
-    most = max_sequences * -(-config.max_position_embeddings // block_size)
+    most = max_sequences * -(-max_context // block_size)
     if budget < each * (1 + num_spare):
         spare = f" and {num_spare} is kept free for CUDA graphs (graphs=False: none)" if num_spare else ""
         raise CapacityError(

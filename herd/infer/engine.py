@@ -46,7 +46,7 @@ from herd.model.checkpoint import empty_model, find_checkpoint
 from herd.model.checkpoint import load as load_checkpoint
 from herd.model.llama import Attend, LlamaForCausalLM
 from herd.ops import decoding, device_kernels
-from herd.ops.compressed import LAYERS, Scheme, empty_like, takes
+from herd.ops.compressed import LAYERS, Scheme, check_quantization, empty_like, takes
 from herd.ops.paged_attention import paged_attention
 from herd.ops.quantized import DecodingLinear, Int4Linear, QuantizedLinear, replace_linears
 from herd.tokenizer.chat import render
@@ -72,10 +72,10 @@ class Engine:
     context is the model's own; a longer `max_context` than it was trained on is taken as it is (answers say how much
     they repeat themselves). `cache_dtype="int8"` makes the cache half as large. `deterministic` computes each sequence
     for itself, so that an answer never depends on what else runs: slower with many at once. `speculate` guesses tokens
-    ahead and verifies them together, where that gains: "lookup" takes them from the text so far, a path from a smaller
-    model; the answers stay the same. `graphs=False` runs every step on a GPU launch by launch instead of replaying
-    decode steps as CUDA graphs (True on a CPU rehearses them, for tests). `group` splits the model over processes that
-    all run this engine on the same requests.
+    ahead and verifies them together, where that gains (with `deterministic` always): "lookup" takes them from the text
+    so far, a path from a smaller model; the answers stay the same. `graphs=False` runs every step on a GPU launch by
+    launch instead of replaying decode steps as CUDA graphs (True on a CPU rehearses them, for tests). `group` splits
+    the model over processes that all run this engine on the same requests.
 
     Raises:
         CheckpointError: there is no language model at `path`.
@@ -134,6 +134,7 @@ class Engine:
         if dtype is None and device == "cpu":
             model = model.to(_cpu_dtype(model.model.norm.weight.dtype))
         if quantize is not None:
+            _check_quantizable(folder, model, quantize)
             quantize_layers(model, quantize)
         _make_fast(model)
         return model
@@ -184,6 +185,8 @@ class Engine:
         self.model, self.tokenizer = model, tokenizer
         self._adapters = Adapters(model)
         self.deterministic = options.deterministic
+        if self.deterministic and weight.device.type == "cpu":
+            decoding.wait()  # kernels that come later would round otherwise, midway
         self._group = group
         if group is not None:
             if options.speculate is not None:
@@ -201,6 +204,7 @@ class Engine:
             dtype=dtype,
             device=weight.device,
             max_sequences=options.max_sequences,
+            max_context=max(options.max_context or 0, config.max_position_embeddings),
             cache_bytes=options.cache_bytes,
             num_spare=int(with_graphs),
             other_bytes=0 if drafter is None else block_bytes(drafter.config, BLOCK_SIZE, weight.dtype),
@@ -226,19 +230,22 @@ class Engine:
         self._moving: Moving | None = None
         self._may_move = False
         self._speculation: Speculation | None = None
+        always = options.deterministic  # several tokens at once round otherwise than one: no clock may decide it
         if options.speculate == LOOKUP:
-            self._speculation = Speculation(PromptLookup())
+            self._speculation = Speculation(PromptLookup(), always=always)
         elif drafter is not None:
             pages = PagedCache(
                 drafter.config, num_blocks, block_size=BLOCK_SIZE, dtype=weight.dtype, device=weight.device
             )
-            self._speculation = Speculation(DraftModel(Runner(drafter, pages, **limits), max_prompt_tokens))
+            guesser = DraftModel(Runner(drafter, pages, **limits), max_prompt_tokens, config.vocab_size)
+            self._speculation = Speculation(guesser, always=always)
         self._inbox: deque[tuple[Literal["add", "cancel"], Request]] = deque()
         self._lock = threading.Lock()
 
     def _end_answers_with(self, declared: frozenset[int]) -> None:
         """Any stop token ends an answer. A checkpoint that declares the end of turn was trained on conversations."""
-        self.stop_ids = declared | set(self.tokenizer.stop_ids)
+        ids = range(self.model.config.vocab_size)  # generation_config.json may be another model's
+        self.stop_ids = frozenset(token for token in declared | set(self.tokenizer.stop_ids) if token in ids)
         self.speaks_chat = self.tokenizer.special.get(END_OF_TURN) in declared
         end_id = self.tokenizer.eot_id if self.speaks_chat else self.tokenizer.eos_id
         self._guides = GuideMaker(self.tokenizer, self.model.config.vocab_size, end_id)
@@ -276,13 +283,13 @@ class Engine:
     def stream(self, inputs: Input, params: SamplingParams | None = None) -> Iterator[Piece]:
         """Answer one input piece by piece; leaving the loop early cancels the request.
 
+        It is queued when the first piece is asked for, so that a stream that nobody reads computes nothing.
+
         Raises:
             RequestError: the prompt is too long, or a sampling setting is out of its range.
         """
         pieces = Pieces()
-        request = self.request(inputs, params, pieces)
-        self.submit(request)
-        return self._drain(request, pieces)
+        return self._drain(self.request(inputs, params, pieces), pieces)
 
     async def agenerate(
         self, inputs: Input | Sequence[Input], params: SamplingParams | None = None
@@ -327,6 +334,7 @@ class Engine:
             self.cancel(request)
 
     def _drain(self, request: Request, pieces: Pieces) -> Iterator[Piece]:
+        self.submit(request)
         try:
             while pieces.waiting or not request.finished:
                 while pieces.waiting:
@@ -372,7 +380,7 @@ class Engine:
         self._adjust(request)
         if listener is not None or params.stop:
             for answer in request.answers:
-                answer.follow_text(TextStream(self.tokenizer))
+                answer.follow_text(self._text_stream())
         return request
 
     def _adjust(self, request: Request) -> None:
@@ -411,7 +419,10 @@ class Engine:
 
         Raises:
             CheckpointError: the folder is damaged, does not fit the model, or the name is taken.
+            ConfigError: the model is split over processes.
         """
+        if self._group is not None:
+            raise ConfigError("adapters: a model over several processes takes none; merge the adapter into its weights")
         with self._lock:
             self._adapters.add(name, folder)
 
@@ -601,17 +612,27 @@ class Engine:
         logprobs: tuple[TokenLogprob, ...],
     ) -> None:
         answer.pieces.append(text)
-        if request.listener is None:
-            return
         if not request.chooses:
-            request.listener(Piece(answer.index, text, tokens, logprobs, answer.finish_reason))
-        elif request.finished:
+            self._pass_on(request, Piece(answer.index, text, tokens, logprobs, answer.finish_reason))
+        elif request.finished and request.listener is not None:
             for index, best in enumerate(request.best):
                 whole = "".join(best.pieces)
-                request.listener(Piece(index, whole, tuple(best.tokens), tuple(best.logprobs), best.finish_reason))
+                self._pass_on(
+                    request, Piece(index, whole, tuple(best.tokens), tuple(best.logprobs), best.finish_reason)
+                )
 
-    def _give_up(self, request: Request, error: RequestError) -> None:
-        """End a request that turned out, midway, to ask for what cannot be."""
+    def _pass_on(self, request: Request, piece: Piece) -> None:
+        """Tell a request's listener. One that fails ends its own request and hears no more; the others go on."""
+        if request.listener is None:
+            return
+        try:
+            request.listener(piece)
+        except Exception as error:
+            request.listener = None
+            self._give_up(request, error)
+
+    def _give_up(self, request: Request, error: Exception) -> None:
+        """End a request that turned out, midway, to ask for what cannot be, or that nobody can be told of."""
         request.error = error
         for answer in request.answers:
             if not answer.finish_reason:
@@ -620,11 +641,13 @@ class Engine:
     def _abandon(self, error: BaseException) -> None:
         """A step failed half-way: end everything it touched, and trust nothing that the cache holds."""
         for answer in [*self._scheduler.running, *self._scheduler.waiting]:
+            if answer.finish_reason:  # with a sibling, whose listener failed
+                continue
             request = answer.request
             request.error = error
             self._scheduler.finish(answer, "cancelled")
-            if request.listener is not None and answer.index < answer.params.n:
-                request.listener(Piece(answer.index, "", (), (), "cancelled"))
+            if answer.index < answer.params.n:
+                self._pass_on(request, Piece(answer.index, "", (), (), "cancelled"))
         self._allocator.forget()
 
     # ---- answers ---------------------------------------------------------------------------------------------------
@@ -638,7 +661,11 @@ class Engine:
         """An answer's text: without special tokens, and up to its stop string."""
         if answer.stream is not None:
             return "".join(answer.pieces)
-        return self.tokenizer.decode(answer.tokens, skip_special=True)
+        stream = self._text_stream()
+        return "".join(map(stream.push, answer.tokens)) + stream.flush()
+
+    def _text_stream(self) -> TextStream:
+        return TextStream(self.tokenizer, skip_unknown=True)
 
     def _check_prompt(self, prompt: list[int]) -> None:
         if not prompt:
@@ -688,9 +715,13 @@ def _wants_graphs(options: _Options, device: torch.device) -> bool:
     return not options.deterministic or device_kernels.serves(torch.empty(0, device=device))
 
 
-def _one_by_one(plan: Plan) -> list[Plan]:
-    """The same step, each sequence for itself: a product's rounding depends on how many rows it has."""
-    return [Plan(decode=[answer]) for answer in plan.decode] + [Plan(chunks=[chunk]) for chunk in plan.chunks]
+def _one_by_one(plan: Plan) -> Iterator[Plan]:
+    """The same step, each sequence for itself: a product's rounding depends on how many rows it has.
+
+    What ends before its turn, with a sibling whose request failed, has given back its place and is left out.
+    """
+    yield from (Plan(decode=[answer]) for answer in plan.decode if not answer.finish_reason)
+    yield from (Plan(chunks=[chunk]) for chunk in plan.chunks if not chunk.answer.finish_reason)
 
 
 def _open_drafter(path: Path | str, engine: Engine) -> LlamaForCausalLM:
@@ -728,6 +759,12 @@ def with_attention(model: LlamaForCausalLM, attend: Attend) -> LlamaForCausalLM:
     return shared.eval()
 
 
+def _check_quantizable(folder: Path, model: LlamaForCausalLM, scheme: Scheme) -> None:
+    stored = check_quantization(model.config.quantization_config, folder)
+    if stored not in (None, scheme):
+        raise ConfigError(f"quantize={scheme}: the weights in {folder} are {stored} already; leave quantize out")
+
+
 def quantize_layers(model: LlamaForCausalLM, scheme: Scheme) -> None:
     """Quantize a model in place; embedding, head and norms stay as they are.
 
@@ -742,6 +779,8 @@ def quantize_layers(model: LlamaForCausalLM, scheme: Scheme) -> None:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and takes(scheme, name, num_layers)
     ]
+    if biased := next((name for name in names if model.get_submodule(name).bias is not None), None):
+        raise CapacityError(f"quantize={scheme}: {biased} has a bias, which the quantized layers have no place for")
     try:
         replace_linears(model, names, LAYERS[scheme].from_linear)
     except ValueError as error:

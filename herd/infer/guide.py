@@ -128,12 +128,31 @@ class _Vocabulary:
         self._tokenizer = tokenizer
         self.eos_token_id, self.bos_token_id = tokenizer.eos_id, tokenizer.bos_id
         self.special_token_ids = sorted(tokenizer.special.values())
-        special = set(self.special_token_ids)
-        known = special | set(tokenizer.ranks.values())
-        self.tokens = [tokenizer.token_bytes(i) if i in known else b"" for i in range(tokenizer.vocab_size)]
+        self.tokens = [tokenizer.token_bytes(i, b"") for i in range(tokenizer.vocab_size)]
 
     def __call__(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text)
+        """The ids of a text that stands in the middle of an answer."""
+        ids, wanted = self._tokenizer.encode(text), text.encode()
+        if b"".join(self.tokens[i] for i in ids) == wanted:
+            return ids
+        return self._longest_first(wanted)  # Llama 1 and 2 put a space before every text
+
+    def _longest_first(self, text: bytes) -> list[int]:
+        ids = []
+        while text:
+            length = next(n for n in range(min(self._longest, len(text)), 0, -1) if text[:n] in self._id_of)
+            ids.append(self._id_of[text[:length]])
+            text = text[length:]
+        return ids
+
+    @cached_property
+    def _id_of(self) -> dict[bytes, int]:
+        special = set(self.special_token_ids)
+        return {token: i for i, token in enumerate(self.tokens) if token and i not in special}
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._id_of))
 
 
 def is_set(value: str | tuple[str, ...] | Mapping[str, Any] | None) -> bool:

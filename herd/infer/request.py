@@ -47,9 +47,10 @@ class Request:
     ) -> None:
         self.number = next(_numbers)
         self.prompt, self.params, self.listener = prompt, params, listener
-        chooses, self_ = params.num_drawn > params.n, weakref.ref(self)
+        chooses, self_, ngrams = params.num_drawn > params.n, weakref.ref(self), {}
         self.answers = [
-            Answer(prompt, params, chooses, index, stream_seed(seed, index), self_) for index in range(params.num_drawn)
+            Answer(prompt, params, chooses, index, stream_seed(seed, index), self_, ngrams)
+            for index in range(params.num_drawn)
         ]
         self.prompt_logprobs: list[TokenLogprob | None] = [None]  # nothing comes before the first token
         self.root = ROOT  # the content id of nothing: an adapter has its own
@@ -100,6 +101,7 @@ class Answer:
     index: int
     seed: int
     asked_by: weakref.ref[Request]
+    prompt_ngrams: dict[tuple[int, ...], int]  # where the prompt went on after them; its answers have them in common
     number: int = field(default_factory=lambda: next(_numbers))  # no two are the same
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -108,8 +110,8 @@ class Answer:
 
     drafts: list[int] = field(default_factory=list)  # guesses of the next tokens, to be verified by this step
 
-    ngrams: dict[tuple[int, ...], int] = field(default_factory=dict)  # where the text went on after them
-    num_indexed: int = 0  # tokens that `ngrams` knows
+    ngrams: dict[tuple[int, ...], int] = field(default_factory=dict)  # the same of the answer so far
+    num_indexed: int = 0  # tokens, from the prompt's first on, that they know
 
     row: int = -1  # place in the batch, -1 while waiting
     admitted_at: int = -1  # the step that gave it its place

@@ -18,6 +18,7 @@ from herd.infer.compiled import CompiledLayers
 from herd.infer.graphs import CudaRecorder, DecodeGraphs, DecodeRows, Recorder, Rehearsal
 from herd.infer.request import Answer
 from herd.infer.scheduler import Chunk, Plan
+from herd.infer.threads import cores
 from herd.infer.upload import indices, upload
 from herd.model.config import num_parameters
 from herd.model.llama import LlamaForCausalLM
@@ -102,20 +103,15 @@ class Runner:
 
     @contextmanager
     def threads_for(self, plan: Plan) -> Iterator[None]:
-        """Compute small steps on one core; the number of threads is as before afterwards."""
+        """Compute small steps on one core."""
         if self.device.type != "cpu":
             yield
             return
         num_tokens = sum(1 + len(answer.drafts) for answer in plan.decode) + sum(
             chunk.stop - chunk.start for chunk in plan.chunks
         )
-        before = torch.get_num_threads()
-        if num_tokens * self._flops_per_token < _SERIAL_FLOPS:
-            torch.set_num_threads(1)
-        try:
+        with cores(serial=num_tokens * self._flops_per_token < _SERIAL_FLOPS):
             yield
-        finally:
-            torch.set_num_threads(before)
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> Output:

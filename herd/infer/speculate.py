@@ -49,21 +49,25 @@ class PromptLookup:
 
     def guess(self, answer: Answer, most: int) -> list[int]:
         """The tokens that followed then."""
-        tokens = answer.prompt + answer.tokens
-        self._index(answer, tokens)
+        self._index(answer)
         for length in (3, 2):
-            place = answer.ngrams.get(tuple(tokens[-length:]))
+            last = tuple(answer.token_range(max(answer.num_tokens - length, 0), answer.num_tokens))
+            place = answer.ngrams.get(last) or answer.prompt_ngrams.get(last)
             if place is not None:
-                return tokens[place : place + most]
+                return answer.token_range(place, min(place + most, answer.num_tokens))
         return []
 
-    def _index(self, answer: Answer, tokens: list[int]) -> None:
+    def _index(self, answer: Answer) -> None:
         """Remember where each n-gram ended last, those that end at the last token left out: they are the question."""
-        for stop in range(max(answer.num_indexed, 2), len(tokens)):
+        begin = max(answer.num_indexed, 2)
+        if answer.prompt_ngrams:  # a sibling has been here
+            begin = max(begin, len(answer.prompt))
+        for stop in range(begin, answer.num_tokens):
+            known = answer.prompt_ngrams if stop < len(answer.prompt) else answer.ngrams
             for length in (3, 2):
                 if stop >= length:
-                    answer.ngrams[tuple(tokens[stop - length : stop])] = stop
-        answer.num_indexed = len(tokens)
+                    known[tuple(answer.token_range(stop - length, stop))] = stop
+        answer.num_indexed = answer.num_tokens
 
     def propose(self, plan: Plan) -> None:
         """Nothing is left to do."""
@@ -76,8 +80,9 @@ class DraftModel:
     asked for guesses, and catches up on what it has missed.
     """
 
-    def __init__(self, runner: Runner, max_prompt_tokens: int) -> None:
-        self._runner, self._most = runner, max_prompt_tokens
+    def __init__(self, runner: Runner, max_prompt_tokens: int, vocab_size: int) -> None:
+        """`vocab_size` is the large model's: with one tokenizer, either may have more rows to spare than the other."""
+        self._runner, self._most, self._vocab_size = runner, max_prompt_tokens, vocab_size
 
     @property
     def cache_bytes(self) -> int:
@@ -85,8 +90,9 @@ class DraftModel:
         return self._runner.cache.nbytes
 
     def guess(self, answer: Answer, most: int) -> list[int]:
-        """Room for as many guesses."""
-        return [0] * most
+        """Room for as many guesses; none behind a token that only the large model has."""
+        unseen = answer.token_range(answer.num_drafter_computed, answer.num_tokens)
+        return [0] * most if max(unseen) < self._runner.model.config.vocab_size else []
 
     def propose(self, plan: Plan) -> None:
         """Draw the guesses of all drafting answers, one place after the other."""
@@ -96,9 +102,9 @@ class DraftModel:
         for step in range(max(counts.values(), default=0)):
             answers = [answer for answer, count in counts.items() if count > step]
             output = self._catch_up(answers) if step == 0 else self._runner.run(self._next_places(answers, step))
-            rows = [output.rows[answer][-1] for answer in answers]
+            logits = output.logits[[output.rows[answer][-1] for answer in answers], : self._vocab_size]
             places = [len(answer.tokens) + step for answer in answers]
-            for answer, token in zip(answers, sample_tokens(answers, places, output.logits[rows]), strict=True):
+            for answer, token in zip(answers, sample_tokens(answers, places, logits), strict=True):
                 answer.drafts.append(token)
                 answer.num_drafter_computed = answer.num_tokens + step
 

@@ -64,6 +64,10 @@ def _narrow(linear: nn.Linear, dim: int | None, group: dist.ProcessGroup) -> Non
         return
     linear.weight = _piece(linear.weight, dim, group)
     linear.out_features, linear.in_features = linear.weight.shape
+    if linear.bias is not None and dim != ROW:
+        linear.bias = _piece(linear.bias, 0, group)
+    elif group.rank() > 0:
+        linear.bias = None  # the sum holds it once
     if dim == ROW:
         linear.register_forward_hook(lambda _, args, out: _summed(out, group))
 

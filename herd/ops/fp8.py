@@ -34,8 +34,8 @@ def quantize_fp8(rows: Tensor, upper_bound: float | None = None) -> tuple[Tensor
 def fp8_linear(x: Tensor, weight: Tensor, factor: Tensor) -> Tensor:
     """x W^T with both in FP8: (..., K), FP8 (N, K), (N,) float32 -> (..., N).
 
-    On a GPU that has them the products are FP8 ones; elsewhere the same numbers are multiplied in x's type, wide enough
-    to hold every FP8 value exactly.
+    On a GPU that has them the products are FP8 ones; elsewhere the same numbers are multiplied in x's type, which holds
+    every FP8 value exactly, or in float32 where x is float16, whose range ends before their sums do.
     """
     small, token_factor = quantize_fp8(x, UPPER_BOUND)
     if _has_products(x, weight):
@@ -48,7 +48,8 @@ def fp8_linear(x: Tensor, weight: Tensor, factor: Tensor) -> Tensor:
             use_fast_accum=True,
         )
         return out.unflatten(0, x.shape[:-1])
-    products = (small.to(x.dtype) @ weight.to(x.dtype).T).float()
+    wide = torch.float32 if x.dtype == torch.float16 else x.dtype
+    products = (small.to(wide) @ weight.to(wide).T).float()
     return (products * token_factor[..., None] * factor).to(x.dtype)
 
 

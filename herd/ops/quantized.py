@@ -86,7 +86,11 @@ def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
             return out
         if rows <= _TORCH_KERNEL_ROWS:
             return torch._weight_int8pack_mm(x.reshape(rows, -1), weight, scale.to(x.dtype)).unflatten(0, x.shape[:-1])
-    tiles = (F.linear(x, part.to(x.dtype)) for part in weight.split(_tile_rows(weight.shape[1], x.device)))
+    size = _tile_rows(weight.shape[1], x.device)
+    if x.dtype == torch.float16:  # its range ends before a sum of integers does
+        parts = zip(weight.split(size), scale.split(size), strict=True)
+        return torch.cat([F.linear(x, dequantize_rows(*part, x.dtype)) for part in parts], dim=-1)
+    tiles = (F.linear(x, part.to(x.dtype)) for part in weight.split(size))
     return torch.cat(list(tiles), dim=-1) * scale.to(x.dtype)
 
 

@@ -166,12 +166,12 @@ class Reply:
         return self._token(entry.token, entry.logprob) | {"top_logprobs": top}
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        data = self.tokenizer.token_bytes(token)
+        data = self.tokenizer.token_bytes(token, b"")
         return {"token": self._name(token), "logprob": logprob, "bytes": list(data)}
 
     def _name(self, token: int) -> str:
         """A token as text; one that is no whole character as `bytes:\\xf0\\x9f`, as OpenAI writes it."""
-        data = self.tokenizer.token_bytes(token)
+        data = self.tokenizer.token_bytes(token, b"")
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError:

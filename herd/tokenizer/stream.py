@@ -11,17 +11,19 @@ class TextStream:
     """Decodes a stream of ids into whole characters.
 
     A token may end in the middle of a UTF-8 character; what is not yet a character waits for the next token.
-    All pieces together equal `tokenizer.decode(ids, skip_special=skip_special)`.
+    All pieces together equal `tokenizer.decode(ids, skip_special=skip_special)`, but for the space that Llama 1 and 2
+    put before a text: a stream goes on with one. `skip_unknown` passes over ids that the vocabulary lacks: a model may
+    have rows to spare, and draw one.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
-        self._token_bytes = tokenizer.token_bytes
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True, skip_unknown: bool = False) -> None:
+        self._token_bytes, self._unknown = tokenizer.token_bytes, b"" if skip_unknown else None
         self._skipped = tokenizer.special_ids if skip_special else frozenset()
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:
         """The characters that this token completes, possibly none."""
-        return "" if token in self._skipped else self._decoder.decode(self._token_bytes(token))
+        return "" if token in self._skipped else self._decoder.decode(self._token_bytes(token, self._unknown))
 
     def flush(self) -> str:
         """What is left at the end: a replacement character if the last character was cut, else nothing."""

@@ -323,12 +323,18 @@ class Tokenizer:
         except (KeyError, OverflowError):
             raise DataError(self._unknown(ids)) from None
 
-    def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token; a special token's are its name."""
+    def token_bytes(self, token: int, default: bytes | None = None) -> bytes:
+        """The bytes of one token; a special token's are its name.
+
+        Raises:
+            DataError: the id is not in the vocabulary, and there is no `default`.
+        """
         try:
             return self._encoding.decode_single_token_bytes(token)
         except (KeyError, OverflowError):
-            raise DataError(self._unknown([token])) from None
+            if default is None:
+                raise DataError(self._unknown([token])) from None
+            return default
         except TypeError:
             raise DataError(f"a token id is an integer, not {_shown(token)}") from None
 

@@ -57,4 +57,7 @@ def tiny_model(seed: int = 0, **changes) -> LlamaForCausalLM:
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.normal_(0, 0.2, generator=torch.Generator().manual_seed(seed))
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.2, generator=torch.Generator().manual_seed(seed + 1))
     return model.eval()

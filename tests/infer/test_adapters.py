@@ -33,9 +33,9 @@ def write_adapter(folder, seed, rank=4, alpha=8, **config):
     return folder
 
 
-def merged(folder, scale=2.0):
+def merged(folder, scale=2.0, model=None):
     """The tiny model with an adapter added to its weights."""
-    model, tensors = tiny_model(), load_file(folder / "adapter_model.safetensors")
+    model, tensors = model or tiny_model(), load_file(folder / "adapter_model.safetensors")
     with torch.no_grad():
         for layer in LAYERS:
             name = f"base_model.model.{layer}.lora"
@@ -70,6 +70,16 @@ def test_an_adapter_on_quantized_weights_changes_the_answer(tmp_path):
     engine = Engine.of(tiny_model().bfloat16(), small_tokenizer())
     engine.add_adapter("a", write_adapter(tmp_path / "a", 3))
     assert engine.generate(PROMPT, greedy("a")).tokens != engine.generate(PROMPT, greedy()).tokens
+
+
+def test_a_layer_with_a_bias_takes_an_adapter(tmp_path):
+    model = tiny_model(attention_bias=True, mlp_bias=True)
+    engine = Engine.of(model, small_tokenizer())
+    engine.add_adapter("a", write_adapter(tmp_path / "a", 3))
+    changed = merged(tmp_path / "a", model=tiny_model(attention_bias=True, mlp_bias=True))
+    expected = Engine.of(changed, small_tokenizer()).generate(PROMPT, greedy()).tokens
+    assert engine.generate(PROMPT, greedy("a")).tokens == expected != engine.generate(PROMPT, greedy()).tokens
+    assert Embedder(engine).embed([1, 2, 3]).shape == (64,)
 
 
 def test_unknown_and_unfit_adapters_are_refused(tmp_path):

@@ -16,6 +16,7 @@ from herd.infer.engine import Engine
 from herd.infer.request import Request
 from herd.model.checkpoint import as_reward_model, save
 from herd.ops.paged_attention import paged_attention
+from herd.tokenizer import Tokenizer
 from herd.types import SamplingParams
 from tests.infer.models import SHAPES, TEXT, small_tokenizer, tiny_model
 
@@ -265,6 +266,37 @@ def test_leaving_a_stream_early_frees_its_blocks(engine):
     assert engine._allocator.num_free == engine._allocator.num_blocks
 
 
+def test_a_stream_that_nobody_reads_computes_nothing(engine):
+    stream = engine.stream("The quick", SamplingParams(max_tokens=100))
+    assert not engine.has_work
+    stream.close()
+    assert not engine.has_work
+    with pytest.raises(RequestError, match="max_tokens"):
+        engine.stream("The quick", SamplingParams(max_tokens=0))  # refused at once all the same
+
+
+def test_a_listener_that_fails_ends_its_own_request_and_no_other(engine):
+    heard = []
+
+    def fails(piece):
+        heard.append(piece)
+        if len(heard) == 3:
+            raise ValueError("no more")
+
+    expected = engine.generate(PROMPTS[0], GREEDY).tokens
+    neighbour, mine = engine.request(PROMPTS[0], GREEDY), engine.request("q", SamplingParams(n=2, seed=1), fails)
+    for request in (neighbour, mine):
+        engine.submit(request)
+    while engine.has_work:
+        engine.step()
+    assert neighbour.leader.tokens == expected and len(heard) == 3
+    assert {answer.finish_reason for answer in mine.answers} == {"cancelled"}
+    with pytest.raises(RuntimeError) as told:
+        mine.raise_error()
+    assert isinstance(told.value.__cause__, ValueError)
+    assert engine._allocator.num_free == engine._allocator.num_blocks
+
+
 def test_a_stream_ends_with_its_reason_and_tells_several_answers_apart(engine):
     pieces = list(engine.stream("The quick", SamplingParams(max_tokens=5, n=3, seed=0, logprobs=0)))
     answers = engine.generate("The quick", SamplingParams(max_tokens=5, n=3, seed=0))
@@ -349,6 +381,32 @@ def test_several_threads_share_one_engine(engine):
     for thread in threads:
         thread.join()
     assert [got[number] for number in range(len(PROMPTS))] == expected
+
+
+def test_engines_in_threads_leave_the_number_of_cores_as_it_was():
+    """Small steps run on one core; a thread that begins meanwhile must not take that for the usual number."""
+    before, seen = torch.get_num_threads(), []
+
+    def ask(engine):
+        for _ in range(10):
+            engine.generate("q", SamplingParams(max_tokens=3))
+        seen.append(torch.get_num_threads())
+
+    try:
+        torch.set_num_threads(3)
+        for _ in range(5):
+            threads = [threading.Thread(target=ask, args=(engine_of(),)) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert set(seen) == {3} and torch.get_num_threads() == 3
+        after = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        after.start()
+        after.join()
+        assert seen[-1] == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_failed_step_ends_its_requests_and_leaves_a_working_engine(monkeypatch):
@@ -439,6 +497,41 @@ def test_a_checkpoint_on_disk_gives_the_same_answers_as_the_model_in_memory(tmp_
     opened = herd.Engine(tmp_path / "run")
     assert opened.generate("The quick", GREEDY) == engine.generate("The quick", GREEDY)
     assert json.loads((tmp_path / "run" / "checkpoint" / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_rows_of_the_model_that_the_tokenizer_lacks_have_no_text():
+    tokenizer, engine = small_tokenizer(), engine_of(tiny_model(vocab_size=small_tokenizer().vocab_size + 9))
+    spare = tokenizer.vocab_size + 5
+    force = {"logit_bias": {spare: 100}, "max_tokens": 4, "temperature": 0, "logprobs": 2}
+    answer = engine.generate("The quick", SamplingParams(**force))
+    assert (answer.tokens, answer.text) == ([spare] * 4, "")
+    assert [piece.text for piece in engine.stream("The quick", SamplingParams(**force, stop=("e",)))] == [""] * 4
+    assert "".join(feed(engine, [*tokenizer.encode("na"), spare, *tokenizer.encode("ïve")])) == "naïve"
+
+
+def test_an_answer_of_llama_2s_pieces_is_whole_what_it_is_in_a_stream(sentencepiece_style):
+    tokenizer = Tokenizer.load(sentencepiece_style)
+    engine = Engine.of(tiny_model(vocab_size=tokenizer.vocab_size), tokenizer)
+    for seed in range(8):
+        params = SamplingParams(max_tokens=12, seed=seed, temperature=1.5, logit_bias={tokenizer.encode("the")[0]: 6})
+        answer = engine.generate("The quick", params)
+        assert answer.text == "".join(piece.text for piece in engine.stream("The quick", params))
+        spoken = [token for token in answer.tokens if token not in tokenizer.special_ids]
+        assert answer.text == b"".join(map(tokenizer.token_bytes, spoken)).decode(errors="replace")
+
+
+def test_stop_ids_of_another_vocabulary_are_passed_over(tmp_path):
+    save(tiny_model(), tmp_path, small_tokenizer())
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [-1, 7, 128001]}))
+    engine = herd.Engine(tmp_path)
+    assert 7 in engine.stop_ids and not engine.stop_ids & {-1, 128001}
+    assert len(engine.generate("The quick", SamplingParams(min_tokens=5, max_tokens=5)).tokens) == 5
+
+
+@pytest.mark.parametrize("max_sequences", [1, 2, 256])
+def test_a_context_beyond_the_trained_one_holds_for_few_answers_too(max_sequences):
+    engine = engine_of(max_sequences=max_sequences, max_context=1000, cache_bytes=2**22)
+    assert engine.max_context == 1000
 
 
 def test_an_engine_thrown_away_in_the_middle_of_an_answer_says_nothing(monkeypatch):

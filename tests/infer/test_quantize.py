@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herd.errors import CheckpointError
+from herd.errors import CapacityError, CheckpointError, ConfigError
 from herd.infer.engine import Engine
 from herd.infer.quantize import quantize_folder, quantized_bytes
 from herd.model.checkpoint import as_reward_model, load, save
@@ -135,6 +135,17 @@ def test_what_cannot_be_quantized_is_refused_and_leaves_nothing_behind(tmp_path)
     with pytest.raises(CheckpointError, match="int8, int4, fp8"):
         quantize_folder(tmp_path / "model", tmp_path / "out", "int3")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["int8", "model", "reward"]
+
+
+def test_an_engine_asked_for_what_it_cannot_quantize_says_so(tmp_path):
+    save(tiny_model(), tmp_path / "model", small_tokenizer())
+    quantize_folder(tmp_path / "model", tmp_path / "int8")
+    with pytest.raises(ConfigError, match="int8 already"):
+        Engine(tmp_path / "int8", quantize="int4")
+    assert Engine(tmp_path / "int8", quantize="int8").generate("a", SamplingParams(max_tokens=2)).tokens
+    save(tiny_model(attention_bias=True), tmp_path / "biased", small_tokenizer())
+    with pytest.raises(CapacityError, match="q_proj has a bias"):
+        Engine(tmp_path / "biased", quantize="int8")
 
 
 def test_checkpoints_quantized_in_another_way_are_refused_by_name(tmp_path):
@@ -345,6 +356,21 @@ def test_the_fp8_product_agrees_with_its_twin(dtype):
     fast, slow = fp8_linear(x, weight, factor), reference_fp8_linear(x, weight, factor)
     relative, absolute = (1e-5, 1e-3) if dtype == torch.float32 else (2**-6, 0.1)
     torch.testing.assert_close(fast, slow, rtol=relative, atol=absolute)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "fp8"])
+def test_large_activations_in_float16_do_not_overflow(scheme):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(40, 64, generator=generator).abs() / 8
+    x = torch.full((30, 64), 40.0, dtype=torch.float16)
+    if scheme == "int8":
+        rounded = quantize_rows(weight)
+        fast, slow = quantized_linear(x, *rounded), reference_quantized_linear(x, *rounded)
+    else:
+        rounded = quantize_fp8(weight)
+        fast, slow = fp8_linear(x, *rounded), reference_fp8_linear(x, *rounded)
+    assert fast.isfinite().all()
+    torch.testing.assert_close(fast, slow, rtol=2**-9, atol=0.1)
 
 
 def test_fp8_takes_the_feed_forward_layers_between_the_first_and_the_last_block(tmp_path):

@@ -13,6 +13,7 @@ from herd.errors import RequestError
 from herd.infer.engine import Engine
 from herd.infer.request import repetition
 from herd.model.checkpoint import save
+from herd.tokenizer import Tokenizer
 from herd.types import SamplingParams
 from tests.infer.models import small_tokenizer, tiny_model
 from tests.infer.test_engine import tiny_model_like
@@ -219,6 +220,15 @@ def test_forms_that_no_text_fits_or_that_are_too_large_are_refused_even_midway(e
     with pytest.raises(RequestError, match="cannot be followed to an end"):
         list(engine.stream(PROMPT, params))
     assert not engine.has_work and engine._allocator.num_free == engine._allocator.num_blocks
+
+
+def test_forms_hold_with_a_vocabulary_of_llama_2s_pieces_too(sentencepiece_style):
+    tokenizer = Tokenizer.load(sentencepiece_style)
+    engine = Engine.of(tiny_model(vocab_size=tokenizer.vocab_size), tokenizer)
+    answer = engine.generate(PROMPT, SamplingParams(regex="[a-z]{3} (ü|日本){2}", max_tokens=40, seed=1))
+    assert re.fullmatch("[a-z]{3} (ü|日本){2}", answer.text) and answer.finish_reason == "stop"
+    choice = ("small", " large")
+    assert engine.generate(PROMPT, SamplingParams(choice=choice, max_tokens=20)).text in choice
 
 
 def test_any_json_object_is_an_empty_schema(engine):

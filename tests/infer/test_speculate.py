@@ -124,6 +124,21 @@ def test_a_draft_model_of_another_tokenizer_is_refused(tmp_path):
         engine_of(speculate=tmp_path / "model")
 
 
+@pytest.mark.parametrize("more_of", ["drafter", "model"])
+def test_either_model_may_have_rows_to_spare(tmp_path, more_of):
+    rows = small_tokenizer().vocab_size
+    sizes = {"drafter": rows, "model": rows} | {more_of: rows + 40}
+    save(tiny_model(1, vocab_size=sizes["drafter"]), tmp_path / "model", small_tokenizer())
+    model = tiny_model(vocab_size=sizes["model"])
+    params = SamplingParams(temperature=3.0, top_p=1.0, max_tokens=60, seed=3, n=4)
+    engine = Engine.of(model, small_tokenizer(), speculate=tmp_path / "model")
+    engine._speculation.always = True
+    drafted = engine.generate(PROMPTS[0], params)
+    plain = Engine.of(model, small_tokenizer()).generate(PROMPTS[0], params)
+    assert [answer.tokens for answer in drafted] == [answer.tokens for answer in plain]
+    assert more_of == "drafter" or any(token >= rows for answer in plain for token in answer.tokens)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 12)), min_size=1, max_size=8), st.randoms())
 def test_rolled_back_drafts_lose_no_block_and_share_none_wrongly(shapes, random):
@@ -182,6 +197,46 @@ def test_a_deterministic_answer_does_not_depend_on_the_batch():
             crowded.step()
         assert mine.leader.tokens == alone.tokens
         assert [entry.logprob for entry in mine.leader.logprobs] == [entry.logprob for entry in alone.logprobs]
+
+
+@pytest.mark.parametrize("how", ["lookup", "draft model"])
+def test_guesses_of_a_deterministic_engine_depend_on_no_clock(drafter, how):
+    engine = Engine.of(
+        tiny_model().bfloat16(),
+        small_tokenizer(),
+        deterministic=True,
+        speculate=drafter if how == "draft model" else "lookup",
+    )
+    params = SamplingParams(temperature=0, max_tokens=40, logprobs=0)
+    alone = engine.generate(PROMPTS[5], params)
+    for speed in engine._speculation._speeds.values():
+        speed.drafted, speed.plain = 1e-9, 1e9  # as measured on a busy machine
+    crowd = engine.generate([PROMPTS[5], *PROMPTS], params)
+    assert crowd[0].logprobs == alone.logprobs and engine._speculation.num_drafted > 0
+
+
+def test_what_ends_before_its_turn_in_a_deterministic_step_leaves_the_neighbours_cache_alone():
+    engine = Engine.of(tiny_model(), small_tokenizer(), deterministic=True, max_sequences=4, cache_bytes=2**18)
+    expected = engine.generate(PROMPTS[0], GREEDY).tokens
+    failing = SamplingParams(max_tokens=24, n=3, temperature=1.0)
+    neighbour, mine = engine.request(PROMPTS[0], GREEDY), engine.request("q", failing, lambda piece: None)
+    for request in (neighbour, mine):
+        engine.submit(request)
+    for _ in range(6):
+        engine.step()
+    computed = []
+    run = engine._runner.run
+    engine._runner.run = lambda plan: (computed.extend(plan.decode), run(plan))[1]
+
+    def fails(piece):
+        raise ValueError("no more")
+
+    mine.listener = fails  # at the first of the three, the two others end too
+    engine.step()
+    assert [answer.request for answer in computed if answer.request is mine] == [mine]
+    while engine.has_work:
+        engine.step()
+    assert neighbour.leader.tokens == expected
 
 
 # ---- the cache in 8 bits ---------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from tests.infer.models import small_tokenizer, tiny_model
 
 PROMPTS = ["The quick", "def main(argument)", "What does this function do? " * 4]
 GREEDY = SamplingParams(temperature=0, max_tokens=16)
+BIASES = {"attention_bias": True, "mlp_bias": True}
 HOT = SamplingParams(temperature=1.1, max_tokens=10, n=3)
 
 
@@ -29,7 +30,9 @@ def work(rank: int, folder: str) -> None:
         refusal = ""
     except ConfigError as error:
         refusal = str(error)
+    biased = Engine.of(tiny_model(**BIASES), small_tokenizer(), group=dist.group.WORLD).generate(PROMPTS, GREEDY)
     found = {"greedy": [a.tokens for a in answers], "hot": [a.tokens for a in hot], "part": part, "refusal": refusal}
+    found["biased"] = [a.tokens for a in biased]
     with open(f"{folder}/{rank}.json", "w") as file:
         json.dump(found, file)
     dist.destroy_process_group()
@@ -39,6 +42,8 @@ def test_two_processes_answer_like_one(tmp_path):
     mp.spawn(work, args=(str(tmp_path),), nprocs=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
-    assert first["greedy"] == [a.tokens for a in Engine.of(tiny_model(), small_tokenizer()).generate(PROMPTS, GREEDY)]
+    for name, changes in (("biased", BIASES), ("greedy", {})):
+        whole = Engine.of(tiny_model(**changes), small_tokenizer()).generate(PROMPTS, GREEDY)
+        assert first[name] == [a.tokens for a in whole]
     assert len({tuple(tokens) for tokens in first["hot"]}) == 3
     assert first["part"] == 48 and "intermediate_size 97" in first["refusal"]
