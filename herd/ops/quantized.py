@@ -23,6 +23,7 @@ GROUP = 32
 
 _STEP = 2 * GROUP  # the layout of 4-bit weights is in pairs of groups
 _TORCH_KERNEL_ROWS = 16  # above this many tokens, a plain product wins over PyTorch's int8 kernel
+_TORCH_KERNEL_COLUMNS = 16  # it reads so many weights of a row at a time, and past the row's end where they are left
 _TORCH_INT4_ROWS = 24  # the same for its int4 kernel
 _DEVICE_KERNEL_ROWS = 256  # and over ours on a GPU
 _TILE_WEIGHTS = 2**21  # widened at a time: they stay in the processor's cache
@@ -84,7 +85,7 @@ def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     if _is_bf16_on_cpu(x):
         if (out := decoding.linear(x, weight, scale)) is not None:
             return out
-        if rows <= _TORCH_KERNEL_ROWS:
+        if rows <= _TORCH_KERNEL_ROWS and weight.shape[1] % _TORCH_KERNEL_COLUMNS == 0:
             return torch._weight_int8pack_mm(x.reshape(rows, -1), weight, scale.to(x.dtype)).unflatten(0, x.shape[:-1])
     size = _tile_rows(weight.shape[1], x.device)
     if x.dtype == torch.float16:  # its range ends before a sum of integers does

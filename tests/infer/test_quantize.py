@@ -55,10 +55,11 @@ def test_rounding_errs_by_at_most_half_a_step_of_each_row(seed, spread):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_tokens", [1, 3, 16, 17, 100])
-def test_the_fast_product_agrees_with_its_twin(dtype, num_tokens):
+@pytest.mark.parametrize("num_columns", [64, 48, 36, 100, 130])
+def test_the_fast_product_agrees_with_its_twin(dtype, num_tokens, num_columns):
     generator = torch.Generator().manual_seed(0)
-    weight, scale = quantize_rows(torch.randn(96, 64, generator=generator))
-    x = torch.randn(2, num_tokens, 64, generator=generator).to(dtype)
+    weight, scale = quantize_rows(torch.randn(96, num_columns, generator=generator))
+    x = torch.randn(2, num_tokens, num_columns, generator=generator).to(dtype)
     fast, slow = quantized_linear(x, weight, scale), reference_quantized_linear(x, weight, scale)
     assert fast.shape == slow.shape and fast.dtype == dtype
     relative, absolute = (1e-5, 1e-4) if dtype == torch.float32 else (2**-7, 0.02)
