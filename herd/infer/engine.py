@@ -121,7 +121,8 @@ class Engine:
             group=group,
         )
         self._assemble(model, tokenizer.result(), options)
-        self._may_move = group is None  # else it has only a part of the weights
+        # several processes have only a part of the weights each; and where they lie may show in a product's last digits
+        self._may_move = group is None and not deterministic
         _check_ends(folder, model, self.tokenizer)
         self._end_answers_with(_as_ids(model.config.eos_token_id) | _generation_stop_ids(folder))
 

@@ -99,8 +99,9 @@ class GuideMaker:
     def _grammar(self, form: str, value: Any) -> str:
         matcher = self._library.LLMatcher
         if form == "json_schema":
-            schema = dict(value) or {"type": "object"}
-            return matcher.grammar_from_json_schema(json.dumps(schema), defaults={"whitespace_flexible": False})
+            schema = json.dumps(dict(value) or {"type": "object"})
+            _check_bounds(value)
+            return matcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
         if form == "choice":  # one expression: tens of thousands of rules would be more than a grammar may hold
             form, value = "regex", "|".join(map(_literally, value))
         return matcher.grammar_from_regex(value) if form == "regex" else matcher.grammar_from_lark(value)
@@ -153,6 +154,31 @@ class _Vocabulary:
     @cached_property
     def _longest(self) -> int:
         return max(map(len, self._id_of))
+
+
+def _check_bounds(schema: Mapping[str, Any]) -> None:
+    """Refuse a bound that would be kept to only nearly: the library reads it as a float, and cuts it to 64 bits."""
+    parts: list[Any] = [schema]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, list | tuple):
+            parts += part
+        elif isinstance(part, Mapping):
+            for name, value in part.items():
+                if name in _BOUNDS and isinstance(value, int) and _is_loosened(name, value):
+                    raise RequestError(f"json_schema cannot be followed: {name} {value} is too large to be kept to")
+            parts += [value for name, value in part.items() if name not in _LITERAL]
+
+
+def _is_loosened(name: str, bound: int) -> bool:
+    if abs(bound) > 2**1023:
+        return True
+    read = min(max(int(float(bound)), -(2**63)), 2**63 - 1)
+    return read < bound if name.endswith("inimum") else read > bound
+
+
+_BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
+_LITERAL = ("const", "enum", "default", "examples")
 
 
 def is_set(value: str | tuple[str, ...] | Mapping[str, Any] | None) -> bool:

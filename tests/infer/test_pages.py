@@ -59,6 +59,15 @@ def test_an_engine_answers_from_the_files_until_the_weights_have_moved(tmp_path)
     assert text == Engine(tmp_path).generate("The quick", params).text
 
 
+def test_weights_that_answers_must_not_depend_on_the_place_of_stay(tmp_path):
+    save(tiny_model(), tmp_path, small_tokenizer())
+    engine = Engine(tmp_path, deterministic=True)
+    before = engine.model.model.embed_tokens.weight.data_ptr()
+    engine.generate("The quick", SamplingParams(max_tokens=3))
+    engine.warm_up()
+    assert engine.model.model.embed_tokens.weight.data_ptr() == before
+
+
 def test_weights_stay_ordinary_tensors_and_where_they_are_if_there_is_no_room(monkeypatch):
     model = tiny_model()
     with torch.inference_mode():

@@ -222,6 +222,25 @@ def test_forms_that_no_text_fits_or_that_are_too_large_are_refused_even_midway(e
     assert not engine.has_work and engine._allocator.num_free == engine._allocator.num_blocks
 
 
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        {"minimum": 10**20, "maximum": 10**20 + 5},
+        {"minimum": 2**53 + 1, "maximum": 2**53 + 1},
+        {"maximum": -(10**400)},
+        {"exclusiveMaximum": 2**53 + 3},
+    ],
+    ids=str,
+)
+def test_bounds_that_would_be_kept_to_only_nearly_are_refused(engine, bounds):
+    schema = {"type": "array", "items": {"type": "integer"} | bounds}
+    with pytest.raises(RequestError, match=r"json_schema cannot be followed: \w*imum"):
+        engine.generate(PROMPT, SamplingParams(json_schema=schema))
+    wide = {"type": "integer", "minimum": 0, "maximum": 10**30}  # cut to 64 bits it is still kept to
+    assert 0 <= int(engine.generate(PROMPT, SamplingParams(json_schema=wide, seed=1)).text) < 2**63
+    assert engine.generate(PROMPT, SamplingParams(json_schema={"const": {"minimum": 10**20}})).text
+
+
 def test_forms_hold_with_a_vocabulary_of_llama_2s_pieces_too(sentencepiece_style):
     tokenizer = Tokenizer.load(sentencepiece_style)
     engine = Engine.of(tiny_model(vocab_size=tokenizer.vocab_size), tokenizer)
