@@ -53,13 +53,17 @@ def _read_folder(folder: Path) -> dict[str, Any]:
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
+    content = _read_bytes(path)
     if content.lstrip()[:1] == b"{":
         return _parse_json(content, path)
     return {"ranks": parse_ranks(content, path)}
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
 def parse_ranks(content: bytes, path: Path) -> dict[bytes, int]:
@@ -177,7 +181,7 @@ def _read_config(folder: Path | None) -> dict[str, Any]:
         return {}
     config, file = {}, folder / CONFIG_FILE
     if file.exists():
-        config = _validated(_TokenizerConfig, _load_object(file.read_bytes(), file), file)
+        config = _validated(_TokenizerConfig, _load_object(_read_bytes(file), file), file)
     found: dict[str, Any] = {}
     for role in ("bos", "eos"):
         if token := config.get(f"{role}_token"):
@@ -186,7 +190,7 @@ def _read_config(folder: Path | None) -> dict[str, Any]:
     if isinstance(template, list):
         template = next((named["template"] for named in template if named["name"] == "default"), None)
     if (folder / TEMPLATE_FILE).exists():
-        template = (folder / TEMPLATE_FILE).read_text("utf-8", "replace")
+        template = _read_bytes(folder / TEMPLATE_FILE).decode("utf-8", "replace").replace("\r\n", "\n")
     return found | ({"chat_template": template} if template else {})
 
 

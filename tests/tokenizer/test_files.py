@@ -293,6 +293,15 @@ def test_special_tokens_that_collide_with_rows_are_refused(folder, tmp_path):
         Tokenizer.load(write(tmp_path / "tokenizer.json", data))
 
 
+def test_a_file_that_cannot_be_read_is_named(folder, tmp_path):
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        copy = shutil.copytree(folder, tmp_path / name)
+        (copy / name).unlink(missing_ok=True)
+        (copy / name).mkdir()
+        with pytest.raises(DataError, match=f"{name}: cannot be read"):
+            Tokenizer.load(copy)
+
+
 def test_a_damaged_configuration_is_named(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "t")
     for broken in (b"{", b"[]", b"\xff\xfe"):
