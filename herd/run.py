@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -57,15 +57,17 @@ class Run:
         """Say what the stage will take, and refuse before it starts if the disk is too small.
 
         Raises:
-            CapacityError: when less than `disk_bytes` (and a little spare) is free.
+            CapacityError: when less than `disk_bytes` (and a little spare) is free, beside what an interrupted run has
+                written here already.
         """
-        free = shutil.disk_usage(self.path).free
+        free, held = shutil.disk_usage(self.path).free, _held_bytes(self.path)
+        missing = max(disk_bytes - held, 0) + _SPARE_DISK
         time_text = f", about {duration(seconds)}" if seconds else ""
         say(f"  needs {size(disk_bytes)} of disk ({size(free)} free){time_text}")
-        if free < disk_bytes + _SPARE_DISK:
+        if free < missing:
             raise CapacityError(
-                f"{self.path}: needs {size(disk_bytes + _SPARE_DISK)} of disk, {size(free)} is free; "
-                "free some space or choose another out="
+                f"{self.path}: needs {size(missing)} of disk, {size(free)} is free; free some space or choose another "
+                "out="
             )
 
     def log(self, **figures: Any) -> None:
@@ -119,6 +121,7 @@ def open_run(path: Path, *, stage: str, settings: Any, inputs: dict[str, Path | 
         run = Run(path, manifest)
         if run.finished:
             _check_outputs(path, manifest)
+            shutil.rmtree(path / "state", ignore_errors=True)  # of a run killed between its end and letting go of it
             say(f"{stage}: already done in {path}, skipped")
             yield run
             return
@@ -168,6 +171,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return rows
+
+
+def read_record(path: Path) -> Any:
+    """A JSON file that an interrupted run has left for the one that continues it.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: damaged ({error}); bring it back, or delete the run folder {path.parent} to start afresh"
+        ) from None
 
 
 def fingerprint(path: Path) -> str:
@@ -401,6 +418,15 @@ def _alive(pid: int) -> bool:
 
 
 # ---- small parts -----------------------------------------------------------------------------------------------------
+
+
+def _held_bytes(path: Path) -> int:
+    """What lies in a folder; of several processes another may be writing there."""
+    total = 0
+    for file in path.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += file.stat().st_size
+    return total
 
 
 def _output_files(path: Path) -> list[Path]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,6 +49,15 @@ def test_a_finished_run_is_skipped_and_its_folder_is_complete(tmp_path):
     assert {"settings.yaml", "environment.json", "inputs.json", "run.json", "result.txt"} <= names
     manifest = runs.read_manifest(tmp_path / "run")
     assert manifest["figures"] == {"tokens": 3} and set(manifest["outputs"]) == {"result.txt"}
+
+
+def test_a_state_that_a_finished_run_could_not_let_go_of_any_more_is_deleted(tmp_path):
+    with open_stage(tmp_path / "run") as run:
+        run.finish()
+    (tmp_path / "run/state/step-00000010").mkdir(parents=True)
+    with open_stage(tmp_path / "run") as run:
+        assert run.finished
+    assert not (tmp_path / "run/state").exists()
 
 
 def test_an_interrupted_run_is_entered_again(tmp_path):
@@ -144,6 +154,17 @@ def test_a_run_folder_in_use_is_refused_and_a_killed_owner_frees_it(tmp_path):
 def test_a_stage_that_needs_more_disk_than_there_is_refuses_early(tmp_path):
     with pytest.raises(CapacityError, match="free some space"), open_stage(tmp_path / "run") as run:
         run.need(disk_bytes=1e18)
+
+
+def test_what_an_interrupted_run_has_written_is_not_asked_for_once_more(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(runs.shutil, "disk_usage", lambda path: usage._replace(free=60_000_000))
+    with open_stage(tmp_path / "run") as run:
+        with pytest.raises(CapacityError, match="needs 70"):
+            run.need(disk_bytes=20e6)
+        (run.path / "state").mkdir()
+        (run.path / "state/data").write_bytes(bytes(15_000_000))
+        run.need(disk_bytes=20e6)
 
 
 def test_metrics_survive_a_torn_line_and_rewind(tmp_path):

@@ -34,7 +34,7 @@ from herd.ops.probe import best_dtype
 from herd.parallel.launch import agreed, joined, open_run_together
 from herd.parallel.model import ParallelModel
 from herd.parallel.settings import ParallelSettings
-from herd.run import Run, atomic_write, read_metrics
+from herd.run import Run, atomic_write, read_metrics, read_record
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.checkpoint import is_first
 from herd.train.compile import Compile
@@ -301,7 +301,7 @@ def _dtype(run: Run, wish: str, device: str) -> torch.dtype:
     """The number type, chosen once: an interrupted run keeps what it began with."""
     record = run.path / _CHOICES
     if record.exists():
-        return getattr(torch, json.loads(record.read_text())["dtype"])
+        return getattr(torch, read_record(record)["dtype"])
     if wish == "auto":
         return best_dtype(device)
     return torch.float32 if wish == "fp32" else torch.bfloat16

@@ -29,7 +29,7 @@ from herd.errors import DataError
 from herd.parallel.chunk import local_part
 from herd.parallel.launch import from_all
 from herd.parallel.model import ParallelModel
-from herd.run import atomic_write
+from herd.run import atomic_write, read_record
 from herd.types import Batch, Loss
 
 _LEAST_STEPS = 16  # before there are so many to compare with, nothing is an outlier
@@ -93,7 +93,7 @@ class Skips:
 
     def __init__(self, folder: Path, given: Sequence[str] = ()):
         self._file = folder / "skips.json"
-        self.found: list[dict] = json.loads(self._file.read_text()) if self._file.exists() else []
+        self.found: list[dict] = read_record(self._file) if self._file.exists() else []
         self._given = [step_range(text) for text in given]
 
     def place(self, step: int) -> int:

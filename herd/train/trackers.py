@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import importlib
 import os
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from herd.errors import ConfigError
+from herd.run import atomic_write
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
 class Trackers:
-    """Sends each step's figures to the trackers that were asked for; they write into the run folder."""
+    """Sends each step's figures to the trackers that were asked for; they write into the run folder.
 
-    def __init__(self, names: Sequence[Tracker], folder: Path):
+    A run that continues after `step` finished steps is one run to them too.
+    """
+
+    def __init__(self, names: Sequence[Tracker], folder: Path, step: int = 0):
         self._open = [_KINDS[name](folder) for name in dict.fromkeys(names)]
+        self.rewind(step)
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         """The figures of one finished step."""
         for tracker in self._open:
             tracker.log(step, figures)
+
+    def rewind(self, step: int) -> None:
+        """The steps after this one are made anew."""
+        for tracker in self._open:
+            tracker.rewind(step)
 
     def close(self) -> None:
         """Write out what is still held back."""
@@ -33,24 +44,37 @@ class Trackers:
 class _TensorBoard:
     def __init__(self, folder: Path):
         _needed("tensorboard", "tensorboard")
-        self._writer = _needed("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(folder / "tensorboard"))
+        self._make = _needed("torch.utils.tensorboard", "tensorboard").SummaryWriter
+        self._folder, self._writer = str(folder / "tensorboard"), None
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
 
+    def rewind(self, step: int) -> None:
+        self.close()
+        self._writer = self._make(self._folder, purge_step=step + 1)
+
     def close(self) -> None:
-        self._writer.close()
+        if self._writer:
+            self._writer.close()
 
 
 class _Wandb:
     def __init__(self, folder: Path):
         os.environ.setdefault("WANDB_MODE", "offline")  # whoever wants it online says so
-        settings = {"dir": str(folder), "name": folder.name, "project": "herd", "id": folder.name, "resume": "allow"}
-        self._run = _needed("wandb", "wandb").init(**settings)
+        wandb, identity = _needed("wandb", "wandb"), folder / "wandb-id.txt"  # another folder may have the same name
+        if not identity.exists():
+            atomic_write(identity, uuid.uuid4().hex)
+        settings = {"dir": str(folder), "name": folder.name, "project": "herd", "resume": "allow"}
+        self._run = wandb.init(id=identity.read_text(), **settings)
+        self._run.define_metric("*", step_metric="step")  # its own count never goes back, and drops what would
 
     def log(self, step: int, figures: dict[str, float]) -> None:
-        self._run.log(figures, step=step)
+        self._run.log({"step": step} | figures)
+
+    def rewind(self, step: int) -> None:
+        """Its charts draw what comes last."""
 
     def close(self) -> None:
         self._run.finish()
@@ -62,10 +86,15 @@ class _Mlflow:
         if not os.environ.get("MLFLOW_TRACKING_URI"):
             self._mlflow.set_tracking_uri(f"sqlite:///{folder.resolve() / 'mlflow.db'}")
         self._mlflow.set_experiment("herd")
-        self._mlflow.start_run(run_name=folder.name)
+        identity = folder / "mlflow-id.txt"
+        known = {"run_id": identity.read_text()} if identity.exists() else {"run_name": folder.name}
+        atomic_write(identity, self._mlflow.start_run(**known).info.run_id)
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         self._mlflow.log_metrics({name.replace("@", " at "): value for name, value in figures.items()}, step=step)
+
+    def rewind(self, step: int) -> None:
+        """It keeps every value of a step, with its time."""
 
     def close(self) -> None:
         self._mlflow.end_run()

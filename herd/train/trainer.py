@@ -167,7 +167,8 @@ def train(
     monitor = _monitor(stability, saving, run)
     settled, saved_at, fresh = True, time.monotonic(), not adamw.num_steps
     anchored = stability.rollback_steps if stability.action == "rollback" else 0
-    saver, trackers, energy = StateSaver(run.path / "state", anchored), _trackers(saving, run.path), Energy()
+    trackers = _trackers(saving, run.path, adamw.num_steps)
+    saver, energy = StateSaver(run.path / "state", anchored), Energy()
     watchdog = Watchdog(run.path, saving.hang_seconds)
     if anchored and not adamw.num_steps:
         saver.save(0, adamw.state(), wait=True)
@@ -193,8 +194,12 @@ def train(
                     adamw.drop_gradients()
                     saver.finish()
                     _check_may_go_on(stability, skips, fault, step, partial(culprit, model, objective, batches))
+                    settled = False  # interrupted amid a roll-back, the weights are of two steps
                     _pass_over(adamw, run, skips, step - step % anchored if anchored else step, fault)
+                    if adamw.num_steps < step:
+                        trackers.rewind(adamw.num_steps)
                     monitor = _monitor(stability, saving, run)
+                    settled = True
                     bar.done = done = _tokens(loader, skips, adamw.num_steps)
                     continue
                 rate = learning_rate(schedule, adamw.options.learning_rate, step, num_steps)
@@ -460,8 +465,8 @@ def _call(hook: Hook, model: nn.Module, step: int) -> None:
     model.train()
 
 
-def _trackers(saving: SavingSettings, folder: Path) -> Trackers:
-    return Trackers(saving.trackers if is_first() else [], folder)
+def _trackers(saving: SavingSettings, folder: Path, step: int) -> Trackers:
+    return Trackers(saving.trackers if is_first() else [], folder, step)
 
 
 def _agreed(wish: object) -> bool:

@@ -8,7 +8,8 @@ import torch
 
 from herd.data.loader import PackedLoader, Phase
 from herd.errors import CheckpointError, ConfigError, DataError
-from herd.run import read_metrics
+from herd.run import Run, read_metrics
+from herd.train import trainer
 from herd.train.objectives import next_token
 from herd.train.optimizer import FlatAdamW, OptimizerSettings
 from herd.train.stability import Monitor, Skips, StabilitySettings
@@ -122,6 +123,31 @@ def test_a_run_that_rolls_back_is_the_same_whenever_its_state_was_saved_and_wher
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), torn.parameters()))
 
 
+@pytest.mark.parametrize("place", ["discard_after", "_restore", "rewind"])
+def test_a_run_interrupted_amid_a_roll_back_ends_like_one_that_was_not(tmp_path, monkeypatch, place):
+    objective = spoiled(tiny_loader(), [20], float("nan"))
+    options = {"stability": StabilitySettings(action="rollback", rollback_steps=9)}
+    whole, _ = run_tiny(tmp_path / "whole", objective, **options)
+    owner = Run if place == "rewind" else trainer
+    act, calls = getattr(owner, place), []
+
+    def torn(*parts):
+        calls.append(place)
+        if len(calls) == {"discard_after": 1, "_restore": 3, "rewind": 2}[place]:  # others: the start, the rehearsal
+            if place == "_restore":
+                parts[0].groups[0].master.data.zero_()  # some weights are read, others not yet
+            raise KeyboardInterrupt
+        return act(*parts)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(owner, place, torn)
+        run_tiny(tmp_path / "torn", objective, **options)
+    torn_model, _ = run_tiny(tmp_path / "torn", objective, **options)
+    found = [[(row["step"], row["loss"]) for row in read_metrics(tmp_path / name)] for name in ("whole", "torn")]
+    assert found[0] == found[1]
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), torn_model.parameters()))
+
+
 def test_a_state_to_roll_back_to_that_is_missing_is_named(tmp_path):
     objective = spoiled(tiny_loader(), [20], float("nan"))
     stability = StabilitySettings(action="rollback", rollback_steps=9)
@@ -200,6 +226,13 @@ def test_what_is_no_range_of_steps_is_refused(tmp_path):
     for text in ("x", "5-3", "0", "1-2-3"):
         with pytest.raises(DataError, match="names no steps to skip"):
             Skips(tmp_path, [text])
+
+
+@pytest.mark.parametrize("content", ["", "\0" * 40, '[{"first": 1, '])
+def test_a_damaged_record_of_what_was_passed_over_is_one_clear_error(tmp_path, content):
+    (tmp_path / "skips.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"skips\.json: damaged"):
+        Skips(tmp_path)
 
 
 def test_weight_decay_at_each_step_is_a_tenth_of_that_steps_learning_rate():
