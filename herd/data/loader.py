@@ -113,11 +113,10 @@ class PackedLoader:
         cursors = self._cursors(step, row_tokens)
         return {name: cursors[name] / len(self._table(name, row_tokens).rows) for name in self.names if cursors[name]}
 
-    def steps_for_epochs(self, epochs: float) -> int:
-        """How many steps of the first phase hold as many rows as all sources have, so many times over."""
-        phase = self.phases[0]
-        num_rows = sum(len(self._table(name, phase.row_tokens).rows) for name in self.names)
-        return max(1, round(epochs * num_rows / phase.num_rows))
+    def epoch_tokens(self) -> int:
+        """How many tokens (places in rows of the first phase's length) all sources hold together."""
+        row_tokens = self.phases[0].row_tokens
+        return row_tokens * sum(len(self._table(name, row_tokens).rows) for name in self.names)
 
     # ---- which rows --------------------------------------------------------------------------------------------------
 

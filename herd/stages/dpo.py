@@ -13,6 +13,7 @@ import numpy as np
 from herd.config import settings
 from herd.data.loader import PackedLoader
 from herd.data.preferences import Pairs, load_pairs
+from herd.errors import CheckpointError
 from herd.log import amount, say
 from herd.model.checkpoint import find_checkpoint, read_learnable_config
 from herd.model.llama import LlamaForCausalLM
@@ -27,7 +28,7 @@ from herd.train.objectives import dpo
 from herd.train.optimizer import OptimizerSettings
 from herd.train.placement import Placement, place, prepare
 from herd.train.reference import log_probs
-from herd.train.schedule import BatchSettings, ScheduleSettings, phases
+from herd.train.schedule import BatchSettings, ScheduleSettings, phases, steps_for
 from herd.train.stability import StabilitySettings
 from herd.train.trainer import SavingSettings, finish, train
 
@@ -71,6 +72,7 @@ class DpoSettings:
     """Seed of the order of the pairs."""
 
     def __post_init__(self):
+        self.batch.check_whole_rows()
         if self.epochs <= 0 or self.beta <= 0 or self.nll < 0 or self.recompute < 0:
             raise ValueError("epochs and beta must be positive, nll and recompute 0 or more")
 
@@ -90,7 +92,8 @@ def run(settings: DpoSettings) -> Path:
             config, settings.parallel, settings.optimizer, device, row_tokens=batch.row_tokens, whole_rows=True
         )
         pairs = load_pairs(settings.pairs, tokenizer, batch.row_tokens, min_strength=settings.min_strength)
-        num_steps = _loader(pairs, settings, placement, 1).steps_for_epochs(settings.epochs)
+        epoch_tokens = _loader(pairs, settings, placement, 1).epoch_tokens()
+        num_steps = steps_for(batch, settings.epochs * epoch_tokens)
         say(f"  {amount(len(pairs))} pairs, {num_steps} steps")
         run.need(disk_bytes=placement.disk_bytes)
         model = placement.load(checkpoint)
@@ -122,13 +125,23 @@ def _reference(
         return pairs.reference
     file = run.path / "reference.npy"
     if agreed(file.exists):
-        return np.load(file)
+        return _read_reference(file, len(pairs.documents))
     options = {"row_tokens": batch.row_tokens, "micro_tokens": batch.micro_tokens}
     found = log_probs(model, pairs, **options, **placement.rows)
     if is_first():
         buffer = io.BytesIO()
         np.save(buffer, found)
         atomic_write(file, buffer.getvalue())
+    return found
+
+
+def _read_reference(file: Path, num_responses: int) -> np.ndarray:
+    try:
+        found = np.load(file)
+    except (OSError, ValueError, EOFError):
+        found = np.zeros(0)
+    if found.shape != (num_responses,):
+        raise CheckpointError(f"{file}: damaged; delete it, and the reference is computed once more")
     return found
 
 

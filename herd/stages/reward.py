@@ -23,7 +23,7 @@ from herd.train.metrics import last_means
 from herd.train.objectives import reward_margins, reward_pairs
 from herd.train.optimizer import OptimizerSettings
 from herd.train.placement import Placement, place, prepare
-from herd.train.schedule import BatchSettings, ScheduleSettings, phases
+from herd.train.schedule import BatchSettings, ScheduleSettings, phases, steps_for
 from herd.train.stability import StabilitySettings
 from herd.train.trainer import SavingSettings, finish, train
 
@@ -64,6 +64,7 @@ class RewardSettings:
     """Seed of the score head and of the order of the pairs."""
 
     def __post_init__(self):
+        self.batch.check_whole_rows()
         if self.epochs <= 0 or self.recompute < 0 or not 0 <= self.holdout < 1:
             raise ValueError("epochs must be positive, recompute 0 or more, holdout a share: 0 or more, less than 1")
 
@@ -84,7 +85,8 @@ def run(settings: RewardSettings) -> Path:
         )
         pairs = load_pairs(settings.pairs, tokenizer, batch.row_tokens, min_strength=settings.min_strength)
         trained, held_out = pairs.split(settings.holdout)
-        num_steps = _loader(trained, settings, placement, 1).steps_for_epochs(settings.epochs)
+        epoch_tokens = _loader(trained, settings, placement, 1).epoch_tokens()
+        num_steps = steps_for(batch, settings.epochs * epoch_tokens)
         say(f"  {amount(len(trained))} pairs to train on, {amount(len(held_out))} held out, {num_steps} steps")
         run.need(disk_bytes=placement.disk_bytes)
         model = placement.load(checkpoint, score_seed=settings.seed)

@@ -19,7 +19,7 @@ from herd.train.metrics import last_means
 from herd.train.objectives import next_token
 from herd.train.optimizer import OptimizerSettings
 from herd.train.placement import place, prepare
-from herd.train.schedule import BatchSettings, ScheduleSettings, phases
+from herd.train.schedule import BatchSettings, ScheduleSettings, phases, steps_for
 from herd.train.stability import StabilitySettings
 from herd.train.trainer import SavingSettings, finish, train
 
@@ -58,6 +58,7 @@ class SftSettings:
     """Seed of the order of the conversations."""
 
     def __post_init__(self):
+        self.batch.check_whole_rows()
         if self.epochs <= 0 or self.recompute < 0:
             raise ValueError("epochs must be positive, recompute 0 or more")
 
@@ -77,7 +78,8 @@ def run(settings: SftSettings) -> Path:
         sources = load_conversations(settings.conversations, tokenizer, batch.row_tokens)
         mixture = settings.mixture or {name: float(docs.num_tokens.sum()) for name, docs in sources.items()}
         options = {"seed": settings.seed, "micro_tokens": batch.micro_tokens, **placement.rows}
-        num_steps = PackedLoader(sources, phases(batch, 1, mixture), **options).steps_for_epochs(settings.epochs)
+        epoch_tokens = PackedLoader(sources, phases(batch, 1, mixture), **options).epoch_tokens()
+        num_steps = steps_for(batch, settings.epochs * epoch_tokens)
         loader = PackedLoader(sources, phases(batch, num_steps, mixture), **options)
         num_conversations = sum(len(documents) for documents in sources.values())
         say(f"  {amount(num_conversations)} conversations, {num_steps} steps")

@@ -56,6 +56,11 @@ class BatchSettings:
         if self.first_row_tokens is not None and not 0 < self.first_row_tokens <= self.row_tokens:
             raise ValueError("first_row_tokens must be positive and at most row_tokens")
 
+    def check_whole_rows(self) -> None:
+        """Raise a ValueError where some rows are shorter: conversations and pairs, which must fit, would be cut."""
+        if self.first_row_tokens is not None:
+            raise ValueError("batch.first_row_tokens is for pretrain alone: conversations and pairs are never cut")
+
     def row_tokens_at(self, part: int) -> int:
         """Tokens of a row in the given part of the ramp, counted from 0."""
         return self.first_row_tokens if self.first_row_tokens and part == 0 and self.double_at else self.row_tokens

@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from herd.config import load as load_settings
+from herd.data.conversations import load_conversations
+from herd.data.loader import PackedLoader, Phase
 from herd.data.shards import open_shards
 from herd.data.split import is_held_out
-from herd.errors import CheckpointError, DataError
+from herd.errors import CheckpointError, ConfigError, DataError
 from herd.infer.quantize import quantize_folder
 from herd.model.checkpoint import load, save
 from herd.run import read_manifest
@@ -235,3 +237,30 @@ def test_weights_in_8_bit_floats_with_scales_are_learned_as_bfloat16(tmp_path, c
     values = {"conversations": conversations(tmp_path), "checkpoint": checkpoint, "out": tmp_path / "sft"}
     path = sft.run(settings_of(sft, "SftSettings", **values, **QUICK))
     assert load(path).config.quantization_config is None
+
+
+@pytest.mark.parametrize("ramp", ["[0.6]", "[0.2, 0.4]"])
+def test_epochs_count_the_smaller_steps_of_a_batch_ramp(tmp_path, checkpoint, ramp):
+    values = {"conversations": conversations(tmp_path), "checkpoint": checkpoint, "out": tmp_path / "sft", "epochs": 40}
+    path = sft.run(settings_of(sft, "SftSettings", **values, **QUICK, batch__double_at=ramp))
+    tokens = json.loads((path / "metrics.jsonl").read_text().splitlines()[-1])["tokens"]
+    sources = load_conversations(values["conversations"], Tokenizer.load(checkpoint), 256)
+    loader = PackedLoader(sources, [Phase(batch_tokens=512, row_tokens=256, mixture={"conversations": 1.0})])
+    assert tokens == pytest.approx(40 * loader.epoch_tokens(), rel=0.02)
+
+
+@pytest.mark.parametrize("stage", [sft, reward, dpo])
+def test_rows_into_which_not_everything_fits_are_refused_where_nothing_may_be_cut(stage):
+    name = stage.__name__.rpartition(".")[2].capitalize() + "Settings"
+    given = {"sft": "conversations"}.get(stage.__name__.rpartition(".")[2], "pairs")
+    ramp = {"batch__double_at": "[0.5]", "batch__first_row_tokens": 64}
+    with pytest.raises(ConfigError, match="first_row_tokens is for pretrain alone"):
+        settings_of(stage, name, **{given: "[x]"}, checkpoint="x", out="x", **ramp)
+
+
+def test_a_damaged_reference_is_one_clear_error(tmp_path, checkpoint):
+    file = tmp_path / "reference.npy"
+    for content in (b"", bytes(200), b"x"):
+        file.write_bytes(content)
+        with pytest.raises(CheckpointError, match="delete it, and the reference is computed once more"):
+            dpo._read_reference(file, 4)
