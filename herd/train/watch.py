@@ -38,7 +38,7 @@ class Watchdog:
         if self.world > 1:
             (folder / "ranks").mkdir(exist_ok=True)
         if hang_seconds:
-            self._stacks = open(folder / f"stacks-rank-{self.rank}.txt", "w")  # noqa: SIM115 (open while we live)
+            self._stacks = open(folder / f"stacks-rank-{self.rank}.txt", "a")  # noqa: SIM115 (open while we live)
             threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
     def now(self, step: int, doing: str) -> None:
@@ -67,7 +67,8 @@ class Watchdog:
     def _give_up(self) -> None:
         report = hang_report(self.folder, self.world, self._step, self._doing, self.hang_seconds)
         try:
-            (self.folder / f"hang{f'-rank-{self.rank}' if self.world > 1 else ''}.txt").write_text(report + "\n")
+            with open(self.folder / f"hang{f'-rank-{self.rank}' if self.world > 1 else ''}.txt", "a") as file:
+                file.write(report + "\n")  # beside those of earlier starts
             faulthandler.dump_traceback(self._stacks, all_threads=True)
             print(f"rank {self.rank}: {report}", file=sys.stderr, flush=True)
         finally:

@@ -10,7 +10,7 @@ import pytest
 
 from herd.parallel.launch import switch_on_flight_recorder
 from herd.run import read_metrics
-from herd.train.watch import COLLECTIVE, HUNG, hang_report, stragglers
+from herd.train.watch import COLLECTIVE, HUNG, Watchdog, hang_report, stragglers
 
 WORKER = """
 import os, sys, time
@@ -117,6 +117,15 @@ def test_one_process_that_hangs_writes_down_its_stacks_and_ends_itself(tmp_path)
         "sleep" in (tmp_path / "stacks-rank-0.txt").read_text()
         or "line 7" in (tmp_path / "stacks-rank-0.txt").read_text()
     )
+
+
+def test_what_a_hang_left_behind_outlives_the_next_start(tmp_path):
+    subprocess.run([sys.executable, "-c", HANGING, str(tmp_path)], timeout=60, check=False)
+    left = (tmp_path / "stacks-rank-0.txt").read_text()
+    watchdog = Watchdog(tmp_path, 60)
+    watchdog.now(0, "reading")
+    watchdog.close()
+    assert left and (tmp_path / "stacks-rank-0.txt").read_text() == left
 
 
 def test_the_report_names_who_is_behind(tmp_path):
