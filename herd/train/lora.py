@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TARGETS: tuple[Target, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _PREFIX = "base_model.model."  # PEFT's name for the model inside
+_NOT_READ = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+_SCORES = ("score", "classifier")  # PEFT names a head that scores by both, whichever the model has
 
 
 @settings
@@ -169,7 +171,8 @@ def save_merged(model: nn.Module, folder: Path, tokenizer: Tokenizer | None = No
 
 
 def save_adapters(model: nn.Module, folder: Path, base: str = "") -> Path:
-    """Write the adapters as PEFT does (`adapter_config.json`, `adapter_model.safetensors`); `base` names the model."""
+    """Write the adapters as PEFT does (`adapter_config.json`, `adapter_model.safetensors`), and with them a head that
+    scores; `base` names the model."""
     tensors, adapted = {}, {n: m for n, m in model.named_modules() if isinstance(m, LoraLinear)}
     for name, module in adapted.items():
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = module.lora_A.detach().clone()
@@ -188,6 +191,9 @@ def save_adapters(model: nn.Module, folder: Path, base: str = "") -> Path:
         "init_lora_weights": True,
         "inference_mode": True,
     }
+    if hasattr(model, "score"):
+        tensors[f"{_PREFIX}score.weight"] = model.score.weight.detach().clone()
+        config |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
     with atomic_folder(folder) as aside:
         save_tensors(tensors, aside / "adapter_model.safetensors")
         (aside / "adapter_config.json").write_text(json.dumps(config, indent=1))
@@ -198,14 +204,15 @@ def load_adapters(model: nn.Module, folder: Path) -> LoraSettings:
     """Put saved adapters (ours or PEFT's) into a plain Llama, in place; returns their settings.
 
     Raises:
-        CheckpointError: no adapters there, damaged ones, or those of another shape of model.
+        CheckpointError: no adapters there, damaged ones, those of another shape of model, or other than plain ones.
     """
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "adapter_model.safetensors")
         rank, alpha, targets = config["r"], float(config["lora_alpha"]), list(config["target_modules"])
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: holds no adapters in PEFT's format ({error})") from None
+    _check_plain(model, folder, config)
     if unknown := sorted(set(targets) - set(TARGETS)):
         raise ConfigError(f"{folder}: adapts {', '.join(unknown)}; a Llama's blocks have {', '.join(TARGETS)}")
     options = LoraSettings(rank=rank, alpha=alpha, targets=targets)
@@ -214,7 +221,17 @@ def load_adapters(model: nn.Module, folder: Path) -> LoraSettings:
         if isinstance(module, LoraLinear):
             for part in ("lora_A", "lora_B"):
                 _fill(getattr(module, part), tensors.get(f"{_PREFIX}{name}.{part}.weight"), f"{name}.{part}", folder)
+    if config.get("modules_to_save"):
+        _fill(model.score.weight, tensors.get(f"{_PREFIX}score.weight"), "score", folder)
     return options
+
+
+def _check_plain(model: nn.Module, folder: Path, config: dict) -> None:
+    """Refuse what would change more than is read."""
+    other = [name for name in _NOT_READ if config.get(name)] + ["bias"] * (config.get("bias", "none") != "none")
+    whole = set(config.get("modules_to_save") or ()) - set(_SCORES if hasattr(model, "score") else ())
+    if other := other + ["modules_to_save"] * bool(whole):
+        raise CheckpointError(f"{folder}: uses {', '.join(other)}, which is not read here; plain LoRA adapters are")
 
 
 @torch.no_grad()

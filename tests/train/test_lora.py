@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from herd.errors import CheckpointError, ConfigError
-from herd.model.checkpoint import load, save
+from herd.model.checkpoint import as_reward_model, load, save
 from herd.ops.nf4 import CODE, dequantize, nf4_linear, quantize
 from herd.parallel.settings import ParallelSettings
 from herd.run import read_metrics
@@ -112,6 +112,36 @@ def test_adapters_of_another_model_and_no_adapters_are_named(tmp_path):
     save_adapters(adapted(), tmp_path / "adapters")
     with pytest.raises(CheckpointError, match=r"layers.0.*has the shape \(4, 32\); this model needs \(4, 48\)"):
         load_adapters(tiny_model(hidden_size=48), tmp_path / "adapters")
+
+
+@pytest.mark.parametrize(
+    "more", [{"use_rslora": True}, {"use_dora": True}, {"alpha_pattern": {"q_proj": 8}}, {"bias": "lora_only"},
+             {"modules_to_save": ["lm_head"]}],
+)  # fmt: skip
+def test_adapters_that_change_more_than_is_read_are_refused(tmp_path, more):
+    config = save_adapters(adapted(), tmp_path / "adapters") / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | more))
+    with pytest.raises(CheckpointError, match=f"uses {next(iter(more))}, which is not read"):
+        load_adapters(tiny_model(), tmp_path / "adapters")
+
+
+def test_the_score_head_of_a_reward_model_goes_with_its_adapters(tmp_path):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    save(base := as_reward_model(tiny_model(), 0), tmp_path / "base")
+    add_adapters(base, LoraSettings(rank=4))
+    with torch.no_grad():
+        for parameter in base.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, 0.1)
+        expected = base(TOKENS)[:, -1]
+    save_adapters(base, tmp_path / "adapters", base=str(tmp_path / "base"))
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapters").eval()
+    again = as_reward_model(tiny_model(), 1)
+    load_adapters(again, tmp_path / "adapters")
+    with torch.no_grad():
+        torch.testing.assert_close(again(TOKENS)[:, -1], expected)
+        torch.testing.assert_close(theirs(TOKENS).logits, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_four_bit_weights_are_the_nearest_codes_of_their_block():
