@@ -145,6 +145,8 @@ def _faults(config: ModelConfig, settings: ParallelSettings, row_tokens: int | N
     for name in ("num_key_value_heads", "num_attention_heads", "intermediate_size", "vocab_size"):
         if getattr(config, name) % tensor:
             yield f"tensor {tensor} does not divide the model's {name} ({getattr(config, name)})"
+    if tensor > 1 and (config.attention_bias or config.mlp_bias):
+        yield f"tensor {tensor} splits matrices, and this model's add biases too (attention_bias, mlp_bias)"
     if config.architecture != CAUSAL_LM and settings.of_one_copy > settings.shard:
         yield f"a {config.architecture} can be sharded and copied only, not split by tensor, context or pipeline"
     pieces = 2 * context * tensor if context > 1 else tensor

@@ -95,11 +95,13 @@ def faults(config: ModelConfig, layout: Layout, row_tokens: int, batch_rows: int
         found.append(f"TP {layout.tensor} does not divide the {config.num_key_value_heads} key-value heads")
     if config.intermediate_size % layout.tensor or config.vocab_size % layout.tensor:
         found.append(f"TP {layout.tensor} does not divide the feed-forward width or the vocabulary")
+    if layout.tensor > 1 and (config.attention_bias or config.mlp_bias):
+        found.append(f"TP {layout.tensor} splits matrices, and this model's add biases too")
     if row_tokens % (2 * layout.context * layout.tensor if layout.context > 1 else layout.tensor):
         found.append(
             f"rows of {row_tokens} tokens do not split into 2 x CP {layout.context} x TP {layout.tensor} parts"
         )
-    if layout.pipeline * layout.virtual > config.num_hidden_layers + 2:
+    if not layout.layers and layout.pipeline * layout.virtual > config.num_hidden_layers + 2:
         found.append(f"PP {layout.pipeline} x V {layout.virtual} chunks, but only {config.num_hidden_layers} layers")
     if layout.layers and sum(layout.layers) != config.num_hidden_layers:
         found.append(f"layers {list(layout.layers)} are not the model's {config.num_hidden_layers}")

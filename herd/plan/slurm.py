@@ -6,8 +6,9 @@ import shlex
 from pathlib import Path
 
 from herd.errors import ConfigError
-from herd.plan.project import Machine, Projection
+from herd.plan.project import Machine, PlannedPhase, Projection
 from herd.plan.table import long_duration
+from herd.train.optimizer import is_narrow
 
 _PORT = 29500
 
@@ -27,11 +28,14 @@ def processes_per_server(machine: Machine) -> int:
     return each
 
 
-def slurm_script(stage: str, recipe: Path, machine: Machine, projection: Projection) -> str:
-    """The script, for `sbatch`."""
+def slurm_script(
+    stage: str, recipe: Path, machine: Machine, projection: Projection, tokens: float | None = None
+) -> str:
+    """The script, for `sbatch`; `tokens` are those asked for instead of the recipe's."""
     each = processes_per_server(machine)
     planned = projection.phases[-1]
-    command = " ".join(["-m", "herd", stage, shlex.quote(str(recipe)), *_words(stage, machine, projection)])
+    words = [*_words(stage, planned), *([f"tokens={tokens:.15g}"] if tokens else [])]
+    command = " ".join(["-m", "herd", stage, *map(shlex.quote, [str(recipe), *words])])
     return f"""#!/bin/bash
 # {planned.layout}: {long_duration(projection.seconds)} in all
 # Add what your cluster asks for (--partition, --account, --time), and submit it with the environment active in which
@@ -58,10 +62,9 @@ run=$!
 wait "$run"  # in the background, so that the signal is heard"""
 
 
-def _words(stage: str, machine: Machine, projection: Projection) -> list[str]:
-    """The planned layout as settings of the stage."""
-    planned = projection.phases[-1]
-    layout = planned.layout
+def _words(stage: str, planned: PlannedPhase) -> list[str]:
+    """The planned layout, and what is learned how, as settings of the stage."""
+    layout, optimizer = planned.layout, planned.phase.optimizer
     recompute = "run.recompute" if stage == "pretrain" else "recompute"
     sizes = {
         "replicas": layout.replicas,
@@ -73,8 +76,14 @@ def _words(stage: str, machine: Machine, projection: Projection) -> list[str]:
         "contiguous": layout.contiguous,
     }
     words = [f"parallel.{name}={size}" for name, size in sizes.items()]
-    words.append(shlex.quote(f"parallel.layers=[{','.join(map(str, layout.layers))}]"))  # the recipe's may be others
+    words.append(f"parallel.layers=[{','.join(map(str, layout.layers))}]")  # the recipe's may be others
     if layout.shards > 1:
         words.append(f"parallel.reshard_after_forward={str(layout.reshard).lower()}")
     words.append(f"batch.micro_tokens={layout.micro_rows * planned.phase.row_tokens}")
-    return [*words, f"{recompute}={int(layout.recompute == 'full')}"]
+    words.append(f"{recompute}={int(layout.recompute == 'full')}")
+    if is_narrow(optimizer):
+        lora = optimizer.lora
+        words += [f"optimizer.state={optimizer.state}", f"optimizer.lora.rank={lora.rank}"]
+        words += [f"optimizer.lora.alpha={lora.alpha:g}", f"optimizer.lora.base={lora.base}"]
+        words.append(f"optimizer.lora.targets=[{','.join(lora.targets)}]")
+    return words

@@ -132,7 +132,8 @@ def run(settings: PlanSettings) -> int:
         raise CapacityError("\n".join([str(error), *told])) from None
     too_big = [planned.phase for planned in projection.phases if not planned.fits]
     if settings.slurm:
-        print(slurm_script(wanted.stage, settings.recipe[0], machine, projection))
+        tokens = None if wanted.tuning else settings.tokens
+        print(slurm_script(wanted.stage, settings.recipe[0], machine, projection, tokens))
         return 0
     best = distinct(ranked(wanted.model, machine, wanted.phases[0]))[: settings.layouts]
     would_fit = _remedies(wanted, machine, too_big[-1]) if too_big else []
@@ -216,7 +217,7 @@ def _from_recipes(settings: PlanSettings, machine: Machine) -> _Wanted:
         found = _phases(recipe, file, settings)
         parts += found
         own += [_layout_of(recipe, file, machine, found[0])] * len(found)
-    return _Wanted(stage, _model_of(first), parts, own)
+    return _Wanted(stage, _model_of(first, files[0]), parts, own)
 
 
 def _stage_of(file: Path) -> str:
@@ -260,9 +261,15 @@ def _tokens_of(files: list[Path]) -> float:
     return sum(part.stat().st_size for part in found) / _BYTES_PER_TOKEN
 
 
-def _model_of(recipe: PretrainSettings) -> ModelConfig:
+def _model_of(recipe: PretrainSettings, file: Path) -> ModelConfig:
+    """The shape that is trained. Of a checkpoint that is not there yet the recipe may say it."""
     if recipe.checkpoint is not None and recipe.checkpoint.exists():
         return read_config(recipe.checkpoint)
+    if recipe.checkpoint is not None and "model" not in configs.recipe_keys(file):
+        raise ConfigError(
+            f"{file}: its checkpoint {recipe.checkpoint} is not there yet, and it says no `model`; plan it behind the "
+            "recipe that makes it (herd plan FIRST.yaml THEN.yaml)"
+        )
     rows = _rows_of(recipe.tokenizer)
     names = {one.name for one in fields(ModelConfig)}
     shape = {

@@ -1,5 +1,7 @@
 """Which rank does what, and which settings are refused."""
 
+from dataclasses import replace
+
 import pytest
 
 from herd import config
@@ -59,6 +61,14 @@ def test_all_faults_of_a_layout_are_told_at_once():
     for words in ("takes 24 processes, and there are 7", "num_key_value_heads (3)", "vocab_size (97)",
                   "rows of 100 tokens", "tie_word_embeddings", "6 stages"):  # fmt: skip
         assert words in str(fault.value)
+
+
+@pytest.mark.parametrize("name", ["attention_bias", "mlp_bias"])
+def test_a_model_whose_matrices_add_biases_is_not_split_by_tensor(name):
+    model = replace(BIG, **{name: True})
+    with pytest.raises(ConfigError, match="add biases"):
+        check(model, ParallelSettings(tensor=2), 2)
+    check(model, ParallelSettings(shard=2), 2)
 
 
 @pytest.mark.parametrize(

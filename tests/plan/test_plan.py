@@ -322,6 +322,26 @@ def test_a_slurm_script_is_valid_and_its_command_is_one_that_loads(name, stage, 
     assert settings.parallel.of_one_copy * settings.parallel.replicas == 8 * nodes
 
 
+def test_a_slurm_script_trains_as_was_asked_not_as_the_recipe_says(capsys):
+    def words(*asked):
+        assert main(["plan", *asked, "--devices", "8", "--device", "h200", "--slurm"]) == 0
+        found = shlex.split(capsys.readouterr().out.split("-m herd ")[1].split(" &")[0])
+        return {"pretrain": PretrainSettings, "sft": SftSettings}[found[0]], Path(found[1]), found[2:]
+
+    lora = ["optimizer.lora.rank=8", "optimizer.lora.base=nf4", "optimizer.lora.targets=[q_proj,v_proj]"]
+    settings = configs.load(*words(recipe("8b-sft"), "8B", *lora))
+    assert (settings.optimizer.lora.rank, settings.optimizer.lora.base) == (8, "nf4")
+    assert settings.optimizer.lora.targets == ["q_proj", "v_proj"] and settings.optimizer.state == "fp32"
+    assert settings.optimizer.learning_rate == configs.load(SftSettings, Path(recipe("8b-sft"))).optimizer.learning_rate
+    assert configs.load(*words(recipe("1b"), "tokens=123456789012")).tokens == 123456789012
+
+
+def test_a_recipe_that_goes_on_from_what_is_not_there_yet_is_not_planned_as_some_other_model(tmp_path, capsys):
+    (tmp_path / "longer.yaml").write_text("shards: x\ntokenizer: x\nout: x\ncheckpoint: not-yet\n")
+    assert main(["plan", str(tmp_path / "longer.yaml")]) == 2
+    assert "not-yet is not there yet, and it says no `model`" in capsys.readouterr().err
+
+
 STUBS = {
     "srun": "trap 'sleep 0.5; echo saved >> said; exit 1' TERM; echo $$ > pid; while :; do sleep 0.1; done",
     "scancel": 'echo "$@" >> said; kill -TERM "$(cat pid)"',
