@@ -7,6 +7,7 @@ held (a sum over phases), whose turn each row is (`mixture`), and a computed shu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -202,8 +203,8 @@ class PackedLoader:
                     f"the mixture names the source `{unknown[0]}`; the packed sources are: {', '.join(self.names)}"
                 )
             weights = phase.mixture.values()
-            if min(weights, default=0.0) < 0 or sum(weights) <= 0:
-                raise ConfigError(f"the mixture {dict(phase.mixture)} needs weights of 0 or more, not all 0")
+            if min(weights, default=0.0) < 0 or not 0 < sum(weights) < math.inf:
+                raise ConfigError(f"the mixture {dict(phase.mixture)} needs finite weights of 0 or more, not all 0")
             for name, weight in phase.mixture.items():
                 if weight > 0 and not len(self._table(name, phase.row_tokens).rows):
                     raise DataError(f"source `{name}` has no document of two tokens or more to learn from")

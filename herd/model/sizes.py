@@ -65,10 +65,10 @@ def model_of_size(size: str) -> ModelConfig:
     Raises:
         ValueError: this is no size.
     """
-    names = {name.lower(): name for name in LLAMAS}
-    if size.lower() in names:
-        return LLAMAS[names[size.lower()]]
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmbt])", size.lower())
+    names, wish = {name.lower(): name for name in LLAMAS}, "".join(size.lower().split())
+    if wish in names:
+        return LLAMAS[names[wish]]
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmbt])", wish)
     if not match:
         raise ValueError(f"{size} is no size: expected one like 15M, 125M or 2B, or one of {', '.join(LLAMAS)}")
     wanted = float(match[1]) * {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}[match[2]]

@@ -36,7 +36,8 @@ def remedies(config: ModelConfig, machine: Machine, phase: Phase, layout: Layout
     wishes = [(*wish, machine) for wish in _wishes(phase, layout, tuning)]
     found = [remedy for wish in wishes if (remedy := _tried(config, *wish))]
     more = (_tried(config, *wish) for wish in _more_devices(machine, phase, layout))
-    return [*found, *islice(filter(None, more), 1)]
+    found += islice(filter(None, more), 1)
+    return found if tuning else [replace(one, words=one.words.replace("recompute", "run.recompute")) for one in found]
 
 
 def _tried(config: ModelConfig, words: str, phase: Phase, layout: Layout | None, machine: Machine) -> Remedy | None:

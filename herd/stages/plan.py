@@ -125,6 +125,7 @@ def run(settings: PlanSettings) -> int:
     if settings.slurm:
         processes_per_server(machine)  # before anything is worked out
     wanted = _from_recipes(settings, machine) if settings.recipe else _from_size(settings)
+    _check_rank(wanted)
     try:
         projection = project(wanted.model, machine, wanted.phases, wanted.layouts)
     except ValueError as error:
@@ -143,6 +144,13 @@ def run(settings: PlanSettings) -> int:
         told = table(wanted.model, machine, projection, best, settings.cost, would_fit)
     print(told)
     return _NOT_FITTING if too_big else 0
+
+
+def _check_rank(wanted: _Wanted) -> None:
+    """Adapters as the trainer takes them."""
+    rank, width = wanted.phases[0].optimizer.lora.rank, wanted.model.hidden_size
+    if rank > width:
+        raise ConfigError(f"optimizer.lora.rank {rank:,} is more than the model's width ({width:,}): 8 to 64 are usual")
 
 
 def _remedies(wanted: _Wanted, machine: Machine, phase: Phase) -> list[Remedy]:
@@ -177,6 +185,8 @@ def _from_size(settings: PlanSettings) -> _Wanted:
     model = _model_at(settings.path, stage)
     found = hyperparameters(num_parameters(model))
     row_tokens = settings.row_tokens or (8192 if model.hidden_size >= 2048 else 2048)
+    if settings.batch_tokens and settings.batch_tokens < row_tokens:
+        raise ConfigError(f"batch_tokens {settings.batch_tokens:,} must hold at least one row of {row_tokens:,} tokens")
     batch = settings.batch_tokens or (found.batch_tokens if stage == _PRETRAIN else _TUNING_BATCH)
     batch = max(batch // row_tokens, 1) * row_tokens
     tokens = settings.tokens or (found.tokens if stage == _PRETRAIN else _TUNING_STEPS * batch)

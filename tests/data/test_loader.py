@@ -133,9 +133,10 @@ def test_a_mixture_of_an_unknown_source_is_refused():
         loader([Phase(batch_tokens=64, row_tokens=32, mixture={"web": 1.0})])
 
 
-def test_a_mixture_without_weight_is_refused():
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_mixture_without_weight_is_refused(weight):
     with pytest.raises(ConfigError, match="not all 0"):
-        loader([Phase(batch_tokens=64, row_tokens=32, mixture={"library": 0.0})])
+        loader([Phase(batch_tokens=64, row_tokens=32, mixture={"library": weight})])
 
 
 def test_a_source_without_anything_to_learn_is_refused():

@@ -116,6 +116,10 @@ def test_the_dial_gives_shapes_that_hold_together():
         assert shape.num_attention_heads % shape.num_key_value_heads == 0
 
 
+def test_a_size_may_be_written_with_a_space():
+    assert model_of_size("8 B") is LLAMAS["8B"] and model_of_size("125 m") == model_of_size("125M")
+
+
 @pytest.mark.parametrize("wrong", ["", "12", "many", "0.1M", "5X", "1M", "10T"])
 def test_what_is_no_size_is_refused(wrong):
     with pytest.raises(ValueError, match="size"):
@@ -494,6 +498,15 @@ def test_what_would_make_a_fine_tune_fit_is_said_and_does(capsys):
     assert main(["plan", str(recipe), "8B", "--device", "h100", "optimizer.lora.rank=16", "--json"]) == 0
 
 
+def test_what_would_make_a_pretraining_fit_are_settings_of_pretraining(capsys):
+    assert main(["plan", recipe("8b"), "--devices", "2"]) == 2
+    lines = capsys.readouterr().out.split("it fits with any one of\n")[1].splitlines()
+    remedies = [line.split("  ")[2].split() for line in lines if line.startswith("    ")]
+    assert any("run.recompute=1" in words for words in remedies)
+    for words in remedies:
+        configs.load(PretrainSettings, Path(recipe("8b")), [word for word in words if "=" in word])
+
+
 def test_adapters_are_counted_as_they_are_made():
     shape, options = model_of_depth(3, 1000), LoraSettings(rank=4, targets=["q_proj", "k_proj", "down_proj"])
     model = empty_model(shape, device="cpu")
@@ -584,6 +597,8 @@ def test_copies_hold_everything_and_shards_a_part():
         ["--tokens", "0"],
         ["--row_tokens", "-1"],
         ["--batch_tokens", "3", "--row_tokens", "8192"],
+        ["--batch_tokens", "100"],
+        ["optimizer.lora.rank=100000"],
         ["--layouts", "0"],
         ["--cost.years", "0"],
         ["--cost.rent", "-1"],
@@ -591,4 +606,4 @@ def test_copies_hold_everything_and_shards_a_part():
 )
 def test_odd_figures_are_refused_by_name(words, capsys):
     assert main(["plan", "8B", "--devices", "8", *words]) == 2
-    assert words[0].removeprefix("--").split(".")[-1] in capsys.readouterr().err
+    assert words[0].removeprefix("--").split("=")[0].split(".")[-1] in capsys.readouterr().err
