@@ -11,7 +11,7 @@ a parameter instead of eighteen: a full fine-tune of 8B parameters fits on one G
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import field
 from typing import Literal
 
@@ -26,6 +26,7 @@ from herd.train.lora import LoraSettings
 
 UPDATE_CHUNK = 2**24
 """Elements of a bfloat16 update that are float32 at a time."""
+_NORM_PART = 2**16  # elements
 _ALIGN = 64  # elements: every parameter begins on a cache line, whatever its dtype
 
 
@@ -128,8 +129,8 @@ class FlatAdamW:
 
     def norm(self, count: float) -> float:
         """The global norm of the summed gradients divided by `count`."""
-        norms = torch.stack([torch.linalg.vector_norm(g.sums(), dtype=torch.float32) for g in self.groups])
-        return torch.linalg.vector_norm(norms).item() / count
+        parts = [part for group in self.groups for part in _norm_parts(group.sums())]
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(parts, dtype=torch.float32))).item() / count
 
     def step(self, learning_rate: float, count: float, norm: float) -> None:
         """Divide the summed gradients by `count`, clip them by their global `norm`, update, and forget them."""
@@ -193,6 +194,12 @@ class FlatAdamW:
 
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def _norm_parts(x: Tensor) -> Sequence[Tensor]:
+    """Pieces whose norms are exact to rounding: PyTorch sums all of a tensor's squares one after the other on a CPU, and
+    of 67 million elements that loses half a percent."""
+    return x.split(_NORM_PART) if x.device.type == "cpu" else [x]
 
 
 def stochastically_rounded(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -48,6 +48,15 @@ def test_gradients_are_divided_by_the_count_once_and_clipped_by_their_global_nor
     assert flat.norm(8) == pytest.approx(whole, rel=1e-5)
 
 
+def test_the_norm_of_millions_of_gradients_is_exact_to_rounding():
+    model = torch.nn.Linear(2048, 2048, bias=False)
+    flat = FlatAdamW(model, OptimizerSettings())
+    set_gradients(model, 0)
+    exact = model.weight.grad.double().norm().item()
+    flat.collect()
+    assert flat.norm(1) == pytest.approx(exact, rel=1e-6)
+
+
 def test_bfloat16_weights_follow_float32_masters_through_tiny_updates():
     model = tiny_model(dtype=torch.bfloat16)
     before = model.model.layers[0].mlp.up_proj.weight.detach().float().clone()
