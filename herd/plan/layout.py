@@ -109,7 +109,7 @@ def faults(config: ModelConfig, layout: Layout, row_tokens: int, batch_rows: int
         found.append(f"PP {layout.pipeline} needs an output projection of its own: tie_word_embeddings is true")
     if layout.virtual > 1 and layout.pipeline == 1:
         found.append("V above 1 means nothing without a pipeline")
-    if batch_rows % (layout.data * layout.micro_rows):
+    if batch_rows % layout.data or layout.micro_rows > batch_rows // layout.data:
         found.append(
             f"{batch_rows} rows a step do not split over DP {layout.data} x {layout.micro_rows} rows at a time"
         )
@@ -117,5 +117,5 @@ def faults(config: ModelConfig, layout: Layout, row_tokens: int, batch_rows: int
 
 
 def micro_batches(layout: Layout, batch_rows: int) -> int:
-    """M: how often a data-parallel group goes through the model for one step."""
-    return batch_rows // (layout.data * layout.micro_rows)
+    """M: how often a data-parallel group goes through the model for one step, the last time perhaps with fewer rows."""
+    return -(-batch_rows // (layout.data * layout.micro_rows))

@@ -39,7 +39,7 @@ from herd.stages.pretrain import PretrainSettings
 from herd.stages.reward import RewardSettings
 from herd.stages.sft import SftSettings
 from herd.train.optimizer import OptimizerSettings, is_narrow, mesh_faults
-from herd.train.schedule import phases, steps_for
+from herd.train.schedule import BatchSettings, phases, steps_for
 
 _HERE, _PRETRAIN = "here", "pretrain"
 _SETTINGS = {_PRETRAIN: PretrainSettings, "sft": SftSettings, "reward": RewardSettings, "dpo": DpoSettings}
@@ -345,7 +345,7 @@ def _layout_of(
         data=data,
         virtual=parallel.interleave,
         contiguous=parallel.contiguous,
-        micro_rows=max(min(recipe.batch.micro_tokens, recipe.batch.tokens // data) // recipe.batch.row_tokens, 1),
+        micro_rows=_rows_at_once(recipe.batch, data),
         reshard=parallel.reshards and data // replicas * parallel.context > 1,
         recompute="full" if recompute == 1 else "light" if machine.on_gpu else "off",
         replicas=replicas,
@@ -354,6 +354,13 @@ def _layout_of(
     if refused := mesh_faults(phase.optimizer, layout.parallel, phase.whole_rows):
         raise ConfigError(f"{file}: parallel: " + "\n  ".join(refused))
     return layout
+
+
+def _rows_at_once(batch: BatchSettings, data: int) -> int:
+    """Rows of a micro-batch, as the loader cuts a process's share of a step into equal ones."""
+    share = max(round(batch.tokens / batch.row_tokens) // data, 1)
+    parts = -(-share // max(batch.micro_tokens // batch.row_tokens, 1))
+    return -(-share // parts)
 
 
 # ---- how far to trust it ---------------------------------------------------------------------------------------------

@@ -197,8 +197,8 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def _norm_parts(x: Tensor) -> Sequence[Tensor]:
-    """Pieces whose norms are exact to rounding: PyTorch sums all of a tensor's squares one after the other on a CPU, and
-    of 67 million elements that loses half a percent."""
+    """Pieces whose norms are exact to rounding: on a CPU PyTorch sums a tensor's squares one after the other, and loses
+    half a percent of 67 million elements."""
     return x.split(_NORM_PART) if x.device.type == "cpu" else [x]
 
 

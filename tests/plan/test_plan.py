@@ -18,6 +18,9 @@ import torch
 
 from herd import config as configs
 from herd.cli import main
+from herd.data.loader import PackedLoader
+from herd.data.loader import Phase as loader_phase
+from herd.data.shards import in_memory
 from herd.errors import ConfigError
 from herd.model.config import num_parameters
 from herd.model.init import initialize
@@ -303,6 +306,21 @@ def test_a_slurm_script_says_which_layers_its_stages_have(tmp_path, capsys):
     assert main(["plan", str(tmp_path / "own.yaml"), "--devices", "16", "--device", "b200", "--slurm"]) == 0
     words = capsys.readouterr().out.split("own.yaml ")[1].split(" &")[0]
     configs.load(PretrainSettings, tmp_path / "own.yaml", shlex.split(words))
+
+
+@pytest.mark.parametrize(("rows", "micro_rows", "at_once"), [(6, 4, 3), (7, 4, 4), (8, 3, 3), (8, 100, 8), (5, 1, 1)])
+def test_micro_batches_are_those_that_the_loader_cuts(rows, micro_rows, at_once, tmp_path, capsys):
+    batch = {"row_tokens": 512, "tokens": 512 * rows, "micro_tokens": 512 * micro_rows}
+    (tmp_path / "own.yaml").write_text(f"base: {recipe('8b-sft')}\nbatch: {json.dumps(batch)}\n")
+    assert main(["plan", str(tmp_path / "own.yaml"), "125M", "--json"]) == 0
+    [phase] = json.loads(capsys.readouterr().out)["phases"]
+    documents = in_memory("a", [[1] * 513] * rows)
+    loader = PackedLoader(
+        {"a": documents}, [loader_phase(batch_tokens=batch["tokens"], row_tokens=512, mixture={"a": 1.0})],
+        micro_tokens=batch["micro_tokens"],
+    )  # fmt: skip
+    cut = [len(part.tokens) for part in loader.batches(0)]
+    assert phase["layout"]["micro_rows"] == max(cut) == at_once
 
 
 def test_a_batch_that_cannot_be_laid_over_the_devices_names_numbers_that_can(capsys):
