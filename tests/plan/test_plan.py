@@ -516,13 +516,15 @@ def test_what_would_make_a_fine_tune_fit_is_said_and_does(capsys):
     assert main(["plan", str(recipe), "8B", "--device", "h100", "optimizer.lora.rank=16", "--json"]) == 0
 
 
-def test_what_would_make_a_pretraining_fit_are_settings_of_pretraining(capsys):
-    assert main(["plan", recipe("8b"), "--devices", "2"]) == 2
+def test_what_would_make_a_pretraining_fit_are_settings_of_pretraining(tmp_path, capsys):
+    own = tmp_path / "own.yaml"
+    own.write_text(f"base: {recipe('8b')}\nbatch: {{row_tokens: 16384, micro_tokens: 65536}}\n")
+    assert main(["plan", str(own), "--devices", "4"]) == 2
     lines = capsys.readouterr().out.split("it fits with any one of\n")[1].splitlines()
     remedies = [line.split("  ")[2].split() for line in lines if line.startswith("    ")]
     assert any("run.recompute=1" in words for words in remedies)
     for words in remedies:
-        configs.load(PretrainSettings, Path(recipe("8b")), [word for word in words if "=" in word])
+        configs.load(PretrainSettings, own, [word for word in words if "=" in word])
 
 
 def test_adapters_are_counted_as_they_are_made():
