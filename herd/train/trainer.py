@@ -201,6 +201,7 @@ def train(
                     monitor = _monitor(stability, saving, run)
                     settled = True
                     bar.done = done = _tokens(loader, skips, adamw.num_steps)
+                    bar.total = _tokens(loader, skips, num_steps)  # later steps may hold more
                     continue
                 rate = learning_rate(schedule, adamw.options.learning_rate, step, num_steps)
                 settled = False  # an interruption between here and the log line leaves nothing fit to be saved

@@ -79,6 +79,18 @@ def test_a_roll_back_goes_to_the_step_kept_for_it_and_leaves_out_the_data_since(
     assert found[0] == found[1]
 
 
+def test_progress_ends_with_all_of_it_where_what_was_passed_over_is_made_up_for_by_larger_steps(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.delenv("HERD_QUIET", raising=False)
+    phases = [
+        Phase(step=step, batch_tokens=tokens, row_tokens=32, mixture={"a": 1.0}) for step, tokens in ((0, 64), (9, 256))
+    ]
+    loader = PackedLoader({"a": corpus()}, phases)
+    run_tiny(tmp_path, spoiled(loader, [3, 4], float("nan")), 9, loader, stability=StabilitySettings(action="skip"))
+    assert "100% of 960 tokens" in capsys.readouterr().err
+
+
 def test_before_the_first_kept_state_a_roll_back_begins_anew(tmp_path):
     objective = spoiled(tiny_loader(), [3], float("nan"))
     _, asked = run_tiny(tmp_path, objective, num_steps=5, stability=StabilitySettings(action="rollback"))
