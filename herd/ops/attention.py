@@ -136,10 +136,10 @@ class _NativeAttention(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_out: Tensor):
-        q, k, v, *_ = ctx.saved_tensors
+        saved = q, k, v, *_ = ctx.saved_tensors  # asked for once: recomputed activations are given away once
         grads = [torch.empty_like(x) for x in (q, k, v)]
         grad_out = grad_out.contiguous()
-        tensors = map(pointer, (*ctx.saved_tensors, grad_out, *grads))
+        tensors = map(pointer, (*saved, grad_out, *grads))
         library("native_attention").attention_backward(*_sizes(q, k), *tensors, torch.get_num_threads())
         return *grads, None
 
