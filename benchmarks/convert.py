@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
+from herd.formats.safetensors import plan_files, write_index, write_safetensors
+from herd.formats.stored import expected_shapes, spans
 from herd.model.config import ModelConfig, RopeScaling, num_parameters
-from herd.model.stored import expected_shapes, spans
-from herd.model.weights import plan_files, write_index, write_safetensors
 from herd.run import environment
 
 RESULT = Path(__file__).parent / "results" / "convert.json"

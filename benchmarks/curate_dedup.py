@@ -133,8 +133,8 @@ def run_herd(documents: int, folder: Path) -> None:
     import pyarrow as pa
 
     from herd.config import to_dict
-    from herd.curate.dedup import DocumentDedup
-    from herd.curate.dedup_steps import Corpus, drop_near_duplicates
+    from herd.curate.dedup.duplicates import DocumentDedup
+    from herd.curate.dedup.steps import Corpus, drop_near_duplicates
     from herd.curate.parts import save_array, save_table
     from herd.curate.pipeline import keys_of
 

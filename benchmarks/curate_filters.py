@@ -26,16 +26,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.curate_extraction import commit, machine  # noqa: E402
-from herd.curate.classifier import Training, train  # noqa: E402
-from herd.curate.decontaminate import Benchmarks, Contamination  # noqa: E402
-from herd.curate.extract import html_to_text  # noqa: E402
-from herd.curate.filters import WEB_FILTERS, Text, reasons, technical_kind  # noqa: E402
-from herd.curate.judge import Rules  # noqa: E402
-from herd.curate.language import language, paragraph_languages  # noqa: E402
+from herd.curate.extract.html import html_to_text  # noqa: E402
+from herd.curate.filters.decontaminate import Benchmarks, Contamination  # noqa: E402
+from herd.curate.filters.heuristics import WEB_FILTERS, Text, reasons, technical_kind  # noqa: E402
+from herd.curate.filters.language import language, paragraph_languages  # noqa: E402
+from herd.curate.filters.outliers import Outliers, WordCounts  # noqa: E402
+from herd.curate.judge.classifier import Training, train  # noqa: E402
+from herd.curate.judge.documents import Rules  # noqa: E402
+from herd.curate.judge.quality import quality  # noqa: E402
 from herd.curate.ngrams import word_numbers  # noqa: E402
-from herd.curate.outliers import Outliers, WordCounts  # noqa: E402
-from herd.curate.pii import find_pii  # noqa: E402
-from herd.curate.quality import quality  # noqa: E402
+from herd.curate.privacy.personal import find_pii  # noqa: E402
 
 FASTTEXT = "fasttext-numpy2==0.10.4"
 TEXTS_PER_SOURCE = 400

@@ -191,10 +191,10 @@ def cpu_seconds() -> float:
 def run_herd(pages: Path, work: Path) -> None:
     """The steps that both have: no line dedup; near-duplicates are looked for too, which datatrove is spared."""
     sys.path.insert(0, str(ROOT))
-    from herd.curate.dedup import DocumentDedup, LineDedup
-    from herd.curate.judge import Rules
+    from herd.curate.dedup.duplicates import DocumentDedup, LineDedup
+    from herd.curate.judge.documents import Rules
     from herd.curate.pipeline import Work, curate
-    from herd.curate.read import find_files
+    from herd.curate.read.pages import find_files
 
     work.mkdir(parents=True)
     rules = Rules(languages=["en"])

@@ -30,13 +30,13 @@ from statistics import median
 import gguf
 import torch
 
+from herd.formats import checkpoint
 from herd.infer.engine import Engine
 from herd.infer.quantize import quantize_folder
-from herd.model import checkpoint
+from herd.kernels import decoding
 from herd.model.config import ModelConfig, num_parameters
 from herd.model.init import initialize
 from herd.model.llama import LlamaForCausalLM
-from herd.ops import decoding
 from herd.ops.probe import best_seconds, matmul_rate
 from herd.run import environment
 from herd.tokenizer import Tokenizer

@@ -31,11 +31,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from herd.formats import checkpoint
 from herd.infer.engine import Engine, quantize_layers, with_attention
-from herd.model import checkpoint
+from herd.kernels import device as device_kernels
 from herd.model.config import ModelConfig, num_parameters
 from herd.model.llama import LlamaForCausalLM, empty_model
-from herd.ops import device_kernels
 from herd.ops.fp8 import fp8_linear, quantize_fp8
 from herd.ops.paged_attention import paged_attention
 from herd.ops.probe import best_seconds, matmul_rate, memory_bandwidth

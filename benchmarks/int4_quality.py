@@ -24,10 +24,10 @@ from torch import Tensor
 
 from herd.data.shards import Documents, open_heldout
 from herd.evals.perplexity import sample_documents
-from herd.model.checkpoint import load
+from herd.formats.checkpoint import load
+from herd.kernels import decoding
 from herd.model.config import num_parameters
 from herd.model.llama import LlamaForCausalLM
-from herd.ops import decoding
 from herd.ops.attention import packed_attention
 from herd.ops.compressed import takes
 from herd.ops.fp8 import quantize_fp8

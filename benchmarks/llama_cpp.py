@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from herd.model.checkpoint import load
+from herd.formats.checkpoint import load
+from herd.formats.convert import convert
 from herd.model.config import num_parameters
-from herd.model.convert import convert
 from herd.run import environment
 from herd.tokenizer.tokenizer import Tokenizer
 

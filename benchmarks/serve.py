@@ -31,8 +31,8 @@ import httpx
 import torch
 import transformers
 
+from herd.formats.checkpoint import save
 from herd.infer.engine import Engine
-from herd.model.checkpoint import save
 from herd.model.config import ModelConfig
 from herd.model.init import initialize
 from herd.model.llama import LlamaForCausalLM

@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 from train_step import commit, hardware, text_rows, token_batches
 
-from herd.model import checkpoint
+from herd.formats import checkpoint
 from herd.model.config import ModelConfig, num_parameters
 from herd.model.flops import flops_per_token
 from herd.model.init import initialize

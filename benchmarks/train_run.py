@@ -31,7 +31,7 @@ from train_step import commit, hardware, text_rows
 from herd.config import settings
 from herd.data.loader import PackedLoader
 from herd.data.shards import in_memory
-from herd.model import checkpoint
+from herd.formats import checkpoint
 from herd.model.config import ModelConfig, num_parameters
 from herd.model.init import initialize
 from herd.model.llama import empty_model

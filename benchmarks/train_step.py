@@ -28,7 +28,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from herd.model import checkpoint
+from herd.formats import checkpoint
 from herd.model.config import ModelConfig, num_parameters
 from herd.model.flops import flops_per_token
 from herd.model.init import initialize

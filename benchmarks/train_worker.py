@@ -25,7 +25,7 @@ def herd(folder: Path, variant: str) -> Step:
     """Herd's own step: packed batch, chunked loss, float32 masters. Variants are those of `run.compile`."""
     import torch
 
-    from herd.model import checkpoint
+    from herd.formats import checkpoint
     from herd.train.compile import compile_model, keep_freed_memory
     from herd.train.optimizer import FlatAdamW, OptimizerSettings
     from herd.types import Batch, Loss

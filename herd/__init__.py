@@ -12,9 +12,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from herd.curate.extract import html_to_text
+    from herd.curate.extract.html import html_to_text
+    from herd.formats.pretrained import load
     from herd.infer.engine import Engine
-    from herd.model.pretrained import load
     from herd.tokenizer.tokenizer import Tokenizer
     from herd.types import Completion, SamplingParams
 
@@ -26,8 +26,8 @@ _HOMES = {
     "Engine": "herd.infer.engine",
     "SamplingParams": "herd.types",
     "Tokenizer": "herd.tokenizer.tokenizer",
-    "html_to_text": "herd.curate.extract",
-    "load": "herd.model.pretrained",
+    "html_to_text": "herd.curate.extract.html",
+    "load": "herd.formats.pretrained",
 }
 
 

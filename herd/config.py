@@ -60,6 +60,7 @@ def load(cls: type[S], file: Path | None = None, overrides: Sequence[str] = ()) 
     faults = _apply_overrides(cls, values, origin, overrides)
     faults += _unknown_keys(cls, values, origin)
     faults += _derive(cls, values)
+    _fill_groups(cls, values, cls)
     try:
         result = _adapter(cls).validate_python(values)
     except ValidationError as error:
@@ -106,7 +107,10 @@ def dump(value: Any) -> str:
 
 def json_schema(cls: type) -> dict[str, Any]:
     """The JSON schema of a settings class, for completion in editors (`# yaml-language-server: $schema=...`)."""
-    return _adapter(cls).json_schema()
+    whole = copy.deepcopy(_adapter(cls).json_schema())
+    definitions = whole.pop("$defs", {})
+    _put_defaults(whole, cls, cls, definitions)
+    return whole | ({"$defs": definitions} if definitions else {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,19 +123,37 @@ class FieldHelp:
     text: str
 
 
-def describe(cls: type, prefix: str = "") -> list[FieldHelp]:
-    """Every setting of a class with its kind, default and documentation, groups unfolded."""
+def describe(cls: type, prefix: str = "", owner: Any = None) -> list[FieldHelp]:
+    """Every setting of a class with its kind, default and documentation, groups unfolded.
+
+    `owner` is an object whose values are the defaults: those that a stage gives a group.
+    """
+    owner = cls if owner is None else owner
     texts = {name: schema.get("description", "") for name, schema in _properties(cls).items()}
     lines = []
     for field in dataclasses.fields(cls):
         kind = _hints(cls)[field.name]
         group = _settings_class(kind)
-        if group and _default(field) is not None:
-            lines += describe(group, f"{prefix}{field.name}.")
+        default = _default_of(owner, field)
+        if group and default is not None:
+            lines += describe(group, f"{prefix}{field.name}.", default if isinstance(default, group) else None)
         else:
             text = " ".join(texts.get(field.name, "").split())
-            lines.append(FieldHelp(prefix + field.name, _kind_name(kind), _default_text(field), text))
+            lines.append(FieldHelp(prefix + field.name, _kind_name(kind), _default_text(default), text))
     return lines
+
+
+def _put_defaults(schema: dict[str, Any], cls: type, owner: Any, definitions: dict[str, Any]) -> None:
+    """Write a stage's own defaults into the schema of its groups, each in a copy of its own."""
+    for field in dataclasses.fields(cls):
+        entry, group = schema["properties"][field.name], _settings_class(_hints(cls)[field.name])
+        default = _default_of(owner, field)
+        if group and isinstance(default, group):
+            own = copy.deepcopy(definitions[group.__name__])
+            _put_defaults(own, group, default, definitions)
+            schema["properties"][field.name] = own | {"description": entry.get("description", "")}
+        elif default is not dataclasses.MISSING:
+            entry["default"] = to_dict(default)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -226,6 +248,21 @@ def _derive(cls: type, values: dict) -> list[str]:
     except ValueError as error:
         return [str(error)]
     return []
+
+
+def _fill_groups(cls: type, values: dict, owner: Any) -> None:
+    """Put a stage's own defaults beneath a group that was given in part: `optimizer.beta2=0.99` leaves its learning rate.
+
+    `owner` is what holds the defaults: the class itself, or the group's object that a stage stands for.
+    """
+    for field in dataclasses.fields(cls):
+        group = _settings_class(_hints(cls)[field.name])
+        given, default = values.get(field.name), _default_of(owner, field)
+        if group is None or not isinstance(given, dict) or not isinstance(default, group):
+            continue
+        _fill_groups(group, given, default)
+        for inner in dataclasses.fields(group):
+            given.setdefault(inner.name, copy.copy(getattr(default, inner.name)))
 
 
 def _fill(values: dict, defaults: dict) -> None:
@@ -354,8 +391,12 @@ def _default(field: dataclasses.Field) -> Any:
     return dataclasses.MISSING
 
 
-def _default_text(field: dataclasses.Field) -> str | None:
-    value = _default(field)
+def _default_of(owner: Any, field: dataclasses.Field) -> Any:
+    """A field's default: what the object holds, or what the class declares."""
+    return _default(field) if isinstance(owner, type) else getattr(owner, field.name)
+
+
+def _default_text(value: Any) -> str | None:
     if value is dataclasses.MISSING:
         return None
     return "none" if value is None else str(to_dict(value))

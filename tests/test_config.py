@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import importlib
+import json
+import typing
 from dataclasses import field
 from pathlib import Path
 from typing import Literal
@@ -9,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herd import config
+from herd.cli import STORY
 from herd.config import settings
 from herd.errors import ConfigError
 
@@ -152,3 +156,69 @@ def test_one_word_fills_a_list_even_an_optional_one():
         """Names."""
 
     assert config.load(Listed, None, ["names=a"]).names == ["a"]
+
+
+# ---- a stage's own defaults ------------------------------------------------------------------------------------------
+
+STAGES = {verb: importlib.import_module(f"herd.stages.{verb}") for verbs in STORY.values() for verb in verbs}
+
+
+ONE_OF = {
+    "QualitySettings": ["labelled=x"],
+    "PlanSettings": ["path=8B"],
+    "MixSettings": ["weights={x: 1}"],
+    "TraceSettings": ["token=0"],
+}  # settings of which a stage wants one
+
+
+def settings_of(verb: str) -> type:
+    return typing.get_type_hints(STAGES[verb].run)["settings"]
+
+
+def needed(cls: type) -> list[str]:
+    """Words for the settings that have no default."""
+    kinds = typing.get_type_hints(cls)
+    kind = {list: "[x]", dict: "{x: x}"}
+    fields = [one for one in config.describe(cls) if one.default is None and "." not in one.name]
+    words = [f"{one.name}={kind.get(typing.get_origin(kinds[one.name]), 'x')}" for one in fields]
+    return words + ONE_OF.get(cls.__name__, [])
+
+
+def leaves(values: dict, prefix: str = "") -> dict[str, object]:
+    found = {}
+    for name, value in values.items():
+        found |= leaves(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: value}
+    return found
+
+
+@pytest.mark.parametrize("verb", STAGES)
+def test_naming_one_field_of_a_group_leaves_every_other_at_the_stages_own_default(verb):
+    cls = settings_of(verb)
+    whole = config.load(cls, None, needed(cls))
+    groups = {one.name for one in config.describe(cls) if "." in one.name}
+    for name, value in leaves(config.to_dict(whole)).items():
+        if name in groups:
+            assert config.load(cls, None, [*needed(cls), f"{name}={json.dumps(value)}"]) == whole, name
+
+
+@pytest.mark.parametrize("verb", STAGES)
+def test_help_and_schema_tell_the_defaults_that_a_run_gets(verb):
+    cls = settings_of(verb)
+    given = leaves(config.to_dict(config.load(cls, None, needed(cls))))
+    shown = {one.name: one.default for one in config.describe(cls) if "." in one.name}
+    schema = config.json_schema(cls)
+    for name, text in shown.items():
+        node = schema
+        for part in name.split("."):
+            node = node["properties"][part]
+        if not hasattr(cls, "derived"):  # what follows from other settings is not known before they are
+            assert text == ("none" if given[name] is None else str(given[name])), name
+            assert node["default"] == given[name], name
+
+
+def test_a_group_in_a_recipe_keeps_the_stages_defaults_too(tmp_path):
+    file = write(tmp_path / "sft.yaml", "optimizer: {weight_decay: 0}\nbatch: {tokens: 65536}\n")
+    found = config.load(
+        settings_of("sft"), file, ["optimizer.lora.rank=16", "conversations=[a]", "checkpoint=b", "out=c"]
+    )
+    assert (found.optimizer.learning_rate, found.batch.row_tokens, found.optimizer.lora.rank) == (1e-5, 512, 16)

@@ -23,9 +23,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from herd.config import settings, to_dict
-from herd.curate import dedup
-from herd.curate.addresses import AddressGate, Reason, plain_date
-from herd.curate.dedup_steps import (
+from herd.curate.dedup import duplicates as dedup
+from herd.curate.dedup.steps import (
     DOCUMENT_FACTS,
     Corpus,
     drop_near_duplicates,
@@ -33,13 +32,23 @@ from herd.curate.dedup_steps import (
     find_repeated_lines,
 )
 from herd.curate.engine import Engine, map_parts
-from herd.curate.extract import extract
+from herd.curate.extract.html import extract
+from herd.curate.filters.addresses import AddressGate, Reason, plain_date
+from herd.curate.filters.language import language, without_foreign_paragraphs
 from herd.curate.funnel import Funnel, Step, tables_of
-from herd.curate.judge import Judge, Rules, count_part, fit, needs_fitting, rules_from_json, rules_to_json, take_step
-from herd.curate.language import language, without_foreign_paragraphs
+from herd.curate.judge.documents import (
+    Judge,
+    Rules,
+    count_part,
+    fit,
+    needs_fitting,
+    rules_from_json,
+    rules_to_json,
+    take_step,
+)
 from herd.curate.parts import read_record, save_array, save_table, write_record
-from herd.curate.read import RawPage, read_pages
-from herd.curate.storage import file_size
+from herd.curate.read.pages import RawPage, read_pages
+from herd.curate.read.storage import file_size
 from herd.errors import DataError
 from herd.types import DOCUMENT_COLUMNS
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from herd.infer.adapters import AdaptedLinear
 from herd.infer.cache import PagedCache
+from herd.kernels import decoding
 from herd.model.llama import Block, LlamaForCausalLM
 from herd.model.rope import rotary_table
-from herd.ops import decoding
 from herd.ops.paged_attention import kernels_fit, scale_pointers
 from herd.ops.quantized import DecodingLinear, Int4Linear, QuantizedLinear
 

@@ -29,6 +29,8 @@ import torch.distributed as dist
 from torch import nn
 
 from herd.errors import CapacityError, CheckpointError, ConfigError, RequestError
+from herd.formats.checkpoint import empty_model, find_checkpoint
+from herd.formats.checkpoint import load as load_checkpoint
 from herd.infer.adapters import AdaptedLinear, Adapters
 from herd.infer.adjust import Adjustment
 from herd.infer.blocks import BlockAllocator
@@ -42,10 +44,9 @@ from herd.infer.sampler import log_probabilities
 from herd.infer.scheduler import Plan, Scheduler
 from herd.infer.speculate import LOOKUP, DraftModel, PromptLookup, Speculation
 from herd.infer.split import agree, split_for_inference
-from herd.model.checkpoint import empty_model, find_checkpoint
-from herd.model.checkpoint import load as load_checkpoint
+from herd.kernels import decoding
+from herd.kernels import device as device_kernels
 from herd.model.llama import Attend, LlamaForCausalLM
-from herd.ops import decoding, device_kernels
 from herd.ops.compressed import LAYERS, Scheme, check_quantization, empty_like, takes
 from herd.ops.paged_attention import paged_attention
 from herd.ops.quantized import DecodingLinear, Int4Linear, QuantizedLinear, replace_linears

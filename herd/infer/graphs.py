@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from herd.infer.upload import to_device
+from herd.kernels import device as device_kernels
 from herd.log import say
-from herd.ops import device_kernels
 
 _MISSES = 3  # steps of a shape before it is worth a graph
 _SHARE = 0.2  # of the time may go into recording

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from herd.errors import CheckpointError
-from herd.model.checkpoint import find_checkpoint
+from herd.formats.checkpoint import find_checkpoint
+from herd.formats.opened import is_huggingface
+from herd.formats.safetensors import INDEX, SINGLE, TensorInfo, read_tensors, save_tensors, tensors_in_folder
+from herd.kernels import decoding
 from herd.model.config import CAUSAL_LM, ModelConfig
-from herd.model.formats import is_huggingface
-from herd.model.weights import INDEX, SINGLE, TensorInfo, read_tensors, save_tensors, tensors_in_folder
-from herd.ops import decoding
 from herd.ops.compressed import SCHEMES, Scheme, pack_layer, packed_shapes, quantization_config, takes
 from herd.ops.quantized import GROUP
 from herd.run import atomic_folder

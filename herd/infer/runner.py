@@ -20,9 +20,10 @@ from herd.infer.request import Answer
 from herd.infer.scheduler import Chunk, Plan
 from herd.infer.threads import cores
 from herd.infer.upload import indices, upload
+from herd.kernels import decoding
+from herd.kernels import device as device_kernels
 from herd.model.config import num_parameters
 from herd.model.llama import LlamaForCausalLM
-from herd.ops import decoding, device_kernels
 from herd.ops.paged_attention import DecodeGroup, PagedContext, PromptChunk, decode_mask, prompt_mask
 
 _SERIAL_FLOPS = 3e8  # up to this, a step is quicker on one core than split over several that must wait for each other

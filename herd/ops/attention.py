@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from herd.ops.native import library, pointer
+from herd.kernels.native import library, pointer
 from herd.ops.segments import Segments, find_segments, segment_attention, serve
 
 BLOCK_BYTES = 2**22

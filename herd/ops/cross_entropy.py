@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from herd.ops.native import counts, layer_kernels, pointers
+from herd.kernels.native import counts, layer_kernels, pointers
 from herd.types import IGNORE
 
 CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**28}

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from herd.ops import decoding, device_kernels
+from herd.kernels import decoding
+from herd.kernels import device as device_kernels
 
 
 class LayerCache(NamedTuple):
@@ -103,7 +104,7 @@ def paged_attention(q: Tensor, k: Tensor, v: Tensor, context: PagedContext, cach
 def _attend_decode(q: Tensor, group: DecodeGroup, cache: LayerCache) -> Tensor:
     """(N, H, C) -> (N, H, C). The queries of one kv head are read as a short sequence, so that nothing is repeated."""
     if device_kernels.serves(q):
-        from herd.ops import triton_attention
+        from herd.kernels import triton_attention
 
         if (out := triton_attention.attend(q, *cache, group.blocks, group.lengths)) is not None:
             return out
@@ -179,7 +180,7 @@ def _attend_prompt(q: Tensor, k: Tensor, v: Tensor, chunk: PromptChunk, cache: L
 def _write(cache: LayerCache, slots: Tensor, k: Tensor, v: Tensor) -> None:
     """Put the new keys and values (T, K, C) into their slots."""
     if device_kernels.serves(k):
-        from herd.ops import triton_attention
+        from herd.kernels import triton_attention
 
         if triton_attention.write(k, v, slots, *cache):
             return

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from herd.ops import decoding, device_kernels
+from herd.kernels import decoding
+from herd.kernels import device as device_kernels
 
 LARGEST = 127
 """The largest int8 magnitude used; -128 stays out, so that the range is symmetric."""
@@ -78,7 +79,7 @@ def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """
     rows = x.numel() // x.shape[-1]
     if rows <= _DEVICE_KERNEL_ROWS and device_kernels.serves(x):
-        from herd.ops import triton_linear
+        from herd.kernels import triton_linear
 
         if (out := triton_linear.int8_linear(x.reshape(rows, -1), weight, scale)) is not None:
             return out.unflatten(0, x.shape[:-1])
@@ -195,7 +196,7 @@ def int4_linear(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
     """
     rows = x.numel() // x.shape[-1]
     if rows <= _DEVICE_KERNEL_ROWS and device_kernels.serves(x):
-        from herd.ops import triton_linear
+        from herd.kernels import triton_linear
 
         if (out := triton_linear.int4_linear(x.reshape(rows, -1), packed, scale)) is not None:
             return out.unflatten(0, x.shape[:-1])

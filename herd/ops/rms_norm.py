@@ -7,8 +7,8 @@ import ctypes
 import torch
 from torch import Tensor
 
-from herd.ops import device_kernels
-from herd.ops.native import counts, layer_kernels, library, pointers
+from herd.kernels import device as device_kernels
+from herd.kernels.native import counts, layer_kernels, library, pointers
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -16,7 +16,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if torch.compiler.is_compiling():  # the compiler fuses the plain form with what stands around it
         return reference_rms_norm(x, weight, eps)
     if not torch.is_grad_enabled() and device_kernels.serves(x):
-        from herd.ops import triton_layers
+        from herd.kernels import triton_layers
 
         if (out := triton_layers.rms_norm(x, weight, eps)) is not None:
             return out

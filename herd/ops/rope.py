@@ -10,8 +10,8 @@ import ctypes
 import torch
 from torch import Tensor
 
-from herd.ops import device_kernels
-from herd.ops.native import counts, layer_kernels, library, pointers
+from herd.kernels import device as device_kernels
+from herd.kernels.native import counts, layer_kernels, library, pointers
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     if torch.compiler.is_compiling():  # see rms_norm
         return reference_apply_rotary(x, cos, sin)
     if not torch.is_grad_enabled() and device_kernels.serves(x):
-        from herd.ops import triton_layers
+        from herd.kernels import triton_layers
 
         if (out := triton_layers.rotary(x, cos, sin)) is not None:
             return out

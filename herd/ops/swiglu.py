@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from herd.ops import device_kernels
-from herd.ops.native import counts, layer_kernels, library, pointers
+from herd.kernels import device as device_kernels
+from herd.kernels.native import counts, layer_kernels, library, pointers
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -15,7 +15,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     if torch.compiler.is_compiling():  # see rms_norm
         return reference_swiglu(gate, up)
     if not torch.is_grad_enabled() and device_kernels.serves(gate):
-        from herd.ops import triton_layers
+        from herd.kernels import triton_layers
 
         if (out := triton_layers.silu_times(gate, up)) is not None:
             return out

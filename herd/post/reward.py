@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from herd.errors import CheckpointError, DataError
-from herd.model.checkpoint import find_checkpoint
-from herd.model.checkpoint import load as load_checkpoint
+from herd.formats.checkpoint import find_checkpoint
+from herd.formats.checkpoint import load as load_checkpoint
 from herd.model.llama import LlamaForSequenceClassification
 from herd.tokenizer.chat import render
 from herd.tokenizer.tokenizer import Tokenizer

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from herd.config import settings
 from herd.errors import CheckpointError
+from herd.formats.checkpoint import find_checkpoint
 from herd.log import say
-from herd.model.checkpoint import find_checkpoint
 from herd.run import open_run
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.average import average

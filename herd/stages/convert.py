@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Literal
 
 from herd.config import settings
+from herd.formats.convert import Plan, convert, describe, plan_on_paper
 from herd.log import say, size
 from herd.model.config import num_parameters
-from herd.model.convert import Plan, convert, describe, plan_on_paper
 
 
 @settings

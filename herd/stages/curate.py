@@ -8,12 +8,12 @@ from dataclasses import field
 from pathlib import Path
 
 from herd.config import settings
-from herd.curate.dedup import DocumentDedup, LineDedup
+from herd.curate.dedup.duplicates import DocumentDedup, LineDedup
 from herd.curate.funnel_page import page
-from herd.curate.judge import Rules, rule_files
+from herd.curate.judge.documents import Rules, rule_files
 from herd.curate.pipeline import Work, curate
-from herd.curate.read import find_files
-from herd.curate.storage import file_size, identity, location
+from herd.curate.read.pages import find_files
+from herd.curate.read.storage import file_size, identity, location
 from herd.log import say, size
 from herd.run import atomic_write, open_run
 

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from herd.config import settings
-from herd.curate.decontaminate import Benchmarks, Contamination, ContaminationReport, Hit
-from herd.curate.grades import read_documents
+from herd.curate.filters.decontaminate import Benchmarks, Contamination, ContaminationReport, Hit
+from herd.curate.judge.grades import read_documents
 from herd.curate.parts import save_table
-from herd.curate.read import find_files
+from herd.curate.read.pages import find_files
 from herd.errors import ConfigError, DataError
 from herd.log import progress, say
 from herd.run import Run, atomic_write, open_run

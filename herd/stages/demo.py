@@ -24,8 +24,8 @@ from herd.config import settings
 from herd.data.loader import PackedLoader, Phase
 from herd.data.shards import open_shards
 from herd.errors import CapacityError
+from herd.formats.checkpoint import empty_model
 from herd.log import amount, duration, say
-from herd.model.checkpoint import empty_model
 from herd.model.init import initialize
 from herd.ops.probe import best_dtype
 from herd.report import render

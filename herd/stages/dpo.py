@@ -14,8 +14,8 @@ from herd.config import settings
 from herd.data.loader import PackedLoader
 from herd.data.preferences import Pairs, load_pairs
 from herd.errors import CheckpointError
+from herd.formats.checkpoint import find_checkpoint, read_learnable_config
 from herd.log import amount, say
-from herd.model.checkpoint import find_checkpoint, read_learnable_config
 from herd.model.llama import LlamaForCausalLM
 from herd.parallel.launch import agreed, joined, open_run_together
 from herd.parallel.model import ParallelModel

@@ -19,8 +19,8 @@ from herd.config import settings
 from herd.data.rows import read_rows
 from herd.data.shards import Documents, open_heldout, open_shards
 from herd.evals import baselines, needle, perplexity, qa
+from herd.formats.checkpoint import load as load_checkpoint
 from herd.log import say
-from herd.model.checkpoint import load as load_checkpoint
 from herd.post.sampling import sample_answers
 from herd.run import Run, atomic_write, open_run
 from herd.tokenizer.tokenizer import Tokenizer

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from herd.config import settings
-from herd.curate.addresses import AddressGate
-from herd.curate.extract import extract
-from herd.curate.filters import TECHNICAL_FILTERS, WEB_FILTERS, Text, limits_for
+from herd.curate.extract.html import extract
+from herd.curate.filters.addresses import AddressGate
+from herd.curate.filters.heuristics import TECHNICAL_FILTERS, WEB_FILTERS, Text, limits_for
+from herd.curate.filters.language import language, paragraph_languages
 from herd.curate.funnel import Step
-from herd.curate.judge import Judge, Rules, page_kind
-from herd.curate.language import language, paragraph_languages
-from herd.curate.pii import find_pii
-from herd.curate.read import RawPage, find_files, read_pages
+from herd.curate.judge.documents import Judge, Rules, page_kind
+from herd.curate.privacy.personal import find_pii
+from herd.curate.read.pages import RawPage, find_files, read_pages
 from herd.errors import DataError
 
 _SHOWN = 90  # characters of a line

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from herd.config import settings
 from herd.errors import DataError
+from herd.formats.checkpoint import load
+from herd.formats.compare import Difference, difference, difference_of, layerwise_logits, sample_tokens
+from herd.formats.opened import find_checkpoint, holds_packed, is_huggingface, open_weights
+from herd.formats.safetensors import tensors_in_folder
+from herd.formats.stored import StoredWeights
 from herd.log import progress, size
-from herd.model.checkpoint import load
-from herd.model.compare import Difference, difference, difference_of, layerwise_logits, sample_tokens
 from herd.model.config import CAUSAL_LM, ModelConfig, num_parameters
-from herd.model.formats import find_checkpoint, holds_packed, is_huggingface, open_weights
 from herd.model.llama import Llama
-from herd.model.stored import StoredWeights
-from herd.model.weights import tensors_in_folder
 from herd.ops.probe import available_memory
 from herd.tokenizer.tokenizer import Tokenizer
 

@@ -10,9 +10,9 @@ from collections import Counter
 from pathlib import Path
 
 from herd.config import settings
-from herd.curate import stdlib
-from herd.curate.read import find_files, read_pages
-from herd.curate.warc import warc_record
+from herd.curate.read.pages import find_files, read_pages
+from herd.curate.read.warc import warc_record
+from herd.demo import stdlib
 from herd.errors import DataError
 from herd.log import progress, say
 from herd.run import Run, atomic_write, open_run

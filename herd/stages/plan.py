@@ -21,8 +21,8 @@ from typing import Literal
 from herd import config as configs
 from herd.config import settings
 from herd.errors import CapacityError, ConfigError
+from herd.formats.checkpoint import read_config, reward_config
 from herd.log import say
-from herd.model.checkpoint import read_config, reward_config
 from herd.model.config import ModelConfig, num_parameters
 from herd.model.sizes import LLAMA3_ROWS, LLAMAS, hyperparameters, model_of_size
 from herd.plan import published

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from herd.config import settings
 from herd.data.rows import read_rows
+from herd.demo.preferences import OWN, make_pairs
+from herd.demo.questions import write_rows
 from herd.errors import DataError
 from herd.evals.qa import prompt_of, question_text
 from herd.log import say
-from herd.post.preferences import OWN, make_pairs
-from herd.post.questions import write_rows
 from herd.post.sampling import sample_answers
 from herd.run import open_run
 from herd.types import SamplingParams

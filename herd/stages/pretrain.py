@@ -22,11 +22,11 @@ from herd.data.loader import PackedLoader
 from herd.data.shards import Documents, open_heldout, open_shards
 from herd.errors import ConfigError
 from herd.evals.perplexity import code_length_in_memory, sample_documents
+from herd.formats.checkpoint import empty_model, load, read_learnable_config
+from herd.formats.opened import open_weights
 from herd.infer.engine import Engine
 from herd.log import amount, say
-from herd.model.checkpoint import empty_model, load, read_learnable_config
 from herd.model.config import ModelConfig, num_parameters
-from herd.model.formats import open_weights
 from herd.model.init import fresh_weights, initialize
 from herd.model.llama import LlamaForCausalLM
 from herd.model.sizes import hyperparameters, model_of_depth, model_of_size

@@ -14,10 +14,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from herd.config import find_recipe, settings
-from herd.curate.addresses import list_lines
-from herd.curate.classifier import Training, train
-from herd.curate.dedup import normal_url
-from herd.curate.grades import Ask, grade, read_documents, read_rubric, sample_documents
+from herd.curate.dedup.duplicates import normal_url
+from herd.curate.filters.addresses import list_lines
+from herd.curate.judge.classifier import Training, train
+from herd.curate.judge.grades import Ask, grade, read_documents, read_rubric, sample_documents
 from herd.data.rows import read_rows
 from herd.errors import CheckpointError, ConfigError, DataError
 from herd.log import say

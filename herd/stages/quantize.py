@@ -13,13 +13,13 @@ from torch import nn
 from herd.config import settings
 from herd.data.shards import Documents, open_heldout
 from herd.evals.perplexity import code_length, sample_documents
+from herd.formats.checkpoint import find_checkpoint, load
+from herd.formats.safetensors import tensors_in_folder
 from herd.infer.engine import Engine
 from herd.infer.quantize import MEMORY_BYTES, Quantized, quantize_folder, quantized_bytes
+from herd.kernels import decoding
 from herd.log import say, size
-from herd.model.checkpoint import find_checkpoint, load
 from herd.model.llama import LlamaForCausalLM
-from herd.model.weights import tensors_in_folder
-from herd.ops import decoding
 from herd.ops.probe import available_memory
 from herd.ops.quantized import Int4Linear, QuantizedLinear, dequantize_rows, quantize_rows
 from herd.run import Run, open_run

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from herd.config import settings
-from herd.curate.read import find_files, read_pages
+from herd.curate.read.pages import find_files, read_pages
+from herd.demo.facts import facts_of
+from herd.demo.questions import QuestionSets, is_trained_on, make_questions, ranked, write_rows
 from herd.errors import DataError
 from herd.log import say
-from herd.post.facts import facts_of
-from herd.post.questions import QuestionSets, is_trained_on, make_questions, ranked, write_rows
 from herd.run import open_run
 
 _COLUMNS = ["url", "title", "text", "source", "group", "drop"]

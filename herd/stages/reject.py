@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from herd.config import settings
+from herd.demo.questions import write_rows
 from herd.evals.qa import prompt_of
 from herd.log import progress, say
-from herd.post.questions import write_rows
 from herd.post.reject import best_of, keep_best, selection_figures
 from herd.post.reward import RewardModel
 from herd.post.sampling import sample_answers

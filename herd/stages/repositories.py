@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from herd.config import settings
-from herd.curate.repository import open_repository, rows
+from herd.curate.read.repository import open_repository, rows
 from herd.errors import DataError
 from herd.log import progress, say
 from herd.run import atomic_write, open_run

@@ -12,8 +12,8 @@ import torch
 from herd.config import settings
 from herd.data.loader import PackedLoader
 from herd.data.preferences import Pairs, load_pairs
+from herd.formats.checkpoint import find_checkpoint, read_learnable_config, reward_config
 from herd.log import amount, say
-from herd.model.checkpoint import find_checkpoint, read_learnable_config, reward_config
 from herd.model.llama import LlamaForSequenceClassification
 from herd.parallel.launch import from_all, joined, open_run_together
 from herd.parallel.model import ParallelModel

@@ -10,8 +10,8 @@ from typing import ClassVar
 from herd.config import settings
 from herd.data.conversations import load_conversations
 from herd.data.loader import PackedLoader
+from herd.formats.checkpoint import find_checkpoint, read_learnable_config
 from herd.log import amount, say
-from herd.model.checkpoint import find_checkpoint, read_learnable_config
 from herd.parallel.launch import joined, open_run_together
 from herd.parallel.settings import ParallelSettings
 from herd.tokenizer.tokenizer import Tokenizer

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from herd.config import settings
-from herd.curate.read import find_files, read_pages
+from herd.curate.read.pages import find_files, read_pages
 from herd.data.split import is_held_out
 from herd.errors import ConfigError, DataError
 from herd.log import progress, say

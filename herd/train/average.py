@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from herd.errors import CheckpointError, ConfigError
-from herd.model.checkpoint import find_checkpoint
-from herd.model.weights import TensorInfo, read_tensors, save_tensors, tensors_in_folder
+from herd.formats.checkpoint import find_checkpoint
+from herd.formats.safetensors import TensorInfo, read_tensors, save_tensors, tensors_in_folder
 from herd.run import atomic_folder
 
 

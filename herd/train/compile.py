@@ -1,6 +1,6 @@
 """Compiled training: what a C++ or Triton compiler makes faster, where there is one; the same losses to rounding.
 
-Two things can be compiled. The kernels for the CPU (`herd/ops/native.py`: attention, and what stands between the
+Two things can be compiled. The kernels for the CPU (`herd/kernels/native.py`: attention, and what stands between the
 matmuls) take seconds once and are kept, so `auto` uses them wherever they are to be had. `torch.compile` fuses what
 stands before and after attention in each block; it takes up to a minute at each start, gains much on a GPU and little
 on a CPU, so `auto` uses it on a GPU alone.
@@ -19,10 +19,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from herd.errors import ConfigError
+from herd.kernels.native import find_compiler, without_kernels
 from herd.log import say
 from herd.ops.attention import block_attention, packed_attention
 from herd.ops.float8 import use_float8
-from herd.ops.native import find_compiler, without_kernels
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from herd.config import settings
 from herd.errors import CheckpointError, ConfigError
-from herd.model.checkpoint import save_weights
+from herd.formats.checkpoint import save_weights
+from herd.formats.safetensors import save_tensors
 from herd.model.config import ModelConfig
 from herd.model.llama import empty_model
-from herd.model.weights import save_tensors
 from herd.ops.nf4 import Nf4, dequantize, nf4_linear, quantize
 from herd.run import atomic_folder
 

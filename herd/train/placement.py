@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from herd.errors import ConfigError
-from herd.model.checkpoint import as_reward_model, fresh_score, load
+from herd.formats.checkpoint import as_reward_model, fresh_score, load
+from herd.formats.opened import open_weights
+from herd.formats.stored import StoredWeights
 from herd.model.config import SEQUENCE_CLASSIFICATION, ModelConfig, num_parameters
-from herd.model.formats import open_weights
 from herd.model.llama import Llama
-from herd.model.stored import StoredWeights
 from herd.ops.probe import matmul_rate
 from herd.parallel.launch import agreed, num_processes, this_process
 from herd.parallel.layout import Layout, check

@@ -27,8 +27,8 @@ from torch import nn
 from herd.config import settings
 from herd.data.loader import PackedLoader, within_vocabulary
 from herd.errors import CheckpointError, ConfigError, DataError
+from herd.formats.checkpoint import save
 from herd.log import progress, say
-from herd.model.checkpoint import save
 from herd.model.flops import flops_per_token
 from herd.model.llama import Objective
 from herd.parallel.launch import agreed, asked_to_end

@@ -15,12 +15,12 @@ import pytest
 
 from herd.config import load, to_dict
 from herd.curate import pipeline
-from herd.curate.addresses import Blocked
-from herd.curate.dedup import DocumentDedup, LineDedup
-from herd.curate.judge import Heuristics, Privacy, Rules, rules_to_json
+from herd.curate.dedup.duplicates import DocumentDedup, LineDedup
+from herd.curate.filters.addresses import Blocked
+from herd.curate.judge.documents import Heuristics, Privacy, Rules, rules_to_json
 from herd.curate.pipeline import DOCUMENT_SCHEMA, Work, curate, extract_part, judge_part
-from herd.curate.read import find_files
-from herd.curate.warc import warc_record
+from herd.curate.read.pages import find_files
+from herd.curate.read.warc import warc_record
 from herd.errors import ConfigError, DataError
 from herd.stages.curate import CurateSettings
 from herd.stages.curate import run as run_stage

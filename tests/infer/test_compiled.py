@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from herd.infer.engine import Engine, quantize_layers
+from herd.kernels import decoding
 from herd.model.llama import LlamaForCausalLM
-from herd.ops import decoding
 from herd.ops.quantized import Int4Linear, QuantizedLinear, dequantize_groups, dequantize_rows
 from herd.types import SamplingParams
 from tests.infer.models import small_tokenizer, tiny_model

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM as TheirLlama
 
+from herd.formats.checkpoint import save
 from herd.infer.embedder import Embedder
 from herd.infer.engine import Engine
-from herd.model.checkpoint import save
 from tests.infer.models import small_tokenizer, tiny_model
 
 

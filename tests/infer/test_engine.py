@@ -12,9 +12,9 @@ import torch
 
 import herd
 from herd.errors import CapacityError, CheckpointError, ConfigError, DataError, RequestError
+from herd.formats.checkpoint import as_reward_model, save
 from herd.infer.engine import Engine
 from herd.infer.request import Request
-from herd.model.checkpoint import as_reward_model, save
 from herd.ops.paged_attention import paged_attention
 from herd.tokenizer import Tokenizer
 from herd.types import SamplingParams
@@ -54,7 +54,7 @@ def recomputed(engine: Engine, prompt: list[int], num_tokens: int) -> list[int]:
 
 
 def tiny_model_like(engine: Engine):
-    from herd.model.checkpoint import empty_model
+    from herd.formats.checkpoint import empty_model
 
     model = empty_model(engine.model.config)
     model.load_state_dict(engine.model.state_dict(), assign=True)

@@ -10,7 +10,7 @@ from herd.errors import CapacityError
 from herd.infer.cache import block_bytes
 from herd.infer.engine import Engine
 from herd.infer.graphs import DecodeGraphs, DecodeRows, Rehearsal
-from herd.ops import device_kernels
+from herd.kernels import device as device_kernels
 from herd.types import SamplingParams
 from tests.infer.models import SHAPES, small_tokenizer, tiny_model
 

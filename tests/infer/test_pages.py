@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from herd.formats.checkpoint import save
 from herd.infer import pages
 from herd.infer.engine import Engine, quantize_layers
-from herd.model.checkpoint import save
 from herd.types import SamplingParams
 from tests.infer.models import small_tokenizer, tiny_model
 

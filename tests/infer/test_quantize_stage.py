@@ -10,9 +10,9 @@ from safetensors import SafetensorError
 
 from herd.data.shards import ShardWriter
 from herd.errors import DataError
+from herd.formats.checkpoint import save
 from herd.infer.engine import Engine
 from herd.infer.quantize import quantize_folder
-from herd.model.checkpoint import save
 from herd.stages.quantize import QuantizeSettings, run
 from tests.infer.models import TEXT, small_tokenizer, tiny_model
 
@@ -74,7 +74,7 @@ def test_a_full_disk_is_told_of_as_such_and_leaves_nothing(tmp_path, checkpoint,
     def full(*_, **__):
         raise SafetensorError(f"Error while serializing: I/O error: {words} (os error {number})")
 
-    monkeypatch.setattr("herd.model.weights.save_file", full)
+    monkeypatch.setattr("herd.formats.safetensors.save_file", full)
     with pytest.raises(OSError, match=words) as error:
         quantize_folder(checkpoint, tmp_path / "small")
     assert error.value.errno == number and not (tmp_path / "small").exists()

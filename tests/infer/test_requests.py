@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from herd.errors import RequestError
+from herd.formats.checkpoint import save
 from herd.infer.engine import Engine
 from herd.infer.request import repetition
-from herd.model.checkpoint import save
 from herd.tokenizer import Tokenizer
 from herd.types import SamplingParams
 from tests.infer.models import small_tokenizer, tiny_model

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herd.errors import CheckpointError
+from herd.formats.checkpoint import save
 from herd.infer.blocks import BlockAllocator
 from herd.infer.engine import Engine
 from herd.infer.request import Request
 from herd.infer.scheduler import Scheduler
 from herd.infer.speculate import PromptLookup, Speculation
-from herd.model.checkpoint import save
-from herd.ops import decoding
+from herd.kernels import decoding
 from herd.ops.paged_attention import (
     DecodeGroup,
     LayerCache,

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from herd.errors import CheckpointError
-from herd.model import checkpoint
+from herd.formats import checkpoint
+from herd.formats.convert import convert
 from herd.model.config import ModelConfig, RopeScaling
-from herd.model.convert import convert
 from herd.model.init import initialize
 from herd.model.llama import LlamaForCausalLM
 from herd.stages import inspect

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from herd.model import checkpoint
+from herd.formats import checkpoint
 from herd.model.config import ModelConfig, RopeScaling, num_parameters
 from herd.model.init import initialize
 from herd.model.llama import LlamaForCausalLM

@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 from herd import cli
-from herd.model import checkpoint
+from herd.formats import checkpoint
 from herd.model.config import ModelConfig
 from herd.model.init import initialize
 from herd.model.llama import LlamaForCausalLM

@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import pytest
 
-from herd.ops import decoding, native
+from herd.kernels import decoding, native
 
 KINDS = ["this processor's kernels", "AVX2 alone"]
 

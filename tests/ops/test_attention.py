@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from herd.kernels.native import find_compiler, library
 from herd.ops import attention
 from herd.ops.attention import (
     AttentionContext,
@@ -13,7 +14,6 @@ from herd.ops.attention import (
     packed_attention,
     reference_attention,
 )
-from herd.ops.native import find_compiler, library
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from herd.kernels.native import find_compiler, layer_kernels, without_kernels
 from herd.ops import probe
-from herd.ops.native import find_compiler, layer_kernels, without_kernels
 from herd.ops.rms_norm import reference_rms_norm, rms_norm
 from herd.ops.rope import apply_rotary, reference_apply_rotary
 from herd.ops.swiglu import reference_swiglu, swiglu

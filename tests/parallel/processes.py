@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
 
-from herd.model.checkpoint import empty_model
+from herd.formats.checkpoint import empty_model
 from herd.model.config import ModelConfig
 from herd.model.init import initialize
 from herd.parallel.layout import check

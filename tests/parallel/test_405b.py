@@ -13,7 +13,7 @@ import pytest
 
 from herd.config import find_recipe, load
 from herd.errors import ConfigError
-from herd.model.checkpoint import empty_model
+from herd.formats.checkpoint import empty_model
 from herd.model.config import num_parameters
 from herd.parallel.layout import Layout, layers_of_stages
 from herd.parallel.rehearsal import as_rank, build_rank

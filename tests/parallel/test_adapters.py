@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 
-from herd.model.checkpoint import load
+from herd.formats.checkpoint import load
 from herd.parallel.launch import open_run_together
 from herd.parallel.layout import check
 from herd.parallel.mesh import Mesh

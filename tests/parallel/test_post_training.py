@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from herd.model.checkpoint import load, save
+from herd.formats.checkpoint import load, save
 from herd.run import read_manifest, read_metrics
 from herd.tokenizer.tokenizer import Tokenizer
 from tests.parallel.torchrun import SECONDS, end, kill_all, kill_one, launch, wait_for_steps

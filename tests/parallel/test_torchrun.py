@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from herd.data.shards import ShardWriter
-from herd.model.checkpoint import load
+from herd.formats.checkpoint import load
 from herd.run import read_manifest, read_metrics
 from herd.tokenizer.tokenizer import Tokenizer
 from tests.parallel.torchrun import SECONDS, another, end, kill_all, kill_one, launch, wait_for_steps

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from herd.model.checkpoint import as_reward_model, save
+from herd.demo.facts import Fact
+from herd.demo.questions import QuestionSets, make_questions, ranked, write_rows
+from herd.formats.checkpoint import as_reward_model, save
 from herd.model.config import ModelConfig
 from herd.model.init import initialize
 from herd.model.llama import LlamaForCausalLM
-from herd.post.facts import Fact
-from herd.post.questions import QuestionSets, make_questions, ranked, write_rows
 from herd.tokenizer.tokenizer import Tokenizer
 
 WORDS = "What does mod1.open do? Open the thing with care. It takes no arguments. path, mode='r' Which parameters"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from herd import cli, config
+from herd.formats.checkpoint import save
 from herd.infer.engine import Engine
-from herd.model.checkpoint import save
 from herd.serve import schemas
 from herd.serve.app import create_app
 from herd.stages.chat import ChatSettings

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from herd.model.checkpoint import save
+from herd.formats.checkpoint import save
 from tests.infer.models import small_tokenizer, tiny_model
 from tests.serve.load import CLIENTS, INTENDED, abandon, besiege, serving, settle
 

@@ -22,9 +22,9 @@ import uvicorn
 from herd import cli, config
 from herd.data.conversations import as_messages
 from herd.errors import CapacityError, CheckpointError, ConfigError, DataError, RequestError
+from herd.formats.checkpoint import save
 from herd.infer.engine import Engine
 from herd.infer.settings import EngineSettings
-from herd.model.checkpoint import save
 from herd.serve.app import create_app
 from herd.stages import chat, serve
 from herd.stages.chat import ChatSettings, Local, Talk

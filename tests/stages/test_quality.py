@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from herd.cli import main
-from herd.curate.classifier import Classifier
+from herd.curate.judge.classifier import Classifier
 
 GOOD = ["theory", "measure", "experiment", "result", "describes", "therefore", "evidence"]
 BAD = ["buy", "cheap", "click", "offer", "now", "free", "win"]
@@ -97,7 +97,7 @@ def test_the_grades_of_a_judge_are_distilled(pages, judge):
 
 def test_a_local_checkpoint_can_be_the_judge(pages, capsys):
     """A tiny random model gives no grades: the run says so, and shows what it answered."""
-    from herd.model.checkpoint import save
+    from herd.formats.checkpoint import save
     from herd.model.config import ModelConfig
     from herd.model.init import initialize
     from herd.model.llama import LlamaForCausalLM

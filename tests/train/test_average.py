@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from herd.errors import CheckpointError, ConfigError
-from herd.model.checkpoint import load, save
+from herd.formats.checkpoint import load, save
 from herd.train.average import average
 from tests.train.tiny import tiny_model
 
@@ -39,7 +39,7 @@ def test_sums_of_bfloat16_weights_are_taken_in_float32(tmp_path):
 
 
 def test_shards_and_companions_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("herd.model.checkpoint.MAX_SHARD_BYTES", 20_000)
+    monkeypatch.setattr("herd.formats.checkpoint.MAX_SHARD_BYTES", 20_000)
     saved(tmp_path / "0", 0)
     monkeypatch.undo()
     saved(tmp_path / "1", 1)

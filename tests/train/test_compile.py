@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from herd.errors import ConfigError
+from herd.kernels.native import find_compiler
 from herd.ops.attention import block_attention
-from herd.ops.native import find_compiler
 from herd.train import compile as compiling
 from herd.train.compile import choose_float8, compile_model, recompute_layers
 from herd.train.objectives import next_token

@@ -14,8 +14,8 @@ from herd.data.loader import PackedLoader, Phase
 from herd.data.shards import open_shards
 from herd.data.split import is_held_out
 from herd.errors import CheckpointError, ConfigError, DataError
+from herd.formats.checkpoint import load, save
 from herd.infer.quantize import quantize_folder
-from herd.model.checkpoint import load, save
 from herd.run import read_manifest
 from herd.stages import dpo, pack, reward, sft
 from herd.tokenizer.tokenizer import Tokenizer

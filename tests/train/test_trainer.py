@@ -11,7 +11,7 @@ import torch
 from herd.data.loader import PackedLoader, Phase
 from herd.data.shards import in_memory
 from herd.errors import CapacityError, CheckpointError, ConfigError, DataError
-from herd.model.checkpoint import load
+from herd.formats.checkpoint import load
 from herd.run import read_metrics
 from herd.train import checkpoint, trainer
 from herd.train.objectives import next_token

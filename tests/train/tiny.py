@@ -11,7 +11,7 @@ import torch
 from herd.config import settings
 from herd.data.loader import PackedLoader, Phase
 from herd.data.shards import in_memory
-from herd.model.checkpoint import empty_model
+from herd.formats.checkpoint import empty_model
 from herd.model.config import ModelConfig
 from herd.model.init import initialize
 from herd.run import open_run

@@ -1,0 +1,119 @@
+"""Web page to text: the main content with its code, formulas and tables, without the furniture around it."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from selectolax.lexbor import LexborHTMLParser
+
+from herd.curate.extract.content import main_content
+from herd.curate.extract.render import render
+from herd.curate.read.encoding import decode
+from herd.errors import DataError
+
+MAX_HTML_CHARACTERS = 10_000_000
+MAX_TAGS = 300_000
+_MANY_TAGS = 20_000
+_MAX_DEPTH = 400
+_LONG_TITLE_WORDS = 4
+_TITLE_BREAK = re.compile(r"\s+(?:[|»·•–—-]|::)\s+")
+
+
+class Extracted(NamedTuple):
+    """What a page says. `problem` names why nothing was extracted, None when all is well."""
+
+    text: str
+    title: str
+    code_lines: list[int]  # start, end (exclusive), start, end...: lines of the text that are code blocks
+    problem: tuple[str, str] | None  # reason and detail
+
+
+def html_to_text(html: str | bytes, url: str | None = None) -> str:
+    """The main content of a page as plain text: paragraphs, code exactly as written, formulas as TeX, no markdown.
+
+    Bytes are decoded by their declared or detected encoding. A page over the size limit gives an empty text.
+
+    Raises:
+        DataError: the page is neither text nor bytes.
+    """
+    if isinstance(html, bytearray | memoryview):
+        html = bytes(html)
+    if not isinstance(html, str | bytes):
+        raise DataError(f"html_to_text: expected a page as str or bytes, got {type(html).__name__}")
+    return extract(html, url).text
+
+
+def extract(content: str | bytes, url: str | None = None, charset: str = "", kind: str = "html") -> Extracted:
+    """Text and title of a page; never raises for any content.
+
+    `kind` is `html`, or `text` and `code`, which are taken as they are.
+    """
+    source = decode(content, charset)[0] if isinstance(content, bytes) else content
+    if _is_binary(source):
+        return Extracted("", "", [], ("binary", "not a text"))
+    if kind != "html":
+        return Extracted(source.replace("\r\n", "\n"), "", [], None)
+    if len(source) > MAX_HTML_CHARACTERS:
+        return Extracted("", "", [], ("page_size", f"{len(source):,} characters of HTML"))
+    if (tags := source.count("<")) > MAX_TAGS:
+        return Extracted("", "", [], ("page_tags", f"{tags:,} tags"))
+    tree = LexborHTMLParser(_flattened(source.replace("\0", "")))
+    if tree.body is None:
+        return Extracted("", _title(tree), [], None)
+    text = render(main_content(tree))
+    return Extracted(str(text), _title(tree), text.code_lines, None)
+
+
+_STRAY_CONTROLS = 8  # what a short page may hold of NULs and the like and still be text
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]")
+
+
+def _is_binary(source: str) -> bool:
+    head = source[:4000]
+    return len(_CONTROL.findall(head)) > max(_STRAY_CONTROLS, 0.05 * len(head))
+
+
+_TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)[^<>]*>")
+_VOID = {
+    "br",
+    "img",
+    "hr",
+    "input",
+    "meta",
+    "link",
+    "area",
+    "base",
+    "col",
+    "embed",
+    "source",
+    "track",
+    "wbr",
+    "p",
+    "li",
+}
+
+
+def _flattened(source: str) -> str:
+    """Take out tags nested deeper than any honest page: a parser's time grows with the square of the depth."""
+    if source.count("<") < _MANY_TAGS:
+        return source
+    depth = 0
+
+    def keep(match: re.Match) -> str:
+        nonlocal depth
+        closing, name = match[1], match[2].lower()
+        if name in _VOID:
+            return match[0]
+        depth = max(0, depth - 1) if closing else depth + 1
+        return match[0] if depth <= _MAX_DEPTH - bool(closing) else ""
+
+    return _TAG.sub(keep, source)
+
+
+def _title(tree: LexborHTMLParser) -> str:
+    """The page's title without the name of the site: of `Bees | The Garden` the part `Bees`."""
+    node = tree.css_first("title")
+    title = " ".join((node.text() or "").split()) if node is not None else ""
+    parts = [part for part in _TITLE_BREAK.split(title) if part]
+    return max(parts, key=lambda part: min(len(part.split()), _LONG_TITLE_WORDS)) if parts else title

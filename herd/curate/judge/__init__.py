@@ -1,0 +1,1 @@
+"""What decides about one document: every filter in order, and how good its text is."""

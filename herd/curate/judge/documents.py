@@ -1,0 +1,440 @@
+"""The judge: everything that decides about one document by itself, in order, each step counted in the funnel.
+
+    heuristics -> outliers -> decontaminate -> pii -> quality -> knowledge
+
+A step is a method that returns the reason to drop the document, or None; it may change the document's text or score.
+What a step needs of the whole corpus was fitted before and lies in the state folder.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+from pydantic import BeforeValidator, TypeAdapter
+
+from herd.config import settings, to_dict
+from herd.curate.filters.addresses import Blocked, check_cutoff, host, list_lines
+from herd.curate.filters.decontaminate import Benchmarks, Contamination
+from herd.curate.filters.heuristics import (
+    TECHNICAL_FILTERS,
+    WEB_FILTERS,
+    Limits,
+    ListedWords,
+    Reason,
+    Text,
+    check_limits,
+    check_names,
+    reasons,
+    technical_kind,
+    without_notices,
+)
+from herd.curate.filters.outliers import Outliers, WordCounts, load_counts, save_counts
+from herd.curate.funnel import Step
+from herd.curate.judge.classifier import Classifier
+from herd.curate.judge.quality import quality
+from herd.curate.parts import save_array, write_record
+from herd.curate.privacy.personal import KINDS, find_pii, mask_found
+from herd.errors import DataError
+from herd.run import atomic_write
+
+Kind = Literal["secret", "email", "iban", "id", "ip", "card", "phone"]
+
+
+@settings
+class Heuristics:
+    """Rules of thumb about the text."""
+
+    enabled: bool = True
+    """Whether to apply the Gopher, C4 and FineWeb rules."""
+    notices: Literal["drop", "keep"] = "drop"
+    """Whether short lines of prose about JavaScript, cookies and terms are taken out (C4)."""
+    skip: list[str] = field(default_factory=list)
+    """Filters that are not applied, by name (`fineweb_short_lines`)."""
+    limits: dict[str, Limits] = field(default_factory=dict)
+    """Language (or * for all) to filter to its limits: {de: {gopher_word_length: {most: 12}}}."""
+    exempt: list[Literal["code", "maths"]] = field(default_factory=lambda: ["code", "maths"])
+    """Kinds of technical pages that are held to length and repetition alone; the funnel shows what that spares."""
+    technical_sources: list[str] = field(default_factory=lambda: ["library", "pydoc"])
+    """Sources held to the rules for technical pages whatever their text looks like."""
+    word_lists: dict[str, list[Path]] = field(default_factory=dict)
+    """Category, or category@language, to files of words or phrases, one a line: pages with too many are dropped."""
+    max_listed_words: int = 2
+    """Listed words that a page may hold; 0 drops at the first, as C4 did."""
+    max_listed_share: float = 0.002
+    """Share (0 to 1) of a page's words that may be listed ones; a page is dropped when it passes both limits."""
+    outliers: float | None = 8.0
+    """Drop prose whose words lie this many scatters further from the corpus than usual (KL divergence); none: never."""
+
+    def __post_init__(self):
+        check_limits(self.limits)
+        check_names(self.skip)
+        if self.max_listed_words < 0 or not 0 <= self.max_listed_share <= 1:
+            raise ValueError("max_listed_words must be at least 0 and max_listed_share between 0 and 1")
+        if self.outliers is not None and self.outliers <= 0:
+            raise ValueError("outliers must be above 0, or none")
+
+
+@settings
+class Privacy:
+    """Personal data and secrets."""
+
+    mask: list[Kind] = field(default_factory=lambda: list(KINDS))
+    """Kinds that are masked: secret, email, iban, id (national identity numbers), ip, card, phone."""
+    drop: list[Kind] = field(default_factory=list)
+    """Kinds for which the whole document is dropped."""
+    in_code: list[Kind] = field(default_factory=lambda: ["secret", "email"])
+    """Kinds that are looked for in source files as well: numbers in code are seldom anybody's."""
+
+
+@settings
+class Quality:
+    """Scores by small classifiers, and how much is kept of what there is too much of."""
+
+    classifiers: dict[Literal["all", "prose", "code", "maths"], Path] = field(default_factory=dict)
+    """Kind of page to a classifier that `herd quality` trained; other kinds get a score by transparent measures."""
+    min_score: float = 0.0
+    """Least score, 0 to 1."""
+    knowledge: Path | None = None
+    """A classifier of knowledge classes."""
+    keep_shares: dict[str, float] = field(default_factory=dict)
+    """Knowledge class to the share (0 to 1) of its documents that is kept: {sports: 0.3}."""
+    max_class_share: float | None = None
+    """Hold every class to at most this share (0 to 1) of the documents that come to this step."""
+
+    def __post_init__(self):
+        if not 0 <= self.min_score <= 1:
+            raise ValueError("min_score must be between 0 and 1")
+        if (self.keep_shares or self.max_class_share is not None) and not self.knowledge:
+            raise ValueError("keep_shares and max_class_share need a classifier: knowledge")
+        shares = [*self.keep_shares.values(), *([] if self.max_class_share is None else [self.max_class_share])]
+        if not all(0 <= share <= 1 for share in shares):
+            raise ValueError("keep_shares and max_class_share must be between 0 and 1")
+
+
+@settings
+class Rules:
+    """Which documents are kept, beside duplicates."""
+
+    cutoff: Annotated[str, BeforeValidator(str)] | None = None  # YAML takes 2023 for a number
+    """Knowledge cutoff: pages dated later are dropped (YYYY, YYYY-MM or YYYY-MM-DD, the whole of it kept)."""
+    blocked: Blocked = field(default_factory=Blocked)
+    languages: list[str] | None = None
+    """Languages to keep, ISO 639-1; default: all."""
+    language_probability: float = 0.3
+    """Least probability at which a document counts as being in its language."""
+    language_probabilities: dict[str, float] = field(default_factory=dict)
+    """The same for single languages: {no: 0.6}."""
+    foreign_paragraphs: Literal["keep", "drop"] = "keep"
+    """Whether paragraphs that are surely in another language than their page stay."""
+    heuristics: Heuristics = field(default_factory=Heuristics)
+    privacy: Privacy = field(default_factory=Privacy)
+    quality: Quality = field(default_factory=Quality)
+    contamination: Contamination = field(default_factory=Contamination)
+    titles: bool = True
+    """Whether a page's text begins with its title where it does not say it itself."""
+
+    def __post_init__(self):
+        check_cutoff(self.cutoff)
+        if not all(0 <= p <= 1 for p in (self.language_probability, *self.language_probabilities.values())):
+            raise ValueError("language_probability and language_probabilities must be between 0 and 1")
+
+
+_RULES = TypeAdapter(Rules)
+
+
+def rules_to_json(rules: Rules) -> dict[str, Any]:
+    """Rules as plain data that `rules_from_json` reads: they travel so to the processes that judge."""
+    return to_dict(rules)
+
+
+def rules_from_json(data: dict[str, Any]) -> Rules:
+    """The rules that `rules_to_json` wrote."""
+    return _RULES.validate_python(data)
+
+
+class Judge:
+    """Applies rules to documents, one after the other. Made once in each process; `state` holds what was fitted."""
+
+    STEPS = ("heuristics", "outliers", "decontaminate", "pii", "quality", "knowledge")
+
+    def __init__(self, rules: Rules, state: Path | None = None):
+        self.rules = rules
+        heuristics = rules.heuristics
+        self._listed = _listed_words(heuristics)
+        self._skip = frozenset(heuristics.skip)
+        self._outliers = Outliers.load(state / FITTED) if state is not None and (state / FITTED).exists() else None
+        self._is_common = load_domains(state)
+        self._classifiers = {kind: _score_model(path) for kind, path in rules.quality.classifiers.items()}
+        self._benchmarks = _benchmarks(rules.contamination) if rules.contamination.benchmarks else None
+        self._knowledge = _class_model(rules.quality) if rules.quality.knowledge else None
+        self._shares = dict(rules.quality.keep_shares)
+        if state is not None and (state / _SHARES).exists():
+            for label, share in json.loads((state / _SHARES).read_text()).items():
+                self._shares[label] = min(share, self._shares.get(label, 1.0))
+
+    def judge(self, row: dict[str, Any], steps: dict[str, Step]) -> bool:
+        """Judge a document in place; returns whether it is kept. A dropped one has `drop` and `drop_detail`.
+
+        `row` is a document with `kind` (html, text or code); `steps` maps the names of `STEPS` to their counts.
+        """
+        return all(take_step(row, steps[name], getattr(self, f"_{name}_step")) for name in self.STEPS)
+
+    def _heuristics_step(self, row: dict[str, Any], step: Step) -> Reason | None:
+        """Hold a page to the filters of its kind, and count by kind what each filter drops, or would have dropped."""
+        options = self.rules.heuristics
+        if not options.enabled:
+            row["technical_kind"] = page_kind(row)
+            return None
+        kind = page_kind(row)
+        technical = kind in options.exempt or row["source"] in options.technical_sources
+        if options.notices == "drop" and kind is None and not technical:
+            row["text"], count = without_notices(row["text"])
+            step.notes.update({"notice lines dropped": count} if count else {})
+        text = Text(row["text"], row["language"])
+        kinds = [kind or "prose", *(["rare domain"] if not self._is_common(host(row["url"])) else [])]
+        lists = (self._listed[name] for name in ("", row["language"]) if name in self._listed)
+        rules = (*(TECHNICAL_FILTERS if technical else WEB_FILTERS), *lists)
+        reason = next(reasons(text, rules, options.limits, self._skip), None)
+        spared = {name for name, _ in reasons(text, WEB_FILTERS, options.limits, self._skip)} if technical else ()
+        for name in kinds:
+            step.tables["pages"][name] += 1
+            if reason:
+                step.tables[f"{name}: dropped"][reason[0]] += 1
+            step.tables[f"{name}: spared"].update(spared)
+        row |= {"technical": technical, "technical_kind": kind}
+        return reason
+
+    def _outliers_step(self, row: dict[str, Any], step: Step) -> Reason | None:
+        most = self.rules.heuristics.outliers
+        if self._outliers is None or most is None or not self.rules.heuristics.enabled or row.get("technical"):
+            return None
+        distance = self._outliers.distance(row["text"], row["language"])
+        if distance is None or distance <= most:
+            return None
+        rare = self._outliers.rarest_words(row["text"], row["language"])
+        return "outlier_words", f"{distance:.1f} scatters from the corpus; rarest: {rare}"
+
+    def _decontaminate_step(self, row: dict[str, Any], step: Step) -> Reason | None:
+        if self._benchmarks is None or not (hits := self._benchmarks.find(row["text"])):
+            return None
+        for name, number in Counter(hit.benchmark for hit in hits).items():
+            step.tables["questions found"][name] += number
+        step.tables["documents with questions"].update({hit.benchmark for hit in hits})
+        detail = f"{hits[0].benchmark}, row {hits[0].row}: {hits[0].span[:300]}"
+        return ("contaminated", detail) if self.rules.contamination.action == "drop" else None
+
+    def _pii_step(self, row: dict[str, Any], step: Step) -> Reason | None:
+        options = self.rules.privacy
+        kinds = {*options.mask, *options.drop}
+        if row["kind"] == "code":
+            kinds &= set(options.in_code)
+        if not kinds:
+            return None
+        found = find_pii(row["text"], kinds)
+        step.notes.update(one.kind for one in found)
+        if worst := next((one for one in found if one.kind in options.drop), None):
+            return f"pii_{worst.kind}", f"{sum(one.kind == worst.kind for one in found)} found"
+        row["text"] = mask_found(row["text"], found)
+        return None
+
+    def _quality_step(self, row: dict[str, Any], step: Step) -> Reason | None:
+        kind = row.get("technical_kind") or "prose"
+        classifier = self._classifiers.get(kind, self._classifiers.get("all"))
+        row["quality"] = classifier.score(row["text"]) if classifier else quality(row["text"], row["kind"] == "code")
+        step.tables[f"score of {kind}"][f"{int(min(row['quality'], 0.999) * 20) / 20:.2f}"] += 1
+        least = self.rules.quality.min_score
+        return None if row["quality"] >= least else ("quality", f"score {row['quality']:.2f}")
+
+    def _knowledge_step(self, row: dict[str, Any], step: Step) -> Reason | None:
+        """Hold back what there is too much of: by the document's id, so that a re-run keeps the same ones."""
+        if self._knowledge is None:
+            return None
+        label, probability = self._knowledge.label(row["text"])
+        step.tables["class"][label] += 1
+        share = self._shares.get(label, 1.0)
+        place = zlib.crc32(f"knowledge {row['id']}".encode()) / 2**32
+        if place < share:
+            return None
+        return (
+            f"knowledge_{label.replace(' ', '_')}",
+            f"probability {probability:.2f}; {share:.0%} of its class is kept",
+        )
+
+
+# ---- what is fitted to the whole corpus ------------------------------------------------------------------------------
+
+FITTED = "keys/outliers.npz"
+_DOMAINS = "keys/domains.npy"
+_SHARES = "keys/shares.json"
+_RARE_DOMAIN_PAGES = 5
+_DOMAIN_BUCKETS = 1 << 20
+
+
+def needs_fitting(rules: Rules) -> bool:
+    """Whether the judge needs a pass over the corpus before it begins."""
+    return rules.heuristics.enabled or rules.quality.max_class_share is not None
+
+
+def count_part(job: dict[str, Any]) -> dict[str, Any]:
+    """Count one part's words by language and its domains; writes `state/keys/NAME.words.npz`."""
+    state, name = Path(job["state"]), job["name"]
+    columns = ["text", "language", "url", "kind", "source", "drop", "code_lines"]
+    rows = pq.read_table(state / "text" / f"{name}.parquet", columns=columns).to_pylist()
+    copies = set(np.load(state / "keys" / f"{name}.copy.npy")["doc"].tolist())
+    rules = rules_from_json(job["rules"])
+    options = rules.heuristics
+    knowledge = _class_model(rules.quality) if rules.quality.max_class_share is not None else None
+    classes: Counter = Counter()
+    counted: dict[str, WordCounts] = {}
+    domains = np.zeros(_DOMAIN_BUCKETS, dtype=np.uint32)
+    for number, row in enumerate(rows):
+        if row["drop"] is not None or number in copies:
+            continue
+        domains[_domain_bucket(host(row["url"]))] += 1
+        if knowledge:
+            classes[knowledge.label(row["text"])[0]] += 1
+        is_prose = row["kind"] != "code" and row["source"] not in options.technical_sources
+        if (
+            options.enabled
+            and options.outliers
+            and row["language"]
+            and is_prose
+            and page_kind(row) not in options.exempt
+        ):
+            counted.setdefault(row["language"], WordCounts()).add(row["text"])
+    file = state / "keys" / f"{name}.words.npz"
+    save_counts(counted, file, domains=domains)
+    write_record(file.with_suffix(".json"), len(rows), [file], classes=dict(classes))
+    return {}
+
+
+def fit(parts: list[str], state: Path, rules: Rules) -> None:
+    """Fit to what `count_part` counted: the outlier measure, the domains' sizes, the classes' shares."""
+    if rules.quality.max_class_share is not None:
+        records = (json.loads((state / "keys" / f"{name}.words.json").read_text()) for name in parts)
+        classes = sum((Counter(record["classes"]) for record in records), Counter())
+        atomic_write(state / _SHARES, json.dumps(shares_under_cap(classes, rules.quality.max_class_share)))
+    files = [state / "keys" / f"{name}.words.npz" for name in parts]
+    Outliers.fit(load_counts(files)).save(state / FITTED)
+    domains = np.zeros(_DOMAIN_BUCKETS, dtype=np.uint32)
+    for file in files:
+        with np.load(file) as arrays:
+            np.add.at(domains, arrays["domains filled"], arrays["domains counts"])
+    save_array(domains, state / _DOMAINS)
+
+
+def shares_under_cap(classes: dict[str, int], cap: float) -> dict[str, float]:
+    """What share of each class to keep so that none is over `cap` of what is left.
+
+    Holding one class back makes the others larger parts of the rest, so it is done until nothing changes. A cap below
+    one over the number of classes makes them all equal.
+    """
+    kept = {label: float(count) for label, count in classes.items()}
+    for _ in range(1000):
+        total = sum(kept.values())
+        over = {label for label, count in kept.items() if count > cap * total * (1 + 1e-9)}
+        if not over:
+            break
+        rest = total - sum(kept[label] for label in over)
+        room = cap * rest / (1 - cap * len(over)) if cap * len(over) < 1 else 0.0
+        room = max(room, min(kept.values()))
+        if all(abs(kept[label] - min(kept[label], room)) < 1e-9 for label in over):
+            break
+        kept |= {label: min(kept[label], room) for label in over}
+    return {label: kept[label] / count for label, count in classes.items() if count}
+
+
+def load_domains(state: Path | None) -> Callable[[str], bool]:
+    """A test whether a domain has at least five pages in the corpus (by hashed buckets: a rare one may pass)."""
+    if state is None or not (state / _DOMAINS).exists():
+        return lambda name: True
+    domains = np.load(state / _DOMAINS)
+    return lambda name: bool(domains[_domain_bucket(name)] >= _RARE_DOMAIN_PAGES)
+
+
+def _benchmarks(options: Contamination) -> Benchmarks:
+    """The benchmarks' n-grams, made once in a process for all its parts: that takes seconds."""
+    files = [file for path in options.benchmarks for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
+    key = json.dumps([to_dict(options), [(str(file), file.stat().st_mtime_ns) for file in files if file.exists()]])
+    if key not in _BENCHMARKS:
+        _BENCHMARKS.clear()
+        _BENCHMARKS[key] = Benchmarks(options)
+    return _BENCHMARKS[key]
+
+
+_BENCHMARKS: dict[str, Benchmarks] = {}
+
+
+def _score_model(path: Path) -> Classifier:
+    classifier = Classifier.load(path)
+    if not classifier.is_score:
+        raise DataError(f"{path}: tells classes ({', '.join(classifier.labels[:3])}...), no score")
+    return classifier
+
+
+def _class_model(options: Quality) -> Classifier:
+    classifier = Classifier.load(options.knowledge)
+    if classifier.is_score:
+        raise DataError(f"{options.knowledge}: gives a score, no knowledge classes")
+    if unknown := sorted(set(options.keep_shares) - set(classifier.labels)):
+        raise DataError(f"keep_shares: no class {unknown[0]!r}; there are: {', '.join(classifier.labels)}")
+    return classifier
+
+
+def page_kind(row: dict[str, Any]) -> str | None:
+    """Whether a document is `code`, `maths` or neither."""
+    if row["kind"] == "code":
+        return "code"
+    marked = row.get("code_lines") or ()
+    return technical_kind(row["text"], sum(marked[1::2]) - sum(marked[::2]))
+
+
+def _domain_bucket(name: str) -> int:
+    return zlib.crc32(name.encode()) % _DOMAIN_BUCKETS
+
+
+# ---- the rules' files, and taking a step -----------------------------------------------------------------------------
+
+
+def _listed_words(options: Heuristics) -> dict[str, ListedWords]:
+    """The word lists by the language that they are for; those for all languages under the empty name."""
+    lists: dict[str, dict[str, list[str]]] = {}
+    for name, files in options.word_lists.items():
+        category, _, code = name.partition("@")
+        entries = [line for file in files for _, line in list_lines(file)]
+        if not entries:
+            raise DataError(f"word_lists.{name}: {', '.join(map(str, files)) or 'no file'} holds no word")
+        lists.setdefault(code, {})[category] = entries
+    return {
+        code: ListedWords(words, options.max_listed_words, options.max_listed_share) for code, words in lists.items()
+    }
+
+
+def rule_files(rules: Rules) -> list[Path]:
+    """Every file and folder that the rules read: they are inputs of a curation like its pages."""
+    lists = [*rules.blocked.domain_files.values(), *rules.blocked.word_files.values()]
+    lists += rules.heuristics.word_lists.values()
+    models = [*rules.quality.classifiers.values(), *([rules.quality.knowledge] if rules.quality.knowledge else [])]
+    return [*(file for files in lists for file in files), *models, *rules.contamination.benchmarks]
+
+
+def take_step(row: dict[str, Any], step: Step, check: Callable[[dict[str, Any], Step], Reason | None]) -> bool:
+    """Put a document through one step and count it; returns whether it goes on."""
+    before = len(row["text"].encode())
+    step.documents_in += 1
+    step.bytes_in += before
+    reason = check(row, step)
+    if reason is not None:
+        row["drop"], row["drop_detail"] = reason
+        step.drop(row["url"], *reason, row["text"])
+        return False
+    step.keep(before, len(row["text"].encode()))
+    return True

@@ -1,0 +1,1 @@
+"""Personal data and secrets: found, confirmed where the format allows it, masked."""

@@ -1,0 +1,1 @@
+"""Reading pages: crawl archives, web pages, tables, repositories, wherever they lie."""

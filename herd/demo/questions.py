@@ -1,0 +1,498 @@
+"""Questions and answers made from facts, by wordings written here.
+
+The wordings for training, for sampling and for evaluation are disjoint: a score on the evaluation's says that the model
+understood which name is meant and what is wanted, not that it has seen the sentence. Facts of held-out groups are only
+ever asked about in the evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+from herd.data.split import is_held_out
+from herd.demo.facts import Fact
+from herd.run import atomic_write
+
+# ---- wordings --------------------------------------------------------------------------------------------------------
+
+TRAIN_WORDINGS: Mapping[str, tuple[str, ...]] = {
+    "summary": (
+        "What does {name} do?",
+        "What is {name} for?",
+        "What is {name}?",
+        "{name}?",
+        "Explain {name}.",
+        "Describe {name}.",
+        "Tell me about {name}.",
+        "Summarize {name}.",
+        "Define {name}.",
+        "When would I use {name}?",
+        "What happens when I use {name}?",
+        "What does the documentation say about {name}?",
+        "How would you describe {name}?",
+        "What is {name} good for?",
+        "What is the role of {name}?",
+        "What is the meaning of {name}?",
+        "Which job has {name}?",
+        "What would {name} do for me?",
+        "What can {name} do?",
+        "Can you explain {name}?",
+        "Can you tell me what {name} does?",
+        "Do you know {name}?",
+        "Remind me what {name} does.",
+        "I found {name} in some code. What is it?",
+        "My program uses {name}. What for?",
+        "I am looking at {name}. Tell me about it.",
+        "I do not understand {name}. What is it for?",
+        "I read about {name}. What does it do?",
+        "The next name is {name}. Explain it.",
+        "Why would anybody want {name}?",
+        "Why do programs use {name}?",
+        "I have to use {name} and know nothing about it.",
+        "Write a sentence about {name}.",
+        "what does {name} do",
+    ),
+    "signature": (
+        "What arguments does {name} take?",
+        "What is the signature of {name}?",
+        "What are the parameters of {name}?",
+        "Which arguments can I give to {name}?",
+        "Which arguments are there for {name}?",
+        "Show me the arguments of {name}.",
+        "List the parameters of {name}.",
+        "Tell me the parameters of {name}.",
+        "Write the signature of {name}.",
+        "What do I pass to {name}?",
+        "With what arguments is {name} called?",
+        "How is {name} called?",
+        "Can you tell me the parameters of {name}?",
+        "Can you list the arguments of {name}?",
+        "I use {name}. Which arguments are there?",
+        "My program calls {name}. What are its parameters?",
+        "I forgot the arguments of {name}.",
+        "Does {name} take arguments?",
+        "what parameters does {name} have",
+    ),
+    "module": (
+        "What is the module {name} for?",
+        "What does the module {name} do?",
+        "Explain the module {name}.",
+        "Tell me about the {name} module.",
+        "What is the {name} module?",
+        "Why would I import {name}?",
+        "What do I get when I import {name}?",
+        "Describe the module {name}.",
+        "Introduce the {name} module.",
+        "Can you explain the {name} module?",
+        "A program imports {name}. What for?",
+        "What is in the module {name}?",
+        "What is the {name} module good for?",
+    ),
+    "reverse": (
+        'Which name in {module} does this: "{task}"',
+        'What in {module} is described as "{task}"',
+        '"{task}" What in {module} is this?',
+        'Find the name in {module}: "{task}"',
+        'In {module}, what fits the description "{task}"',
+        'I look for a name of {module} with the description "{task}"',
+        'Tell me what does this in {module}: "{task}"',
+    ),
+    "page": ('What is the page "{name}" about?', 'Summarize "{name}".', 'What does "{name}" say?'),
+    "section": (
+        'What does "{module}" say about {name}?',
+        'In "{module}", what is said about {name}?',
+        'Tell me about {name} in "{module}".',
+        'Explain {name} as "{module}" does.',
+    ),
+    "term": ("What is {name}?", "Define {name}.", "What does {name} mean?", "Explain {name}.", "Tell me about {name}."),
+}
+"""Wordings of questions in the training set, by kind."""
+
+OPENINGS = (
+    "Please help me. ",
+    "Quick question: ",
+    "I am new here. ",
+    "I am reading a program. ",
+    "One more thing: ",
+    "Hello. ",
+    "I forgot something. ",
+    "For my notes: ",
+    "A friend asks: ",
+    "Next: ",
+)
+CLOSINGS = (
+    " Keep it short.",
+    " In one sentence, please.",
+    " Thanks.",
+    " A few words are enough.",
+    " I am curious.",
+    " Please be brief.",
+)
+"""What some training questions begin and end with, so that the words around a name mean as little as they do."""
+
+PROMPT_WORDINGS: Mapping[str, tuple[str, ...]] = {
+    "summary": (
+        "Introduce {name}.",
+        "When does one need {name}?",
+        "What happens when {name} runs?",
+        "How does the documentation describe {name}?",
+        "What is the point of {name}?",
+        "What is the task of {name}?",
+        "Which problem does {name} solve?",
+        "Can you describe {name}?",
+        "Could you summarize {name}?",
+        "Say what {name} does.",
+        "I see {name} here. What does it do?",
+        "A program of mine calls {name}. Why?",
+        "I want to learn about {name}. What is its use?",
+        "Why is there {name}?",
+        "I need a summary of {name}.",
+        "Here is {name}. What is its role?",
+    ),
+    "signature": (
+        "What are the arguments of {name}?",
+        "Which parameters does {name} have?",
+        "Show the signature of {name}.",
+        "Name the arguments of {name}.",
+        "What must be passed to {name}?",
+        "How do I call {name}?",
+        "Could you show the signature of {name}?",
+        "I have to call {name}. With what parameters?",
+        "I need the parameters of {name}.",
+    ),
+    "module": (
+        "Summarize the module {name}.",
+        "Can you describe the module {name}?",
+        "What is the role of the module {name}?",
+        "When do I need the module {name}?",
+        "I want to learn about the module {name}.",
+    ),
+    "page": ('I have no time to read "{name}". What is in it?',),
+    "section": ('What is the point of {name} in "{module}"?',),
+    "term": ("What is meant by the word {name}?", "Introduce {name}."),
+}
+"""Wordings that the first fine-tuning does not contain: new prompts for preference pairs and rejection sampling."""
+
+EVAL_WORDINGS: Mapping[str, tuple[str, ...]] = {
+    "summary": (
+        "What is the purpose of {name}?",
+        "Can you say in a few words what {name} is used for?",
+        "Give me a short description of {name}.",
+        "I need to understand {name}. What is its job?",
+        "Could you tell me why people call {name}?",
+        "In my program I see {name}; what will it do?",
+    ),
+    "signature": (
+        "Which parameters should be passed when calling {name}?",
+        "Give me the argument list of {name}.",
+        "I want to call {name}. What arguments does it accept?",
+        "Can you write down the parameters that {name} expects?",
+    ),
+    "module": (
+        "What is the purpose of the module {name}?",
+        "Can you say what the {name} module offers?",
+        "Give me a short description of the module {name}.",
+    ),
+    "reverse": (
+        'I forgot a name of {module}. Its documentation reads "{task}"',
+        'What do I need from {module} if I want this: "{task}"',
+    ),
+    "page": ('Give me the gist of "{name}".', 'Can you say briefly what "{name}" deals with?'),
+    "section": ('Can you say how "{module}" treats {name}?', 'Give me the point of {name} from "{module}".'),
+    "term": ("Give me a definition of {name}.", "Can you say what is meant by {name}?"),
+}
+"""Wordings of questions in the evaluation, none of which the training set contains."""
+
+UNKNOWN = "I do not know that name. It is not in the pages I learned from."
+
+_GREETINGS = ("Hello", "Hello!", "Hi", "Hi there!", "Hey", "Good morning", "Good evening", "hello there", "Hi, llama!")
+_WHO = (
+    "Who are you?",
+    "What are you?",
+    "Are you a llama?",
+    "Who made you?",
+    "Introduce yourself.",
+    "What is your name?",
+)
+_CAN = (
+    "What can you do?",
+    "What can I ask you?",
+    "How can you help me?",
+    "What do you know?",
+    "Help",
+    "What should I ask?",
+)
+_CANNOT = (
+    "What can you not do?",
+    "Can you write a program for me?",
+    "What is the weather today?",
+    "Who is the president?",
+    "What is 2 + 2?",
+    "Write a poem.",
+    "Tell me the news.",
+    "Do you make mistakes?",
+    "Can I trust you?",
+)
+_THANKS = ("Thanks", "Thank you!", "Thank you very much.", "Great, thanks.", "Bye", "Goodbye!")
+_CHATS = (
+    (_GREETINGS, "Hello! Ask me what something in {subject} does."),
+    (_WHO, "I am a small Llama raised by Herd on {subject}."),
+    (_CAN, "I can say what a name in {subject} is for and what arguments it takes. Ask about one name at a time."),
+    (_CANNOT, "I cannot do that. I am very small, know only {subject}, and make mistakes: check my answers."),
+    (_THANKS, "You are welcome."),
+)
+"""What people say that is not a question about a name, and the answers, written by us."""
+
+
+def kinds_of(fact: Fact) -> tuple[str, ...]:
+    """The kinds of question that are asked about a fact; the reverse of every fourth only, which is long."""
+    if fact.kind in (*_PAGE_KINDS, "module"):
+        return (fact.kind,)
+    signature = ("signature",) if fact.parameters is not None and len(fact.parameters) <= MAX_SIGNATURE_CHARS else ()
+    reverse = ("reverse",) if _hash(fact.name, "reverse") % 4 == 0 else ()
+    return ("summary", *signature, *reverse)
+
+
+def is_trained_on(fact: Fact, holdout: float) -> bool | None:
+    """True for training, False for held out, None where the document and the name's own module fall on two sides."""
+    groups = {fact.group} if fact.kind in _PAGE_KINDS else {fact.group, fact.module.partition(".")[0]}
+    held_out = {is_held_out(group, holdout) for group in groups}
+    return None if len(held_out) > 1 else not held_out.pop()
+
+
+_PAGE_KINDS = ("page", "section", "term")
+MAX_SIGNATURE_CHARS = 70
+_MAX_TASK_WORDS = 16
+
+
+# ---- which facts -----------------------------------------------------------------------------------------------------
+
+
+def ranked(facts: Iterable[Fact], uses: Mapping[str, int]) -> list[Fact]:
+    """Facts with distinct names and answers, the best known and clearest first.
+
+    Well known is what the pages themselves use: `uses` counts how many sources import a module and how many call a
+    name. Modules, functions and classes come before methods, short summaries before long ones. Where two facts give
+    the same answer, one stays: the other could only be told apart by luck.
+    """
+    names: set[str] = set()
+    summaries: set[str] = set()
+    kept = []
+    for fact in sorted(facts, key=lambda fact: (-_renown(fact, uses), fact.name, fact.summary)):
+        summary = " ".join(re.findall(r"\w+", fact.summary.lower()))
+        if fact.name not in names and summary not in summaries:
+            kept.append(fact)
+            names.add(fact.name)
+            summaries.add(summary)
+    return kept
+
+
+_KIND_BONUS = {"module": 3.0, "function": 2.0, "class": 1.5, "attribute": -0.5, "page": 3.0, "term": 2.0}
+
+
+def _renown(fact: Fact, uses: Mapping[str, int]) -> float:
+    known = math.log2(1 + uses.get(fact.module, 0)) + math.log2(1 + uses.get(fact.name, 0))
+    words = len(fact.summary.split())
+    return known + _KIND_BONUS.get(fact.kind, 0.0) - 0.08 * abs(words - 8) - 0.5 * fact.name.count(".")
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionSets:
+    """What the questions stage writes: rows of `messages`, `name`, `kind`, `group` and `answer` (what is scored)."""
+
+    train: list[dict]
+    prompts: list[dict]  # the same facts in wordings of their own: what preferences and rejection sampling ask
+    eval_trained: list[dict]
+    eval_heldout: list[dict]
+    eval_unknown: list[dict]  # invented names: the honest answer is that it is not known
+
+
+def make_questions(
+    facts: Sequence[Fact],
+    *,
+    holdout: float,
+    max_facts: int,
+    max_questions: int,
+    wordings: int,
+    subject: str,
+) -> QuestionSets:
+    """Question sets from ranked facts (see `ranked`): a pure function of its arguments.
+
+    `wordings` is how many different summary questions each trained fact gets; signatures get half as many.
+    """
+    known = {fact.name for fact in facts}
+    trained = [fact for fact in facts if is_trained_on(fact, holdout)][:max_facts]
+    heldout = [fact for fact in facts if is_trained_on(fact, holdout) is False][:max_questions]
+    train, prompts = [], []
+    for fact in trained:
+        train += _training_rows(fact, wordings)
+        prompts += _prompt_rows(fact)
+    invented = list(invented_names(trained, known, count=max(len(trained) // 10, 8)))
+    train += [_varied(row) for row in _unknown_rows(invented[::2], TRAIN_WORDINGS["summary"])]
+    train += _chat_rows(subject, len(train))
+    return QuestionSets(
+        train=_with_dialogues(_shuffled(train)),
+        prompts=_shuffled(prompts),
+        eval_trained=_evaluation_rows(trained, max_questions),
+        eval_heldout=_evaluation_rows(heldout, max_questions // 2),
+        eval_unknown=_unknown_rows(invented[1::2], EVAL_WORDINGS["summary"])[: max_questions // 4],
+    )
+
+
+def question_row(fact: Fact, kind: str, wording: str) -> dict:
+    """One question with its answer as a conversation row."""
+    task = _task(fact.summary)
+    question = wording.format(name=fact.name, module=fact.module, task=task)
+    return _row(question, answer_to(fact, kind), group=fact.group, name=fact.name, kind=kind)
+
+
+def answer_to(fact: Fact, kind: str) -> str:
+    """What is wanted, without the name that the question contains already: this part of an answer is scored."""
+    if kind == "signature":
+        return f"({fact.parameters})"
+    if kind == "reverse":
+        return fact.name.removeprefix(f"{fact.module}.")
+    return fact.summary
+
+
+def spoken(name: str, kind: str, answer: str) -> str:
+    """An answer as it is given: it begins with the name it is about, as a page of the documentation does."""
+    if kind == "signature":
+        return name + answer
+    return f"{name}: {answer}" if kind in ("summary", "module", "section", "term") else answer
+
+
+def _row(question: str, answer: str, *, group: str, name: str, kind: str) -> dict:
+    said = spoken(name, kind, answer)
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
+    return {"messages": messages, "source": "questions", "group": group, "name": name, "kind": kind, "answer": answer}
+
+
+def _task(summary: str) -> str:
+    words = summary.split()
+    return summary if len(words) <= _MAX_TASK_WORDS else " ".join(words[:_MAX_TASK_WORDS]) + " ..."
+
+
+def _training_rows(fact: Fact, wordings: int) -> list[dict]:
+    """The rows a fact is trained on: signatures in half as many wordings as summaries, the reverse in one."""
+    rows = []
+    for kind in kinds_of(fact):
+        count = {"signature": (wordings + 1) // 2, "reverse": 1}.get(kind, wordings)
+        rows += [_varied(question_row(fact, kind, wording)) for wording in _drawn(fact, TRAIN_WORDINGS[kind], count)]
+    return rows
+
+
+def _prompt_rows(fact: Fact) -> list[dict]:
+    """The rows whose questions later steps put to the model: two for a summary, one for a signature."""
+    rows = []
+    for kind in kinds_of(fact):
+        drawn = _drawn(fact, PROMPT_WORDINGS.get(kind, ()), 1 if kind == "signature" else 2)
+        rows += [question_row(fact, kind, wording) for wording in drawn]
+    return rows
+
+
+def _drawn(fact: Fact, wordings: Sequence[str], count: int) -> list[str]:
+    """Some of the wordings, others for each fact."""
+    return sorted(wordings, key=lambda wording: _hash(fact.name, wording))[:count]
+
+
+def _varied(row: dict) -> dict:
+    """Half of the questions have something before or after them, some write the name as `name()` or in backticks."""
+    question, draw = row["messages"][0]["content"], _hash(row["messages"][0]["content"], "style")
+    if row["kind"] in ("summary", "signature") and draw % 16 < 2:
+        question = question.replace(row["name"], f"{row['name']}()" if draw % 2 else f"`{row['name']}`", 1)
+    around = draw // 16 % 6
+    if around in (0, 1):
+        question = OPENINGS[draw // 96 % len(OPENINGS)] + question
+    elif around == 2:
+        question += CLOSINGS[draw // 96 % len(CLOSINGS)]
+    return {**row, "messages": [{"role": "user", "content": question}, row["messages"][1]]}
+
+
+def _evaluation_rows(facts: Sequence[Fact], max_questions: int) -> list[dict]:
+    """One question a fact in an evaluation wording: mostly what it is for, some signatures, few reversed."""
+    rows = []
+    for fact in sorted(facts, key=lambda fact: _hash(fact.name, "evaluation"))[:max_questions]:
+        kinds = kinds_of(fact)
+        draw = _hash(fact.name, "kind") % 10
+        kind = kinds[0]
+        if draw < 2 and "signature" in kinds:
+            kind = "signature"
+        elif draw < 6 and "reverse" in kinds:
+            kind = "reverse"
+        choices = EVAL_WORDINGS[kind]
+        rows.append(question_row(fact, kind, choices[_hash(fact.name, "wording") % len(choices)]))
+    return rows
+
+
+def _unknown_rows(names: Sequence[str], wordings: Sequence[str]) -> list[dict]:
+    questions = {name: wordings[_hash(name) % len(wordings)].format(name=name) for name in names}
+    return [_row(question, UNKNOWN, group="", name=name, kind="unknown") for name, question in questions.items()]
+
+
+def _chat_rows(subject: str, num_rows: int) -> list[dict]:
+    """Every chat pair, repeated until they are about 2 % of the rows."""
+    pairs = [(said, answer.format(subject=subject)) for sayings, answer in _CHATS for said in sayings]
+    times = max(1, round(0.02 * num_rows / len(pairs)))
+    return [_row(said, answer, group="", name="", kind="chat") for said, answer in pairs for _ in range(times)]
+
+
+def _with_dialogues(rows: Sequence[dict]) -> list[dict]:
+    """The rows, a fifth of them joined into conversations of two or three questions, so that a chat may go on."""
+    joined = list(rows[: len(rows) // 5])
+    singles = rows[len(joined) :]
+    dialogues = []
+    while joined:
+        length = 2 + len(joined) % 2
+        dialogues.append(_dialogue(joined[:length]))
+        joined = joined[length:]
+    return _shuffled([*singles, *dialogues])
+
+
+def _dialogue(turns: Sequence[dict]) -> dict:
+    messages = [message for turn in turns for message in turn["messages"]]
+    names = " ".join(turn["name"] for turn in turns if turn["name"])
+    return {**turns[-1], "messages": messages, "name": names, "kind": "dialogue"}
+
+
+def invented_names(facts: Sequence[Fact], known: set[str], *, count: int) -> Iterator[str]:
+    """Names that sound right and do not exist: a real module with an invented word."""
+    modules = sorted({fact.module for fact in facts if fact.kind not in _PAGE_KINDS})
+    seen = set(known)
+    for index in range(count if modules else 0):
+        draw = _hash(str(index), "invented")
+        word = "".join(parts[(draw >> 8 * place) % len(parts)] for place, parts in enumerate(_SYLLABLES))
+        name = f"{modules[(draw >> 24) % len(modules)]}.{word}"
+        if name not in seen:
+            seen.add(name)
+            yield name
+
+
+_SYLLABLES = (
+    ("flo", "bri", "quo", "zan", "mer", "tul", "vop", "gri", "sna", "ple", "dro", "chi"),
+    ("ble", "nix", "dorf", "mpify", "ster", "lux", "vate", "ndle", "gger", "rt"),
+    ("", "", "_all", "_once", "s", "_name"),
+)
+
+
+def write_rows(file: Path, rows: Iterable[dict]) -> None:
+    """JSON lines, whole or not at all."""
+    atomic_write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _shuffled(rows: Sequence[dict]) -> list[dict]:
+    """The rows in an order that is always the same and means nothing."""
+    return [rows[place] for place in sorted(range(len(rows)), key=lambda place: _hash("order", str(place)))]
+
+
+def _hash(*parts: str) -> int:
+    return int.from_bytes(blake2b("\0".join(parts).encode(), digest_size=7).digest())

@@ -1,0 +1,336 @@
+"""A checkpoint in another format or another precision, written piece by piece whatever its size.
+
+What it takes is said beforehand; the copy is compared with the original by its logits before it gets its name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from herd import gguf
+from herd.errors import CapacityError, CheckpointError, DataError
+from herd.formats.checkpoint import MAX_SHARD_BYTES, generation_config
+from herd.formats.compare import Difference, difference
+from herd.formats.gguf_model import open_gguf as reopen_gguf
+from herd.formats.gguf_model import plan_gguf, write_gguf
+from herd.formats.meta import (
+    PARAMS,
+    config_of_params,
+    feed_forward_width,
+    params_of,
+    plan_shards,
+    read_params,
+    write_meta,
+)
+from herd.formats.opened import find_checkpoint, open_weights
+from herd.formats.safetensors import plan_files, write_index, write_safetensors
+from herd.formats.stored import CHUNK_WEIGHTS, Format, StoredWeights, expected_shapes
+from herd.log import progress, say, size
+from herd.model.config import ModelConfig
+from herd.run import atomic_folder
+from herd.tokenizer.tokenizer import Tokenizer
+
+PRECISIONS = {
+    "float32": "F32",
+    "bfloat16": "BF16",
+    "float16": "F16",
+    "q8_0": "Q8_0",
+    "q4_0": "Q4_0",
+}
+"""What weights can be written as, and GGUF's names; the last two only in GGUF."""
+
+_SPARE_DISK = 50_000_000
+_RESIDENT_BYTES = 500_000_000  # Python, PyTorch and the libraries they load
+_PIECE_COPIES = 6  # of a piece in float32: read, turned, rounded, written, and what the allocator keeps
+_LOSSLESS, _ROUNDED = 1e-4, 0.1  # largest difference allowed, as a share of the logits' spread
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion will write, known before the first weight is read."""
+
+    format: Format
+    precision: str
+    files: dict[str, int]
+    """Bytes of each large file."""
+    config: ModelConfig
+
+    @property
+    def num_bytes(self) -> int:
+        """Disk that it takes."""
+        return sum(self.files.values())
+
+    @property
+    def memory_bytes(self) -> int:
+        """Anonymous memory that it takes at most; mapped files come on top, and can be dropped at any time."""
+        widest = max(self.config.intermediate_size, self.config.hidden_size, self.config.vocab_size // 8)
+        return _RESIDENT_BYTES + _PIECE_COPIES * 4 * max(CHUNK_WEIGHTS, self.config.head_dim * widest)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A finished conversion."""
+
+    path: Path
+    plan: Plan
+    difference: Difference | None
+    """None where it was not checked."""
+
+
+def convert(
+    source: Path | str,
+    target: Path | str,
+    *,
+    format: Format | None = None,
+    precision: str | None = None,
+    shards: int = 1,
+    check: bool = True,
+) -> Converted:
+    """Write a checkpoint in another format. The target is whole when it appears, or does not appear.
+
+    `format` None takes GGUF for a target named `.gguf` and Hugging Face's otherwise; `precision` None keeps what is
+    stored (bfloat16 for what is packed); `shards` are Meta's tensor-parallel files.
+
+    Raises:
+        CheckpointError: the source is damaged, the target exists, the format cannot hold the model, or the copy's
+            logits are not the original's.
+        CapacityError: the disk is too small.
+    """
+    source, target = find_checkpoint(source), Path(target)
+    weights = open_weights(source)
+    plan = plan_of(weights.config, target, format, precision or _stored_precision(weights), shards)
+    check_target(source, target, plan)
+    say(f"  {source} -> {target}: {describe(plan)}")
+    with _named(target), _aside(target, plan.format) as aside:
+        with progress("write", total=plan.num_bytes, unit="bytes") as bar:
+            for written in _write(weights, aside, plan, shards, target.stem):
+                bar.advance(written)
+        found = _compare(weights, aside, plan) if check else None
+    return Converted(target, plan, found)
+
+
+# ---- before ----------------------------------------------------------------------------------------------------------
+
+
+def plan_of(config: ModelConfig, target: Path, format: Format | None, precision: str, shards: int = 1) -> Plan:
+    """What would be written for a model of this configuration.
+
+    Raises:
+        CheckpointError: the format cannot hold it.
+    """
+    format = format or ("gguf" if target.suffix == ".gguf" else "huggingface")
+    if precision not in PRECISIONS:
+        raise CheckpointError(f"precision is {precision!r}; there are {', '.join(PRECISIONS)}.")
+    if shards < 1 or (shards > 1 and format != "meta"):
+        raise CheckpointError(f"shards={shards}: only Meta's format has tensor-parallel shards, one or more.")
+    shapes = expected_shapes(config)
+    if format == "gguf":
+        table = plan_gguf(config, shapes, PRECISIONS[precision])
+        return Plan(format, precision, {target.name: sum(gguf.num_bytes(*entry) for entry in table.values())}, config)
+    dtype = _dtype(precision, format)
+    if format == "meta":
+        params_of(config)
+        plans = plan_shards(config, shapes, shards).values()
+        part = sum(torch.Size(plan.shape).numel() for plan in plans if plan.same_as is None) * dtype.itemsize
+        return Plan(format, precision, {f"consolidated.{i:02d}.pth": part for i in range(shards)}, config)
+    files = plan_files(shapes, dtype, MAX_SHARD_BYTES)
+    sizes = {file: sum(torch.Size(shapes[n]).numel() for n in names) * dtype.itemsize for file, names in files.items()}
+    return Plan(format, precision, sizes, config)
+
+
+def plan_on_paper(
+    source: Path | str,
+    target: Path | str,
+    *,
+    format: Format | None = None,
+    precision: str | None = None,
+    shards: int = 1,
+) -> Plan:
+    """What `convert` would write; of the source only its configuration is needed, so it may hold no weights at all.
+
+    Raises:
+        CheckpointError: there is no configuration, or the format cannot hold the model.
+    """
+    source, target = Path(source), Path(target)
+    if not (source / "config.json").is_file() and (source / PARAMS).is_file():
+        return plan_of(_config_on_paper(source / PARAMS), target, format, precision or "bfloat16", shards)
+    if (source / "config.json").is_file() and not any(source.glob("*.safetensors")):
+        return plan_of(ModelConfig.from_folder(source), target, format, precision or "bfloat16", shards)
+    weights = open_weights(source)
+    return plan_of(weights.config, target, format, precision or _stored_precision(weights), shards)
+
+
+def _config_on_paper(file: Path) -> ModelConfig:
+    """A configuration from params.json alone, with the width of the feed-forward layer by Meta's rule."""
+    params = read_params(file)
+    width = feed_forward_width(params["dim"], params.get("ffn_dim_multiplier") or 1.0, params.get("multiple_of", 256))
+    rows = params.get("vocab_size", -1)
+    if rows < 1:
+        raise CheckpointError(f"{file} does not give vocab_size; the weights are needed to plan.")
+    return config_of_params(params, rows, width, tied=False, token_ids={})
+
+
+def check_target(source: Path, target: Path, plan: Plan) -> None:
+    """Refuse before the first byte is written what could not end well.
+
+    Raises:
+        CheckpointError: the target exists.
+        CapacityError: the disk is too small.
+    """
+    if target.exists() or target.is_symlink():
+        raise CheckpointError(f"{target} exists already; choose another name, or delete it.")
+    place = next(parent for parent in target.absolute().parents if parent.exists())
+    free = shutil.disk_usage(place).free
+    if free < plan.num_bytes + _SPARE_DISK:
+        raise CapacityError(
+            f"{target}: needs {size(plan.num_bytes + _SPARE_DISK)} of disk, {size(free)} is free; free some space or "
+            "choose another place."
+        )
+
+
+def describe(plan: Plan) -> str:
+    """A plan in one line."""
+    files = f"{len(plan.files)} files" if len(plan.files) > 1 else "one file"
+    return (
+        f"{plan.format}, {plan.precision}, {files}, {size(plan.num_bytes)} of disk, "
+        f"at most {size(plan.memory_bytes)} of memory"
+    )
+
+
+def _stored_precision(weights: StoredWeights) -> str:
+    return str(weights.dtype).removeprefix("torch.") if weights.dtype != torch.float64 else "float32"
+
+
+def _dtype(precision: str, format: Format) -> torch.dtype:
+    if precision not in ("float32", "bfloat16", "float16"):
+        raise CheckpointError(f"{precision} exists only in GGUF; choose bfloat16, float16 or float32 for {format}.")
+    return getattr(torch, precision)
+
+
+# ---- write -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _named(target: Path) -> Iterator[None]:
+    """A full disk says nothing of the file that it met: give such an error the target's name."""
+    try:
+        yield
+    except OSError as fault:
+        fault.filename = fault.filename or str(target)
+        raise
+
+
+@contextmanager
+def _aside(target: Path, format: Format) -> Iterator[Path]:
+    """A place to write to, which becomes the target when the block ends well and vanishes otherwise."""
+    if format != "gguf":
+        with atomic_folder(target) as folder:
+            yield folder
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    file = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        yield file
+        with open(file, "rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(file, target)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+
+
+def _write(weights: StoredWeights, aside: Path, plan: Plan, shards: int, name: str) -> Iterator[int]:
+    tokenizer = _tokenizer_of(weights.path)
+    if plan.format == "gguf":
+        fields = tokenizer.gguf_fields(weights.config.vocab_size) if tokenizer else {"tokenizer.ggml.model": "none"}
+        yield from write_gguf(weights, aside, PRECISIONS[plan.precision], fields, name)
+        return
+    dtype = _dtype(plan.precision, plan.format)
+    if plan.format == "meta":
+        yield from write_meta(weights, aside, dtype, shards)
+    else:
+        yield from _write_huggingface(weights, aside, dtype)
+    if tokenizer:
+        tokenizer.save(aside)
+    _write_generation_config(weights, aside)
+
+
+def _write_huggingface(weights: StoredWeights, aside: Path, dtype: torch.dtype) -> Iterator[int]:
+    shapes = {name: tensor.shape for name, tensor in weights.tensors.items()}
+    files = plan_files(shapes, dtype, MAX_SHARD_BYTES)
+    num_bytes = 0
+    for file, names in files.items():
+        pieces = {name: _rounded(weights, name, dtype) for name in names}
+        for written in write_safetensors(aside / file, {name: shapes[name] for name in names}, dtype, pieces):
+            num_bytes += written
+            yield written
+    if len(files) > 1:
+        write_index(aside, files, num_bytes)
+    values = weights.config.to_dict() | {"dtype": str(dtype).removeprefix("torch.")}
+    values.pop("quantization_config", None)
+    (aside / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _rounded(weights: StoredWeights, name: str, dtype: torch.dtype) -> Iterator[Tensor]:
+    for rows in weights.chunks(name):
+        yield rows.to(dtype).contiguous()
+
+
+def _tokenizer_of(place: Path) -> Tokenizer | None:
+    try:
+        return Tokenizer.load(place)
+    except DataError as fault:
+        say(f"  no tokenizer is written: {fault}")
+        return None
+
+
+def _write_generation_config(weights: StoredWeights, aside: Path) -> None:
+    """The source's own sampling settings, or Llama 3.1's with this model's ids."""
+    values: dict[str, Any] = generation_config(weights.config)
+    file = weights.path / "generation_config.json"
+    if weights.path.is_dir() and file.is_file():
+        shutil.copyfile(file, aside / file.name)
+    else:
+        (aside / file.name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+# ---- check -----------------------------------------------------------------------------------------------------------
+
+
+def _compare(weights: StoredWeights, aside: Path, plan: Plan) -> Difference:
+    """The copy's logits beside the original's.
+
+    Raises:
+        CheckpointError: they are further apart than rounding explains.
+    """
+    copy = reopen_gguf(aside) if plan.format == "gguf" else open_weights(aside)
+    layers = 2 * (weights.config.num_hidden_layers + 1)
+    with progress("compare", total=layers, unit="layers") as bar:
+        found = difference(weights, copy, lambda _: bar.advance(1))
+    say(f"  {found}")
+    allowed = _allowed(weights, plan)
+    if not math.isfinite(found.largest) or found.largest > allowed * max(found.spread, 1.0):
+        raise CheckpointError(
+            f"{weights.path}: the copy does not predict what the original does: {found}. Nothing was written. "
+            "`herd inspect PATH weights=true` shows weights that are not finite; check=false writes the copy anyway."
+        )
+    return found
+
+
+def _allowed(weights: StoredWeights, plan: Plan) -> float:
+    """As a share of the logits' spread: nothing but the order of sums, rounding to 16 bits, or anything finite."""
+    if plan.precision.startswith("q"):
+        return float("inf")
+    kinds = {tensor.dtype for tensor in weights.tensors.values()}
+    return _LOSSLESS if plan.precision == "float32" or kinds == {plan.precision} else _ROUNDED

@@ -1,0 +1,306 @@
+"""Llama in llama.cpp's GGUF files: fields and names, read and written.
+
+Queries and keys stand in Meta's order of channels; Llama 3.1's scaling of the rotary frequencies is a tensor of
+divisors, `rope_freqs.weight`; norms are float32. Blocks are turned into numbers as they are read.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from herd import gguf
+from herd.errors import CheckpointError, ConfigError
+from herd.formats import ggml
+from herd.formats.stored import StoredTensor, StoredWeights, check_fit, is_rotary, spans
+from herd.gguf import GGUFFile, GGUFTensor, read_gguf
+from herd.model.config import ModelConfig, RopeScaling
+from herd.model.rope import halves_to_interleaved, inverse_frequencies, scale_frequencies
+
+SUFFIX = ".gguf"
+
+_OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_INNER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_DIVISORS = "rope_freqs.weight"
+_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}
+_TORCH_NAMES = {name: str(dtype).removeprefix("torch.") for name, dtype in ggml.PLAIN.items()}
+_SCALING, _IDS = "herd.rope_scaling", "herd.token_ids"  # fields of our own: what llama.cpp has no word for
+
+TYPES = tuple(_FILE_TYPES)
+"""The types in which weights are written."""
+
+
+# ---- read ------------------------------------------------------------------------------------------------------------
+
+
+def open_gguf(path: Path) -> StoredWeights:
+    """A Llama in a GGUF file.
+
+    Raises:
+        CheckpointError: the file is damaged, or its tensors do not fit its fields.
+        ConfigError: it describes something other than a Llama.
+    """
+    file = read_gguf(path)
+    with open(path, "rb") as stream:
+        content = torch.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
+    config = config_of_file(file)
+    tensors = {
+        _huggingface_name(path, name): _stored(name, tensor, path, content)
+        for name, tensor in file.tensors.items()
+        if name != _DIVISORS
+    }
+    return check_fit(StoredWeights(path, "gguf", config, tensors, adjacent=True), "list of fields")
+
+
+def config_of_file(file: GGUFFile) -> ModelConfig:
+    """The configuration that a file's fields describe.
+
+    Raises:
+        ConfigError: it is no Llama, or has something that is not supported here.
+        CheckpointError: a field or the embedding is missing.
+    """
+    fields, path = file.fields, file.path
+    _check_is_llama(fields, path)
+    heads = _field(file, "llama.attention.head_count", int)
+    width = _field(file, "llama.embedding_length", int)
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None:
+        raise CheckpointError(f"{path} lacks the tensor token_embd.weight.")
+    try:
+        config = ModelConfig(
+            vocab_size=embedding.shape[0],
+            hidden_size=width,
+            intermediate_size=_field(file, "llama.feed_forward_length", int),
+            num_hidden_layers=_field(file, "llama.block_count", int),
+            num_attention_heads=heads,
+            num_key_value_heads=_field(file, "llama.attention.head_count_kv", int, heads),
+            head_dim=_field(file, "llama.attention.key_length", int, 0) or None,
+            max_position_embeddings=_field(file, "llama.context_length", int),
+            rms_norm_eps=round(_field(file, "llama.attention.layer_norm_rms_epsilon", float), 12),
+            rope_theta=_field(file, "llama.rope.freq_base", float, 10_000.0),
+            tie_word_embeddings="output.weight" not in file.tensors,
+            attention_bias="blk.0.attn_q.bias" in file.tensors,
+            mlp_bias="blk.0.ffn_up.bias" in file.tensors,
+            **_token_ids(fields),
+        )
+    except ConfigError as fault:
+        raise ConfigError(f"{path}: {fault}") from None
+    if fields.get("llama.rope.dimension_count", config.head_dim) != config.head_dim:
+        raise ConfigError(f"{path}: only part of each head is turned (llama.rope.dimension_count); that is no Llama.")
+    return _with_scaling(file, config)
+
+
+def _check_is_llama(fields: dict[str, Any], path: Path) -> None:
+    if (architecture := fields.get("general.architecture")) != "llama":
+        raise ConfigError(f"{path}: general.architecture is {architecture!r}; only 'llama' is supported.")
+    if fields.get("llama.expert_count"):
+        raise ConfigError(f"{path}: a mixture of {fields['llama.expert_count']} experts (Mixtral); a Llama has none.")
+    if fields.get("split.count", 1) != 1:
+        raise ConfigError(
+            f"{path}: one of {fields['split.count']} parts of a model; join them with llama.cpp's "
+            "`llama-gguf-split --merge`."
+        )
+    scaling = fields.get("llama.rope.scaling.type", "none")
+    if scaling not in ("none", ""):
+        raise ConfigError(f"{path}: RoPE scaling of the type {scaling!r}; supported is Llama 3.1's, or none.")
+
+
+def _field(file: GGUFFile, key: str, kind: type, default: Any = None) -> Any:
+    value = file.fields.get(key, default)
+    if value is None:
+        raise CheckpointError(f"{file.path} lacks the field {key}.")
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ConfigError(f"{file.path}: the field {key} is {value!r}, expected one {kind.__name__}.")
+    return value
+
+
+def _token_ids(fields: dict[str, Any]) -> dict[str, Any]:
+    """Begin, end and padding. A foreign file that names the end of a turn as its end was trained on conversations."""
+    known = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+    try:
+        return {name: value for name, value in json.loads(fields[_IDS]).items() if name in known}
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        ids = {name: fields.get(f"tokenizer.ggml.{key}_token_id") for name, key in known.items()}
+        return {name: value for name, value in ids.items() if isinstance(value, int)}
+
+
+def _with_scaling(file: GGUFFile, config: ModelConfig) -> ModelConfig:
+    """The configuration with the RoPE scaling whose divisors the file holds."""
+    if _DIVISORS not in file.tensors:
+        return config
+    table = file.tensors[_DIVISORS]
+    if table.type != "F32" or table.shape != (config.head_dim // 2,):
+        raise CheckpointError(
+            f"{file.path}: tensor {_DIVISORS} is {table.type} {list(table.shape)}, expected F32 "
+            f"{[config.head_dim // 2]}."
+        )
+    found = torch.from_file(str(file.path), shared=False, size=table.offset + table.num_bytes, dtype=torch.uint8)
+    found = found[table.offset :].clone().view(torch.float32)
+    for scaling in (_own_scaling(file.fields), RopeScaling(factor=max(1.0, round(float(found.max()), 4)))):
+        if scaling and torch.allclose(rope_divisors(replace(config, rope_scaling=scaling)), found, rtol=1e-4):
+            return replace(config, rope_scaling=scaling)
+    raise ConfigError(f"{file.path}: the divisors in {_DIVISORS} are not those of Llama 3.1's RoPE scaling.")
+
+
+def _own_scaling(fields: dict[str, Any]) -> RopeScaling | None:
+    try:
+        return RopeScaling(**json.loads(fields[_SCALING]))
+    except (KeyError, ValueError, TypeError, RecursionError):
+        return None
+
+
+def rope_divisors(config: ModelConfig) -> Tensor:
+    """By how much each rotary frequency is slowed: (C/2,) float32, from 1 to the scaling's factor."""
+    plain = inverse_frequencies(replace(config, rope_scaling=None))
+    return plain / scale_frequencies(plain, config.rope_scaling)
+
+
+def _stored(name: str, tensor: GGUFTensor, path: Path, content: Tensor) -> StoredTensor:
+    num_rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
+    matrix = content[tensor.offset : tensor.offset + tensor.num_bytes].view(num_rows, -1)
+
+    def rows(begin: int, end: int) -> Tensor:
+        if len(tensor.shape) == 1:
+            return ggml.dequantize(matrix, tensor.type)[0, begin:end]
+        return ggml.dequantize(matrix[begin:end], tensor.type)
+
+    dtype = _TORCH_NAMES.get(tensor.type, tensor.type)
+    return StoredTensor(name, dtype, tensor.shape, tensor.num_bytes, path, rows)
+
+
+def _huggingface_name(path: Path, name: str) -> str:
+    words = name.split(".")
+    if len(words) == 2 and words[0] in _OUTER:
+        return f"{_OUTER[words[0]]}.{words[1]}"
+    if len(words) == 4 and words[0] == "blk" and words[2] in _INNER:
+        return f"model.layers.{words[1]}.{_INNER[words[2]]}.{words[3]}"
+    raise CheckpointError(f"{path} holds the tensor {name}, which is not part of a Llama.")
+
+
+# ---- write -----------------------------------------------------------------------------------------------------------
+
+
+def gguf_name(name: str) -> str:
+    """llama.cpp's name of a tensor, from Hugging Face's.
+
+    Example: gguf_name("model.layers.0.self_attn.q_proj.weight") == "blk.0.attn_q.weight".
+    """
+    stem, _, kind = name.rpartition(".")
+    outer = {target: source for source, target in _OUTER.items()}
+    if stem in outer:
+        return f"{outer[stem]}.{kind}"
+    inner = {target: source for source, target in _INNER.items()}
+    layer, _, rest = stem.removeprefix("model.layers.").partition(".")
+    if rest not in inner:
+        raise CheckpointError(f"GGUF has no place for the tensor {name} of a Llama.")
+    return f"blk.{layer}.{inner[rest]}.{kind}"
+
+
+def types_of(shapes: dict[str, tuple[int, ...]], type: str) -> dict[str, str]:
+    """In what each tensor is written, by Hugging Face's names.
+
+    Norms and biases stay float32. Beside Q4_0 the embedding and the head take Q8_0, where rounding costs the most. A
+    matrix whose rows are not whole blocks stays float16.
+    """
+    chosen = {}
+    for name, shape in shapes.items():
+        wanted = "Q8_0" if type == "Q4_0" and not name.startswith("model.layers.") else type
+        if len(shape) == 1:
+            wanted = "F32"
+        elif shape[-1] % gguf.TYPES[wanted].num_weights:
+            wanted = "F16"
+        chosen[name] = wanted
+    return chosen
+
+
+def fields_of(config: ModelConfig, tokenizer_fields: dict[str, Any], type: str, name: str) -> dict[str, Any]:
+    """The fields of a Llama's file; `tokenizer_fields` are a tokenizer's `gguf_fields`."""
+    ids = {key: getattr(config, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    fields: dict[str, Any] = {
+        "general.architecture": "llama",
+        "general.type": "model",
+        "general.name": name,
+        "general.file_type": _FILE_TYPES[type],
+        "general.quantization_version": 2,
+        "llama.vocab_size": config.vocab_size,
+        "llama.context_length": config.max_position_embeddings,
+        "llama.embedding_length": config.hidden_size,
+        "llama.block_count": config.num_hidden_layers,
+        "llama.feed_forward_length": config.intermediate_size,
+        "llama.attention.head_count": config.num_attention_heads,
+        "llama.attention.head_count_kv": config.num_key_value_heads,
+        "llama.attention.key_length": config.head_dim,
+        "llama.attention.value_length": config.head_dim,
+        "llama.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        "llama.rope.dimension_count": config.head_dim,
+        "llama.rope.freq_base": float(config.rope_theta),
+        _IDS: json.dumps({key: value for key, value in ids.items() if value is not None}),
+    }
+    if config.rope_scaling:
+        fields[_SCALING] = json.dumps(asdict(config.rope_scaling))
+    return fields | tokenizer_fields
+
+
+def plan_gguf(
+    config: ModelConfig, shapes: dict[str, tuple[int, ...]], type: str
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of every tensor of the file, by llama.cpp's names, in order."""
+    types = types_of(shapes, type)
+    plan = {gguf_name(name): (types[name], shape) for name, shape in shapes.items()}
+    if config.rope_scaling:
+        plan = {_DIVISORS: ("F32", (config.head_dim // 2,))} | plan
+    return plan
+
+
+def write_gguf(
+    weights: StoredWeights, path: Path, type: str, tokenizer_fields: dict[str, Any], name: str
+) -> Iterator[int]:
+    """Write a file, a few rows at a time; yields the bytes written as it goes on.
+
+    Raises:
+        CheckpointError: a weight does not fit float16.
+    """
+    config = weights.config
+    shapes = {key: tensor.shape for key, tensor in weights.tensors.items()}
+    plan, types = plan_gguf(config, shapes, type), types_of(shapes, type)
+    with open(path, "wb") as stream:
+        stream.write(gguf.header(fields_of(config, tokenizer_fields, type, name), plan))
+        if config.rope_scaling:
+            stream.write(rope_divisors(config).numpy().tobytes())
+            gguf.write_padding(stream)
+        for key, shape in shapes.items():
+            for begin, end in spans(shape, config.head_dim):
+                content = _encoded(weights, key, begin, end, types[key])
+                stream.write(content.numpy().data)
+                yield content.nbytes
+            gguf.write_padding(stream)
+
+
+def _encoded(weights: StoredWeights, name: str, begin: int, end: int, type: str) -> Tensor:
+    rows = weights.tensors[name].rows(begin, end)
+    if is_rotary(name) and not weights.adjacent:
+        rows = halves_to_interleaved(rows, len(rows) // weights.config.head_dim)
+    content = ggml.quantize(rows.reshape(len(rows), -1), type)
+    if type == "F16" and not torch.isfinite(content.view(torch.float16)).all():
+        raise CheckpointError(
+            f"{weights.tensors[name].file}: tensor {weights.tensors[name].name} holds values beyond float16; "
+            "choose bfloat16."
+        )
+    return content

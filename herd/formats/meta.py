@@ -1,0 +1,384 @@
+"""The checkpoints that Meta ships: `params.json` and one or several `consolidated.NN.pth`, read and written.
+
+Several files are the shards of one tensor-parallel model, each weight cut by its own rule. Meta turns adjacent
+channels as a pair, Hugging Face channels half a head apart; queries and keys are permuted accordingly.
+
+Source: Meta's llama-models (`checkpoint.py`), transformers' conversion script.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from herd.errors import CheckpointError, ConfigError
+from herd.formats.pth import TensorPlan, write_pth
+from herd.formats.stored import StoredTensor, StoredWeights, check_fit, is_rotary, some_tensors, spans
+from herd.model.config import ModelConfig, RopeScaling
+from herd.model.rope import halves_to_interleaved
+
+_NAMES = {  # Meta's name -> Hugging Face's, and the dimension along which shards are joined (None: all alike)
+    "tok_embeddings": ("model.embed_tokens", 0),
+    "attention.wq": ("self_attn.q_proj", 0),
+    "attention.wk": ("self_attn.k_proj", 0),
+    "attention.wv": ("self_attn.v_proj", 0),
+    "attention.wo": ("self_attn.o_proj", 1),
+    "feed_forward.w1": ("mlp.gate_proj", 0),
+    "feed_forward.w2": ("mlp.down_proj", 1),
+    "feed_forward.w3": ("mlp.up_proj", 0),
+    "attention_norm": ("input_layernorm", None),
+    "ffn_norm": ("post_attention_layernorm", None),
+    "norm": ("model.norm", None),
+    "output": ("lm_head", 0),
+}
+_META_NAMES = {target: (name, dimension) for name, (target, dimension) in _NAMES.items()}
+_KEYS_AND_VALUES = ("attention.wk", "attention.wv")
+_REQUIRED = ("dim", "n_layers", "n_heads")
+_FREQUENCIES = "rope.freqs"  # a table that can be computed
+_LLAMA3_ROWS, _LLAMA3_IDS = 128_256, {"bos_token_id": 128_000, "eos_token_id": (128_001, 128_008, 128_009)}
+
+PARAMS = "params.json"
+
+
+def is_meta_checkpoint(folder: Path) -> bool:
+    """Whether a folder is in Meta's format."""
+    return (folder / PARAMS).is_file() and any(folder.glob("consolidated.*.pth"))
+
+
+# ---- read ------------------------------------------------------------------------------------------------------------
+
+
+def open_meta(folder: Path) -> StoredWeights:
+    """A checkpoint in Meta's format, its shards joined as they are read.
+
+    Files are read with `weights_only`, so that nothing in them is executed, and mapped rather than copied.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or holds anything but tensors, or tensors do not fit params.json.
+        ConfigError: params.json describes something other than a Llama.
+    """
+    files = sorted(folder.glob("consolidated.*.pth"))
+    if not files:
+        raise CheckpointError(f"{folder} holds no consolidated.*.pth.")
+    _check_numbering(folder, files)
+    shards = [_read_shard(file) for file in files]
+    config = meta_config(folder / PARAMS, shards)
+    tensors = {}
+    for file, shard in zip(files[1:], shards[1:], strict=True):
+        if extra := [name for name in shard if name not in shards[0]]:
+            raise CheckpointError(f"{file} holds {some_tensors(extra)}, which {files[0].name} lacks.")
+    for name in shards[0]:
+        if name != _FREQUENCIES:
+            target, tensor = _joined(folder, name, files, shards, config)
+            tensors[target] = tensor
+    if config.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)
+    return check_fit(StoredWeights(folder, "meta", config, tensors, adjacent=True), PARAMS)
+
+
+def meta_config(file: Path, shards: list[dict[str, Tensor]]) -> ModelConfig:
+    """Translate params.json; what it leaves out (vocabulary, width of the feed-forward layer) is read off the weights.
+
+    Raises:
+        CheckpointError: the file is missing or not JSON.
+        ConfigError: a value is missing or impossible.
+    """
+    params = read_params(file)
+    try:
+        embedding, first_gate = shards[0]["tok_embeddings.weight"], shards[0]["layers.0.feed_forward.w1.weight"]
+        (_, columns), (gate_rows, _) = embedding.shape, first_gate.shape
+    except KeyError as name:
+        raise CheckpointError(f"{file.parent}: its consolidated.*.pth lack the tensor {name}.") from None
+    except ValueError:
+        raise CheckpointError(
+            f"{file.parent}: tok_embeddings.weight or layers.0.feed_forward.w1.weight is no matrix."
+        ) from None
+    rows = embedding.shape[0] * (len(shards) if columns == params["dim"] else 1)  # Llama 1 and 2 split by columns
+    tied = "output.weight" not in shards[0] or _are_equal(shards, "output.weight", "tok_embeddings.weight")
+    try:
+        return config_of_params(params, rows, gate_rows * len(shards), tied, _token_ids(file.parent, rows))
+    except ConfigError as fault:
+        raise ConfigError(f"{file}: {fault}") from None
+
+
+def read_params(file: Path) -> dict[str, Any]:
+    """The content of params.json.
+
+    Raises:
+        CheckpointError: the file is missing or not JSON.
+        ConfigError: a value is missing.
+    """
+    try:
+        params = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as fault:
+        raise CheckpointError(f"{file} cannot be read as JSON: {fault}.") from None
+    if not isinstance(params, dict):
+        raise CheckpointError(f"{file} must hold a JSON object, not {type(params).__name__}.")
+    if missing := [name for name in _REQUIRED if name not in params]:
+        raise ConfigError(f"{file} lacks {', '.join(missing)}.")
+    if wrong := [name for name in _REQUIRED if not isinstance(params[name], int)]:
+        raise ConfigError(f"{file}: {wrong[0]} must be a whole number, not {params[wrong[0]]!r}.")
+    return params
+
+
+def config_of_params(
+    params: dict[str, Any], vocab_size: int, intermediate_size: int, tied: bool, token_ids: dict[str, Any]
+) -> ModelConfig:
+    """A params.json together with what has to be read off the weights."""
+    scaled = bool(params.get("use_scaled_rope"))
+    return ModelConfig(
+        vocab_size=vocab_size,
+        hidden_size=params["dim"],
+        intermediate_size=intermediate_size,
+        num_hidden_layers=params["n_layers"],
+        num_attention_heads=params["n_heads"],
+        num_key_value_heads=params.get("n_kv_heads") or params["n_heads"],
+        max_position_embeddings=params.get("max_seq_len") or (131_072 if scaled else 8192),
+        rms_norm_eps=params.get("norm_eps", 1e-5),
+        rope_theta=params.get("rope_theta", 10_000.0),
+        rope_scaling=RopeScaling(factor=params.get("rope_scaling_factor") or 8.0) if scaled else None,
+        tie_word_embeddings=tied,
+        **token_ids,
+    )
+
+
+def feed_forward_width(hidden_size: int, multiplier: float, multiple_of: int) -> int:
+    """The rule by which Meta derives F from D: two thirds of 4 D, times a multiplier, rounded up.
+
+    Example: feed_forward_width(4096, 1.3, 1024) == 14336 (Llama 3 8B).
+    """
+    width = int(multiplier * int(2 * (4 * hidden_size) / 3))
+    return multiple_of * math.ceil(width / multiple_of)
+
+
+def _token_ids(folder: Path, num_rows: int) -> dict[str, Any]:
+    """Begin and end of a text: not in params.json, but in generation_config.json or the folder's name."""
+    try:
+        values = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+        return {name: values[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in values}
+    except (OSError, ValueError, TypeError, RecursionError):
+        pass
+    if num_rows != _LLAMA3_ROWS:
+        return {}
+    is_instruct = "instruct" in f"{folder.resolve().parent.name}/{folder.resolve().name}".lower()
+    return _LLAMA3_IDS if is_instruct else _LLAMA3_IDS | {"eos_token_id": 128_001}
+
+
+def _check_numbering(folder: Path, files: list[Path]) -> None:
+    for number, file in enumerate(files):
+        if file.name != f"consolidated.{number:02d}.pth":
+            raise CheckpointError(f"{folder}: consolidated.{number:02d}.pth is missing; there is {file.name}.")
+
+
+def _read_shard(file: Path) -> dict[str, Tensor]:
+    try:
+        content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{file} holds something other than tensors, and was not opened: it could run code."
+        ) from None
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, IndexError, AttributeError, TypeError) as fault:
+        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
+        raise CheckpointError(f"{file} is truncated or damaged: {reason}") from None
+    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise CheckpointError(f"{file} does not hold a table of tensors.")
+    for name, tensor in content.items():
+        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+            kind = str(tensor.dtype if tensor.layout == torch.strided else tensor.layout).removeprefix("torch.")
+            raise CheckpointError(f"{file}: tensor {name} is {kind}, expected floats.")
+    return content
+
+
+def _are_equal(shards: list[dict[str, Tensor]], first: str, second: str) -> bool:
+    """Whether two tensors hold the same numbers; a few rows usually tell."""
+    pairs = [(shard[first], shard[second]) for shard in shards if first in shard and second in shard]
+    if any(a.shape != b.shape or not torch.equal(a[:8], b[:8]) for a, b in pairs):
+        return False
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def _joined(
+    folder: Path, name: str, files: list[Path], shards: list[dict[str, Tensor]], config: ModelConfig
+) -> tuple[str, StoredTensor]:
+    """One weight of all shards under its Hugging Face name."""
+    layer = re.match(r"layers\.(\d+)\.", name)
+    inner = name.removeprefix(layer.group() if layer else "").removesuffix(".weight")
+    if inner not in _NAMES:
+        raise CheckpointError(f"{folder}: the tensor {name} is not part of a Llama.")
+    if lacking := [file.name for file, shard in zip(files, shards, strict=True) if name not in shard]:
+        raise CheckpointError(f"{folder}: {lacking[0]} lacks the tensor {name}.")
+    target, dimension = _NAMES[inner]
+    parts = [shard[name] for shard in shards]
+    if inner == "tok_embeddings" and parts[0].shape[-1] != config.hidden_size:
+        dimension = 1
+    if inner in _KEYS_AND_VALUES:
+        parts = _without_replicas(parts, config)
+    if dimension is None:
+        parts = parts[:1]
+    prefix = f"model.layers.{layer[1]}." if layer else ""
+    stored = StoredTensor(
+        name=name,
+        dtype=str(parts[0].dtype).removeprefix("torch."),
+        shape=_joined_shape(folder, name, parts, dimension or 0),
+        num_bytes=sum(part.nbytes for part in parts),
+        file=files[0] if len(files) == 1 else folder,
+        rows=_rows_of(parts, dimension or 0),
+    )
+    return f"{prefix}{target}.weight", stored
+
+
+def _joined_shape(folder: Path, name: str, parts: list[Tensor], dimension: int) -> tuple[int, ...]:
+    shape = list(parts[0].shape)
+    rest = {tuple(part.shape[:dimension] + part.shape[dimension + 1 :]) for part in parts}
+    if len(rest) > 1 or len(shape) <= dimension or len({part.dtype for part in parts}) > 1:
+        found = ", ".join(f"{list(part.shape)} {str(part.dtype).removeprefix('torch.')}" for part in parts)
+        raise CheckpointError(f"{folder}: the shards of {name} do not fit together: {found}.")
+    shape[dimension] = sum(part.shape[dimension] for part in parts)
+    return tuple(shape)
+
+
+def _rows_of(parts: list[Tensor], dimension: int):
+    def rows(begin: int, end: int) -> Tensor:
+        if dimension == 1:
+            return torch.cat([part[begin:end] for part in parts], 1)
+        taken, offset = [], 0
+        for part in parts:
+            taken.append(part[max(begin - offset, 0) : max(end - offset, 0)])
+            offset += len(part)
+        taken = [part for part in taken if len(part)]
+        return taken[0] if len(taken) == 1 else torch.cat(taken)
+
+    return rows
+
+
+def _without_replicas(parts: list[Tensor], config: ModelConfig) -> list[Tensor]:
+    """Where there are more shards than key-value heads, each head is repeated; keep one of each."""
+    repeats = max(1, sum(len(part) for part in parts) // (config.num_key_value_heads * config.head_dim))
+    return parts[::repeats]
+
+
+# ---- write -----------------------------------------------------------------------------------------------------------
+
+
+def params_of(config: ModelConfig) -> dict[str, Any]:
+    """What params.json says of a model.
+
+    Raises:
+        CheckpointError: Meta's format has no word for something that this model has.
+    """
+    scaling, usual = config.rope_scaling, RopeScaling()
+    if scaling and RopeScaling(factor=scaling.factor) != scaling:
+        raise CheckpointError(
+            "Meta's format knows only Llama 3.1's RoPE scaling (low_freq_factor 1, high_freq_factor 4, 8192 tokens), "
+            f"not {scaling}."
+        )
+    if config.head_dim * config.num_attention_heads != config.hidden_size:
+        raise CheckpointError(f"Meta's format has no word for a head_dim of {config.head_dim} at this width.")
+    if config.attention_bias or config.mlp_bias:
+        raise CheckpointError("Meta's format has no place for biases.")
+    params = {
+        "dim": config.hidden_size,
+        "n_layers": config.num_hidden_layers,
+        "n_heads": config.num_attention_heads,
+        "n_kv_heads": config.num_key_value_heads,
+        "vocab_size": config.vocab_size,
+        **_width_rule(config),
+        "norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "use_scaled_rope": scaling is not None,
+    }
+    if scaling and scaling.factor != usual.factor:
+        params["rope_scaling_factor"] = scaling.factor
+    if config.max_position_embeddings != (131_072 if scaling else 8192):
+        params["max_seq_len"] = config.max_position_embeddings
+    return params
+
+
+def _width_rule(config: ModelConfig) -> dict[str, float]:
+    """A multiplier and a step from which `feed_forward_width` gives this width; the released models' own first."""
+    plain, width = int(2 * (4 * config.hidden_size) / 3), config.intermediate_size
+    step = math.gcd(width, 4096)
+    rules = [(1.3, 1024), (1.3, 4096), (1.2, 4096), (1.5, 256), (1.0, 256), ((width - step / 2) / plain, step)]
+    multiplier, multiple_of = next(rule for rule in rules if feed_forward_width(config.hidden_size, *rule) == width)
+    return {"ffn_dim_multiplier": multiplier, "multiple_of": multiple_of}
+
+
+def plan_shards(config: ModelConfig, shapes: dict[str, tuple[int, ...]], num_shards: int) -> dict[str, TensorPlan]:
+    """Meta's name of each tensor, by Hugging Face's, and what one of `num_shards` files holds of it.
+
+    Raises:
+        CheckpointError: a tensor cannot be cut into that many equal parts.
+    """
+    kv_parts = min(num_shards, config.num_key_value_heads)
+    if num_shards % kv_parts or config.num_attention_heads % num_shards:
+        raise CheckpointError(
+            f"{num_shards} shards: {config.num_attention_heads} heads and {config.num_key_value_heads} key-value heads "
+            "cannot be shared out evenly."
+        )
+    plans = {}
+    for name, shape in shapes.items():
+        meta_name, dimension = _meta_name(name)
+        parts = kv_parts if meta_name.endswith(tuple(f"{inner}.weight" for inner in _KEYS_AND_VALUES)) else num_shards
+        if dimension is not None and shape[dimension] % parts:
+            raise CheckpointError(f"{num_shards} shards: {name} of shape {list(shape)} cannot be cut into {parts}.")
+        part = tuple(size // parts if axis == dimension else size for axis, size in enumerate(shape))
+        plans[name] = TensorPlan(meta_name, part)
+    if config.tie_word_embeddings:  # Meta's own 1B and 3B name the shared matrix twice
+        plans["lm_head.weight"] = TensorPlan(
+            "output.weight", plans["model.embed_tokens.weight"].shape, "tok_embeddings.weight"
+        )
+    return plans
+
+
+def write_meta(weights: StoredWeights, folder: Path, dtype: torch.dtype, num_shards: int) -> Iterator[int]:
+    """Write params.json and the consolidated.NN.pth into a folder; yields the bytes written as it goes on.
+
+    Raises:
+        CheckpointError: the format cannot hold this model, or it cannot be cut into that many shards.
+    """
+    params = params_of(weights.config)
+    plans = plan_shards(weights.config, {name: t.shape for name, t in weights.tensors.items()}, num_shards)
+    for shard in range(num_shards):
+        pieces = {
+            plan.name: _pieces(weights, name, plan, shard, num_shards, dtype)
+            for name, plan in plans.items()
+            if plan.same_as is None
+        }
+        yield from write_pth(folder / f"consolidated.{shard:02d}.pth", list(plans.values()), dtype, pieces)
+    (folder / PARAMS).write_text(json.dumps(params, indent=1) + "\n", encoding="utf-8")
+
+
+def _pieces(
+    weights: StoredWeights, name: str, plan: TensorPlan, shard: int, num_shards: int, dtype: torch.dtype
+) -> Iterator[Tensor]:
+    """One shard's part of a tensor in Meta's order, a few rows at a time."""
+    tensor, head_dim = weights.tensors[name], weights.config.head_dim
+    if plan.shape[0] != tensor.shape[0]:  # cut by rows; where there are fewer heads than shards, each is repeated
+        part = shard * (tensor.shape[0] // plan.shape[0]) // num_shards
+        first, columns = part * plan.shape[0], slice(None)
+    elif plan.shape != tensor.shape:
+        first, columns = 0, slice(shard * plan.shape[1], (shard + 1) * plan.shape[1])
+    else:
+        first, columns = 0, slice(None)
+    for begin, end in spans(plan.shape, head_dim):
+        rows = tensor.rows(first + begin, first + end)
+        if is_rotary(name) and not weights.adjacent:
+            rows = halves_to_interleaved(rows, len(rows) // head_dim)
+        yield (rows[:, columns] if rows.ndim > 1 else rows).to(dtype).contiguous()
+
+
+def _meta_name(name: str) -> tuple[str, int | None]:
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    inner = name.removeprefix(layer.group() if layer else "").removesuffix(".weight")
+    if inner not in _META_NAMES:
+        raise CheckpointError(f"Meta's format has no place for the tensor {name}.")
+    meta_name, dimension = _META_NAMES[inner]
+    return f"layers.{layer[1]}.{meta_name}.weight" if layer else f"{meta_name}.weight", dimension

@@ -1,0 +1,25 @@
+"""Opening a finished model the short way: `herd.load`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from herd.formats.checkpoint import find_checkpoint
+from herd.formats.checkpoint import load as load_checkpoint
+from herd.model.llama import Llama
+from herd.tokenizer.tokenizer import Tokenizer
+
+
+def load(path: Path | str, *, dtype: torch.dtype | None = None, device: str = "cpu") -> tuple[Llama, Tokenizer]:
+    """A checkpoint's model, in eval mode, and its tokenizer; `model(tokens) -> logits`.
+
+        model, tokenizer = herd.load("runs/demo")
+        logits = model(torch.tensor([tokenizer.encode("def main(", bos=True)]))
+
+    Raises:
+        CheckpointError: there is no checkpoint at `path`, or it is damaged.
+    """
+    folder = find_checkpoint(path)
+    return load_checkpoint(folder, dtype=dtype, device=device), Tokenizer.load(folder)

@@ -1,0 +1,89 @@
+"""Words as numbers, and documents whose words are none of their corpus."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from herd.curate.filters.outliers import Outliers, WordCounts, load_counts, save_counts
+from herd.curate.ngrams import ngram_numbers, word_numbers, word_spans
+
+WORDS = [a + b + c for a in "bdfklmnprstvz" for b in "aeiou" for c in ("n", "ra", "sto", "lu", "mer")]
+
+
+def page(seed, length=None, words=WORDS):
+    draw = random.Random(seed)
+    weights = [1 / (rank + 1) for rank in range(len(words))]
+    return " ".join(draw.choices(words, weights, k=length or draw.randrange(40, 400)))
+
+
+def test_words_have_the_same_number_wherever_they_stand():
+    numbers = word_numbers("The bee, the BEE; a bee-hive 12 été")
+    assert numbers[0] == numbers[2] and numbers[1] == numbers[3] == numbers[5] and len(set(numbers.tolist())) == 6
+    assert word_numbers("x " * 100_000 + "bee")[-1] == numbers[1]  # beyond the first chunk
+    assert len(word_numbers("蜜蜂飞 bee ไทย")) == 3 + 1 + 3 and len(word_numbers("")) == 0
+    assert word_numbers("bee").dtype == np.uint64
+
+
+def test_ngrams_tell_order_apart():
+    words = word_numbers("a b c a b d")
+    pairs = ngram_numbers(words, 2)
+    assert pairs[0] == pairs[3] and len(set(pairs.tolist())) == 4
+    assert ngram_numbers(words, 6).shape == (1,) and ngram_numbers(words, 7).shape == (0,)
+    assert ngram_numbers(word_numbers("a b"), 2) != ngram_numbers(word_numbers("b a"), 2)
+
+
+@given(st.text(max_size=300))
+def test_spans_and_numbers_agree(text):
+    spans = word_spans(text.lower())
+    assert len(spans) == len(word_numbers(text))
+    assert all(start < end for start, end in spans)
+    lower = text.lower()
+    same = {}
+    for (start, end), number in zip(spans, word_numbers(lower).tolist(), strict=True):
+        assert same.setdefault(lower[start:end], number) == number
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    words = WordCounts()
+    for seed in range(200):
+        words.add(page(seed))
+    return Outliers.fit({"xx": words})
+
+
+def test_a_page_of_other_words_lies_far_and_a_usual_one_near(fitted):
+    usual = [fitted.distance(page(1000 + seed), "xx") for seed in range(100)]
+    assert abs(np.median(usual)) < 0.5 and np.quantile(usual, 0.95) < 3.5
+    strange = page(1, 200, [word[::-1] + "q" for word in WORDS])
+    assert fitted.distance(strange, "xx") > 20
+    mixed = page(3, 200) + " " + " ".join(f"zq{i}" for i in range(100))
+    assert fitted.distance(mixed, "xx") > 6
+    assert fitted.rarest_words(mixed, "xx").startswith("zq")
+
+
+def test_the_length_of_a_page_does_not_make_it_an_outlier(fitted):
+    for length in (70, 120, 200, 350):
+        distances = [fitted.distance(page(2000 + seed, length), "xx") for seed in range(40)]
+        assert abs(np.median(distances)) < 2.5
+
+
+def test_languages_of_few_pages_and_short_pages_are_not_judged(fitted):
+    few = WordCounts()
+    few.add(page(1))
+    assert Outliers.fit({"yy": few}).distance(page(2), "yy") is None
+    assert fitted.distance("ban bar", "xx") is None and fitted.distance(page(1), "zz") is None
+
+
+def test_counts_of_parts_add_up_and_what_was_fitted_can_be_kept(fitted, tmp_path):
+    for part in range(4):
+        words = WordCounts()
+        for seed in range(50 * part, 50 * part + 50):
+            words.add(page(seed))
+        save_counts({"xx": words}, tmp_path / f"{part}.npz", other=np.array([0, part]))
+    again = Outliers.fit(load_counts(tmp_path / f"{part}.npz" for part in range(4)))
+    again.save(tmp_path / "fitted.npz")
+    loaded = Outliers.load(tmp_path / "fitted.npz")
+    assert loaded.distance(page(9), "xx") == again.distance(page(9), "xx") == fitted.distance(page(9), "xx")
