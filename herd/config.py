@@ -251,7 +251,7 @@ def _derive(cls: type, values: dict) -> list[str]:
 
 
 def _fill_groups(cls: type, values: dict, owner: Any) -> None:
-    """Put a stage's own defaults beneath a group that was given in part: `optimizer.beta2=0.99` leaves its learning rate.
+    """Put a stage's own defaults beneath a group given in part: `optimizer.beta2=0.99` leaves its learning rate.
 
     `owner` is what holds the defaults: the class itself, or the group's object that a stage stands for.
     """
