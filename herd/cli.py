@@ -1,12 +1,14 @@
 """The command line: `herd <stage> [recipe.yaml] [setting=value ...]`.
 
-A thin caller: every verb is one file of `herd/stages/`, with a settings class and `run(settings)`. Nothing heavy is
-imported before the verb is known, so that `herd --help` answers at once.
+A thin caller: every verb is one file of `herd/stages/`, with a settings class and `run(settings)`; a verb with a folder
+there is a family (`herd guard train` is `herd/stages/guard/train.py`), which may have a `run` of its own in its
+`__init__.py`. Nothing heavy is imported before the verb is known, so that `herd --help` answers at once.
 """
 
 from __future__ import annotations
 
 import ast
+import difflib
 import errno
 import importlib
 import json
@@ -18,6 +20,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
+from herd import renamed, stages
 from herd.errors import ConfigError, UserError
 
 STORY: dict[str, tuple[str, ...]] = {
@@ -36,9 +39,13 @@ STORY: dict[str, tuple[str, ...]] = {
     "From a corpus to a base model": ("pretrain", "average"),
     "From a base model to an assistant": ("questions", "sft", "preferences", "reward", "reject", "dpo"),
     "Measure and shrink": ("evaluate", "quantize", "report"),
-    "Use": ("chat", "serve", "inspect", "trace", "convert", "show", "template", "doctor", "plan"),
+    "Use": ("chat", "serve", "convert", "plan", "doctor"),
+    "Look closer": ("inspect", "show", "template", "trace"),
 }
-"""The verbs in the order of the story; each is `herd/stages/<verb>.py`."""
+"""The verbs in the order of the story; each is `herd/stages/<verb>.py`, or a family `herd/stages/<verb>/`."""
+
+BY_NAME_ONLY = ("Look closer",)
+"""The groups whose verbs stand in one line of the first help screen, so that it stays within 40 lines."""
 
 INTERRUPTED = 130
 USER_ERROR = 2
@@ -71,31 +78,85 @@ def main(arguments: list[str] | None = None) -> int:
         raise
 
 
-def _run_verb(verb: str, words: list[str]) -> int:
-    verbs = [name for names in STORY.values() for name in names]
-    if verb not in verbs:
-        import difflib
+def commands() -> dict[str, str]:
+    """Every command, in the order of the story, and the module of its stage: `pack`, `guard train`, ..."""
+    found = {}
+    for verb in (name for names in STORY.values() for name in names):
+        members = _members(verb)
+        if not members or _has_run(verb):
+            found[verb] = f"herd.stages.{verb}"
+        found |= {f"{verb} {member}": f"herd.stages.{verb}.{member}" for member in members}
+    return found
 
-        nearest = difflib.get_close_matches(verb, verbs, n=1)
-        hint = f"; did you mean `{nearest[0]}`?" if nearest else f"; there are: {', '.join(verbs)}"
-        raise ConfigError(f"no command `{verb}`{hint}")
-    stage = importlib.import_module(f"herd.stages.{verb}")
+
+def _members(verb: str) -> list[str]:
+    """The members of a family by name; none for a verb that is one file."""
+    file = _file(verb)
+    files = file.parent.glob("*.py") if file.name == "__init__.py" else ()
+    return sorted(one.stem for one in files if not one.stem.startswith("_"))
+
+
+def _has_run(family: str) -> bool:
+    """Whether a family has a `run` of its own, read without importing it."""
+    body = _parsed(family).body
+    return any(isinstance(node, ast.FunctionDef) and node.name == "run" for node in body)
+
+
+def _run_verb(verb: str, words: list[str]) -> int:
+    command, words = _which(verb, words)
+    asks_help = any(word in ("-h", "--help") for word in words)
+    module = commands().get(command)
+    if module is None:  # a family that is only its members
+        print(_family_help(command))
+        return 0
+    stage = importlib.import_module(module)
     cls = typing.get_type_hints(stage.run)["settings"]
-    if any(word in ("-h", "--help") for word in words):
-        print(_verb_help(verb, stage, cls))
+    if asks_help:
+        print(_verb_help(command, stage, cls))
         return 0
     from herd import config
 
     if words == ["--schema"]:
         print(json.dumps(config.json_schema(cls), indent=1))
         return 0
-    recipe, overrides = _sort_words(verb, cls, words)
+    recipe, overrides = sort_words(command, cls, words)
     result = stage.run(config.load(cls, recipe, overrides))
     return result if isinstance(result, int) else 0
 
 
-def _sort_words(verb: str, cls: type, words: list[str]) -> tuple[Path | None, list[str]]:
-    """Tell apart the recipe, `key=value`, `--key value`, `--flag` and the bare words a command may take (path, out)."""
+def _which(verb: str, words: list[str]) -> tuple[str, list[str]]:
+    """The command that the first words name (a member of a family takes two) and the words that are left."""
+    if verb in renamed.VERBS:
+        raise ConfigError(f"`herd {verb}` is now `herd {renamed.VERBS[verb]}`")
+    known = commands()
+    if verb not in (name.split()[0] for name in known):
+        raise ConfigError(f"no command `{verb}`{_nearest(verb, known)}")
+    first = words[0] if words else ""
+    if f"{verb} {first}" in known:
+        return f"{verb} {first}", words[1:]
+    if verb not in known and first not in ("", "-h", "--help"):
+        raise ConfigError(f"no command `{verb} {first}`{_nearest(f'{verb} {first}', known, family=verb)}")
+    return verb, words
+
+
+def _nearest(wrong: str, known: dict[str, str], family: str = "") -> str:
+    """What was probably meant, or all there is."""
+    names = [name for name in known if name.startswith(f"{family} ")] if family else list(known)
+    if nearest := difflib.get_close_matches(wrong, names, n=1):
+        return f"; did you mean `{nearest[0]}`?"
+    if of_family := [name for name in names if name.split()[-1] == wrong]:
+        return f"; did you mean `{of_family[0]}`?"
+    return f"; there are: {', '.join(names)}"
+
+
+def sort_words(verb: str, cls: type, words: list[str]) -> tuple[Path | None, list[str]]:
+    """Tell apart the recipe, `key=value`, `--key value`, `--flag` and the bare words a command may take (path, out).
+
+    Returns the recipe's path and the words for `herd.config.load`.
+
+    Raises:
+        ConfigError: a word that the command has no place for.
+    """
     from herd.config import find_recipe
 
     hints = typing.get_type_hints(cls)
@@ -136,19 +197,45 @@ def _sort_words(verb: str, cls: type, words: list[str]) -> tuple[Path | None, li
 def _overview() -> str:
     lines = [
         "Herd raises Llama-3-class models, from raw web pages to a guarded assistant.",
-        "",
         "  herd <command> [recipe.yaml] [setting=value ...]     herd <command> --help shows every setting",
+        "",
     ]
     for title, verbs in STORY.items():
-        lines += ["", f"{title}:", *(f"  {verb:<14} {_summary(verb)}" for verb in verbs)]
+        if title in BY_NAME_ONLY:
+            lines.append(f"{title}: {', '.join(verbs)}")
+        else:
+            lines += [f"{title}:", *(f"  {verb:<14} {_summary(verb)}" for verb in verbs)]
     return "\n".join([*lines, "", "Begin with `herd demo`: the whole story on this machine, in about ten minutes."])
 
 
-def _summary(verb: str) -> str:
-    """The first sentence of a stage's docstring, read without importing the stage."""
-    file = Path(__file__).parent / "stages" / f"{verb}.py"
-    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-    return text.split("\n\n")[0].replace("\n", " ").strip()
+def _summary(command: str) -> str:
+    """The first sentence of a stage's docstring, read without importing the stage; a family names its members."""
+    text = ast.get_docstring(_parsed(command)) or ""
+    members = [] if " " in command else _members(command)
+    also = f" Also: {', '.join(members)}." if members else ""
+    return text.split("\n\n")[0].replace("\n", " ").strip() + also
+
+
+def _parsed(command: str) -> ast.Module:
+    return ast.parse(_file(command).read_text(encoding="utf-8"))
+
+
+def _file(command: str) -> Path:
+    """The file of a stage, or the `__init__.py` of a family."""
+    places = [Path(folder, *command.split()) for folder in stages.__path__]
+    files = [file for place in places for file in (place / "__init__.py", place.with_suffix(".py"))]
+    return next(file for file in files if file.is_file())
+
+
+def _family_help(family: str) -> str:
+    """What a family is, and its members with a line each."""
+    text = (ast.get_docstring(_parsed(family)) or "").strip()
+    usage = f"  herd {family} <command> [setting=value ...]     herd {family} <command> --help shows every setting"
+    return "\n".join([text, "", usage, "", *_member_lines(family)])
+
+
+def _member_lines(family: str) -> list[str]:
+    return [f"  {member:<14} {_summary(f'{family} {member}')}" for member in _members(family)]
 
 
 def _verb_help(verb: str, stage: ModuleType, cls: type) -> str:
@@ -160,6 +247,8 @@ def _verb_help(verb: str, stage: ModuleType, cls: type) -> str:
     first = "[recipe.yaml]" if "path" not in kinds else "PATH ..." if kinds["path"].startswith("list") else one
     usage = f"  herd {verb} {first} [setting=value ...]     (or --setting value; lists as [a,b])"
     lines = [(stage.__doc__ or "").strip(), "", usage, ""]
+    if members := _member_lines(verb):
+        lines += [f"Also, `herd {verb} <command>`:", *members, "", "Settings:"]
     for setting in settings:
         default = "required" if setting.default is None else f"default {setting.default or 'empty'}"
         lines += [f"  {setting.name}  ({setting.kind}; {default})", f"      {setting.text}"]

@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from herd import renamed
 from herd.errors import ConfigError
 
 S = TypeVar("S")
@@ -276,16 +277,24 @@ def _fill(values: dict, defaults: dict) -> None:
 # ---- faults ----------------------------------------------------------------------------------------------------------
 
 
-def _unknown_keys(cls: type, values: dict, origin: dict[str, str], prefix: str = "") -> list[str]:
+def _unknown_keys(cls: type, values: dict, origin: dict[str, str]) -> list[str]:
+    """Take out the keys that no setting has, with a fault for each: its new name, or the nearest known one."""
+    return _unknown_in(cls, values, origin, renamed.SETTINGS.get(cls.__name__, {}), "")
+
+
+def _unknown_in(cls: type, values: dict, origin: dict[str, str], old_names: dict[str, str], prefix: str) -> list[str]:
     known = {field.name: _settings_class(_hints(cls)[field.name]) for field in dataclasses.fields(cls)}
     faults = []
     for key in list(values):
         name = f"{prefix}{key}"
-        if key not in known:
+        if name in old_names:
+            faults.append(f"{_where(name, origin)}`{name}` is now `{old_names[name]}`")
+            del values[key]
+        elif key not in known:
             faults.append(f"{_where(name, origin)}no setting `{name}`{_did_you_mean(cls, str(key), prefix)}")
             del values[key]
         elif known[key] and isinstance(values[key], dict):
-            faults += _unknown_keys(known[key], values[key], origin, f"{name}.")
+            faults += _unknown_in(known[key], values[key], origin, old_names, f"{name}.")
     return faults
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from herd import cli
+from herd import cli, renamed, stages
 from herd.config import find_recipe
 
 VERBS = [verb for verbs in cli.STORY.values() for verb in verbs]
+BRIEF = [verb for group in cli.BY_NAME_ONLY for verb in cli.STORY[group]]
 
 
 def test_the_overview_names_every_verb_without_loading_pytorch():
@@ -18,7 +19,9 @@ def test_the_overview_names_every_verb_without_loading_pytorch():
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 0
     for verb in VERBS:
-        assert f"\n  {verb} " in result.stdout
+        assert (f"\n  {verb} " in result.stdout) != (verb in BRIEF)
+    assert all(f", {verb}" in result.stdout or f": {verb}" in result.stdout for verb in BRIEF)
+    assert len(result.stdout.splitlines()) <= 40
 
 
 def test_the_overview_comes_at_once():
@@ -30,9 +33,9 @@ def test_the_overview_comes_at_once():
     assert min(seconds) < 0.3
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_documents_every_setting(verb, capsys):
-    assert cli.main([verb, "--help"]) == 0
+@pytest.mark.parametrize("command", cli.commands())
+def test_every_verb_documents_every_setting(command, capsys):
+    assert cli.main([*command.split(), "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     settings = [
         at for at, line in enumerate(lines) if line.startswith("  ") and (" default " in line or "required)" in line)
@@ -43,8 +46,107 @@ def test_every_verb_documents_every_setting(verb, capsys):
 
 
 def test_every_stage_file_is_a_verb():
-    stages = {file.stem for file in (Path(cli.__file__).parent / "stages").glob("*.py")} - {"__init__"}
-    assert stages == set(VERBS)
+    folder = Path(stages.__path__[0])
+    files = [file.relative_to(folder).with_suffix("") for file in folder.rglob("*.py") if file.stem != "__init__"]
+    families = [file.parent.name for file in folder.glob("*/__init__.py")]
+    assert {file.parts[0] for file in files} | set(families) == set(VERBS)
+    assert {" ".join(file.parts) for file in files} - set(families) == set(cli.commands()) - set(families)
+
+
+# ---- families --------------------------------------------------------------------------------------------------------
+
+STAGE = '''"""{text}"""
+
+from pathlib import Path
+
+from herd.config import settings
+
+
+@settings
+class Settings:
+    """{text}"""
+
+    path: Path = Path("here")
+    """Where."""
+
+
+def run(settings: Settings) -> None:
+    print("{name} ran with", settings.path)
+'''
+
+
+@pytest.fixture
+def families(tmp_path, monkeypatch):
+    """Two families beside Herd's own stages: `herding` is only its members, `flock` is a stage of its own too."""
+    for family, text in (("herding", '"""Herding: dogs at work."""'), ("flock", STAGE)):
+        (tmp_path / family).mkdir()
+        (tmp_path / family / "__init__.py").write_text(text.format(text="Flock: all of them.", name="flock"))
+        for member in ("gather", "drive"):
+            text = STAGE.format(text=f"{member.capitalize()}: sheep.", name=f"{family} {member}")
+            (tmp_path / family / f"{member}.py").write_text(text)
+    monkeypatch.setattr(stages, "__path__", [*stages.__path__, str(tmp_path)])
+    monkeypatch.setitem(cli.STORY, "Dogs", ("herding", "flock"))
+    yield
+    for name in [name for name in sys.modules if name.startswith(("herd.stages.herding", "herd.stages.flock"))]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("words", "printed"),
+    [
+        ("herding gather", "herding gather ran with here"),
+        ("herding drive path=there", "herding drive ran with there"),
+        ("flock", "flock ran with here"),
+        ("flock there", "flock ran with there"),
+        ("flock drive there", "flock drive ran with there"),
+        ("flock ./drive", "flock ran with drive"),
+    ],
+)
+def test_a_family_runs_the_member_that_its_first_word_names(words, printed, families, capsys):
+    assert cli.main(words.split()) == 0
+    assert capsys.readouterr().out.strip() == printed
+
+
+@pytest.mark.parametrize("words", ["herding", "herding --help", "flock --help"])
+def test_a_family_lists_its_members(words, families, capsys):
+    assert cli.main(words.split()) == 0
+    printed = capsys.readouterr().out
+    assert "\n  gather         Gather: sheep.\n" in printed and "\n  drive          Drive: sheep.\n" in printed
+    assert ("path  (" in printed) == words.startswith("flock")
+
+
+def test_the_overview_names_the_members_of_a_family_without_importing_it(families, capsys):
+    cli.main(["--help"])
+    assert "  herding        Herding: dogs at work. Also: drive, gather.\n" in capsys.readouterr().out
+    assert "herd.stages.herding" not in sys.modules
+
+
+@pytest.mark.parametrize("words", ["herding gahter", "gather"])
+def test_a_member_that_is_none_is_answered_by_the_nearest(words, families, capsys):
+    assert cli.main(words.split()) == 2
+    assert "gather`?" in capsys.readouterr().err
+
+
+# ---- what was renamed ------------------------------------------------------------------------------------------------
+
+
+def test_a_renamed_verb_is_refused_with_its_new_name(monkeypatch, capsys):
+    monkeypatch.setitem(renamed.VERBS, "gather", "herding gather")
+    assert cli.main(["gather", "path=x"]) == 2
+    assert capsys.readouterr().err == "error: `herd gather` is now `herd herding gather`\n"
+
+
+def test_a_renamed_setting_is_refused_with_its_new_name(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(renamed.SETTINGS, "PackSettings", {"texts": "documents", "work.size": "out"})
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("texts: x\nout: y\ntokenizer: z\n")
+    assert cli.main(["pack", str(recipe)]) == 2
+    assert f"  {recipe}: `texts` is now `documents`\n" in capsys.readouterr().err
+
+
+def test_every_renamed_thing_has_a_new_name_that_exists():
+    assert {" ".join(new.split()[:2]) for new in renamed.VERBS.values()} <= set(cli.commands())
+    assert not set(renamed.VERBS) & set(VERBS)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herd import config
-from herd.cli import STORY
+from herd.cli import commands
 from herd.config import settings
 from herd.errors import ConfigError
 
@@ -160,7 +160,7 @@ def test_one_word_fills_a_list_even_an_optional_one():
 
 # ---- a stage's own defaults ------------------------------------------------------------------------------------------
 
-STAGES = {verb: importlib.import_module(f"herd.stages.{verb}") for verbs in STORY.values() for verb in verbs}
+STAGES = {command: importlib.import_module(module) for command, module in commands().items()}
 
 
 ONE_OF = {

@@ -47,7 +47,7 @@ def commands() -> list[list[str]]:
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_every_command_is_understood(words):
-    recipe, overrides = cli._sort_words(words[0], SETTINGS[words[0]], words[1:])
+    recipe, overrides = cli.sort_words(words[0], SETTINGS[words[0]], words[1:])
     config.load(SETTINGS[words[0]], recipe, overrides)
 
 

@@ -431,7 +431,7 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(folders, key, tm
 
 def test_several_words_are_several_models_and_each_needs_a_name(folders):
     paths = [str(folders / "chat"), str(folders / "base")]
-    recipe, words = cli._sort_words("serve", ServeSettings, [*paths, "port=1"])
+    recipe, words = cli.sort_words("serve", ServeSettings, [*paths, "port=1"])
     settings = config.load(ServeSettings, recipe, words)
     assert [str(path) for path in settings.path] == paths and settings.port == 1
     with pytest.raises(ConfigError, match="two models are called base"):
