@@ -23,9 +23,9 @@ import torch
 
 from herd.formats.checkpoint import load
 from herd.formats.convert import convert
+from herd.formats.vocabulary import open_tokenizer
 from herd.model.config import num_parameters
 from herd.run import environment
-from herd.tokenizer.tokenizer import Tokenizer
 
 PEER = """
 import json, sys
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--peer", required=True, help="the Python that has llama-cpp-python")
     options = parser.parse_args()
-    tokenizer = Tokenizer.load(options.checkpoint)
+    tokenizer = open_tokenizer(options.checkpoint)
     ids = tokenizer.encode(inspect.getsource(argparse))
     rows = [[tokenizer.bos_id, *ids[i : i + CONTEXT - 1]] for i in range(0, 8 * CONTEXT, CONTEXT)]
     prompts = [row[:24] for row in rows]

@@ -29,7 +29,9 @@ from importlib import metadata
 from itertools import count
 from pathlib import Path
 
+from herd.formats.vocabulary import open_tokenizer
 from herd.tokenizer import Tokenizer
+from herd.tokenizer.io import save_tokenizer
 from herd.tokenizer.specials import SPLIT_PATTERN
 
 RESULTS = Path(__file__).parent / "results" / "tokenizer.json"
@@ -70,19 +72,19 @@ def hugging_face():
 
 
 def encode_herd(texts: list[str], folder: Path) -> Callable[[], object]:
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = open_tokenizer(folder)
     tokenizer.encode_batch(texts)  # starts its processes
     return lambda: tokenizer.encode_batch(texts)
 
 
 def encode_herd_arrays(texts: list[str], folder: Path) -> Callable[[], object]:
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = open_tokenizer(folder)
     tokenizer.encode_arrays(texts)  # starts its processes
     return lambda: tokenizer.encode_arrays(texts)
 
 
 def encode_herd_one_core(texts: list[str], folder: Path) -> Callable[[], object]:
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = open_tokenizer(folder)
     return lambda: [tokenizer.encode(text) for text in texts]
 
 
@@ -275,7 +277,7 @@ def run(folder: Path, options: argparse.Namespace) -> dict:
             rows.append({"what": f"train {vocab_size}", "with": name, **row})
             show(rows[-1], num_bytes)
     if options.encode:
-        Tokenizer.train(read(corpus), 32256).save(folder / "tokenizer")
+        save_tokenizer(Tokenizer.train(read(corpus), 32256), folder / "tokenizer")
         for name, row in median_of(
             options.repeats, "encode", list(ENCODERS), str(corpus), str(folder / "tokenizer")
         ).items():

@@ -13,13 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from herd.curate.extract.html import html_to_text
+    from herd.formats.checkpoint import open_checkpoint
     from herd.formats.pretrained import load
+    from herd.formats.vocabulary import open_tokenizer
     from herd.infer.engine import Engine
     from herd.tokenizer.tokenizer import Tokenizer
     from herd.types import Completion, SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["Completion", "Engine", "SamplingParams", "Tokenizer", "html_to_text", "load"]
+__all__ = [
+    "Completion",
+    "Engine",
+    "SamplingParams",
+    "Tokenizer",
+    "html_to_text",
+    "load",
+    "open_checkpoint",
+    "open_tokenizer",
+]
 
 _HOMES = {
     "Completion": "herd.types",
@@ -28,6 +39,8 @@ _HOMES = {
     "Tokenizer": "herd.tokenizer.tokenizer",
     "html_to_text": "herd.curate.extract.html",
     "load": "herd.formats.pretrained",
+    "open_checkpoint": "herd.formats.checkpoint",
+    "open_tokenizer": "herd.formats.vocabulary",
 }
 
 

@@ -1,101 +1,175 @@
-"""Checkpoints: read in any format, written as Hugging Face folders that other engines load as they stand."""
+"""The door: a checkpoint is opened once, in any format, and saved as a Hugging Face folder that other engines load."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from herd.errors import CheckpointError
-from herd.formats.opened import (
-    find_checkpoint,
-    holds_fp8,
-    is_huggingface,
-    open_huggingface,
-    open_weights,
-    without_leftovers,
-)
-from herd.formats.safetensors import INDEX, SINGLE, TensorInfo, read_tensors, save_tensors, tensors_in_folder
-from herd.formats.stored import StoredWeights, some_tensors
-from herd.model.config import SEQUENCE_CLASSIFICATION, ModelConfig
-from herd.model.llama import Attend, Llama, LlamaForCausalLM, LlamaForSequenceClassification, empty_model
-from herd.ops.compressed import (
-    Scheme,
-    check_quantization,
-    empty_like,
-    packed_layers,
-    packed_shapes,
-    unpack_tensors,
-)
-from herd.ops.quantized import replace_linears
+from herd.formats.gguf_model import open_gguf
+from herd.formats.gguf_vocabulary import read_template, read_vocabulary
+from herd.formats.huggingface import holds_fp8, holds_packed, load_huggingface, open_huggingface
+from herd.formats.meta import open_meta
+from herd.formats.places import Format, find_checkpoint, format_of
+from herd.formats.safetensors import INDEX, SINGLE, TensorInfo, save_tensors, tensors_in_folder
+from herd.formats.stored import StoredWeights, check_finite
+from herd.model.config import ModelConfig
+from herd.model.llama import Attend, Llama, LlamaForCausalLM, empty_model
 from herd.run import atomic_folder
-
-if TYPE_CHECKING:
-    from herd.tokenizer.tokenizer import Tokenizer
+from herd.tokenizer.io import load_template, load_tokenizer, save_tokenizer
+from herd.tokenizer.tokenizer import Tokenizer
 
 MAX_SHARD_BYTES = 5_000_000_000
+GENERATION = "generation_config.json"
+
+_OPEN = {"huggingface": open_huggingface, "meta": open_meta, "gguf": open_gguf}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in any format, made by `open_checkpoint`; its parts are read when they are first asked for."""
+
+    place: Path
+    """The folder or file that holds it."""
+    format: Format
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """Its shape.
+
+        Raises:
+            CheckpointError: it is damaged.
+            ConfigError: it describes something other than a Llama.
+        """
+        return ModelConfig.from_folder(self.place) if self.format == "huggingface" else self.weights.config
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The vocabulary that travels with it.
+
+        Raises:
+            DataError: there is none, or it is damaged or of a kind that is not supported.
+        """
+        return read_vocabulary(self.place) if self.format == "gguf" else load_tokenizer(self.place)
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The Jinja template that travels with it, None where there is none.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        return read_template(self.place) if self.format == "gguf" else load_template(self.place)
+
+    @cached_property
+    def generation(self) -> dict[str, Any]:
+        """What its generation_config.json says; nothing where there is none, or none that is a JSON object."""
+        try:
+            values = json.loads((self.place / GENERATION).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return values if isinstance(values, dict) else {}
+
+    @cached_property
+    def table(self) -> dict[str, TensorInfo]:
+        """What the files of a Hugging Face folder hold, packed or not.
+
+        Raises:
+            CheckpointError: it is in another format, or a file is missing or damaged.
+        """
+        if self.format != "huggingface":
+            raise CheckpointError(
+                f"{self.place} is no Hugging Face folder; `herd convert {self.place} A-FOLDER` makes one of it."
+            )
+        return tensors_in_folder(self.place)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether its weights are whole numbers with scales (`herd quantize`): never read piece by piece."""
+        return self.format == "huggingface" and holds_packed(self.table)
+
+    @cached_property
+    def weights(self) -> StoredWeights:
+        """Its tensors, under Hugging Face's names, to be read piece by piece.
+
+        Raises:
+            CheckpointError: a file is missing, damaged, or its tensors do not fit its configuration; or it is packed.
+            ConfigError: it describes something other than a Llama.
+        """
+        return _OPEN[self.format](self.place)
+
+    def load(self, *, dtype: torch.dtype | None = None, device: str = "cpu", attend: Attend | None = None) -> Llama:
+        """Its model, in eval mode.
+
+        `dtype` None keeps what is on disk; what is packed as GGUF's blocks or as 8-bit floats becomes bfloat16. On the
+        CPU the weights are mapped from the files, not copied, where a file holds them as they are needed.
+
+        Raises:
+            CheckpointError: a file is missing, damaged, its tensors do not fit its configuration or are not finite.
+            ConfigError: it describes something other than a Llama.
+        """
+        if self.format != "huggingface" or holds_fp8(self.config, self.table):
+            model = _load_stored(self.weights, dtype, device, attend)
+        else:
+            model = load_huggingface(self.place, self.config, self.table, dtype, device, attend)
+        if isinstance(model, LlamaForCausalLM):
+            model.tie_weights()
+        return model.requires_grad_(True).eval()
+
+    def learnable_config(self) -> ModelConfig:
+        """Its shape where it is to be learned from; 8-bit floats are learned, and saved, as bfloat16.
+
+        Raises:
+            CheckpointError: its weights are quantized in a way in which they can be used, and not be learned.
+        """
+        if self.config.quantization_config is not None and not holds_fp8(self.config, self.table):
+            raise CheckpointError(f"{self.place} is quantized already; give the original weights.")
+        return replace(self.config, quantization_config=None)
+
+
+def open_checkpoint(path: Path | str | Checkpoint) -> Checkpoint:
+    """The checkpoint that a path means: a folder of Hugging Face's or Meta's, a GGUF file, a run folder that has one.
+
+    What is open already is given back, so that functions take either.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if isinstance(path, Checkpoint):
+        return path
+    place = find_checkpoint(path)
+    return Checkpoint(place, format_of(place))
 
 
 def load(
-    path: Path | str, *, dtype: torch.dtype | None = None, device: str = "cpu", attend: Attend | None = None
+    path: Path | str | Checkpoint,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    attend: Attend | None = None,
 ) -> Llama:
-    """Open a checkpoint in any format (Hugging Face's, Meta's, llama.cpp's), in eval mode.
-
-    `dtype` None keeps what is on disk; what is packed as GGUF's blocks or as 8-bit floats becomes bfloat16. On the CPU
-    the weights are mapped from the files, not copied, where a file holds them as they are needed.
-
-    Raises:
-        CheckpointError: a file is missing, damaged, its tensors do not fit config.json or are not finite.
-        ConfigError: config.json describes something other than a Llama.
-    """
-    folder = find_checkpoint(path)
-    if not is_huggingface(folder):
-        return _load_stored(open_weights(folder), dtype, device, attend)
-    config = ModelConfig.from_folder(folder)
-    tensors = without_leftovers(tensors_in_folder(folder), config)
-    if holds_fp8(config, tensors):
-        return _load_stored(open_huggingface(folder), dtype, device, attend)
-    scheme = check_quantization(config.quantization_config, folder)
-    model = empty_model(config, attend)
-    quantized = packed_layers(tensors) if scheme else []
-    _check_fit(folder, tensors, model, quantized, scheme)
-    replace_linears(model, quantized, partial(empty_like, scheme=scheme))
-    weights = unpack_tensors(dict(read_tensors(tensors)), scheme)
-    kept = {f"{layer}.{part}" for layer in quantized for part in ("weight", "weight_scale")}
-    _check_floats(tensors, {name for name in weights if name not in kept and not weights[name].is_floating_point()})
-    _check_finite(folder, weights)
-    weights = {name: tensor.to(device, None if name in kept else dtype) for name, tensor in weights.items()}
-    model.load_state_dict(weights, strict=False, assign=True)
-    return _finish(model)
+    """`open_checkpoint(path).load(...)`."""
+    return open_checkpoint(path).load(dtype=dtype, device=device, attend=attend)
 
 
-def read_config(path: Path | str) -> ModelConfig:
-    """The shape of a checkpoint in any format.
+def _load_stored(weights: StoredWeights, dtype: torch.dtype | None, device: str, attend: Attend | None) -> Llama:
+    """A model from weights that have to be joined, turned or unpacked as they are read."""
+    model = empty_model(replace(weights.config, quantization_config=None), attend)
+    dtype = dtype or weights.dtype
+    state = {name: weights.read(name, dtype).to(device) for name in weights.tensors}
+    check_finite(weights.path, state)
+    model.load_state_dict(state, strict=False, assign=True)
+    return model
 
-    Raises:
-        CheckpointError: there is none, or it cannot be read.
-        ConfigError: it describes something other than a Llama.
-    """
-    folder = find_checkpoint(path)
-    return ModelConfig.from_folder(folder) if is_huggingface(folder) else open_weights(folder).config
 
-
-def read_learnable_config(path: Path | str) -> ModelConfig:
-    """`read_config` of a checkpoint that is to be learned from; 8-bit floats are learned, and saved, as bfloat16.
-
-    Raises:
-        CheckpointError: its weights are quantized in a way in which they can be used, and not be learned.
-    """
-    folder, config = find_checkpoint(path), read_config(path)
-    if config.quantization_config is not None and not holds_fp8(config, tensors_in_folder(folder)):
-        raise CheckpointError(f"{folder} is quantized already; give the original weights.")
-    return replace(config, quantization_config=None)
+# ---- save ------------------------------------------------------------------------------------------------------------
 
 
 def save(
@@ -138,73 +212,9 @@ def save_weights(
             _write_index(aside, files, shards, like, dtype)
         stored = dtype or next(iter(like.values())).dtype
         _write_json(aside / "config.json", config.to_dict() | {"dtype": str(stored).removeprefix("torch.")})
-        _write_json(aside / "generation_config.json", generation_config(config))
+        _write_json(aside / GENERATION, generation_config(config))
         if tokenizer is not None:
-            tokenizer.save(aside)
-
-
-def _load_stored(weights: StoredWeights, dtype: torch.dtype | None, device: str, attend: Attend | None) -> Llama:
-    """A model from weights that have to be joined, turned or unpacked as they are read."""
-    model = empty_model(replace(weights.config, quantization_config=None), attend)
-    dtype = dtype or weights.dtype
-    state = {name: weights.read(name, dtype).to(device) for name in weights.tensors}
-    _check_finite(weights.path, state)
-    model.load_state_dict(state, strict=False, assign=True)
-    return _finish(model)
-
-
-def _finish(model: Llama) -> Llama:
-    if isinstance(model, LlamaForCausalLM):
-        model.tie_weights()
-    return model.requires_grad_(True).eval()
-
-
-def _check_floats(tensors: dict[str, TensorInfo], whole: set[str]) -> None:
-    for name in sorted(whole):
-        kind = str(tensors[name].dtype).removeprefix("torch.")
-        raise CheckpointError(
-            f"{tensors[name].file}: tensor {name} holds whole numbers ({kind}), expected floats: its config.json names "
-            "no quantization that is read."
-        )
-
-
-def _check_finite(place: Path, weights: dict[str, Tensor]) -> None:
-    """Look at every norm and at three rows of every matrix: what a failed run or a torn file leaves shows there.
-
-    Raises:
-        CheckpointError: a value is not finite.
-    """
-    for name, tensor in weights.items():
-        if not tensor.is_floating_point() or not tensor.numel():
-            continue
-        rows = tensor[[0, len(tensor) // 2, -1]] if tensor.ndim > 1 else tensor
-        if not torch.isfinite(rows.float()).all():
-            raise CheckpointError(
-                f"{place}: tensor {name} holds values that are not finite (NaN or infinity): the run that made it "
-                "diverged, or the file is damaged. `herd inspect PATH weights=true` lists all such tensors."
-            )
-
-
-def _check_fit(
-    folder: Path, tensors: dict[str, TensorInfo], model: Llama, quantized: list[str], scheme: Scheme | None
-) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for layer in quantized:
-        if shape := expected.pop(f"{layer}.weight", None):
-            expected |= {f"{layer}.{part}": packed for part, packed in packed_shapes(*shape, scheme).items()}
-    if model.config.tie_word_embeddings:
-        expected.pop("lm_head.weight", None)
-    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing:
-        raise CheckpointError(f"{folder} lacks {some_tensors(missing)}, which its config.json asks for.")
-    if extra:
-        raise CheckpointError(f"{folder} holds {some_tensors(extra)}, for which its config.json has no place.")
-    for name, shape in expected.items():
-        if tensors[name].shape != shape:
-            raise CheckpointError(
-                f"{tensors[name].file}: tensor {name} has the shape {list(tensors[name].shape)}, "
-                f"but config.json asks for {list(shape)}."
-            )
+            save_tokenizer(tokenizer, aside)
 
 
 def _shards(weights: dict[str, Tensor], dtype: torch.dtype | None) -> Iterator[list[str]]:
@@ -240,26 +250,3 @@ def generation_config(config: ModelConfig) -> dict:
     values = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
     ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return values | {name: list(id) if isinstance(id, tuple) else id for name, id in ids.items() if id is not None}
-
-
-def as_reward_model(model: LlamaForCausalLM, seed: int, attend: Attend | None = None) -> LlamaForSequenceClassification:
-    """A reward model that starts from a language model's layers (shared, not copied), with a fresh small score head."""
-    config = reward_config(model.config)
-    reward = empty_model(config, attend)
-    reward.model = model.model
-    weight = model.model.norm.weight
-    reward.score.weight = torch.nn.Parameter(fresh_score(config, seed).to(weight.device, weight.dtype))
-    return reward
-
-
-def reward_config(config: ModelConfig) -> ModelConfig:
-    """The shape of a reward model made of a language model of this shape."""
-    return replace(config, architecture=SEQUENCE_CLASSIFICATION, num_labels=1)
-
-
-def fresh_score(config: ModelConfig, seed: int) -> Tensor:
-    """The score head of a new reward model of this shape: (labels, D) float32."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.empty(config.num_labels, config.hidden_size).normal_(
-        0.0, config.initializer_range, generator=generator
-    )

@@ -13,19 +13,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from herd import gguf
 from herd.errors import CapacityError, CheckpointError, DataError
-from herd.formats.checkpoint import MAX_SHARD_BYTES, generation_config
+from herd.formats import gguf
+from herd.formats.checkpoint import GENERATION, MAX_SHARD_BYTES, Checkpoint, generation_config, open_checkpoint
 from herd.formats.compare import Difference, difference
 from herd.formats.gguf_model import open_gguf as reopen_gguf
 from herd.formats.gguf_model import plan_gguf, write_gguf
+from herd.formats.gguf_vocabulary import gguf_fields
 from herd.formats.meta import (
-    PARAMS,
     config_of_params,
     feed_forward_width,
     params_of,
@@ -33,12 +32,13 @@ from herd.formats.meta import (
     read_params,
     write_meta,
 )
-from herd.formats.opened import find_checkpoint, open_weights
+from herd.formats.places import CONFIG, PARAMS, SUFFIX, Format
 from herd.formats.safetensors import plan_files, write_index, write_safetensors
-from herd.formats.stored import CHUNK_WEIGHTS, Format, StoredWeights, expected_shapes
+from herd.formats.stored import CHUNK_WEIGHTS, StoredWeights, expected_shapes
 from herd.log import progress, say, size
 from herd.model.config import ModelConfig
 from herd.run import atomic_folder
+from herd.tokenizer.io import save_tokenizer
 from herd.tokenizer.tokenizer import Tokenizer
 
 PRECISIONS = {
@@ -89,7 +89,7 @@ class Converted:
 
 
 def convert(
-    source: Path | str,
+    source: Path | str | Checkpoint,
     target: Path | str,
     *,
     format: Format | None = None,
@@ -107,14 +107,14 @@ def convert(
             logits are not the original's.
         CapacityError: the disk is too small.
     """
-    source, target = find_checkpoint(source), Path(target)
-    weights = open_weights(source)
+    checkpoint, target = open_checkpoint(source), Path(target)
+    weights = checkpoint.weights
     plan = plan_of(weights.config, target, format, precision or _stored_precision(weights), shards)
-    check_target(source, target, plan)
-    say(f"  {source} -> {target}: {describe(plan)}")
+    check_target(target, plan)
+    say(f"  {checkpoint.place} -> {target}: {describe(plan)}")
     with _named(target), _aside(target, plan.format) as aside:
         with progress("write", total=plan.num_bytes, unit="bytes") as bar:
-            for written in _write(weights, aside, plan, shards, target.stem):
+            for written in _write(checkpoint, aside, plan, shards, target.stem):
                 bar.advance(written)
         found = _compare(weights, aside, plan) if check else None
     return Converted(target, plan, found)
@@ -129,7 +129,7 @@ def plan_of(config: ModelConfig, target: Path, format: Format | None, precision:
     Raises:
         CheckpointError: the format cannot hold it.
     """
-    format = format or ("gguf" if target.suffix == ".gguf" else "huggingface")
+    format = format or ("gguf" if target.suffix == SUFFIX else "huggingface")
     if precision not in PRECISIONS:
         raise CheckpointError(f"precision is {precision!r}; there are {', '.join(PRECISIONS)}.")
     if shards < 1 or (shards > 1 and format != "meta"):
@@ -163,11 +163,11 @@ def plan_on_paper(
         CheckpointError: there is no configuration, or the format cannot hold the model.
     """
     source, target = Path(source), Path(target)
-    if not (source / "config.json").is_file() and (source / PARAMS).is_file():
+    if not (source / CONFIG).is_file() and (source / PARAMS).is_file():
         return plan_of(_config_on_paper(source / PARAMS), target, format, precision or "bfloat16", shards)
-    if (source / "config.json").is_file() and not any(source.glob("*.safetensors")):
+    if (source / CONFIG).is_file() and not any(source.glob("*.safetensors")):
         return plan_of(ModelConfig.from_folder(source), target, format, precision or "bfloat16", shards)
-    weights = open_weights(source)
+    weights = open_checkpoint(source).weights
     return plan_of(weights.config, target, format, precision or _stored_precision(weights), shards)
 
 
@@ -181,7 +181,7 @@ def _config_on_paper(file: Path) -> ModelConfig:
     return config_of_params(params, rows, width, tied=False, token_ids={})
 
 
-def check_target(source: Path, target: Path, plan: Plan) -> None:
+def check_target(target: Path, plan: Plan) -> None:
     """Refuse before the first byte is written what could not end well.
 
     Raises:
@@ -250,10 +250,10 @@ def _aside(target: Path, format: Format) -> Iterator[Path]:
         raise
 
 
-def _write(weights: StoredWeights, aside: Path, plan: Plan, shards: int, name: str) -> Iterator[int]:
-    tokenizer = _tokenizer_of(weights.path)
+def _write(checkpoint: Checkpoint, aside: Path, plan: Plan, shards: int, name: str) -> Iterator[int]:
+    weights, tokenizer = checkpoint.weights, _tokenizer_of(checkpoint)
     if plan.format == "gguf":
-        fields = tokenizer.gguf_fields(weights.config.vocab_size) if tokenizer else {"tokenizer.ggml.model": "none"}
+        fields = gguf_fields(tokenizer, weights.config.vocab_size) if tokenizer else {"tokenizer.ggml.model": "none"}
         yield from write_gguf(weights, aside, PRECISIONS[plan.precision], fields, name)
         return
     dtype = _dtype(plan.precision, plan.format)
@@ -262,8 +262,8 @@ def _write(weights: StoredWeights, aside: Path, plan: Plan, shards: int, name: s
     else:
         yield from _write_huggingface(weights, aside, dtype)
     if tokenizer:
-        tokenizer.save(aside)
-    _write_generation_config(weights, aside)
+        save_tokenizer(tokenizer, aside)
+    _write_generation_config(checkpoint, aside)
 
 
 def _write_huggingface(weights: StoredWeights, aside: Path, dtype: torch.dtype) -> Iterator[int]:
@@ -279,7 +279,7 @@ def _write_huggingface(weights: StoredWeights, aside: Path, dtype: torch.dtype) 
         write_index(aside, files, num_bytes)
     values = weights.config.to_dict() | {"dtype": str(dtype).removeprefix("torch.")}
     values.pop("quantization_config", None)
-    (aside / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    (aside / CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _rounded(weights: StoredWeights, name: str, dtype: torch.dtype) -> Iterator[Tensor]:
@@ -287,22 +287,22 @@ def _rounded(weights: StoredWeights, name: str, dtype: torch.dtype) -> Iterator[
         yield rows.to(dtype).contiguous()
 
 
-def _tokenizer_of(place: Path) -> Tokenizer | None:
+def _tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | None:
     try:
-        return Tokenizer.load(place)
+        return checkpoint.tokenizer
     except DataError as fault:
         say(f"  no tokenizer is written: {fault}")
         return None
 
 
-def _write_generation_config(weights: StoredWeights, aside: Path) -> None:
+def _write_generation_config(checkpoint: Checkpoint, aside: Path) -> None:
     """The source's own sampling settings, or Llama 3.1's with this model's ids."""
-    values: dict[str, Any] = generation_config(weights.config)
-    file = weights.path / "generation_config.json"
-    if weights.path.is_dir() and file.is_file():
-        shutil.copyfile(file, aside / file.name)
+    file = checkpoint.place / GENERATION
+    if file.is_file():
+        shutil.copyfile(file, aside / GENERATION)
     else:
-        (aside / file.name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        values = generation_config(checkpoint.config)
+        (aside / GENERATION).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 # ---- check -----------------------------------------------------------------------------------------------------------
@@ -314,7 +314,7 @@ def _compare(weights: StoredWeights, aside: Path, plan: Plan) -> Difference:
     Raises:
         CheckpointError: they are further apart than rounding explains.
     """
-    copy = reopen_gguf(aside) if plan.format == "gguf" else open_weights(aside)
+    copy = reopen_gguf(aside) if plan.format == "gguf" else open_checkpoint(aside).weights
     layers = 2 * (weights.config.num_hidden_layers + 1)
     with progress("compare", total=layers, unit="layers") as bar:
         found = difference(weights, copy, lambda _: bar.advance(1))

@@ -16,15 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from herd import gguf
 from herd.errors import CheckpointError, ConfigError
-from herd.formats import ggml
+from herd.formats import ggml, gguf
+from herd.formats.gguf import GGUFFile, GGUFTensor, read_gguf
 from herd.formats.stored import StoredTensor, StoredWeights, check_fit, is_rotary, spans
-from herd.gguf import GGUFFile, GGUFTensor, read_gguf
 from herd.model.config import ModelConfig, RopeScaling
 from herd.model.rope import halves_to_interleaved, inverse_frequencies, scale_frequencies
-
-SUFFIX = ".gguf"
 
 _OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _INNER = {

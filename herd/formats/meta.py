@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from herd.errors import CheckpointError, ConfigError
+from herd.formats.places import PARAMS
 from herd.formats.pth import TensorPlan, write_pth
 from herd.formats.stored import StoredTensor, StoredWeights, check_fit, is_rotary, some_tensors, spans
 from herd.model.config import ModelConfig, RopeScaling
@@ -44,14 +45,6 @@ _KEYS_AND_VALUES = ("attention.wk", "attention.wv")
 _REQUIRED = ("dim", "n_layers", "n_heads")
 _FREQUENCIES = "rope.freqs"  # a table that can be computed
 _LLAMA3_ROWS, _LLAMA3_IDS = 128_256, {"bos_token_id": 128_000, "eos_token_id": (128_001, 128_008, 128_009)}
-
-PARAMS = "params.json"
-
-
-def is_meta_checkpoint(folder: Path) -> bool:
-    """Whether a folder is in Meta's format."""
-    return (folder / PARAMS).is_file() and any(folder.glob("consolidated.*.pth"))
-
 
 # ---- read ------------------------------------------------------------------------------------------------------------
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import torch
 
-from herd.formats.checkpoint import find_checkpoint
-from herd.formats.checkpoint import load as load_checkpoint
+from herd.formats.checkpoint import open_checkpoint
 from herd.model.llama import Llama
 from herd.tokenizer.tokenizer import Tokenizer
 
@@ -21,5 +20,5 @@ def load(path: Path | str, *, dtype: torch.dtype | None = None, device: str = "c
     Raises:
         CheckpointError: there is no checkpoint at `path`, or it is damaged.
     """
-    folder = find_checkpoint(path)
-    return load_checkpoint(folder, dtype=dtype, device=device), Tokenizer.load(folder)
+    checkpoint = open_checkpoint(path)
+    return checkpoint.load(dtype=dtype, device=device), checkpoint.tokenizer

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from herd.errors import CheckpointError
+from herd.formats.places import Format
 from herd.model.config import ModelConfig
 from herd.model.llama import empty_model
 from herd.model.rope import interleaved_to_halves
-
-Format = Literal["huggingface", "meta", "gguf"]
 
 CHUNK_WEIGHTS = 16_000_000
 """Weights in memory at a time where a tensor is read in pieces."""
@@ -127,6 +125,23 @@ def check_fit(weights: StoredWeights, declared_in: str) -> StoredWeights:
                 f"but {declared_in} asks for {list(shape)}."
             )
     return weights
+
+
+def check_finite(place: Path, weights: dict[str, Tensor]) -> None:
+    """Look at every norm and at three rows of every matrix: what a failed run or a torn file leaves shows there.
+
+    Raises:
+        CheckpointError: a value is not finite.
+    """
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        rows = tensor[[0, len(tensor) // 2, -1]] if tensor.ndim > 1 else tensor
+        if not torch.isfinite(rows.float()).all():
+            raise CheckpointError(
+                f"{place}: tensor {name} holds values that are not finite (NaN or infinity): the run that made it "
+                "diverged, or the file is damaged. `herd inspect PATH weights=true` lists all such tensors."
+            )
 
 
 def some_tensors(names: list[str]) -> str:

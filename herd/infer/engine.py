@@ -13,7 +13,6 @@ every step serves all requests, those of other threads too. `agenerate` and `ast
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import threading
 from collections import deque
@@ -29,8 +28,7 @@ import torch.distributed as dist
 from torch import nn
 
 from herd.errors import CapacityError, CheckpointError, ConfigError, RequestError
-from herd.formats.checkpoint import empty_model, find_checkpoint
-from herd.formats.checkpoint import load as load_checkpoint
+from herd.formats.checkpoint import Checkpoint, open_checkpoint
 from herd.infer.adapters import AdaptedLinear, Adapters
 from herd.infer.adjust import Adjustment
 from herd.infer.blocks import BlockAllocator
@@ -46,7 +44,7 @@ from herd.infer.speculate import LOOKUP, DraftModel, PromptLookup, Speculation
 from herd.infer.split import agree, split_for_inference
 from herd.kernels import decoding
 from herd.kernels import device as device_kernels
-from herd.model.llama import Attend, LlamaForCausalLM
+from herd.model.llama import Attend, LlamaForCausalLM, empty_model
 from herd.ops.compressed import LAYERS, Scheme, check_quantization, empty_like, takes
 from herd.ops.paged_attention import paged_attention
 from herd.ops.quantized import DecodingLinear, Int4Linear, QuantizedLinear, replace_linears
@@ -86,7 +84,7 @@ class Engine:
 
     def __init__(
         self,
-        path: Path | str,
+        path: Path | str | Checkpoint,
         *,
         dtype: torch.dtype | None = None,
         device: str = "cpu",
@@ -101,15 +99,15 @@ class Engine:
         graphs: bool | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> None:
-        folder = find_checkpoint(path)
+        checkpoint = open_checkpoint(path)
         _check_device(device)
         if quantize is not None and quantize not in LAYERS:
             raise ConfigError(f"quantize={quantize}: expected {', '.join(LAYERS)} or nothing")
         if device == "cpu":
             decoding.start()
         with ThreadPoolExecutor(1) as beside:  # the tokenizer is Python's work, the weights are PyTorch's
-            tokenizer = beside.submit(Tokenizer.load, folder)
-            model = self._load(folder, dtype, device, quantize)
+            tokenizer = beside.submit(lambda: checkpoint.tokenizer)
+            model = self._load(checkpoint, dtype, device, quantize)
         options = _Options(
             cache_bytes=cache_bytes,
             max_sequences=max_sequences,
@@ -124,19 +122,21 @@ class Engine:
         self._assemble(model, tokenizer.result(), options)
         # several processes have only a part of the weights each; and where they lie may show in a product's last digits
         self._may_move = group is None and not deterministic
-        _check_ends(folder, model, self.tokenizer)
-        self._end_answers_with(_as_ids(model.config.eos_token_id) | _generation_stop_ids(folder))
+        _check_ends(checkpoint.place, model, self.tokenizer)
+        self._end_answers_with(_as_ids(model.config.eos_token_id) | _as_ids(checkpoint.generation.get("eos_token_id")))
 
     @staticmethod
-    def _load(folder: Path, dtype: torch.dtype | None, device: str, quantize: Scheme | None) -> LlamaForCausalLM:
+    def _load(
+        checkpoint: Checkpoint, dtype: torch.dtype | None, device: str, quantize: Scheme | None
+    ) -> LlamaForCausalLM:
         """The model, its layers replaced by those that are quick here."""
-        model = load_checkpoint(folder, dtype=dtype, device=device, attend=paged_attention)
+        model = checkpoint.load(dtype=dtype, device=device, attend=paged_attention)
         if not isinstance(model, LlamaForCausalLM):
-            raise CheckpointError(f"{folder} holds a reward model, which gives scores and no text.")
+            raise CheckpointError(f"{checkpoint.place} holds a reward model, which gives scores and no text.")
         if dtype is None and device == "cpu":
             model = model.to(_cpu_dtype(model.model.norm.weight.dtype))
         if quantize is not None:
-            _check_quantizable(folder, model, quantize)
+            _check_quantizable(checkpoint.place, model, quantize)
             quantize_layers(model, quantize)
         _make_fast(model)
         return model
@@ -732,11 +732,12 @@ def _open_drafter(path: Path | str, engine: Engine) -> LlamaForCausalLM:
     Raises:
         CheckpointError: it does not speak the same tokens.
     """
-    folder, weight = find_checkpoint(path), engine.model.model.norm.weight
-    drafter = load_checkpoint(folder, dtype=weight.dtype, device=str(weight.device), attend=paged_attention)
+    checkpoint, weight = open_checkpoint(path), engine.model.model.norm.weight
+    folder = checkpoint.place
+    drafter = checkpoint.load(dtype=weight.dtype, device=str(weight.device), attend=paged_attention)
     if not isinstance(drafter, LlamaForCausalLM):
         raise CheckpointError(f"{folder} holds a reward model, which drafts no text.")
-    if Tokenizer.load(folder).fingerprint != engine.tokenizer.fingerprint:
+    if checkpoint.tokenizer.fingerprint != engine.tokenizer.fingerprint:
         raise CheckpointError(f"{folder}: a draft model must have the same tokenizer as the model it drafts for.")
     if drafter.config.max_position_embeddings < engine.model.config.max_position_embeddings:
         most = drafter.config.max_position_embeddings
@@ -803,14 +804,6 @@ def _make_fast(model: LlamaForCausalLM) -> None:
     if weight.device.type == "cpu" and weight.dtype == torch.bfloat16:
         names += [] if quantized else ["lm_head"]
         replace_linears(model, names, DecodingLinear.from_linear)
-
-
-def _generation_stop_ids(folder: Path) -> frozenset[int]:
-    """The ids that end an answer by `generation_config.json`, where Hugging Face's folders have them in full."""
-    try:
-        return _as_ids(json.loads((folder / "generation_config.json").read_text(encoding="utf-8")).get("eos_token_id"))
-    except (OSError, ValueError, AttributeError):
-        return frozenset()
 
 
 def _check_device(device: str) -> None:

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from herd.errors import CheckpointError
-from herd.formats.checkpoint import find_checkpoint
-from herd.formats.opened import is_huggingface
-from herd.formats.safetensors import INDEX, SINGLE, TensorInfo, read_tensors, save_tensors, tensors_in_folder
+from herd.formats.checkpoint import Checkpoint, open_checkpoint
+from herd.formats.safetensors import INDEX, SINGLE, TensorInfo, read_tensors, save_tensors
 from herd.kernels import decoding
 from herd.model.config import CAUSAL_LM, ModelConfig
 from herd.ops.compressed import SCHEMES, Scheme, pack_layer, packed_shapes, quantization_config, takes
@@ -40,7 +39,7 @@ class Quantized:
 
 
 def quantize_folder(
-    source: Path | str, target: Path | str, scheme: Scheme = "int8", memory_bytes: int = MEMORY_BYTES
+    source: Path | str | Checkpoint, target: Path | str, scheme: Scheme = "int8", memory_bytes: int = MEMORY_BYTES
 ) -> Quantized:
     """Write a quantized copy of a checkpoint; see `herd.ops.compressed` for what each scheme quantizes.
 
@@ -62,7 +61,7 @@ def quantize_folder(
     return Quantized(bytes_before, bytes_after, len(plan.layers))
 
 
-def quantized_bytes(source: Path | str, scheme: Scheme = "int8") -> int:
+def quantized_bytes(source: Path | str | Checkpoint, scheme: Scheme = "int8") -> int:
     """Bytes of the weights that `quantize_folder` will write; it raises the same errors."""
     plan, total = _plan(source, scheme), 0
     widths = {part: tensor.itemsize for part, tensor in pack_layer(torch.zeros(1, 2 * GROUP), scheme).items()}
@@ -85,20 +84,17 @@ class _Plan:
     layers: set[str]
 
 
-def _plan(source: Path | str, scheme: Scheme) -> _Plan:
+def _plan(source: Path | str | Checkpoint, scheme: Scheme) -> _Plan:
     if scheme not in SCHEMES:
         raise CheckpointError(f"scheme={scheme}: expected one of {', '.join(SCHEMES)}.")
-    folder = find_checkpoint(source)
-    if not is_huggingface(folder):
-        raise CheckpointError(f"{folder} is no Hugging Face folder; `herd convert {folder} A-FOLDER` makes one of it.")
-    config = ModelConfig.from_folder(folder)
+    checkpoint = open_checkpoint(source)
+    folder, tensors, config = checkpoint.place, checkpoint.table, checkpoint.config
     if config.quantization_config is not None:
         raise CheckpointError(f"{folder} is quantized already; give the original weights.")
     if config.architecture != CAUSAL_LM:
         raise CheckpointError(f"{folder} is a {config.architecture}; only language models are quantized.")
     if config.attention_bias or config.mlp_bias:
         raise CheckpointError(f"{folder}: its layers have biases, which the quantized layers have no place for.")
-    tensors = tensors_in_folder(folder)
     layers = [name.removesuffix(".weight") for name in tensors]
     chosen = {name for name in layers if takes(scheme, name, config.num_hidden_layers)}
     _check_shapes(folder, tensors, chosen, scheme)

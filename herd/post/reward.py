@@ -8,11 +8,9 @@ from pathlib import Path
 import torch
 
 from herd.errors import CheckpointError, DataError
-from herd.formats.checkpoint import find_checkpoint
-from herd.formats.checkpoint import load as load_checkpoint
+from herd.formats.checkpoint import Checkpoint, open_checkpoint
 from herd.model.llama import LlamaForSequenceClassification
 from herd.tokenizer.chat import render
-from herd.tokenizer.tokenizer import Tokenizer
 from herd.types import Conversation
 
 
@@ -25,12 +23,14 @@ class RewardModel:
         CheckpointError: `path` holds no reward model.
     """
 
-    def __init__(self, path: Path | str, *, dtype: torch.dtype | None = None, device: str = "cpu"):
-        folder = find_checkpoint(path)
-        model = load_checkpoint(folder, dtype=dtype, device=device)
+    def __init__(self, path: Path | str | Checkpoint, *, dtype: torch.dtype | None = None, device: str = "cpu"):
+        checkpoint = open_checkpoint(path)
+        model = checkpoint.load(dtype=dtype, device=device)
         if not isinstance(model, LlamaForSequenceClassification):
-            raise CheckpointError(f"{folder} holds a language model; expected a reward model, made by `herd reward`")
-        self.model, self.tokenizer = model, Tokenizer.load(folder)
+            raise CheckpointError(
+                f"{checkpoint.place} holds a language model; expected a reward model, made by `herd reward`"
+            )
+        self.model, self.tokenizer = model, checkpoint.tokenizer
 
     @torch.inference_mode()
     def score(self, conversations: Sequence[Conversation], *, batch_tokens: int = 8192) -> list[float]:

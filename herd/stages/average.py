@@ -6,10 +6,10 @@ from pathlib import Path
 
 from herd.config import settings
 from herd.errors import CheckpointError
-from herd.formats.checkpoint import find_checkpoint
+from herd.formats.checkpoint import Checkpoint, open_checkpoint
 from herd.log import say
 from herd.run import open_run
-from herd.tokenizer.tokenizer import Tokenizer
+from herd.tokenizer.io import save_tokenizer
 from herd.train.average import average
 
 
@@ -38,18 +38,16 @@ def run(settings: AverageSettings) -> Path:
     ) as run:
         if run.finished:
             return run.path
-        folders = [folder for path in settings.checkpoints for folder in snapshots(path, settings.last)]
-        size = sum(file.stat().st_size for file in folders[0].iterdir())
-        run.need(disk_bytes=size)
-        say(f"  the mean of {len(folders)} checkpoints: {', '.join(folder.name for folder in folders)}")
-        average(folders, run.path / "checkpoint", settings.weights)
-        tokenizer = Tokenizer.load(find_checkpoint(settings.checkpoints[0]))
-        tokenizer.save(run.path / "checkpoint")
-        run.finish({"checkpoints": len(folders)})
+        found = [checkpoint for path in settings.checkpoints for checkpoint in snapshots(path, settings.last)]
+        run.need(disk_bytes=sum(file.stat().st_size for file in {info.file for info in found[0].table.values()}))
+        say(f"  the mean of {len(found)} checkpoints: {', '.join(checkpoint.place.name for checkpoint in found)}")
+        average(found, run.path / "checkpoint", settings.weights)
+        save_tokenizer(open_checkpoint(settings.checkpoints[0]).tokenizer, run.path / "checkpoint")
+        run.finish({"checkpoints": len(found)})
     return run.path
 
 
-def snapshots(path: Path, last: int) -> list[Path]:
+def snapshots(path: Path, last: int) -> list[Checkpoint]:
     """The last snapshots that a run kept under `checkpoints/`, or the one checkpoint that the path means.
 
     Raises:
@@ -57,7 +55,7 @@ def snapshots(path: Path, last: int) -> list[Path]:
     """
     kept = sorted((path / "checkpoints").glob("step-*"))
     if kept:
-        return kept[-last:]
+        return [open_checkpoint(folder) for folder in kept[-last:]]
     if not path.exists():
         raise CheckpointError(f"{path}: no such checkpoint or run folder")
-    return [find_checkpoint(path)]
+    return [open_checkpoint(path)]

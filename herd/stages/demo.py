@@ -24,14 +24,14 @@ from herd.config import settings
 from herd.data.loader import PackedLoader, Phase
 from herd.data.shards import open_shards
 from herd.errors import CapacityError
-from herd.formats.checkpoint import empty_model
+from herd.formats.vocabulary import open_tokenizer
 from herd.log import amount, duration, say
 from herd.model.init import initialize
+from herd.model.llama import empty_model
 from herd.ops.probe import best_dtype
 from herd.report import render
 from herd.run import Run, atomic_write, fingerprint, open_run, read_manifest
 from herd.stages.pretrain import ModelSettings, PretrainSettings, new_config
-from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.objectives import next_token
 from herd.train.trainer import tokens_per_second
 
@@ -210,7 +210,7 @@ def _measured_rate(path: Path, shape: ModelSettings, dtype: torch.dtype, row_tok
     sources = open_shards(path / "pack" / "train")
     mixture = {name: float(documents.num_tokens.sum()) for name, documents in sources.items()}
     loader = PackedLoader(sources, [Phase(batch_tokens=4096, row_tokens=row_tokens, mixture=mixture)])
-    model = empty_model(new_config(shape, Tokenizer.load(path / "tokenizer"), row_tokens), device="cpu")
+    model = empty_model(new_config(shape, open_tokenizer(path / "tokenizer"), row_tokens), device="cpu")
     initialize(model, seed=0)
     return _ARITHMETIC_SHARE * tokens_per_second(model.to(dtype).train(), next_token, loader.batches(0), repeats=5)
 

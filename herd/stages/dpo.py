@@ -14,14 +14,13 @@ from herd.config import settings
 from herd.data.loader import PackedLoader
 from herd.data.preferences import Pairs, load_pairs
 from herd.errors import CheckpointError
-from herd.formats.checkpoint import find_checkpoint, read_learnable_config
+from herd.formats.checkpoint import open_checkpoint
 from herd.log import amount, say
 from herd.model.llama import LlamaForCausalLM
 from herd.parallel.launch import agreed, joined, open_run_together
 from herd.parallel.model import ParallelModel
 from herd.parallel.settings import ParallelSettings
 from herd.run import Run, atomic_write
-from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.checkpoint import is_first
 from herd.train.metrics import last_means
 from herd.train.objectives import dpo
@@ -86,8 +85,8 @@ def run(settings: DpoSettings) -> Path:
     ):
         if run.finished:
             return run.path
-        checkpoint, batch = find_checkpoint(settings.checkpoint), settings.batch
-        tokenizer, config = Tokenizer.load(checkpoint), read_learnable_config(checkpoint)
+        checkpoint, batch = open_checkpoint(settings.checkpoint), settings.batch
+        tokenizer, config = checkpoint.tokenizer, checkpoint.learnable_config()
         placement = place(
             config, settings.parallel, settings.optimizer, device, row_tokens=batch.row_tokens, whole_rows=True
         )

@@ -19,7 +19,7 @@ from herd.config import settings
 from herd.data.rows import read_rows
 from herd.data.shards import Documents, open_heldout, open_shards
 from herd.evals import baselines, needle, perplexity, qa
-from herd.formats.checkpoint import load as load_checkpoint
+from herd.formats.checkpoint import open_checkpoint
 from herd.log import say
 from herd.post.sampling import sample_answers
 from herd.run import Run, atomic_write, open_run
@@ -140,7 +140,7 @@ def _judge_text(run: Run, settings: EvaluateSettings, heldout: Mapping[str, Docu
 
 
 def _bits(settings: EvaluateSettings, name: str, documents: Documents, chosen: Sequence[int]) -> dict[str, float]:
-    model = load_checkpoint(settings.models[name])
+    model = open_checkpoint(settings.models[name]).load()
     length = perplexity.code_length(
         model,
         [documents.tokens(index) for index in chosen],
@@ -159,7 +159,7 @@ def _baseline_bits(
 
     The trigram has counted all training tokens of all sources; `xz` is shown alone and with all training text in view.
     """
-    tokenizer = Tokenizer.load(next(iter(settings.models.values())))
+    tokenizer = open_checkpoint(next(iter(settings.models.values()))).tokenizer
     training = open_shards(settings.shards / "train").values()
     train = [documents.tokens(index)[1:] for documents in training for index in range(len(documents))]
     trigram = baselines.Trigram(train, tokenizer.vocab_size, tokenizer.bos_id)
@@ -220,16 +220,18 @@ def _judge_needles(run: Run, settings: EvaluateSettings, heldout: Mapping[str, D
 
 
 def _grid(settings: EvaluateSettings, name: str, haystack: np.ndarray) -> dict | None:
-    model = load_checkpoint(settings.models[name])
+    checkpoint = open_checkpoint(settings.models[name])
+    model = checkpoint.load()
     context = model.config.max_position_embeddings
     lengths = [length for length in settings.needle.lengths or needle.grid_lengths(context) if length <= context]
     lengths = [length for length in lengths if length <= len(haystack)]
     if not lengths:
         say(f"  needle: {len(haystack)} tokens of held-out text are too few, left out")
         return None
-    tokenizer = Tokenizer.load(settings.models[name])
     ask = needle.model_next_logits(model)
-    return needle.needle_grid(ask, tokenizer, haystack, lengths=lengths, trials=settings.needle.trials).to_json()
+    return needle.needle_grid(
+        ask, checkpoint.tokenizer, haystack, lengths=lengths, trials=settings.needle.trials
+    ).to_json()
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------

@@ -19,10 +19,8 @@ from torch import Tensor
 
 from herd.config import settings
 from herd.errors import DataError
-from herd.formats.checkpoint import load
+from herd.formats.checkpoint import GENERATION, Checkpoint, open_checkpoint
 from herd.formats.compare import Difference, difference, difference_of, layerwise_logits, sample_tokens
-from herd.formats.opened import find_checkpoint, holds_packed, is_huggingface, open_weights
-from herd.formats.safetensors import tensors_in_folder
 from herd.formats.stored import StoredWeights
 from herd.log import progress, size
 from herd.model.config import CAUSAL_LM, ModelConfig, num_parameters
@@ -58,29 +56,30 @@ def run(settings: InspectSettings) -> None:
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged.
     """
-    findings = examine(settings.path, weights=settings.weights)
+    checkpoint = open_checkpoint(settings.path)
+    findings = examine(checkpoint, weights=settings.weights)
     if settings.against:
-        findings["difference"] = asdict(_compare(settings.path, settings.against)) | {"against": str(settings.against)}
+        findings["difference"] = asdict(_compare(checkpoint, settings.against)) | {"against": str(settings.against)}
     print(json_format.dumps(findings, indent=1) if settings.json else _table(findings))
 
 
-def examine(path: Path, *, weights: bool = False) -> dict[str, Any]:
+def examine(path: Path | Checkpoint, *, weights: bool = False) -> dict[str, Any]:
     """What `herd inspect` prints, as plain values."""
-    place = find_checkpoint(path)
-    stored = None if _is_packed(place) else open_weights(place)
-    model = load(place) if stored is None else None
-    tokenizer, trouble = _tokenizer(place)
-    config = stored.config if stored else model.config
-    kinds, num_bytes = _storage(place, stored)
-    odd = [*trouble, *_oddities(place, config, tokenizer), *_odd_storage(place, stored)]
+    checkpoint = open_checkpoint(path)
+    stored = None if checkpoint.is_packed else checkpoint.weights
+    model = checkpoint.load() if stored is None else None
+    tokenizer, trouble = _tokenizer(checkpoint)
+    config = checkpoint.config
+    kinds, num_bytes = _storage(checkpoint, stored)
+    odd = [*trouble, *_oddities(checkpoint, tokenizer), *_odd_storage(checkpoint, stored)]
     broken = _odd_weights(_rows(stored, whole=weights) if stored else _tensors(model))
     odd += broken
     if weights and stored and tokenizer and not odd:
         odd += _odd_predictions(stored, tokenizer)
-    loaded = _loaded_rightly(place, stored) if weights and stored and not broken else None
+    loaded = _loaded_rightly(checkpoint, stored) if weights and stored and not broken else None
     return {
-        "path": str(place),
-        "format": stored.format if stored else "huggingface",
+        "path": str(checkpoint.place),
+        "format": checkpoint.format,
         "architecture": config.architecture,
         "parameters": num_parameters(config),
         "weights_bytes": num_bytes,
@@ -93,6 +92,7 @@ def examine(path: Path, *, weights: bool = False) -> dict[str, Any]:
             "special_tokens": len(tokenizer.special),
             "stop_ids": list(tokenizer.stop_ids),
             "chat_style": tokenizer.chat_style,
+            "chat_template": checkpoint.chat_template is not None,
             "fingerprint": tokenizer.fingerprint,
         },
         "loaded": loaded,
@@ -101,7 +101,7 @@ def examine(path: Path, *, weights: bool = False) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _loaded_rightly(place: Path, stored: StoredWeights) -> dict[str, float] | str | None:
+def _loaded_rightly(checkpoint: Checkpoint, stored: StoredWeights) -> dict[str, float] | str | None:
     """The loaded model's logits beside those computed from the file in its own order of channels."""
     if stored.config.architecture != CAUSAL_LM:
         return None
@@ -109,39 +109,35 @@ def _loaded_rightly(place: Path, stored: StoredWeights) -> dict[str, float] | st
     if needed > available_memory(torch.device("cpu")):
         return f"not compared: takes {size(needed)} of memory; convert it, which compares piece by piece"
     tokens = sample_tokens(stored, stored)
-    model = load(place, dtype=torch.float32)
+    model = checkpoint.load(dtype=torch.float32)
     return asdict(difference_of(layerwise_logits(stored, tokens), model(tokens[None])[0]))
 
 
-def _is_packed(place: Path) -> bool:
-    return place.is_dir() and is_huggingface(place) and holds_packed(tensors_in_folder(place))
-
-
-def _storage(place: Path, stored: StoredWeights | None) -> tuple[dict[str, int], int]:
+def _storage(checkpoint: Checkpoint, stored: StoredWeights | None) -> tuple[dict[str, int], int]:
     """How many tensors there are of each kind, and the bytes of all."""
     if stored is None:
-        infos = tensors_in_folder(place).values()
+        infos = checkpoint.table.values()
         kinds = Counter(str(info.dtype).removeprefix("torch.") for info in infos)
         return dict(kinds), sum(math.prod(info.shape) * info.dtype.itemsize for info in infos)
     return dict(Counter(tensor.dtype for tensor in stored.tensors.values())), stored.num_bytes
 
 
-def _compare(path: Path, other: Path) -> Difference:
-    first, second = open_weights(path), open_weights(other)
+def _compare(checkpoint: Checkpoint, other: Path) -> Difference:
+    first, second = checkpoint.weights, open_checkpoint(other).weights
     layers = first.config.num_hidden_layers + second.config.num_hidden_layers + 2
     with progress("compare", total=layers, unit="layers") as bar:
         return difference(first, second, lambda _: bar.advance(1))
 
 
-def _tokenizer(folder: Path) -> tuple[Tokenizer | None, list[str]]:
+def _tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer | None, list[str]]:
     try:
-        return Tokenizer.load(folder), []
+        return checkpoint.tokenizer, []
     except DataError as fault:
         return None, [f"no usable tokenizer: {fault}"]
 
 
-def _oddities(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) -> list[str]:
-    odd = []
+def _oddities(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> list[str]:
+    config, odd = checkpoint.config, []
     if tokenizer and tokenizer.vocab_size > config.vocab_size:
         odd.append(
             f"the tokenizer has {tokenizer.vocab_size:,} ids but the embedding only {config.vocab_size:,} rows: "
@@ -158,7 +154,7 @@ def _oddities(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) ->
             f"bos_token_id {config.bos_token_id} is not the tokenizer's {tokenizer.special.get(tokenizer.bos)}: the "
             "tokenizer of another model, perhaps"
         )
-    if is_huggingface(folder) and not (folder / "generation_config.json").is_file():
+    if checkpoint.format == "huggingface" and not (checkpoint.place / GENERATION).is_file():
         odd.append("no generation_config.json: other engines sample with their own defaults")
     scaling = config.rope_scaling
     if scaling and config.max_position_embeddings <= scaling.original_max_position_embeddings:
@@ -172,7 +168,7 @@ def _oddities(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) ->
     return odd
 
 
-def _odd_storage(place: Path, stored: StoredWeights | None) -> list[str]:
+def _odd_storage(checkpoint: Checkpoint, stored: StoredWeights | None) -> list[str]:
     """A head that is the embedding once more; a dtype that config.json does not tell."""
     if stored is None or stored.config.architecture != CAUSAL_LM:
         return []
@@ -182,9 +178,9 @@ def _odd_storage(place: Path, stored: StoredWeights | None) -> list[str]:
         odd.append("the head seems to be the embedding, stored twice (tie_word_embeddings is false)")
     if stored.format != "huggingface":
         return odd
-    if stored.config.tie_word_embeddings and "lm_head.weight" in tensors_in_folder(place):
+    if stored.config.tie_word_embeddings and "lm_head.weight" in checkpoint.table:
         odd.append("lm_head.weight is stored though it is tied to the embedding; the stored one is not used")
-    values = json_format.loads((place / "config.json").read_text(encoding="utf-8"))
+    values = json_format.loads((checkpoint.place / "config.json").read_text(encoding="utf-8"))
     declared = values.get("dtype") or values.get("torch_dtype")
     if declared and declared != embedding.dtype:
         odd.append(f"config.json declares {declared}, the weights are {embedding.dtype}")
@@ -246,6 +242,7 @@ def _table(found: dict[str, Any]) -> str:
     rope = f"theta {config['rope_theta']:,.0f}" + (f", scaled {scaling['factor']:g}x (llama3)" if scaling else "")
     dtypes = ", ".join(f"{dtype} ({count} tensors)" for dtype, count in found["dtypes"].items())
     quantized = (config.get("quantization_config") or {}).get("format")
+    assumed = "" if tokenizer and tokenizer["chat_template"] else "; no template travels with it, this one is assumed"
     rows = {
         "format": {"huggingface": "Hugging Face", "meta": "Meta", "gguf": "GGUF"}[found["format"]],
         "architecture": found["architecture"],
@@ -258,7 +255,7 @@ def _table(found: dict[str, Any]) -> str:
         "cache": f"{size(found['cache_bytes_per_token'])} a token in 16 bits",
         "tokenizer": tokenizer
         and f"{tokenizer['vocab_size']:,} ids, {tokenizer['special_tokens']} special, stops at {tokenizer['stop_ids']}",
-        "chat format": tokenizer and f"Llama 3, style `{tokenizer['chat_style']}`",
+        "chat format": tokenizer and f"Llama 3, style `{tokenizer['chat_style']}`{assumed}",
     }
     if loaded := found["loaded"]:
         rows["loaded"] = loaded if isinstance(loaded, str) else f"beside the file itself: {Difference(**loaded)}"

@@ -12,6 +12,7 @@ from herd.config import settings
 from herd.data.shards import ShardWriter
 from herd.data.split import is_held_out
 from herd.errors import DataError
+from herd.formats.vocabulary import open_tokenizer
 from herd.log import amount, progress, say
 from herd.run import Run, atomic_write, open_run
 from herd.tokenizer.tokenizer import Tokenizer
@@ -47,7 +48,7 @@ def run(settings: PackSettings) -> Path:
         files = parquet_files(settings.documents)
         num_documents = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
         run.need(disk_bytes=2 * sum(file.stat().st_size for file in files))
-        tokenizer = Tokenizer.load(settings.tokenizer)
+        tokenizer = open_tokenizer(settings.tokenizer)
         with progress("pack", total=num_documents, unit="documents") as bar:
             parts = [_pack_file(run, settings, tokenizer, file, number, bar) for number, file in enumerate(files)]
         totals = {side: _sum(part[side] for part in parts) for side in ("train", "heldout")}

@@ -21,9 +21,10 @@ from typing import Literal
 from herd import config as configs
 from herd.config import settings
 from herd.errors import CapacityError, ConfigError
-from herd.formats.checkpoint import read_config, reward_config
+from herd.formats.checkpoint import open_checkpoint
 from herd.log import say
 from herd.model.config import ModelConfig, num_parameters
+from herd.model.reward import reward_config
 from herd.model.sizes import LLAMA3_ROWS, LLAMAS, hyperparameters, model_of_size
 from herd.plan import published
 from herd.plan.cluster import DEVICES, Device
@@ -200,7 +201,7 @@ def _model_at(path: str, stage: str) -> ModelConfig:
     """The shape of a size by its name, or of a model folder."""
     place = Path(path)
     if place.exists():
-        model = read_config(place if place.is_dir() or place.suffix == ".gguf" else place.parent)
+        model = open_checkpoint(place if place.is_dir() or place.suffix == ".gguf" else place.parent).config
     else:
         try:
             model = model_of_size(path)
@@ -274,7 +275,7 @@ def _tokens_of(files: list[Path]) -> float:
 def _model_of(recipe: PretrainSettings, file: Path) -> ModelConfig:
     """The shape that is trained. Of a checkpoint that is not there yet the recipe may say it."""
     if recipe.checkpoint is not None and recipe.checkpoint.exists():
-        return read_config(recipe.checkpoint)
+        return open_checkpoint(recipe.checkpoint).config
     if recipe.checkpoint is not None and "model" not in configs.recipe_keys(file):
         raise ConfigError(
             f"{file}: its checkpoint {recipe.checkpoint} is not there yet, and it says no `model`; plan it behind the "

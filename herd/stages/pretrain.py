@@ -22,13 +22,13 @@ from herd.data.loader import PackedLoader
 from herd.data.shards import Documents, open_heldout, open_shards
 from herd.errors import ConfigError
 from herd.evals.perplexity import code_length_in_memory, sample_documents
-from herd.formats.checkpoint import empty_model, load, read_learnable_config
-from herd.formats.opened import open_weights
+from herd.formats.checkpoint import Checkpoint, open_checkpoint
+from herd.formats.vocabulary import open_tokenizer
 from herd.infer.engine import Engine
 from herd.log import amount, say
 from herd.model.config import ModelConfig, num_parameters
 from herd.model.init import fresh_weights, initialize
-from herd.model.llama import LlamaForCausalLM
+from herd.model.llama import LlamaForCausalLM, empty_model
 from herd.model.sizes import hyperparameters, model_of_depth, model_of_size
 from herd.ops.probe import best_dtype
 from herd.parallel.launch import agreed, joined, open_run_together
@@ -220,13 +220,14 @@ def run(settings: PretrainSettings) -> Path:
     ):
         if run.finished:
             return run.path
-        tokenizer = Tokenizer.load(settings.tokenizer)
+        tokenizer = open_tokenizer(settings.tokenizer)
+        start = open_checkpoint(settings.checkpoint) if settings.checkpoint else None
         dtype = agreed(lambda: _dtype(run, settings.run.dtype, device.type))
-        config = _config(settings, tokenizer)
+        config = _config(settings, tokenizer, start)
         row_tokens = settings.batch.row_tokens
         placement = place(config, settings.parallel, settings.optimizer, device, row_tokens=row_tokens)
-        weights = partial(_weights, settings, config)
-        model = placement.model(lambda: _model(settings, config, dtype), weights, dtype)
+        weights = partial(_weights, settings, config, start)
+        model = placement.model(lambda: _model(settings, config, start, dtype), weights, dtype)
         found = _sources(settings, tokenizer)
         sources = {name: docs.better_than(settings.min_quality) for name, docs in found.items()}
         mixture = settings.mixture or {name: float(docs.num_tokens.sum()) for name, docs in sources.items()}
@@ -307,12 +308,12 @@ def _dtype(run: Run, wish: str, device: str) -> torch.dtype:
     return torch.float32 if wish == "fp32" else torch.bfloat16
 
 
-def _config(settings: PretrainSettings, tokenizer: Tokenizer) -> ModelConfig:
+def _config(settings: PretrainSettings, tokenizer: Tokenizer, start: Checkpoint | None) -> ModelConfig:
     """The shape that is trained: the wished one, or the starting checkpoint's with another RoPE and context."""
     row_tokens = settings.batch.row_tokens
-    if settings.checkpoint is None:
+    if start is None:
         return new_config(settings.model, tokenizer, row_tokens)
-    config = read_learnable_config(settings.checkpoint)
+    config = start.learnable_config()
     if config.vocab_size != tokenizer.vocab_size:
         raise ConfigError(
             f"{settings.checkpoint} has {config.vocab_size} embedding rows and the tokenizer "
@@ -322,20 +323,24 @@ def _config(settings: PretrainSettings, tokenizer: Tokenizer) -> ModelConfig:
     return replace(config, rope_theta=theta, max_position_embeddings=row_tokens)
 
 
-def _model(settings: PretrainSettings, config: ModelConfig, dtype: torch.dtype) -> LlamaForCausalLM:
-    if settings.checkpoint is None:
+def _model(
+    settings: PretrainSettings, config: ModelConfig, start: Checkpoint | None, dtype: torch.dtype
+) -> LlamaForCausalLM:
+    if start is None:
         model = empty_model(config, device="cpu")
         initialize(model, settings.run.seed, embedding_range=settings.model.embedding_range)
         return model.to(dtype)
-    model = load(settings.checkpoint, dtype=dtype)
+    model = start.load(dtype=dtype)
     model.config = model.model.config = config
     return model
 
 
-def _weights(settings: PretrainSettings, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
+def _weights(
+    settings: PretrainSettings, config: ModelConfig, start: Checkpoint | None
+) -> Iterator[tuple[str, torch.Tensor]]:
     """The weights that training begins with, one at a time."""
-    if settings.checkpoint is not None:
-        return read_all(open_weights(settings.checkpoint))
+    if start is not None:
+        return read_all(start.weights)
     return fresh_weights(empty_model(config), settings.run.seed, embedding_range=settings.model.embedding_range)
 
 

@@ -13,8 +13,7 @@ from torch import nn
 from herd.config import settings
 from herd.data.shards import Documents, open_heldout
 from herd.evals.perplexity import code_length, sample_documents
-from herd.formats.checkpoint import find_checkpoint, load
-from herd.formats.safetensors import tensors_in_folder
+from herd.formats.checkpoint import Checkpoint, open_checkpoint
 from herd.infer.engine import Engine
 from herd.infer.quantize import MEMORY_BYTES, Quantized, quantize_folder, quantized_bytes
 from herd.kernels import decoding
@@ -62,18 +61,19 @@ def run(settings: QuantizeSettings) -> Path:
     with open_run(settings.out, stage="quantize", settings=settings, inputs=inputs) as run:
         if run.finished:
             return run.path
-        source, target = find_checkpoint(settings.checkpoint), run.path / "checkpoint"
+        source = open_checkpoint(settings.checkpoint)
         heldout = open_heldout(settings.shards) if settings.shards else {}
         run.need(disk_bytes=quantized_bytes(source, settings.scheme))
-        change = quantize_folder(source, target, settings.scheme, settings.memory_bytes)
+        change = quantize_folder(source, run.path / "checkpoint", settings.scheme, settings.memory_bytes)
+        target = open_checkpoint(run.path / "checkpoint")
         figures = _sizes(change) | _speeds(source, target) | _qualities(source, target, heldout, settings)
         _tell(run, figures)
         run.finish(figures)
     return run.path
 
 
-def _num_bytes(folder: Path) -> int:
-    return sum(info.dtype.itemsize * torch.Size(info.shape).numel() for info in tensors_in_folder(folder).values())
+def _num_bytes(checkpoint: Checkpoint) -> int:
+    return sum(info.dtype.itemsize * torch.Size(info.shape).numel() for info in checkpoint.table.values())
 
 
 def _sizes(change: Quantized) -> dict[str, float]:
@@ -88,26 +88,26 @@ def _sizes(change: Quantized) -> dict[str, float]:
 # ---- speed -----------------------------------------------------------------------------------------------------------
 
 
-def _speeds(source: Path, target: Path) -> dict[str, float]:
+def _speeds(source: Checkpoint, target: Checkpoint) -> dict[str, float]:
     """Tokens a second of one answer at a time, prompt excluded; the best of a few. Of models that fit into memory:
     quantizing goes layer by layer, and so larger ones come here too."""
     figures = {}
-    for when, folder in (("before", source), ("after", target)):
-        if _fits(folder):
-            figures[f"decode_tokens_per_second_{when}"] = _decode_speed(folder)
+    for when, checkpoint in (("before", source), ("after", target)):
+        if _fits(checkpoint):
+            figures[f"decode_tokens_per_second_{when}"] = _decode_speed(checkpoint)
         else:
-            say(f"  the speed {when} is not measured: {folder} does not fit into the memory that is free")
+            say(f"  the speed {when} is not measured: {checkpoint.place} does not fit into the memory that is free")
     return figures
 
 
-def _fits(folder: Path) -> bool:
+def _fits(checkpoint: Checkpoint) -> bool:
     in_use = 1 if decoding.computes_bf16() else 2  # else float32
-    return _WITH_WORK * in_use * _num_bytes(folder) < available_memory(torch.device("cpu"))
+    return _WITH_WORK * in_use * _num_bytes(checkpoint) < available_memory(torch.device("cpu"))
 
 
-def _decode_speed(folder: Path) -> float:
+def _decode_speed(checkpoint: Checkpoint) -> float:
     decoding.wait()
-    engine = Engine(folder, cache_bytes=2**26, max_sequences=1)
+    engine = Engine(checkpoint, cache_bytes=2**26, max_sequences=1)
     params = SamplingParams(temperature=1.0, top_p=1.0, max_tokens=_TIMED_TOKENS)
     speeds = []
     for seed in range(_TIMED_ANSWERS + 1):  # the first one warms up
@@ -128,12 +128,12 @@ def _decode_speed(folder: Path) -> float:
 
 
 def _qualities(
-    source: Path, target: Path, heldout: dict[str, Documents], settings: QuantizeSettings
+    source: Checkpoint, target: Checkpoint, heldout: dict[str, Documents], settings: QuantizeSettings
 ) -> dict[str, float]:
     """Bits per byte of both on the same held-out text, and how far their predictions are apart."""
     if not heldout:
         return {}
-    before, after = load(source), _as_served(load(target))
+    before, after = source.load(), _as_served(target.load())
     context = min(settings.context_tokens or 1024, before.config.max_position_embeddings)
     return {
         "heldout_bits_per_byte_before": _bits_per_byte(before, heldout, settings.max_bytes, context),

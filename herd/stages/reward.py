@@ -12,13 +12,13 @@ import torch
 from herd.config import settings
 from herd.data.loader import PackedLoader
 from herd.data.preferences import Pairs, load_pairs
-from herd.formats.checkpoint import find_checkpoint, read_learnable_config, reward_config
+from herd.formats.checkpoint import open_checkpoint
 from herd.log import amount, say
 from herd.model.llama import LlamaForSequenceClassification
+from herd.model.reward import reward_config
 from herd.parallel.launch import from_all, joined, open_run_together
 from herd.parallel.model import ParallelModel
 from herd.parallel.settings import ParallelSettings
-from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.metrics import last_means
 from herd.train.objectives import reward_margins, reward_pairs
 from herd.train.optimizer import OptimizerSettings
@@ -78,8 +78,8 @@ def run(settings: RewardSettings) -> Path:
     ):
         if run.finished:
             return run.path
-        checkpoint, batch = find_checkpoint(settings.checkpoint), settings.batch
-        tokenizer, config = Tokenizer.load(checkpoint), reward_config(read_learnable_config(checkpoint))
+        checkpoint, batch = open_checkpoint(settings.checkpoint), settings.batch
+        tokenizer, config = checkpoint.tokenizer, reward_config(checkpoint.learnable_config())
         placement = place(
             config, settings.parallel, settings.optimizer, device, row_tokens=batch.row_tokens, whole_rows=True
         )

@@ -10,11 +10,10 @@ from typing import ClassVar
 from herd.config import settings
 from herd.data.conversations import load_conversations
 from herd.data.loader import PackedLoader
-from herd.formats.checkpoint import find_checkpoint, read_learnable_config
+from herd.formats.checkpoint import open_checkpoint
 from herd.log import amount, say
 from herd.parallel.launch import joined, open_run_together
 from herd.parallel.settings import ParallelSettings
-from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.metrics import last_means
 from herd.train.objectives import next_token
 from herd.train.optimizer import OptimizerSettings
@@ -72,8 +71,8 @@ def run(settings: SftSettings) -> Path:
     ):
         if run.finished:
             return run.path
-        checkpoint, batch = find_checkpoint(settings.checkpoint), settings.batch
-        tokenizer, config = Tokenizer.load(checkpoint), read_learnable_config(checkpoint)
+        checkpoint, batch = open_checkpoint(settings.checkpoint), settings.batch
+        tokenizer, config = checkpoint.tokenizer, checkpoint.learnable_config()
         placement = place(config, settings.parallel, settings.optimizer, device, row_tokens=batch.row_tokens)
         sources = load_conversations(settings.conversations, tokenizer, batch.row_tokens)
         mixture = settings.mixture or {name: float(docs.num_tokens.sum()) for name, docs in sources.items()}

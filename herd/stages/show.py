@@ -13,6 +13,7 @@ from herd.config import settings
 from herd.data.conversations import as_messages, as_tools
 from herd.data.rows import read_rows
 from herd.errors import DataError
+from herd.formats.vocabulary import open_tokenizer
 from herd.tokenizer import Tokenizer
 from herd.tokenizer.chat import Rendered, render
 
@@ -39,7 +40,7 @@ class ShowSettings:
 
 def run(settings: ShowSettings) -> None:
     """Print conversations to standard output."""
-    tokenizer = Tokenizer.load(settings.tokenizer)
+    tokenizer = open_tokenizer(settings.tokenizer)
     console = Console(highlight=False, soft_wrap=True)
     begin = settings.first - 1
     shown = 0

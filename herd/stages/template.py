@@ -9,6 +9,7 @@ from herd.config import settings
 from herd.data.conversations import as_messages, as_tools
 from herd.data.rows import read_rows
 from herd.errors import DataError
+from herd.formats.vocabulary import open_tokenizer
 from herd.tokenizer import Tokenizer
 from herd.tokenizer.compare import TALKS, Comparison, Talk, compare
 
@@ -49,7 +50,7 @@ def run(settings: TemplateSettings) -> int:
 def _load(settings: TemplateSettings) -> tuple[Tokenizer, str]:
     is_template = settings.path.suffix in (".jinja", ".jinja2", ".j2", ".txt")
     if not is_template:
-        tokenizer = Tokenizer.load(settings.path)
+        tokenizer = open_tokenizer(settings.path)
         return tokenizer, tokenizer.chat_template
     if settings.tokenizer is None:
         raise DataError(f"{settings.path}: a template alone; say whose ids to use with tokenizer=FOLDER")
@@ -57,7 +58,7 @@ def _load(settings: TemplateSettings) -> tuple[Tokenizer, str]:
         template = settings.path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{settings.path}: cannot be read ({error})") from None
-    return Tokenizer.load(settings.tokenizer).with_template(template), template
+    return open_tokenizer(settings.tokenizer).with_template(template), template
 
 
 def _own(path: Path | None) -> list[Talk]:

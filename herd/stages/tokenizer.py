@@ -19,11 +19,13 @@ from herd.config import settings
 from herd.curate.read.pages import find_files, read_pages
 from herd.data.split import is_held_out
 from herd.errors import ConfigError, DataError
+from herd.formats.vocabulary import open_tokenizer
 from herd.log import progress, say
 from herd.run import atomic_write, open_run
 from herd.tokenizer import Tokenizer
 from herd.tokenizer.bpe import NUM_BYTES
 from herd.tokenizer.extend import extend_from_counts
+from herd.tokenizer.io import save_tokenizer
 from herd.tokenizer.pretokens import PretokenCounts, count_pretokens
 from herd.tokenizer.specials import NUM_SPECIAL_TOKENS
 
@@ -78,7 +80,7 @@ def run(settings: TokenizerSettings) -> Path:
         if run.finished:
             return run.path
         run.need(disk_bytes=1e6 + 400 * settings.vocab_size)
-        base = Tokenizer.load(settings.base) if settings.base else None
+        base = open_tokenizer(settings.base) if settings.base else None
         num_merges = _num_merges(settings, base)
         counts = _count(settings, run.path / "state" / "counts.json")
         with progress("merge", total=num_merges, unit="merges") as bar:
@@ -88,7 +90,7 @@ def run(settings: TokenizerSettings) -> Path:
                 tokenizer = Tokenizer.from_counts(counts.words, settings.vocab_size, bar.advance)
         if tokenizer.vocab_size < settings.vocab_size:
             say(f"  the documents hold no more than {tokenizer.vocab_size:,} of {settings.vocab_size:,} rows")
-        tokenizer.save(run.path)
+        save_tokenizer(tokenizer, run.path)
         rows = compression(tokenizer, read_texts(settings.documents), settings.holdout)
         if base:
             _add_before(rows, compression(base, read_texts(settings.documents), settings.holdout))

@@ -40,3 +40,16 @@ def grow(
         if len(ranks) == vocab_size:
             break
     return ranks
+
+
+def merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """Every way in which two tokens make a third, in the order of the third's rank.
+
+    tiktoken joins any two neighbours whose concatenation is a token, the lowest rank first; a reader that works with a
+    list of merges does the same when the list holds all the ways.
+    """
+    found = []
+    for token, _ in sorted(ranks.items(), key=lambda item: item[1]):
+        ways = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
+        found += sorted(ways, key=lambda way: (ranks[way[0]], ranks[way[1]]))
+    return found

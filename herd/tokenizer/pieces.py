@@ -53,6 +53,11 @@ def adds_a_space(data: dict) -> bool:
     return pre_tokenizer.get("type") == "Metaspace" and pre_tokenizer.get("prepend_scheme", "always") != "never"
 
 
+def split_merges(pairs: list[str] | list[tuple[str, str]]) -> list[tuple[str, ...]]:
+    """Merges as pairs; older files write them as one string with a space."""
+    return [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in pairs]
+
+
 def _valid(text: str) -> str:
     """Lone surrogates, which are no Unicode text, become U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

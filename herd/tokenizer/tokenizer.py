@@ -5,21 +5,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import operator
-import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tiktoken
 
 from herd.errors import ConfigError, DataError
-from herd.gguf import is_gguf
-from herd.tokenizer import bpe, files, gguf
+from herd.tokenizer import bpe
 from herd.tokenizer.pieces import PieceEncoding
 from herd.tokenizer.pretokens import count_pretokens
 from herd.tokenizer.specials import (
@@ -50,7 +47,7 @@ class Tokenizer:
     Special strings inside text are plain text unless `allow_special` is set, so that no user can forge a turn.
 
     Example:
-        >>> tokenizer = Tokenizer.load("runs/demo")
+        >>> tokenizer = Tokenizer.train(["Hello, hello"], vocab_size=520)
         >>> tokenizer.decode(tokenizer.encode("Hello"))
         'Hello'
     """
@@ -102,7 +99,7 @@ class Tokenizer:
         except Exception as error:  # both libraries raise bare exceptions for what a file made them read
             raise DataError(f"the vocabulary cannot be used: {error}") from None
 
-    # ---- make, load, save --------------------------------------------------------------------------------------------
+    # ---- make --------------------------------------------------------------------------------------------------------
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, *, max_pretokens: int = 4_000_000) -> Tokenizer:
@@ -130,32 +127,9 @@ class Tokenizer:
         _check_vocab_size(vocab_size)
         return cls(bpe.train(words, vocab_size - NUM_SPECIAL_TOKENS, advance))
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """Read a checkpoint or tokenizer folder, a `tokenizer.json`, a file of tiktoken ranks, or a GGUF file.
-
-        Ranks alone carry no pattern and no special tokens: Llama 3's are assumed.
-
-        Raises:
-            DataError: the file is missing, damaged, or describes a kind of tokenizer that is not supported.
-        """
-        parts = gguf.read(Path(path)) if is_gguf(Path(path)) else files.read(Path(path))
-        try:
-            return cls(**parts)
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from None
-
     def with_template(self, chat_template: str) -> Tokenizer:
         """The same vocabulary with another chat template."""
         return Tokenizer(**self.__getstate__() | {"chat_template": chat_template})
-
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `tokenizer.model` (tiktoken ranks), `tokenizer.json` and its companions, which `transformers` loads."""
-        return files.write(self, Path(folder))
-
-    def gguf_fields(self, num_rows: int | None = None) -> dict[str, Any]:
-        """The tokenizer's part of a GGUF file's metadata, for llama.cpp; see `herd.tokenizer.gguf`."""
-        return gguf.gguf_fields(self, num_rows)
 
     # ---- what it is --------------------------------------------------------------------------------------------------
 

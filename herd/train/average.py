@@ -14,23 +14,23 @@ import torch
 from torch import Tensor
 
 from herd.errors import CheckpointError, ConfigError
-from herd.formats.checkpoint import find_checkpoint
-from herd.formats.safetensors import TensorInfo, read_tensors, save_tensors, tensors_in_folder
+from herd.formats.checkpoint import Checkpoint, open_checkpoint
+from herd.formats.safetensors import TensorInfo, read_tensors, save_tensors
 from herd.run import atomic_folder
 
 
-def average(folders: Sequence[Path], out: Path, weights: Sequence[float] | None = None) -> Path:
+def average(checkpoints: Sequence[Path | Checkpoint], out: Path, weights: Sequence[float] | None = None) -> Path:
     """Write the (weighted) mean of checkpoints of one shape as a checkpoint folder laid out as the first one.
 
     Memory holds one weight file of the result, and of each input one tensor at a time; sums are taken in float32.
 
     Raises:
-        CheckpointError: a checkpoint is missing or damaged, or they differ in shape.
+        CheckpointError: a checkpoint is missing, damaged or no Hugging Face folder, or they differ in shape.
         ConfigError: no checkpoints, or weights that do not fit them.
     """
-    folders = [find_checkpoint(folder) for folder in folders]
-    shares = _shares(len(folders), weights)
-    tensors = [tensors_in_folder(folder) for folder in folders]
+    opened = [open_checkpoint(path) for path in checkpoints]
+    shares = _shares(len(opened), weights)
+    folders, tensors = [checkpoint.place for checkpoint in opened], [checkpoint.table for checkpoint in opened]
     for folder, other in zip(folders[1:], tensors[1:]):
         _check_same(folders[0], tensors[0], folder, other)
     with atomic_folder(out) as aside:

@@ -11,17 +11,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from herd.errors import ConfigError
-from herd.formats.checkpoint import as_reward_model, fresh_score, load
-from herd.formats.opened import open_weights
+from herd.formats.checkpoint import Checkpoint
 from herd.formats.stored import StoredWeights
 from herd.model.config import SEQUENCE_CLASSIFICATION, ModelConfig, num_parameters
 from herd.model.llama import Llama
+from herd.model.reward import as_reward_model, fresh_score
 from herd.ops.probe import matmul_rate
 from herd.parallel.launch import agreed, num_processes, this_process
 from herd.parallel.layout import Layout, check
@@ -87,7 +86,7 @@ class Placement:
         model.materialize().fill(chain(weights(), fresh_adapters(model.whole())))
         return model
 
-    def load(self, checkpoint: Path, *, score_seed: int = 0) -> Llama | ParallelModel:
+    def load(self, checkpoint: Checkpoint, *, score_seed: int = 0) -> Llama | ParallelModel:
         """A checkpoint's model in the number type it is stored in, or in bfloat16 where the optimizer's state is that.
 
         A reward model gets a fresh score head, drawn with `score_seed`.
@@ -95,12 +94,12 @@ class Placement:
         wish = torch.bfloat16 if self.optimizer.state == "bf16" else None
 
         def whole() -> Llama:
-            model = load(checkpoint, dtype=wish)
+            model = checkpoint.load(dtype=wish)
             return as_reward_model(model, score_seed) if scores else model
 
         scores = self.config.architecture == SEQUENCE_CLASSIFICATION
         score = [("score.weight", fresh_score(self.config, score_seed))] if scores else []
-        stored = open_weights(checkpoint)
+        stored = checkpoint.weights
         return self.model(whole, lambda: chain(read_all(stored), score), wish or stored.dtype)
 
 

@@ -11,11 +11,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import herd
-from herd.errors import CheckpointError, ConfigError
+from herd.errors import CheckpointError, ConfigError, DataError
 from herd.formats import checkpoint
+from herd.formats.convert import convert
 from herd.model.config import SEQUENCE_CLASSIFICATION, ModelConfig, RopeScaling
 from herd.model.init import initialize
 from herd.model.llama import LlamaForCausalLM, LlamaForSequenceClassification
+from herd.model.reward import as_reward_model
+from herd.tokenizer.io import save_tokenizer
 from herd.tokenizer.tokenizer import Tokenizer
 
 TINY = ModelConfig(
@@ -90,7 +93,7 @@ def test_saving_replaces_a_folder_whole(folder):
 
 
 def test_a_reward_model_comes_back_as_one_and_loads_in_transformers(folder, tmp_path):
-    reward = checkpoint.as_reward_model(checkpoint.load(folder), seed=0)
+    reward = as_reward_model(checkpoint.load(folder), seed=0)
     checkpoint.save(reward, tmp_path / "reward")
     again = checkpoint.load(tmp_path / "reward")
     assert isinstance(again, LlamaForSequenceClassification)
@@ -116,13 +119,54 @@ def test_a_run_folder_stands_for_its_checkpoint(folder, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        checkpoint.find_checkpoint(run)
+        checkpoint.open_checkpoint(run)
     (run / "run.json").write_text(json.dumps({"checkpoint": "../model"}))
-    assert checkpoint.find_checkpoint(run).resolve() == folder
+    assert checkpoint.open_checkpoint(run).place.resolve() == folder
     folder.rename(run / "checkpoint")
-    assert checkpoint.find_checkpoint(run) == run / "checkpoint"
+    assert checkpoint.open_checkpoint(run).place == run / "checkpoint"
     with pytest.raises(CheckpointError, match="does not exist"):
-        checkpoint.find_checkpoint(tmp_path / "nowhere")
+        checkpoint.open_checkpoint(tmp_path / "nowhere")
+
+
+@pytest.fixture(scope="module")
+def formats(tmp_path_factory):
+    """One model with its tokenizer in every format, and the folder's template and generation settings its own."""
+    place = tmp_path_factory.mktemp("formats")
+    tokenizer = Tokenizer.train(["some text about some words"], 600).with_template("{{ messages }}")
+    model = LlamaForCausalLM(replace(TINY, vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id))
+    initialize(model, 0)
+    checkpoint.save(model, place / "huggingface", tokenizer)
+    (place / "huggingface" / "generation_config.json").write_text('{"temperature": 0.25}')
+    convert(place / "huggingface", place / "meta", format="meta")
+    convert(place / "huggingface", place / "gguf" / "model.gguf")
+    return place, model, tokenizer
+
+
+@pytest.mark.parametrize("format", ["huggingface", "meta", "gguf"])
+def test_an_opened_checkpoint_has_all_that_travels_with_it(formats, format):
+    place, model, tokenizer = formats
+    opened = herd.open_checkpoint(place / format)
+    assert herd.open_checkpoint(opened) is opened and opened.format == format
+    assert opened.config.vocab_size == tokenizer.vocab_size and opened.learnable_config() == opened.config
+    assert opened.tokenizer.fingerprint == tokenizer.fingerprint == herd.open_tokenizer(place / format).fingerprint
+    assert opened.chat_template == "{{ messages }}"
+    assert opened.generation == ({} if format == "gguf" else {"temperature": 0.25})
+    assert opened.weights.tensors.keys() == dict(model.named_parameters()).keys()
+    torch.testing.assert_close(opened.load()(TOKENS), model(TOKENS), atol=1e-5, rtol=0)
+
+
+def test_an_opened_checkpoint_says_what_does_not_travel_with_it(folder, formats):
+    opened = herd.open_checkpoint(folder)
+    with pytest.raises(DataError, match=r"holds neither tokenizer.json nor tokenizer.model"):
+        _ = opened.tokenizer
+    assert opened.chat_template is None
+    (folder / "generation_config.json").unlink()
+    assert opened.generation == {}
+    save_tokenizer(formats[2], folder)
+    (folder / "tokenizer_config.json").unlink()
+    assert herd.open_checkpoint(folder).chat_template is None
+    with pytest.raises(CheckpointError, match="no Hugging Face folder; `herd convert"):
+        _ = herd.open_checkpoint(formats[0] / "gguf").table
 
 
 def test_herd_load_gives_model_and_tokenizer_in_two_words(tmp_path):

@@ -16,10 +16,10 @@ from herd import cli
 from herd.errors import CapacityError, CheckpointError, ConfigError
 from herd.formats import checkpoint, ggml, gguf_model
 from herd.formats import convert as conversion
+from herd.formats.checkpoint import open_checkpoint
 from herd.formats.compare import difference
 from herd.formats.convert import convert, plan_on_paper
-from herd.formats.opened import open_weights
-from herd.gguf import read_gguf
+from herd.formats.gguf import read_gguf
 from herd.infer.engine import Engine
 from herd.infer.quantize import quantize_folder
 from herd.model.config import ModelConfig, RopeScaling
@@ -154,7 +154,7 @@ def test_the_divisors_of_llama_3_1_are_those_of_llama_cpps_converter(tmp_path):
     content = bytearray((tmp_path / "model.gguf").read_bytes())  # a foreign file: without the field of our own
     content = content.replace(b"herd.rope_scaling", b"some.other_fields", 1)
     (tmp_path / "foreign.gguf").write_bytes(content)
-    assert open_weights(tmp_path / "foreign.gguf").config.rope_scaling == RopeScaling()
+    assert open_checkpoint(tmp_path / "foreign.gguf").weights.config.rope_scaling == RopeScaling()
 
 
 def test_rounding_to_blocks_changes_the_predictions_little_and_says_how_much(tmp_path):
@@ -164,7 +164,7 @@ def test_rounding_to_blocks_changes_the_predictions_little_and_says_how_much(tmp
     )
     assert exact.largest < 1e-4 < q8.largest < q4.largest
     assert q8.divergence < 1e-2 and q8.largest < 0.1 * q8.spread
-    ours = difference(open_weights(source), open_weights(tmp_path / "q4_0.gguf"))
+    ours = difference(open_checkpoint(source).weights, open_checkpoint(tmp_path / "q4_0.gguf").weights)
     assert ours == q4
 
 
@@ -300,7 +300,7 @@ def test_a_missing_file_of_metas_is_named(tmp_path):
     convert(saved(tmp_path / "source"), tmp_path / "meta", format="meta", shards=4)
     (tmp_path / "meta" / "consolidated.01.pth").unlink()
     with pytest.raises(CheckpointError, match=r"consolidated\.01\.pth is missing; there is consolidated\.02\.pth"):
-        open_weights(tmp_path / "meta")
+        _ = open_checkpoint(tmp_path / "meta").weights
 
 
 def test_numbers_beyond_float16_are_refused_by_name(tmp_path):
@@ -434,7 +434,7 @@ def test_no_random_damage_of_the_header_gives_anything_but_a_clear_error(whole, 
             content[place] = random.integers(0, 256)
         (tmp_path / "model.gguf").write_bytes(content)
         try:
-            open_weights(tmp_path / "model.gguf")
+            _ = open_checkpoint(tmp_path / "model.gguf").weights
         except (CheckpointError, ConfigError) as fault:
             assert "model.gguf" in str(fault)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from herd.formats import ggml
-from herd.gguf import TYPES
+from herd.formats.gguf import TYPES
 
 READ = [name for name in TYPES if name not in ggml.PLAIN]
 

@@ -76,7 +76,7 @@ def model():
 @pytest.mark.parametrize("shards", [1, 2, 4])
 def test_any_number_of_shards_gives_the_original_model(model, shards, tmp_path):
     write(tmp_path / "meta", model, shards)
-    assert meta.is_meta_checkpoint(tmp_path / "meta")
+    assert checkpoint.open_checkpoint(tmp_path / "meta").format == "meta"
     loaded = checkpoint.load(tmp_path / "meta")
     assert loaded.config == CONFIG
     for (name, ours), theirs in zip(loaded.state_dict().items(), model.state_dict().values(), strict=True):

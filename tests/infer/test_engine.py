@@ -12,11 +12,12 @@ import torch
 
 import herd
 from herd.errors import CapacityError, CheckpointError, ConfigError, DataError, RequestError
-from herd.formats.checkpoint import as_reward_model, save
+from herd.formats.checkpoint import save
+from herd.formats.vocabulary import open_tokenizer
 from herd.infer.engine import Engine
 from herd.infer.request import Request
+from herd.model.reward import as_reward_model
 from herd.ops.paged_attention import paged_attention
-from herd.tokenizer import Tokenizer
 from herd.types import SamplingParams
 from tests.infer.models import SHAPES, TEXT, small_tokenizer, tiny_model
 
@@ -54,7 +55,7 @@ def recomputed(engine: Engine, prompt: list[int], num_tokens: int) -> list[int]:
 
 
 def tiny_model_like(engine: Engine):
-    from herd.formats.checkpoint import empty_model
+    from herd.model.llama import empty_model
 
     model = empty_model(engine.model.config)
     model.load_state_dict(engine.model.state_dict(), assign=True)
@@ -510,7 +511,7 @@ def test_rows_of_the_model_that_the_tokenizer_lacks_have_no_text():
 
 
 def test_an_answer_of_llama_2s_pieces_is_whole_what_it_is_in_a_stream(sentencepiece_style):
-    tokenizer = Tokenizer.load(sentencepiece_style)
+    tokenizer = open_tokenizer(sentencepiece_style)
     engine = Engine.of(tiny_model(vocab_size=tokenizer.vocab_size), tokenizer)
     for seed in range(8):
         params = SamplingParams(max_tokens=12, seed=seed, temperature=1.5, logit_bias={tokenizer.encode("the")[0]: 6})

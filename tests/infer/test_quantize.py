@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herd.errors import CapacityError, CheckpointError, ConfigError
-from herd.formats.checkpoint import as_reward_model, load, save
+from herd.formats.checkpoint import load, save
 from herd.infer.engine import Engine
 from herd.infer.quantize import quantize_folder, quantized_bytes
 from herd.kernels import decoding
+from herd.model.reward import as_reward_model
 from herd.ops.compressed import SCHEMES, pack, unpack
 from herd.ops.fp8 import UPPER_BOUND, fp8_linear, quantize_fp8, reference_fp8_linear
 from herd.ops.quantized import (

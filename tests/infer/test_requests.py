@@ -11,9 +11,9 @@ import torch
 
 from herd.errors import RequestError
 from herd.formats.checkpoint import save
+from herd.formats.vocabulary import open_tokenizer
 from herd.infer.engine import Engine
 from herd.infer.request import repetition
-from herd.tokenizer import Tokenizer
 from herd.types import SamplingParams
 from tests.infer.models import small_tokenizer, tiny_model
 from tests.infer.test_engine import tiny_model_like
@@ -242,7 +242,7 @@ def test_bounds_that_would_be_kept_to_only_nearly_are_refused(engine, bounds):
 
 
 def test_forms_hold_with_a_vocabulary_of_llama_2s_pieces_too(sentencepiece_style):
-    tokenizer = Tokenizer.load(sentencepiece_style)
+    tokenizer = open_tokenizer(sentencepiece_style)
     engine = Engine.of(tiny_model(vocab_size=tokenizer.vocab_size), tokenizer)
     answer = engine.generate(PROMPT, SamplingParams(regex="[a-z]{3} (ü|日本){2}", max_tokens=40, seed=1))
     assert re.fullmatch("[a-z]{3} (ü|日本){2}", answer.text) and answer.finish_reason == "stop"

@@ -9,7 +9,7 @@ import transformers
 from herd.formats import checkpoint
 from herd.model.config import ModelConfig, RopeScaling, num_parameters
 from herd.model.init import initialize
-from herd.model.llama import LlamaForCausalLM
+from herd.model.llama import LlamaForCausalLM, empty_model
 from herd.ops.attention import AttentionContext, reference_attention
 from herd.types import IGNORE, Batch, Loss
 
@@ -208,7 +208,7 @@ def test_parameter_counts_equal_the_released_models(size):
         num_key_value_heads=8,
         tie_word_embeddings=tied,
     )
-    model = checkpoint.empty_model(config)
+    model = empty_model(config)
     assert num_parameters(config) == expected
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
 

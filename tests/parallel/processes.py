@@ -14,9 +14,9 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
 
-from herd.formats.checkpoint import empty_model
 from herd.model.config import ModelConfig
 from herd.model.init import initialize
+from herd.model.llama import empty_model
 from herd.parallel.layout import check
 from herd.parallel.mesh import Mesh
 from herd.parallel.model import ParallelModel

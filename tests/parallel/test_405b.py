@@ -13,8 +13,8 @@ import pytest
 
 from herd.config import find_recipe, load
 from herd.errors import ConfigError
-from herd.formats.checkpoint import empty_model
 from herd.model.config import num_parameters
+from herd.model.llama import empty_model
 from herd.parallel.layout import Layout, layers_of_stages
 from herd.parallel.rehearsal import as_rank, build_rank
 from herd.parallel.settings import ParallelSettings

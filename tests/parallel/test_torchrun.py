@@ -12,6 +12,7 @@ import torch
 from herd.data.shards import ShardWriter
 from herd.formats.checkpoint import load
 from herd.run import read_manifest, read_metrics
+from herd.tokenizer.io import save_tokenizer
 from herd.tokenizer.tokenizer import Tokenizer
 from tests.parallel.torchrun import SECONDS, another, end, kill_all, kill_one, launch, wait_for_steps
 
@@ -29,7 +30,7 @@ def corpus(tmp_path_factory) -> Path:
     """Shards and tokenizer of a small text whose documents have unequal lengths."""
     folder = tmp_path_factory.mktemp("corpus")
     tokenizer = Tokenizer.train([TEXT * 3], 540)
-    tokenizer.save(folder / "tokenizer")
+    save_tokenizer(tokenizer, folder / "tokenizer")
     for side, count in (("train", 40), ("heldout", 3)):
         (folder / "shards" / side).mkdir(parents=True)
         writer = ShardWriter(folder / "shards" / side, "code", 0, tokenizer=tokenizer.fingerprint)

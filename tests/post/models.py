@@ -9,10 +9,11 @@ import torch
 
 from herd.demo.facts import Fact
 from herd.demo.questions import QuestionSets, make_questions, ranked, write_rows
-from herd.formats.checkpoint import as_reward_model, save
+from herd.formats.checkpoint import save
 from herd.model.config import ModelConfig
 from herd.model.init import initialize
 from herd.model.llama import LlamaForCausalLM
+from herd.model.reward import as_reward_model
 from herd.tokenizer.tokenizer import Tokenizer
 
 WORDS = "What does mod1.open do? Open the thing with care. It takes no arguments. path, mode='r' Which parameters"

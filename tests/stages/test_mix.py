@@ -11,7 +11,9 @@ from herd.config import load
 from herd.curate.mix import copies, epochs
 from herd.data.shards import open_shards
 from herd.errors import ConfigError, DataError
+from herd.formats.vocabulary import open_tokenizer
 from herd.stages import mix, pack, trace
+from herd.tokenizer.io import save_tokenizer
 from herd.tokenizer.tokenizer import Tokenizer
 from tests.train.test_stages import SCHEMA, document
 
@@ -19,7 +21,7 @@ from tests.train.test_stages import SCHEMA, document
 @pytest.fixture
 def sources(tmp_path):
     """Two hundred general documents and twenty of code."""
-    Tokenizer({bytes([byte]): byte for byte in range(256)}).save(tmp_path / "tokenizer")
+    save_tokenizer(Tokenizer({bytes([byte]): byte for byte in range(256)}), tmp_path / "tokenizer")
     found = {}
     for name, count in (("general", 200), ("code", 20)):
         folder = found[name] = tmp_path / name / "documents"
@@ -75,7 +77,7 @@ def test_every_token_leads_back_to_its_page(tmp_path, sources):
     (out / "funnel.json").write_text(json.dumps({"steps": [{"name": "read", "documents_out": 3}]}))
     words = [f"documents={out / 'documents'}", f"tokenizer={tmp_path / 'tokenizer'}", f"out={tmp_path / 'pack'}"]
     packed = pack.run(load(pack.PackSettings, None, [*words, "holdout=0.3"]))
-    tokenizer = Tokenizer.load(tmp_path / "tokenizer")
+    tokenizer = open_tokenizer(tmp_path / "tokenizer")
     for side in ("train", "heldout"):
         for manifest in sorted((packed / side).glob("*.json")):
             shard, ends = manifest.with_suffix(".npy"), json.loads(manifest.read_text())["document_ends"]

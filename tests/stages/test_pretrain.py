@@ -7,9 +7,11 @@ import pytest
 from herd import config
 from herd.data.shards import ShardWriter
 from herd.errors import CheckpointError, ConfigError, DataError
+from herd.formats.vocabulary import open_tokenizer
 from herd.model.config import ModelConfig
 from herd.run import read_manifest, read_metrics
 from herd.stages import average, pretrain
+from herd.tokenizer.io import save_tokenizer
 from herd.tokenizer.tokenizer import Tokenizer
 
 TEXT = "def add(first, second):\n    return first + second\n\n\nprint(add(1, 2))\n"
@@ -20,7 +22,7 @@ def corpus(tmp_path_factory) -> Path:
     """Shards and tokenizer of a small repetitive text."""
     folder = tmp_path_factory.mktemp("corpus")
     tokenizer = Tokenizer.train([TEXT * 3], 540)
-    tokenizer.save(folder / "tokenizer")
+    save_tokenizer(tokenizer, folder / "tokenizer")
     for side, count in (("train", 40), ("heldout", 3)):
         (folder / "shards" / side).mkdir(parents=True)
         writer = ShardWriter(folder / "shards" / side, "code", 0, tokenizer=tokenizer.fingerprint)
@@ -55,7 +57,7 @@ def test_pretraining_longer_context_and_average_follow_one_another(corpus, tmp_p
 
     mean = average.run(average.AverageSettings(checkpoints=[first], out=tmp_path / "mean", last=2))
     assert read_manifest(mean)["figures"] == {"checkpoints": 2}
-    assert Tokenizer.load(mean / "checkpoint").vocab_size == 540
+    assert open_tokenizer(mean / "checkpoint").vocab_size == 540
 
 
 def test_a_second_run_is_skipped_and_another_setting_is_refused(corpus, tmp_path):
@@ -82,7 +84,7 @@ def test_impossible_settings_are_refused_before_training(corpus, tmp_path, word,
 
 def test_a_checkpoint_with_another_vocabulary_is_refused(corpus, tmp_path):
     first = pretrain.run(settings(corpus, tmp_path / "first", "tokens=512"))
-    Tokenizer.train([TEXT], 520).save(tmp_path / "other")
+    save_tokenizer(Tokenizer.train([TEXT], 520), tmp_path / "other")
     with pytest.raises(ConfigError, match="540 embedding rows"):
         pretrain.run(settings(corpus, tmp_path / "second", f"checkpoint={first}", f"tokenizer={tmp_path / 'other'}"))
 
@@ -102,7 +104,7 @@ def test_a_stopped_run_goes_on_with_other_settings_of_how_but_not_of_what(corpus
 
 
 def test_shards_of_another_tokenizer_are_refused(corpus, tmp_path):
-    Tokenizer.train([TEXT[::-1] * 3], 540).save(tmp_path / "other")
+    save_tokenizer(Tokenizer.train([TEXT[::-1] * 3], 540), tmp_path / "other")
     with pytest.raises(ConfigError, match="packed with another tokenizer"):
         pretrain.run(settings(corpus, tmp_path / "run", f"tokenizer={tmp_path / 'other'}"))
 

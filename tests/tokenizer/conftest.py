@@ -2,6 +2,7 @@
 
 import pytest
 
+from herd.formats.vocabulary import open_tokenizer
 from herd.tokenizer import Tokenizer
 from tests.tokenizer.wild import TEXTS
 
@@ -13,4 +14,4 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def llama(shared_data) -> Tokenizer:
-    return Tokenizer.load(shared_data / "llama3" / "tokenizer.model")
+    return open_tokenizer(shared_data / "llama3" / "tokenizer.model")

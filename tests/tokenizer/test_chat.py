@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from herd.errors import DataError
-from herd.tokenizer import Tokenizer
+from herd.formats.vocabulary import open_tokenizer
 from herd.tokenizer.chat import formatting_mask, parse, parse_reply, render, require_trained
+from herd.tokenizer.io import save_tokenizer
 from herd.tokenizer.toolcalls import read_untagged
 from tests.tokenizer.wild import WILD_TEXT
 
@@ -69,10 +70,10 @@ def test_the_hf_style_writes_dates_and_strips(tokenizer):
 
 
 def test_the_checkpoint_chooses_the_style(tokenizer, tmp_path):
-    tokenizer.save(tmp_path)
+    save_tokenizer(tokenizer, tmp_path)
     (tmp_path / "chat_template.jinja").write_text("... Today Date: ...")
-    assert "Today Date" in written(Tokenizer.load(tmp_path), TALK)
-    assert "Today Date" not in written(Tokenizer.load(tmp_path), TALK, style="meta")
+    assert "Today Date" in written(open_tokenizer(tmp_path), TALK)
+    assert "Today Date" not in written(open_tokenizer(tmp_path), TALK, style="meta")
 
 
 def test_the_mask_covers_answers_and_what_ends_them(tokenizer):
@@ -283,7 +284,7 @@ def test_no_message_can_forge_a_turn(tokenizer, turns):
 
 @pytest.fixture(scope="module")
 def theirs(tokenizer, tmp_path_factory):
-    return AutoTokenizer.from_pretrained(tokenizer.save(tmp_path_factory.mktemp("tokenizer")))
+    return AutoTokenizer.from_pretrained(save_tokenizer(tokenizer, tmp_path_factory.mktemp("tokenizer")))
 
 
 def test_the_saved_template_writes_what_render_writes(tokenizer, theirs):

@@ -7,9 +7,10 @@ import pytest
 
 from herd.cli import main
 from herd.errors import DataError
-from herd.tokenizer import Tokenizer
+from herd.formats.vocabulary import open_tokenizer
 from herd.tokenizer.chat import DATE
 from herd.tokenizer.compare import TALKS, compare, compile_template
+from herd.tokenizer.io import save_tokenizer
 
 TODAY = f"""\
 {{{{- bos_token }}}}
@@ -84,15 +85,15 @@ def test_a_template_cannot_leave_its_sandbox(tokenizer, attack):
 
 def test_a_users_own_checkpoint_agrees(tokenizer, tmp_path):
     """Set HERD_CHECKPOINT to a Llama 3 folder to compare its chat template with `render`."""
-    folder = os.environ.get("HERD_CHECKPOINT") or tokenizer.save(tmp_path)
-    own = Tokenizer.load(folder)
+    folder = os.environ.get("HERD_CHECKPOINT") or save_tokenizer(tokenizer, tmp_path)
+    own = open_tokenizer(folder)
     results = compare(own, own.chat_template, own.chat_style)
     different = [result for result in results if not result.same and result.talk != "a line break first"]
     assert not different
 
 
 def test_the_command_names_the_first_difference(tokenizer, tmp_path, capsys):
-    folder = tokenizer.save(tmp_path / "tokenizer")
+    folder = save_tokenizer(tokenizer, tmp_path / "tokenizer")
     (tmp_path / "other.jinja").write_text(tokenizer.chat_template.replace("<|eot_id|>", "<|end|>"))
     talk = {"messages": [{"role": "user", "content": "Own?"}, {"role": "assistant", "content": "Yes."}]}
     (tmp_path / "talks.jsonl").write_text(json.dumps(talk) + "\n")

@@ -9,11 +9,13 @@ import pytest
 from herd.config import load
 from herd.data.split import is_held_out
 from herd.errors import ConfigError, DataError
+from herd.formats.vocabulary import open_tokenizer
 from herd.run import read_manifest
 from herd.stages import show
 from herd.stages import tokenizer as stage
 from herd.tokenizer import Tokenizer
 from herd.tokenizer.chat import render
+from herd.tokenizer.io import save_tokenizer
 from tests.tokenizer.wild import TEXTS
 
 
@@ -44,7 +46,7 @@ def settings(curated, **changes):
 
 def test_the_stage_writes_a_tokenizer_and_its_compression(curated):
     out = stage.run(settings(curated))
-    trained = Tokenizer.load(out)
+    trained = open_tokenizer(out)
     assert trained.vocab_size == 800
     figures = read_manifest(out)["figures"]
     assert (figures["vocab_size"], figures["largest_undercount"]) == (800, 0)
@@ -57,7 +59,7 @@ def test_the_stage_writes_a_tokenizer_and_its_compression(curated):
 
 
 def test_only_kept_and_not_held_out_texts_are_learned(curated):
-    trained = Tokenizer.load(stage.run(settings(curated)))
+    trained = open_tokenizer(stage.run(settings(curated)))
     kept = [TEXTS[n % 4] for n in range(24) if not is_held_out(f"m{n}", 0.3)]
     assert 0 < len(kept) < 24
     assert trained.fingerprint == Tokenizer.train(kept, 800).fingerprint
@@ -71,7 +73,7 @@ def test_a_second_run_is_skipped(curated):
 
 
 def test_an_interrupted_count_continues_and_ends_the_same(curated, monkeypatch):
-    undisturbed = Tokenizer.load(stage.run(settings(curated, out=curated.parent / "undisturbed")))
+    undisturbed = open_tokenizer(stage.run(settings(curated, out=curated.parent / "undisturbed")))
     monkeypatch.setattr(stage, "_SAVE_SECONDS", 0)
     monkeypatch.setattr("herd.tokenizer.pretokens._BATCH_CHARS", 20_000)
     read, fail_at = stage.read_texts, 9
@@ -88,7 +90,7 @@ def test_an_interrupted_count_continues_and_ends_the_same(curated, monkeypatch):
     saved = curated.parent / "out" / "state" / "counts.json"
     assert json.loads(saved.read_text())["num_texts"] > 0
     monkeypatch.setattr(stage, "read_texts", read)
-    assert Tokenizer.load(stage.run(settings(curated))).fingerprint == undisturbed.fingerprint
+    assert open_tokenizer(stage.run(settings(curated))).fingerprint == undisturbed.fingerprint
 
 
 def test_text_and_jsonl_are_read_as_well(tmp_path):
@@ -100,7 +102,7 @@ def test_text_and_jsonl_are_read_as_well(tmp_path):
     assert [row.text for row in stage.read_texts(folder, seen.append)] == [TEXTS[1], TEXTS[3]]
     assert stage.num_rows(folder) in (None, sum(seen))
     out = stage.run(stage.TokenizerSettings(out=tmp_path / "out", documents=folder, vocab_size=600, holdout=0))
-    assert Tokenizer.load(out).vocab_size == 600
+    assert open_tokenizer(out).vocab_size == 600
 
 
 @pytest.mark.parametrize(
@@ -135,9 +137,9 @@ def test_impossible_settings_are_refused(curated):
 
 
 def test_a_base_is_extended(curated, tokenizer, tmp_path):
-    base = tokenizer.save(tmp_path / "base")
+    base = save_tokenizer(tokenizer, tmp_path / "base")
     out = stage.run(settings(curated, base=base, vocab_size=1600))
-    extended = Tokenizer.load(out)
+    extended = open_tokenizer(out)
     assert extended.vocab_size == 1600
     assert list(extended.ranks)[: len(tokenizer.ranks)] == list(tokenizer.ranks)
     for row in json.loads((out / "compression.json").read_text()):
@@ -155,7 +157,7 @@ TALK = [{"role": "user", "content": "Hi [b]you[/b]\x1b[31m"}, {"role": "assistan
 
 @pytest.fixture
 def shown(tokenizer, tmp_path):
-    tokenizer.save(tmp_path / "tokenizer")
+    save_tokenizer(tokenizer, tmp_path / "tokenizer")
     rows = [{"messages": TALK}, {"prompt": "1+1?", "response": "2"}]
     (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {"path": tmp_path / "talk.jsonl", "tokenizer": tmp_path / "tokenizer"}

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from herd.errors import DataError
 from herd.tokenizer.chat import parse, parse_reply, render
+from herd.tokenizer.io import save_tokenizer
 from herd.tokenizer.replies import ReplyStream
 from herd.tokenizer.specials import PYTHON_TAG
 from herd.tokenizer.toolcalls import may_become_call, read_untagged
@@ -91,7 +92,7 @@ def test_the_hf_style_announces_as_its_template_does(tokenizer):
 
 
 def test_the_saved_template_announces_what_render_announces(tokenizer, tmp_path):
-    theirs = AutoTokenizer.from_pretrained(tokenizer.save(tmp_path))
+    theirs = AutoTokenizer.from_pretrained(save_tokenizer(tokenizer, tmp_path))
     for talk in ([USER], [SYSTEM, USER], [SYSTEM, USER, CALL, {"role": "tool", "content": "yes"}]):
         for tools in (None, [WEATHER], [WEATHER, CLOCK]):
             ids = theirs.apply_chat_template(talk, tools=tools, add_generation_prompt=True)["input_ids"]

@@ -17,7 +17,7 @@ from herd.data.conversations import load_conversations
 from herd.data.loader import PackedLoader, Phase
 from herd.data.preferences import load_pairs
 from herd.data.shards import in_memory
-from herd.formats.checkpoint import as_reward_model
+from herd.model.reward import as_reward_model
 from herd.run import read_metrics
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.objectives import dpo, next_token, reward_pairs

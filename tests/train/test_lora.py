@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from herd.errors import CheckpointError, ConfigError
-from herd.formats.checkpoint import as_reward_model, load, save
+from herd.formats.checkpoint import load, save
+from herd.model.reward import as_reward_model
 from herd.ops.nf4 import CODE, dequantize, nf4_linear, quantize
 from herd.parallel.settings import ParallelSettings
 from herd.run import read_metrics

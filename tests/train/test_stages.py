@@ -15,9 +15,11 @@ from herd.data.shards import open_shards
 from herd.data.split import is_held_out
 from herd.errors import CheckpointError, ConfigError, DataError
 from herd.formats.checkpoint import load, save
+from herd.formats.vocabulary import open_tokenizer
 from herd.infer.quantize import quantize_folder
 from herd.run import read_manifest
 from herd.stages import dpo, pack, reward, sft
+from herd.tokenizer.io import save_tokenizer
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.types import DOCUMENT_COLUMNS
 from tests.train.tiny import tiny_model
@@ -39,7 +41,7 @@ def document(number, **changes):
 @pytest.fixture
 def tokenizer(tmp_path):
     found = Tokenizer({bytes([byte]): byte for byte in range(256)})
-    found.save(tmp_path / "tokenizer")
+    save_tokenizer(found, tmp_path / "tokenizer")
     return found
 
 
@@ -167,7 +169,7 @@ def test_sft_lowers_its_loss_and_its_checkpoint_loads_with_its_tokenizer(tmp_pat
     path = sft.run(settings_of(sft, "SftSettings", **values, **QUICK))
     first = json.loads((path / "metrics.jsonl").read_text().splitlines()[0])["loss"]
     assert read_manifest(path)["figures"]["loss"] < 0.8 * first
-    assert Tokenizer.load(path / "checkpoint").vocab_size == load(path).config.vocab_size
+    assert open_tokenizer(path / "checkpoint").vocab_size == load(path).config.vocab_size
     assert not (path / "state").exists()
 
 
@@ -244,7 +246,7 @@ def test_epochs_count_the_smaller_steps_of_a_batch_ramp(tmp_path, checkpoint, ra
     values = {"conversations": conversations(tmp_path), "checkpoint": checkpoint, "out": tmp_path / "sft", "epochs": 40}
     path = sft.run(settings_of(sft, "SftSettings", **values, **QUICK, batch__double_at=ramp))
     tokens = json.loads((path / "metrics.jsonl").read_text().splitlines()[-1])["tokens"]
-    sources = load_conversations(values["conversations"], Tokenizer.load(checkpoint), 256)
+    sources = load_conversations(values["conversations"], open_tokenizer(checkpoint), 256)
     loader = PackedLoader(sources, [Phase(batch_tokens=512, row_tokens=256, mixture={"conversations": 1.0})])
     assert tokens == pytest.approx(40 * loader.epoch_tokens(), rel=0.02)
 

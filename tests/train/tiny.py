@@ -11,9 +11,9 @@ import torch
 from herd.config import settings
 from herd.data.loader import PackedLoader, Phase
 from herd.data.shards import in_memory
-from herd.formats.checkpoint import empty_model
 from herd.model.config import ModelConfig
 from herd.model.init import initialize
+from herd.model.llama import empty_model
 from herd.run import open_run
 
 VOCABULARY = 96

@@ -1,9 +1,9 @@
-"""Which format a checkpoint is in, and opening it: Hugging Face's folder, Meta's folder, llama.cpp's file."""
+"""Hugging Face's folders: config.json and safetensors, whole, quantized, or as 8-bit floats with scales."""
 
 from __future__ import annotations
 
 import functools
-import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,78 +11,77 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from herd.errors import CheckpointError
-from herd.formats.gguf_model import SUFFIX, open_gguf
-from herd.formats.meta import is_meta_checkpoint, open_meta
-from herd.formats.safetensors import TensorInfo, tensors_in_folder
-from herd.formats.stored import StoredTensor, StoredWeights, check_fit
-from herd.gguf import is_gguf
+from herd.formats.safetensors import TensorInfo, read_tensors, tensors_in_folder
+from herd.formats.stored import StoredTensor, StoredWeights, check_finite, check_fit, some_tensors
 from herd.model.config import ModelConfig
+from herd.model.llama import Attend, Llama, empty_model
+from herd.ops.compressed import Scheme, check_quantization, empty_like, packed_layers, packed_shapes, unpack_tensors
+from herd.ops.quantized import replace_linears
 
 _FP8_METHODS = ("fbgemm_fp8", "fp8")  # Meta's own 405B; what `herd quantize` writes computes as it is
 _SCALE = "_scale"
 
 
-def find_checkpoint(path: Path | str) -> Path:
-    """The checkpoint that a path means: a GGUF file, a folder, its `checkpoint/`, or what its run.json points to.
+def load_huggingface(
+    folder: Path,
+    config: ModelConfig,
+    tensors: dict[str, TensorInfo],
+    dtype: torch.dtype | None,
+    device: str,
+    attend: Attend | None,
+) -> Llama:
+    """A folder's model with its weights as they lie there, mapped where they can be; quantized layers stay quantized.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: the tensors do not fit config.json or are not finite.
     """
-    path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist: expected a checkpoint folder, a run folder or a GGUF file.")
-    if path.is_file():
-        return _of_file(path)
-    candidates = [path, path / "checkpoint", *_pointed_to(path)]
-    for candidate in candidates:
-        if (candidate / "config.json").is_file() or is_meta_checkpoint(candidate):
-            return candidate
-    files = sorted(path.glob(f"*{SUFFIX}"))
-    if len(files) == 1:
-        return files[0]
-    if files:
-        raise CheckpointError(f"{path} holds {len(files)} GGUF files; name one of them, such as {files[0]}.")
-    raise CheckpointError(
-        f"{path} holds no checkpoint: expected config.json in it, in {path / 'checkpoint'}, a finished run whose "
-        f"run.json names one, Meta's params.json and consolidated.*.pth, or one {SUFFIX} file."
-    )
+    tensors = without_leftovers(tensors, config)
+    scheme = check_quantization(config.quantization_config, folder)
+    model = empty_model(config, attend)
+    quantized = packed_layers(tensors) if scheme else []
+    _check_fit(folder, tensors, model, quantized, scheme)
+    replace_linears(model, quantized, partial(empty_like, scheme=scheme))
+    weights = unpack_tensors(dict(read_tensors(tensors)), scheme)
+    kept = {f"{layer}.{part}" for layer in quantized for part in ("weight", "weight_scale")}
+    _check_floats(tensors, {name for name in weights if name not in kept and not weights[name].is_floating_point()})
+    check_finite(folder, weights)
+    weights = {name: tensor.to(device, None if name in kept else dtype) for name, tensor in weights.items()}
+    model.load_state_dict(weights, strict=False, assign=True)
+    return model
 
 
-def _of_file(path: Path) -> Path:
-    if path.suffix == SUFFIX or is_gguf(path):
-        return path
-    if path.name in ("config.json", "params.json") or path.suffix in (".safetensors", ".pth"):
-        return find_checkpoint(path.parent)
-    raise CheckpointError(f"{path} is no checkpoint: expected a folder or a GGUF file.")
+def _check_floats(tensors: dict[str, TensorInfo], whole: set[str]) -> None:
+    for name in sorted(whole):
+        kind = str(tensors[name].dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"{tensors[name].file}: tensor {name} holds whole numbers ({kind}), expected floats: its config.json names "
+            "no quantization that is read."
+        )
 
 
-def _pointed_to(path: Path) -> list[Path]:
-    try:
-        target = json.loads((path / "run.json").read_text(encoding="utf-8")).get("checkpoint")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return []
-    return [path / target] if isinstance(target, str) else []
+def _check_fit(
+    folder: Path, tensors: dict[str, TensorInfo], model: Llama, quantized: list[str], scheme: Scheme | None
+) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for layer in quantized:
+        if shape := expected.pop(f"{layer}.weight", None):
+            expected |= {f"{layer}.{part}": packed for part, packed in packed_shapes(*shape, scheme).items()}
+    if model.config.tie_word_embeddings:
+        expected.pop("lm_head.weight", None)
+    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing:
+        raise CheckpointError(f"{folder} lacks {some_tensors(missing)}, which its config.json asks for.")
+    if extra:
+        raise CheckpointError(f"{folder} holds {some_tensors(extra)}, for which its config.json has no place.")
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise CheckpointError(
+                f"{tensors[name].file}: tensor {name} has the shape {list(tensors[name].shape)}, "
+                f"but config.json asks for {list(shape)}."
+            )
 
 
-def is_huggingface(place: Path) -> bool:
-    """Whether what `find_checkpoint` found is a Hugging Face folder."""
-    return (place / "config.json").is_file()
-
-
-def open_weights(path: Path | str) -> StoredWeights:
-    """Open a checkpoint in any format without reading its weights.
-
-    Raises:
-        CheckpointError: a file is missing, damaged, or its tensors do not fit its configuration.
-        ConfigError: it describes something other than a Llama.
-    """
-    place = find_checkpoint(path)
-    if place.is_file():
-        return open_gguf(place)
-    return open_huggingface(place) if is_huggingface(place) else open_meta(place)
-
-
-# ---- Hugging Face ----------------------------------------------------------------------------------------------------
+# ---- piece by piece --------------------------------------------------------------------------------------------------
 
 
 def open_huggingface(folder: Path) -> StoredWeights:

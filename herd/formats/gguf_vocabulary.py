@@ -15,17 +15,15 @@ import json
 from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from herd.errors import DataError
-from herd.gguf import read_gguf
+from herd.formats.gguf import read_gguf
 from herd.tokenizer.alphabet import WORD_START, is_byte_piece, read_bytes, write_bytes
-from herd.tokenizer.files import merges, split_merges
-from herd.tokenizer.pieces import adds_a_space
+from herd.tokenizer.bpe import merges
+from herd.tokenizer.pieces import adds_a_space, split_merges
 from herd.tokenizer.specials import END_OF_MESSAGE, END_OF_TURN, PAD
-
-if TYPE_CHECKING:
-    from herd.tokenizer.tokenizer import Tokenizer
+from herd.tokenizer.tokenizer import Tokenizer
 
 
 class TokenType(IntEnum):
@@ -116,14 +114,31 @@ _LLAMA3_SPLITS = ("llama-bpe", "llama3", "llama-v3")  # llama.cpp's names for Ll
 _TEMPLATE = "tokenizer.chat_template"
 
 
-def read(path: Path) -> dict[str, Any]:
-    """What `Tokenizer(...)` takes, from the fields of a GGUF file.
+def read_vocabulary(path: Path) -> Tokenizer:
+    """The tokenizer in a GGUF file.
 
     Raises:
         CheckpointError: the file is damaged.
         DataError: it holds no vocabulary, or one of a kind that is not supported.
     """
-    fields = read_gguf(path).fields
+    parts = _parts(read_gguf(path).fields, path)
+    try:
+        return Tokenizer(**parts)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def read_template(path: Path) -> str | None:
+    """The chat template in a GGUF file, None where there is none.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    template = read_gguf(path).fields.get(_TEMPLATE)
+    return template if isinstance(template, str) else None
+
+
+def _parts(fields: dict[str, Any], path: Path) -> dict[str, Any]:
     kind = fields.get("tokenizer.ggml.model")
     names, types = fields.get("tokenizer.ggml.tokens"), fields.get("tokenizer.ggml.token_type")
     if kind not in ("gpt2", "llama") or not isinstance(names, list) or not isinstance(types, list):

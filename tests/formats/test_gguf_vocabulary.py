@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 
 from herd.errors import DataError
-from herd.tokenizer import Tokenizer
+from herd.formats.gguf_vocabulary import gguf_fields
+from herd.formats.vocabulary import open_tokenizer
+from herd.tokenizer.io import save_tokenizer
 from tests.tokenizer.wild import TEXTS, WILD_TEXT
 
 HIDDEN = 32
@@ -60,7 +62,7 @@ class LlamaCpp:
 
 @pytest.fixture(scope="module")
 def llama_cpp(tokenizer, tmp_path_factory):
-    return LlamaCpp(write_model(tmp_path_factory.mktemp("gguf") / "tiny.gguf", tokenizer.gguf_fields()))
+    return LlamaCpp(write_model(tmp_path_factory.mktemp("gguf") / "tiny.gguf", gguf_fields(tokenizer)))
 
 
 @given(WILD_TEXT)
@@ -81,7 +83,7 @@ def test_llama_cpp_gives_the_same_ids_on_ten_thousand_wild_strings(tokenizer, ll
 
 
 def test_llama_cpp_gives_llama3s_golden_ids(llama, tmp_path):
-    reader = LlamaCpp(write_model(tmp_path / "llama3.gguf", llama.gguf_fields()))
+    reader = LlamaCpp(write_model(tmp_path / "llama3.gguf", gguf_fields(llama)))
     text = "This is a test sentence."
     assert reader.encode(text, add_special=True) == [128000, 2028, 374, 264, 1296, 11914, 13]
     for text in TEXTS:
@@ -89,8 +91,8 @@ def test_llama_cpp_gives_llama3s_golden_ids(llama, tmp_path):
 
 
 def test_llama_cpp_gives_the_same_ids_for_a_sentencepiece_style_vocabulary(sentencepiece_style, tmp_path):
-    loaded = Tokenizer.load(sentencepiece_style)
-    fields = loaded.gguf_fields()
+    loaded = open_tokenizer(sentencepiece_style)
+    fields = gguf_fields(loaded)
     reader = LlamaCpp(write_model(tmp_path / "llama2.gguf", fields))
     assert (fields["tokenizer.ggml.model"], fields["tokenizer.ggml.unknown_token_id"]) == ("llama", 0)
     assert fields["tokenizer.ggml.token_type"][:4] == [gguf.TokenType.UNKNOWN, *[gguf.TokenType.CONTROL] * 2, 6]
@@ -99,7 +101,7 @@ def test_llama_cpp_gives_the_same_ids_for_a_sentencepiece_style_vocabulary(sente
 
 
 def test_the_fields_name_every_row_its_kind_and_the_special_ids(tokenizer):
-    fields = tokenizer.gguf_fields()
+    fields = gguf_fields(tokenizer)
     tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     assert len(tokens) == len(types) == tokenizer.vocab_size == len(set(tokens))
     assert [tokens[i] for i in tokenizer.special.values()] == list(tokenizer.special)
@@ -113,32 +115,32 @@ def test_the_fields_name_every_row_its_kind_and_the_special_ids(tokenizer):
 
 
 def test_rows_that_only_the_model_has_are_marked_unused(tokenizer):
-    fields = tokenizer.gguf_fields(num_rows=tokenizer.vocab_size + 2)
+    fields = gguf_fields(tokenizer, num_rows=tokenizer.vocab_size + 2)
     assert fields["tokenizer.ggml.tokens"][-2:] == [f"[PAD{tokenizer.vocab_size + i}]" for i in range(2)]
     assert fields["tokenizer.ggml.token_type"][-3:] == [gguf.TokenType.CONTROL, *[gguf.TokenType.UNUSED] * 2]
     with pytest.raises(DataError, match="the model's embedding only 10"):
-        tokenizer.gguf_fields(num_rows=10)
+        gguf_fields(tokenizer, num_rows=10)
 
 
 def test_a_way_of_splitting_that_gguf_cannot_name_is_refused(tokenizer, tmp_path):
-    data = json.loads((tokenizer.save(tmp_path) / "tokenizer.json").read_text(encoding="utf-8"))
+    data = json.loads((save_tokenizer(tokenizer, tmp_path) / "tokenizer.json").read_text(encoding="utf-8"))
     data["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\p{L}+|\s+|."
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
     with pytest.raises(DataError, match="GGUF has no name"):
-        Tokenizer.load(tmp_path).gguf_fields()
+        gguf_fields(open_tokenizer(tmp_path))
 
 
 def test_a_vocabulary_comes_back_from_the_fields_with_the_same_ids(tokenizer, tmp_path):
-    write_model(tmp_path / "vocabulary.gguf", tokenizer.gguf_fields())
-    again = Tokenizer.load(tmp_path / "vocabulary.gguf")
+    write_model(tmp_path / "vocabulary.gguf", gguf_fields(tokenizer))
+    again = open_tokenizer(tmp_path / "vocabulary.gguf")
     assert again.fingerprint == tokenizer.fingerprint and again.chat_template == tokenizer.chat_template
     assert (again.bos, again.eos) == (tokenizer.bos, tokenizer.eos)
 
 
 def test_a_sentencepiece_style_vocabulary_comes_back_with_the_same_ids(sentencepiece_style, tmp_path):
-    tokenizer = Tokenizer.load(sentencepiece_style)
-    write_model(tmp_path / "vocabulary.gguf", tokenizer.gguf_fields())
-    again = Tokenizer.load(tmp_path / "vocabulary.gguf")
+    tokenizer = open_tokenizer(sentencepiece_style)
+    write_model(tmp_path / "vocabulary.gguf", gguf_fields(tokenizer))
+    again = open_tokenizer(tmp_path / "vocabulary.gguf")
     for text in ("some words", " opens with spaces", "ünïcödé and \U0001f600", "line\nline", "aaaa bbbb  c"):
         assert again.encode(text) == tokenizer.encode(text)
         assert again.decode(again.encode(text)) == tokenizer.decode(tokenizer.encode(text))

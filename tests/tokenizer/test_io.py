@@ -15,14 +15,14 @@ from tiktoken.load import load_tiktoken_bpe
 from transformers import AutoTokenizer
 
 from herd.errors import DataError
-from herd.tokenizer import Tokenizer
+from herd.tokenizer.io import load_tokenizer, save_tokenizer
 from herd.tokenizer.specials import SPLIT_PATTERN
 from tests.tokenizer.wild import TEXTS, WILD_TEXT
 
 
 @pytest.fixture(scope="module")
 def folder(tokenizer, tmp_path_factory):
-    return tokenizer.save(tmp_path_factory.mktemp("tokenizer"))
+    return save_tokenizer(tokenizer, tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,9 @@ def fast(folder):
 
 @pytest.fixture(scope="module")
 def llama_fast(llama, tmp_path_factory):
-    return tokenizers.Tokenizer.from_file(str(llama.save(tmp_path_factory.mktemp("llama")) / "tokenizer.json"))
+    return tokenizers.Tokenizer.from_file(
+        str(save_tokenizer(llama, tmp_path_factory.mktemp("llama")) / "tokenizer.json")
+    )
 
 
 @given(WILD_TEXT)
@@ -80,7 +82,7 @@ def test_llama3_ids_equal_on_the_text_sets(llama, llama_fast, shared_data, name)
 
 @pytest.mark.parametrize("name", ["", "tokenizer.json", "tokenizer.model"])
 def test_every_saved_form_loads_as_the_same_tokenizer(tokenizer, folder, name):
-    loaded = Tokenizer.load(folder / name)
+    loaded = load_tokenizer(folder / name)
     assert loaded.fingerprint == tokenizer.fingerprint
     assert (loaded.eos_id, loaded.chat_template) == (tokenizer.eos_id, tokenizer.chat_template)
 
@@ -105,14 +107,14 @@ def test_transformers_loads_the_folder(tokenizer, folder):
 
 def test_what_transformers_saves_is_read_back(tokenizer, folder, tmp_path):
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
-    loaded = Tokenizer.load(tmp_path)
+    loaded = load_tokenizer(tmp_path)
     assert loaded.fingerprint == tokenizer.fingerprint
     assert loaded.chat_template == tokenizer.chat_template
 
 
 def test_saving_leaves_other_files_of_a_checkpoint_alone(tokenizer, tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    tokenizer.save(tmp_path)
+    save_tokenizer(tokenizer, tmp_path)
     assert (tmp_path / "config.json").read_text() == "{}"
     assert {file.name for file in tmp_path.iterdir()} == {
         "config.json",
@@ -124,26 +126,26 @@ def test_saving_leaves_other_files_of_a_checkpoint_alone(tokenizer, tmp_path):
 
 
 def test_a_checkpoint_keeps_its_own_template_and_end_token(tokenizer, tmp_path):
-    tokenizer.save(tmp_path)
+    save_tokenizer(tokenizer, tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     config |= {"chat_template": "Today Date: {{ date }}", "eos_token": {"content": "<|eot_id|>"}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    loaded = Tokenizer.load(tmp_path)
+    loaded = load_tokenizer(tmp_path)
     assert loaded.eos == "<|eot_id|>"
     assert loaded.eos_id == tokenizer.eos_id
     assert loaded.chat_style == "hf"
-    again = Tokenizer.load(loaded.save(tmp_path / "again"))
+    again = load_tokenizer(save_tokenizer(loaded, tmp_path / "again"))
     assert (again.eos, again.chat_template) == (loaded.eos, loaded.chat_template)
 
 
 def test_a_run_folder_and_metas_layout_are_found(tokenizer, tmp_path):
-    tokenizer.save(tmp_path / "run" / "checkpoint")
-    assert Tokenizer.load(tmp_path / "run").fingerprint == tokenizer.fingerprint
-    tokenizer.save(tmp_path / "demo" / "dpo" / "checkpoint")
+    save_tokenizer(tokenizer, tmp_path / "run" / "checkpoint")
+    assert load_tokenizer(tmp_path / "run").fingerprint == tokenizer.fingerprint
+    save_tokenizer(tokenizer, tmp_path / "demo" / "dpo" / "checkpoint")
     write(tmp_path / "demo" / "run.json", {"format": 1, "checkpoint": "dpo/checkpoint"})
-    assert Tokenizer.load(tmp_path / "demo").fingerprint == tokenizer.fingerprint
-    tokenizer.save(tmp_path / "hub" / "original")
-    assert Tokenizer.load(tmp_path / "hub").fingerprint == tokenizer.fingerprint
+    assert load_tokenizer(tmp_path / "demo").fingerprint == tokenizer.fingerprint
+    save_tokenizer(tokenizer, tmp_path / "hub" / "original")
+    assert load_tokenizer(tmp_path / "hub").fingerprint == tokenizer.fingerprint
 
 
 # ---- vocabularies of other makers ------------------------------------------------------------------------------------
@@ -160,16 +162,16 @@ def test_a_sentencepiece_style_vocabulary_round_trips(sentencepiece_style, text)
 
 @functools.cache
 def load_once(folder):
-    return Tokenizer.load(folder)
+    return load_tokenizer(folder)
 
 
 def test_a_sentencepiece_style_vocabulary_has_no_chat_format(sentencepiece_style, tmp_path):
-    loaded = Tokenizer.load(sentencepiece_style)
+    loaded = load_tokenizer(sentencepiece_style)
     assert (loaded.bos_id, loaded.eos_id, loaded.pad_id, loaded.stop_ids) == (1, 2, 2, (2,))
     assert not set(loaded.encode("</s> stays text")) & {0, 1, 2}
     with pytest.raises(DataError, match="knows no Llama 3 chat format"):
         _ = loaded.eot_id
-    assert Tokenizer.load(loaded.save(tmp_path)).fingerprint == loaded.fingerprint
+    assert load_tokenizer(save_tokenizer(loaded, tmp_path)).fingerprint == loaded.fingerprint
 
 
 @pytest.mark.parametrize("pre_tokenizer", ["llama3", "gpt2"])
@@ -189,7 +191,7 @@ def test_byte_level_vocabularies_of_other_makers_keep_their_own_merges(tmp_path,
     )
     built.train_from_iterator(TEXTS, trainer)
     built.save(str(tmp_path / "tokenizer.json"))
-    loaded = Tokenizer.load(tmp_path)
+    loaded = load_tokenizer(tmp_path)
     for text in [*TEXTS, "x<|end_of_text|>y", "a\ud800"]:
         if "\ud800" not in text:
             assert loaded.encode(text, allow_special=True) == built.encode(text).ids
@@ -212,9 +214,9 @@ def changed(folder, **model):
 
 def test_a_missing_file_is_one_clear_message(tmp_path):
     with pytest.raises(DataError, match=r"nowhere: no such file or folder"):
-        Tokenizer.load(tmp_path / "nowhere")
+        load_tokenizer(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"holds neither tokenizer.json nor tokenizer.model"):
-        Tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -232,28 +234,28 @@ def test_a_missing_file_is_one_clear_message(tmp_path):
 )
 def test_a_damaged_file_is_one_clear_message(tmp_path, content, message):
     with pytest.raises(DataError, match=message):
-        Tokenizer.load(write(tmp_path / "tokenizer.model", content))
+        load_tokenizer(write(tmp_path / "tokenizer.model", content))
 
 
 def test_missing_or_double_ranks_are_refused(tokenizer, tmp_path):
     lines = [base64.b64encode(token) + b" %d\n" % rank for token, rank in tokenizer.ranks.items()]
     without = write(tmp_path / "without.model", b"".join(lines[:300] + lines[301:]))
     with pytest.raises(DataError, match="are not 0 to 1242: lines are missing or double"):
-        Tokenizer.load(without)
+        load_tokenizer(without)
     with pytest.raises(DataError, match="lines are missing or double"):
-        Tokenizer.load(write(tmp_path / "double.model", b"".join([*lines, b"YWJjZGVm 5\n"])))
+        load_tokenizer(write(tmp_path / "double.model", b"".join([*lines, b"YWJjZGVm 5\n"])))
 
 
 def test_a_truncated_tokenizer_json_is_refused(folder, tmp_path):
     whole = (folder / "tokenizer.json").read_bytes()
     with pytest.raises(DataError, match=r"tokenizer\.json: damaged"):
-        Tokenizer.load(write(tmp_path / "tokenizer.json", whole[: len(whole) // 2]))
+        load_tokenizer(write(tmp_path / "tokenizer.json", whole[: len(whole) // 2]))
 
 
 @pytest.mark.parametrize("kind", ["WordPiece", "Unigram", "WordLevel"])
 def test_other_model_types_are_named(folder, tmp_path, kind):
     with pytest.raises(DataError, match=f"its model type is {kind}. Herd reads BPE"):
-        Tokenizer.load(write(tmp_path / "tokenizer.json", changed(folder, type=kind)))
+        load_tokenizer(write(tmp_path / "tokenizer.json", changed(folder, type=kind)))
 
 
 def test_shapes_that_are_wrong_are_named_with_their_place(folder, tmp_path):
@@ -263,34 +265,34 @@ def test_shapes_that_are_wrong_are_named_with_their_place(folder, tmp_path):
         ({"merges": 3}, "model.merges"),
     ):
         with pytest.raises(DataError, match=f"made for something else: {place}"):
-            Tokenizer.load(write(tmp_path / "tokenizer.json", changed(folder, **wrong)))
+            load_tokenizer(write(tmp_path / "tokenizer.json", changed(folder, **wrong)))
 
 
 def test_a_vocabulary_that_is_not_of_bytes_is_refused(folder, tmp_path):
     vocab = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     with pytest.raises(DataError, match="neither byte-level"):
-        Tokenizer.load(write(tmp_path / "tokenizer.json", changed(folder, vocab=vocab | {"漢": len(vocab)})))
+        load_tokenizer(write(tmp_path / "tokenizer.json", changed(folder, vocab=vocab | {"漢": len(vocab)})))
 
 
 def test_a_vocabulary_of_whole_words_without_bytes_is_refused(folder, tmp_path):
     data = changed(folder)
     data["decoder"] = {"type": "WordPiece"}
     with pytest.raises(DataError, match="neither byte-level nor falls back to bytes"):
-        Tokenizer.load(write(tmp_path / "tokenizer.json", data))
+        load_tokenizer(write(tmp_path / "tokenizer.json", data))
 
 
 def test_a_pattern_that_does_not_compile_is_refused(folder, tmp_path):
     data = changed(folder)
     data["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "(["
     with pytest.raises(DataError, match="the vocabulary cannot be used"):
-        Tokenizer.load(write(tmp_path / "tokenizer.json", data))
+        load_tokenizer(write(tmp_path / "tokenizer.json", data))
 
 
 def test_special_tokens_that_collide_with_rows_are_refused(folder, tmp_path):
     data = changed(folder)
     data["added_tokens"][3]["id"] = 7
     with pytest.raises(DataError, match="special"):
-        Tokenizer.load(write(tmp_path / "tokenizer.json", data))
+        load_tokenizer(write(tmp_path / "tokenizer.json", data))
 
 
 def test_a_file_that_cannot_be_read_is_named(folder, tmp_path):
@@ -299,7 +301,7 @@ def test_a_file_that_cannot_be_read_is_named(folder, tmp_path):
         (copy / name).unlink(missing_ok=True)
         (copy / name).mkdir()
         with pytest.raises(DataError, match=f"{name}: cannot be read"):
-            Tokenizer.load(copy)
+            load_tokenizer(copy)
 
 
 def test_a_damaged_configuration_is_named(folder, tmp_path):
@@ -307,7 +309,7 @@ def test_a_damaged_configuration_is_named(folder, tmp_path):
     for broken in (b"{", b"[]", b"\xff\xfe"):
         write(tmp_path / "t" / "tokenizer_config.json", broken)
         with pytest.raises(DataError, match=r"tokenizer_config.json: "):
-            Tokenizer.load(tmp_path / "t")
+            load_tokenizer(tmp_path / "t")
     write(tmp_path / "t" / "tokenizer_config.json", {"eos_token": "<nope>"})
     with pytest.raises(DataError, match="<nope>"):
-        Tokenizer.load(tmp_path / "t")
+        load_tokenizer(tmp_path / "t")

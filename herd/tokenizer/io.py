@@ -1,12 +1,13 @@
-"""Tokenizer files: tiktoken ranks, `tokenizer.json`, and the configuration that `transformers` reads beside them."""
+"""A tokenizer on disk: tiktoken ranks, `tokenizer.json`, and what `transformers` reads beside them."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import json
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Required
+from typing import Any, Required
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -14,10 +15,10 @@ from typing_extensions import TypedDict
 from herd.errors import DataError
 from herd.run import atomic_write, read_manifest
 from herd.tokenizer.alphabet import byte_characters, read_bytes, write_bytes
+from herd.tokenizer.bpe import merges
+from herd.tokenizer.pieces import split_merges
 from herd.tokenizer.specials import PAD, SPLIT_PATTERN
-
-if TYPE_CHECKING:
-    from herd.tokenizer.tokenizer import Tokenizer
+from herd.tokenizer.tokenizer import Tokenizer
 
 RANKS_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
@@ -29,27 +30,50 @@ _SUPPORTED = "Herd reads BPE vocabularies of Llama models, as tokenizer.json or 
 # ---- read ------------------------------------------------------------------------------------------------------------
 
 
-def read(path: Path) -> dict[str, Any]:
-    """What `Tokenizer(...)` takes, from a folder, a `tokenizer.json` or a ranks file.
+def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """Read a checkpoint or tokenizer folder, a `tokenizer.json` or a file of tiktoken ranks.
+
+    Ranks alone carry no pattern and no special tokens: Llama 3's are assumed. A GGUF file's vocabulary is read by
+    `herd.formats.vocabulary.open_tokenizer`, which takes all of these too.
 
     Raises:
-        DataError: missing, damaged or unsupported files.
+        DataError: the file is missing, damaged, or describes a kind of tokenizer that is not supported.
     """
-    if path.is_dir():
-        return _read_folder(path)
+    file = find_vocabulary(Path(path))
+    if file is None:
+        raise DataError(f"{path}: holds neither {JSON_FILE} nor {RANKS_FILE}. Is it a checkpoint or tokenizer folder?")
+    parts = _read_file(file) | _read_config(file)
+    try:
+        return Tokenizer(**parts)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def load_template(path: str | os.PathLike[str]) -> str | None:
+    """The chat template that travels with a vocabulary, None where there is none.
+
+    Raises:
+        DataError: there is nothing at `path`, or what stands beside the vocabulary is damaged.
+    """
+    file = find_vocabulary(Path(path))
+    return _read_config(file).get("chat_template") if file else None
+
+
+def find_vocabulary(path: Path) -> Path | None:
+    """The file with the vocabulary that a path means: itself, or in a folder, its checkpoint, what its run.json names.
+
+    Raises:
+        DataError: there is nothing at `path`.
+    """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder. Give a checkpoint folder, a {JSON_FILE} or a ranks file.")
-    return _read_file(path) | _read_config(path.parent if path.name in (JSON_FILE, RANKS_FILE) else None)
-
-
-def _read_folder(folder: Path) -> dict[str, Any]:
-    places = [folder, folder / "checkpoint", folder / "original"]
-    if (folder / "run.json").exists() and (pointer := read_manifest(folder).get("checkpoint")):
-        places.append(folder / pointer)
-    for file in (place / name for place in places for name in (JSON_FILE, RANKS_FILE)):
-        if file.exists():
-            return _read_file(file) | _read_config(file.parent)
-    raise DataError(f"{folder}: holds neither {JSON_FILE} nor {RANKS_FILE}. Is it a checkpoint or tokenizer folder?")
+    if not path.is_dir():
+        return path
+    places = [path, path / "checkpoint", path / "original"]
+    if (path / "run.json").exists() and (pointer := read_manifest(path).get("checkpoint")):
+        places.append(path / pointer)
+    files = (place / name for place in places for name in (JSON_FILE, RANKS_FILE))
+    return next((file for file in files if file.exists()), None)
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -155,11 +179,6 @@ def _does_what_tiktoken_does(data: dict[str, Any]) -> bool:
     return False
 
 
-def split_merges(pairs: list[str] | list[tuple[str, str]]) -> list[tuple[str, ...]]:
-    """Merges as pairs; older files write them as one string with a space."""
-    return [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in pairs]
-
-
 class _NamedToken(TypedDict):
     content: str
 
@@ -175,10 +194,11 @@ class _TokenizerConfig(TypedDict, total=False):
     chat_template: str | list[_NamedTemplate] | None
 
 
-def _read_config(folder: Path | None) -> dict[str, Any]:
+def _read_config(vocabulary: Path) -> dict[str, Any]:
     """What stands beside the vocabulary: begin and end token, chat template."""
-    if folder is None:
+    if vocabulary.name not in (JSON_FILE, RANKS_FILE):
         return {}
+    folder = vocabulary.parent
     config, file = {}, folder / CONFIG_FILE
     if file.exists():
         config = _validated(_TokenizerConfig, _load_object(_read_bytes(file), file), file)
@@ -216,11 +236,15 @@ def _validated(shape: type, data: dict[str, Any], path: Path) -> Any:
 # ---- write -----------------------------------------------------------------------------------------------------------
 
 
-def write(tokenizer: Tokenizer, folder: Path) -> Path:
-    """Write all the files into a folder, which may hold other files (a checkpoint's weights)."""
+def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str]) -> Path:
+    """Write `tokenizer.model` (tiktoken ranks), `tokenizer.json` and its companions, which `transformers` loads.
+
+    The folder may hold other files (a checkpoint's weights).
+    """
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if tokenizer.pieces is None:
-        ranked = sorted(tokenizer.ranks.items(), key=_by_rank)
+        ranked = sorted(tokenizer.ranks.items(), key=lambda item: item[1])
         lines = b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranked)
         atomic_write(folder / RANKS_FILE, lines)
     atomic_write(folder / JSON_FILE, tokenizer.pieces or _dump(tokenizer_json(tokenizer)))
@@ -278,24 +302,9 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": True,
-            "vocab": {write_bytes(token): rank for token, rank in sorted(tokenizer.ranks.items(), key=_by_rank)},
+            "vocab": {
+                write_bytes(token): rank for token, rank in sorted(tokenizer.ranks.items(), key=lambda item: item[1])
+            },
             "merges": [[write_bytes(left), write_bytes(right)] for left, right in merges(tokenizer.ranks)],
         },
     }
-
-
-def _by_rank(item: tuple[bytes, int]) -> int:
-    return item[1]
-
-
-def merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """Every way in which two tokens make a third, in the order of the third's rank.
-
-    tiktoken joins any two neighbours whose concatenation is a token, the lowest rank first; a reader that works with a
-    list of merges does the same when the list holds all the ways.
-    """
-    found = []
-    for token, _ in sorted(ranks.items(), key=_by_rank):
-        ways = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
-        found += sorted(ways, key=lambda way: (ranks[way[0]], ranks[way[1]]))
-    return found

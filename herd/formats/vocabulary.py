@@ -1,0 +1,26 @@
+"""A tokenizer opened by its path, whatever holds it. PyTorch is not needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from herd.formats.gguf import is_gguf
+from herd.formats.gguf_vocabulary import read_vocabulary
+from herd.formats.places import gguf_files
+from herd.tokenizer.io import find_vocabulary, load_tokenizer
+from herd.tokenizer.tokenizer import Tokenizer
+
+
+def open_tokenizer(path: Path | str) -> Tokenizer:
+    """The tokenizer of a checkpoint, tokenizer or run folder, a GGUF file, a `tokenizer.json` or tiktoken ranks.
+
+    Raises:
+        DataError: there is none, or it is damaged or of a kind that is not supported.
+        CheckpointError: the GGUF file is damaged.
+    """
+    path = Path(path)
+    if is_gguf(path):
+        return read_vocabulary(path)
+    if path.is_dir() and find_vocabulary(path) is None and len(files := gguf_files(path)) == 1:
+        return read_vocabulary(files[0])
+    return load_tokenizer(path)

@@ -1,0 +1,34 @@
+"""A reward model: a language model's layers with a score in the place of the next token."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from herd.model.config import SEQUENCE_CLASSIFICATION, ModelConfig
+from herd.model.llama import Attend, LlamaForCausalLM, LlamaForSequenceClassification, empty_model
+
+
+def as_reward_model(model: LlamaForCausalLM, seed: int, attend: Attend | None = None) -> LlamaForSequenceClassification:
+    """A reward model that starts from a language model's layers (shared, not copied), with a fresh small score head."""
+    config = reward_config(model.config)
+    reward = empty_model(config, attend)
+    reward.model = model.model
+    weight = model.model.norm.weight
+    reward.score.weight = torch.nn.Parameter(fresh_score(config, seed).to(weight.device, weight.dtype))
+    return reward
+
+
+def reward_config(config: ModelConfig) -> ModelConfig:
+    """The shape of a reward model made of a language model of this shape."""
+    return replace(config, architecture=SEQUENCE_CLASSIFICATION, num_labels=1)
+
+
+def fresh_score(config: ModelConfig, seed: int) -> Tensor:
+    """The score head of a new reward model of this shape: (labels, D) float32."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.empty(config.num_labels, config.hidden_size).normal_(
+        0.0, config.initializer_range, generator=generator
+    )
