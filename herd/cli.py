@@ -78,14 +78,14 @@ def main(arguments: list[str] | None = None) -> int:
         raise
 
 
-def commands() -> dict[str, str]:
-    """Every command, in the order of the story, and the module of its stage: `pack`, `guard train`, ..."""
-    found = {}
+def commands() -> list[str]:
+    """Every command, in the order of the story: `pack`, `guard train`, ..."""
+    found = []
     for verb in (name for names in STORY.values() for name in names):
         members = _members(verb)
         if not members or _has_run(verb):
-            found[verb] = f"herd.stages.{verb}"
-        found |= {f"{verb} {member}": f"herd.stages.{verb}.{member}" for member in members}
+            found.append(verb)
+        found += [f"{verb} {member}" for member in members]
     return found
 
 
@@ -105,12 +105,10 @@ def _has_run(family: str) -> bool:
 def _run_verb(verb: str, words: list[str]) -> int:
     command, words = _which(verb, words)
     asks_help = any(word in ("-h", "--help") for word in words)
-    module = commands().get(command)
-    if module is None:  # a family that is only its members
+    if command not in commands():  # a family that is only its members
         print(_family_help(command))
         return 0
-    stage = importlib.import_module(module)
-    cls = typing.get_type_hints(stage.run)["settings"]
+    stage, cls = stages.stage(command), stages.settings_of(command)
     if asks_help:
         print(_verb_help(command, stage, cls))
         return 0
@@ -139,9 +137,9 @@ def _which(verb: str, words: list[str]) -> tuple[str, list[str]]:
     return verb, words
 
 
-def _nearest(wrong: str, known: dict[str, str], family: str = "") -> str:
+def _nearest(wrong: str, known: list[str], family: str = "") -> str:
     """What was probably meant, or all there is."""
-    names = [name for name in known if name.startswith(f"{family} ")] if family else list(known)
+    names = [name for name in known if name.startswith(f"{family} ")] if family else known
     if nearest := difflib.get_close_matches(wrong, names, n=1):
         return f"; did you mean `{nearest[0]}`?"
     if of_family := [name for name in names if name.split()[-1] == wrong]:

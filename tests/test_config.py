@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import json
 import typing
 from dataclasses import field
@@ -15,6 +14,7 @@ from herd import config
 from herd.cli import commands
 from herd.config import settings
 from herd.errors import ConfigError
+from herd.stages import settings_of
 
 
 @settings
@@ -160,8 +160,6 @@ def test_one_word_fills_a_list_even_an_optional_one():
 
 # ---- a stage's own defaults ------------------------------------------------------------------------------------------
 
-STAGES = {command: importlib.import_module(module) for command, module in commands().items()}
-
 
 ONE_OF = {
     "QualitySettings": ["labelled=x"],
@@ -169,10 +167,6 @@ ONE_OF = {
     "MixSettings": ["weights={x: 1}"],
     "TraceSettings": ["token=0"],
 }  # settings of which a stage wants one
-
-
-def settings_of(verb: str) -> type:
-    return typing.get_type_hints(STAGES[verb].run)["settings"]
 
 
 def needed(cls: type) -> list[str]:
@@ -191,7 +185,7 @@ def leaves(values: dict, prefix: str = "") -> dict[str, object]:
     return found
 
 
-@pytest.mark.parametrize("verb", STAGES)
+@pytest.mark.parametrize("verb", commands())
 def test_naming_one_field_of_a_group_leaves_every_other_at_the_stages_own_default(verb):
     cls = settings_of(verb)
     whole = config.load(cls, None, needed(cls))
@@ -201,7 +195,7 @@ def test_naming_one_field_of_a_group_leaves_every_other_at_the_stages_own_defaul
             assert config.load(cls, None, [*needed(cls), f"{name}={json.dumps(value)}"]) == whole, name
 
 
-@pytest.mark.parametrize("verb", STAGES)
+@pytest.mark.parametrize("verb", commands())
 def test_help_and_schema_tell_the_defaults_that_a_run_gets(verb):
     cls = settings_of(verb)
     given = leaves(config.to_dict(config.load(cls, None, needed(cls))))

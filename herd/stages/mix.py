@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from herd.config import settings
 from herd.curate.mix import copies, epochs
 from herd.curate.parts import save_table
+from herd.curate.read.documents import parquet_files
 from herd.log import progress, say, size
 from herd.run import Run, atomic_write, open_run
-from herd.stages.pack import parquet_files
 
 _NAME = re.compile(r"\w[\w.-]*$")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from herd.config import settings
+from herd.curate.read.documents import COLUMNS, parquet_files
 from herd.data.shards import ShardWriter
 from herd.data.split import is_held_out
 from herd.errors import DataError
@@ -17,7 +18,6 @@ from herd.log import amount, progress, say
 from herd.run import Run, atomic_write, open_run
 from herd.tokenizer.tokenizer import Tokenizer
 
-_COLUMNS = ["text", "source", "group", "quality", "drop"]
 _ROWS = 256  # documents encoded together
 
 
@@ -75,7 +75,7 @@ def _pack_file(run: Run, settings: PackSettings, tokenizer: Tokenizer, file: Pat
         return part
     writers: dict[tuple[str, str], ShardWriter] = {}
     rows = 0
-    for batch in pq.ParquetFile(file).iter_batches(_ROWS, columns=_COLUMNS):
+    for batch in pq.ParquetFile(file).iter_batches(_ROWS, columns=COLUMNS):
         kept = [row for row in batch.to_pylist() if row["drop"] is None and row["text"]]
         encoded = tokenizer.encode_arrays([row["text"] for row in kept], bos=True, eos=True)
         for row, tokens in zip(kept, encoded):
@@ -92,22 +92,6 @@ def _pack_file(run: Run, settings: PackSettings, tokenizer: Tokenizer, file: Pat
         part[side][source] = writer.close()
     atomic_write(record, json.dumps(part))
     return part
-
-
-def parquet_files(path: Path) -> list[Path]:
-    """The files of curated documents, in the order of their shards."""
-    folder = path / "documents" if (path / "documents").is_dir() else path
-    files = sorted(folder.glob("*.parquet")) if folder.is_dir() else [folder]
-    if not files:
-        raise DataError(f"{folder}: no Parquet files; expected the documents that `herd curate` writes")
-    for file in files:
-        try:
-            missing = set(_COLUMNS) - set(pq.ParquetFile(file).schema_arrow.names)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{file}: cannot be read as Parquet ({error})") from None
-        if missing:
-            raise DataError(f"{file}: lacks the column `{min(missing)}` of curated documents; run `herd curate` first")
-    return files
 
 
 def _sum(parts) -> dict[str, dict[str, int]]:

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from herd.config import settings
+from herd.curate.read.documents import parquet_files
 from herd.data.split import is_held_out
 from herd.errors import DataError
-from herd.stages.pack import parquet_files
 
 _COLUMNS = ("id", "url", "date", "title", "language", "source", "group", "place", "quality", "text")
 _EXCERPT = 300
