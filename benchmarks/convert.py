@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
+from herd.environment import environment
 from herd.formats.safetensors import plan_files, write_index, write_safetensors
 from herd.formats.stored import expected_shapes, spans
 from herd.model.config import ModelConfig, RopeScaling, num_parameters
-from herd.run import environment
 
 RESULT = Path(__file__).parent / "results" / "convert.json"
 CONVERSIONS = {"gguf q8_0": ["x.gguf", "precision=q8_0"], "meta, 8 shards": ["x-meta", "format=meta", "shards=8"]}

@@ -135,8 +135,8 @@ def run_herd(documents: int, folder: Path) -> None:
     from herd.config import to_dict
     from herd.curate.dedup.duplicates import DocumentDedup
     from herd.curate.dedup.steps import Corpus, drop_near_duplicates
+    from herd.curate.extract.part import keys_of
     from herd.curate.parts import save_array, save_table
-    from herd.curate.pipeline import keys_of
 
     options = DocumentDedup(keep="first")
     for name in ("text", "keys"):

@@ -28,9 +28,10 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.curate_extraction import commit, machine  # noqa: E402
 from herd.curate.extract.html import html_to_text  # noqa: E402
 from herd.curate.filters.decontaminate import Benchmarks, Contamination  # noqa: E402
-from herd.curate.filters.heuristics import WEB_FILTERS, Text, reasons, technical_kind  # noqa: E402
+from herd.curate.filters.heuristics import WEB_FILTERS, reasons  # noqa: E402
 from herd.curate.filters.language import language, paragraph_languages  # noqa: E402
 from herd.curate.filters.outliers import Outliers, WordCounts  # noqa: E402
+from herd.curate.filters.text import Text, technical_kind  # noqa: E402
 from herd.curate.judge.classifier import Training, train  # noqa: E402
 from herd.curate.judge.documents import Rules  # noqa: E402
 from herd.curate.judge.quality import quality  # noqa: E402

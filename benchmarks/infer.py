@@ -30,6 +30,7 @@ from statistics import median
 import gguf
 import torch
 
+from herd.environment import environment
 from herd.formats import checkpoint
 from herd.infer.engine import Engine
 from herd.infer.quantize import quantize_folder
@@ -38,7 +39,6 @@ from herd.model.config import ModelConfig, num_parameters
 from herd.model.init import initialize
 from herd.model.llama import LlamaForCausalLM
 from herd.ops.probe import best_seconds, matmul_rate
-from herd.run import environment
 from herd.tokenizer import Tokenizer
 from herd.types import SamplingParams
 

@@ -31,6 +31,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from herd.environment import environment
 from herd.formats import checkpoint
 from herd.infer.engine import Engine, quantize_layers, with_attention
 from herd.kernels import device as device_kernels
@@ -40,7 +41,6 @@ from herd.ops.fp8 import fp8_linear, quantize_fp8
 from herd.ops.paged_attention import paged_attention
 from herd.ops.probe import best_seconds, matmul_rate, memory_bandwidth
 from herd.ops.quantized import int4_linear, quantize_groups, quantize_rows, quantized_linear
-from herd.run import environment
 from herd.tokenizer import Tokenizer
 from herd.types import SamplingParams
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from herd.data.shards import Documents, open_heldout
+from herd.environment import environment
 from herd.evals.perplexity import sample_documents
 from herd.formats.checkpoint import load
 from herd.kernels import decoding
@@ -33,7 +34,6 @@ from herd.ops.compressed import takes
 from herd.ops.fp8 import quantize_fp8
 from herd.ops.paged_attention import quantize_heads
 from herd.ops.quantized import dequantize_groups, dequantize_rows, quantize_groups, quantize_rows
-from herd.run import environment
 
 RESULTS = Path(__file__).parent / "results"
 TOKENS_PER_SOURCE = 8192

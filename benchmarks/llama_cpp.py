@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from herd.environment import environment
 from herd.formats.checkpoint import load
 from herd.formats.convert import convert
 from herd.formats.vocabulary import open_tokenizer
 from herd.model.config import num_parameters
-from herd.run import environment
 
 PEER = """
 import json, sys

@@ -31,12 +31,12 @@ import httpx
 import torch
 import transformers
 
+from herd.environment import environment
 from herd.formats.checkpoint import save
 from herd.infer.engine import Engine
 from herd.model.config import ModelConfig
 from herd.model.init import initialize
 from herd.model.llama import LlamaForCausalLM
-from herd.run import environment
 from herd.tokenizer import Tokenizer
 from herd.types import SamplingParams
 from tests.serve.load import serving

@@ -20,8 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from herd.environment import environment
 from herd.formats.checkpoint import save
-from herd.run import environment
 from tests.infer.models import small_tokenizer, tiny_model
 from tests.serve.load import CLIENTS, INTENDED, Process, besiege, serving, settle
 

@@ -13,23 +13,21 @@ by its process, and the lock dies with it, however it dies.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
-import platform
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from herd.config import dump, to_dict
+from herd.environment import environment, now
 from herd.errors import CapacityError, CheckpointError, DataError
+from herd.lock import locked
 from herd.log import duration, say, size
 
 FORMAT = 1
@@ -37,7 +35,6 @@ FORMAT = 1
 
 _BOOKKEEPING = {"settings.yaml", "environment.json", "inputs.json", "metrics.jsonl", "run.json", ".lock"}
 _SPARE_DISK = 50_000_000  # bytes left free for everybody else when a stage says what it needs
-_LOCK_GRACE_SECONDS = 5.0  # how long a killed process may take to let go of its lock
 
 
 class Run:
@@ -89,7 +86,7 @@ class Run:
         outputs = {str(file.relative_to(self.path)): _record(file) for file in _output_files(self.path)}
         seconds = self.manifest.get("seconds", 0.0) + time.monotonic() - self._began
         self.manifest |= {"state": "finished", "seconds": round(seconds, 2), "figures": figures or {}, **pointers}
-        self.manifest |= {"finished": _now(), "outputs": outputs}
+        self.manifest |= {"finished": now(), "outputs": outputs}
         self._write_manifest()
 
     def _write_manifest(self) -> None:
@@ -116,7 +113,7 @@ def open_run(path: Path, *, stage: str, settings: Any, inputs: dict[str, Path | 
     inputs = {name: value for name, value in inputs.items() if value is not None and value != []}
     hashes = {name: _fingerprint_all(value) for name, value in inputs.items()}
     path.mkdir(parents=True, exist_ok=True)
-    with _locked(path):
+    with locked(path):
         manifest = _enter(path, stage, settings, hashes)
         run = Run(path, manifest)
         if run.finished:
@@ -252,25 +249,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise
 
 
-def environment() -> dict[str, Any]:
-    """Versions, machine and command of this process, without loading PyTorch."""
-    packages = {}
-    for name in ("herd-lm", "torch", "numpy", "daft", "pyarrow", "tiktoken", "tokenizers", "safetensors"):
-        try:
-            packages[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "time": _now(),
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "packages": packages,
-    }
-
-
 # ---- entering a folder -----------------------------------------------------------------------------------------------
 
 
@@ -380,43 +358,6 @@ def _check_outputs(path: Path, manifest: dict[str, Any]) -> None:
             )
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with open(path / ".lock", "a+", encoding="utf-8") as file:
-        _take_lock(file, path)
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
-        yield  # closing the file frees the lock, and so does the death of the process
-
-
-def _take_lock(file: Any, path: Path) -> None:
-    deadline = time.monotonic() + _LOCK_GRACE_SECONDS
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except OSError:
-            file.seek(0)
-            owner = file.read().strip()
-            if (owner and _alive(int(owner))) or time.monotonic() > deadline:
-                raise CheckpointError(
-                    f"{path}: in use by process {owner or 'unknown'}; wait for it, stop it, or choose another out="
-                ) from None
-            time.sleep(0.2)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 # ---- small parts -----------------------------------------------------------------------------------------------------
 
 
@@ -465,17 +406,3 @@ def _hash_text(text: str) -> str:
 def _flush(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -2,7 +2,7 @@
 
 The corpus is worked on in parts. A step maps a pure function over the parts with Daft, which spreads them over
 processes or a cluster; every finished part has a record with checksums, so a killed run goes on with the parts that
-are missing or damaged. Between the maps stand the steps over the whole corpus (`dedup_steps.py`).
+are missing or damaged. Between the maps stand the steps over the whole corpus (`dedup/steps.py`).
 
     state/raw/      pages as read                state/text/    extracted text
     state/keys/     signatures, keys of lines    documents/     the result
@@ -12,30 +12,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from herd.config import settings, to_dict
 from herd.curate.dedup import duplicates as dedup
 from herd.curate.dedup.steps import (
-    DOCUMENT_FACTS,
     Corpus,
     drop_near_duplicates,
     drop_old_urls,
     find_repeated_lines,
 )
 from herd.curate.engine import Engine, map_parts
-from herd.curate.extract.html import extract
-from herd.curate.filters.addresses import AddressGate, Reason, plain_date
-from herd.curate.filters.language import language, without_foreign_paragraphs
-from herd.curate.funnel import Funnel, Step, tables_of
+from herd.curate.extract.part import extract_part
+from herd.curate.filters.addresses import AddressGate, plain_date
+from herd.curate.funnel import Funnel, Step
 from herd.curate.judge.documents import (
     Judge,
     Rules,
@@ -44,23 +38,18 @@ from herd.curate.judge.documents import (
     needs_fitting,
     rules_from_json,
     rules_to_json,
-    take_step,
 )
-from herd.curate.parts import read_record, save_array, save_table, write_record
+from herd.curate.judge.part import judge_part
+from herd.curate.parts import read_record, save_table, write_record
 from herd.curate.read.pages import RawPage, read_pages
 from herd.curate.read.storage import file_size
 from herd.errors import DataError
-from herd.types import DOCUMENT_COLUMNS
 
 _RAW = pa.schema(
     [(name, pa.string()) for name in ("id", "url", "date", "kind", "charset", "source", "place")]
     + [("content", pa.large_binary()), ("num_bytes", pa.int64()), ("drop", pa.string()), ("drop_detail", pa.string())]
     + [("url_key", pa.uint64()), ("date_number", pa.int64())]
 )
-_DOCUMENT = [(name, pa.type_for_alias(kind)) for name, kind in DOCUMENT_COLUMNS.items()]
-_TEXT = pa.schema([*_DOCUMENT, ("kind", pa.string()), ("code_lines", pa.list_(pa.int32()))])
-DOCUMENT_SCHEMA = pa.schema(_DOCUMENT)
-"""The Arrow schema of curated documents."""
 
 
 @settings
@@ -283,107 +272,6 @@ def _run_part_steps(
     funnel.write()
 
 
-def extract_part(job: dict[str, Any]) -> dict[str, Any]:
-    """Extract one part's pages: text, title, language; and what the steps over the whole corpus need of them."""
-    state, name = Path(job["state"]), job["name"]
-    raw = pq.read_table(state / "raw" / f"{name}.parquet")
-    replaced = np.load(state / "keys" / f"{name}.url.npy")
-    steps = {"extract": Step("extract"), "language": Step("language")}
-    rows = [_document(row, int(old), steps, job) for row, old in zip(raw.to_pylist(), replaced, strict=True)]
-    table = pa.Table.from_pylist(rows, _TEXT)
-    files = [state / "text" / f"{name}.parquet"]
-    save_table(table, files[0])
-    for kind, array in keys_of(table, raw["date_number"].to_numpy(), job).items():
-        files.append(state / "keys" / f"{name}.{kind}.npy")
-        save_array(array, files[-1])
-    result = {key: step.as_dict() for key, step in steps.items()}
-    write_record(state / "text" / f"{name}.json", len(table), files, steps=result)
-    return result
-
-
-def keys_of(table: pa.Table, dates: np.ndarray, job: dict[str, Any]) -> dict[str, np.ndarray]:
-    """What stays of one part's texts for the steps over the whole corpus, as arrays by kind."""
-    text = table["text"].combine_chunks()
-    facts = np.zeros(len(table), dtype=DOCUMENT_FACTS)
-    facts["kept"] = table["drop"].is_null().to_numpy()
-    facts["code"] = pc.equal(table["kind"], "code").to_numpy()
-    facts["bytes"], facts["date"] = pc.binary_length(text).to_numpy(), dates
-    arrays = {"docs": facts}
-    options = dedup.DocumentDedup(**job["documents"])
-    if options.enabled:
-        arrays["minhash"] = dedup.signatures(text, options)
-        if options.verify == "exact":
-            arrays["shingles"], arrays["shingle_sizes"] = dedup.shingles(text, options.ngram_words)
-    if job["lines"]:
-        prose = facts["kept"] & ~facts["code"]
-        lines = pc.split_pattern(text.filter(pa.array(prose)), "\n")
-        facts["lines"][prose] = pc.list_value_length(lines).to_numpy()
-        arrays["lines"] = dedup.line_keys(lines.flatten())
-    return arrays
-
-
-def _document(row: dict[str, Any], replaced: int, steps: dict[str, Step], job: dict[str, Any]) -> dict[str, Any]:
-    document = {key: row[key] for key in ("id", "url", "date", "kind", "source", "place")}
-    document |= {"group": _group(row["url"]), "title": "", "text": "", "language": "", "quality": 0.0}
-    document |= {"drop": row["drop"], "drop_detail": row["drop_detail"], "code_lines": []}
-    if row["drop"]:
-        return document
-    if replaced >= 0:
-        kept = f"the copy of {str(replaced)[:8]} was kept" if replaced else "another undated copy was kept"
-        return document | {"drop": "url_older_copy", "drop_detail": kept}
-    step = steps["extract"]
-    step.documents_in += 1
-    step.bytes_in += row["num_bytes"]
-    problem = None
-    if row["num_bytes"] > len(row["content"]):
-        problem = ("page_size", f"{row['num_bytes']:,} bytes")
-    else:
-        page = extract(row["content"], row["url"], row["charset"], row["kind"])
-        document |= {"text": page.text, "title": page.title, "code_lines": page.code_lines}
-        problem = page.problem or (None if page.text.strip() else ("empty", "no text on the page"))
-    if problem:
-        step.drop(row["url"], *problem, document["text"])
-        return document | {"drop": problem[0], "drop_detail": problem[1]}
-    size = len(document["text"].encode())
-    step.keep(row["num_bytes"], size)
-    return _with_language(document, row["kind"], size, steps["language"], job)
-
-
-def _with_language(document: dict, kind: str, size: int, step: Step, job: dict[str, Any]) -> dict[str, Any]:
-    """Judge the language of prose; code has none."""
-    step.documents_in += 1
-    step.bytes_in += size
-    if kind != "code":
-        code, probability = language(document["text"])
-        document["language"] = code
-        least = job.get("probabilities", {}).get(code, job["probability"])
-        if job["languages"] and (code not in job["languages"] or probability < least):
-            detail = f"{code or 'none'} with probability {probability:.2f}"
-            step.drop(document["url"], "language", detail, document["text"])
-            return document | {"drop": "language", "drop_detail": detail}
-        step.notes[code or "unknown"] += 1
-        if code and job.get("foreign") == "drop":
-            cleaned = without_foreign_paragraphs(document["text"], code, document["code_lines"])
-            document["text"], document["code_lines"] = cleaned[:2]
-            step.notes["foreign paragraphs dropped"] += cleaned[2]
-    else:
-        step.notes["code"] += 1
-    step.keep(size, len(document["text"].encode()))
-    return document
-
-
-def _group(url: str) -> str:
-    """What must not be torn apart: the top-level module of a library page, a repository, else the page."""
-    if url.startswith("git:"):
-        return url.partition("@")[0]
-    if not url.startswith("python://"):
-        return url
-    path = url.split("/", 4)[4] if url.count("/") >= 4 else url
-    if path.startswith("topics."):
-        return path.removesuffix(".html")
-    return path.split("/")[0].removesuffix(".html").removesuffix(".py").split(".")[0]
-
-
 # ---- judging ---------------------------------------------------------------------------------------------------------
 
 
@@ -418,78 +306,3 @@ def _judge(
         "corrupt": funnel.steps[0].notes.get("corrupt", 0),
         "undated": funnel.steps[1].notes.get("undated", 0),
     }
-
-
-def judge_part(job: dict[str, Any]) -> dict[str, Any]:
-    """Drop repeated lines from one part's documents, judge them, mask personal data, score, and write them."""
-    state, name = Path(job["state"]), job["name"]
-    rows = pq.read_table(state / "text" / f"{name}.parquet").to_pylist()
-    copies = np.load(state / "keys" / f"{name}.copy.npy")
-    for number, url in zip(copies["doc"].tolist(), copies["url"].tolist()):
-        rows[number] |= {"drop": "near_duplicate", "drop_detail": f"of {url.decode(errors='ignore')}"}
-    rules = rules_from_json(job["rules"])
-    judge = Judge(rules, state)
-    steps = {key: Step(key) for key in ("line_dedup", *Judge.STEPS)}
-    lines = _RepeatedLines(state, name) if job["lines"] else None
-    for number, row in enumerate(rows):
-        clean = partial(_clean_lines, number, lines, rules.titles)
-        if row["drop"] is None and take_step(row, steps["line_dedup"], clean):
-            judge.judge(row, steps)
-    table = pa.Table.from_pylist(rows, _TEXT).select(DOCUMENT_SCHEMA.names)
-    file = Path(job["out"]) / "documents" / f"{name}.parquet"
-    save_table(table, file, durable=True)
-    result = {key: step.as_dict() for key, step in steps.items()}
-    record = state / "text" / f"{name}.judged.json"
-    write_record(record, len(rows), [file], steps=result, tables=tables_of(rows))
-    return result
-
-
-class _RepeatedLines:
-    """Which lines of one part's documents stand too often in the corpus."""
-
-    def __init__(self, state: Path, name: str):
-        lines = np.load(state / "keys" / f"{name}.docs.npy")["lines"]
-        self.ends = np.cumsum(lines)
-        self.starts = self.ends - lines
-        self.dropped = np.load(state / "keys" / f"{name}.drop.npy")  # lines numbered through the part
-
-    def keep(self, number: int) -> np.ndarray:
-        """For each line of a document whether it stays, (lines,) bool."""
-        start, end = self.starts[number], self.ends[number]
-        keep = np.ones(end - start, dtype=bool)
-        first, last = np.searchsorted(self.dropped, [start, end])
-        keep[self.dropped[first:last] - start] = False
-        return keep
-
-
-def _clean_lines(number: int, lines: _RepeatedLines | None, titles: bool, row: dict, step: Step) -> Reason | None:
-    reason = _drop_lines(number, lines, row, step)
-    if reason is None and titles:
-        _with_title(row)
-    return reason
-
-
-def _drop_lines(number: int, lines: _RepeatedLines | None, row: dict, step: Step):
-    """Take repeated lines out of prose; code stays exactly as it is."""
-    if lines is None or row["kind"] == "code":
-        return None
-    keep = lines.keep(number)
-    if keep.all():
-        return None
-    for start, end in zip(row["code_lines"][::2], row["code_lines"][1::2], strict=True):
-        keep[start:end] = True
-    text_lines = row["text"].split("\n")
-    step.notes["lines dropped"] += int((~keep).sum())
-    kept: list[str] = []
-    for line, stays in zip(text_lines, keep, strict=True):
-        if stays and (line or (kept and kept[-1])):  # no second empty line where one was taken out between two
-            kept.append(line)
-    row["text"] = "\n".join(kept).strip("\n")
-    return None if row["text"].strip() else ("repeated_lines", "nothing but repeated lines")
-
-
-def _with_title(row: dict) -> None:
-    """Begin a page's text with its title where it does not say it itself; after its lines were counted."""
-    title, text = row["title"], row["text"]
-    if title and text and title not in text[: len(title) + 300]:
-        row["text"] = f"{title}\n\n{text}"

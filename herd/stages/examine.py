@@ -11,8 +11,9 @@ from typing import Any
 from herd.config import settings
 from herd.curate.extract.html import extract
 from herd.curate.filters.addresses import AddressGate
-from herd.curate.filters.heuristics import TECHNICAL_FILTERS, WEB_FILTERS, Text, limits_for
+from herd.curate.filters.heuristics import TECHNICAL_FILTERS, WEB_FILTERS, limits_for
 from herd.curate.filters.language import language, paragraph_languages
+from herd.curate.filters.text import Text
 from herd.curate.funnel import Step
 from herd.curate.judge.documents import Judge, Rules, page_kind
 from herd.curate.privacy.personal import find_pii

@@ -16,9 +16,11 @@ import pytest
 from herd.config import load, to_dict
 from herd.curate import pipeline
 from herd.curate.dedup.duplicates import DocumentDedup, LineDedup
+from herd.curate.extract.part import DOCUMENT_SCHEMA, extract_part
 from herd.curate.filters.addresses import Blocked
 from herd.curate.judge.documents import Heuristics, Privacy, Rules, rules_to_json
-from herd.curate.pipeline import DOCUMENT_SCHEMA, Work, curate, extract_part, judge_part
+from herd.curate.judge.part import judge_part
+from herd.curate.pipeline import Work, curate
 from herd.curate.read.pages import find_files
 from herd.curate.read.warc import warc_record
 from herd.errors import ConfigError, DataError

@@ -16,144 +16,28 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
 
 import numpy as np
 
+from herd.curate.filters.repetition import (
+    gopher_repeated_lines,
+    gopher_repeated_ngrams,
+    gopher_repeated_paragraphs,
+    gopher_top_ngram,
+    repeats,
+    technical_repetition,
+)
+from herd.curate.filters.text import STOP_WORDS, Reason, Text, is_technical
 from herd.curate.ngrams import ngram_numbers, word_numbers
-
-Reason = tuple[str, str]
-"""Why a document is dropped: the rule's name and the figure that broke it."""
 
 Limits = dict[str, dict[str, float]]
 """Name of a filter to its keyword arguments."""
 
 _LETTERED_WORD = re.compile(r"[^\W\d_]\S*")  # from its first letter on: one to a word that has any
-_SPACELESS = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
-_SPACELESS_WORD = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}]+")
-_CHARACTERS_PER_WORD = {"zh": 2, "ja": 2, "th": 4, "lo": 4, "km": 4, "my": 4}
-"""Languages that put no spaces between words, and how many characters make up a word on average."""
-_STOP_WORDS = {
-    "en": "the be to of and that have with",
-    "de": "der die und in den von zu das mit sich des auf ist im dem nicht ein eine",
-    "fr": "de la le et les des en un du une que est pour qui dans",
-    "es": "de la que el en y a los se del las un por con una",
-    "it": "di e il la che in un per è una sono con del della",
-    "pt": "de a o que e do da em um para com não uma os no",
-    "nl": "de van het een en in is dat op te zijn met voor",
-    "pl": "w i na z do się nie że jest o to za po",
-    "ru": "и в не на что с по как это он из за к",
-    "uk": "і в не на що з та до як це за від",
-    "cs": "a se v na je že o s z do i to",
-    "sv": "och i att det som en på är av för med",
-    "da": "og i at det er en til på som af for med",
-    "no": "og i det er på som en til av for med å",
-    "fi": "ja on ei että se oli hän mutta ovat kun myös",
-    "hu": "a az és hogy nem is egy volt meg ez de",
-    "ro": "de și în a la cu pe că nu din un o",
-    "tr": "ve bir bu da de için ile ne çok olarak daha",
-    "el": "και το να του η της με που για από στο",
-    "bg": "и на в да се за от не е с че",
-    "hr": "i u je na se da su za od s što",
-    "id": "yang dan di dengan untuk dari ini itu pada tidak",
-    "vi": "và của là có trong được cho không một các",
-    "hi": "के में है की और से का को पर एक",
-    "ar": "في من على أن إلى عن التي هذا مع لا ما",
-    "fa": "و در به از که این را با است برای",
-    "he": "של את על לא הוא זה עם כי גם או",
-}
-"""A language's commonest words: running text in it holds some of them. Languages that are not here are not asked."""
-_STOP_WORDS = {language: frozenset(words.split()) for language, words in _STOP_WORDS.items()}
 _MARKS = ("Mn", "Mc")  # Thai vowel signs stand alone where every character is a word
 _SENTENCE = re.compile(r"[.!?…]+[\"'”’)\]]*(?:\s|$)|[。！？।؟۔]")
 _BULLETS = ("•", "‣", "►", "▶", "◦", "-", "*", "·", "●", "–")
 _END_MARKS = (".", "!", "?", '"', "'", "”", "’", "…", "。", "！", "？", "।", "ฯ", "؟", ":")
-_CODE_START = re.compile(
-    r"\s*(?:def |class |import |from \S+ import|return\b|if .*:$|for .*:$|while .*:$|#include|>>> |\$ |@\w+|"
-    r"(?:public|private|static|const|let|var|function|fn|func)\s)"
-)
-_CODE_CALL = re.compile(r"\w\([^)]*\)\s*(?:[;{:]|->|$)")
-_ASSIGNMENT = re.compile(r"\s*[\w.\[\]]+\s*[-+*/|&]?=\s*\S")
-_TEX = re.compile(r"\$[^$\n]{1,400}\$|\\[a-zA-Z]{2,}")
-
-
-class Text:
-    """A text with the measures that several filters share, each computed once."""
-
-    def __init__(self, text: str, language: str = "en"):
-        self.text = text
-        self.language = language
-        self.word_characters = _CHARACTERS_PER_WORD.get(language, 0)  # 0: spaces part the words
-
-    @cached_property
-    def words(self) -> list[str]:
-        """What spaces part; in languages without spaces, single characters."""
-        return _SPACELESS_WORD.findall(self.text) if self.word_characters else self.text.split()
-
-    @cached_property
-    def lower_words(self) -> list[str]:
-        """The words in lower case."""
-        if self.word_characters:
-            return [word.lower() for word in self.words]
-        return self.text.lower().split()
-
-    @property
-    def num_words(self) -> int:
-        """The number of words; estimated in languages without spaces."""
-        return len(self.words) // (self.word_characters or 1)
-
-    @cached_property
-    def word_numbers(self) -> np.ndarray:  # (words,) uint64, see `herd.curate.ngrams`
-        return word_numbers(self.text)
-
-    @cached_property
-    def lines(self) -> list[str]:
-        """Lines that are not blank, without white space at their ends."""
-        return [stripped for line in self.text.split("\n") if (stripped := line.strip())]
-
-    @cached_property
-    def word_ids(self) -> np.ndarray:  # (words,) int64
-        numbers = {word: number for number, word in enumerate(dict.fromkeys(self.lower_words))}
-        return np.fromiter(map(numbers.__getitem__, self.lower_words), dtype=np.int64, count=len(self.lower_words))
-
-    @cached_property
-    def word_lengths(self) -> np.ndarray:  # (words,) characters
-        return np.fromiter(map(len, self.words), dtype=np.int64, count=len(self.words))
-
-
-def is_technical(text: str) -> bool:
-    """Whether code or formulas make up a fair part of a text."""
-    return technical_kind(text) is not None
-
-
-def technical_kind(
-    text: str, num_code_lines: int = 0, least_code: float = 0.2, least_maths: float = 0.05
-) -> str | None:
-    """`code` or `maths` where a fifth of the lines are code, a twentieth of the characters formulas, or both in part.
-
-    `num_code_lines` is what the page itself marks as code blocks; lines that look like code count without.
-    """
-    head = text[:100_000]
-    lines = [line for line in head.split("\n") if line.strip()]
-    if not lines:
-        return None
-    num_code = max(num_code_lines, sum(map(_looks_like_code, lines)))
-    code = num_code / len(lines) / least_code
-    maths = sum(map(len, _TEX.findall(head))) / len(head) / least_maths
-    if code + maths < 1:
-        return None
-    return "code" if code >= maths else "maths"
-
-
-def _looks_like_code(line: str) -> bool:
-    return bool(
-        _CODE_START.match(line)
-        or ("(" in line and _CODE_CALL.search(line))
-        or ("=" in line and _ASSIGNMENT.match(line))
-        or line.rstrip().endswith(("{", "}", ";"))
-    )
-
-
 # ---- Gopher: quality -------------------------------------------------------------------------------------------------
 
 
@@ -204,112 +88,11 @@ def gopher_letters(text: Text, least: float = 0.8) -> Reason | None:
 
 def gopher_stop_words(text: Text, least: float = 2) -> Reason | None:
     """Drop pages with fewer than two of their language's commonest words (in English the paper's eight)."""
-    common = _STOP_WORDS.get(text.language)
+    common = STOP_WORDS.get(text.language)
     if common is None:
         return None
     found = common.intersection(text.lower_words)
     return None if len(found) >= least else ("gopher_stop_words", f"{len(found)} of {len(common)} common words")
-
-
-# ---- Gopher: repetition ----------------------------------------------------------------------------------------------
-
-
-def gopher_repeated_lines(text: Text, most_lines: float = 0.3, most_characters: float = 0.2) -> Reason | None:
-    """Drop pages where repeated lines are over 30 % of the lines or 20 % of the characters."""
-    return _repeats("gopher_repeated_lines", "lines", text.lines, most_lines, most_characters)
-
-
-def gopher_repeated_paragraphs(text: Text, most_paragraphs: float = 0.3, most_characters: float = 0.2) -> Reason | None:
-    """Drop pages where repeated paragraphs are over 30 % of the paragraphs or 20 % of the characters."""
-    paragraphs = [stripped for paragraph in text.text.split("\n\n") if (stripped := paragraph.strip())]
-    return _repeats("gopher_repeated_paragraphs", "paragraphs", paragraphs, most_paragraphs, most_characters)
-
-
-def _repeats(name: str, unit: str, pieces: list[str], most: float, most_characters: float) -> Reason | None:
-    if len(set(pieces)) == len(pieces):
-        return None
-    repeats = [piece for piece, count in Counter(pieces).items() for _ in range(count - 1)]
-    by_count, by_size = len(repeats) / len(pieces), sum(map(len, repeats)) / max(1, sum(map(len, pieces)))
-    if by_count > most:
-        return name, f"{by_count:.0%} of {unit}"
-    return (name, f"{by_size:.0%} of characters") if by_size > most_characters else None
-
-
-def gopher_top_ngram(text: Text, most_2: float = 0.20, most_3: float = 0.18, most_4: float = 0.16) -> Reason | None:
-    """Drop pages where the commonest 2-, 3- or 4-gram covers over 20, 18 or 16 % of the characters."""
-    for n, limit in ((2, most_2), (3, most_3), (4, most_4)):
-        length = n * (text.word_characters or 1)
-        keys = _ngram_keys(text.word_ids, length)
-        if len(keys) == 0:
-            return None
-        key, count = _commonest(keys)
-        if count < 2:
-            continue
-        first = int((keys == key).argmax())
-        share = int(text.word_lengths[first : first + length].sum()) * count / max(1, int(text.word_lengths.sum()))
-        if share > limit:
-            span = " ".join(text.words[first : first + length])
-            return "gopher_top_ngram", f"{n}-gram {span!r} is {share:.0%} of the characters"
-    return None
-
-
-def _commonest(keys: np.ndarray) -> tuple[np.uint64, int]:
-    """The commonest key and how often it stands there; the smallest of equally common ones."""
-    ordered = np.sort(keys)
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    counts = np.diff(starts, append=len(ordered))
-    top = int(counts.argmax())
-    return ordered[starts[top]], int(counts[top])
-
-
-def gopher_repeated_ngrams(text: Text, most_5: float = 0.15, most_10: float = 0.10) -> Reason | None:
-    """Drop pages where repeated 5- to 10-grams cover over 15 to 10 % of the characters (logs, spun text).
-
-    The limits of the lengths between are on a straight line, as in the source.
-    """
-    for n in range(5, 11):
-        share = repeated_ngram_share(text, n * (text.word_characters or 1))
-        if share == 0:  # then no longer one is repeated either
-            return None
-        if share > most_5 + (most_10 - most_5) * (n - 5) / 5 + 1e-9:
-            return "gopher_repeated_ngrams", f"repeated {n}-grams cover {share:.0%} of the characters"
-    return None
-
-
-def repeated_ngram_share(text: Text, n: int) -> float:
-    """Share of the characters that lie in an n-gram of words which has stood before on the page."""
-    keys = _ngram_keys(text.word_ids, n)
-    repeated = _repeated(keys)
-    if len(repeated) == 0:
-        return 0.0
-    covered = np.zeros(len(text.word_ids) + 1, dtype=np.int64)
-    covered[repeated] += 1  # no place twice
-    covered[repeated + n] -= 1
-    inside = covered.cumsum()[:-1] > 0
-    return float(text.word_lengths[inside].sum() / max(1, text.word_lengths.sum()))
-
-
-def _repeated(keys: np.ndarray) -> np.ndarray:
-    """Where keys stand that have stood before, in order."""
-    ordered = np.sort(keys)  # much faster than an order of the keys, and most pages have few repeats
-    repeats = ordered[1:][ordered[1:] == ordered[:-1]]
-    if len(repeats) == 0:
-        return np.empty(0, dtype=np.int64)
-    place = np.minimum(np.searchsorted(repeats, keys), len(repeats) - 1)
-    candidates = np.flatnonzero(repeats[place] == keys)
-    _, first = np.unique(keys[candidates], return_index=True)
-    return np.delete(candidates, first)
-
-
-def _ngram_keys(ids: np.ndarray, n: int) -> np.ndarray:
-    """One 64-bit key for each n-gram of word ids."""
-    count = len(ids) - n + 1
-    if count < 1:
-        return np.empty(0, dtype=np.uint64)
-    keys = np.zeros(count, dtype=np.uint64)
-    for i in range(n):
-        keys = keys * np.uint64(0x9E3779B97F4A7C15) + ids[i : i + count].astype(np.uint64) + np.uint64(1)
-    return keys
 
 
 # ---- C4 and FineWeb --------------------------------------------------------------------------------------------------
@@ -375,7 +158,7 @@ def fineweb_short_lines(text: Text, most: float = 0.67, characters: float = 30) 
 
 def fineweb_repeated_characters(text: Text, most: float = 0.1) -> Reason | None:
     """Drop pages where repeated lines hold over 10 % of the characters."""
-    return _repeats("fineweb_repeated_characters", "lines", text.lines, 1.0, most)
+    return repeats("fineweb_repeated_characters", "lines", text.lines, 1.0, most)
 
 
 def fineweb_lines_to_words(text: Text, most: float = 0.3) -> Reason | None:
@@ -448,12 +231,6 @@ WEB_FILTERS: tuple[Filter, ...] = (
     fineweb_lines_to_words,
 )
 """For prose, in order: the first reason is the one recorded."""
-
-
-def technical_repetition(text: Text, most: float = 0.75) -> Reason | None:
-    """Drop technical pages that are mostly repetition: generated tables, logs."""
-    share = repeated_ngram_share(text, 10)
-    return None if share <= most else ("technical_repetition", f"repeated 10-grams cover {share:.0%} of the characters")
 
 
 def technical_word_count(text: Text, least: float = 20) -> Reason | None:

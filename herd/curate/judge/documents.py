@@ -28,15 +28,13 @@ from herd.curate.filters.heuristics import (
     WEB_FILTERS,
     Limits,
     ListedWords,
-    Reason,
-    Text,
     check_limits,
     check_names,
     reasons,
-    technical_kind,
     without_notices,
 )
 from herd.curate.filters.outliers import Outliers, WordCounts, load_counts, save_counts
+from herd.curate.filters.text import Reason, Text, technical_kind
 from herd.curate.funnel import Step
 from herd.curate.judge.classifier import Classifier
 from herd.curate.judge.quality import quality

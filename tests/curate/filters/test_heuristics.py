@@ -3,7 +3,9 @@
 import pytest
 
 from herd.curate.filters import heuristics as filters
-from herd.curate.filters.heuristics import Text, why_drop
+from herd.curate.filters.heuristics import why_drop
+from herd.curate.filters.repetition import repeated_ngram_share
+from herd.curate.filters.text import Text, is_technical, technical_kind
 
 PROSE = (
     "The hive stands at the edge of the wood, and every morning the bees leave it with the first light. They come back "
@@ -45,7 +47,7 @@ def test_good_prose_passes_every_rule():
 def test_code_documentation_and_mathematics_are_exempt_from_the_rules_of_prose():
     code = "\n".join(f"def bee_{i}(flower, honey={i}):\n    return flower.take(honey)[{i}]  # {{}}" for i in range(20))
     maths = " ".join(f"Let $x_{{{i}}} = \\frac{{{i}}}{{2}}$ be given." for i in range(30))
-    assert filters.is_technical(code) and filters.is_technical(maths) and not filters.is_technical(PROSE)
+    assert is_technical(code) and is_technical(maths) and not is_technical(PROSE)
     assert why_drop(code) is None
     assert any(rule(Text(code, "en")) for rule in filters.WEB_FILTERS)
 
@@ -57,8 +59,8 @@ def test_generated_tables_are_dropped_even_among_code():
 
 def test_share_of_repeated_ngrams_counts_covered_characters():
     # aa bb cc dd aa bb: the second `aa bb` repeats, 4 of 12 characters
-    assert filters.repeated_ngram_share(Text("aa bb cc dd aa bb"), 2) == pytest.approx(4 / 12)
-    assert filters.repeated_ngram_share(Text("aa bb"), 5) == 0
+    assert repeated_ngram_share(Text("aa bb cc dd aa bb"), 2) == pytest.approx(4 / 12)
+    assert repeated_ngram_share(Text("aa bb"), 5) == 0
 
 
 def test_languages_without_spaces_are_not_judged_by_words():
@@ -164,6 +166,6 @@ def test_planted_technical_pages_survive_the_whole_of_the_rules(shared_data):
     dropped = []
     for page in pages:
         num_code_lines = sum(page.code_lines[1::2]) - sum(page.code_lines[::2])
-        technical = filters.technical_kind(page.text, num_code_lines) is not None
+        technical = technical_kind(page.text, num_code_lines) is not None
         dropped += [reason for reason in [why_drop(page.text, technical=technical)] if reason]
     assert len(hurt) >= 20 and dropped == []

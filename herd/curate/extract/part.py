@@ -1,0 +1,126 @@
+"""One part of a corpus extracted: from raw pages to texts, and what the steps over the whole corpus need of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from herd.curate.dedup import duplicates as dedup
+from herd.curate.dedup.steps import DOCUMENT_FACTS
+from herd.curate.extract.html import extract
+from herd.curate.filters.language import language, without_foreign_paragraphs
+from herd.curate.funnel import Step
+from herd.curate.parts import save_array, save_table, write_record
+from herd.types import DOCUMENT_COLUMNS
+
+_DOCUMENT = [(name, pa.type_for_alias(kind)) for name, kind in DOCUMENT_COLUMNS.items()]
+TEXT_SCHEMA = pa.schema([*_DOCUMENT, ("kind", pa.string()), ("code_lines", pa.list_(pa.int32()))])
+"""Documents on their way: what the steps to come need beside the columns."""
+DOCUMENT_SCHEMA = pa.schema(_DOCUMENT)
+"""The Arrow schema of curated documents."""
+
+
+def extract_part(job: dict[str, Any]) -> dict[str, Any]:
+    """Extract one part's pages: text, title, language; and what the steps over the whole corpus need of them."""
+    state, name = Path(job["state"]), job["name"]
+    raw = pq.read_table(state / "raw" / f"{name}.parquet")
+    replaced = np.load(state / "keys" / f"{name}.url.npy")
+    steps = {"extract": Step("extract"), "language": Step("language")}
+    rows = [_document(row, int(old), steps, job) for row, old in zip(raw.to_pylist(), replaced, strict=True)]
+    table = pa.Table.from_pylist(rows, TEXT_SCHEMA)
+    files = [state / "text" / f"{name}.parquet"]
+    save_table(table, files[0])
+    for kind, array in keys_of(table, raw["date_number"].to_numpy(), job).items():
+        files.append(state / "keys" / f"{name}.{kind}.npy")
+        save_array(array, files[-1])
+    result = {key: step.as_dict() for key, step in steps.items()}
+    write_record(state / "text" / f"{name}.json", len(table), files, steps=result)
+    return result
+
+
+def keys_of(table: pa.Table, dates: np.ndarray, job: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What stays of one part's texts for the steps over the whole corpus, as arrays by kind."""
+    text = table["text"].combine_chunks()
+    facts = np.zeros(len(table), dtype=DOCUMENT_FACTS)
+    facts["kept"] = table["drop"].is_null().to_numpy()
+    facts["code"] = pc.equal(table["kind"], "code").to_numpy()
+    facts["bytes"], facts["date"] = pc.binary_length(text).to_numpy(), dates
+    arrays = {"docs": facts}
+    options = dedup.DocumentDedup(**job["documents"])
+    if options.enabled:
+        arrays["minhash"] = dedup.signatures(text, options)
+        if options.verify == "exact":
+            arrays["shingles"], arrays["shingle_sizes"] = dedup.shingles(text, options.ngram_words)
+    if job["lines"]:
+        prose = facts["kept"] & ~facts["code"]
+        lines = pc.split_pattern(text.filter(pa.array(prose)), "\n")
+        facts["lines"][prose] = pc.list_value_length(lines).to_numpy()
+        arrays["lines"] = dedup.line_keys(lines.flatten())
+    return arrays
+
+
+def _document(row: dict[str, Any], replaced: int, steps: dict[str, Step], job: dict[str, Any]) -> dict[str, Any]:
+    document = {key: row[key] for key in ("id", "url", "date", "kind", "source", "place")}
+    document |= {"group": _group(row["url"]), "title": "", "text": "", "language": "", "quality": 0.0}
+    document |= {"drop": row["drop"], "drop_detail": row["drop_detail"], "code_lines": []}
+    if row["drop"]:
+        return document
+    if replaced >= 0:
+        kept = f"the copy of {str(replaced)[:8]} was kept" if replaced else "another undated copy was kept"
+        return document | {"drop": "url_older_copy", "drop_detail": kept}
+    step = steps["extract"]
+    step.documents_in += 1
+    step.bytes_in += row["num_bytes"]
+    problem = None
+    if row["num_bytes"] > len(row["content"]):
+        problem = ("page_size", f"{row['num_bytes']:,} bytes")
+    else:
+        page = extract(row["content"], row["url"], row["charset"], row["kind"])
+        document |= {"text": page.text, "title": page.title, "code_lines": page.code_lines}
+        problem = page.problem or (None if page.text.strip() else ("empty", "no text on the page"))
+    if problem:
+        step.drop(row["url"], *problem, document["text"])
+        return document | {"drop": problem[0], "drop_detail": problem[1]}
+    size = len(document["text"].encode())
+    step.keep(row["num_bytes"], size)
+    return _with_language(document, row["kind"], size, steps["language"], job)
+
+
+def _with_language(document: dict, kind: str, size: int, step: Step, job: dict[str, Any]) -> dict[str, Any]:
+    """Judge the language of prose; code has none."""
+    step.documents_in += 1
+    step.bytes_in += size
+    if kind != "code":
+        code, probability = language(document["text"])
+        document["language"] = code
+        least = job.get("probabilities", {}).get(code, job["probability"])
+        if job["languages"] and (code not in job["languages"] or probability < least):
+            detail = f"{code or 'none'} with probability {probability:.2f}"
+            step.drop(document["url"], "language", detail, document["text"])
+            return document | {"drop": "language", "drop_detail": detail}
+        step.notes[code or "unknown"] += 1
+        if code and job.get("foreign") == "drop":
+            cleaned = without_foreign_paragraphs(document["text"], code, document["code_lines"])
+            document["text"], document["code_lines"] = cleaned[:2]
+            step.notes["foreign paragraphs dropped"] += cleaned[2]
+    else:
+        step.notes["code"] += 1
+    step.keep(size, len(document["text"].encode()))
+    return document
+
+
+def _group(url: str) -> str:
+    """What must not be torn apart: the top-level module of a library page, a repository, else the page."""
+    if url.startswith("git:"):
+        return url.partition("@")[0]
+    if not url.startswith("python://"):
+        return url
+    path = url.split("/", 4)[4] if url.count("/") >= 4 else url
+    if path.startswith("topics."):
+        return path.removesuffix(".html")
+    return path.split("/")[0].removesuffix(".html").removesuffix(".py").split(".")[0]

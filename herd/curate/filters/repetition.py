@@ -1,0 +1,117 @@
+"""Filters that find repetition: lines, paragraphs and n-grams of words that stand there again and again.
+
+Source: Gopher (Rae et al. 2021, table A1).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from herd.curate.filters.text import Reason, Text
+
+
+def gopher_repeated_lines(text: Text, most_lines: float = 0.3, most_characters: float = 0.2) -> Reason | None:
+    """Drop pages where repeated lines are over 30 % of the lines or 20 % of the characters."""
+    return repeats("gopher_repeated_lines", "lines", text.lines, most_lines, most_characters)
+
+
+def gopher_repeated_paragraphs(text: Text, most_paragraphs: float = 0.3, most_characters: float = 0.2) -> Reason | None:
+    """Drop pages where repeated paragraphs are over 30 % of the paragraphs or 20 % of the characters."""
+    paragraphs = [stripped for paragraph in text.text.split("\n\n") if (stripped := paragraph.strip())]
+    return repeats("gopher_repeated_paragraphs", "paragraphs", paragraphs, most_paragraphs, most_characters)
+
+
+def repeats(name: str, unit: str, pieces: list[str], most: float, most_characters: float) -> Reason | None:
+    """The reason to drop a page where repeated pieces are over `most` of them, or hold over `most_characters`."""
+    if len(set(pieces)) == len(pieces):
+        return None
+    repeats = [piece for piece, count in Counter(pieces).items() for _ in range(count - 1)]
+    by_count, by_size = len(repeats) / len(pieces), sum(map(len, repeats)) / max(1, sum(map(len, pieces)))
+    if by_count > most:
+        return name, f"{by_count:.0%} of {unit}"
+    return (name, f"{by_size:.0%} of characters") if by_size > most_characters else None
+
+
+def gopher_top_ngram(text: Text, most_2: float = 0.20, most_3: float = 0.18, most_4: float = 0.16) -> Reason | None:
+    """Drop pages where the commonest 2-, 3- or 4-gram covers over 20, 18 or 16 % of the characters."""
+    for n, limit in ((2, most_2), (3, most_3), (4, most_4)):
+        length = n * (text.word_characters or 1)
+        keys = _ngram_keys(text.word_ids, length)
+        if len(keys) == 0:
+            return None
+        key, count = _commonest(keys)
+        if count < 2:
+            continue
+        first = int((keys == key).argmax())
+        share = int(text.word_lengths[first : first + length].sum()) * count / max(1, int(text.word_lengths.sum()))
+        if share > limit:
+            span = " ".join(text.words[first : first + length])
+            return "gopher_top_ngram", f"{n}-gram {span!r} is {share:.0%} of the characters"
+    return None
+
+
+def _commonest(keys: np.ndarray) -> tuple[np.uint64, int]:
+    """The commonest key and how often it stands there; the smallest of equally common ones."""
+    ordered = np.sort(keys)
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    counts = np.diff(starts, append=len(ordered))
+    top = int(counts.argmax())
+    return ordered[starts[top]], int(counts[top])
+
+
+def gopher_repeated_ngrams(text: Text, most_5: float = 0.15, most_10: float = 0.10) -> Reason | None:
+    """Drop pages where repeated 5- to 10-grams cover over 15 to 10 % of the characters (logs, spun text).
+
+    The limits of the lengths between are on a straight line, as in the source.
+    """
+    for n in range(5, 11):
+        share = repeated_ngram_share(text, n * (text.word_characters or 1))
+        if share == 0:  # then no longer one is repeated either
+            return None
+        if share > most_5 + (most_10 - most_5) * (n - 5) / 5 + 1e-9:
+            return "gopher_repeated_ngrams", f"repeated {n}-grams cover {share:.0%} of the characters"
+    return None
+
+
+def repeated_ngram_share(text: Text, n: int) -> float:
+    """Share of the characters that lie in an n-gram of words which has stood before on the page."""
+    keys = _ngram_keys(text.word_ids, n)
+    repeated = _repeated(keys)
+    if len(repeated) == 0:
+        return 0.0
+    covered = np.zeros(len(text.word_ids) + 1, dtype=np.int64)
+    covered[repeated] += 1  # no place twice
+    covered[repeated + n] -= 1
+    inside = covered.cumsum()[:-1] > 0
+    return float(text.word_lengths[inside].sum() / max(1, text.word_lengths.sum()))
+
+
+def _repeated(keys: np.ndarray) -> np.ndarray:
+    """Where keys stand that have stood before, in order."""
+    ordered = np.sort(keys)  # much faster than an order of the keys, and most pages have few repeats
+    repeats = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(repeats) == 0:
+        return np.empty(0, dtype=np.int64)
+    place = np.minimum(np.searchsorted(repeats, keys), len(repeats) - 1)
+    candidates = np.flatnonzero(repeats[place] == keys)
+    _, first = np.unique(keys[candidates], return_index=True)
+    return np.delete(candidates, first)
+
+
+def _ngram_keys(ids: np.ndarray, n: int) -> np.ndarray:
+    """One 64-bit key for each n-gram of word ids."""
+    count = len(ids) - n + 1
+    if count < 1:
+        return np.empty(0, dtype=np.uint64)
+    keys = np.zeros(count, dtype=np.uint64)
+    for i in range(n):
+        keys = keys * np.uint64(0x9E3779B97F4A7C15) + ids[i : i + count].astype(np.uint64) + np.uint64(1)
+    return keys
+
+
+def technical_repetition(text: Text, most: float = 0.75) -> Reason | None:
+    """Drop technical pages that are mostly repetition: generated tables, logs."""
+    share = repeated_ngram_share(text, 10)
+    return None if share <= most else ("technical_repetition", f"repeated 10-grams cover {share:.0%} of the characters")
