@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from herd.errors import CheckpointError
+from herd.formats.gguf import GGUFFile, read_gguf
 from herd.formats.gguf_model import open_gguf
 from herd.formats.gguf_vocabulary import read_template, read_vocabulary
 from herd.formats.huggingface import holds_fp8, holds_packed, load_huggingface, open_huggingface
@@ -28,8 +29,6 @@ from herd.tokenizer.tokenizer import Tokenizer
 
 MAX_SHARD_BYTES = 5_000_000_000
 GENERATION = "generation_config.json"
-
-_OPEN = {"huggingface": open_huggingface, "meta": open_meta, "gguf": open_gguf}
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Checkpoint:
         Raises:
             DataError: there is none, or it is damaged or of a kind that is not supported.
         """
-        return read_vocabulary(self.place) if self.format == "gguf" else load_tokenizer(self.place)
+        return read_vocabulary(self._container) if self.format == "gguf" else load_tokenizer(self.place)
 
     @cached_property
     def chat_template(self) -> str | None:
@@ -66,7 +65,7 @@ class Checkpoint:
         Raises:
             DataError: it is damaged.
         """
-        return read_template(self.place) if self.format == "gguf" else load_template(self.place)
+        return read_template(self._container) if self.format == "gguf" else load_template(self.place)
 
     @cached_property
     def generation(self) -> dict[str, Any]:
@@ -103,7 +102,16 @@ class Checkpoint:
             CheckpointError: a file is missing, damaged, or its tensors do not fit its configuration; or it is packed.
             ConfigError: it describes something other than a Llama.
         """
-        return _OPEN[self.format](self.place)
+        if self.format == "gguf":
+            return open_gguf(self._container)
+        if self.format == "meta":
+            return open_meta(self.place)
+        return open_huggingface(self.place, self.config, self.table)
+
+    @cached_property
+    def _container(self) -> GGUFFile:
+        """A GGUF file's fields and table, which weights, vocabulary and template are taken from."""
+        return read_gguf(self.place)
 
     def load(self, *, dtype: torch.dtype | None = None, device: str = "cpu", attend: Attend | None = None) -> Llama:
         """Its model, in eval mode.

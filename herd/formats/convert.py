@@ -21,7 +21,6 @@ from herd.errors import CapacityError, CheckpointError, DataError
 from herd.formats import gguf
 from herd.formats.checkpoint import GENERATION, MAX_SHARD_BYTES, Checkpoint, generation_config, open_checkpoint
 from herd.formats.compare import Difference, difference
-from herd.formats.gguf_model import open_gguf as reopen_gguf
 from herd.formats.gguf_model import plan_gguf, write_gguf
 from herd.formats.gguf_vocabulary import gguf_fields
 from herd.formats.meta import (
@@ -314,7 +313,7 @@ def _compare(weights: StoredWeights, aside: Path, plan: Plan) -> Difference:
     Raises:
         CheckpointError: they are further apart than rounding explains.
     """
-    copy = reopen_gguf(aside) if plan.format == "gguf" else open_checkpoint(aside).weights
+    copy = open_checkpoint(aside).weights
     layers = 2 * (weights.config.num_hidden_layers + 1)
     with progress("compare", total=layers, unit="layers") as bar:
         found = difference(weights, copy, lambda _: bar.advance(1))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from herd.errors import CheckpointError, ConfigError
 from herd.formats import ggml, gguf
-from herd.formats.gguf import GGUFFile, GGUFTensor, read_gguf
+from herd.formats.gguf import GGUFFile, GGUFTensor
 from herd.formats.stored import StoredTensor, StoredWeights, check_fit, is_rotary, spans
 from herd.model.config import ModelConfig, RopeScaling
 from herd.model.rope import halves_to_interleaved, inverse_frequencies, scale_frequencies
@@ -47,14 +47,14 @@ TYPES = tuple(_FILE_TYPES)
 # ---- read ------------------------------------------------------------------------------------------------------------
 
 
-def open_gguf(path: Path) -> StoredWeights:
+def open_gguf(file: GGUFFile) -> StoredWeights:
     """A Llama in a GGUF file.
 
     Raises:
         CheckpointError: the file is damaged, or its tensors do not fit its fields.
         ConfigError: it describes something other than a Llama.
     """
-    file = read_gguf(path)
+    path = file.path
     with open(path, "rb") as stream:
         content = torch.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
     config = config_of_file(file)

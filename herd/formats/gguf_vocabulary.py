@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from herd.errors import DataError
-from herd.formats.gguf import read_gguf
+from herd.formats.gguf import GGUFFile
 from herd.tokenizer.alphabet import WORD_START, is_byte_piece, read_bytes, write_bytes
 from herd.tokenizer.bpe import merges
 from herd.tokenizer.pieces import adds_a_space, split_merges
@@ -114,27 +114,22 @@ _LLAMA3_SPLITS = ("llama-bpe", "llama3", "llama-v3")  # llama.cpp's names for Ll
 _TEMPLATE = "tokenizer.chat_template"
 
 
-def read_vocabulary(path: Path) -> Tokenizer:
+def read_vocabulary(file: GGUFFile) -> Tokenizer:
     """The tokenizer in a GGUF file.
 
     Raises:
-        CheckpointError: the file is damaged.
         DataError: it holds no vocabulary, or one of a kind that is not supported.
     """
-    parts = _parts(read_gguf(path).fields, path)
+    parts = _parts(file.fields, file.path)
     try:
         return Tokenizer(**parts)
     except DataError as error:
-        raise DataError(f"{path}: {error}") from None
+        raise DataError(f"{file.path}: {error}") from None
 
 
-def read_template(path: Path) -> str | None:
-    """The chat template in a GGUF file, None where there is none.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    template = read_gguf(path).fields.get(_TEMPLATE)
+def read_template(file: GGUFFile) -> str | None:
+    """The chat template in a GGUF file, None where there is none."""
+    template = file.fields.get(_TEMPLATE)
     return template if isinstance(template, str) else None
 
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from herd.errors import CheckpointError
-from herd.formats.safetensors import TensorInfo, read_tensors, tensors_in_folder
+from herd.formats.safetensors import TensorInfo, read_tensors
 from herd.formats.stored import StoredTensor, StoredWeights, check_finite, check_fit, some_tensors
 from herd.model.config import ModelConfig
 from herd.model.llama import Attend, Llama, empty_model
@@ -84,15 +84,13 @@ def _check_fit(
 # ---- piece by piece --------------------------------------------------------------------------------------------------
 
 
-def open_huggingface(folder: Path) -> StoredWeights:
+def open_huggingface(folder: Path, config: ModelConfig, tensors: dict[str, TensorInfo]) -> StoredWeights:
     """A folder of safetensors; 8-bit floats are multiplied by their scales as they are read.
 
     Raises:
-        CheckpointError: a file is missing or damaged, the tensors do not fit config.json, or the weights are integers.
-        ConfigError: config.json describes something other than a Llama.
+        CheckpointError: the tensors do not fit config.json, or the weights are integers.
     """
-    config = ModelConfig.from_folder(folder)
-    tensors = without_leftovers(tensors_in_folder(folder), config)
+    tensors = without_leftovers(tensors, config)
     if holds_packed(tensors):
         raise CheckpointError(f"{folder} is quantized already; give the original weights.")
     stored = {

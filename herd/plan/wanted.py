@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from herd import config as configs
 from herd.errors import ConfigError
 from herd.formats.checkpoint import open_checkpoint
+from herd.formats.vocabulary import open_tokenizer
 from herd.log import say
 from herd.model.config import ModelConfig, num_parameters
 from herd.model.reward import reward_config
@@ -133,7 +133,7 @@ def _model_at(path: str, stage: str) -> ModelConfig:
     """The shape of a size by its name, or of a model folder."""
     place = Path(path)
     if place.exists():
-        model = open_checkpoint(place if place.is_dir() or place.suffix == ".gguf" else place.parent).config
+        model = open_checkpoint(place).config
     else:
         try:
             model = model_of_size(path)
@@ -194,11 +194,7 @@ def _model_of(recipe: Recipe) -> ModelConfig:
 
 def _rows_of(tokenizer: Path) -> int:
     """Rows of the vocabulary; Llama 3's where the tokenizer is not there yet."""
-    file = tokenizer / "tokenizer.json"
-    if not file.exists():
-        return LLAMA3_ROWS
-    content = json.loads(file.read_text(encoding="utf-8"))
-    return len(content["model"]["vocab"]) + len(content.get("added_tokens", []))
+    return open_tokenizer(tokenizer).vocab_size if tokenizer.exists() else LLAMA3_ROWS
 
 
 def _phases(recipe: Recipe, asked: Asked) -> list[Phase]:

@@ -155,6 +155,17 @@ def test_an_opened_checkpoint_has_all_that_travels_with_it(formats, format):
     torch.testing.assert_close(opened.load()(TOKENS), model(TOKENS), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("format", ["huggingface", "gguf"])
+def test_the_files_of_an_opened_checkpoint_are_looked_through_once(formats, format, monkeypatch):
+    opened = herd.open_checkpoint(formats[0] / format)
+    seen = []
+    for name in ("read_gguf", "tensors_in_folder"):
+        read = getattr(checkpoint, name)
+        monkeypatch.setattr(checkpoint, name, lambda place, read=read: seen.append(place) or read(place))
+    _ = opened.config, opened.tokenizer, opened.chat_template, opened.weights, opened.load(), opened.load()
+    assert seen == [opened.place]
+
+
 def test_an_opened_checkpoint_says_what_does_not_travel_with_it(folder, formats):
     opened = herd.open_checkpoint(folder)
     with pytest.raises(DataError, match=r"holds neither tokenizer.json nor tokenizer.model"):

@@ -14,6 +14,7 @@ from herd.data.loader import PackedLoader, Phase
 from herd.data.shards import open_shards
 from herd.data.split import is_held_out
 from herd.errors import CheckpointError, ConfigError, DataError
+from herd.formats import checkpoint as door
 from herd.formats.checkpoint import load, save
 from herd.formats.vocabulary import open_tokenizer
 from herd.infer.quantize import quantize_folder
@@ -215,6 +216,16 @@ def test_a_finished_stage_is_skipped_and_a_missing_checkpoint_is_named(tmp_path,
     wrong = values | {"checkpoint": tmp_path / "documents-of-nowhere", "out": tmp_path / "other"}
     with pytest.raises((CheckpointError, DataError), match="documents-of-nowhere"):
         sft.run(settings_of(sft, "SftSettings", **wrong, **QUICK))
+
+
+def test_a_checkpoint_is_looked_for_once_on_its_way_to_the_trainer(tmp_path, checkpoint, monkeypatch):
+    seen, find = [], door.find_checkpoint
+    monkeypatch.setattr(door, "find_checkpoint", lambda path: seen.append(path) or find(path))
+    rows = {"sft": {"conversations": conversations(tmp_path)}, "dpo": {"pairs": pairs(tmp_path)}}
+    for stage, name in ((sft, "SftSettings"), (dpo, "DpoSettings"), (reward, "RewardSettings")):
+        values = rows["sft" if stage is sft else "dpo"] | {"checkpoint": checkpoint, "out": tmp_path / name}
+        stage.run(settings_of(stage, name, **values, **QUICK))
+    assert seen == [checkpoint] * 3
 
 
 @pytest.mark.parametrize("scheme", ["int8", "fp8"])
