@@ -256,7 +256,8 @@ def plain(html: str) -> str:
 def choose_in_folds(data: Path) -> dict:
     """Score on pages that had no part in choosing: in each of five folds the best of all single changes is taken."""
     sys.path.insert(0, str(ROOT))
-    from herd.curate.extract.html import content, html_to_text
+    from herd.curate.extract import content
+    from herd.curate.extract.html import html_to_text
 
     sets = {name: rows_of(data, name) for name in SETS[:2]}
     measures = {SETS[0]: (shingles, mean_f1), SETS[1]: (segments, pooled_f1)}
