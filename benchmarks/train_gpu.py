@@ -40,7 +40,8 @@ from herd.run import open_run, read_metrics
 from herd.train.compile import choose_float8, compile_model, recompute_layers
 from herd.train.objectives import next_token
 from herd.train.optimizer import FlatAdamW, OptimizerSettings
-from herd.train.trainer import SavingSettings, train
+from herd.train.saving import SavingSettings
+from herd.train.trainer import Trainer
 from herd.types import Batch
 
 PEAK_FLOPS = 989e12
@@ -147,11 +148,10 @@ def go_on(config: ModelConfig, options: argparse.Namespace) -> dict:
     threading.Thread(target=interrupt, args=(options, num_before, done), daemon=True).start()
     try:
         with open_run(options.run, stage="train_gpu", settings=settings_of_run, inputs={}) as run:
-            train(
-                model, next_token, loader, run, num_steps=options.run_steps, peak_flops=PEAK_FLOPS,
-                optimizer=OptimizerSettings(learning_rate=3e-4),
-                saving=SavingSettings(save_seconds=max(options.seconds / 4, 0.2)),
-            )  # fmt: skip
+            saving = SavingSettings(save_seconds=max(options.seconds / 4, 0.2))
+            optimizer = OptimizerSettings(learning_rate=3e-4)
+            trainer = Trainer(model, next_token, run, optimizer=optimizer, saving=saving, peak_flops=PEAK_FLOPS)
+            trainer.fit(loader, options.run_steps)
     except KeyboardInterrupt:
         print("time is up: the same command goes on from here", flush=True)
     finally:

@@ -38,8 +38,9 @@ from herd.model.llama import empty_model
 from herd.run import atomic_write, open_run, read_metrics
 from herd.train.objectives import next_token
 from herd.train.optimizer import OptimizerSettings
+from herd.train.saving import SavingSettings, finish
 from herd.train.schedule import BatchSettings, ScheduleSettings, learning_rate, phases
-from herd.train.trainer import SavingSettings, finish, train
+from herd.train.trainer import Trainer
 
 matplotlib.use("Agg")
 RESULTS = Path(__file__).parent / "results"
@@ -91,7 +92,7 @@ def run_herd(folder: Path, num_steps: int) -> None:
             batches = loader(folder, num_steps)
             saving = SavingSettings(save_seconds=SAVE_SECONDS)
             options = {"optimizer": OPTIMIZER, "schedule": SCHEDULE, "saving": saving, "label": "Herd"}
-            train(model, next_token, batches, run, num_steps=num_steps, **options)
+            Trainer(model, next_token, run, **options).fit(batches, num_steps)
             finish(model, run, figures={"heldout_loss": heldout_loss(model.eval(), folder)})
 
 

@@ -80,6 +80,11 @@ class PackedLoader:
         self._tables: dict[tuple[str, int], _Table] = {}
         self._check()
 
+    @property
+    def row_tokens(self) -> int:
+        """Places in a row of the first phase."""
+        return self.phases[0].row_tokens
+
     def batches(self, step: int) -> list[Batch]:
         """This process's micro-batches of an optimizer step, in order: as many as every other process has.
 
@@ -97,7 +102,7 @@ class PackedLoader:
 
         Of several processes each has its share, in as many batches as the others.
         """
-        row_tokens = self.phases[0].row_tokens
+        row_tokens = self.row_tokens
         rows = [(n, row) for n, name in enumerate(self.names) for row in range(len(self._table(name, row_tokens).rows))]
         per_batch = max(1, self.micro_tokens // row_tokens)
         mine = rows[self.rank :: self.world]
@@ -116,8 +121,7 @@ class PackedLoader:
 
     def epoch_tokens(self) -> int:
         """How many tokens (places in rows of the first phase's length) all sources hold together."""
-        row_tokens = self.phases[0].row_tokens
-        return row_tokens * sum(len(self._table(name, row_tokens).rows) for name in self.names)
+        return self.row_tokens * sum(len(self._table(name, self.row_tokens).rows) for name in self.names)
 
     # ---- which rows --------------------------------------------------------------------------------------------------
 
@@ -214,16 +218,17 @@ def within_vocabulary(batches: Sequence[Batch], vocab_size: int, names: Sequence
     """The batches as a model of so many tokens can read them, and what had to be changed, in words; else empty.
 
     A token id that the model has not is replaced by the last that it has, so that a process can go through the step
-    with the others and all can be told. `names` are those of the sources.
+    with the others and all can be told. `names` are those of the sources, for the words.
     """
     readable, fault, last = [], "", vocab_size - 1
     for batch in batches:
         highest = torch.maximum(batch.tokens, batch.labels).amax(1)  # of each row
         if not fault and bool((highest > last).any()):
             row = int(highest.argmax())
-            source = names[int(batch.columns["source"][row])]
+            number = int(batch.columns["source"][row]) if "source" in batch.columns else 0
+            source = f"source `{names[number]}`" if names else "a batch"
             fault = (
-                f"source `{source}` holds the token id {int(highest[row]):,}, and the model's vocabulary ends with "
+                f"{source} holds the token id {int(highest[row]):,}, and the model's vocabulary ends with "
                 f"{last:,}: its shards are damaged or of another tokenizer; pack them again"
             )
         if fault:

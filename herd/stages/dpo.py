@@ -27,9 +27,10 @@ from herd.train.objectives import dpo
 from herd.train.optimizer import OptimizerSettings
 from herd.train.placement import Placement, place, prepare
 from herd.train.reference import log_probs
+from herd.train.saving import SavingSettings, finish
 from herd.train.schedule import BatchSettings, ScheduleSettings, phases, steps_for
 from herd.train.stability import StabilitySettings
-from herd.train.trainer import SavingSettings, finish, train
+from herd.train.trainer import Trainer
 
 
 @settings
@@ -98,12 +99,10 @@ def run(settings: DpoSettings) -> Path:
         model = placement.load(checkpoint)
         pairs = pairs.with_reference(_reference(run, model, pairs, batch, placement))
         prepare(model, "auto", settings.recompute)
-        train(
+        trainer = Trainer(
             model,
             partial(dpo, beta=settings.beta, nll=settings.nll),
-            _loader(pairs, settings, placement, num_steps),
             run,
-            num_steps=num_steps,
             optimizer=settings.optimizer,
             schedule=settings.schedule,
             saving=settings.saving,
@@ -111,6 +110,7 @@ def run(settings: DpoSettings) -> Path:
             peak_flops=placement.peak_flops(model),
             label="dpo",
         )
+        trainer.fit(_loader(pairs, settings, placement, num_steps), num_steps)
         finish(model, run, tokenizer, {"pairs": len(pairs), "steps": num_steps} | last_means(run.path))
     return run.path
 

@@ -38,13 +38,15 @@ from herd.run import Run, atomic_write, read_metrics, read_record
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.checkpoint import is_first
 from herd.train.compile import Compile
+from herd.train.hooks import at_shares, evenly
 from herd.train.objectives import next_token
 from herd.train.optimizer import OptimizerSettings
 from herd.train.placement import place, prepare, read_all
+from herd.train.saving import SavingSettings, assembled, finish, snapshots
 from herd.train.schedule import BatchSettings, ScheduleSettings, phases, steps_for
 from herd.train.stability import StabilitySettings, step_range
 from herd.train.trackers import Tracker
-from herd.train.trainer import SavingSettings, assembled, at_shares, evenly, finish, snapshots, train
+from herd.train.trainer import Trainer
 from herd.types import SamplingParams
 
 _SAMPLE_SHARES = (0.25, 0.5, 1.0)
@@ -257,12 +259,10 @@ def run(settings: PretrainSettings) -> Path:
         )
         hooks = [at_shares(_SAMPLE_SHARES, _sampler(run, model, tokenizer, settings, num_steps, loader))]
         hooks += evenly(settings.run.snapshots, snapshots(model, run, saving))
-        train(
+        trainer = Trainer(
             model,
             next_token,
-            loader,
             run,
-            num_steps=num_steps,
             optimizer=settings.optimizer,
             schedule=settings.schedule,
             saving=saving,
@@ -272,6 +272,7 @@ def run(settings: PretrainSettings) -> Path:
             peak_flops=placement.peak_flops(model),
             label=settings.out.name,
         )
+        trainer.fit(loader, num_steps)
         if not is_first():
             return run.path
         figures = _figures(run)

@@ -23,9 +23,10 @@ from herd.train.metrics import last_means
 from herd.train.objectives import reward_margins, reward_pairs
 from herd.train.optimizer import OptimizerSettings
 from herd.train.placement import Placement, place, prepare
+from herd.train.saving import SavingSettings, finish
 from herd.train.schedule import BatchSettings, ScheduleSettings, phases, steps_for
 from herd.train.stability import StabilitySettings
-from herd.train.trainer import SavingSettings, finish, train
+from herd.train.trainer import Trainer
 
 
 @settings
@@ -91,12 +92,10 @@ def run(settings: RewardSettings) -> Path:
         run.need(disk_bytes=placement.disk_bytes)
         model = placement.load(checkpoint, score_seed=settings.seed)
         prepare(model, "auto", settings.recompute)
-        train(
+        trainer = Trainer(
             model,
             reward_pairs,
-            _loader(trained, settings, placement, num_steps),
             run,
-            num_steps=num_steps,
             optimizer=settings.optimizer,
             schedule=settings.schedule,
             saving=settings.saving,
@@ -104,6 +103,7 @@ def run(settings: RewardSettings) -> Path:
             peak_flops=placement.peak_flops(model),
             label="reward",
         )
+        trainer.fit(_loader(trained, settings, placement, num_steps), num_steps)
         figures = {"pairs": len(trained), "heldout_pairs": len(held_out)} | last_means(run.path)
         if len(held_out):
             figures |= accuracy(model, held_out, _loader(held_out, settings, placement, 1))

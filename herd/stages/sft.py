@@ -18,9 +18,10 @@ from herd.train.metrics import last_means
 from herd.train.objectives import next_token
 from herd.train.optimizer import OptimizerSettings
 from herd.train.placement import place, prepare
+from herd.train.saving import SavingSettings, finish
 from herd.train.schedule import BatchSettings, ScheduleSettings, phases, steps_for
 from herd.train.stability import StabilitySettings
-from herd.train.trainer import SavingSettings, finish, train
+from herd.train.trainer import Trainer
 
 
 @settings
@@ -85,12 +86,10 @@ def run(settings: SftSettings) -> Path:
         run.need(disk_bytes=placement.disk_bytes)
         model = placement.load(checkpoint)
         prepare(model, "auto", settings.recompute)
-        train(
+        trainer = Trainer(
             model,
             partial(next_token, sources=loader.names),
-            loader,
             run,
-            num_steps=num_steps,
             optimizer=settings.optimizer,
             schedule=settings.schedule,
             saving=settings.saving,
@@ -98,6 +97,7 @@ def run(settings: SftSettings) -> Path:
             peak_flops=placement.peak_flops(model),
             label="sft",
         )
+        trainer.fit(loader, num_steps)
         model.config = replace(config, eos_token_id=tokenizer.stop_ids)  # it ends turns now: a model for chat
         finish(model, run, tokenizer, {"conversations": num_conversations, "steps": num_steps} | last_means(run.path))
     return run.path

@@ -1,6 +1,7 @@
-"""One training loop for every objective.
+"""One trainer for every objective.
 
-`objectives` what a batch costs · `trainer` the loop · `optimizer` AdamW over flat float32 masters · `schedule` learning
+`objectives` what a batch costs · `trainer` a step, and the loop on top · `sources` where batches come from · `hooks`
+extras at intervals · `saving` what is kept of a run · `optimizer` AdamW over flat float32 masters · `schedule` learning
 rate and batch ramp · `checkpoint` the state that makes a resumed run the same run · `metrics` rates and sums ·
 `average` Polyak average of checkpoints · `reference` log-probabilities for DPO.
 """

@@ -17,10 +17,12 @@ from herd.parallel.mesh import Mesh
 from herd.parallel.model import ParallelModel
 from herd.parallel.settings import ParallelSettings
 from herd.run import read_metrics
+from herd.train.hooks import Hook, every
 from herd.train.lora import adapt, add_adapters, fresh_adapters
 from herd.train.objectives import next_token
 from herd.train.optimizer import OptimizerSettings
-from herd.train.trainer import Hook, SavingSettings, every, finish, train
+from herd.train.saving import SavingSettings, finish
+from herd.train.trainer import Trainer
 from tests.parallel.processes import LORA, run_on_meshes
 from tests.train.tiny import TinySettings, run_folder, tiny_loader, tiny_model
 
@@ -28,7 +30,6 @@ NUM_STEPS, TORN_AT = 8, 5
 ADAPTERS = "adapter/adapter_model.safetensors"
 DTYPES = [torch.float32, torch.bfloat16]
 OPTIONS = {
-    "num_steps": NUM_STEPS,
     "optimizer": OptimizerSettings(learning_rate=1e-2, lora=LORA),
     "saving": SavingSettings(snapshot_steps=4, save_seconds=1e6),
 }
@@ -46,7 +47,7 @@ def sharded(dtype):
 def run(folder, dtype, hooks=(), end=True):
     model, loader = sharded(dtype), tiny_loader(micro_tokens=64, rank=dist.get_rank(), world=2)
     with open_run_together(folder, stage="tiny", settings=TinySettings(), inputs={}) as found:
-        train(model, next_token, loader, found, hooks=hooks, **OPTIONS)
+        Trainer(model, next_token, found, hooks=hooks, **OPTIONS).fit(loader, NUM_STEPS)
         if end:
             finish(model, found)
 
@@ -93,7 +94,7 @@ def test_one_process_continues_it(folders):
     folder, model = folders[torch.float32] / "alone", tiny_model()
     add_adapters(model, LORA)
     with run_folder(folder) as found:
-        train(model, next_token, tiny_loader(micro_tokens=64), found, **OPTIONS)
+        Trainer(model, next_token, found, **OPTIONS).fit(tiny_loader(micro_tokens=64), NUM_STEPS)
     assert losses(folder)[:TORN_AT] == losses(folders[torch.float32] / "whole")[:TORN_AT]
     for ours, theirs in zip(losses(folder), losses(folders[torch.float32] / "whole"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)

@@ -10,7 +10,7 @@ from herd.parallel.mesh import Mesh
 from herd.parallel.model import ParallelModel
 from herd.parallel.settings import ParallelSettings
 from herd.train.objectives import next_token
-from herd.train.trainer import train
+from herd.train.trainer import Trainer
 from tests.parallel.processes import loader, run_on_meshes, shape, whole_model
 from tests.train.tiny import TinySettings, tiny_model
 
@@ -21,7 +21,7 @@ def told(model, folder, mine, objective=next_token, fault=ConfigError):
         open_run_together(folder / "run", stage="tiny", settings=TinySettings(), inputs={}) as run,
         pytest.raises(fault) as caught,
     ):
-        train(model, objective, mine, run, num_steps=2)
+        Trainer(model, objective, run).fit(mine, 2)
     (folder / f"told-{dist.get_rank()}.txt").write_text(str(caught.value))
 
 
@@ -45,7 +45,8 @@ class Damaged:
     """A loader whose rows on the second process hold a token that the model has not."""
 
     def __init__(self, inner):
-        self.inner, self.phases, self.names, self.tokens_before = inner, inner.phases, inner.names, inner.tokens_before
+        self.inner, self.row_tokens, self.names = inner, inner.row_tokens, inner.names
+        self.tokens_before = inner.tokens_before
 
     def batches(self, step):
         batches = self.inner.batches(step)

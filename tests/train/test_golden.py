@@ -24,7 +24,7 @@ from herd.train.objectives import dpo, next_token, reward_pairs
 from herd.train.optimizer import OptimizerSettings
 from herd.train.reference import log_probs
 from herd.train.schedule import ScheduleSettings
-from herd.train.trainer import train
+from herd.train.trainer import Trainer
 from tests.train.tiny import run_folder, tiny_model
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
@@ -72,7 +72,7 @@ def losses(kind, folder):
     loader = PackedLoader(sources, [phase], micro_tokens=ROW_TOKENS, **options)
     optimizer, schedule = OptimizerSettings(learning_rate=3e-3), ScheduleSettings(warmup_steps=2)
     with run_folder(folder) as run:
-        train(model_for(kind), objective, loader, run, num_steps=STEPS, optimizer=optimizer, schedule=schedule)
+        Trainer(model_for(kind), objective, run, optimizer=optimizer, schedule=schedule).fit(loader, STEPS)
     return [row["loss"] for row in read_metrics(folder)]
 
 

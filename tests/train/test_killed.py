@@ -25,8 +25,9 @@ import torch
 torch.set_num_threads(1)
 from herd.data.loader import PackedLoader, Phase
 from herd.train.optimizer import OptimizerSettings
+from herd.train.saving import SavingSettings, finish
 from herd.train.stability import StabilitySettings
-from herd.train.trainer import SavingSettings, finish, train
+from herd.train.trainer import Trainer
 from tests.train.test_stability import spoiled
 from tests.train.tiny import corpus, run_folder, tiny_model
 
@@ -45,7 +46,7 @@ with run_folder(Path(sys.argv[1])) as run:
         options = {"saving": saving, "optimizer": OptimizerSettings(), "skipped": ["40-49", "88-93"]}
         options["stability"] = StabilitySettings(action="rollback", rollback_steps=20)
         objective = spoiled(loader, [70, 150], float("nan"))
-        train(model, objective, loader, run, num_steps=200, **options)
+        Trainer(model, objective, run, **options).fit(loader, 200)
         finish(model, run)
 """
 
@@ -90,8 +91,9 @@ from herd.parallel.mesh import Mesh
 from herd.parallel.model import ParallelModel
 from herd.parallel.settings import ParallelSettings
 from herd.train import checkpoint
+from herd.train.saving import SavingSettings
 from herd.train.stability import StabilitySettings
-from herd.train.trainer import SavingSettings, train
+from herd.train.trainer import Trainer
 from tests.train.test_stability import spoiled
 from tests.train.tiny import TinySettings, tiny_loader, tiny_model
 
@@ -111,7 +113,7 @@ with joined() as device:
     with open_run_together(Path(sys.argv[1]), stage="tiny", settings=TinySettings(), inputs={}) as run:
         saving = SavingSettings(save_seconds=0.15)
         stability = StabilitySettings(action="rollback", rollback_steps=20)
-        train(model, objective, loader, run, num_steps=NUM_STEPS, saving=saving, stability=stability)
+        Trainer(model, objective, run, saving=saving, stability=stability).fit(loader, NUM_STEPS)
 """
 
 

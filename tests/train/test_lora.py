@@ -11,11 +11,13 @@ from herd.model.reward import as_reward_model
 from herd.ops.nf4 import CODE, dequantize, nf4_linear, quantize
 from herd.parallel.settings import ParallelSettings
 from herd.run import read_metrics
+from herd.train.hooks import Hook
 from herd.train.lora import LoraSettings, add_adapters, load_adapters, save_adapters, save_merged
 from herd.train.objectives import next_token
 from herd.train.optimizer import OptimizerSettings
 from herd.train.placement import place
-from herd.train.trainer import Hook, SavingSettings, finish, train
+from herd.train.saving import SavingSettings, finish
+from herd.train.trainer import Trainer
 from tests.train.tiny import run_folder, tiny_loader, tiny_model
 
 TOKENS = torch.arange(3, 35)[None]
@@ -29,15 +31,8 @@ def adapted(base="as_is", **options):
 
 def train_tiny(path, model, **options):
     with run_folder(path) as run:
-        train(
-            model,
-            next_token,
-            tiny_loader(),
-            run,
-            num_steps=30,
-            optimizer=OptimizerSettings(learning_rate=3e-2),
-            **options,
-        )
+        optimizer = OptimizerSettings(learning_rate=3e-2)
+        Trainer(model, next_token, run, optimizer=optimizer, **options).fit(tiny_loader(), 30)
 
 
 def test_adapters_begin_as_the_base_and_only_they_are_learned(tmp_path):
@@ -177,7 +172,7 @@ def test_sft_with_adapters_over_four_bits_ends_with_a_merged_checkpoint_and_the_
     options = OptimizerSettings(learning_rate=3e-2, lora=LoraSettings(rank=2, base="nf4"))
     with run_folder(tmp_path / "run") as run:
         saving = SavingSettings(snapshot_steps=5)
-        train(model, next_token, tiny_loader(), run, num_steps=10, optimizer=options, saving=saving)
+        Trainer(model, next_token, run, optimizer=options, saving=saving).fit(tiny_loader(), 10)
         finish(model, run)
     assert isinstance(load(tmp_path / "run").model.layers[0].self_attn.q_proj, torch.nn.Linear)
     assert (tmp_path / "run/adapter/adapter_config.json").exists()

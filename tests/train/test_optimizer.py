@@ -3,9 +3,10 @@ import torch
 
 from herd.errors import ConfigError
 from herd.run import read_metrics
+from herd.train.hooks import Hook
 from herd.train.objectives import next_token
 from herd.train.optimizer import FlatAdamW, OptimizerSettings, stochastically_rounded
-from herd.train.trainer import Hook, train
+from herd.train.trainer import Trainer
 from tests.train.tiny import run_folder, tiny_loader, tiny_model
 
 OPTIONS = OptimizerSettings(learning_rate=1e-2, weight_decay=0.1, clip_norm=0.0)
@@ -117,7 +118,7 @@ def test_bfloat16_state_takes_six_bytes_a_parameter_beside_the_weights_and_learn
     for state in ("fp32", "bf16"):
         model, options = tiny_model(dtype=torch.bfloat16), OptimizerSettings(learning_rate=1e-2, state=state)
         with run_folder(tmp_path / state) as run:
-            train(model, next_token, tiny_loader(micro_tokens=64), run, num_steps=60, optimizer=options)
+            Trainer(model, next_token, run, optimizer=options).fit(tiny_loader(micro_tokens=64), 60)
         last[state] = read_metrics(tmp_path / state)[-1]["loss"]
     assert last["bf16"] == pytest.approx(last["fp32"], rel=0.05)
     adamw = FlatAdamW(tiny_model(dtype=torch.bfloat16), OptimizerSettings(state="bf16"))
@@ -131,15 +132,8 @@ def test_a_resumed_run_with_bfloat16_state_is_the_one_that_never_stopped(tmp_pat
     def go(name, hooks=()):
         options = OptimizerSettings(learning_rate=1e-2, state="bf16")
         with run_folder(tmp_path / name) as run:
-            train(
-                tiny_model(dtype=torch.bfloat16),
-                next_token,
-                tiny_loader(),
-                run,
-                num_steps=12,
-                optimizer=options,
-                hooks=hooks,
-            )
+            model = tiny_model(dtype=torch.bfloat16)
+            Trainer(model, next_token, run, optimizer=options, hooks=hooks).fit(tiny_loader(), 12)
 
     def interrupt(step):
         raise KeyboardInterrupt

@@ -9,10 +9,9 @@ import torch.multiprocessing as mp
 
 from herd.parallel.launch import open_run_together
 from herd.run import read_metrics
-from herd.train import trainer
 from herd.train.objectives import next_token
-from herd.train.optimizer import FlatAdamW, OptimizerSettings
-from herd.train.trainer import train
+from herd.train.optimizer import OptimizerSettings
+from herd.train.trainer import Trainer
 from tests.train.tiny import TinySettings, tiny_loader, tiny_model
 
 STEPS = 4
@@ -27,12 +26,12 @@ def train_share(rank, world, folder):
     labels = [sum((batch.labels >= 0).sum().item() for batch in loader.batches(step)) for step in range(STEPS)]
     (folder / f"labels-{rank}.json").write_text(json.dumps(labels))
     model = tiny_model()
-    adamw = FlatAdamW(model, OptimizerSettings())
-    totals = trainer._accumulate(model, next_token, loader.batches(0), adamw)
-    gradients = {name: view / totals.count for group in adamw.groups for name, view in group.views(group.sums())}
-    torch.save(gradients, folder / f"gradients-{rank}.pt")
     with open_run_together(folder / "run", stage="tiny", settings=TinySettings(), inputs={}) as run:
-        train(model, next_token, loader, run, num_steps=STEPS, optimizer=OptimizerSettings(learning_rate=1e-2))
+        trainer = Trainer(model, next_token, run, optimizer=OptimizerSettings(learning_rate=1e-2))
+        totals, groups = trainer.gradients(loader.batches(0)), trainer.adamw.groups
+        gradients = {name: view / totals.count for group in groups for name, view in group.views(group.sums())}
+        torch.save(gradients, folder / f"gradients-{rank}.pt")
+        trainer.fit(loader, STEPS)
     torch.save(model.state_dict(), folder / f"weights-{rank}.pt")
     if world > 1:
         dist.destroy_process_group()

@@ -22,8 +22,9 @@ from herd.parallel.settings import ParallelSettings
 from herd.run import read_metrics
 from herd.train import checkpoint
 from herd.train.objectives import next_token
+from herd.train.saving import SavingSettings
 from herd.train.stability import StabilitySettings
-from herd.train.trainer import SavingSettings, train
+from herd.train.trainer import Trainer
 from tests.parallel.processes import run_on_meshes
 from tests.train.tiny import TinySettings, tiny_loader, tiny_model
 
@@ -39,11 +40,11 @@ def sharded():
     return model
 
 
-def run(folder, save_seconds, objective=next_token, **options):
+def run(folder, save_seconds, objective=next_token, num_steps=NUM_STEPS, **options):
     model, loader = sharded(), tiny_loader(rank=dist.get_rank(), world=2)
-    options = {"num_steps": NUM_STEPS, "saving": SavingSettings(save_seconds=save_seconds)} | options
+    options = {"saving": SavingSettings(save_seconds=save_seconds)} | options
     with open_run_together(folder, stage="tiny", settings=TinySettings(), inputs={}) as found:
-        train(model, objective, loader, found, **options)
+        Trainer(model, objective, found, **options).fit(loader, num_steps)
 
 
 @contextmanager

@@ -10,10 +10,12 @@ from herd.data.loader import PackedLoader, Phase
 from herd.errors import CheckpointError, ConfigError, DataError
 from herd.run import Run, read_metrics
 from herd.train import trainer
+from herd.train.hooks import Hook
 from herd.train.objectives import next_token
 from herd.train.optimizer import FlatAdamW, OptimizerSettings
+from herd.train.saving import SavingSettings
 from herd.train.stability import Monitor, Skips, StabilitySettings
-from herd.train.trainer import Hook, SavingSettings, train
+from herd.train.trainer import Trainer
 from tests.train.tiny import corpus, run_folder, tiny_loader, tiny_model
 
 NEVER = SavingSettings(save_seconds=1e6)
@@ -23,7 +25,7 @@ class Watched:
     """A loader that notes which steps of its schedule were asked for."""
 
     def __init__(self, loader):
-        self.loader, self.asked, self.phases, self.names = loader, [], loader.phases, loader.names
+        self.loader, self.asked, self.row_tokens, self.names = loader, [], loader.row_tokens, loader.names
 
     def batches(self, step):
         self.asked.append(step)
@@ -48,7 +50,7 @@ def run_tiny(path, objective=next_token, num_steps=30, loader=None, **options):
     loader = Watched(loader or tiny_loader())
     options = {"optimizer": OptimizerSettings(learning_rate=1e-3), "saving": NEVER} | options
     with run_folder(path) as run:
-        train(model := tiny_model(), objective, loader, run, num_steps=num_steps, **options)
+        Trainer(model := tiny_model(), objective, run, **options).fit(loader, num_steps)
     return model, loader.asked
 
 
@@ -135,7 +137,7 @@ def test_a_run_that_rolls_back_is_the_same_whenever_its_state_was_saved_and_wher
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), torn.parameters()))
 
 
-@pytest.mark.parametrize("place", ["discard_after", "_restore", "rewind"])
+@pytest.mark.parametrize("place", ["discard_after", "load_state", "rewind"])
 def test_a_run_interrupted_amid_a_roll_back_ends_like_one_that_was_not(tmp_path, monkeypatch, place):
     objective = spoiled(tiny_loader(), [20], float("nan"))
     options = {"stability": StabilitySettings(action="rollback", rollback_steps=9)}
@@ -145,9 +147,9 @@ def test_a_run_interrupted_amid_a_roll_back_ends_like_one_that_was_not(tmp_path,
 
     def torn(*parts):
         calls.append(place)
-        if len(calls) == {"discard_after": 1, "_restore": 3, "rewind": 2}[place]:  # others: the start, the rehearsal
-            if place == "_restore":
-                parts[0].groups[0].master.data.zero_()  # some weights are read, others not yet
+        if len(calls) == {"discard_after": 1, "load_state": 3, "rewind": 2}[place]:  # others: the start, the rehearsal
+            if place == "load_state":  # some weights are read, others not yet
+                next(tensor for name, tensor in parts[1].items() if name.startswith("master/")).data.zero_()
             raise KeyboardInterrupt
         return act(*parts)
 
@@ -185,15 +187,14 @@ def test_outliers_and_lines_of_only_some_steps_are_refused_together(tmp_path):
         run_tiny(tmp_path, stability=StabilitySettings(deviations=6), saving=SavingSettings(log_steps=2))
 
 
-def test_change_of_mixture_and_length_with_a_skipped_range_gives_each_sample_as_scheduled():
+def test_change_of_mixture_and_length_with_a_skipped_range_gives_each_sample_as_scheduled(tmp_path):
     sources = {"library": corpus(), "pydoc": corpus(30, seed=1, source="pydoc")}
     phases = [
         Phase(batch_tokens=128, row_tokens=32, mixture={"library": 2.0, "pydoc": 1.0}),
         Phase(step=6, batch_tokens=256, row_tokens=64, mixture={"library": 1.0, "pydoc": 3.0}),
     ]
     loader = PackedLoader(sources, phases)
-    skips = Skips.__new__(Skips)
-    skips.found, skips._given = [], [(4, 8)]
+    skips = Skips(tmp_path, ["5-8"])
     seen = [loader.batches(skips.place(step))[0].tokens for step in range(8)]
     scheduled = [loader.batches(place)[0].tokens for place in (0, 1, 2, 3, 8, 9, 10, 11)]
     assert all(torch.equal(a, b) for a, b in zip(seen, scheduled))
@@ -231,7 +232,7 @@ def test_a_number_that_is_none_is_named_by_its_layer(tmp_path, name, place):
         with torch.no_grad():
             model.get_parameter(name).fill_(float("nan"))
     with run_folder(tmp_path) as run, pytest.raises(ConfigError, match=place):
-        train(model, next_token, tiny_loader(), run, num_steps=2)
+        Trainer(model, next_token, run).fit(tiny_loader(), 2)
 
 
 def test_what_is_no_range_of_steps_is_refused(tmp_path):

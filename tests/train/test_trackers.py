@@ -9,9 +9,11 @@ from herd.errors import ConfigError
 from herd.run import read_metrics
 from herd.train import trackers
 from herd.train.energy import Energy
+from herd.train.hooks import Hook
 from herd.train.objectives import next_token
+from herd.train.saving import SavingSettings
 from herd.train.stability import StabilitySettings
-from herd.train.trainer import Hook, SavingSettings, train
+from herd.train.trainer import Trainer
 from tests.train.test_stability import spoiled
 from tests.train.tiny import run_folder, tiny_loader, tiny_model
 
@@ -20,7 +22,7 @@ def test_tensorboard_gets_the_figures_of_metrics_jsonl(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     with run_folder(tmp_path) as run:
         saving = SavingSettings(trackers=["tensorboard"])
-        train(tiny_model(), next_token, tiny_loader(), run, num_steps=5, saving=saving)
+        Trainer(tiny_model(), next_token, run, saving=saving).fit(tiny_loader(), 5)
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     rows = read_metrics(tmp_path)
@@ -40,11 +42,11 @@ def test_a_run_that_was_interrupted_and_rolled_back_is_one_curve_in_tensorboard(
     with run_folder(tmp_path) as run, pytest.raises(RuntimeError):
         hooks = [Hook(interrupt, lambda step, num_steps: step == 7)]
         options["hooks"] = hooks
-        train(tiny_model(), objective, tiny_loader(), run, num_steps=20, **options)
+        Trainer(tiny_model(), objective, run, **options).fit(tiny_loader(), 20)
     (tmp_path / "state/step-00000007/manifest.json").unlink()
     options["hooks"] = []
     with run_folder(tmp_path) as run:
-        train(tiny_model(), objective, tiny_loader(), run, num_steps=20, **options)
+        Trainer(tiny_model(), objective, run, **options).fit(tiny_loader(), 20)
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     rows = read_metrics(tmp_path)

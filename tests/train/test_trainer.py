@@ -14,10 +14,12 @@ from herd.errors import CapacityError, CheckpointError, ConfigError, DataError
 from herd.formats.checkpoint import load
 from herd.run import read_metrics
 from herd.train import checkpoint, trainer
+from herd.train.hooks import Hook, at_shares, evenly, every
 from herd.train.objectives import next_token
-from herd.train.optimizer import FlatAdamW, OptimizerSettings
+from herd.train.optimizer import OptimizerSettings
+from herd.train.saving import SavingSettings, finish
 from herd.train.schedule import ScheduleSettings
-from herd.train.trainer import SavingSettings, at_shares, evenly, every, train
+from herd.train.trainer import Trainer, tokens_per_second
 from tests.train.tiny import corpus, run_folder, tiny_loader, tiny_model
 
 OPTIMIZER = OptimizerSettings(learning_rate=1e-2)
@@ -31,21 +33,21 @@ def train_tiny(path, num_steps=12, model=None, loader=None, objective=next_token
     options = {"optimizer": OPTIMIZER, "schedule": ScheduleSettings(warmup_steps=2)} | options
     model, loader = model or tiny_model(), loader or tiny_loader()
     with run_folder(path) as run:
-        train(model, objective, loader, run, num_steps=num_steps, **options)
+        Trainer(model, objective, run, **options).fit(loader, num_steps)
     return model
 
 
-def gradients(loader, step=0, dtype=torch.float32):
-    model = tiny_model(dtype=dtype)
-    adamw = FlatAdamW(model, OPTIMIZER)
-    totals = trainer._accumulate(model, next_token, loader.batches(step), adamw)
-    return [group.sums() / totals.count for group in adamw.groups], totals
+def gradients(path, loader):
+    with run_folder(path) as run:
+        made = Trainer(tiny_model(), next_token, run, optimizer=OPTIMIZER)
+        totals = made.gradients(loader.batches(0))
+    return [group.sums() / totals.count for group in made.adamw.groups], totals
 
 
-def test_accumulation_over_unequal_micro_batches_is_one_big_batch():
-    whole, whole_totals = gradients(tiny_loader(micro_tokens=10_000))
+def test_accumulation_over_unequal_micro_batches_is_one_big_batch(tmp_path):
+    whole, whole_totals = gradients(tmp_path, tiny_loader(micro_tokens=10_000))
     for micro_tokens in (32, 96):
-        parts, totals = gradients(tiny_loader(micro_tokens=micro_tokens))
+        parts, totals = gradients(tmp_path, tiny_loader(micro_tokens=micro_tokens))
         counts = [(batch.labels >= 0).sum().item() for batch in tiny_loader(micro_tokens=micro_tokens).batches(0)]
         assert len(set(counts)) > 1  # unequal, so that a mean of means would be wrong
         assert totals.means()["loss"] == pytest.approx(whole_totals.means()["loss"], rel=1e-6)
@@ -82,9 +84,7 @@ def test_a_resumed_run_has_the_losses_of_one_that_never_stopped(tmp_path, stop, 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_tiny(
-            tmp_path / "torn", model=tiny_model(dtype=dtype), hooks=[trainer.Hook(interrupt, lambda s, n: s == stop)]
-        )
+        train_tiny(tmp_path / "torn", model=tiny_model(dtype=dtype), hooks=[Hook(interrupt, lambda s, n: s == stop)])
     resumed = train_tiny(tmp_path / "torn", model=tiny_model(seed=5, dtype=dtype))
     assert losses(tmp_path / "torn") == losses(tmp_path / "whole")
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters()))
@@ -153,7 +153,7 @@ def test_a_torn_state_falls_back_to_the_one_before(tmp_path, capsys):
     train_tiny(tmp_path / "whole")
     saving = SavingSettings(save_seconds=1e-6)
     with pytest.raises(KeyboardInterrupt):
-        train_tiny(tmp_path / "torn", saving=saving, hooks=[trainer.Hook(_interrupt, lambda s, n: s == 6)])
+        train_tiny(tmp_path / "torn", saving=saving, hooks=[Hook(_interrupt, lambda s, n: s == 6)])
     states = sorted((tmp_path / "torn/state").iterdir())
     assert [state.name for state in states] == ["step-00000005", "step-00000006"]
     data = next(states[1].glob("*.distcp"))
@@ -184,7 +184,7 @@ def test_a_full_disk_is_one_clear_error_and_the_earlier_state_survives(tmp_path)
     train_tiny(tmp_path / "whole")
     path = tmp_path / "torn"
     with pytest.raises(KeyboardInterrupt):
-        train_tiny(path, hooks=[trainer.Hook(_interrupt, lambda s, n: s == 4)])
+        train_tiny(path, hooks=[Hook(_interrupt, lambda s, n: s == 4)])
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # no file may grow beyond: as good as a full disk
@@ -214,7 +214,7 @@ def test_hooks_run_when_due_in_eval_mode_and_after_the_state_is_saved(tmp_path):
 def test_a_run_killed_between_its_save_and_its_snapshot_makes_the_snapshot_when_resumed(tmp_path):
     saving = SavingSettings(save_seconds=1000, snapshot_steps=4)
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "_snapshot", lambda *parts: _interrupt(parts[-1]))
+        patch.setattr(trainer, "snapshots", lambda *parts: _interrupt)
         train_tiny(tmp_path / "torn", num_steps=8, saving=saving)
     train_tiny(tmp_path / "torn", num_steps=8, saving=saving)
     train_tiny(tmp_path / "whole", num_steps=8, saving=saving)
@@ -246,8 +246,8 @@ def test_snapshots_are_checkpoints_that_load(tmp_path):
 def test_finishing_leaves_a_checkpoint_and_no_state(tmp_path):
     model = tiny_model()
     with run_folder(tmp_path) as run:
-        train(model, next_token, tiny_loader(), run, num_steps=2)
-        trainer.finish(model, run, figures={"loss": 1.0})
+        Trainer(model, next_token, run).fit(tiny_loader(), 2)
+        finish(model, run, figures={"loss": 1.0})
     assert not (tmp_path / "state").exists()
     assert json.loads((tmp_path / "run.json").read_text())["figures"] == {"loss": 1.0}
     assert (tmp_path / "checkpoint/model.safetensors").exists()
@@ -256,7 +256,7 @@ def test_finishing_leaves_a_checkpoint_and_no_state(tmp_path):
 def test_measuring_the_speed_leaves_the_weights_alone():
     model = tiny_model()
     before = copy.deepcopy(model.state_dict())
-    assert trainer.tokens_per_second(model, next_token, tiny_loader().batches(0)) > 0
+    assert tokens_per_second(model, next_token, tiny_loader().batches(0)) > 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 

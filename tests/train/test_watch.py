@@ -20,7 +20,8 @@ import torch.distributed as dist
 torch.set_num_threads(1)
 from herd.parallel.launch import _meet
 from herd.train.objectives import next_token
-from herd.train.trainer import SavingSettings, train
+from herd.train.saving import SavingSettings
+from herd.train.trainer import Trainer
 from tests.train.tiny import run_folder, tiny_loader, tiny_model
 
 folder, fault = Path(sys.argv[1]), sys.argv[2]
@@ -36,7 +37,7 @@ def objective(hidden, head, batch):
 class Loader:
     def __init__(self):
         self.inner = tiny_loader(rank=rank, world=world)
-        self.phases, self.names = self.inner.phases, self.inner.names
+        self.row_tokens, self.names = self.inner.row_tokens, self.inner.names
     def tokens_before(self, step):
         return self.inner.tokens_before(step)
     def batches(self, step):
@@ -51,7 +52,7 @@ class Loader:
 with run_folder(folder / f"run-{rank}" if rank else folder / "run-0") as run:
     saving = SavingSettings(save_seconds=0.01, hang_seconds=float(sys.argv[3]))
     run.path = folder / "run-0" if fault != "apart" else run.path
-    train(tiny_model(), objective, Loader(), run, num_steps=12, saving=saving)
+    Trainer(tiny_model(), objective, run, saving=saving).fit(Loader(), 12)
 dist.destroy_process_group()
 """
 

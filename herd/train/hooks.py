@@ -1,0 +1,42 @@
+"""Extras of a training run: plain functions called at intervals, after the state is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A function called with the number of finished steps, wherever `due(step, num_steps)` says so.
+
+    A resumed run calls the hooks of the step it continues from once more; so `call` must not mind a second time.
+    """
+
+    call: Callable[[int], None]
+    due: Callable[[int, int], bool]
+
+    def run(self, model: nn.Module, step: int) -> None:
+        """Call it, the model in evaluation meanwhile."""
+        model.eval()
+        with torch.no_grad():
+            self.call(step)
+        model.train()
+
+
+def every(steps: int, call: Callable[[int], None]) -> Hook:
+    """Call after every so many steps."""
+    return Hook(call, lambda step, num_steps: steps > 0 and step % steps == 0)
+
+
+def at_shares(shares: Sequence[float], call: Callable[[int], None]) -> Hook:
+    """Call when these shares (0 to 1) of the run are done."""
+    return Hook(call, lambda step, num_steps: step in {max(1, round(share * num_steps)) for share in shares})
+
+
+def evenly(count: int, call: Callable[[int], None]) -> list[Hook]:
+    """Call so many times over the run, at equal distances, the last step included."""
+    return [at_shares([number / count for number in range(1, count + 1)], call)] if count else []

@@ -1,0 +1,124 @@
+"""What is kept of a run: checkpoints while it goes, and the finished model at its end."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import field
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from herd.config import settings
+from herd.formats.checkpoint import save
+from herd.parallel.model import ParallelModel
+from herd.run import Run, read_metrics
+from herd.tokenizer.tokenizer import Tokenizer
+from herd.train.checkpoint import discard_state, is_first, read_masters, steps_of
+from herd.train.lora import has_adapters, save_adapters, save_merged
+from herd.train.trackers import Tracker
+
+
+@settings
+class SavingSettings:
+    """What is kept of a run while it goes."""
+
+    may_change: ClassVar[tuple[str, ...]] = ("save_seconds", "trackers", "hang_seconds")
+
+    save_seconds: float = 8.0
+    """Seconds between saves of the state that an interrupted run continues from."""
+    snapshot_steps: int = 0
+    """Steps between checkpoints kept under `checkpoints/` (for averaging); 0 keeps none."""
+    keep_snapshots: int = 0
+    """Newest checkpoints that stay under `checkpoints/`; 0 keeps all."""
+    keep_every: int = 0
+    """Keep beside them the checkpoints after a multiple of so many steps; 0: none for that."""
+    keep_best: bool = False
+    """Keep beside them the checkpoint with the lowest training loss since the one before it."""
+    log_steps: int = 1
+    """Steps between lines of metrics.jsonl."""
+    trackers: list[Tracker] = field(default_factory=list)
+    """Trackers that get the same figures: tensorboard, wandb, mlflow (installed by you)."""
+    hang_seconds: float = 0.0
+    """Seconds without any progress after which a process writes down its stacks and ends itself; 0: never."""
+
+    def __post_init__(self):
+        if self.save_seconds <= 0 or self.log_steps < 1:
+            raise ValueError("save_seconds and log_steps must be positive")
+        if min(self.snapshot_steps, self.keep_snapshots, self.keep_every, self.hang_seconds) < 0:
+            raise ValueError("snapshot_steps, keep_snapshots, keep_every and hang_seconds must be 0 or more")
+
+
+def snapshots(model: nn.Module, run: Run, saving: SavingSettings) -> Callable[[int], None]:
+    """What keeps the model as `checkpoints/step-...`, and of older ones those that `saving` says."""
+    return partial(_snapshot, model, run.path, saving)
+
+
+def finish(model: nn.Module, run: Run, tokenizer: Tokenizer | None = None, figures: dict | None = None) -> None:
+    """Write the trained model as `checkpoint/` (adapters merged, and apart as `adapter/`), complete the run's manifest,
+    and only then let go of the state."""
+    if not is_first():
+        return
+    whole = assembled(model, run.path)
+    if has_adapters(whole):
+        save_adapters(whole, run.path / "adapter")
+    (save_merged if has_adapters(whole) else save)(whole, run.path / "checkpoint", tokenizer)
+    run.finish(figures=figures)
+    discard_state(run.path / "state")
+
+
+def assembled(model: nn.Module, folder: Path) -> nn.Module:
+    """The whole of a model on a mesh, from the run folder's newest state and what was frozen, which is mapped from its
+    files where they hold it as it is; a model that is whole, as it is."""
+    whole = _learned(model, folder)
+    if frozen := {name for name, parameter in whole.named_parameters() if parameter.is_meta}:
+        _set(whole, {name: weight.to(model.dtype) for name, weight in model.base() if name in frozen})
+    return whole
+
+
+def _learned(model: nn.Module, folder: Path) -> nn.Module:
+    """The whole of a model on a mesh, from the newest state, its frozen weights left out (on `meta`)."""
+    if not isinstance(model, ParallelModel):
+        return model
+    whole = model.whole()
+    learned = {name: parameter for name, parameter in whole.named_parameters() if parameter.requires_grad}
+    found = {name: torch.empty_like(parameter, device="cpu") for name, parameter in learned.items()}
+    read_masters(folder / "state", found)
+    _set(whole, found)
+    return whole.eval()
+
+
+def _set(whole: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Put tensors into a model as its parameters, without a copy."""
+    whole.load_state_dict(weights, strict=False, assign=True)
+    if hasattr(whole, "tie_weights"):
+        whole.tie_weights()
+
+
+def _snapshot(model: nn.Module, folder: Path, saving: SavingSettings, step: int) -> None:
+    if not is_first():
+        return
+    whole = _learned(model, folder)
+    (save_adapters if has_adapters(whole) else save)(whole, folder / "checkpoints" / f"step-{step:08d}")
+    kept = sorted(path for path in (folder / "checkpoints").glob("step-*"))
+    if saving.keep_snapshots:
+        best = _best(kept, read_metrics(folder)) if saving.keep_best else None
+        for old in kept[: -saving.keep_snapshots]:
+            if old != best and not (saving.keep_every and steps_of(old) % saving.keep_every == 0):
+                shutil.rmtree(old)
+
+
+def _best(snapshots: Sequence[Path], rows: Sequence[dict]) -> Path:
+    """The snapshot with the lowest mean loss over the steps since the one before (a tenth of the run at most)."""
+
+    def loss(path: Path) -> float:
+        last = steps_of(path)
+        before = [row["loss"] for row in rows if row["step"] <= last]
+        return fmean(before[-max(1, len(rows) // 10) :]) if before else math.inf  # log_steps may be the larger
+
+    return min(snapshots, key=loss)
