@@ -5,20 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from herd.config import settings
-from herd.curate.read.pages import find_files, read_pages
+from herd.curate.read.texts import num_rows, read_texts
 from herd.data.split import is_held_out
 from herd.errors import ConfigError, DataError
+from herd.evals.compression import add_before, compression, compression_table
 from herd.formats.vocabulary import open_tokenizer
 from herd.log import progress, say
 from herd.run import atomic_write, open_run
@@ -31,8 +27,6 @@ from herd.tokenizer.specials import NUM_SPECIAL_TOKENS
 
 _SAVE_SECONDS = 8.0
 _SAVE_SHARE = 30  # at least so many times as long as a save took lies between two
-_TELLING_BYTES = 20_000  # less text says little; such rows stand in the file only
-_SAMPLE_BYTES = 1_000_000  # of each kind of text, to measure compression on
 
 
 @settings
@@ -61,15 +55,6 @@ class TokenizerSettings:
             raise ValueError("max_pretokens must be at least 10000")
 
 
-class Text(NamedTuple):
-    """A document as far as a tokenizer cares."""
-
-    text: str
-    source: str
-    language: str
-    group: str
-
-
 def run(settings: TokenizerSettings) -> Path:
     """Write the tokenizer and `compression.json`: bytes and characters per token for each source and language.
 
@@ -93,8 +78,8 @@ def run(settings: TokenizerSettings) -> Path:
         save_tokenizer(tokenizer, run.path)
         rows = compression(tokenizer, read_texts(settings.documents), settings.holdout)
         if base:
-            _add_before(rows, compression(base, read_texts(settings.documents), settings.holdout))
-        _show(rows)
+            add_before(rows, compression(base, read_texts(settings.documents), settings.holdout))
+        say(compression_table(rows))
         atomic_write(run.path / "compression.json", json.dumps(rows, indent=1))
         total = {key: sum(row[key] for row in rows) for key in ("bytes", "characters", "tokens")}
         run.finish(
@@ -148,108 +133,3 @@ def _load(saved: Path) -> PretokenCounts:
         return PretokenCounts()
     content = json.loads(saved.read_bytes())
     return PretokenCounts(**content | {"words": Counter(content["words"])})
-
-
-def read_texts(path: Path, seen: Callable[[int], object] = lambda rows: None) -> Iterator[Text]:
-    """The kept documents of a `herd curate` folder, or the rows and files of any other folder or file, in order.
-
-    `seen` hears of the rows as they are read, dropped ones too.
-
-    Raises:
-        DataError: nothing there to read, a damaged Parquet file, or one without a `text` column.
-    """
-    for file in _files(path):
-        if file.suffix == ".parquet":
-            yield from _read_parquet(file, seen)
-        else:
-            yield from _read_pages(file, seen)
-
-
-def num_rows(path: Path) -> int | None:
-    """How many rows `read_texts` will see, where the files say so: None unless all are Parquet."""
-    files = _files(path)
-    if any(file.suffix != ".parquet" for file in files):
-        return None
-    try:
-        return sum(pq.read_metadata(file).num_rows for file in files)
-    except (pa.ArrowException, OSError):
-        return None  # reading it will say what is wrong
-
-
-def _files(path: Path) -> list[Path]:
-    return find_files([path / "documents" if (path / "documents").is_dir() else path])
-
-
-def _read_parquet(path: Path, seen: Callable[[int], object]) -> Iterator[Text]:
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if "text" not in names:
-                raise DataError(f"{path}: has no `text` column, only {', '.join(names)}")
-            wanted = [name for name in ("text", "source", "language", "group", "drop") if name in names]
-            for batch in file.iter_batches(batch_size=256, columns=wanted):
-                seen(batch.num_rows)
-                for row in batch.to_pylist():
-                    if row["text"] and row.get("drop") is None:
-                        yield Text(row["text"], *(row.get(key) or "" for key in ("source", "language", "group")))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {error}") from None
-
-
-def _read_pages(path: Path, seen: Callable[[int], object]) -> Iterator[Text]:
-    counts: Counter[str] = Counter()
-    for page in read_pages(path, counts):
-        seen(1)
-        if page.kind == "html":
-            raise DataError(
-                f"{path}: holds web pages; turn them into documents first: herd curate pages={path} out=..."
-            )
-        if page.content:
-            yield Text(page.content.decode("utf-8", "replace"), page.source, "", page.url)
-    if counts["corrupt"]:
-        say(f"  {path}: {counts['corrupt']:,} damaged records left out")
-
-
-def compression(tokenizer: Tokenizer, texts: Iterator[Text], holdout: float) -> list[dict]:
-    """Bytes and characters per token, for each source and language, apart for held-out groups.
-
-    Measured on the first megabyte of each.
-    """
-    sums: defaultdict[tuple[str, str, bool], Counter[str]] = defaultdict(Counter)
-    for document in texts:
-        held_out = is_held_out(document.group, holdout)
-        row = sums[document.source, document.language, held_out]
-        if row["bytes"] < _SAMPLE_BYTES:
-            size = len(document.text.encode("utf-8", "replace"))
-            row.update(bytes=size, characters=len(document.text), tokens=len(tokenizer.encode(document.text)))
-    return [
-        {
-            "source": source,
-            "language": language,
-            "held_out": held_out,
-            **row,
-            "bytes_per_token": round(row["bytes"] / row["tokens"], 3),
-            "characters_per_token": round(row["characters"] / row["tokens"], 3),
-        }
-        for (source, language, held_out), row in sorted(sums.items())
-    ]
-
-
-def _add_before(rows: list[dict], before: list[dict]) -> None:
-    """What the base made of the same texts, into the rows of the extended vocabulary."""
-    for row, base in zip(rows, before, strict=True):
-        row |= {f"base_{key}": base[key] for key in ("tokens", "bytes_per_token", "characters_per_token")}
-
-
-def _show(rows: list[dict]) -> None:
-    has_base = any("base_tokens" in row for row in rows)
-    before = f" {'(base)':>8}" if has_base else ""
-    say(f"  {'source':<12} {'language':<9} {'':<9} {'bytes/token':>11}{before} {'characters/token':>17}{before}")
-    telling = [row for row in rows if row["bytes"] >= _TELLING_BYTES]
-    for row in telling or rows:
-        name = f"{row['source'] or '-':<12} {row['language'] or '-':<9} {'held out' if row['held_out'] else '':<9}"
-        figures = [f"{row['bytes_per_token']:>11.2f}", f"{row['characters_per_token']:>17.2f}"]
-        if has_base:
-            figures.insert(1, f"{row['base_bytes_per_token']:>8.2f}")
-            figures.append(f"{row['base_characters_per_token']:>8.2f}")
-        say(" ".join([f"  {name}", *figures]))

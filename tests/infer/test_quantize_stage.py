@@ -62,7 +62,7 @@ def test_without_shards_only_size_and_speed_are_measured(tmp_path, checkpoint):
 
 def test_a_model_that_does_not_fit_into_memory_is_quantized_and_not_timed(tmp_path, checkpoint, monkeypatch, capsys):
     monkeypatch.setenv("HERD_QUIET", "")
-    monkeypatch.setattr("herd.stages.quantize.available_memory", lambda device: 100_000)
+    monkeypatch.setattr("herd.evals.quantized.available_memory", lambda device: 100_000)
     out = run(QuantizeSettings(checkpoint=checkpoint, out=tmp_path / "out"))
     figures = json.loads((out / "run.json").read_text())["figures"]
     assert "size_ratio" in figures and not any(name.startswith("decode") for name in figures)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from herd.errors import CheckpointError
 from herd.formats import checkpoint
 from herd.formats.convert import convert
+from herd.formats.examine import examine
 from herd.formats.vocabulary import open_tokenizer
 from herd.model.config import ModelConfig, RopeScaling
 from herd.model.init import initialize
@@ -60,17 +61,17 @@ def test_what_is_odd_is_listed(tmp_path):
         model.model.layers[0].mlp.up_proj.weight.zero_()
     checkpoint.save(model, folder)
     (folder / "generation_config.json").unlink()
-    odd = "\n".join(inspect.examine(folder, weights=True)["odd"])
+    odd = "\n".join(examine(folder, weights=True)["odd"])
     for fault in ("no usable tokenizer", "no eos_token_id", "no generation_config", "not finite", "all zero"):
         assert fault in odd
-    fewer = "\n".join(inspect.examine(folder_of(tmp_path / "fewer", rows_more=-8))["odd"])
-    more = "\n".join(inspect.examine(folder_of(tmp_path / "more", rows_more=8))["odd"])
+    fewer = "\n".join(examine(folder_of(tmp_path / "fewer", rows_more=-8))["odd"])
+    more = "\n".join(examine(folder_of(tmp_path / "more", rows_more=8))["odd"])
     assert "some tokens would crash the model" in fewer and "8 embedding rows have no token" in more
 
 
 def test_a_path_without_a_checkpoint_is_one_clear_error(tmp_path):
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        inspect.examine(tmp_path)
+        examine(tmp_path)
 
 
 def test_files_of_meta_and_of_llama_cpp_are_inspected_as_they_are(tmp_path, capsys):
@@ -80,12 +81,12 @@ def test_files_of_meta_and_of_llama_cpp_are_inspected_as_they_are(tmp_path, caps
     inspect.run(inspect.InspectSettings(path=tmp_path / "model.gguf", against=folder))
     printed = capsys.readouterr().out
     assert "GGUF" in printed and "Q8_0 (" in printed and "same likeliest token" in printed
-    found = inspect.examine(tmp_path / "meta")
+    found = examine(tmp_path / "meta")
     assert found["format"] == "meta" and found["config"]["num_hidden_layers"] == 2 and found["odd"] == []
 
 
 def test_a_model_that_predicts_english_no_better_than_guessing_is_odd(tmp_path):
-    (found,) = inspect.examine(folder_of(tmp_path / "model"), weights=True)["odd"]
+    (found,) = examine(folder_of(tmp_path / "model"), weights=True)["odd"]
     assert "no better than guessing (6." in found
 
 
@@ -94,7 +95,7 @@ def test_the_loaded_model_is_compared_with_its_file(target, options, tmp_path, c
     convert(folder_of(tmp_path / "model"), tmp_path / target, **options)
     inspect.run(inspect.InspectSettings(path=tmp_path / target, weights=True))
     assert "beside the file itself: largest difference" in capsys.readouterr().out
-    loaded = inspect.examine(tmp_path / target, weights=True)["loaded"]
+    loaded = examine(tmp_path / target, weights=True)["loaded"]
     assert loaded["largest"] < 1e-4 and loaded["same_choice"] == 1.0
 
 
@@ -104,16 +105,14 @@ def test_a_few_rows_of_each_tensor_are_looked_at_without_being_asked(tmp_path):
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight[-1, 3] = torch.inf
     checkpoint.save(model, folder, open_tokenizer(folder))
-    assert inspect.examine(folder)["odd"] == ["model.layers.0.mlp.down_proj.weight holds values that are not finite"]
+    assert examine(folder)["odd"] == ["model.layers.0.mlp.down_proj.weight holds values that are not finite"]
 
 
 def test_settings_that_belong_to_another_model_are_odd(tmp_path):
     changes = {"max_position_embeddings": 131_072, "bos_token_id": 5}
-    odd = "\n".join(inspect.examine(folder_of(tmp_path / "long", **changes))["odd"])
+    odd = "\n".join(examine(folder_of(tmp_path / "long", **changes))["odd"])
     assert "without RoPE scaling" in odd and "bos_token_id 5 is not the tokenizer's 274" in odd
-    odd = inspect.examine(folder_of(tmp_path / "short", rope_scaling=RopeScaling(), max_position_embeddings=8192))[
-        "odd"
-    ]
+    odd = examine(folder_of(tmp_path / "short", rope_scaling=RopeScaling(), max_position_embeddings=8192))["odd"]
     assert odd == ["RoPE is scaled, though the context of 8,192 does not need it"]
 
 
@@ -122,8 +121,8 @@ def test_a_head_stored_beside_its_embedding_is_odd(tmp_path):
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     save_file(weights, folder / "model.safetensors")
-    assert "stored though it is tied" in "\n".join(inspect.examine(folder)["odd"])
+    assert "stored though it is tied" in "\n".join(examine(folder)["odd"])
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False, "dtype": "float32"}))
-    odd = "\n".join(inspect.examine(folder)["odd"])
+    odd = "\n".join(examine(folder)["odd"])
     assert "seems to be the embedding, stored twice" in odd and "declares float32, the weights are bfloat16" in odd

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from herd.config import load
+from herd.curate.read.texts import num_rows, read_texts
 from herd.data.split import is_held_out
 from herd.errors import ConfigError, DataError
 from herd.formats.vocabulary import open_tokenizer
@@ -76,7 +77,7 @@ def test_an_interrupted_count_continues_and_ends_the_same(curated, monkeypatch):
     undisturbed = open_tokenizer(stage.run(settings(curated, out=curated.parent / "undisturbed")))
     monkeypatch.setattr(stage, "_SAVE_SECONDS", 0)
     monkeypatch.setattr("herd.tokenizer.pretokens._BATCH_CHARS", 20_000)
-    read, fail_at = stage.read_texts, 9
+    read, fail_at = read_texts, 9
 
     def failing(path, **options):
         for number, text in enumerate(read(path, **options)):
@@ -99,8 +100,8 @@ def test_text_and_jsonl_are_read_as_well(tmp_path):
     (folder / "a.txt").write_text(TEXTS[1], encoding="utf-8")
     (folder / "b.jsonl").write_text(json.dumps({"text": TEXTS[3]}) + "\n", encoding="utf-8")
     seen = []
-    assert [row.text for row in stage.read_texts(folder, seen.append)] == [TEXTS[1], TEXTS[3]]
-    assert stage.num_rows(folder) in (None, sum(seen))
+    assert [row.text for row in read_texts(folder, seen.append)] == [TEXTS[1], TEXTS[3]]
+    assert num_rows(folder) in (None, sum(seen))
     out = stage.run(stage.TokenizerSettings(out=tmp_path / "out", documents=folder, vocab_size=600, holdout=0))
     assert open_tokenizer(out).vocab_size == 600
 
@@ -126,7 +127,7 @@ def test_missing_empty_and_textless_folders_are_named(tmp_path):
         stage.run(stage.TokenizerSettings(out=tmp_path / "out", documents=tmp_path / "nowhere"))
     pq.write_table(pa.table({"body": ["x"]}), tmp_path / "x.parquet")
     with pytest.raises(DataError, match="has no `text` column, only body"):
-        list(stage.read_texts(tmp_path / "x.parquet"))
+        list(read_texts(tmp_path / "x.parquet"))
 
 
 def test_impossible_settings_are_refused(curated):

@@ -1,0 +1,84 @@
+"""Texts to learn a tokenizer from: curated documents, or the rows and files of any other folder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from herd.curate.read.pages import find_files, read_pages
+from herd.errors import DataError
+from herd.log import say
+
+
+class Text(NamedTuple):
+    """A document as far as a tokenizer cares."""
+
+    text: str
+    source: str
+    language: str
+    group: str
+
+
+def read_texts(path: Path, seen: Callable[[int], object] = lambda rows: None) -> Iterator[Text]:
+    """The kept documents of a `herd curate` folder, or the rows and files of any other folder or file, in order.
+
+    `seen` hears of the rows as they are read, dropped ones too.
+
+    Raises:
+        DataError: nothing there to read, a damaged Parquet file, or one without a `text` column.
+    """
+    for file in _files(path):
+        if file.suffix == ".parquet":
+            yield from _read_parquet(file, seen)
+        else:
+            yield from _read_pages(file, seen)
+
+
+def num_rows(path: Path) -> int | None:
+    """How many rows `read_texts` will see, where the files say so: None unless all are Parquet."""
+    files = _files(path)
+    if any(file.suffix != ".parquet" for file in files):
+        return None
+    try:
+        return sum(pq.read_metadata(file).num_rows for file in files)
+    except (pa.ArrowException, OSError):
+        return None  # reading it will say what is wrong
+
+
+def _files(path: Path) -> list[Path]:
+    return find_files([path / "documents" if (path / "documents").is_dir() else path])
+
+
+def _read_parquet(path: Path, seen: Callable[[int], object]) -> Iterator[Text]:
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if "text" not in names:
+                raise DataError(f"{path}: has no `text` column, only {', '.join(names)}")
+            wanted = [name for name in ("text", "source", "language", "group", "drop") if name in names]
+            for batch in file.iter_batches(batch_size=256, columns=wanted):
+                seen(batch.num_rows)
+                for row in batch.to_pylist():
+                    if row["text"] and row.get("drop") is None:
+                        yield Text(row["text"], *(row.get(key) or "" for key in ("source", "language", "group")))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {error}") from None
+
+
+def _read_pages(path: Path, seen: Callable[[int], object]) -> Iterator[Text]:
+    counts: Counter[str] = Counter()
+    for page in read_pages(path, counts):
+        seen(1)
+        if page.kind == "html":
+            raise DataError(
+                f"{path}: holds web pages; turn them into documents first: herd curate pages={path} out=..."
+            )
+        if page.content:
+            yield Text(page.content.decode("utf-8", "replace"), page.source, "", page.url)
+    if counts["corrupt"]:
+        say(f"  {path}: {counts['corrupt']:,} damaged records left out")
