@@ -26,7 +26,6 @@ from herd.errors import ConfigError, UserError
 STORY: dict[str, tuple[str, ...]] = {
     "The whole story": ("demo",),
     "From pages to a corpus": (
-        "pages",
         "repositories",
         "curate",
         "quality",
@@ -37,7 +36,7 @@ STORY: dict[str, tuple[str, ...]] = {
         "pack",
     ),
     "From a corpus to a base model": ("pretrain", "average"),
-    "From a base model to an assistant": ("questions", "sft", "preferences", "reward", "reject", "dpo"),
+    "From a base model to an assistant": ("sft", "reward", "reject", "dpo"),
     "Measure and shrink": ("evaluate", "quantize", "report"),
     "Use": ("chat", "serve", "convert", "plan", "doctor"),
     "Look closer": ("inspect", "show", "template", "trace"),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-VERBS: dict[str, str] = {}
+VERBS: dict[str, str] = {
+    "pages": "demo pages",
+    "questions": "demo questions",
+    "preferences": "demo preferences",
+}
 """An old verb of the command line -> its new words: `"questions": "demo questions"`."""
 
-SETTINGS: dict[str, dict[str, str]] = {}
+SETTINGS: dict[str, dict[str, str]] = {"RejectSettings": {"questions": "prompts"}}
 """A settings class -> its old dotted settings -> the new ones: `"SftSettings": {"optimizer.rate": "optimizer.lr"}`."""

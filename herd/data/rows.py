@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from herd.errors import DataError
+from herd.run import atomic_write
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".parquet")
 
@@ -78,3 +79,8 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{file}, row {number}", row
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{file}: cannot be read as Parquet ({error})") from None
+
+
+def write_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """JSON lines, whole or not at all."""
+    atomic_write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -18,8 +18,10 @@ import re
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from herd.demo.questions import UNKNOWN, spoken
-from herd.evals.qa import prompt_of, question_text, retrieved_answers, scored_part, token_f1
+from herd.demo.questions import spoken
+from herd.demo.wordings import UNKNOWN
+from herd.evals.answers import prompt_of, question_text, scored_part, token_f1
+from herd.evals.retrieval import retrieved_answers
 
 STRENGTHS = ("significantly_better", "better", "slightly_better", "marginally_better")
 _CLEAR_GAP = 0.3  # of F1 between two samples, for an edited pair

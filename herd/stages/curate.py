@@ -25,7 +25,7 @@ class CurateSettings:
     out: Path
     """Run folder to write."""
     pages: list[Path]
-    """What to curate: folders, files and URLs of HTML, WARC, WET, JSONL, Parquet, text, code; a run of `herd pages`."""
+    """What to curate: folders, files and URLs of HTML, WARC, WET, JSONL, Parquet, text or code."""
     rules: Rules = field(default_factory=Rules)
     documents: DocumentDedup = field(default_factory=DocumentDedup)
     lines: LineDedup = field(default_factory=LineDedup)

@@ -18,7 +18,8 @@ import numpy as np
 from herd.config import settings
 from herd.data.rows import read_rows
 from herd.data.shards import Documents, open_heldout, open_shards
-from herd.evals import baselines, needle, perplexity, qa
+from herd.evals import answers as qa
+from herd.evals import baselines, needle, perplexity, retrieval, statistics
 from herd.formats.checkpoint import open_checkpoint
 from herd.log import say
 from herd.post.sampling import sample_answers
@@ -247,7 +248,7 @@ def _judge_answers(run: Run, settings: EvaluateSettings) -> tuple[list[Score], d
     for split in ("trained", "heldout"):
         asked = questions[split]
         given = {name: answers[name][split] for name in settings.models}
-        given |= {RETRIEVED: qa.retrieved_answers(asked, pool), SHUFFLED: qa.shuffled_answers(asked)}
+        given |= {RETRIEVED: retrieval.retrieved_answers(asked, pool), SHUFFLED: retrieval.shuffled_answers(asked)}
         f1[split] = {name: qa.f1_scores(texts, asked) for name, texts in given.items()}
         scores += _f1_scores(f1[split], asked, SPLITS[split])
     for name in settings.models:
@@ -268,11 +269,16 @@ def qa_kinds(questions: dict[str, list[dict]]) -> set[str]:
     return {row["kind"] for rows in questions.values() for row in rows}
 
 
+def completion_prompt(question: qa.Question) -> str:
+    """The question as raw text for a base model, which knows no chat format."""
+    return f"Question: {qa.question_text(question)}\nAnswer:"
+
+
 def _ask(run: Run, settings: EvaluateSettings, name: str, questions: dict[str, list[dict]]) -> dict[str, list[str]]:
     """A model's greedy answers to every split."""
     rows = [row for split in SPLITS for row in questions[split]]
     if name in (settings.base_models or list(settings.models)[:1]):
-        prompts: list = [qa.completion_prompt(row) for row in rows]
+        prompts: list = [completion_prompt(row) for row in rows]
         stop: tuple[str, ...] = ("\n",)
     else:
         prompts, stop = [qa.prompt_of(row) for row in rows], ()
@@ -301,7 +307,7 @@ def _f1_scores(f1: dict[str, list[float]], asked: Sequence[dict], what: str) -> 
 
 
 def _score(task: str, metric: str, model: str, values: Sequence[float]) -> Score:
-    found = qa.bootstrap(values)
+    found = statistics.bootstrap(values)
     interval = {"low": found.low, "high": found.high} if found.n else {}
     value, stderr = (found.value, found.stderr) if found.n else (0.0, None)
     return Score(task=task, metric=metric, model=model, value=value, stderr=stderr, n=found.n, **interval)
@@ -311,10 +317,10 @@ def _verdict(models: Sequence[str], f1: dict[str, list[float]]) -> str:
     """Which step changed the answers about trained modules, judged by paired 95 % intervals."""
     parts = []
     for before, after in pairwise(models):
-        change = qa.paired_difference(f1[after], f1[before])
+        change = statistics.paired_difference(f1[after], f1[before])
         word = "better" if change.low > 0 else "worse" if change.high < 0 else "no clear change"
         parts.append(f"{after} after {before}: {word} ({change.value:+.3f}, {change.low:+.3f} to {change.high:+.3f})")
-    last = qa.paired_difference(f1[models[-1]], f1[RETRIEVED])
+    last = statistics.paired_difference(f1[models[-1]], f1[RETRIEVED])
     word = "above" if last.low > 0 else "below" if last.high < 0 else "not clearly different from"
     parts.append(f"{models[-1]}: {word} the {RETRIEVED} ({last.value:+.3f}, {last.low:+.3f} to {last.high:+.3f})")
     return "; ".join(parts)

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 from herd.config import settings
-from herd.demo.questions import write_rows
-from herd.evals.qa import prompt_of
+from herd.data.rows import read_rows, write_rows
+from herd.evals.answers import prompt_of
 from herd.log import progress, say
+from herd.post.prompts import read_prompts
 from herd.post.reject import best_of, keep_best, selection_figures
 from herd.post.reward import RewardModel
 from herd.post.sampling import sample_answers
 from herd.run import Run, atomic_write, open_run
-from herd.stages.preferences import read_questions, spread
 from herd.types import SamplingParams
 
 _CHUNK_QUESTIONS = 128  # scored together and kept together
@@ -29,16 +29,16 @@ class RejectSettings:
     """The chat model that is sampled."""
     reward: Path
     """The reward model that chooses."""
-    questions: Path
-    """Run folder of `herd questions`; its `prompts.jsonl` are asked."""
+    prompts: Path
+    """What is asked: JSONL or Parquet rows with `messages` or `prompt`; a reference `answer` is optional."""
     samples: int = 8
     """K, the answers drawn for each question."""
     max_prompts: int = 512
-    """Questions asked."""
+    """Prompts asked, spread evenly over the file."""
     keep: float = 0.7
     """Share (0 to 1) of the chosen answers that is kept, those of the highest reward."""
-    references: bool = True
-    """Whether the questions' own training conversations are mixed in, so that nothing learned is lost."""
+    references: Path | None = None
+    """Conversations that are mixed in as they are, so that nothing learned is lost."""
     temperature: float = 0.7
     """Temperature of the answers."""
     answer_tokens: int = 40
@@ -59,12 +59,12 @@ class RejectSettings:
 
 def run(settings: RejectSettings) -> Path:
     """Write `chosen.jsonl` (the best answers with their reward) and `conversations.jsonl` (what to train on)."""
-    inputs = {"checkpoint": settings.checkpoint, "reward": settings.reward, "questions": settings.questions}
+    inputs = {name: getattr(settings, name) for name in ("checkpoint", "reward", "prompts", "references")}
     with open_run(settings.out, stage="reject", settings=settings, inputs=inputs) as run:
         if run.finished:
             return run.path
         run.need(disk_bytes=6000 * settings.max_prompts)
-        questions = spread(read_questions(settings.questions, "prompts"), settings.max_prompts)
+        questions = read_prompts(settings.prompts, settings.max_prompts)
         params = SamplingParams(
             temperature=settings.temperature,
             top_p=1.0,
@@ -79,14 +79,18 @@ def run(settings: RejectSettings) -> Path:
         chosen = keep_best(best_of(questions, answers, rewards), settings.keep)
         figures = selection_figures(questions, answers, rewards)
         write_rows(run.path / "chosen.jsonl", chosen)
-        references = read_questions(settings.questions, "train") if settings.references else []
+        references = [row for _, row in read_rows(settings.references)] if settings.references else []
         write_rows(run.path / "conversations.jsonl", [*references, *chosen])
-        say(
-            f"  best of {settings.samples} by reward: F1 {figures['f1_of_chosen']:.3f} to the references, a random one "
-            f"{figures['f1_of_samples']:.3f}, the best there is {figures['f1_of_best']:.3f}"
-        )
+        say(f"  {len(chosen):,} answers kept, each the best of {settings.samples} by reward; {_worth(figures)}")
         run.finish(figures | {"questions": len(questions), "kept": len(chosen)})
     return run.path
+
+
+def _worth(figures: dict[str, float]) -> str:
+    """What the selection was worth in words: by F1 where rows have references, else by reward alone."""
+    unit, what = ("f1", "F1 to the references") if "f1_of_chosen" in figures else ("reward", "mean reward")
+    chosen, random, best = (figures.get(f"{unit}_of_{which}") for which in ("chosen", "samples", "best"))
+    return f"{what} {chosen:.3f}, a random one {random:.3f}" + (f", the best there is {best:.3f}" if best else "")
 
 
 def _rewards(run: Run, settings: RejectSettings, questions: list[dict], answers: list[list[str]]) -> list[list[float]]:

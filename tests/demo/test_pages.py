@@ -9,7 +9,7 @@ from herd.curate.extract.html import html_to_text
 from herd.curate.read.pages import find_files, read_pages
 from herd.demo import stdlib
 from herd.errors import DataError
-from herd.stages.pages import PagesSettings, run
+from herd.stages.demo.pages import PagesSettings, run
 
 MODULES = ["json", "os.path", "textwrap", "topics.lists"]
 

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from herd.demo.preferences import STRENGTHS, make_pairs, pairs_of, spoil_signature, strength
-from herd.demo.questions import UNKNOWN, spoken
-from herd.evals.qa import f1_scores
+from herd.demo.questions import spoken
+from herd.demo.wordings import UNKNOWN
+from herd.evals.answers import f1_scores
 from tests.post.models import question_sets
 
 

@@ -18,7 +18,7 @@ from herd.demo.questions import (
     make_questions,
     ranked,
 )
-from herd.evals.qa import f1_scores
+from herd.evals.answers import f1_scores
 
 HOLDOUT = 0.2
 

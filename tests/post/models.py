@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
+from herd.data.rows import write_rows
 from herd.demo.facts import Fact
-from herd.demo.questions import QuestionSets, make_questions, ranked, write_rows
+from herd.demo.questions import QuestionSets, make_questions, ranked
 from herd.formats.checkpoint import save
 from herd.model.config import ModelConfig
 from herd.model.init import initialize

@@ -37,4 +37,5 @@ def test_the_best_share_is_kept_of_each_kind():
 def test_the_worth_of_a_selection_lies_between_the_mean_and_the_best():
     answers = [["right 0", "wrong", "wrong"], ["wrong", "wrong", "right 1"]]
     figures = selection_figures([question(0), question(1)], answers, [[1, 0, 0], [1, 0, 0]])
-    assert figures == {"f1_of_samples": 0.3333, "f1_of_chosen": 0.5, "f1_of_best": 1.0}
+    f1 = {"f1_of_samples": 0.3333, "f1_of_chosen": 0.5, "f1_of_best": 1.0}
+    assert figures == {"reward_of_samples": 0.3333, "reward_of_chosen": 1.0} | f1

@@ -9,12 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import herd.post.sampling as sampling
+from herd import cli
 from herd.config import load
 from herd.data.shards import ShardWriter
 from herd.data.split import is_held_out
 from herd.errors import ConfigError, DataError
 from herd.run import read_manifest
-from herd.stages import evaluate, preferences, questions, reject
+from herd.stages import evaluate, reject
+from herd.stages.demo import preferences, questions
 from tests.post.models import save_model, save_reward_model, small_tokenizer, write_questions
 
 
@@ -136,11 +138,11 @@ def test_documents_of_the_wrong_kind_are_refused_with_one_message(tmp_path):
 # ---- preferences and reject ------------------------------------------------------------------------------------------
 
 
-def make_pairs(inputs, out):
+def make_pairs(inputs, out, questions=None):
     return preferences.run(
         preferences.PreferencesSettings(
             checkpoint=inputs / "one",
-            questions=inputs / "questions",
+            questions=questions or inputs / "questions",
             out=out,
             max_prompts=20,
             samples=2,
@@ -155,7 +157,8 @@ def make_best(inputs, out, **changes):
             **{
                 "checkpoint": inputs / "one",
                 "reward": inputs / "reward",
-                "questions": inputs / "questions",
+                "prompts": inputs / "questions" / "prompts.jsonl",
+                "references": inputs / "questions" / "train.jsonl",
                 "out": out,
                 "samples": 3,
                 "max_prompts": 12,
@@ -192,7 +195,7 @@ def test_reject_keeps_the_best_share_and_mixes_the_references_in(inputs, tmp_pat
     assert conversations == [*references, *chosen]
     figures = figures_of(out)
     assert figures["f1_of_chosen"] <= figures["f1_of_best"]
-    alone = make_best(inputs, tmp_path / "alone", references=False, keep=1.0)
+    alone = make_best(inputs, tmp_path / "alone", references=None, keep=1.0)
     assert len(rows_of(alone / "conversations.jsonl")) == len(rows_of(alone / "chosen.jsonl")) == 12
 
 
@@ -222,8 +225,36 @@ def test_an_interrupted_stage_ends_with_the_results_of_an_undisturbed_one(inputs
 def test_questions_that_were_not_enough_are_refused_by_name(inputs, tmp_path):
     (tmp_path / "q").mkdir()
     (tmp_path / "q" / "x.txt").write_text("x")
-    with pytest.raises(DataError, match="herd questions"):
-        make_best({"one": 1} and inputs, tmp_path / "r", questions=tmp_path / "q")
+    with pytest.raises(DataError, match="herd demo questions"):
+        make_pairs(inputs, tmp_path / "p", questions=tmp_path / "q")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"messages": [{"role": "user", "content": f"What does thing {number} do?"}]} for number in range(6)],
+        [{"prompt": f"Open the thing {number}"} for number in range(6)],
+        [{"prompt": "What is it?", "answer": "It is a thing.", "kind": "what"}, {"prompt": "Which parameters?"}],
+    ],
+)
+def test_anybodys_prompts_are_sampled_and_chosen_from_the_command_line(inputs, tmp_path, rows):
+    prompts = tmp_path / "mine.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [f"checkpoint={inputs / 'one'}", f"reward={inputs / 'reward'}", f"prompts={prompts}", "samples=2"]
+    assert cli.main(["reject", *words, "answer_tokens=4", "keep=1.0", f"out={tmp_path / 'r'}"]) == 0
+    chosen = rows_of(tmp_path / "r" / "conversations.jsonl")
+    assert chosen
+    assert all(row["messages"][-1]["role"] == "assistant" and row["messages"][-1]["content"] for row in chosen)
+    figures = figures_of(tmp_path / "r")
+    assert figures["reward_of_chosen"] >= figures["reward_of_samples"]
+    assert ("f1_of_chosen" in figures) == any("answer" in row for row in rows)
+
+
+def test_a_row_without_a_prompt_is_refused_with_its_place(inputs, tmp_path, capsys):
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "Why?"}\n{"text": "no"}\n')
+    words = [f"checkpoint={inputs / 'one'}", f"reward={inputs / 'reward'}", f"prompts={tmp_path / 'mine.jsonl'}"]
+    assert cli.main(["reject", *words, f"out={tmp_path / 'r'}"]) == 2
+    assert "row 2: no prompt" in capsys.readouterr().err
 
 
 # ---- evaluate --------------------------------------------------------------------------------------------------------
@@ -308,6 +339,6 @@ def test_settings_that_make_no_sense_are_refused_together():
     assert "max_bytes" in str(error.value)
     assert "cooking" in str(error.value)
     with pytest.raises(ConfigError, match="samples must be at least 2"):
-        load(reject.RejectSettings, None, ["out=x", "checkpoint=c", "reward=r", "questions=q", "samples=1"])
+        load(reject.RejectSettings, None, ["out=x", "checkpoint=c", "reward=r", "prompts=q", "samples=1"])
     with pytest.raises(ConfigError, match="temperature"):
         load(preferences.PreferencesSettings, None, ["out=x", "checkpoint=c", "questions=q", "temperature=0"])

@@ -6,12 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 from herd.config import settings
-from herd.data.rows import read_rows
+from herd.data.rows import read_rows, write_rows
 from herd.demo.preferences import OWN, make_pairs
-from herd.demo.questions import write_rows
 from herd.errors import DataError
-from herd.evals.qa import prompt_of, question_text
+from herd.evals.answers import prompt_of, question_text
 from herd.log import say
+from herd.post.prompts import spread
 from herd.post.sampling import sample_answers
 from herd.run import open_run
 from herd.types import SamplingParams
@@ -26,7 +26,7 @@ class PreferencesSettings:
     checkpoint: Path
     """The chat model that is sampled: a checkpoint or a run folder of `herd sft`."""
     questions: Path
-    """Run folder of `herd questions`."""
+    """Run folder of `herd demo questions`."""
     max_prompts: int = 1200
     """Questions about trained facts, in wordings that SFT does not contain."""
     max_sampled: int = 384
@@ -55,7 +55,7 @@ def run(settings: PreferencesSettings) -> Path:
     """Write `pairs.jsonl` (trained groups), `own.jsonl` (those of them with samples of the model, for DPO) and
     `heldout.jsonl` (groups that no training has seen)."""
     inputs = {"checkpoint": settings.checkpoint, "questions": settings.questions}
-    with open_run(settings.out, stage="preferences", settings=settings, inputs=inputs) as run:
+    with open_run(settings.out, stage="demo preferences", settings=settings, inputs=inputs) as run:
         if run.finished:
             return run.path
         run.need(disk_bytes=4000 * (settings.max_prompts + settings.max_heldout))
@@ -98,11 +98,5 @@ def read_questions(folder: Path, name: str) -> list[dict]:
     """
     file = folder / f"{name}.jsonl"
     if not file.exists():
-        raise DataError(f"{file}: missing; expected the run folder of `herd questions` that found enough to ask")
+        raise DataError(f"{file}: missing; expected the run folder of `herd demo questions` that found enough to ask")
     return [row for _, row in read_rows(file)]
-
-
-def spread(rows: list[dict], count: int) -> list[dict]:
-    """`count` rows (or all) spread evenly over the list."""
-    step = max(len(rows) / count, 1.0)
-    return [rows[int(place * step)] for place in range(min(count, len(rows)))]

@@ -46,7 +46,7 @@ class PagesSettings:
 
 def run(settings: PagesSettings) -> Path:
     """Write `pages.warc.gz` and `failures.jsonl`; with the user's own pages, `sources.json` that points to them."""
-    with open_run(settings.out, stage="pages", settings=settings, inputs={"pages": settings.pages}) as run:
+    with open_run(settings.out, stage="demo pages", settings=settings, inputs={"pages": settings.pages}) as run:
         if run.finished:
             return run.path
         if settings.pages:

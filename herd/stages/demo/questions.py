@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 
 from herd.config import settings
 from herd.curate.read.pages import find_files, read_pages
+from herd.data.rows import write_rows
 from herd.demo.facts import facts_of
-from herd.demo.questions import QuestionSets, is_trained_on, make_questions, ranked, write_rows
+from herd.demo.questions import QuestionSets, is_trained_on, make_questions, ranked
 from herd.errors import DataError
 from herd.log import say
 from herd.run import open_run
@@ -29,7 +30,7 @@ class QuestionsSettings:
     documents: Path
     """Documents: a run folder of `herd curate`, or a folder or file of its Parquet."""
     pages: Path | None = None
-    """The raw pages behind them, a run folder of `herd pages`: tells about modules that have no source."""
+    """The raw pages behind them, a run folder of `herd demo pages`: tells about modules that have no source."""
     holdout: float = 0.08
     """Share of groups that only the evaluation asks about, the same groups that `herd pack` holds out."""
     max_facts: int = 1200
@@ -56,7 +57,7 @@ def run(settings: QuestionsSettings) -> Path:
     The manifest's figure `enough` is 1 where questions were written and 0 where not.
     """
     inputs = {"documents": settings.documents, "pages": settings.pages}
-    with open_run(settings.out, stage="questions", settings=settings, inputs=inputs) as run:
+    with open_run(settings.out, stage="demo questions", settings=settings, inputs=inputs) as run:
         if run.finished:
             return run.path
         run.need(disk_bytes=3000 * settings.max_facts * settings.wordings / 4)

@@ -50,7 +50,7 @@ class Step:
     """One step of the story: the run folder it writes, its stage, its recipe and where its inputs come from."""
 
     name: str
-    verb: str
+    verb: str  # a module of `herd.stages`
     inputs: dict[str, str] = field(default_factory=dict)  # setting -> run folder (or file in one)
 
     @property
@@ -58,8 +58,10 @@ class Step:
         return f"demo/{self.name}.yaml"
 
 
+_REJECT = {"prompts": "questions/prompts.jsonl", "references": "questions/train.jsonl"}
+
 STORY = (
-    Step("pages", "pages"),
+    Step("pages", "demo.pages"),
     Step("curate", "curate", {"pages": "pages"}),
     Step("tokenizer", "tokenizer", {"documents": "curate"}),
     Step("pack", "pack", {"documents": "curate", "tokenizer": "tokenizer"}),
@@ -67,11 +69,11 @@ STORY = (
     Step("longer-context", "pretrain", {"shards": "pack", "tokenizer": "tokenizer", "checkpoint": "pretrain"}),
     Step("anneal", "pretrain", {"shards": "pack", "tokenizer": "tokenizer", "checkpoint": "longer-context"}),
     Step("average", "average", {"checkpoints": "anneal"}),
-    Step("questions", "questions", {"documents": "curate", "pages": "pages"}),
+    Step("questions", "demo.questions", {"documents": "curate", "pages": "pages"}),
     Step("sft", "sft", {"checkpoint": "average", "conversations": "questions/train.jsonl"}),
-    Step("preferences", "preferences", {"checkpoint": "sft", "questions": "questions"}),
+    Step("preferences", "demo.preferences", {"checkpoint": "sft", "questions": "questions"}),
     Step("reward", "reward", {"checkpoint": "sft", "pairs": "preferences/pairs.jsonl"}),
-    Step("reject", "reject", {"checkpoint": "sft", "reward": "reward", "questions": "questions"}),
+    Step("reject", "reject", {"checkpoint": "sft", "reward": "reward"} | _REJECT),
     Step("sft-best", "sft", {"checkpoint": "sft", "conversations": "reject/conversations.jsonl"}),
     Step("dpo", "dpo", {"checkpoint": "sft-best", "pairs": "preferences/pairs.jsonl"}),
     Step("evaluate", "evaluate", {"shards": "pack", "questions": "questions"} | {f"models.{n}": n for n in _JUDGED}),

@@ -1,0 +1,125 @@
+"""What a row asks, what is expected, and how near an answer comes: SQuAD's token F1 on anybody's rows.
+
+A row has `messages` or a `prompt`. Optional: `answer` (the reference, else the last message of the assistant), `name`
+(what the question is about) and `kind`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from herd.errors import DataError
+
+_WORDS = re.compile(r"[^\W_]+|_")
+_ARTICLES = {"a", "an", "the"}
+
+Question = Mapping[str, Any]
+"""A row with a question; see the top of this file."""
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+
+
+def prompt_of(question: Question) -> list[dict]:
+    """The conversation up to and including the user's question, without the reference answer.
+
+    Raises:
+        DataError: the row has neither `messages` nor a `prompt`, or nothing is asked in them.
+    """
+    given = question.get("messages") or question.get("prompt")
+    messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
+        raise DataError(
+            "no prompt: expected `messages` [{role, content}], or `prompt` as a text or such a list; "
+            f"the row has {', '.join(map(str, question)) or 'nothing'}"
+        )
+    asked = list(messages)
+    while asked and asked[-1]["role"] == "assistant":
+        asked.pop()
+    if not asked:
+        raise DataError("no prompt: all its messages are the assistant's")
+    return asked
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, dict) and isinstance(message.get("role"), str) and "content" in message
+
+
+def question_text(question: Question) -> str:
+    """What is asked: the last message of the user, or the last before the answer."""
+    asked = prompt_of(question)
+    return str(next((message for message in reversed(asked) if message["role"] == "user"), asked[-1])["content"])
+
+
+def reference_of(question: Question) -> str | None:
+    """What an answer is compared with: `answer`, else what the assistant says at the end; None where neither is."""
+    if isinstance(question.get("answer"), str):
+        return question["answer"]
+    messages = question.get("messages") or [{}]
+    last = messages[-1]
+    return last["content"] if last.get("role") == "assistant" and isinstance(last.get("content"), str) else None
+
+
+# ---- token F1 --------------------------------------------------------------------------------------------------------
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-case words without punctuation and articles, as SQuAD compares answers.
+
+    Code is cut at punctuation: `os.path.join` is three words, `max_tokens` is two.
+    """
+    return [word for word in _WORDS.findall(text.lower()) if word not in _ARTICLES and word != "_"]
+
+
+def token_f1(prediction: str, reference: str) -> float:
+    """Harmonic mean of the shares of words that prediction and reference have in common, 0 to 1.
+
+    Two empty answers agree; an empty and a non-empty one do not.
+
+    Source: Rajpurkar et al. 2016 (SQuAD), evaluation script.
+    """
+    predicted, expected = words_of(prediction), words_of(reference)
+    if not predicted or not expected:
+        return float(predicted == expected)
+    shared = sum((Counter(predicted) & Counter(expected)).values())
+    if not shared:
+        return 0.0
+    precision, recall = shared / len(predicted), shared / len(expected)
+    return 2 * precision * recall / (precision + recall)
+
+
+def without_given(answer: str, given: str) -> str:
+    """An answer without what the question gave away already, where it begins with that: copying earns nothing.
+
+    Example:
+        >>> without_given("os.path.join: Join two paths.", "os.path.join")
+        'Join two paths.'
+    """
+    text = answer.strip()
+    return text.removeprefix(given).lstrip(":").strip() if given and text.startswith(given) else text
+
+
+def scored_part(answer: str, question: Question) -> str:
+    """An answer without the row's `name` at its beginning, if the question gives that away and does not ask for it."""
+    name = question.get("name")
+    if not isinstance(name, str) or reference_of(question) == name:
+        return answer.strip()
+    said = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", question_text(question))
+    return without_given(answer, name if said else "")
+
+
+def expected_part(question: Question) -> str:
+    """What of the reference counts: `answer` as it stands, a message without the name it begins with."""
+    reference = reference_of(question) or ""
+    return reference if isinstance(question.get("answer"), str) else scored_part(reference, question)
+
+
+def f1_scores(answers: Sequence[str], questions: Sequence[Question]) -> list[float]:
+    """Token F1 of each answer against its question's reference, the name at its beginning left out of both."""
+    return [
+        token_f1(scored_part(answer, question), expected_part(question))
+        for answer, question in zip(answers, questions, strict=True)
+    ]

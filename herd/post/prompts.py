@@ -1,0 +1,43 @@
+"""Prompts to put to a model, from anybody's rows: `messages` or a `prompt`; all else in a row is optional."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from herd.data.rows import read_rows
+from herd.errors import DataError
+from herd.evals.answers import prompt_of
+
+
+def read_prompts(path: Path, max_prompts: int) -> list[dict[str, Any]]:
+    """At most `max_prompts` rows of JSONL or Parquet, spread evenly over the file or folder.
+
+    A row has `messages` (an answer at the end is not shown to the model), or `prompt`: a text, which is what a user
+    says, or a list of messages. `answer` or the last message is the reference, where there is one.
+
+    Raises:
+        DataError: there is no row, or one that holds no prompt.
+    """
+    rows = []
+    for place, row in read_rows(path):
+        try:
+            prompt_of(row)
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from None
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{path}: no prompts in it")
+    return spread(rows, max_prompts)
+
+
+def spread(rows: Sequence[dict], count: int) -> list[dict]:
+    """`count` rows (or all) spread evenly over the list."""
+    step = max(len(rows) / count, 1.0)
+    return [rows[int(place * step)] for place in range(min(count, len(rows)))]
+
+
+def origin_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row says of where it belongs: those of `group`, `name` and `kind` that it has."""
+    return {key: row[key] for key in ("group", "name", "kind") if key in row}
