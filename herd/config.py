@@ -40,14 +40,21 @@ S = TypeVar("S")
 def settings(cls: type[S]) -> type[S]:
     """Make a class of settings: a frozen keyword-only dataclass that refuses fields it does not know.
 
-    A list or dictionary may stand as a default; each object gets its own copy.
+    A list or dictionary may stand as a default; each object gets its own copy. What a class adds stands before what it
+    inherits, and before both what has no default.
     """
-    for name in inspect.get_annotations(cls):
+    own = inspect.get_annotations(cls)
+    for name in own:
         default = cls.__dict__.get(name)
         if isinstance(default, list | dict):
             setattr(cls, name, dataclasses.field(default_factory=functools.partial(copy.copy, default)))
     cls.__pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-    return dataclasses.dataclass(kw_only=True, frozen=True)(cls)
+    made = dataclasses.dataclass(kw_only=True, frozen=True)(cls)
+    if any(dataclasses.is_dataclass(base) for base in cls.__bases__):
+        fields = {name: made.__dataclass_fields__[name] for name in [*own, *made.__dataclass_fields__]}
+        needed = {name: field for name, field in fields.items() if _default(field) is dataclasses.MISSING}
+        made.__dataclass_fields__ = needed | fields
+    return made
 
 
 def load(cls: type[S], file: Path | None = None, overrides: Sequence[str] = ()) -> S:
@@ -130,8 +137,7 @@ def describe(cls: type, prefix: str = "", owner: Any = None) -> list[FieldHelp]:
     `owner` is an object whose values are the defaults: those that a stage gives a group.
     """
     owner = cls if owner is None else owner
-    texts = {name: schema.get("description", "") for name, schema in _properties(cls).items()}
-    lines = []
+    texts, lines = _texts(cls), []
     for field in dataclasses.fields(cls):
         kind = _hints(cls)[field.name]
         group = _settings_class(kind)
@@ -148,11 +154,12 @@ def _put_defaults(schema: dict[str, Any], cls: type, owner: Any, definitions: di
     """Write a stage's own defaults into the schema of its groups, each in a copy of its own."""
     for field in dataclasses.fields(cls):
         entry, group = schema["properties"][field.name], _settings_class(_hints(cls)[field.name])
+        entry["description"] = _texts(cls).get(field.name, "")
         default = _default_of(owner, field)
         if group and isinstance(default, group):
             own = copy.deepcopy(definitions[group.__name__])
             _put_defaults(own, group, default, definitions)
-            schema["properties"][field.name] = own | {"description": entry.get("description", "")}
+            schema["properties"][field.name] = own | {"description": entry["description"]}
         elif default is not dataclasses.MISSING:
             entry["default"] = to_dict(default)
 
@@ -290,12 +297,21 @@ def _unknown_in(cls: type, values: dict, origin: dict[str, str], old_names: dict
         if name in old_names:
             faults.append(f"{_where(name, origin)}`{name}` is now `{old_names[name]}`")
             del values[key]
+        elif key not in known and (inner := _renamed_below(values[key], old_names, f"{name}.")):
+            faults += [f"{_where(old, origin)}`{old}` is now `{old_names[old]}`" for old in inner]
+            del values[key]
         elif key not in known:
             faults.append(f"{_where(name, origin)}no setting `{name}`{_did_you_mean(cls, str(key), prefix)}")
             del values[key]
         elif known[key] and isinstance(values[key], dict):
             faults += _unknown_in(known[key], values[key], origin, old_names, f"{name}.")
     return faults
+
+
+def _renamed_below(values: object, old_names: dict[str, str], prefix: str) -> list[str]:
+    """Which of the old settings of a group that is no more are given."""
+    names = [f"{prefix}{key}" for key in values] if isinstance(values, dict) else []
+    return [old for old in old_names if any(old == name or old.startswith(f"{name}.") for name in names)]
 
 
 def _did_you_mean(cls: type, key: str, prefix: str) -> str:
@@ -352,9 +368,15 @@ def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def _properties(cls: type) -> dict[str, dict]:
-    schema = _adapter(cls).json_schema()
-    return schema.get("properties", {})
+@functools.cache
+def _texts(cls: type) -> dict[str, str]:
+    """The documentation of each setting, of inherited ones too (which the library that reads it leaves out)."""
+    texts: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(base):
+            properties = _adapter(base).json_schema().get("properties", {})
+            texts |= {name: schema["description"] for name, schema in properties.items() if "description" in schema}
+    return texts
 
 
 def _settings_class(kind: Any) -> type | None:

@@ -29,6 +29,7 @@ from herd.environment import environment, now
 from herd.errors import CapacityError, CheckpointError, DataError
 from herd.lock import locked
 from herd.log import duration, say, size
+from herd.renamed import with_new_names
 
 FORMAT = 1
 """Version of the run folder's layout; folders of another version are refused by name."""
@@ -263,6 +264,7 @@ def _enter(path: Path, stage: str, settings: Any, hashes: dict[str, str]) -> dic
             raise CheckpointError(f"{path}: holds files that are not a Herd run ({foreign[0]}); choose another out=")
         return fresh
     manifest = read_manifest(path)
+    manifest["settings"] = with_new_names(type(settings).__name__, manifest["settings"])
     if manifest["stage"] != stage:
         raise CheckpointError(f"{path}: is a `{manifest['stage']}` run, not a `{stage}` run; choose another out=")
     if manifest["state"] == "running" and not _holds_work(path):
@@ -307,15 +309,17 @@ def _free(settings: Any, prefix: str = "") -> Iterator[str]:
             yield from _free(getattr(settings, field.name), f"{prefix}{field.name}.")
 
 
-def _usual(settings: Any, prefix: str = "") -> Iterator[str]:
-    """Names of the settings that are as they are when nobody says anything."""
+def _usual(settings: Any, prefix: str = "", owner: Any = None) -> Iterator[str]:
+    """Names of the settings that are as they are when nobody says anything: as in `owner`, a stage's own default."""
     if dataclasses.is_dataclass(settings):
         for field in dataclasses.fields(settings):
             value, name = getattr(settings, field.name), prefix + field.name
             made = field.default_factory
-            if value == (field.default if made is dataclasses.MISSING else made()):
+            default = field.default if made is dataclasses.MISSING else made()
+            default = getattr(owner, field.name, default)
+            if value == default:
                 yield name
-            yield from _usual(value, f"{name}.")
+            yield from _usual(value, f"{name}.", default)
 
 
 def _comparable(settings: Any) -> dict:

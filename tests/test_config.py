@@ -216,3 +216,27 @@ def test_a_group_in_a_recipe_keeps_the_stages_defaults_too(tmp_path):
         settings_of("sft"), file, ["optimizer.lora.rank=16", "conversations=[a]", "checkpoint=b", "out=c"]
     )
     assert (found.optimizer.learning_rate, found.batch.row_tokens, found.optimizer.lora.rank) == (1e-5, 512, 16)
+
+
+@pytest.mark.parametrize("command", ["pretrain", "sft", "reward", "dpo"])
+def test_whatever_trains_has_the_same_names_for_how(command):
+    names = {one.name for one in config.describe(settings_of(command))}
+    shared = "batch.tokens optimizer.lora.rank schedule.shape saving.snapshots stability.action parallel.shard"
+    assert {*shared.split(), "skip_steps", "dtype", "compile", "recompute", "seed", "out"} <= names
+
+
+def test_settings_that_are_inherited_are_documented_and_those_without_a_default_come_first():
+    cls = settings_of("sft")
+    lines = config.describe(cls)
+    assert all(one.text for one in lines)
+    assert {one.name for one in lines[:3]} == {one.name for one in lines if one.default is None}
+    assert config.json_schema(cls)["properties"]["seed"]["description"]
+
+
+def test_old_names_in_a_group_that_is_no_more_are_refused_with_the_new_ones(tmp_path):
+    file = write(tmp_path / "old.yaml", "run: {dtype: bf16, save_seconds: 60, stability: {action: skip}}\n")
+    with pytest.raises(ConfigError, match=r"`run.dtype` is now `dtype`") as caught:
+        config.load(settings_of("pretrain"), file, ["shards=a", "tokenizer=b", "out=c", "run.seed=3"])
+    told = str(caught.value)
+    assert "`run.save_seconds` is now `saving.save_seconds`" in told and "`run.seed` is now `seed`" in told
+    assert "`run.stability` is now `stability`" in told

@@ -50,6 +50,10 @@ class Placed(NamedTuple):
     length: int
 
 
+Columns = Callable[[list[Placed], tuple[int, int]], dict[str, torch.Tensor]]
+"""Makes an objective's further columns from where the documents of a micro-batch lie and its (B, T)."""
+
+
 class PackedLoader:
     """Packed micro-batches of `micro_tokens` tokens at most, for each step of a schedule of phases.
 
@@ -71,7 +75,7 @@ class PackedLoader:
         micro_tokens: int = 4096,
         rank: int = 0,
         world: int = 1,
-        columns: Callable[[list[Placed], tuple[int, int]], dict[str, torch.Tensor]] | None = None,
+        columns: Columns | None = None,
     ):
         self.sources = dict(sorted(sources.items()))
         self.names = tuple(self.sources)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from herd.errors import CheckpointError, DataError
+from herd.errors import CheckpointError, ConfigError, DataError
 from herd.run import atomic_write
 
 FORMAT = 1
@@ -199,3 +199,20 @@ def _read_tokens(file: Path, manifest: dict) -> np.ndarray:
             "pack the documents anew"
         )
     return tokens
+
+
+def open_trained_with(folder: Path, fingerprint: str, tokenizer: str) -> dict[str, Documents]:
+    """The shards of a folder, with the ids of this tokenizer: those of another would be learned as nonsense.
+
+    Shards of somebody else's making may name no tokenizer; those are believed. `tokenizer` is its name for messages.
+
+    Raises:
+        ConfigError: they were packed with another tokenizer.
+    """
+    sources = open_shards(folder)
+    if {documents.tokenizer for documents in sources.values()} - {"", fingerprint}:
+        raise ConfigError(
+            f"{folder.parent}: packed with another tokenizer than {tokenizer}; give the one that its inputs.json "
+            "names, or pack the documents anew (herd pack)"
+        )
+    return sources

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -151,3 +151,17 @@ def sample_documents(documents: Documents, max_bytes: int) -> list[int]:
             chosen.append(int(index))
             taken += size
     return sorted(chosen)
+
+
+def heldout_bits_per_byte(
+    model: LlamaForCausalLM, heldout: Mapping[str, Documents], context_tokens: int, max_bytes: int = 150_000
+) -> float:
+    """Bits per byte on a fixed sample of the held-out documents of every source together."""
+    model.eval()
+    nats = num_bytes = 0.0
+    for documents in heldout.values():
+        chosen = sample_documents(documents, max_bytes)
+        tokens = [documents.tokens(index) for index in chosen]
+        length = code_length_in_memory(model, tokens, documents.num_bytes[chosen], context_tokens=context_tokens)
+        nats, num_bytes = nats + length.nats.sum(), num_bytes + length.num_bytes.sum()
+    return nats / math.log(2) / max(num_bytes, 1)

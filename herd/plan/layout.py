@@ -23,7 +23,7 @@ class Layout:
     `virtual` is V, the model chunks of one pipeline rank; `contiguous` is N, the micro-batches that a chunk runs one
     after another (0: as many as pipeline ranks). `reshard` frees gathered weights after the forward pass. `recompute`
     says what the backward pass computes again: nothing (eager PyTorch), what is cheap (norms, SwiGLU: what the compiler
-    does by itself), or whole layers (`run.recompute=1`). `layers` are those of each chunk; empty: shared out evenly.
+    does by itself), or whole layers (`recompute=1`). `layers` are those of each chunk; empty: shared out evenly.
     """
 
     tensor: int = 1

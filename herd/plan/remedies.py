@@ -37,7 +37,7 @@ def remedies(config: ModelConfig, machine: Machine, phase: Phase, layout: Layout
     found = [remedy for wish in wishes if (remedy := _tried(config, *wish))]
     more = (_tried(config, *wish) for wish in _more_devices(machine, phase, layout))
     found += islice(filter(None, more), 1)
-    return found if tuning else [replace(one, words=one.words.replace("recompute", "run.recompute")) for one in found]
+    return found
 
 
 def _tried(config: ModelConfig, words: str, phase: Phase, layout: Layout | None, machine: Machine) -> Remedy | None:

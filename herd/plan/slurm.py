@@ -65,7 +65,6 @@ wait "$run"  # in the background, so that the signal is heard"""
 def _words(stage: str, planned: PlannedPhase) -> list[str]:
     """The planned layout, and what is learned how, as settings of the stage."""
     layout, optimizer = planned.layout, planned.phase.optimizer
-    recompute = "run.recompute" if stage == "pretrain" else "recompute"
     sizes = {
         "replicas": layout.replicas,
         "shard": layout.data // layout.replicas,
@@ -80,7 +79,7 @@ def _words(stage: str, planned: PlannedPhase) -> list[str]:
     if layout.shards > 1:
         words.append(f"parallel.reshard_after_forward={str(layout.reshard).lower()}")
     words.append(f"batch.micro_tokens={layout.micro_rows * planned.phase.row_tokens}")
-    words.append(f"{recompute}={int(layout.recompute == 'full')}")
+    words.append(f"recompute={int(layout.recompute == 'full')}")
     if is_narrow(optimizer):
         lora = optimizer.lora
         words += [f"optimizer.state={optimizer.state}", f"optimizer.lora.rank={lora.rank}"]

@@ -232,7 +232,7 @@ def _layout_of(recipe: Recipe, machine: Machine, phase: Phase, always: bool = Fa
         return None
     data = machine.count // inside
     replicas = 1 if data % parallel.shard else data // parallel.shard
-    recompute = told.recompute if always else told.run.recompute
+    recompute = told.recompute
     layout = Layout(
         tensor=parallel.tensor,
         context=parallel.context,

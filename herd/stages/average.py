@@ -18,7 +18,7 @@ class AverageSettings:
     """The Polyak average of checkpoints of one shape."""
 
     checkpoints: list[Path]
-    """Checkpoints or run folders; a run folder that kept snapshots (`run.snapshots`) gives the last of them."""
+    """Checkpoints or run folders; a run folder that kept snapshots (`saving.snapshots`) gives the last of them."""
     out: Path
     """Run folder to write."""
     last: int = 4

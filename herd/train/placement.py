@@ -86,12 +86,14 @@ class Placement:
         model.materialize().fill(chain(weights(), fresh_adapters(model.whole())))
         return model
 
-    def load(self, checkpoint: Checkpoint, *, score_seed: int = 0) -> Llama | ParallelModel:
-        """A checkpoint's model in the number type it is stored in, or in bfloat16 where the optimizer's state is that.
+    def load(
+        self, checkpoint: Checkpoint, *, dtype: torch.dtype | None = None, score_seed: int = 0
+    ) -> Llama | ParallelModel:
+        """A checkpoint's model, in the number type it is stored in where no other is asked for.
 
         A reward model gets a fresh score head, drawn with `score_seed`.
         """
-        wish = torch.bfloat16 if self.optimizer.state == "bf16" else None
+        wish = dtype or (torch.bfloat16 if self.optimizer.state == "bf16" else None)
 
         def whole() -> Llama:
             model = checkpoint.load(dtype=wish)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
 from herd.data.loader import PackedLoader, Phase
 from herd.data.preferences import Pairs
+from herd.errors import CheckpointError
 from herd.log import progress
 from herd.model.llama import LlamaForCausalLM
 from herd.parallel.launch import from_all
@@ -43,3 +46,18 @@ def log_probs(
     for share in from_all(sums):
         sums = np.where(np.isnan(sums), share, sums)
     return sums
+
+
+def read_log_probs(file: Path, num_responses: int) -> np.ndarray:
+    """What `log_probs` found, as a run has kept it (a NumPy file).
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        found: np.ndarray = np.load(file)
+    except (OSError, ValueError, EOFError):
+        found = np.zeros(0)
+    if found.shape != (num_responses,):
+        raise CheckpointError(f"{file}: damaged; delete it, and the reference is computed once more")
+    return found

@@ -32,8 +32,10 @@ class SavingSettings:
 
     save_seconds: float = 8.0
     """Seconds between saves of the state that an interrupted run continues from."""
+    snapshots: int = 0
+    """Checkpoints kept under `checkpoints/` evenly over the run, the last step included, for averaging."""
     snapshot_steps: int = 0
-    """Steps between checkpoints kept under `checkpoints/` (for averaging); 0 keeps none."""
+    """Steps between checkpoints kept there, instead of or beside `snapshots`; 0: none."""
     keep_snapshots: int = 0
     """Newest checkpoints that stay under `checkpoints/`; 0 keeps all."""
     keep_every: int = 0
@@ -50,8 +52,9 @@ class SavingSettings:
     def __post_init__(self):
         if self.save_seconds <= 0 or self.log_steps < 1:
             raise ValueError("save_seconds and log_steps must be positive")
-        if min(self.snapshot_steps, self.keep_snapshots, self.keep_every, self.hang_seconds) < 0:
-            raise ValueError("snapshot_steps, keep_snapshots, keep_every and hang_seconds must be 0 or more")
+        counts = ("snapshots", "snapshot_steps", "keep_snapshots", "keep_every", "hang_seconds")
+        if min(getattr(self, name) for name in counts) < 0:
+            raise ValueError(f"{', '.join(counts)} must be 0 or more")
 
 
 def snapshots(model: nn.Module, run: Run, saving: SavingSettings) -> Callable[[int], None]:

@@ -20,7 +20,7 @@ TEXT = "def add(first, second):\n    return first + second\n\n\nprint(add(1, 2))
 SHAPE = (
     "model.hidden_size=32 model.num_hidden_layers=2 model.intermediate_size=64 model.num_attention_heads=4 "
     "model.tie_word_embeddings=false batch.row_tokens=64 batch.tokens=320 batch.micro_tokens=128 "
-    "optimizer.learning_rate=3e-3 run.dtype=fp32 run.save_seconds=0.3 run.snapshots=2 tokens=32000"
+    "optimizer.learning_rate=3e-3 dtype=fp32 saving.save_seconds=0.3 saving.snapshots=2 tokens=32000"
 )
 NUM_STEPS = 100
 
@@ -87,7 +87,7 @@ def test_a_rank_killed_in_mid_run_is_started_again_and_the_losses_are_those_of_o
 @pytest.mark.slow
 @pytest.mark.parametrize("told", ["the launcher", "one process"])
 def test_told_to_end_all_processes_save_at_the_same_step_and_the_same_command_goes_on(corpus, alone, tmp_path, told):
-    out, words = tmp_path / "run", ["parallel.shard=2", "run.save_seconds=1000000"]
+    out, words = tmp_path / "run", ["parallel.shard=2", "saving.save_seconds=1000000"]
     process = start(corpus, out, *words, processes=2, restarts=0)
     wait_for_steps(process, out, 20)
     os.kill(process.pid if told == "the launcher" else another(process, out), signal.SIGTERM)

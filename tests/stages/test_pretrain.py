@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from herd.run import read_manifest, read_metrics
 from herd.stages import average, pretrain
 from herd.tokenizer.io import save_tokenizer
 from herd.tokenizer.tokenizer import Tokenizer
+from herd.train import job
 
 TEXT = "def add(first, second):\n    return first + second\n\n\nprint(add(1, 2))\n"
 
@@ -37,12 +39,12 @@ def settings(corpus: Path, out: Path, *words: str):
     shape = "model.hidden_size=32 model.num_hidden_layers=2 model.intermediate_size=64 model.num_attention_heads=2"
     batch = "batch.row_tokens=64 batch.tokens=256 batch.micro_tokens=128 optimizer.learning_rate=1e-2"
     places = [f"shards={corpus / 'shards'}", f"tokenizer={corpus / 'tokenizer'}", f"out={out}"]
-    defaults = [*places, *shape.split(), *batch.split(), "run.dtype=fp32", "tokens=6000"]
+    defaults = [*places, *shape.split(), *batch.split(), "dtype=fp32", "tokens=6000"]
     return config.load(pretrain.PretrainSettings, None, [*defaults, *words])
 
 
 def test_pretraining_longer_context_and_average_follow_one_another(corpus, tmp_path):
-    first = pretrain.run(settings(corpus, tmp_path / "first", "run.prompts=['def']", "run.snapshots=3"))
+    first = pretrain.run(settings(corpus, tmp_path / "first", "prompts=['def']", "saving.snapshots=3"))
     rows = read_metrics(first)
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
     figures = read_manifest(first)["figures"]
@@ -94,9 +96,9 @@ def test_a_stopped_run_goes_on_with_other_settings_of_how_but_not_of_what(corpus
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pretrain, "finish", stop)
+        patch.setattr(job, "finish", stop)
         pretrain.run(settings(corpus, tmp_path / "run", "tokens=512"))
-    how = ["run.save_seconds=3", "run.hang_seconds=60", "run.stability.action=skip", "batch.micro_tokens=64"]
+    how = ["saving.save_seconds=3", "saving.hang_seconds=60", "stability.action=skip", "batch.micro_tokens=64"]
     with pytest.raises(CheckpointError, match="row_tokens: 64 there, 128 now") as refused:
         pretrain.run(settings(corpus, tmp_path / "run", "tokens=512", "batch.row_tokens=128", *how))
     assert "save_seconds" not in str(refused.value)
@@ -121,12 +123,12 @@ def test_a_batch_of_more_tokens_than_the_run_is_refused(corpus, tmp_path):
         "model.initializer_range=-1",
         "model.embedding_range=-1",
         "optimizer.eps=-1",
-        "run.snapshots=-1",
-        "run.keep_snapshots=-1",
-        "run.recompute=-1",
-        "run.hang_seconds=-1",
-        "run.save_seconds=0",
-        "run.skip_steps=[twelve]",
+        "saving.snapshots=-1",
+        "saving.keep_snapshots=-1",
+        "recompute=-1",
+        "saving.hang_seconds=-1",
+        "saving.save_seconds=0",
+        "skip_steps=[twelve]",
         "tokens=nan",
         "optimizer.learning_rate=inf",
     ],
@@ -140,3 +142,18 @@ def test_a_run_that_was_refused_is_tried_again_with_other_settings_in_the_same_f
     with pytest.raises(ConfigError, match="num_attention_heads"):
         pretrain.run(settings(corpus, tmp_path / "run", "model.num_attention_heads=3"))
     assert read_manifest(pretrain.run(settings(corpus, tmp_path / "run", "tokens=512")))["state"] == "finished"
+
+
+def test_a_finished_run_of_before_the_settings_were_renamed_is_still_finished(corpus, tmp_path):
+    path = pretrain.run(settings(corpus, tmp_path / "run", "tokens=512", "saving.keep_snapshots=3"))
+    manifest = json.loads((path / "run.json").read_text())
+    new = manifest["settings"]
+    saving = new.pop("saving")
+    top = ("seed", "dtype", "compile", "recompute", "prompts", "stability", "skip_steps")
+    old = {name: new.pop(name) for name in top}
+    old |= {name: value for name, value in saving.items() if name not in ("log_steps", "keep_best")}
+    (path / "run.json").write_text(json.dumps(manifest | {"settings": new | {"run": old}}))
+    words = ["tokens=512", "saving.keep_snapshots=3"]
+    assert pretrain.run(settings(corpus, tmp_path / "run", *words)) == path
+    with pytest.raises(CheckpointError, match=r"saving\.keep_snapshots: 3 there, 4 now"):
+        pretrain.run(settings(corpus, tmp_path / "run", "tokens=512", "saving.keep_snapshots=4"))

@@ -22,6 +22,7 @@ from herd.run import read_manifest
 from herd.stages import dpo, pack, reward, sft
 from herd.tokenizer.io import save_tokenizer
 from herd.tokenizer.tokenizer import Tokenizer
+from herd.train.reference import read_log_probs
 from herd.types import DOCUMENT_COLUMNS
 from tests.train.tiny import tiny_model
 
@@ -276,4 +277,4 @@ def test_a_damaged_reference_is_one_clear_error(tmp_path, checkpoint):
     for content in (b"", bytes(200), b"x"):
         file.write_bytes(content)
         with pytest.raises(CheckpointError, match="delete it, and the reference is computed once more"):
-            dpo._read_reference(file, 4)
+            read_log_probs(file, 4)

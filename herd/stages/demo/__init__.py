@@ -167,7 +167,7 @@ def _of_this_machine(step: Step, run: Run, settings: DemoSettings) -> Iterator[s
     chosen = _choices(run, settings)
     torch.set_num_threads(chosen["threads"])
     yield f"tokens={chosen['tokens'][step.name]}"
-    yield f"run.dtype={chosen['dtype']}"
+    yield f"dtype={chosen['dtype']}"
     if settings.pages:
         yield "mixture={}"  # the recipe's is made for Python's documentation
     if step.name == "pretrain":

@@ -1,0 +1,211 @@
+"""From a model, rows and an objective to a finished run folder: what every stage that trains has in common.
+
+with training(settings, "sft", {"conversations": settings.conversations}) as job:
+    if not job.finished:
+        job.start_from(settings.checkpoint)
+        sources = load_conversations(settings.conversations, job.tokenizer, settings.batch.row_tokens)
+        job.learn(next_token, sources, epochs=settings.epochs)
+        job.finish()
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from herd.data.loader import Columns, PackedLoader
+from herd.data.shards import Documents
+from herd.formats.checkpoint import Checkpoint, open_checkpoint
+from herd.log import amount, say
+from herd.model.config import ModelConfig, num_parameters
+from herd.model.llama import Llama, Objective
+from herd.model.reward import reward_config
+from herd.ops.probe import best_dtype
+from herd.parallel.launch import agreed, joined, open_run_together
+from herd.parallel.model import ParallelModel
+from herd.run import Run, atomic_write, read_record
+from herd.tokenizer.tokenizer import Tokenizer
+from herd.train.checkpoint import is_first
+from herd.train.hooks import Hook, evenly
+from herd.train.metrics import last_means
+from herd.train.placement import Placement, place, prepare
+from herd.train.saving import assembled, finish, snapshots
+from herd.train.schedule import phases, steps_for
+from herd.train.settings import TrainSettings
+from herd.train.sources import BatchSource
+from herd.train.trainer import Trainer
+
+_CHOICES = "choices.json"
+
+
+@contextmanager
+def training(settings: TrainSettings, stage: str, inputs: Mapping[str, Path | list[Path] | None]) -> Iterator[Job]:
+    """The run of a stage, on all processes that `torchrun` has started; `inputs` as `herd.run.open_run` takes them.
+
+    Raises:
+        UserError: as `open_run`.
+    """
+    with (
+        joined(settings.out) as device,
+        open_run_together(settings.out, stage=stage, settings=settings, inputs=dict(inputs)) as run,
+    ):
+        yield Job(settings, run, device, stage)
+
+
+class Job:
+    """A training run: `start_from` a checkpoint (or `start` anew), `learn` or `train`, `finish`."""
+
+    placement: Placement
+    tokenizer: Tokenizer
+    config: ModelConfig
+
+    def __init__(self, settings: TrainSettings, run: Run, device: torch.device, label: str):
+        self.settings, self.run, self.device, self.label = settings, run, device, label
+        self._make: Callable[[], Llama | ParallelModel]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run was done before."""
+        return self.run.finished
+
+    def start_from(self, path: Path, *, scores: bool = False, whole_rows: bool = False) -> Checkpoint:
+        """Begin with a checkpoint; to learn `scores` it gets a fresh score head for its vocabulary's.
+
+        `whole_rows` where the objective looks at whole rows, which some ways of parallelism cut.
+
+        Raises:
+            UserError: it cannot be learned from, or not with these settings on so many processes.
+        """
+        checkpoint = open_checkpoint(path)
+        config = checkpoint.learnable_config()
+        self.start(reward_config(config) if scores else config, checkpoint.tokenizer, whole_rows=whole_rows)
+        self._make = lambda: self.placement.load(checkpoint, dtype=self.dtype, score_seed=self.settings.seed)
+        return checkpoint
+
+    def start(
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        make: Callable[[], Llama | ParallelModel] | None = None,
+        *,
+        whole_rows: bool = False,
+    ) -> None:
+        """Settle how a model of this shape lies over the processes; `make` gives it when it is first needed."""
+        chosen, row_tokens = self.settings, self.settings.batch.row_tokens
+        self.config, self.tokenizer = config, tokenizer
+        self.placement = place(
+            config, chosen.parallel, chosen.optimizer, self.device, row_tokens=row_tokens, whole_rows=whole_rows
+        )
+        if make is not None:
+            self._make = make
+
+    @cached_property
+    def dtype(self) -> torch.dtype | None:
+        """The number type of the weights, None as they are stored; an interrupted run keeps what it began with."""
+        return agreed(self._dtype)
+
+    @cached_property
+    def model(self) -> Llama | ParallelModel:
+        """The model in training, or this process's part of it."""
+        self.run.need(disk_bytes=self.placement.disk_bytes)
+        return self._make()
+
+    def steps(self, sources: Mapping[str, Documents], epochs: float) -> int:
+        """How many steps go through all rows so often."""
+        return steps_for(self.settings.batch, epochs * self.loader(sources, 1).epoch_tokens())
+
+    def loader(
+        self,
+        sources: Mapping[str, Documents],
+        num_steps: int,
+        *,
+        mixture: Mapping[str, float] | None = None,
+        mixture_at: Mapping[float, Mapping[str, float]] | None = None,
+        columns: Columns | None = None,
+    ) -> PackedLoader:
+        """The rows of this process, for so many steps; each source by its size where no mixture is given."""
+        weights = mixture or {name: float(documents.num_tokens.sum()) for name, documents in sources.items()}
+        batch = self.settings.batch
+        return PackedLoader(
+            sources,
+            phases(batch, num_steps, weights, mixture_at),
+            seed=self.settings.seed,
+            micro_tokens=batch.micro_tokens,
+            columns=columns,
+            **self.placement.rows,
+        )
+
+    def learn(
+        self,
+        objective: Objective,
+        sources: Mapping[str, Documents],
+        *,
+        epochs: float,
+        mixture: Mapping[str, float] | None = None,
+        columns: Columns | None = None,
+    ) -> dict[str, Any]:
+        """Go through all rows `epochs` times; the figures of the run's end."""
+        num_steps = self.steps(sources, epochs)
+        self.train(objective, self.loader(sources, num_steps, mixture=mixture, columns=columns), num_steps)
+        return {"steps": num_steps} | last_means(self.run.path)
+
+    def train(
+        self,
+        objective: Objective,
+        source: BatchSource,
+        num_steps: int,
+        *,
+        hooks: Sequence[Hook] = (),
+    ) -> None:
+        """Train the model on a source of batches."""
+        chosen, model = self.settings, self.model
+        float8 = chosen.batch.micro_tokens if chosen.dtype == "fp8" else 0
+        compiled = prepare(model, chosen.compile, chosen.recompute, float8)
+        dtype = model.dtype if isinstance(model, ParallelModel) else next(model.parameters()).dtype
+        size, tokens = amount(num_parameters(self.config)), amount(source.tokens_before(num_steps))
+        say(
+            f"  {size} parameters in {str(dtype).removeprefix('torch.')}, {num_steps:,} steps, {tokens} tokens from "
+            f"{', '.join(source.names)}, compiled: {compiled}"
+        )
+        if is_first() and self.dtype:  # not before: a run that was refused may be tried again with other settings
+            atomic_write(self.run.path / _CHOICES, json.dumps({"dtype": str(self.dtype).removeprefix("torch.")}))
+        kept = evenly(chosen.saving.snapshots, snapshots(model, self.run, chosen.saving))
+        trainer = Trainer(
+            model,
+            objective,
+            self.run,
+            optimizer=chosen.optimizer,
+            schedule=chosen.schedule,
+            saving=chosen.saving,
+            stability=chosen.stability,
+            skipped=chosen.skip_steps,
+            hooks=[*hooks, *kept],
+            peak_flops=self.placement.peak_flops(model),
+            label=self.label,
+        )
+        trainer.fit(source, num_steps)
+
+    def put_together(self) -> None:
+        """Let `model` be the whole of it, from what the processes hold; on the first process, after training."""
+        self.model = assembled(self.model, self.run.path)
+
+    def finish(self, figures: dict[str, Any] | None = None) -> None:
+        """Write `checkpoint/` with the tokenizer beside the weights; with that the run is complete."""
+        finish(self.model, self.run, self.tokenizer, figures)
+
+    def _dtype(self) -> torch.dtype | None:
+        record, wish = self.run.path / _CHOICES, self.settings.dtype
+        if record.exists():
+            found: torch.dtype = getattr(torch, read_record(record)["dtype"])
+            return found
+        if wish == "stored":
+            return torch.bfloat16 if self.settings.optimizer.state == "bf16" else None
+        if wish == "auto":
+            return best_dtype(self.device.type)
+        return torch.float32 if wish == "fp32" else torch.bfloat16
