@@ -37,6 +37,7 @@ lint: dev
 	$(VENV)/bin/ruff check herd tests benchmarks
 	$(VENV)/bin/ruff format --check herd tests benchmarks
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/mypy
 
 install: $(VENV)/.installed
 dev: $(VENV)/.installed-dev

@@ -162,10 +162,9 @@ def sort_words(verb: str, cls: type, words: list[str]) -> tuple[Path | None, lis
     rest = iter(words)
     for word in rest:
         if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
+            name, equals, given = word[2:].partition("=")
             name = name.replace("-", "_")
-            if not equals:
-                value = "true" if hints.get(name) is bool else next(rest, None)
+            value = given if equals else "true" if hints.get(name) is bool else next(rest, None)
             if value is None:
                 raise ConfigError(f"{word}: expected a value after it ({word} VALUE)")
             overrides.append(f"{name}={value}")
@@ -273,7 +272,7 @@ def _system_fault(error: OSError) -> str | None:
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return f"{where}no permission; choose a place you may write to (out=...) or change its rights"
         case errno.EEXIST | errno.ENOTDIR | errno.EISDIR | errno.ENOENT | errno.ENAMETOOLONG:
-            return f"{where}{error.strerror.lower()}"
+            return f"{where}{(error.strerror or str(error)).lower()}"
         case _:
             return None
 

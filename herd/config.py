@@ -48,12 +48,14 @@ def settings(cls: type[S]) -> type[S]:
         default = cls.__dict__.get(name)
         if isinstance(default, list | dict):
             setattr(cls, name, dataclasses.field(default_factory=functools.partial(copy.copy, default)))
-    cls.__pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    rules = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    setattr(cls, "__pydantic_config__", rules)  # noqa: B010  (the type of a class knows no such attribute)
     made = dataclasses.dataclass(kw_only=True, frozen=True)(cls)
     if any(dataclasses.is_dataclass(base) for base in cls.__bases__):
-        fields = {name: made.__dataclass_fields__[name] for name in [*own, *made.__dataclass_fields__]}
+        known: dict[str, dataclasses.Field[Any]] = getattr(made, "__dataclass_fields__")  # noqa: B009
+        fields = {name: known[name] for name in [*own, *known]}
         needed = {name: field for name, field in fields.items() if _default(field) is dataclasses.MISSING}
-        made.__dataclass_fields__ = needed | fields
+        setattr(made, "__dataclass_fields__", needed | fields)  # noqa: B010
     return made
 
 
@@ -70,7 +72,7 @@ def load(cls: type[S], file: Path | None = None, overrides: Sequence[str] = ()) 
     faults += _derive(cls, values)
     _fill_groups(cls, values, cls)
     try:
-        result = _adapter(cls).validate_python(values)
+        result: S = _adapter(typing.cast(Any, cls)).validate_python(values)
     except ValidationError as error:
         faults += _validation_faults(error, origin)
     if faults:
@@ -190,7 +192,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read_recipe(file: Path, chain: tuple[Path, ...]) -> tuple[dict, dict[str, str]]:
+def _read_recipe(file: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
     """The values of a recipe with its `base:` recipes under it, and the file each dotted key came from."""
     resolved = file.resolve()
     if resolved in chain:
@@ -215,7 +217,7 @@ def _read_recipe(file: Path, chain: tuple[Path, ...]) -> tuple[dict, dict[str, s
     return values, origin
 
 
-def _merge(into: dict, new: dict, origin: dict[str, str], where: str, prefix: str = "") -> None:
+def _merge(into: dict[str, Any], new: dict[str, Any], origin: dict[str, str], where: str, prefix: str = "") -> None:
     for key, value in new.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict) and isinstance(into.get(key), dict):
@@ -225,7 +227,7 @@ def _merge(into: dict, new: dict, origin: dict[str, str], where: str, prefix: st
             origin[name] = where
 
 
-def _apply_overrides(cls: type, values: dict, origin: dict[str, str], overrides: Sequence[str]) -> list[str]:
+def _apply_overrides(cls: type, values: dict[str, Any], origin: dict[str, str], overrides: Sequence[str]) -> list[str]:
     faults = []
     for word in overrides:
         name, equals, text = word.partition("=")
@@ -247,7 +249,7 @@ def _apply_overrides(cls: type, values: dict, origin: dict[str, str], overrides:
     return faults
 
 
-def _derive(cls: type, values: dict) -> list[str]:
+def _derive(cls: type, values: dict[str, Any]) -> list[str]:
     """Put the defaults that follow from the given values beneath them."""
     if not hasattr(cls, "derived"):
         return []
@@ -258,7 +260,7 @@ def _derive(cls: type, values: dict) -> list[str]:
     return []
 
 
-def _fill_groups(cls: type, values: dict, owner: Any) -> None:
+def _fill_groups(cls: type, values: dict[str, Any], owner: Any) -> None:
     """Put a stage's own defaults beneath a group given in part: `optimizer.beta2=0.99` leaves its learning rate.
 
     `owner` is what holds the defaults: the class itself, or the group's object that a stage stands for.
@@ -273,7 +275,7 @@ def _fill_groups(cls: type, values: dict, owner: Any) -> None:
             given.setdefault(inner.name, copy.copy(getattr(default, inner.name)))
 
 
-def _fill(values: dict, defaults: dict) -> None:
+def _fill(values: dict[str, Any], defaults: dict[str, Any]) -> None:
     for name, default in defaults.items():
         if isinstance(default, dict) and isinstance(values.get(name, {}), dict):
             _fill(values.setdefault(name, {}), default)
@@ -284,12 +286,14 @@ def _fill(values: dict, defaults: dict) -> None:
 # ---- faults ----------------------------------------------------------------------------------------------------------
 
 
-def _unknown_keys(cls: type, values: dict, origin: dict[str, str]) -> list[str]:
+def _unknown_keys(cls: type, values: dict[str, Any], origin: dict[str, str]) -> list[str]:
     """Take out the keys that no setting has, with a fault for each: its new name, or the nearest known one."""
     return _unknown_in(cls, values, origin, renamed.SETTINGS.get(cls.__name__, {}), "")
 
 
-def _unknown_in(cls: type, values: dict, origin: dict[str, str], old_names: dict[str, str], prefix: str) -> list[str]:
+def _unknown_in(
+    cls: type, values: dict[str, Any], origin: dict[str, str], old_names: dict[str, str], prefix: str
+) -> list[str]:
     known = {field.name: _settings_class(_hints(cls)[field.name]) for field in dataclasses.fields(cls)}
     faults = []
     for key in list(values):
@@ -303,8 +307,8 @@ def _unknown_in(cls: type, values: dict, origin: dict[str, str], old_names: dict
         elif key not in known:
             faults.append(f"{_where(name, origin)}no setting `{name}`{_did_you_mean(cls, str(key), prefix)}")
             del values[key]
-        elif known[key] and isinstance(values[key], dict):
-            faults += _unknown_in(known[key], values[key], origin, old_names, f"{name}.")
+        elif (group := known[key]) and isinstance(values[key], dict):
+            faults += _unknown_in(group, values[key], origin, old_names, f"{name}.")
     return faults
 
 
@@ -359,7 +363,7 @@ def _report(cls: type, faults: list[str]) -> str:
 
 
 @functools.cache
-def _adapter(cls: type) -> TypeAdapter:
+def _adapter(cls: Any) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 
 
@@ -390,9 +394,10 @@ def _settings_class(kind: Any) -> type | None:
 
 
 def _kind_at(cls: type, path: Sequence[str]) -> Any:
+    group: type | None = cls
     for part in path[:-1]:
-        cls = _settings_class(_hints(cls).get(part)) if cls else None
-    return _hints(cls).get(path[-1]) if cls else None
+        group = _settings_class(_hints(group).get(part)) if group else None
+    return _hints(group).get(path[-1]) if group else None
 
 
 def _is_list(kind: Any) -> bool:
@@ -414,7 +419,7 @@ def _kind_name(kind: Any) -> str:
     )
 
 
-def _default(field: dataclasses.Field) -> Any:
+def _default(field: dataclasses.Field[Any]) -> Any:
     if field.default is not dataclasses.MISSING:
         return field.default
     if field.default_factory is not dataclasses.MISSING:
@@ -422,7 +427,7 @@ def _default(field: dataclasses.Field) -> Any:
     return dataclasses.MISSING
 
 
-def _default_of(owner: Any, field: dataclasses.Field) -> Any:
+def _default_of(owner: Any, field: dataclasses.Field[Any]) -> Any:
     """A field's default: what the object holds, or what the class declares."""
     return _default(field) if isinstance(owner, type) else getattr(owner, field.name)
 

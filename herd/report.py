@@ -12,6 +12,7 @@ import json
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,9 +186,7 @@ def _losses(runs: Sequence[StageRun]) -> str:
         parts.append(_plot(lambda figure: _draw_pretraining(figure, language), width=9, height=3.4))
     for run in runs:
         if run.stage in _TRAINING and run not in language and (rows := _steps(run)):
-            parts.append(
-                _plot(lambda figure, rows=rows, run=run: _draw_objective(figure, rows, run.name), width=4.4, height=2.8)
-            )
+            parts.append(_plot(partial(_draw_objective, rows=rows, name=run.name), width=4.4, height=2.8))
     return _section("Losses", "".join(parts)) if parts else ""
 
 
@@ -225,7 +224,7 @@ def _compression(runs: Sequence[StageRun]) -> str:
 
 
 def _samples(runs: Sequence[StageRun]) -> str:
-    parts = []
+    parts: list[str] = []
     for run in runs:
         for row in run.rows("training_samples.jsonl"):
             when = f"{_text(run.name)}, {row['share']:.0%} ({amount(row['tokens'])} tokens)"
@@ -322,7 +321,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[Any]], *, raw: bool = Fa
 
 
 def _plot(draw: Callable[[Figure], None], *, width: float, height: float) -> str:
-    style = {
+    style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "herd",
         "font.family": "sans-serif",

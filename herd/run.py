@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,9 @@ class Run:
 
 
 @contextmanager
-def open_run(path: Path, *, stage: str, settings: Any, inputs: dict[str, Path | list[Path] | None]) -> Iterator[Run]:
+def open_run(
+    path: Path, *, stage: str, settings: Any, inputs: Mapping[str, Path | str | Sequence[Path | str] | None]
+) -> Iterator[Run]:
     """Open the run folder of a stage: new, interrupted (to be continued) or finished (to be skipped).
 
     `inputs` maps the names of settings that point to files or folders to their paths; they are compared by content,
@@ -111,8 +113,8 @@ def open_run(path: Path, *, stage: str, settings: Any, inputs: dict[str, Path | 
             settings or inputs, holds foreign files, or its recorded outputs were changed.
         DataError: an input is missing.
     """
-    inputs = {name: value for name, value in inputs.items() if value is not None and value != []}
-    hashes = {name: _fingerprint_all(value) for name, value in inputs.items()}
+    given = {name: value for name, value in inputs.items() if value is not None and value != []}
+    hashes = {name: _fingerprint_all(value) for name, value in given.items()}
     path.mkdir(parents=True, exist_ok=True)
     with locked(path):
         manifest = _enter(path, stage, settings, hashes)
@@ -125,7 +127,7 @@ def open_run(path: Path, *, stage: str, settings: Any, inputs: dict[str, Path | 
             return
         atomic_write(path / "settings.yaml", dump(settings))
         atomic_write(path / "environment.json", json.dumps(environment(), indent=1))
-        atomic_write(path / "inputs.json", json.dumps(_inputs_record(inputs, hashes), indent=1))
+        atomic_write(path / "inputs.json", json.dumps(_inputs_record(given, hashes), indent=1))
         run._write_manifest()
         say(f"{stage}: {'continues' if manifest.get('seconds') else 'starts'} in {path}")
         try:
@@ -392,10 +394,10 @@ def _record(file: Path) -> dict[str, Any]:
     return {"sha256": _hash_file(file), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
-def _fingerprint_all(value: Path | str | list[Path | str]) -> str:
-    if isinstance(value, list | tuple):
-        return _hash_text("".join(_fingerprint_all(item) for item in value))
-    return _hash_text(value) if isinstance(value, str) else fingerprint(value)  # a text speaks for what is far away
+def _fingerprint_all(value: Path | str | Sequence[Path | str]) -> str:
+    if isinstance(value, str):
+        return _hash_text(value)  # a text speaks for what is far away
+    return fingerprint(value) if isinstance(value, Path) else _hash_text("".join(map(_fingerprint_all, value)))
 
 
 def _hash_file(path: Path) -> str:

@@ -78,7 +78,7 @@ class Loss(NamedTuple):
     """What an objective returns: sums, so that one global division makes unequal micro-batches right."""
 
     sum: Tensor  # () total over this micro-batch
-    count: Tensor  # () what was summed (tokens or pairs); a function of the batch alone
+    count: Tensor  # type: ignore[assignment]  # () what was summed (tokens or pairs), hiding a tuple's `count`
     metrics: dict[str, tuple[Tensor, Tensor]]  # name -> (sum, count), reduced like the loss
 
 

@@ -13,7 +13,7 @@ import asyncio
 import json
 import os
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 os.environ.setdefault("DO_NOT_TRACK", "1")  # before Daft is imported: no telemetry
 
@@ -102,7 +102,7 @@ def _ray(address: str | None) -> int:
     try:
         if not ray.is_initialized():
             environment = {"env_vars": {"DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0"}}
-            local = {} if address else {"include_dashboard": False}
+            local: dict[str, Any] = {} if address else {"include_dashboard": False}
             ray.init(address=address, runtime_env=environment, log_to_driver=False, **local)
         if daft.get_or_infer_runner_type() != "ray":
             daft.set_runner_ray(address)

@@ -36,9 +36,8 @@ def epochs(
     if empty := [name for name, size in available.items() if not size]:
         raise ConfigError(f"sources: `{empty[0]}` holds no kept document")
     share = {name: weight / sum(weights.values()) for name, weight in weights.items()}
-    if total is None:
-        total = min(most * size / share[name] for name, size in available.items())
-    return {name: min(most, share[name] * total / size) for name, size in available.items()}
+    asked = min(most * size / share[name] for name, size in available.items()) if total is None else total
+    return {name: min(most, share[name] * asked / size) for name, size in available.items()}
 
 
 def copies(ids: list[str], epochs: float, seed: int) -> np.ndarray:

@@ -234,7 +234,7 @@ def _extract(
     work: Work,
 ) -> None:
     (corpus.state / "text").mkdir(exist_ok=True)
-    options = {"languages": rules.languages, "probability": rules.language_probability}
+    options: dict[str, Any] = {"languages": rules.languages, "probability": rules.language_probability}
     options |= {"probabilities": rules.language_probabilities, "foreign": rules.foreign_paragraphs}
     options |= {"documents": to_dict(documents), "lines": lines.enabled}
     jobs = [{"state": str(corpus.state), "name": name, **options} for name in corpus.names]

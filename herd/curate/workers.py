@@ -45,6 +45,7 @@ class Workers:
             worker = self._start()
         request = {"task": [task.__module__, task.__qualname__], "job": job, "folder": os.getcwd()}
         answer = b""
+        assert worker.stdin and worker.stdout
         try:
             worker.stdin.write(json.dumps(request).encode() + b"\n")
             worker.stdin.flush()

@@ -37,7 +37,7 @@ def pack_conversations(
     rows: Iterable[tuple[str, dict[str, Any]]], tokenizer: Tokenizer, row_tokens: int
 ) -> dict[str, Documents]:
     """The same from rows in memory, each with where it came from (for error messages)."""
-    rendered: dict[str, list] = {}
+    rendered: dict[str, list[Any]] = {}
     too_long = 0
     for place, row in rows:
         try:
@@ -108,7 +108,7 @@ def as_tools(row: dict[str, Any]) -> list[Any] | None:
     return tools
 
 
-def _listed(value: Any, name: str) -> list:
+def _listed(value: Any, name: str) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise DataError(f"`{name}` must be a list of messages, not empty")
     return value

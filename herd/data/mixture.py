@@ -15,7 +15,7 @@ def turns(weights: Sequence[float], num_rows: int) -> np.ndarray:
     share = np.asarray(weights, dtype=np.float64)
     share = share / share.sum()
     near = max(num_rows - len(share) / 2, 0.0)
-    counts = np.maximum(np.ceil(share * near - 0.5), 0).astype(np.int64)
+    counts: np.ndarray = np.maximum(np.ceil(share * near - 0.5), 0).astype(np.int64)
     while counts.sum() < num_rows:
         counts[np.argmax(share / (2 * counts + 1))] += 1
     return counts

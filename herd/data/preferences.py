@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -48,13 +48,20 @@ class Pairs:
     kind: np.ndarray  # the row's `kind`, for figures of each
 
     def __len__(self) -> int:
-        return len(np.unique(self.documents.bundle))
+        return len(np.unique(self._bundle))
+
+    @property
+    def _bundle(self) -> np.ndarray:
+        """The number of its pair for each document."""
+        assert self.documents.bundle is not None
+        return self.documents.bundle
 
     def is_extreme(self) -> np.ndarray:
         """Which documents are the best or the worst of their pair: the two that DPO compares."""
-        bundle = self.documents.bundle
+        bundle = self._bundle
         edge = bundle[1:] != bundle[:-1]
-        return np.concatenate([[True], edge]) | np.concatenate([edge, [True]])
+        extreme: np.ndarray = np.concatenate([[True], edge]) | np.concatenate([edge, [True]])
+        return extreme
 
     def with_reference(self, reference: np.ndarray) -> Pairs:
         """The same with the reference model's log-probabilities, one per document."""
@@ -88,10 +95,9 @@ class Pairs:
                     better.append(ends[first])
                     worse.append(ends[second])
                     document.append(responses[first].document)
-        whole = {"dtype": torch.int64}  # of no pair too
-        places = {"better": torch.tensor(better, **whole), "worse": torch.tensor(worse, **whole)}
-        columns = {name: place.view(-1, 2) for name, place in places.items()}
-        return columns | {"document": torch.tensor(document, **whole)}
+        places = {"better": better, "worse": worse}  # the type is said for those of no pair too
+        columns = {name: torch.tensor(place, dtype=torch.int64).view(-1, 2) for name, place in places.items()}
+        return columns | {"document": torch.tensor(document, dtype=torch.int64)}
 
     def dpo_columns(self, placed: list[Placed], shape: tuple[int, int]) -> dict[str, Tensor]:
         """What `dpo` reads of every best and worst: `response`, `counted` (B, T), `reference`, `document` (2P,)."""
@@ -101,6 +107,7 @@ class Pairs:
             for item in (responses[0], responses[-1]):
                 here = item.row, slice(item.offset, item.offset + item.length)
                 trained = self.documents.is_trained(item.document, item.start + 1, item.length)
+                assert trained is not None  # a pair has its prompt masked
                 begin = self.documents.start[item.document] + item.start + 1
                 response[here] = np.where(trained, len(numbers), -1)
                 counted[here] = trained & ~self.formatting[begin : begin + item.length]
@@ -113,7 +120,7 @@ class Pairs:
         }
 
     def _by_pair(self, placed: list[Placed]) -> list[list[Placed]]:
-        bundle = self.documents.bundle
+        bundle = self._bundle
         return [list(group) for _, group in groupby(placed, key=lambda item: bundle[item.document])]
 
 
@@ -226,4 +233,4 @@ def _prompt_and_answer(prompt: Any, response: Any, name: str) -> tuple[list[Mess
         raise DataError("`prompt` must be a text or a list of messages, not empty")
     if not isinstance(answer, dict) or answer.get("role") != "assistant" or not isinstance(answer.get("content"), str):
         raise DataError(f"`{name}` must be a text, or messages of which the last is the assistant's")
-    return before, answer
+    return before, cast(Message, answer)

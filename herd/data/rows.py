@@ -52,7 +52,7 @@ def _json_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError(f"{file}: damaged or truncated ({error})") from None
 
 
-def _open(file: Path):
+def _open(file: Path) -> Any:  # a binary file, of Python or of Arrow
     if file.name.endswith(".gz"):
         return gzip.open(file, "rb")
     if file.name.endswith(".zst"):

@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,14 +63,15 @@ class Documents:
     def _stretch(self, arrays: Sequence[np.ndarray], document: int, start: int, length: int | None) -> np.ndarray:
         begin = self.start[document] + start
         stop = self.start[document] + self.num_tokens[document] if length is None else begin + length
-        return arrays[self.shard[document]][begin:stop]
+        stretch: np.ndarray = arrays[self.shard[document]][begin:stop]
+        return stretch
 
 
 def in_memory(
     source: str,
     documents: Sequence[Sequence[int] | np.ndarray],
     *,
-    trained: Sequence[Sequence[bool]] | None = None,
+    trained: Sequence[Sequence[bool] | np.ndarray] | None = None,
     num_bytes: Sequence[int] | None = None,
     bundle: Sequence[int] | None = None,
     tokenizer: str = "",
@@ -128,7 +130,7 @@ def open_shards(folder: Path) -> dict[str, Documents]:
         DataError: no shards there, or one that is damaged or does not match its manifest.
         CheckpointError: a shard of another format, or shards of different tokenizers.
     """
-    shards: dict[str, list[tuple[dict, np.ndarray]]] = {}
+    shards: dict[str, list[tuple[dict[str, Any], np.ndarray]]] = {}
     for file in sorted(Path(folder).glob("*-*.json")):
         manifest = _read_manifest(file)
         shards.setdefault(manifest["source"], []).append((manifest, _read_tokens(file.with_suffix(".npy"), manifest)))
@@ -154,7 +156,7 @@ def open_heldout(packed: Path) -> dict[str, Documents]:
     return open_shards(folder) if folder.is_dir() else {}
 
 
-def _join(source: str, entries: list[tuple[dict, np.ndarray]]) -> Documents:
+def _join(source: str, entries: list[tuple[dict[str, Any], np.ndarray]]) -> Documents:
     ends = [np.asarray(manifest["document_ends"], dtype=np.int64) for manifest, _ in entries]
     starts = [np.concatenate([[0], end[:-1]]) for end in ends]
     return Documents(
@@ -169,9 +171,9 @@ def _join(source: str, entries: list[tuple[dict, np.ndarray]]) -> Documents:
     )
 
 
-def _read_manifest(file: Path) -> dict:
+def _read_manifest(file: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         found = manifest["format"]
         lists = {len(manifest[name]) for name in ("document_ends", "document_bytes", "document_quality")}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -188,9 +190,9 @@ def _read_manifest(file: Path) -> dict:
     return manifest
 
 
-def _read_tokens(file: Path, manifest: dict) -> np.ndarray:
+def _read_tokens(file: Path, manifest: dict[str, Any]) -> np.ndarray:
     try:
-        tokens = np.load(file, mmap_mode="r", allow_pickle=False)
+        tokens: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read as a token shard ({error}); pack the documents anew") from None
     if tokens.dtype != np.uint32 or tokens.shape != (manifest["tokens"],):

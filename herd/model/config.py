@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from herd.errors import CheckpointError, ConfigError
 
@@ -62,9 +62,9 @@ class ModelConfig:
     """Number of transformer blocks."""
     num_attention_heads: int
     """Query heads H."""
-    num_key_value_heads: int | None = None
+    num_key_value_heads: int = cast(int, None)
     """Key-value heads K, a divisor of H; as many as query heads when absent."""
-    head_dim: int | None = None
+    head_dim: int = cast(int, None)
     """Channels C of a head; hidden_size / num_attention_heads when absent."""
     max_position_embeddings: int = 8192
     """Context in tokens."""

@@ -128,9 +128,10 @@ def lay_out(
     """
     if found := phase_faults(config, layout, phase):
         raise ValueError(f"{phase.name}, {layout}: " + "; ".join(found))
-    shape, kind = (config, layout, phase.row_tokens, phase.rows), {"optimizer": phase.optimizer}
-    memory = memory_by_part(*shape, width=machine.weight_bytes, on_gpu=machine.on_gpu, **kind)
-    step = step_time(config, layout, machine.device, phase.row_tokens, phase.rows, machine.efficiency, **kind)
+    shape, optimizer = (phase.row_tokens, phase.rows), phase.optimizer
+    width, on_gpu = machine.weight_bytes, machine.on_gpu
+    memory = memory_by_part(config, layout, *shape, width=width, on_gpu=on_gpu, optimizer=optimizer)
+    step = step_time(config, layout, machine.device, *shape, machine.efficiency, optimizer=optimizer)
     return PlannedPhase(phase, layout, step, memory, fits(memory, machine.device))
 
 
@@ -145,7 +146,7 @@ def ranked(config: ModelConfig, machine: Machine, phase: Phase) -> list[PlannedP
 
 def distinct(planned: Sequence[PlannedPhase]) -> list[PlannedPhase]:
     """The first of each kind: those that differ only in rows at a time, chunks or recomputation are one kind."""
-    kinds = {}
+    kinds: dict[tuple[int, int, int, bool], PlannedPhase] = {}
     for one in planned:
         kinds.setdefault((one.layout.tensor, one.layout.context, one.layout.pipeline, one.layout.reshard), one)
     return list(kinds.values())
@@ -171,8 +172,8 @@ def layouts(config: ModelConfig, machine: Machine, phase: Phase) -> Iterator[Lay
             for rows, replicas in product([r for r in (1, 2, 4, 8, 16) if phase.rows % (data * r) == 0], copies):
                 for reshard in (False, True) if data // replicas * context > 1 else (False,):
                     for recompute in ("light", "full") if machine.on_gpu else ("off", "full"):
-                        sizes = (tensor, context, pipeline, data, virtual, 0, rows, reshard, recompute)
-                        yield Layout(*sizes, replicas=replicas)
+                        sizes = (tensor, context, pipeline, data, virtual, 0, rows)
+                        yield Layout(*sizes, reshard, recompute, replicas=replicas)
 
 
 def project(

@@ -41,8 +41,8 @@ CO2_KG = {"8B": 420e3, "70B": 2_040e3, "405B": 8_930e3}
 
 def predicted(row: Row, efficiency: float | None = None) -> StepTime:
     """What the projection says of a row of table 4."""
-    options = {} if efficiency is None else {"efficiency": efficiency}
-    return step_time(LLAMAS["405B"], row.layout, H100, row.row_tokens, row.rows, **options)
+    shape = (LLAMAS["405B"], row.layout, H100, row.row_tokens, row.rows)
+    return step_time(*shape) if efficiency is None else step_time(*shape, efficiency=efficiency)
 
 
 def calibrated() -> float:

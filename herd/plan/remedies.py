@@ -73,8 +73,8 @@ def _wishes(phase: Phase, layout: Layout | None, tuning: bool) -> Iterator[tuple
         yield from _smaller(f"parallel.shard={layout.data}", phase, replace(layout, replicas=1, reshard=True))
     options = [("optimizer.state=bf16", replace(phase.optimizer, state="bf16", lora=LoraSettings()))]
     if tuning:
-        for base, more in (("as_is", ""), ("nf4", " optimizer.lora.base=nf4")):
-            lora = LoraSettings(rank=_RANK, base=base)
+        plain = LoraSettings(rank=_RANK)
+        for lora, more in ((plain, ""), (replace(plain, base="nf4"), " optimizer.lora.base=nf4")):
             options.append((f"optimizer.lora.rank={_RANK}{more}", replace(_wide(phase.optimizer), lora=lora)))
     for words, optimizer in options:
         if optimizer != phase.optimizer:

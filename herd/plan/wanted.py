@@ -91,6 +91,7 @@ def from_size(asked: Asked) -> Wanted:
     """
     narrow = is_narrow(asked.optimizer)
     stage = asked.stage if asked.stage != "auto" else "sft" if narrow else PRETRAIN
+    assert asked.path is not None  # a size or a recipe is given
     model = _model_at(asked.path, stage)
     found = hyperparameters(num_parameters(model))
     row_tokens = asked.row_tokens or (8192 if model.hidden_size >= 2048 else 2048)

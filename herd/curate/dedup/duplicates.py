@@ -242,7 +242,7 @@ def near_duplicates(texts: list[str], options: DocumentDedup) -> np.ndarray:
     keys = band_keys(signature[usable], options.rows)
     for band in range(options.bands):
         left, right = candidate_pairs(keys[:, band], usable)
-        if sets is None:
+        if sets is None or sizes is None:
             near = similar(signature[left], signature[right])
         else:
             ends = np.cumsum(sizes)

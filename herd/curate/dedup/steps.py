@@ -221,7 +221,7 @@ def _rows(corpus: Corpus, documents: np.ndarray) -> Iterator[tuple[int, np.ndarr
     """Sorted documents as rows of the parts that hold them."""
     offsets = corpus.offsets
     bounds = np.searchsorted(documents, offsets)
-    for part in np.flatnonzero(np.diff(bounds)):
+    for part in np.flatnonzero(np.diff(bounds)).tolist():
         yield part, documents[bounds[part] : bounds[part + 1]] - offsets[part]
 
 
@@ -258,7 +258,7 @@ def _write_copies(corpus: Corpus, copies: Spill, step: Step) -> None:
         for rows in copies.read():
             rows = rows[np.argsort(rows["survivor"], kind="stable")]
             bounds = np.searchsorted(rows["survivor"], corpus.offsets)
-            for part in np.flatnonzero(np.diff(bounds)):
+            for part in np.flatnonzero(np.diff(bounds)).tolist():
                 mine = rows[bounds[part] : bounds[part + 1]]
                 out = np.empty(len(mine), dtype=COPY)
                 out["doc"], out["url"] = mine["doc"], _urls(corpus, part, mine["survivor"] - corpus.offsets[part])

@@ -56,8 +56,15 @@ _INLINE_HOME = {"span", "font", "a", "b", "i", "em", "strong"}  # what broken pa
 class _Element:
     """What the walk knows of one element."""
 
-    __slots__ = ("attributes", "block", "code", "end", "gone", "good", "has_title", "hint", "in_link", "link", "marks")
-    __slots__ += ("node", "own", "own_link", "parent", "tag", "text")
+    __slots__ = (
+        *("attributes", "block", "code", "end", "gone", "good", "has_title", "hint", "in_link", "link", "marks"),
+        *("node", "own", "own_link", "parent", "tag", "text"),
+    )
+    gone: bool
+    text: int
+    link: int
+    good: int
+    code: int
 
     def __init__(
         self,
@@ -95,6 +102,7 @@ def main_content(tree: LexborHTMLParser) -> LexborNode:
     """The element that holds the page's own content, with furniture taken out of it."""
     for node in tree.css(_CUT):
         node.decompose()
+    assert tree.body is not None  # the parser makes one where the page has none
     elements = _measure(tree.body)
     whole = sum(element.own for element in elements)
     for strictness in (2, 1, 0):

@@ -153,7 +153,7 @@ def _row(node: LexborNode, depth: int) -> str:
 def _tex(node: LexborNode, depth: int) -> str:
     if depth > _MAX_DEPTH:
         raise RecursionError
-    writer = _WRITERS.get(node.tag)
+    writer = _WRITERS.get(node.tag or "")
     return writer(node, depth) if writer else _row(node, depth)
 
 
@@ -293,7 +293,10 @@ def _root(node: LexborNode, depth: int) -> str:
 
 
 def _prescripts(node: LexborNode, depth: int) -> str:
-    base, post, pre, target = "", [], [], None
+    base = ""
+    post: list[str] = []
+    pre: list[str] = []
+    target = post
     for number, child in enumerate(_children(node)):
         if child.tag == "mprescripts":
             target = pre

@@ -6,6 +6,8 @@ No markdown markers are made: markdown hurt a model trained mainly on web text (
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from typing import cast
 
 from selectolax.lexbor import LexborNode
 
@@ -88,7 +90,7 @@ class Text:
         return "\n".join(self.lines).strip("\n")
 
 
-def render(root: LexborNode, dropped: set[int] = frozenset()) -> Text:
+def render(root: LexborNode, dropped: Collection[int] = frozenset()) -> Text:
     """The text of a tree in reading order, without the subtrees whose `mem_id` is in `dropped`.
 
     The walk is a loop, not a recursion, so that no depth of nesting can break it.
@@ -102,17 +104,17 @@ def render(root: LexborNode, dropped: set[int] = frozenset()) -> Text:
             node, depth = child, depth + 1
             continue
         if inside:
-            _leave(node.tag, text)
+            _leave(node.tag or "", text)
         while depth and node.next is None:
-            node, depth = node.parent, depth - 1
-            _leave(node.tag, text)
+            node, depth = cast(LexborNode, node.parent), depth - 1
+            _leave(node.tag or "", text)
         if not depth:
             text.end_line()
             return text
-        node = node.next
+        node = cast(LexborNode, node.next)
 
 
-def _enter(node: LexborNode, text: Text, dropped: set[int]) -> bool:
+def _enter(node: LexborNode, text: Text, dropped: Collection[int]) -> bool:
     """Write what a node opens with; returns whether its children are to be walked."""
     tag = node.tag
     if tag == "-text":
@@ -187,12 +189,12 @@ def code_text(node: LexborNode) -> str:
             current, depth = child, depth + 1
             continue
         while depth and current.next is None:
-            current, depth = current.parent, depth - 1
+            current, depth = cast(LexborNode, current.parent), depth - 1
             if current.tag in ("div", "li", "tr", "p") and pieces and not pieces[-1].endswith("\n"):
                 pieces.append("\n")
         if not depth:
             break
-        current = current.next
+        current = cast(LexborNode, current.next)
     code = "".join(pieces).replace("\r\n", "\n").replace("\xa0", " ").replace("\u200b", "")
     lines = [line.rstrip() for line in code.split("\n")]
     return "\n".join(lines).strip("\n")

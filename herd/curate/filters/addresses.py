@@ -131,7 +131,7 @@ def plain_date(date: str) -> str:
     found = _ISO.match(date.strip()) or _DIGITS.match(date.strip())
     if found is None:
         return _timestamp(date.strip())
-    year, month, day, hour, minute, second = (part and int(part) for part in found.groups())
+    year, month, day, hour, minute, second = (int(part) if part else None for part in found.groups())
     if not (year and (month is None or 1 <= month <= 12) and (day is None or 1 <= day <= 31)):
         return ""
     days = f"{year:04d}" + "".join(f"-{part:02d}" for part in (month, day) if part is not None)

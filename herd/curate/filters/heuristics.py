@@ -15,7 +15,7 @@ import inspect
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -181,7 +181,7 @@ class ListedWords:
     3.1.1) to find adult pages that no block list holds. Entries of several words are met as phrases.
     """
 
-    def __init__(self, lists: dict[str, Iterable[str]], most: float = 2, most_share: float = 0.002):
+    def __init__(self, lists: Mapping[str, Iterable[str]], most: float = 2, most_share: float = 0.002):
         self.most, self.most_share = most, most_share
         self._by_length: dict[int, dict[int, tuple[str, str]]] = {}
         for category, entries in lists.items():
@@ -242,8 +242,8 @@ def technical_word_count(text: Text, least: float = 20) -> Reason | None:
 TECHNICAL_FILTERS: tuple[Filter, ...] = (technical_word_count, technical_repetition)
 """For code, documentation and mathematics."""
 
-_LONG_WORDS = {"gopher_word_length": {"most": 14}}  # words that carry whole clauses
-_DENSE_LINES = {"fineweb_short_lines": {"characters": 12}}  # a character says as much as two or three letters
+_LONG_WORDS: Limits = {"gopher_word_length": {"most": 14}}  # words that carry whole clauses
+_DENSE_LINES: Limits = {"fineweb_short_lines": {"characters": 12}}  # a character says as much as two or three letters
 LANGUAGE_LIMITS: dict[str, Limits] = {
     **dict.fromkeys(("fi", "et", "hu", "tr", "kk", "az", "uz", "ka", "eu", "ta", "te", "ml", "de"), _LONG_WORDS),
     **dict.fromkeys(("zh", "ja"), _DENSE_LINES),

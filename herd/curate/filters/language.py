@@ -21,7 +21,7 @@ def language(text: str) -> tuple[str, float]:
     if not any(map(str.isalpha, text)):
         return "", 0.0
     best = detect(text, model="lite", k=1)[0]
-    return best["lang"], min(1.0, float(best["score"]))
+    return str(best["lang"]), min(1.0, float(best["score"]))
 
 
 class Paragraph(NamedTuple):

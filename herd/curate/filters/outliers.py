@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -103,7 +104,7 @@ class Outliers:
         arrays = {f"surprise {language}": array for language, array in self._surprise.items()}
         arrays |= {f"curve {language}": curve for language, curve in self._curves.items()}
         with open(path, "wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **cast(Any, arrays))
 
     @classmethod
     def load(cls, path: Path) -> Outliers:
@@ -117,7 +118,7 @@ class Outliers:
 
 def save_counts(counted: dict[str, WordCounts], path: Path, **others: np.ndarray) -> None:
     """Write the counts of one part of a corpus, and other counts beside them as what is filled and how often."""
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, counts in others.items():
         arrays |= {f"{name} filled": np.flatnonzero(counts), f"{name} counts": counts[counts > 0]}
     for language, words in counted.items():
@@ -128,7 +129,7 @@ def save_counts(counted: dict[str, WordCounts], path: Path, **others: np.ndarray
         arrays[f"{language} lengths"] = np.array([len(sample) for sample in words.samples], dtype=np.int64)
     aside = path.with_name(f".{path.name}.tmp")
     with open(aside, "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **cast(Any, arrays))
     os.replace(aside, path)
 
 

@@ -17,7 +17,7 @@ _SPACELESS = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff
 _SPACELESS_WORD = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}]+")
 _CHARACTERS_PER_WORD = {"zh": 2, "ja": 2, "th": 4, "lo": 4, "km": 4, "my": 4}
 """Languages that put no spaces between words, and how many characters make up a word on average."""
-STOP_WORDS = {
+_STOP_WORDS = {
     "en": "the be to of and that have with",
     "de": "der die und in den von zu das mit sich des auf ist im dem nicht ein eine",
     "fr": "de la le et les des en un du une que est pour qui dans",
@@ -47,7 +47,7 @@ STOP_WORDS = {
     "he": "של את על לא הוא זה עם כי גם או",
 }
 """A language's commonest words: running text in it holds some of them. Languages that are not here are not asked."""
-STOP_WORDS = {language: frozenset(words.split()) for language, words in STOP_WORDS.items()}
+STOP_WORDS = {language: frozenset(words.split()) for language, words in _STOP_WORDS.items()}
 _CODE_START = re.compile(
     r"\s*(?:def |class |import |from \S+ import|return\b|if .*:$|for .*:$|while .*:$|#include|>>> |\$ |@\w+|"
     r"(?:public|private|static|const|let|var|function|fn|func)\s)"

@@ -342,3 +342,7 @@ def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
     return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
+
+
+AnyClassifier = Classifier | FastTextClassifier
+"""What `Classifier.load` gives."""

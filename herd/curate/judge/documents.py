@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,6 +26,7 @@ from herd.curate.filters.decontaminate import Benchmarks, Contamination
 from herd.curate.filters.heuristics import (
     TECHNICAL_FILTERS,
     WEB_FILTERS,
+    Filter,
     Limits,
     ListedWords,
     check_limits,
@@ -36,7 +37,7 @@ from herd.curate.filters.heuristics import (
 from herd.curate.filters.outliers import Outliers, WordCounts, load_counts, save_counts
 from herd.curate.filters.text import Reason, Text, technical_kind
 from herd.curate.funnel import Step
-from herd.curate.judge.classifier import Classifier
+from herd.curate.judge.classifier import AnyClassifier, Classifier
 from herd.curate.judge.quality import quality
 from herd.curate.parts import save_array, write_record
 from herd.curate.privacy.personal import KINDS, find_pii, mask_found
@@ -84,7 +85,7 @@ class Heuristics:
 class Privacy:
     """Personal data and secrets."""
 
-    mask: list[Kind] = field(default_factory=lambda: list(KINDS))
+    mask: list[Kind] = field(default_factory=lambda: cast(list[Kind], list(KINDS)))
     """Kinds that are masked: secret, email, iban, id (national identity numbers), ip, card, phone."""
     drop: list[Kind] = field(default_factory=list)
     """Kinds for which the whole document is dropped."""
@@ -170,7 +171,9 @@ class Judge:
         self._skip = frozenset(heuristics.skip)
         self._outliers = Outliers.load(state / FITTED) if state is not None and (state / FITTED).exists() else None
         self._is_common = load_domains(state)
-        self._classifiers = {kind: _score_model(path) for kind, path in rules.quality.classifiers.items()}
+        self._classifiers: dict[str, AnyClassifier] = {
+            kind: _score_model(path) for kind, path in rules.quality.classifiers.items()
+        }
         self._benchmarks = _benchmarks(rules.contamination) if rules.contamination.benchmarks else None
         self._knowledge = _class_model(rules.quality) if rules.quality.knowledge else None
         self._shares = dict(rules.quality.keep_shares)
@@ -199,7 +202,7 @@ class Judge:
         text = Text(row["text"], row["language"])
         kinds = [kind or "prose", *(["rare domain"] if not self._is_common(host(row["url"])) else [])]
         lists = (self._listed[name] for name in ("", row["language"]) if name in self._listed)
-        rules = (*(TECHNICAL_FILTERS if technical else WEB_FILTERS), *lists)
+        rules: tuple[Filter, ...] = (*(TECHNICAL_FILTERS if technical else WEB_FILTERS), *lists)
         reason = next(reasons(text, rules, options.limits, self._skip), None)
         spared = {name for name, _ in reasons(text, WEB_FILTERS, options.limits, self._skip)} if technical else ()
         for name in kinds:
@@ -371,14 +374,15 @@ def _benchmarks(options: Contamination) -> Benchmarks:
 _BENCHMARKS: dict[str, Benchmarks] = {}
 
 
-def _score_model(path: Path) -> Classifier:
+def _score_model(path: Path) -> AnyClassifier:
     classifier = Classifier.load(path)
     if not classifier.is_score:
         raise DataError(f"{path}: tells classes ({', '.join(classifier.labels[:3])}...), no score")
     return classifier
 
 
-def _class_model(options: Quality) -> Classifier:
+def _class_model(options: Quality) -> AnyClassifier:
+    assert options.knowledge is not None
     classifier = Classifier.load(options.knowledge)
     if classifier.is_score:
         raise DataError(f"{options.knowledge}: gives a score, no knowledge classes")

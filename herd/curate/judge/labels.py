@@ -45,9 +45,8 @@ def by_urls(listed_urls: Path, paths: list[Path], seed: int) -> Labelled:
         raise DataError(f"{listed_urls}: none of the documents is at a listed address") from None
     number = max(len(good), _LEAST_OTHERS)
     others = sample_documents(paths, number, seed, lambda document: not is_listed(document))
-    others = [document["text"] for document in others]
     say(f"  {len(good):,} documents at listed addresses, {len(others):,} others")
-    return [*good, *others], [1.0] * len(good) + [0.0] * len(others)
+    return [*good, *(document["text"] for document in others)], [1.0] * len(good) + [0.0] * len(others)
 
 
 def by_rows(path: Path, rows: Iterable[tuple[str, dict[str, Any]]]) -> Labelled:
@@ -56,7 +55,8 @@ def by_rows(path: Path, rows: Iterable[tuple[str, dict[str, Any]]]) -> Labelled:
     Raises:
         DataError: a row without text or label, scores beyond 0 to 1, or scores and classes mixed.
     """
-    texts, targets = [], []
+    texts: list[str] = []
+    targets: list[Any] = []
     for place, row in rows:
         target = row.get("score", row.get("label"))
         if not isinstance(row.get("text"), str) or not _is_target(target):

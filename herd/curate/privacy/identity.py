@@ -10,7 +10,7 @@ Sources: the check digits as the issuing states publish them (mostly weighted su
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from typing import NamedTuple
 
@@ -45,7 +45,7 @@ def identity_format(value: str, before: str = "") -> str | None:
 # ---- check digits ----------------------------------------------------------------------------------------------------
 
 
-def _weighted(value: str, weights: str | list[int]) -> int:
+def _weighted(value: str, weights: Sequence[int | str]) -> int:
     return sum(int(digit) * int(weight) for digit, weight in zip(value, weights, strict=False))
 
 

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-_MARKED = (
+_MARKS = (
     (("AKIA", "ASIA"), r"\b(?:AKIA|ASIA)[A-Z2-7]{16}\b"),  # Amazon
     (("gh",), r"\bgh[pousr]_[A-Za-z0-9]{36,255}\b"),  # GitHub
     (("github_pat_",), r"\bgithub_pat_\w{50,255}"),
@@ -31,7 +31,7 @@ _MARKED = (
     (("shp",), r"\bshp(?:at|ca|pa|ss)_[a-fA-F0-9]{32}\b"),  # Shopify
     (("eyJ",), r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"),  # JSON web token
 )
-_MARKED = tuple((marks, re.compile(pattern, re.ASCII)) for marks, pattern in _MARKED)
+_MARKED = tuple((marks, re.compile(pattern, re.ASCII)) for marks, pattern in _MARKS)
 _KEY_BLOCK = re.compile(
     r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----.{20,20000}?"
     r"-----END (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----",

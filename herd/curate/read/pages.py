@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -193,7 +193,7 @@ def _open(path: Path) -> IO[bytes]:
     file = open_file(path)
     ending = Path(_plain_name(path)).suffix.lower()
     if ending == ".gz":
-        return gzip.open(file, "rb")
+        return cast(IO[bytes], gzip.open(file, "rb"))
     if ending == ".zst":
         return pa.input_stream(file, compression="zstd")
     return file

@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
@@ -89,7 +89,7 @@ def _page(record: WarcRecord, counts: Counter, max_bytes: int, offset: int) -> W
     return WarcPage(url, date, media_type.partition(";")[0].strip().lower(), charset, content, num_bytes, offset)
 
 
-def _ends_early(file: BinaryIO, position: int, start: bytes) -> bool:
+def _ends_early(file: IO[bytes], position: int, start: bytes) -> bool:
     """Whether the records from `position` on break off: the reader takes that for the end of the file."""
     if start == b"WARC/1.":
         return _plain_ends_early(file, position)
@@ -112,7 +112,7 @@ def _ends_early(file: BinaryIO, position: int, start: bytes) -> bool:
     return member is not None
 
 
-def _plain_ends_early(file: BinaryIO, position: int) -> bool:
+def _plain_ends_early(file: IO[bytes], position: int) -> bool:
     file.seek(position)
     head, end, _ = file.read(_SEARCH_BYTES).partition(b"\r\n\r\n")
     declared = re.search(rb"^content-length:\s*(\d{1,18})\s*$", head, re.I | re.M)
@@ -121,7 +121,7 @@ def _plain_ends_early(file: BinaryIO, position: int) -> bool:
     return position + len(head) + len(end) + int(declared[1]) > file.seek(0, 2)
 
 
-def _next_start(file: BinaryIO, position: int, start: bytes) -> int | None:
+def _next_start(file: IO[bytes], position: int, start: bytes) -> int | None:
     """Where the next record may begin at or after `position`, or None at the end of the file."""
     file.seek(position)
     tail = b""
