@@ -45,7 +45,7 @@ EXCLUDED = {
 
 _SOURCES_EXCLUDED = EXCLUDED.keys() - {"posixpath", "ntpath", "tix"}
 _MAX_SOURCE_BYTES = 1_000_000
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "PATH": os.defpath,
     "HOME": "/nonexistent",
     "LANG": "C.UTF-8",
@@ -151,7 +151,7 @@ def _start(names: list[str], folder: Path, seconds: float) -> subprocess.Popen:
     script = Path(__file__).with_name("pydoc_child.py")
     command = [sys.executable, "-s", "-S", "-B", "-P", str(script), str(folder), str(seconds), str(stdlib_folder())]
     child = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_ENVIRONMENT, cwd=folder
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=ENVIRONMENT, cwd=folder
     )
     child.stdin.write("\n".join(names).encode())
     child.stdin.close()

@@ -26,7 +26,7 @@ from herd.formats.stored import StoredTensor, StoredWeights, check_fit, is_rotar
 from herd.model.config import ModelConfig, RopeScaling
 from herd.model.rope import halves_to_interleaved
 
-_NAMES = {  # Meta's name -> Hugging Face's, and the dimension along which shards are joined (None: all alike)
+NAMES = {  # Meta's name -> Hugging Face's, and the dimension along which shards are joined (None: all alike)
     "tok_embeddings": ("model.embed_tokens", 0),
     "attention.wq": ("self_attn.q_proj", 0),
     "attention.wk": ("self_attn.k_proj", 0),
@@ -40,7 +40,7 @@ _NAMES = {  # Meta's name -> Hugging Face's, and the dimension along which shard
     "norm": ("model.norm", None),
     "output": ("lm_head", 0),
 }
-_META_NAMES = {target: (name, dimension) for name, (target, dimension) in _NAMES.items()}
+_META_NAMES = {target: (name, dimension) for name, (target, dimension) in NAMES.items()}
 _KEYS_AND_VALUES = ("attention.wk", "attention.wv")
 _REQUIRED = ("dim", "n_layers", "n_heads")
 _FREQUENCIES = "rope.freqs"  # a table that can be computed
@@ -204,11 +204,11 @@ def _joined(
     """One weight of all shards under its Hugging Face name."""
     layer = re.match(r"layers\.(\d+)\.", name)
     inner = name.removeprefix(layer.group() if layer else "").removesuffix(".weight")
-    if inner not in _NAMES:
+    if inner not in NAMES:
         raise CheckpointError(f"{folder}: the tensor {name} is not part of a Llama.")
     if lacking := [file.name for file, shard in zip(files, shards, strict=True) if name not in shard]:
         raise CheckpointError(f"{folder}: {lacking[0]} lacks the tensor {name}.")
-    target, dimension = _NAMES[inner]
+    target, dimension = NAMES[inner]
     parts = [shard[name] for shard in shards]
     if inner == "tok_embeddings" and parts[0].shape[-1] != config.hidden_size:
         dimension = 1

@@ -62,7 +62,7 @@ class _CrossEntropySum(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for part, logits, spare in _chunks(hidden, weight):
+        for part, logits, spare in chunks(hidden, weight):
             torch.mm(hidden[part], weight.T, out=logits)
             loss, grad_logits = _loss_and_gradient(logits, labels[part], spare)
             total += loss
@@ -110,7 +110,7 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
         log_probs = torch.empty(len(ids), dtype=torch.float32, device=hidden.device)
-        for part, logits, wide in _chunks(hidden, weight, torch.float32):
+        for part, logits, wide in chunks(hidden, weight, torch.float32):
             torch.mm(hidden[part], weight.T, out=logits)
             torch.log_softmax(logits, -1, dtype=torch.float32, out=wide)
             log_probs[part] = wide.gather(1, ids[part, None]).squeeze(1)
@@ -123,7 +123,7 @@ class _TokenLogProbs(torch.autograd.Function):
         hidden, weight, ids = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for part, logits, probs in _chunks(hidden, weight):
+        for part, logits, probs in chunks(hidden, weight):
             torch.softmax(torch.mm(hidden[part], weight.T, out=logits), -1, out=probs)
             upstream = grad_log_probs[part].to(probs.dtype)
             probs.mul_(-upstream[:, None])
@@ -134,7 +134,7 @@ class _TokenLogProbs(torch.autograd.Function):
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None
 
 
-def _chunks(hidden: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def chunks(hidden: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Cut the tokens so that a chunk has about CHUNK_LOGITS logits.
 
     Each comes with two buffers (tokens, V), the second of another `dtype` if so wished; they are the same

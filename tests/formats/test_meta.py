@@ -30,7 +30,7 @@ TOKENS = torch.arange(30)[None]
 
 def to_meta(model: LlamaForCausalLM) -> dict[str, torch.Tensor]:
     """The other way round, written independently: plain names, then the inverse permutation."""
-    names = {target: (source, dimension) for source, (target, dimension) in meta._NAMES.items()}
+    names = {target: (source, dimension) for source, (target, dimension) in meta.NAMES.items()}
     state = {}
     for name, tensor in model.state_dict().items():
         layer = re.match(r"model\.layers\.(\d+)\.", name)
@@ -55,7 +55,7 @@ def write(folder, model, shards=1, columns=False):
         part = {}
         for name, tensor in state.items():
             inner = re.sub(r"^layers\.\d+\.", "", name).removesuffix(".weight")
-            dimension = 1 if columns and inner == "tok_embeddings" else meta._NAMES[inner][1]
+            dimension = 1 if columns and inner == "tok_embeddings" else meta.NAMES[inner][1]
             if dimension is None:
                 part[name] = tensor
             elif inner in ("attention.wk", "attention.wv") and shards > c.num_key_value_heads:

@@ -102,7 +102,7 @@ def test_leading_dimensions_are_kept():
 
 def test_no_chunk_of_logits_is_larger_than_stated():
     hidden, weight, _ = problem(torch.float32, tokens=1000)
-    sizes = [logits.numel() for _, logits, _ in ops._chunks(hidden, weight)]
+    sizes = [logits.numel() for _, logits, _ in ops.chunks(hidden, weight)]
     assert max(sizes) <= 64 * 500 and sum(sizes) == 1000 * 500 and len(sizes) == 16
 
 

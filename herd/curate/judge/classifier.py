@@ -142,17 +142,17 @@ class FastTextClassifier:
         except (ValueError, RuntimeError, MemoryError) as error:
             raise DataError(f"{path}: no model of fastText: {error}") from None
         good = [label for label in self.labels if label.lower() in self.GOOD]
-        self._good = good[0] if len(self.labels) == 2 and len(good) == 1 else None
+        self.good = good[0] if len(self.labels) == 2 and len(good) == 1 else None
 
     @property
     def is_score(self) -> bool:
         """Whether it gives a score instead of classes."""
-        return self._good is not None
+        return self.good is not None
 
     def score(self, text: str) -> float:
         """The probability of the good label, 0 to 1."""
         labels, probabilities = self._predict(text, -1)
-        return next((p for label, p in zip(labels, probabilities, strict=True) if label == self._good), 0.0)
+        return next((p for label, p in zip(labels, probabilities, strict=True) if label == self.good), 0.0)
 
     def label(self, text: str) -> tuple[str, float]:
         """The likeliest class of a text and its probability."""

