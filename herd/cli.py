@@ -36,7 +36,7 @@ STORY: dict[str, tuple[str, ...]] = {
         "pack",
     ),
     "From a corpus to a base model": ("pretrain", "average"),
-    "From a base model to an assistant": ("sft", "reward", "reject", "dpo"),
+    "From a base model to an assistant": ("distill", "sft", "reward", "reject", "dpo"),
     "Measure and shrink": ("evaluate", "quantize", "report"),
     "Use": ("chat", "serve", "convert", "plan", "doctor"),
     "Look closer": ("inspect", "show", "template", "trace"),

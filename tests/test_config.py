@@ -163,6 +163,7 @@ def test_one_word_fills_a_list_even_an_optional_one():
 
 ONE_OF = {
     "QualitySettings": ["labelled=x"],
+    "DistillSettings": ["shards=x"],
     "PlanSettings": ["path=8B"],
     "MixSettings": ["weights={x: 1}"],
     "TraceSettings": ["token=0"],

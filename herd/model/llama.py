@@ -8,7 +8,7 @@ is the business of `attend`, chosen at construction: packed rows for training, a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from herd.ops.swiglu import swiglu
 from herd.types import Batch, Loss
 
 Attend = Callable[[Tensor, Tensor, Tensor, Any, Any], Tensor]
+R = TypeVar("R")
 Objective = Callable[[Tensor, nn.Module, Batch], Loss]
 
 
@@ -140,7 +141,7 @@ class Head(nn.Linear):
         return cross_entropy_sum(hidden, self.weight, labels)
 
     def log_probs(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """Log-probability of each id at its place: (..., D), (...) -> (...) float32."""
+        """Log-probability of each id, or of k, at its place: (..., D), (...) or (..., k) -> the same float32."""
         return token_log_probs(hidden, self.weight, ids)
 
 
@@ -163,8 +164,8 @@ class LlamaForCausalLM(nn.Module):
         """Logits of one document a row: (B, T) -> (B, T, V)."""
         return self.lm_head.logits(_hidden_of_documents(self.model, tokens))
 
-    def run(self, objective: Objective, batch: Batch) -> Loss:
-        """The loss of a packed batch under an objective."""
+    def run(self, objective: Callable[[Tensor, nn.Module, Batch], R], batch: Batch) -> R:
+        """The loss of a packed batch under an objective, or whatever else a function makes of the hidden states."""
         return objective(_hidden_of_batch(self.model, batch), self.lm_head, batch)
 
 

@@ -43,15 +43,20 @@ def reference_cross_entropy_sum(hidden: Tensor, weight: Tensor, labels: Tensor) 
 
 
 def token_log_probs(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
-    """Natural log-probability of each id at its place: hidden (..., D), weight (V, D), ids (...) -> (...) float32."""
-    flat = _TokenLogProbs.apply(hidden.reshape(-1, hidden.shape[-1]), weight, ids.reshape(-1))
-    return flat.view(ids.shape)
+    """Natural log-probability of each id at its place: hidden (..., D), weight (V, D), ids (...) -> (...) float32.
+
+    With ids (..., k) of k at each place.
+    """
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    log_probs: Tensor = _TokenLogProbs.apply(flat, weight, ids.reshape(len(flat), ids.numel() // max(len(flat), 1)))
+    return log_probs.view(ids.shape)
 
 
 def reference_token_log_probs(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
     """The twin of `token_log_probs`."""
     log_probs = F.linear(hidden, weight).float().log_softmax(-1)
-    return log_probs.gather(-1, ids[..., None]).squeeze(-1)
+    several = ids.dim() == hidden.dim()
+    return log_probs.gather(-1, ids) if several else log_probs.gather(-1, ids[..., None]).squeeze(-1)
 
 
 class _CrossEntropySum(torch.autograd.Function):
@@ -109,11 +114,11 @@ def _loss_and_gradient(logits: Tensor, labels: Tensor, spare: Tensor) -> tuple[T
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
-        log_probs = torch.empty(len(ids), dtype=torch.float32, device=hidden.device)
+        log_probs = torch.empty(ids.shape, dtype=torch.float32, device=hidden.device)
         for part, logits, wide in chunks(hidden, weight, torch.float32):
             torch.mm(hidden[part], weight.T, out=logits)
             torch.log_softmax(logits, -1, dtype=torch.float32, out=wide)
-            log_probs[part] = wide.gather(1, ids[part, None]).squeeze(1)
+            log_probs[part] = wide.gather(1, ids[part])
         ctx.save_for_backward(hidden, weight, ids)
         return log_probs
 
@@ -125,9 +130,9 @@ class _TokenLogProbs(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for part, logits, probs in chunks(hidden, weight):
             torch.softmax(torch.mm(hidden[part], weight.T, out=logits), -1, out=probs)
-            upstream = grad_log_probs[part].to(probs.dtype)
-            probs.mul_(-upstream[:, None])
-            probs[torch.arange(len(probs), device=probs.device), ids[part]] += upstream
+            upstream = grad_log_probs[part]  # (tokens, k)
+            probs.mul_(-upstream.sum(1, keepdim=True).to(probs.dtype))
+            probs.scatter_add_(1, ids[part], upstream.to(probs.dtype))
             torch.mm(probs, weight, out=grad_hidden[part])
             if grad_weight is not None:
                 grad_weight += torch.mm(probs.T, hidden[part])

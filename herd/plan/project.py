@@ -23,7 +23,8 @@ _NEAR = 1024  # how many numbers of devices are tried when one is impossible
 class Phase:
     """A stretch of a run with one row length and one batch size; `optimizer` says what is learned, and how.
 
-    With `whole_rows` the objective (reward models, DPO) looks at whole responses: the model is copied or sharded only.
+    With `whole_rows` the objective (reward models, DPO, distillation) looks at whole rows: the model is copied or
+    sharded only.
     """
 
     name: str

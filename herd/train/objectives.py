@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from herd.types import IGNORE, Batch, Loss
 
+_CHUNK_TOKENS = 1024  # whose logits exist at a time, where the likeliest are looked for
+_LEAST_REST = 1e-6  # of the probability, which float32 cannot tell from nothing
+
 
 def next_token(hidden: Tensor, head: nn.Module, batch: Batch, *, sources: Sequence[str] = ()) -> Loss:
     """Cross entropy of every labelled token, for pre-training, long context, annealing and SFT alike.
@@ -82,6 +85,34 @@ def dpo(hidden: Tensor, head: nn.Module, batch: Batch, *, beta: float = 0.1, nll
     return Loss((nll * chosen_nll - F.logsigmoid(margin)).sum(), count, metrics)
 
 
+def distill(hidden: Tensor, head: nn.Module, batch: Batch) -> Loss:
+    """KL divergence from the teacher's next-token distribution to the model's, summed over all labelled places.
+
+    Columns `teacher_ids` and `teacher_log_probs` (B, T, k) hold the teacher's k likeliest tokens, the likeliest first;
+    all other tokens together are one more outcome. `agreement` counts where, of these k, the model's likeliest is the
+    teacher's.
+
+    Source: Hinton et al. 2015, with the tail as one outcome instead of a temperature.
+    """
+    learned = batch.labels != IGNORE
+    ids, teacher = batch.columns["teacher_ids"][learned].long(), batch.columns["teacher_log_probs"][learned].float()
+    student = head.log_probs(hidden[learned], ids)  # (N, k)
+    teachers, models = (torch.cat((of, _rest(of)[:, None]), 1) for of in (teacher, student))  # (N, k + 1)
+    divergence = (teachers.exp() * (teachers - models)).sum()
+    count = learned.sum()
+    return Loss(divergence, count, {"agreement": ((student.argmax(1) == 0).sum().detach(), count)})
+
+
+def likeliest(hidden: Tensor, head: nn.Module, batch: Batch, *, k: int) -> tuple[Tensor, Tensor]:
+    """The k likeliest tokens of every labelled place, the likeliest first, and their log-probabilities: (N, k)."""
+    parts = []
+    for states in hidden[batch.labels != IGNORE].split(_CHUNK_TOKENS):
+        log_probs, ids = head.logits(states).float().log_softmax(-1).topk(k)
+        parts.append((ids, log_probs))
+    ids, log_probs = (torch.cat(part) for part in zip(*parts))
+    return ids, log_probs
+
+
 def reward_margins(hidden: Tensor, head: nn.Module, batch: Batch) -> Tensor:
     """Better score minus worse score of every comparison of a batch: (M,) float32."""
     better, worse = (_scores(hidden, head, batch.columns[name]) for name in ("better", "worse"))
@@ -103,6 +134,11 @@ def response_sums(hidden: Tensor, head: nn.Module, batch: Batch) -> Tensor:
 
 def _scores(hidden: Tensor, head: nn.Module, places: Tensor) -> Tensor:
     return head(hidden[places[:, 0], places[:, 1]]).float().squeeze(-1)
+
+
+def _rest(log_probs: Tensor) -> Tensor:
+    """The log-probability of all other tokens together: (N, k) -> (N,)."""
+    return torch.log1p(-log_probs.exp().sum(1).clamp(max=1 - _LEAST_REST))
 
 
 def _sum_by(group: Tensor, values: Tensor, num_groups: int) -> Tensor:

@@ -72,7 +72,7 @@ def is_narrow(options: OptimizerSettings) -> bool:
 
 
 def mesh_faults(options: OptimizerSettings, parallel: ParallelSettings, whole_rows: bool = False) -> list[str]:
-    """Why a mesh cannot learn so, in sentences; `whole_rows` where an objective looks at whole responses.
+    """Why a mesh cannot learn so, in sentences; `whole_rows` where an objective looks at whole rows.
 
     Copies of the model (replicas alone) learn in every way.
     """
@@ -81,8 +81,8 @@ def mesh_faults(options: OptimizerSettings, parallel: ParallelSettings, whole_ro
     found = []
     if whole_rows and parallel.of_one_copy > parallel.shard:
         found.append(
-            "reward models and DPO look at whole responses, which tensor, context and pipeline cut in pieces; use "
-            "replicas and shard"
+            "reward models, DPO and distillation look at whole rows, which tensor, context and pipeline cut in pieces; "
+            "use replicas and shard"
         )
     if options.state != "fp32":
         found.append("optimizer.state=bf16 needs a whole copy on each process (replicas alone); use fp32 on a mesh")

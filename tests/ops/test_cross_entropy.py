@@ -118,3 +118,18 @@ def test_a_frozen_weight_costs_no_matmul_for_its_gradient(function):
         [got] = torch.autograd.grad(function(hidden, weight, labels).sum(), [hidden])
     assert torch.equal(got, learned)
     assert whole.get_total_flops() - frozen.get_total_flops() == 2 * hidden.numel() * len(weight)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_log_probabilities_of_several_ids_at_each_place_equal_the_twin(dtype):
+    hidden, weight, _ = problem(dtype)
+    ids = torch.stack([torch.randperm(500)[:5] for _ in range(len(hidden))])
+    factors = torch.randn(ids.shape)
+    got = ops.token_log_probs(hidden, weight, ids)
+    (got * factors).sum().backward()
+    wide_hidden, wide_weight = wide(hidden, weight)
+    expected = ops.reference_token_log_probs(wide_hidden, wide_weight, ids)
+    (expected * factors).sum().backward()
+    assert_close(got, expected, dtype)
+    assert_close(hidden.grad, wide_hidden.grad, dtype)
+    assert_close(weight.grad, wide_weight.grad, dtype)
