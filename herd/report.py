@@ -259,7 +259,8 @@ def _answers(runs: Sequence[StageRun]) -> str:
     scores = [score for score in _scores(runs) if score["metric"] != "bits_per_byte"]
     if not scores:
         return ""
-    parts = [score for score in scores if " questions about " in score["task"]]  # signature questions about ...
+    tasks = {score["task"] for score in scores}
+    parts = [score for score in scores if any(score["task"].endswith(f" {task}") for task in tasks)]  # of one kind
     note = "Steps are judged by wordings that training never contained and by modules it never saw, not by the reward."
     body = _pivot([score for score in scores if score not in parts])
     details = f"<details><summary>by kind of question</summary>{_pivot(parts)}</details>" if parts else ""

@@ -1,7 +1,6 @@
-"""The stages questions, preferences, reject and evaluate, run on tiny models and made-up modules."""
+"""The stages questions, preferences and reject, run on tiny models and made-up modules."""
 
 import json
-import math
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +14,7 @@ from herd.data.shards import ShardWriter
 from herd.data.split import is_held_out
 from herd.errors import ConfigError, DataError
 from herd.run import read_manifest
-from herd.stages import evaluate, reject
+from herd.stages import reject
 from herd.stages.demo import preferences, questions
 from tests.post.models import save_model, save_reward_model, small_tokenizer, write_questions
 
@@ -257,87 +256,7 @@ def test_a_row_without_a_prompt_is_refused_with_its_place(inputs, tmp_path, caps
     assert "row 2: no prompt" in capsys.readouterr().err
 
 
-# ---- evaluate --------------------------------------------------------------------------------------------------------
-
-
-def make_scores(inputs, out, **changes):
-    return evaluate.run(
-        evaluate.EvaluateSettings(
-            **{
-                "models": {"base": inputs / "one", "sft": inputs / "two"},
-                "shards": inputs / "shards",
-                "questions": inputs / "questions",
-                "out": out,
-                "answer_tokens": 5,
-                "tasks": ["perplexity", "answers"],
-                **changes,
-            }
-        )
-    )
-
-
-def test_evaluate_scores_every_model_and_baseline(inputs, tmp_path):
-    out = make_scores(inputs, tmp_path / "e")
-    scores = rows_of(out / "scores.jsonl")
-    bits = {row["model"]: row["value"] for row in scores if row["metric"] == "bits_per_byte"}
-    assert bits.keys() == {"base", "sft", "trigram", "xz", "xz given the training text"}
-    assert all(math.isfinite(value) and value > 0 for value in bits.values())
-    f1 = {
-        row["model"]: row
-        for row in scores
-        if (row["task"], row["metric"]) == ("questions about trained modules", "token_f1")
-    }
-    assert f1.keys() == {"base", "sft", evaluate.RETRIEVED, evaluate.SHUFFLED}
-    assert all(row["low"] <= row["value"] <= row["high"] for row in f1.values())
-    assert any(row["metric"] == "gain_over_retrieved" for row in scores)
-    assert {row["model"] for row in scores if row["metric"] == "refused"} == {"base", "sft"}
-    samples = rows_of(out / "samples.jsonl")
-    asked = sum(len(rows_of(inputs / "questions" / f"eval_{split}.jsonl")) for split in evaluate.SPLITS)
-    assert len(samples) == 2 * asked
-    assert {"model", "question", "answer", "reference"} <= samples[0].keys()
-    figures = figures_of(out)
-    assert figures["best"] in ("base", "sft")
-    assert "retrieved answer" in figures["verdict"]
-
-
-def test_evaluate_grids_needles_in_its_own_json(inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate.needle, "plain_words", lambda tokenizer: np.arange(300, 330))
-    small = evaluate.NeedleSettings(trials=1, lengths=[64, 128])
-    out = make_scores(inputs, tmp_path / "e", tasks=["needle"], needle=small)
-    grids = json.loads((out / "needle.json").read_text())["models"]
-    assert grids.keys() == {"base", "sft"}
-    assert np.shape(grids["base"]["accuracy"]) == (5, 2)
-    assert {row["metric"] for row in rows_of(out / "scores.jsonl")} == {"copied", "chosen"}
-
-
-def test_evaluate_continues_where_it_was_interrupted(inputs, tmp_path, monkeypatch):
-    whole = make_scores(inputs, tmp_path / "whole")
-    real, calls = evaluate._bits, []
-
-    def flaky(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(evaluate, "_bits", flaky)
-    with pytest.raises(KeyboardInterrupt):
-        make_scores(inputs, tmp_path / "broken")
-    broken = make_scores(inputs, tmp_path / "broken")
-    assert len(calls) == 3  # base once, sft twice
-    for name in ("scores.jsonl", "samples.jsonl"):
-        assert (broken / name).read_bytes() == (whole / name).read_bytes()
-
-
 def test_settings_that_make_no_sense_are_refused_together():
-    with pytest.raises(ConfigError) as error:
-        load(
-            evaluate.EvaluateSettings,
-            None,
-            ["out=x", "shards=y", "models={}", "tasks=[perplexity, cooking]", "max_byte=3"],
-        )
-    assert "max_bytes" in str(error.value)
-    assert "cooking" in str(error.value)
     with pytest.raises(ConfigError, match="samples must be at least 2"):
         load(reject.RejectSettings, None, ["out=x", "checkpoint=c", "reward=r", "prompts=q", "samples=1"])
     with pytest.raises(ConfigError, match="temperature"):

@@ -76,12 +76,12 @@ STORY = (
     Step("reject", "reject", {"checkpoint": "sft", "reward": "reward"} | _REJECT),
     Step("sft-best", "sft", {"checkpoint": "sft", "conversations": "reject/conversations.jsonl"}),
     Step("dpo", "dpo", {"checkpoint": "sft-best", "pairs": "preferences/pairs.jsonl"}),
-    Step("evaluate", "evaluate", {"shards": "pack", "questions": "questions"} | {f"models.{n}": n for n in _JUDGED}),
+    Step("evaluate", "evaluate", {"data": ""} | {f"models.{n}": n for n in _JUDGED}),
     Step("quantize", "quantize", {"checkpoint": "dpo", "shards": "pack"}),
 )
 
 BASE_ENDING = (
-    Step("evaluate-base", "evaluate", {"shards": "pack", "models.average": "average"}),
+    Step("evaluate-base", "evaluate", {"data": "", "models.average": "average"}),
     Step("quantize", "quantize", {"checkpoint": "average", "shards": "pack"}),
 )
 """How the story ends where the pages give too few questions: with the base model."""

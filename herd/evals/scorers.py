@@ -1,0 +1,68 @@
+"""Scorers: functions from an answer and its references to a figure from 0 to 1, by name in one table."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Callable, Mapping, Sequence
+
+from herd.evals.answers import token_f1
+
+Scorer = Callable[[str, Sequence[str]], float]
+"""(answer, right answers) -> 0 to 1. Of several right answers the one that fits best counts."""
+
+_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+_LETTER = re.compile(r"\(?\b([A-Z])\b\)?")
+_PLAIN = str.maketrans("", "", string.punctuation)
+
+
+def exact(answer: str, references: Sequence[str]) -> float:
+    """The same text, spaces at both ends aside."""
+    return float(any(answer.strip() == one.strip() for one in references))
+
+
+def exact_words(answer: str, references: Sequence[str]) -> float:
+    """The same words: case, punctuation, articles and spaces aside, as SQuAD compares."""
+    return float(any(_plain(answer) == _plain(one) for one in references))
+
+
+def contains(answer: str, references: Sequence[str]) -> float:
+    """A right answer stands somewhere in it, case aside."""
+    return float(any(one.strip().lower() in answer.lower() for one in references))
+
+
+def best_f1(answer: str, references: Sequence[str]) -> float:
+    """Words in common with the nearest right answer."""
+    return max((token_f1(answer, one) for one in references), default=0.0)
+
+
+def last_number(answer: str, references: Sequence[str]) -> float:
+    """The last number of the answer equals the last of a right one: `$1,200.00` is 1200."""
+    found = _last_number(answer)
+    return float(found is not None and any(found == _last_number(one) for one in references))
+
+
+def letter(answer: str, references: Sequence[str]) -> float:
+    """The first capital that stands alone (`B`, `(B)`, `The answer is B.`) is the right one."""
+    found = _LETTER.search(answer.replace("I ", "i "))
+    return float(found is not None and found[1] in [one.strip().strip("()") for one in references])
+
+
+SCORERS: Mapping[str, Scorer] = {
+    "exact": exact,
+    "exact_words": exact_words,
+    "contains": contains,
+    "token_f1": best_f1,
+    "number": last_number,
+    "letter": letter,
+}
+"""What `scorer:` of a task may name."""
+
+
+def _plain(text: str) -> str:
+    return " ".join(word for word in text.lower().translate(_PLAIN).split() if word not in ("a", "an", "the"))
+
+
+def _last_number(text: str) -> float | None:
+    found = _NUMBER.findall(text)
+    return float(found[-1].replace(",", "").replace("$", "")) if found else None

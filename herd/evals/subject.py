@@ -1,0 +1,125 @@
+"""Who answers: a checkpoint in any format that Herd opens, or an OpenAI-compatible endpoint."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from herd.errors import RequestError
+from herd.evals.likelihood import Likelihood, likelihoods, row_of, tree_attention
+from herd.infer.engine import Engine, with_attention
+from herd.infer.remote import RemoteEngine
+from herd.model.llama import LlamaForCausalLM
+from herd.types import Conversation, SamplingParams
+
+Prompt = str | Conversation
+"""Raw text, or the messages of a conversation."""
+
+
+class Subject(Protocol):
+    """Whoever is asked."""
+
+    speaks_chat: bool
+    """Whether it was trained on conversations; else it continues raw text."""
+
+    def likelihoods(self, asked: Sequence[tuple[Prompt, Sequence[str]]]) -> list[list[Likelihood]]:
+        """Of every prompt's continuations."""
+
+    def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[str]:
+        """One answer to each prompt."""
+
+    def num_tokens(self, prompt: Prompt) -> int | None:
+        """Tokens of a prompt; None where that is not known."""
+
+
+class Local:
+    """A checkpoint on this machine; it is loaded when it is first asked."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """The engine that generates; likelihoods are computed with its weights."""
+        return Engine(self.path)
+
+    @property
+    def speaks_chat(self) -> bool:
+        return self.engine.speaks_chat
+
+    @functools.cached_property
+    def _model(self) -> LlamaForCausalLM:
+        return with_attention(self.engine.model, tree_attention)
+
+    def likelihoods(self, asked: Sequence[tuple[Prompt, Sequence[str]]]) -> list[list[Likelihood]]:
+        rows = [row_of(*self._ids(prompt, continuations)) for prompt, continuations in asked]
+        context = self.engine.max_context
+        stems = [len(row.stem) + max(map(len, row.branches)) for row in rows]
+        if (longest := max(stems, default=0)) > context:
+            raise RequestError(
+                f"{self.path}: a prompt with its answer has {longest:,} tokens, the context is {context:,}; give the "
+                "task fewer shots or shorter prompts (nothing is cut silently)"
+            )
+        return likelihoods(self._model, rows)
+
+    def _ids(self, prompt: Prompt, continuations: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+        """The prompt's ids, and those of it with each continuation; a space at the seam goes with the latter."""
+        if not isinstance(prompt, str):
+            ids = self.engine.encode(prompt)
+            return ids, [[*ids, *self.engine.tokenizer.encode(text)] for text in continuations]
+        text = prompt.rstrip()
+        space = prompt[len(text) :]
+        return self.engine.encode(text), [self.engine.encode(text + space + one) for one in continuations]
+
+    def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[str]:
+        return [answer.text for answer in self.engine.generate(list(prompts), params)]
+
+    def num_tokens(self, prompt: Prompt) -> int:
+        return len(self.engine.encode(prompt))
+
+
+class Endpoint:
+    """A server that speaks OpenAI's API; its key is taken from the environment variable OPENAI_API_KEY."""
+
+    speaks_chat = True
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._engine = RemoteEngine(url, key=os.environ.get("OPENAI_API_KEY"))
+
+    def likelihoods(self, asked: Sequence[tuple[Prompt, Sequence[str]]]) -> list[list[Likelihood]]:
+        raise RequestError(
+            f"{self.url}: an endpoint answers, but does not tell how likely given answers are; ask it tasks with "
+            "`ask: generate`, or name the checkpoint instead"
+        )
+
+    def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[str]:
+        return [answer.text for answer in self._engine.generate(list(prompts), params)]
+
+    def num_tokens(self, prompt: Prompt) -> None:
+        return None
+
+
+def address_of(model: Path | str) -> str | None:
+    """The address of an endpoint, where a model is one; as a path it has lost a slash."""
+    found = re.match(r"(https?):/+(.+)", str(model))
+    return f"{found[1]}://{found[2]}" if found else None
+
+
+def open_subject(model: Path | str) -> Subject:
+    """A checkpoint, run folder or GGUF file, or an address (http://HOST/v1)."""
+    address = address_of(model)
+    return Endpoint(address) if address else Local(Path(model))
+
+
+def named(models: Mapping[str, Path], paths: Sequence[Path]) -> dict[str, Path]:
+    """All models by name: bare paths are called by the end of their path, addresses by themselves."""
+    found = dict(models)
+    for path in paths:
+        name = address_of(path) or (path.parent.name if path.name == "checkpoint" else path.name)
+        found[name if name not in found else str(path)] = path
+    return found

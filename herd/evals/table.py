@@ -1,0 +1,66 @@
+"""What an evaluation says at its end: a table, the differences between models in words, the figures of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from herd.evals.asking import RETRIEVED
+from herd.evals.statistics import paired_difference
+from herd.log import say
+from herd.types import Score
+
+
+def is_part(score: Score, tasks: Sequence[str]) -> bool:
+    """Whether a score is of one kind of question of a task only."""
+    return score.task not in tasks and any(score.task.endswith(f" {task}") for task in tasks)
+
+
+def show_table(title: str, scores: Sequence[Score]) -> None:
+    """One line per model, one column per task and metric, values with their interval."""
+    columns = list(dict.fromkeys((score.task, score.metric) for score in scores))
+    models = list(dict.fromkeys(score.model for score in scores))
+    found = {(score.model, score.task, score.metric): score for score in scores}
+    width = max((len(name) for name in models), default=0)
+    heads = [f"{task.removeprefix(title).strip()} {metric}".strip().replace("_", " ") for task, metric in columns]
+    say(f"  {title}: " + " | ".join(heads))
+    for name in models:
+        cells = [_cell(found.get((name, task, metric))) for task, metric in columns]
+        say(f"    {name:<{width}}  " + "  ".join(f"{cell:<22}" for cell in cells).rstrip())
+
+
+def verdict(
+    models: Sequence[str], values: Mapping[str, Sequence[float]], groups: Sequence[str] | None, previous: bool
+) -> str:
+    """How models differ on the same questions, by paired 95 % intervals: each from the first, or from the one before.
+
+    Where the retrieved answer was scored too, the last model is held against it.
+    """
+    parts = []
+    pairs = pairwise(models) if previous else ((models[0], other) for other in models[1:])
+    for before, after in pairs:
+        change = paired_difference(values[after], values[before], groups)
+        word = "better" if change.low > 0 else "worse" if change.high < 0 else "no clear change"
+        what = f"{after} {'after' if previous else 'against'} {before}"
+        parts.append(f"{what}: {word} ({change.value:+.3f}, {change.low:+.3f} to {change.high:+.3f})")
+    if RETRIEVED in values:
+        last = paired_difference(values[models[-1]], values[RETRIEVED], groups)
+        word = "above" if last.low > 0 else "below" if last.high < 0 else "not clearly different from"
+        parts.append(f"{models[-1]}: {word} the {RETRIEVED} ({last.value:+.3f}, {last.low:+.3f} to {last.high:+.3f})")
+    return "; ".join(parts)
+
+
+def headlines(scores: Sequence[Score], model: str) -> dict[str, float]:
+    """Figures of one model for the run's manifest."""
+    return {
+        f"{score.task} {score.metric}".replace(" ", "_"): round(score.value, 4)
+        for score in scores
+        if score.model == model
+    }
+
+
+def _cell(score: Score | None) -> str:
+    if score is None or not score.n:
+        return "-"
+    interval = f" ({score.low:.3f} to {score.high:.3f})" if score.low is not None and score.high is not None else ""
+    return f"{score.value:.3f}{interval}"
