@@ -18,6 +18,7 @@ _TOP = ("seed", "dtype", "compile", "recompute", "prompts", "stability", "skip_s
 SETTINGS: dict[str, dict[str, str]] = {
     "PretrainSettings": {f"run.{name}": f"saving.{name}" for name in _SAVING} | {f"run.{name}": name for name in _TOP},
     "RejectSettings": {"questions": "prompts"},
+    "EvaluateSettings": {"shards": "data", "questions": "data"},
 }
 """A settings class -> its old dotted settings -> the new ones: `"SftSettings": {"optimizer.rate": "optimizer.lr"}`."""
 

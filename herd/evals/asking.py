@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from herd.evals.answers import expected_part, scored_part
@@ -78,7 +79,7 @@ def baseline_results(task: Task, items: Sequence[Item]) -> dict[str, list[Result
     """What answers are worth that know nothing, by baseline."""
     rows = [{**item.row, "kind": item.kind or item.row.get("kind")} for item in items]
     given = {}
-    if "retrieved" in task.baselines:
+    if task.pool is not None and "retrieved" in task.baselines:
         given[RETRIEVED] = retrieved_answers(rows, list(rows_of(task.pool, task.columns)))
     if "shuffled" in task.baselines:
         given[SHUFFLED] = shuffled_answers(rows)
@@ -111,11 +112,10 @@ def _score(
     task: Task, name: str, metric: str, model: str, values: Sequence[float], groups: Sequence[str] | None
 ) -> Score:
     found = summary(values, groups)
-    interval = {"low": found.low, "high": found.high} if found.n else {}
-    value, stderr = (found.value, found.stderr) if found.n else (0.0, None)
-    return Score(
-        task=name, metric=metric, model=model, value=value, stderr=stderr, n=found.n, shots=task.shots, **interval
-    )
+    score = Score(task=name, metric=metric, model=model, value=0.0, shots=task.shots)
+    if not found.n:
+        return score
+    return replace(score, value=found.value, stderr=found.stderr, n=found.n, low=found.low, high=found.high)
 
 
 def samples_of(task: Task, items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ class Trigram:
     Source: Chen and Goodman 1998, interpolated Kneser-Ney.
     """
 
-    def __init__(self, documents: Iterable[Sequence[int]], vocab_size: int, bos_id: int):
+    def __init__(self, documents: Iterable[Sequence[int] | np.ndarray], vocab_size: int, bos_id: int):
         self.vocab_size = vocab_size
         self.bos_id = bos_id
         first, second, third = self._triples(documents)
@@ -49,12 +49,12 @@ class Trigram:
         p = self._two.interpolate(second, third, p)
         return self._three.interpolate(first * v + second, third, p)
 
-    def bits_per_byte(self, documents: Iterable[Sequence[int]], num_bytes: int) -> float:
+    def bits_per_byte(self, documents: Iterable[Sequence[int] | np.ndarray], num_bytes: int) -> float:
         """Code length of the documents in bits, divided by the bytes of their text."""
         first, second, third = self._triples(documents)
         return float(-np.log2(self.probabilities(first, second, third)).sum() / max(num_bytes, 1))
 
-    def _triples(self, documents: Iterable[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _triples(self, documents: Iterable[Sequence[int] | np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Every token with the two before it; two BOS stand before the first token of each document."""
         bos = np.array([self.bos_id, self.bos_id], dtype=np.uint64)
         parts = [part for document in documents for part in (bos, np.asarray(document, dtype=np.uint64))]

@@ -68,7 +68,7 @@ NextLogits = Callable[[np.ndarray], np.ndarray]
 def needle_grid(
     next_logits: NextLogits,
     tokenizer: Tokenizer,
-    haystack: Sequence[int],
+    haystack: Sequence[int] | np.ndarray,
     *,
     lengths: Sequence[int],
     depths: Sequence[float] = DEPTHS,
@@ -102,7 +102,7 @@ def needle_grid(
 def plant(
     tokenizer: Tokenizer,
     words: np.ndarray,
-    haystack: Sequence[int],
+    haystack: Sequence[int] | np.ndarray,
     *,
     length: int,
     depth: float,

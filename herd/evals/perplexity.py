@@ -47,7 +47,7 @@ class CodeLength:
 def code_length(
     model: LlamaForCausalLM,
     documents: Sequence[np.ndarray],
-    num_bytes: Sequence[int],
+    num_bytes: Sequence[int] | np.ndarray,
     *,
     context_tokens: int,
     stride_tokens: int | None = None,
@@ -89,7 +89,7 @@ class _Window:
 def code_length_in_memory(
     model: LlamaForCausalLM,
     documents: Sequence[np.ndarray],
-    num_bytes: Sequence[int],
+    num_bytes: Sequence[int] | np.ndarray,
     *,
     context_tokens: int,
     batch_tokens: int = 8192,

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from herd.errors import RequestError
+from herd.errors import ConfigError, RequestError
 from herd.evals.likelihood import Likelihood, likelihoods, row_of, tree_attention
 from herd.infer.engine import Engine, with_attention
 from herd.infer.remote import RemoteEngine
 from herd.model.llama import LlamaForCausalLM
-from herd.types import Conversation, SamplingParams
+from herd.types import Completion, Conversation, SamplingParams
 
 Prompt = str | Conversation
 """Raw text, or the messages of a conversation."""
@@ -23,8 +23,9 @@ Prompt = str | Conversation
 class Subject(Protocol):
     """Whoever is asked."""
 
-    speaks_chat: bool
-    """Whether it was trained on conversations; else it continues raw text."""
+    @property
+    def speaks_chat(self) -> bool:
+        """Whether it was trained on conversations; else it continues raw text."""
 
     def likelihoods(self, asked: Sequence[tuple[Prompt, Sequence[str]]]) -> list[list[Likelihood]]:
         """Of every prompt's continuations."""
@@ -76,7 +77,9 @@ class Local:
         return self.engine.encode(text), [self.engine.encode(text + space + one) for one in continuations]
 
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[str]:
-        return [answer.text for answer in self.engine.generate(list(prompts), params)]
+        answers = self.engine.generate(list(prompts), params)
+        assert isinstance(answers, list)  # a list of prompts was given
+        return [answer.text for answer in answers if isinstance(answer, Completion)]
 
     def num_tokens(self, prompt: Prompt) -> int:
         return len(self.engine.encode(prompt))
@@ -117,7 +120,13 @@ def open_subject(model: Path | str) -> Subject:
 
 
 def named(models: Mapping[str, Path], paths: Sequence[Path]) -> dict[str, Path]:
-    """All models by name: bare paths are called by the end of their path, addresses by themselves."""
+    """All models by name: bare paths are called by the end of their path, addresses by themselves.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not models and not paths:
+        raise ConfigError("no model: give a path, an address or models.NAME=PATH")
     found = dict(models)
     for path in paths:
         name = address_of(path) or (path.parent.name if path.name == "checkpoint" else path.name)

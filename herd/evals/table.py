@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from herd.evals.asking import RETRIEVED
+from herd.evals.asking import RETRIEVED, Result, main_metric
 from herd.evals.statistics import paired_difference
+from herd.evals.task import Item, Task
 from herd.log import say
 from herd.types import Score
 
@@ -48,6 +49,17 @@ def verdict(
         word = "above" if last.low > 0 else "below" if last.high < 0 else "not clearly different from"
         parts.append(f"{models[-1]}: {word} the {RETRIEVED} ({last.value:+.3f}, {last.low:+.3f} to {last.high:+.3f})")
     return "; ".join(parts)
+
+
+def decision(
+    task: Task, items: Sequence[Item], results: Mapping[str, Sequence[Result]], models: Sequence[str], previous: bool
+) -> dict[str, str]:
+    """The best model by a task, and how the models differ there."""
+    metric = main_metric(task)
+    values = {name: [one["scores"][metric] for one in found] for name, found in results.items()}
+    best = max(models, key=lambda name: sum(values[name]))
+    groups = [item.group for item in items] if task.group else None
+    return {"best": best, "verdict": verdict(models, values, groups, previous)}
 
 
 def headlines(scores: Sequence[Score], model: str) -> dict[str, float]:

@@ -145,7 +145,7 @@ def load_task(file: Path, data: Path | None, limit: int | None = None) -> Task:
     """
     task = load(Task, file)
     paths = {name: getattr(task, name) for name in ("data", "shots_from", "pool")}
-    found = {name: _found(path, file.parent, data) for name, path in paths.items() if path}
+    found: dict[str, Any] = {name: _found(path, file.parent, data) for name, path in paths.items() if path}
     limits = [one for one in (limit, task.limit) if one]
     return replace(task, name=task.name or file.stem, limit=min(limits, default=None), **found)
 

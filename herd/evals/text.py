@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from herd.data.shards import Documents, open_heldout, open_shards
-from herd.errors import ConfigError
+from herd.errors import CheckpointError, ConfigError
 from herd.evals import baselines, needle, perplexity
 from herd.evals.subject import address_of
 from herd.evals.task import Task
-from herd.formats.checkpoint import open_checkpoint
+from herd.formats.checkpoint import Checkpoint, open_checkpoint
 from herd.log import say
+from herd.model.llama import LlamaForCausalLM
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.types import Score
 
@@ -83,8 +84,15 @@ def _heldout(task: Task, models: Mapping[str, Path]) -> dict[str, Documents]:
     return heldout
 
 
+def _language_model(checkpoint: Checkpoint) -> LlamaForCausalLM:
+    model = checkpoint.load()
+    if not isinstance(model, LlamaForCausalLM):
+        raise CheckpointError(f"{checkpoint.place} holds a reward model, which has no likelihood of text")
+    return model
+
+
 def _bits(task: Task, path: Path, documents: Documents, chosen: Sequence[int]) -> dict[str, float]:
-    model = open_checkpoint(path).load()
+    model = _language_model(open_checkpoint(path))
     length = perplexity.code_length(
         model,
         [documents.tokens(index) for index in chosen],
@@ -129,7 +137,7 @@ def _text(tokenizer: Tokenizer, tokens: np.ndarray) -> bytes:
 
 def _grid(task: Task, path: Path, haystack: np.ndarray) -> dict | None:
     checkpoint = open_checkpoint(path)
-    model = checkpoint.load()
+    model = _language_model(checkpoint)
     context = model.config.max_position_embeddings
     lengths = [length for length in task.lengths or needle.grid_lengths(context) if length <= context]
     lengths = [length for length in lengths if length <= len(haystack)]

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, field
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from herd.config import find_recipe, settings
 from herd.data.rows import write_rows
 from herd.errors import ConfigError, DataError
-from herd.evals.asking import Result, ask, baseline_results, main_metric, samples_of, scores_of
+from herd.evals.asking import Result, ask, baseline_results, samples_of, scores_of
 from herd.evals.subject import address_of, named, open_subject
-from herd.evals.table import headlines, is_part, show_table, verdict
+from herd.evals.table import decision, headlines, is_part, show_table
 from herd.evals.task import Item, Task, items_of, load_task, missing
 from herd.evals.text import judge_needles, judge_text
 from herd.log import progress, say
@@ -53,9 +51,10 @@ class EvaluateSettings:
     """Whether each model is compared with the first, or with the one before it."""
 
     def __post_init__(self):
-        if not self.tasks or not (self.models or self.path):
-            raise ValueError("name at least one model (a path or models.NAME=PATH) and one task file (tasks=)")
-        if unknown := {*(self.text_models or ()), *(self.base_models or ())} - set(named(self.models, self.path)):
+        if not self.tasks:
+            raise ValueError("tasks: name at least one task file")
+        asked = {*(self.text_models or ()), *(self.base_models or ())}
+        if asked and (unknown := asked - set(named(self.models, self.path))):
             raise ValueError(f"text_models and base_models may only name models; {min(unknown)} is not one of them")
         if self.limit is not None and self.limit < 1:
             raise ValueError("limit must be at least 1")
@@ -103,7 +102,7 @@ def _judge(run: Run, settings: EvaluateSettings, models: dict[str, Path], tasks:
             results |= baseline_results(task, items)
             new = scores_of(task, items, results)
             samples += samples_of(task, items, results)
-            figures = figures or _decision(settings, task, items, list(models), results)
+            figures = figures or decision(task, items, results, list(models), settings.compare == "previous")
         scores += new
         of_text += new if task.ask in ("bits_per_byte", "needle") else []
         show_table(task.name, [score for score in new if not is_part(score, [task.name])])
@@ -130,20 +129,13 @@ def _answers(
     with progress(f"{task.name}, {name}", total=len(items), unit="questions") as bar:
         for start in range(0, len(items), CHUNK_ITEMS):
             part = items[start : start + CHUNK_ITEMS]
-            results += keep(f"{name} {start}", lambda part=part: ask(task, part, open_subject(path), base))
+            results += keep(f"{name} {start}", partial(_asked, task, part, path, base))
             bar.advance(len(part))
     return results
 
 
-def _decision(
-    settings: EvaluateSettings, task: Task, items: list[Item], models: list[str], results: Mapping[str, list[Result]]
-) -> dict[str, str]:
-    """The best model by the first task that asks, and how the models differ there."""
-    metric = main_metric(task)
-    values = {name: [one["scores"][metric] for one in found] for name, found in results.items()}
-    best = max(models, key=lambda name: float(np.mean(values[name])))
-    groups = [item.group for item in items] if task.group else None
-    return {"best": best, "verdict": verdict(models, values, groups, settings.compare == "previous")}
+def _asked(task: Task, items: list[Item], path: Path, base: bool | None) -> list[Result]:
+    return ask(task, items, open_subject(path), base)
 
 
 def _kept(run: Run, task: Task, name: str, make: Callable[[], Any]) -> Any:
