@@ -33,7 +33,8 @@ import torch.nn.functional as F
 
 from herd.environment import environment
 from herd.formats import checkpoint
-from herd.infer.engine import Engine, quantize_layers, with_attention
+from herd.infer.build import quantize_layers, with_attention
+from herd.infer.engine import Engine
 from herd.kernels import device as device_kernels
 from herd.model.config import ModelConfig, num_parameters
 from herd.model.llama import LlamaForCausalLM, empty_model
@@ -174,7 +175,7 @@ def decode(bench: Bench) -> dict:
             rate = decoding_rate(bench, engine, 32)
             found[f"{scheme or 'bf16'}, {'graphs' if graphs else 'launch by launch'}"] = rate | {
                 "kernels": device_kernels.status(torch.device(bench.device)),
-                "graphs": engine._runner.graphs.shapes if graphs else [],
+                "graphs": engine.loop.runner.graphs.shapes if graphs else [],
             }
     return found
 
@@ -209,7 +210,7 @@ def decoding_rate(bench: Bench, engine: Engine, num_in: int) -> dict:
         bench.synchronize()
         speeds.append((num_out - 1) / (time.perf_counter() - began))
     rate = max(speeds[1:])
-    model, cache = engine.model, engine._runner.cache
+    model, cache = engine.model, engine.loop.runner.cache
     read = sum(p.nbytes for p in [*model.parameters(), *model.buffers()])
     if model.lm_head.weight is not model.model.embed_tokens.weight:
         read -= model.model.embed_tokens.weight.nbytes  # of which a token reads one row
@@ -240,8 +241,8 @@ def many(bench: Bench) -> dict:
                 "tokens_per_second": round(num_tokens / seconds),
                 "seconds": round(seconds, 2),
                 "gbytes_beside_weights_and_cache": spare,
-                "graphs_replayed": engine._runner.graphs.num_replayed,
-                "steps_without": engine._runner.graphs.num_missed,
+                "graphs_replayed": engine.loop.runner.graphs.num_replayed,
+                "steps_without": engine.loop.runner.graphs.num_missed,
             }
             del engine, model
         if not bench.alone and bench.seconds_left > TRANSFORMERS_SECONDS:

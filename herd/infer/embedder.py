@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from herd.infer.engine import Engine, with_attention
+from herd.infer.build import with_attention
+from herd.infer.engine import Engine
 from herd.ops.attention import packed_attention
 
 Pooling = Literal["mean", "last"]

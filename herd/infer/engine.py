@@ -14,51 +14,33 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import threading
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
-from herd.errors import CapacityError, CheckpointError, ConfigError, RequestError
+from herd.errors import ConfigError, RequestError
 from herd.formats.checkpoint import Checkpoint, open_checkpoint
-from herd.infer.adapters import AdaptedLinear, Adapters
 from herd.infer.adjust import Adjustment
-from herd.infer.blocks import BlockAllocator
-from herd.infer.cache import BLOCK_SIZE, PagedCache, block_bytes, num_blocks_for
-from herd.infer.draw import draw
+from herd.infer.build import as_ids, check_ends, glimpse, load_model, share_anew, shared_model
 from herd.infer.guide import GuideMaker
-from herd.infer.pages import Moving
+from herd.infer.inputs import Input, as_batch, is_encoded, is_one
+from herd.infer.loop import Loop
+from herd.infer.options import Options, check_device
 from herd.infer.request import Answer, Piece, Pieces, Request, check_params, completion
-from herd.infer.runner import Output, Runner
-from herd.infer.sampler import log_probabilities
-from herd.infer.scheduler import Plan, Scheduler
-from herd.infer.speculate import LOOKUP, DraftModel, PromptLookup, Speculation
-from herd.infer.split import agree, split_for_inference
+from herd.infer.split import agree
 from herd.kernels import decoding
-from herd.kernels import device as device_kernels
-from herd.model.llama import Attend, LlamaForCausalLM, empty_model
-from herd.ops.compressed import LAYERS, Scheme, check_quantization, empty_like, takes
-from herd.ops.paged_attention import paged_attention
-from herd.ops.quantized import DecodingLinear, Int4Linear, QuantizedLinear, replace_linears
+from herd.model.llama import LlamaForCausalLM
+from herd.ops.compressed import LAYERS, Scheme
 from herd.tokenizer.chat import render
 from herd.tokenizer.specials import END_OF_TURN
-from herd.tokenizer.stream import TextStream
 from herd.tokenizer.tokenizer import Tokenizer
-from herd.types import Completion, Conversation, SamplingParams, TokenLogprob
+from herd.types import Completion, SamplingParams
 
-Input = str | Conversation
 Answers = Completion | list[Completion]
-
-_CPU_PROMPT_TOKENS, _GPU_PROMPT_TOKENS = 512, 4096  # of new prompts in a step, unless told otherwise
-_LOGPROB_ROWS = 64  # rows of logits held at a time for a prompt's log-probabilities
 
 
 class Engine:
@@ -100,15 +82,9 @@ class Engine:
         group: dist.ProcessGroup | None = None,
     ) -> None:
         checkpoint = open_checkpoint(path)
-        _check_device(device)
-        if quantize is not None and quantize not in LAYERS:
-            raise ConfigError(f"quantize={quantize}: expected {', '.join(LAYERS)} or nothing")
-        if device == "cpu":
-            decoding.start()
-        with ThreadPoolExecutor(1) as beside:  # the tokenizer is Python's work, the weights are PyTorch's
-            tokenizer = beside.submit(lambda: checkpoint.tokenizer)
-            model = self._load(checkpoint, dtype, device, quantize)
-        options = _Options(
+        check_device(device)
+        _check_scheme(quantize)
+        options = Options(
             cache_bytes=cache_bytes,
             max_sequences=max_sequences,
             max_prompt_tokens=max_prompt_tokens,
@@ -119,27 +95,17 @@ class Engine:
             graphs=graphs,
             group=group,
         )
+        if device == "cpu":
+            decoding.start()
+        with ThreadPoolExecutor(1) as beside:  # the tokenizer is Python's work, the weights are PyTorch's
+            tokenizer = beside.submit(lambda: checkpoint.tokenizer)
+            model = load_model(checkpoint, dtype, device, quantize)
+        self._source: LlamaForCausalLM | None = None  # whose weights are shared
         self._assemble(model, tokenizer.result(), options)
         # several processes have only a part of the weights each; and where they lie may show in a product's last digits
-        self._may_move = group is None and not deterministic
-        _check_ends(checkpoint.place, model, self.tokenizer)
-        self._end_answers_with(_as_ids(model.config.eos_token_id) | _as_ids(checkpoint.generation.get("eos_token_id")))
-
-    @staticmethod
-    def _load(
-        checkpoint: Checkpoint, dtype: torch.dtype | None, device: str, quantize: Scheme | None
-    ) -> LlamaForCausalLM:
-        """The model, its layers replaced by those that are quick here."""
-        model = checkpoint.load(dtype=dtype, device=device, attend=paged_attention)
-        if not isinstance(model, LlamaForCausalLM):
-            raise CheckpointError(f"{checkpoint.place} holds a reward model, which gives scores and no text.")
-        if dtype is None and device == "cpu":
-            model = model.to(_cpu_dtype(model.model.norm.weight.dtype))
-        if quantize is not None:
-            _check_quantizable(checkpoint.place, model, quantize)
-            quantize_layers(model, quantize)
-        _make_fast(model)
-        return model
+        self.loop.may_move = group is None and not deterministic
+        check_ends(checkpoint.place, model, self.tokenizer)
+        self._end_answers_with(as_ids(model.config.eos_token_id) | as_ids(checkpoint.generation.get("eos_token_id")))
 
     @classmethod
     def of(
@@ -147,6 +113,7 @@ class Engine:
         model: LlamaForCausalLM,
         tokenizer: Tokenizer,
         *,
+        quantize: Scheme | None = None,
         cache_bytes: int | None = None,
         max_sequences: int = 256,
         max_prompt_tokens: int | None = None,
@@ -157,10 +124,13 @@ class Engine:
         graphs: bool | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> Engine:
-        """An engine around a model in memory, such as one in training: the weights are shared, not copied."""
+        """An engine around a model in memory, such as one in training: the weights are shared, not copied,
+        unless `quantize` rounds copies of them.
+
+        After they change, `weights_changed` is to be called; a step of an optimizer is noticed without.
+        """
         engine = cls.__new__(cls)
-        shared = with_attention(model, paged_attention)
-        options = _Options(
+        options = Options(
             cache_bytes=cache_bytes,
             max_sequences=max_sequences,
             max_prompt_tokens=max_prompt_tokens,
@@ -171,86 +141,55 @@ class Engine:
             graphs=graphs,
             group=group,
         )
-        _make_fast(shared)
+        _check_scheme(quantize)
+        shared = shared_model(model, quantize)
+        engine._source, engine._scheme, engine._seen = model, quantize, glimpse(model)
         engine._assemble(shared, tokenizer, options)
-        engine._end_answers_with(_as_ids(model.config.eos_token_id))
+        engine._end_answers_with(as_ids(model.config.eos_token_id))
         return engine
 
-    def _assemble(self, model: LlamaForCausalLM, tokenizer: Tokenizer, options: _Options) -> None:
-        config, weight, group = model.config, model.model.norm.weight, options.group
-        _check_options(options)
-        if tokenizer.vocab_size > config.vocab_size:
-            raise CheckpointError(
-                f"The tokenizer has {tokenizer.vocab_size} rows and the model only {config.vocab_size}: "
-                "they do not belong together."
-            )
-        self.model, self.tokenizer = model, tokenizer
-        self._adapters = Adapters(model)
-        self.deterministic = options.deterministic
-        if self.deterministic and weight.device.type == "cpu":
-            decoding.wait()  # kernels that come later would round otherwise, midway
-        self._group = group
-        if group is not None:
-            if options.speculate is not None:
-                raise ConfigError("speculate: processes that measure each for itself whether it gains would part ways")
-            if options.graphs:
-                raise ConfigError("graphs: a model over several processes runs launch by launch; leave graphs out")
-            config = split_for_inference(model, group)
-        drafter = None if options.speculate in (None, LOOKUP) else _open_drafter(options.speculate, self)
-        dtype = torch.int8 if options.cache_dtype == "int8" else weight.dtype
-        on_gpu = weight.device.type == "cuda"
-        with_graphs = _wants_graphs(options, weight.device) if options.graphs is None else options.graphs
-        num_blocks = num_blocks_for(
-            config,
-            block_size=BLOCK_SIZE,
-            dtype=dtype,
-            device=weight.device,
-            max_sequences=options.max_sequences,
-            max_context=max(options.max_context or 0, config.max_position_embeddings),
-            cache_bytes=options.cache_bytes,
-            num_spare=int(with_graphs),
-            other_bytes=0 if drafter is None else block_bytes(drafter.config, BLOCK_SIZE, weight.dtype),
-        )
-        num_blocks = num_blocks if group is None else agree(num_blocks, group)
-        max_prompt_tokens = options.max_prompt_tokens or (_GPU_PROMPT_TOKENS if on_gpu else _CPU_PROMPT_TOKENS)
-        self.max_context = min(options.max_context or config.max_position_embeddings, num_blocks * BLOCK_SIZE)
-        max_sequences = min(options.max_sequences, num_blocks)  # each has a block of its own
-        limits = {"max_sequences": max_sequences, "max_context": self.max_context}
-        cache = PagedCache(
-            config, num_blocks, block_size=BLOCK_SIZE, dtype=dtype, device=weight.device, num_spare=int(with_graphs)
-        )
-        self._runner = Runner(
-            model, cache, adapters=self._adapters, with_graphs=with_graphs, may_compile=group is None, **limits
-        )
-        self._allocator = BlockAllocator(num_blocks, BLOCK_SIZE)
-        self._scheduler = Scheduler(
-            self._allocator,
-            max_prompt_tokens=max_prompt_tokens,
-            shares_prefixes=not options.deterministic,
-            **limits,
-        )
-        self._moving: Moving | None = None
-        self._may_move = False
-        self._speculation: Speculation | None = None
-        always = options.deterministic  # several tokens at once round otherwise than one: no clock may decide it
-        if options.speculate == LOOKUP:
-            self._speculation = Speculation(PromptLookup(), always=always)
-        elif drafter is not None:
-            pages = PagedCache(
-                drafter.config, num_blocks, block_size=BLOCK_SIZE, dtype=weight.dtype, device=weight.device
-            )
-            guesser = DraftModel(Runner(drafter, pages, **limits), max_prompt_tokens, config.vocab_size)
-            self._speculation = Speculation(guesser, always=always)
-        self._inbox: deque[tuple[Literal["add", "cancel"], Request]] = deque()
-        self._lock = threading.Lock()
+    def _assemble(self, model: LlamaForCausalLM, tokenizer: Tokenizer, options: Options) -> None:
+        self.model, self.tokenizer, self.deterministic = model, tokenizer, options.deterministic
+        self._group = options.group
+        self.loop = Loop(model, tokenizer, options)
+        self.max_context = self.loop.max_context
 
     def _end_answers_with(self, declared: frozenset[int]) -> None:
         """Any stop token ends an answer. A checkpoint that declares the end of turn was trained on conversations."""
         ids = range(self.model.config.vocab_size)  # generation_config.json may be another model's
         self.stop_ids = frozenset(token for token in declared | set(self.tokenizer.stop_ids) if token in ids)
+        self.loop.stop_ids = self.stop_ids
         self.speaks_chat = self.tokenizer.special.get(END_OF_TURN) in declared
         end_id = self.tokenizer.eot_id if self.speaks_chat else self.tokenizer.eos_id
         self._guides = GuideMaker(self.tokenizer, self.model.config.vocab_size, end_id)
+
+    def weights_changed(self) -> None:
+        """Answer from the weights as they are now: everything computed from older ones goes.
+
+        That is the cache of prefixes (of adapters too), the layers described for our kernels, recorded graphs, copies
+        on their way into large pages, and, for `Engine.of`, rounded copies and weights that were replaced rather than
+        changed in place. A draft model and the adapters' own matrices stay: they are other weights.
+
+        Raises:
+            RequestError: answers are under way.
+            ConfigError: the model is split over processes, which hold copies of its parts: make a new engine.
+        """
+        if self._group is not None:
+            raise ConfigError(
+                "weights_changed: a model split over processes holds copies of its parts; make a new engine of it"
+            )
+        self.loop.weights_changed()
+        if self._source is not None:
+            share_anew(self.model, self._source, self._scheme)
+            self._seen = glimpse(self._source)
+
+    def _look_at_weights(self) -> None:
+        """Notice a step of an optimizer that nobody told of, before a prompt is answered from what is stale."""
+        if self._source is None or self._group is not None:
+            return
+        places, values = glimpse(self._source)
+        if places != self._seen[0] or not torch.equal(values, self._seen[1]):
+            self.weights_changed()
 
     # ---- asking ----------------------------------------------------------------------------------------------------
 
@@ -266,8 +205,8 @@ class Engine:
             RequestError: a prompt is too long, or a sampling setting is out of its range.
             DataError: a conversation's messages are malformed.
         """
-        single = _is_one(inputs)
-        batch = [inputs] if single else _as_batch(inputs)
+        single = is_one(inputs)
+        batch = [inputs] if single else as_batch(inputs)
         requests = [self.request(item, params) for item in batch]
         try:
             for request in requests:
@@ -302,8 +241,8 @@ class Engine:
             RequestError: a prompt is too long, or a sampling setting is out of its range.
             DataError: a conversation's messages are malformed.
         """
-        single = _is_one(inputs)
-        batch = [inputs] if single else _as_batch(inputs)
+        single = is_one(inputs)
+        batch = [inputs] if single else as_batch(inputs)
         requests = [self.request(item, params) for item in batch]
         try:
             for request in requests:
@@ -351,7 +290,7 @@ class Engine:
         """The prompt tokens of an input: begin of text and the text, or the conversation up to the answer's header."""
         if isinstance(inputs, str):
             return self.tokenizer.encode(inputs, bos=True)
-        if not _is_one(inputs):
+        if not is_one(inputs):
             raise RequestError(f"An input is a string or a list of messages, not {type(inputs).__name__}.")
         return render(self.tokenizer, inputs, generation_prompt=True).tokens
 
@@ -368,7 +307,7 @@ class Engine:
         """
         params = params or SamplingParams()
         check_params(params)
-        prompt = inputs if _is_encoded(inputs) else self.encode(inputs)
+        prompt = inputs if is_encoded(inputs) else self.encode(inputs)
         self._check_prompt(prompt)
         seed = params.seed
         if seed is None:
@@ -378,11 +317,11 @@ class Engine:
             known = ", ".join(self.adapters) or "none"
             raise RequestError(f"There is no adapter {params.adapter} here (known: {known}).")
         request = Request(prompt, params, seed, listener)
-        request.root = self._adapters.root(params.adapter)
+        request.root = self.loop.adapters.root(params.adapter)
         self._adjust(request)
         if listener is not None or params.stop:
             for answer in request.answers:
-                answer.follow_text(self._text_stream())
+                answer.follow_text(self.loop.text_stream())
         return request
 
     def _adjust(self, request: Request) -> None:
@@ -400,7 +339,9 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Queue a request; safe from any thread. Somebody must call `step` until it is finished."""
-        self._inbox.append(("add", request))
+        if not self.has_work:
+            self._look_at_weights()
+        self.loop.inbox.append(("add", request))
 
     def cancel(self, request: Request) -> None:
         """End a request's open answers and free their blocks, at the latest before the next step; safe from any thread.
@@ -409,12 +350,12 @@ class Engine:
         """
         if request.finished or request.leader.asked_by() is None:  # thrown away, and the engine with it
             return
-        self._inbox.append(("cancel", request))
-        if self._lock.acquire(blocking=False):
+        self.loop.inbox.append(("cancel", request))
+        if self.loop.lock.acquire(blocking=False):
             try:
-                self._open_inbox()
+                self.loop.open_inbox()
             finally:
-                self._lock.release()
+                self.loop.lock.release()
 
     def add_adapter(self, name: str, folder: Path | str) -> None:
         """Open a LoRA adapter (a PEFT folder); requests use it by `SamplingParams(adapter=name)`.
@@ -425,232 +366,50 @@ class Engine:
         """
         if self._group is not None:
             raise ConfigError("adapters: a model over several processes takes none; merge the adapter into its weights")
-        with self._lock:
-            self._adapters.add(name, folder)
+        with self.loop.lock:
+            self.loop.adapters.add(name, folder)
 
     @property
     def adapters(self) -> tuple[str, ...]:
         """The names of the adapters."""
-        return self._adapters.names
+        return self.loop.adapters.names
 
     @property
     def has_work(self) -> bool:
         """A step would do something."""
-        return bool(self._inbox) or self._scheduler.has_work
+        return bool(self.loop.inbox) or self.loop.scheduler.has_work
 
     @property
     def num_waiting(self) -> int:
         """Answers that have not begun."""
-        return len(self._scheduler.waiting) + len(self._inbox)
+        return len(self.loop.scheduler.waiting) + len(self.loop.inbox)
 
     @property
     def num_running(self) -> int:
         """Answers in the batch."""
-        return len(self._scheduler.running)
+        return len(self.loop.scheduler.running)
 
     @property
     def cache_bytes(self) -> int:
         """What the cache of keys and values may take."""
-        drafts = self._speculation.cache_bytes if self._speculation is not None else 0
-        return self._runner.cache.nbytes + drafts
+        drafts = self.loop.speculation.cache_bytes if self.loop.speculation is not None else 0
+        return self.loop.runner.cache.nbytes + drafts
 
     @property
     def free_share(self) -> float:
         """The share of the cache's blocks that nobody holds."""
-        return self._allocator.num_free / self._allocator.num_blocks
+        return self.loop.allocator.num_free / self.loop.allocator.num_blocks
 
     # ---- stepping --------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
         """Advance every running answer by one token and the next prompts by a chunk."""
-        with self._lock:
-            self._settle()
-            self._open_inbox()
-            try:
-                with torch.inference_mode(), device_kernels.waiting(self.deterministic):
-                    self._advance()
-                    self._runner.record_graphs()
-                self._begin_moving()  # now that the first answer is under way
-            except BaseException as error:
-                self._abandon(error)
-                raise
+        self.loop.step()
 
     def warm_up(self) -> None:
-        """Wait for what makes answers quick and is got ready while the first ones are made: compiled kernels, and the
+        """Wait for what makes answers quick and is made ready while the first ones are made: compiled kernels, and the
         weights' place in large pages of memory."""
-        if self._runner.device.type == "cpu":
-            decoding.wait()
-        with self._lock:
-            self._begin_moving()
-            if self._moving is not None:
-                self._moving.wait()
-            self._settle()
-
-    def _begin_moving(self) -> None:
-        if self._may_move:
-            self._may_move = False
-            self._moving = Moving.begin(self.model)
-
-    def _settle(self) -> None:
-        if self._moving is not None and self._moving.settle():
-            self._moving = None
-            self._runner.forget_places()
-
-    def _advance(self) -> None:
-        """Plan a step and compute it: at once, or sequence by sequence where nothing may depend on the neighbours."""
-        if self._speculation is not None:
-            self._speculation.begin(self._scheduler.num_decoding)
-        plan = self._scheduler.plan(self._speculation.guess if self._speculation is not None else None)
-        parts = _one_by_one(plan) if self.deterministic else [plan]
-        for part in parts if plan else []:
-            with self._runner.threads_for(part):
-                if self._speculation is not None:
-                    self._speculation.propose(part)
-                self._draw(part, self._runner.run(part))
-        if self._speculation is not None:
-            self._speculation.end(plan)
-
-    def _open_inbox(self) -> None:
-        while self._inbox:
-            kind, request = self._inbox.popleft()
-            if kind == "add":
-                self._scheduler.add(request)
-            else:
-                for answer in request.answers:
-                    if not answer.finish_reason:
-                        self._end(answer, "cancelled", "", ())
-
-    def _draw(self, plan: Plan, output: Output) -> None:
-        """Draw the tokens that the step's logits allow, siblings of a finished prompt included."""
-        self._note_prompts(plan, output)
-        answers = [answer for answer in plan.decode if not answer.finish_reason]
-        rows = [output.rows[answer] for answer in answers]
-        for chunk in plan.chunks:
-            if chunk.is_last:
-                group = [chunk.answer, *self._part(chunk.answer)]
-                answers += group
-                rows += [output.rows[chunk.answer]] * len(group)
-        if not answers:
-            return
-        for answer, drawn in zip(answers, draw(answers, rows, output.logits), strict=True):
-            for token, logprob in drawn:
-                if not answer.finish_reason:
-                    self._accept(answer, token, logprob)
-            if not answer.finish_reason:
-                self._scheduler.settle(answer)
-
-    def _part(self, leader: Answer) -> list[Answer]:
-        """The siblings that begin where a prompt has ended."""
-        if leader is not leader.request.leader:
-            return []
-        siblings, copies = self._scheduler.fork(leader)
-        for source, target in copies:
-            self._runner.cache.copy(source, target)
-        return siblings
-
-    def _note_prompts(self, plan: Plan, output: Output) -> None:
-        """The log-probabilities of prompts, chunk by chunk, where they are asked for."""
-        for chunk, places in zip(plan.chunks, output.chunks, strict=True):
-            request = chunk.answer.request
-            if request.params.prompt_logprobs is None or chunk.answer is not request.leader:
-                continue
-            targets = request.prompt[chunk.start + 1 : chunk.stop + 1]
-            for start in range(0, len(targets), _LOGPROB_ROWS):
-                part = targets[start : start + _LOGPROB_ROWS]
-                hidden = output.hidden[places][start : start + len(part)]
-                num_top = [request.params.prompt_logprobs] * len(part)
-                request.prompt_logprobs += log_probabilities(self._runner.logits_of(hidden), part, num_top)
-
-    def _accept(self, answer: Answer, token: int, logprob: TokenLogprob | None) -> None:
-        """Append a drawn token and see whether the answer ends with it."""
-        answer.tokens.append(token)
-        if logprob is not None:
-            answer.sum_logprob += logprob.logprob
-            if answer.params.logprobs is None:
-                logprob = None  # wanted only to choose the best answers
-            else:
-                answer.logprobs.append(logprob)
-        if answer.adjustment is not None:
-            answer.adjustment.accept(token)
-            if fault := answer.adjustment.fault:
-                self._give_up(answer.request, fault)
-                return
-        reason, text = None, ""
-        if token in self.stop_ids or (answer.adjustment is not None and answer.adjustment.is_complete):
-            reason = "stop"
-        elif len(answer.tokens) == answer.params.max_tokens or answer.num_tokens == self.max_context:
-            reason = "length"
-        if answer.stream is not None:
-            text = answer.stops.push(answer.stream.push(token) + (answer.stream.flush() if reason else ""))
-            if answer.stops.found:
-                reason = "stop"
-            elif reason:
-                text += answer.stops.flush()
-        added = () if logprob is None else (logprob,)
-        if reason:
-            self._end(answer, reason, text, (token,), added)
-        elif answer.stream is not None:
-            self._tell(answer.request, answer, text, (token,), added)
-
-    def _end(
-        self,
-        answer: Answer,
-        reason: str,
-        text: str,
-        tokens: tuple[int, ...],
-        logprobs: tuple[TokenLogprob, ...] = (),
-    ) -> None:
-        request = answer.request  # held: the scheduler lets go of it with its last answer
-        self._scheduler.finish(answer, reason)
-        if answer.stream is not None:
-            self._tell(request, answer, text, tokens, logprobs)
-
-    def _tell(
-        self,
-        request: Request,
-        answer: Answer,
-        text: str,
-        tokens: tuple[int, ...],
-        logprobs: tuple[TokenLogprob, ...],
-    ) -> None:
-        answer.pieces.append(text)
-        if not request.chooses:
-            self._pass_on(request, Piece(answer.index, text, tokens, logprobs, answer.finish_reason))
-        elif request.finished and request.listener is not None:
-            for index, best in enumerate(request.best):
-                whole = "".join(best.pieces)
-                self._pass_on(
-                    request, Piece(index, whole, tuple(best.tokens), tuple(best.logprobs), best.finish_reason)
-                )
-
-    def _pass_on(self, request: Request, piece: Piece) -> None:
-        """Tell a request's listener. One that fails ends its own request and hears no more; the others go on."""
-        if request.listener is None:
-            return
-        try:
-            request.listener(piece)
-        except Exception as error:
-            request.listener = None
-            self._give_up(request, error)
-
-    def _give_up(self, request: Request, error: Exception) -> None:
-        """End a request that turned out, midway, to ask for what cannot be, or that nobody can be told of."""
-        request.error = error
-        for answer in request.answers:
-            if not answer.finish_reason:
-                self._end(answer, "cancelled", "", ())
-
-    def _abandon(self, error: BaseException) -> None:
-        """A step failed half-way: end everything it touched, and trust nothing that the cache holds."""
-        for answer in [*self._scheduler.running, *self._scheduler.waiting]:
-            if answer.finish_reason:  # with a sibling, whose listener failed
-                continue
-            request = answer.request
-            request.error = error
-            self._scheduler.finish(answer, "cancelled")
-            if answer.index < answer.params.n:
-                self._pass_on(request, Piece(answer.index, "", (), (), "cancelled"))
-        self._allocator.forget()
+        self.loop.warm_up()
 
     # ---- answers ---------------------------------------------------------------------------------------------------
 
@@ -661,13 +420,7 @@ class Engine:
 
     def text_of(self, answer: Answer) -> str:
         """An answer's text: without special tokens, and up to its stop string."""
-        if answer.stream is not None:
-            return "".join(answer.pieces)
-        stream = self._text_stream()
-        return "".join(map(stream.push, answer.tokens)) + stream.flush()
-
-    def _text_stream(self) -> TextStream:
-        return TextStream(self.tokenizer, skip_unknown=True)
+        return self.loop.text_of(answer)
 
     def _check_prompt(self, prompt: list[int]) -> None:
         if not prompt:
@@ -686,172 +439,6 @@ class Engine:
             )
 
 
-@dataclass(frozen=True)
-class _Options:
-    cache_bytes: int | None
-    max_sequences: int
-    max_prompt_tokens: int | None
-    max_context: int | None
-    cache_dtype: Literal["int8"] | None
-    deterministic: bool
-    speculate: Path | str | None
-    graphs: bool | None
-    group: dist.ProcessGroup | None
-
-
-def _check_options(options: _Options) -> None:
-    """Refuse limits that leave room for nothing, and types of cache that there are not."""
-    for name in ("max_sequences", "max_prompt_tokens", "max_context"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"{name}={value}: must be at least 1")
-    if options.cache_dtype not in (None, "int8"):
-        raise ConfigError(f"cache_dtype={options.cache_dtype}: expected int8, or nothing for the model's own type")
-
-
-def _wants_graphs(options: _Options, device: torch.device) -> bool:
-    """On a GPU; but where an answer must not depend on when a graph was recorded, only if our kernels compute both:
-    PyTorch's attention rounds differently over the width of a graph."""
-    if device.type != "cuda" or options.group is not None:
-        return False
-    return not options.deterministic or device_kernels.serves(torch.empty(0, device=device))
-
-
-def _one_by_one(plan: Plan) -> Iterator[Plan]:
-    """The same step, each sequence for itself: a product's rounding depends on how many rows it has.
-
-    What ends before its turn, with a sibling whose request failed, has given back its place and is left out.
-    """
-    yield from (Plan(decode=[answer]) for answer in plan.decode if not answer.finish_reason)
-    yield from (Plan(chunks=[chunk]) for chunk in plan.chunks if not chunk.answer.finish_reason)
-
-
-def _open_drafter(path: Path | str, engine: Engine) -> LlamaForCausalLM:
-    """The draft model, in the engine's own type and on its device.
-
-    Raises:
-        CheckpointError: it does not speak the same tokens.
-    """
-    checkpoint, weight = open_checkpoint(path), engine.model.model.norm.weight
-    folder = checkpoint.place
-    drafter = checkpoint.load(dtype=weight.dtype, device=str(weight.device), attend=paged_attention)
-    if not isinstance(drafter, LlamaForCausalLM):
-        raise CheckpointError(f"{folder} holds a reward model, which drafts no text.")
-    if checkpoint.tokenizer.fingerprint != engine.tokenizer.fingerprint:
-        raise CheckpointError(f"{folder}: a draft model must have the same tokenizer as the model it drafts for.")
-    if drafter.config.max_position_embeddings < engine.model.config.max_position_embeddings:
-        most = drafter.config.max_position_embeddings
-        raise CheckpointError(f"{folder}: a draft model of {most} tokens is shorter than the model it drafts for.")
-    _make_fast(drafter)
-    return drafter
-
-
-def with_attention(model: LlamaForCausalLM, attend: Attend) -> LlamaForCausalLM:
-    """The same model with another attention and without adapters: the weights are shared, not copied."""
-    shared = empty_model(model.config, attend)
-    own = {name.replace(".base", ""): module for name, module in model.named_modules()}
-    for name, module in own.items():
-        if isinstance(module, AdaptedLinear):
-            continue
-        scheme = next((scheme for scheme, kind in LAYERS.items() if type(module) is kind), None)
-        if scheme is not None:
-            replace_linears(shared, [name], partial(empty_like, scheme=scheme))
-    shared.load_state_dict({k.replace(".base.", "."): v for k, v in model.state_dict().items()}, assign=True)
-    if isinstance(shared.lm_head, nn.Linear):
-        shared.tie_weights()
-    return shared.eval()
-
-
-def _check_quantizable(folder: Path, model: LlamaForCausalLM, scheme: Scheme) -> None:
-    stored = check_quantization(model.config.quantization_config, folder)
-    if stored not in (None, scheme):
-        raise ConfigError(f"quantize={scheme}: the weights in {folder} are {stored} already; leave quantize out")
-
-
-def quantize_layers(model: LlamaForCausalLM, scheme: Scheme) -> None:
-    """Quantize a model in place; embedding, head and norms stay as they are.
-
-    Raises:
-        CapacityError: the scheme does not fit the model's shape.
-    """
-    if scheme == "int4":
-        decoding.wait()  # two seconds at most, where the plain way would take a minute
-    num_layers = model.config.num_hidden_layers
-    names = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and takes(scheme, name, num_layers)
-    ]
-    if biased := next((name for name in names if model.get_submodule(name).bias is not None), None):
-        raise CapacityError(f"quantize={scheme}: {biased} has a bias, which the quantized layers have no place for")
-    try:
-        replace_linears(model, names, LAYERS[scheme].from_linear)
-    except ValueError as error:
-        raise CapacityError(f"quantize={scheme}: {error}; int8 fits every shape.") from None
-
-
-def _make_fast(model: LlamaForCausalLM) -> None:
-    """Decoding on a CPU reads every weight for each token: layers in bfloat16 get the kernel that does it quickest.
-
-    A quantized model's head is rounded to int8 by rows: it is read whole for every token, and in bfloat16 would take
-    as long as all the layers of 4 bits together. Its embedding stays as it is.
-    """
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"]
-    quantized = any(isinstance(module, QuantizedLinear | Int4Linear) for module in model.modules())
-    if quantized and isinstance(model.lm_head, nn.Linear):
-        replace_linears(model, ["lm_head"], QuantizedLinear.from_linear)
-    weight = model.model.norm.weight
-    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16:
-        names += [] if quantized else ["lm_head"]
-        replace_linears(model, names, DecodingLinear.from_linear)
-
-
-def _check_device(device: str) -> None:
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise ConfigError(f"device={device}: no such device; expected cpu or cuda") from None
-    if kind not in ("cpu", "cuda"):
-        raise ConfigError(f"device={device}: the engine runs on cpu and cuda")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise CapacityError(f"device={device}: PyTorch finds no GPU here; leave device out to run on the CPU")
-
-
-def _check_ends(folder: Path, model: LlamaForCausalLM, tokenizer: Tokenizer) -> None:
-    """A tokenizer that does not know the ids that end the model's answers is another model's."""
-    unknown = [token for token in _as_ids(model.config.eos_token_id) if token >= tokenizer.vocab_size]
-    if unknown:
-        raise CheckpointError(
-            f"{folder}: its config.json ends answers with id {unknown[0]}, its tokenizer has only "
-            f"{tokenizer.vocab_size} ids: they do not belong together"
-        )
-
-
-def _as_ids(ids: object) -> frozenset[int]:
-    listed = ids if isinstance(ids, list | tuple) else [ids]
-    return frozenset(token for token in listed if isinstance(token, int))
-
-
-def _cpu_dtype(dtype: torch.dtype) -> torch.dtype:
-    """bfloat16 only where this machine computes in it well, float16 never: its products are emulated."""
-    return dtype if dtype == torch.bfloat16 and decoding.computes_bf16() else torch.float32
-
-
-def _is_one(inputs: object) -> bool:
-    """One input, rather than a list of them: a string, or a list of messages."""
-    return isinstance(inputs, str) or (
-        isinstance(inputs, Sequence) and bool(inputs) and all(isinstance(item, dict) for item in inputs)
-    )
-
-
-def _as_batch(inputs: object) -> list[Input]:
-    if not isinstance(inputs, Sequence) or isinstance(inputs, bytes):
-        raise RequestError(
-            f"The input is {type(inputs).__name__}; expected a string, a conversation (a list of messages), or a list "
-            "of these."
-        )
-    return list(inputs)
-
-
-def _is_encoded(inputs: object) -> bool:
-    return isinstance(inputs, list) and bool(inputs) and isinstance(inputs[0], int)
+def _check_scheme(quantize: Scheme | None) -> None:
+    if quantize is not None and quantize not in LAYERS:
+        raise ConfigError(f"quantize={quantize}: expected {', '.join(LAYERS)} or nothing")

@@ -197,6 +197,12 @@ class Runner:
         """The weights lie elsewhere now."""
         self._layers = None
 
+    def forget_weights(self) -> None:
+        """The weights are others now, and may lie elsewhere: recorded steps would still read the old ones."""
+        self._layers = None
+        if self.graphs is not None:
+            self.graphs = self._make_graphs(len(self._owners))
+
     def _spans(self, plan: Plan, step: _Step) -> np.ndarray:
         """What `paged_attention.spans_of` would say of the context, without making it."""
         first, width = self._tables.ctypes.data, self._tables.strides[0]

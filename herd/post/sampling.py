@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from herd.infer.engine import Engine, Input
+from herd.infer.engine import Engine
+from herd.infer.inputs import Input
 from herd.infer.remote import RemoteEngine
 from herd.log import progress
 from herd.run import atomic_write

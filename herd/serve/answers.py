@@ -15,7 +15,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from herd.errors import DataError, RequestError
-from herd.infer.engine import Engine, Input
+from herd.infer.engine import Engine
+from herd.infer.inputs import Input
 from herd.infer.request import Piece
 from herd.infer.request import Request as EngineRequest
 from herd.serve.account import Account

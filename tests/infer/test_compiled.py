@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from herd.infer.engine import Engine, quantize_layers
+from herd.infer.build import quantize_layers
+from herd.infer.engine import Engine
 from herd.kernels import decoding
 from herd.model.llama import LlamaForCausalLM
 from herd.ops.quantized import Int4Linear, QuantizedLinear, dequantize_groups, dequantize_rows
@@ -89,7 +90,7 @@ def test_the_layers_are_as_near_to_float32_as_pytorchs_are(monkeypatch, shape, s
     # Chunks of 40 tokens: prompts are computed in parts, beside answers that are decoded already.
     engine = engine_of(SHAPES[shape], scheme, cache_dtype, max_prompt_tokens=40)
     answers = engine.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=8, logprobs=0, prompt_logprobs=0))
-    assert engine._runner._layers is not None
+    assert engine.loop.runner._layers is not None
     ours = [token.logprob for answer in answers for token in answer.prompt_logprobs[1:] + answer.logprobs]
     sequences = [engine.encode(prompt) + answer.tokens for prompt, answer in zip(PROMPTS, answers, strict=True)]
     truth = logprobs_of(exact(engine), sequences)
@@ -120,7 +121,7 @@ def test_a_model_that_the_kernels_do_not_fit_runs_in_pytorch():
         model = tiny_model(**changes).bfloat16()
         engine = Engine.of(model, small_tokenizer())
         assert engine.generate("def", SamplingParams(max_tokens=4)).tokens
-        assert engine._runner._layers is None
+        assert engine.loop.runner._layers is None
 
 
 def test_several_threads_give_the_same_tokens_as_one(monkeypatch):

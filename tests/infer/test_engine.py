@@ -88,10 +88,10 @@ def test_greedy_answers_equal_those_of_transformers(shape, tmp_path):
 
 def test_a_small_batch_small_chunks_and_a_small_cache_change_nothing():
     roomy, tight = engine_of(), engine_of(max_sequences=2, max_prompt_tokens=5, cache_bytes=2**17)
-    assert tight._allocator.num_blocks < 17
+    assert tight.loop.allocator.num_blocks < 17
     expected = [answer.tokens for answer in roomy.generate(PROMPTS, GREEDY)]
     assert [answer.tokens for answer in tight.generate(PROMPTS, GREEDY)] == expected
-    assert tight._allocator.num_free == tight._allocator.num_blocks
+    assert tight.loop.allocator.num_free == tight.loop.allocator.num_blocks
 
 
 def test_where_a_prompt_is_cut_does_not_depend_on_the_load():
@@ -105,13 +105,13 @@ def chunks_of(engine: Engine, prompt: str, others: list[str]) -> list[tuple[int,
     requests = [engine.request(text, GREEDY) for text in [*others, prompt]]
     for request in requests:
         engine.submit(request)
-    seen, run = [], engine._runner.run
+    seen, run = [], engine.loop.runner.run
 
     def spy(plan):
         seen.extend((c.start, c.stop) for c in plan.chunks if c.answer.request is requests[-1])
         return run(plan)
 
-    engine._runner.run = spy
+    engine.loop.runner.run = spy
     while not requests[-1].finished:
         engine.step()
     assert len(seen) > 3 and seen[-1][1] == len(requests[-1].prompt)
@@ -175,11 +175,11 @@ def test_samples_hold_their_prompts_blocks_once(engine):
         engine.step()
     shared = request.leader.blocks[:num_prompt_blocks]
     assert all(answer.blocks[:num_prompt_blocks] == shared for answer in request.answers)
-    assert all(engine._allocator.num_holders(block) == 8 for block in shared)
-    used = engine._allocator.num_blocks - engine._allocator.num_free
+    assert all(engine.loop.allocator.num_holders(block) == 8 for block in shared)
+    used = engine.loop.allocator.num_blocks - engine.loop.allocator.num_free
     assert used <= num_prompt_blocks + 8
     engine.cancel(request)
-    assert engine._allocator.num_free == engine._allocator.num_blocks
+    assert engine.loop.allocator.num_free == engine.loop.allocator.num_blocks
 
 
 def test_the_next_turn_of_a_chat_reuses_the_last(engine):
@@ -193,9 +193,9 @@ def test_the_next_turn_of_a_chat_reuses_the_last(engine):
     assert before > 0
     assert request.leader.num_computed - before < len(request.prompt)
     engine.cancel(request)
-    blocks, _ = engine._allocator.match(request.prompt)
+    blocks, _ = engine.loop.allocator.match(request.prompt)
     assert len(blocks) * 16 >= before
-    engine._allocator.release(blocks)
+    engine.loop.allocator.release(blocks)
 
 
 def test_a_sampled_token_has_its_log_probability(engine):
@@ -251,10 +251,10 @@ def feed(engine: Engine, tokens: list[int]) -> list[str]:
     pieces = []
     request = engine.request("x", SamplingParams(max_tokens=len(tokens)), lambda piece: pieces.append(piece.text))
     engine.submit(request)
-    engine._open_inbox()
-    engine._scheduler.plan()
+    engine.loop.open_inbox()
+    engine.loop.scheduler.plan()
     for token in tokens:
-        engine._accept(request.leader, token, None)
+        engine.loop.accept(request.leader, token, None)
     return pieces
 
 
@@ -264,7 +264,7 @@ def test_leaving_a_stream_early_frees_its_blocks(engine):
     assert engine.num_running == 1
     stream.close()
     assert engine.num_running == 0
-    assert engine._allocator.num_free == engine._allocator.num_blocks
+    assert engine.loop.allocator.num_free == engine.loop.allocator.num_blocks
 
 
 def test_a_stream_that_nobody_reads_computes_nothing(engine):
@@ -295,7 +295,7 @@ def test_a_listener_that_fails_ends_its_own_request_and_no_other(engine):
     with pytest.raises(RuntimeError) as told:
         mine.raise_error()
     assert isinstance(told.value.__cause__, ValueError)
-    assert engine._allocator.num_free == engine._allocator.num_blocks
+    assert engine.loop.allocator.num_free == engine.loop.allocator.num_blocks
 
 
 def test_a_stream_ends_with_its_reason_and_tells_several_answers_apart(engine):
@@ -413,12 +413,12 @@ def test_engines_in_threads_leave_the_number_of_cores_as_it_was():
 def test_a_failed_step_ends_its_requests_and_leaves_a_working_engine(monkeypatch):
     engine = engine_of()
     expected = engine.generate("The quick", GREEDY).tokens
-    run = engine._runner.run
-    monkeypatch.setattr(engine._runner, "run", lambda plan: 1 / 0)
+    run = engine.loop.runner.run
+    monkeypatch.setattr(engine.loop.runner, "run", lambda plan: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         engine.generate(PROMPTS, GREEDY)
-    monkeypatch.setattr(engine._runner, "run", run)
-    assert engine._allocator.num_free == engine._allocator.num_blocks
+    monkeypatch.setattr(engine.loop.runner, "run", run)
+    assert engine.loop.allocator.num_free == engine.loop.allocator.num_blocks
     assert engine.generate("The quick", GREEDY).tokens == expected
 
 
@@ -464,12 +464,12 @@ def test_cancelled_requests_in_any_order_lose_no_block():
         if open_requests and torch.rand((), generator=order) < 0.3:
             engine.cancel(open_requests.pop(int(torch.randint(len(open_requests), (), generator=order))))
         engine.step()
-        scheduler = engine._scheduler
+        scheduler = engine.loop.scheduler
         assert scheduler.num_owed_blocks == sum(answer.owed_blocks for answer in scheduler.running)
-        assert 0 <= scheduler.num_owed_blocks <= engine._allocator.num_free
+        assert 0 <= scheduler.num_owed_blocks <= engine.loop.allocator.num_free
     while engine.has_work:
         engine.step()
-    assert engine._allocator.num_free == engine._allocator.num_blocks
+    assert engine.loop.allocator.num_free == engine.loop.allocator.num_blocks
     assert all(request.finished for request in open_requests)
 
 
@@ -550,4 +550,4 @@ def test_an_engine_thrown_away_in_the_middle_of_an_answer_says_nothing(monkeypat
 def test_more_sequences_than_the_cache_has_blocks_take_no_memory():
     engine = Engine.of(tiny_model(), small_tokenizer(), cache_bytes=2**21, max_sequences=10**9)
     assert engine.generate(["a", "b"], SamplingParams(max_tokens=3))[1].tokens
-    assert engine._runner._tables.nbytes < 2**20
+    assert engine.loop.runner._tables.nbytes < 2**20

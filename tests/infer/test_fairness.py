@@ -48,4 +48,4 @@ def test_prompts_that_begin_alike_are_computed_once_even_when_they_arrive_togeth
     assert len({tuple(request.leader.blocks[:3]) for request in requests}) < 4
     while engine.has_work:
         engine.step()
-    assert engine._allocator.num_free == engine._allocator.num_blocks
+    assert engine.loop.allocator.num_free == engine.loop.allocator.num_blocks

@@ -27,8 +27,8 @@ def engine_of(model=None, **options) -> Engine:
 
 def at_once(engine: Engine) -> Engine:
     """Record whatever was missed once, whatever the time."""
-    engine._runner.graphs._clock = iter(range(10**9)).__next__
-    engine._runner.graphs._began = -(10**9)
+    engine.loop.runner.graphs._clock = iter(range(10**9)).__next__
+    engine.loop.runner.graphs._began = -(10**9)
     return engine
 
 
@@ -43,7 +43,7 @@ def test_replayed_steps_give_the_tokens_of_plain_ones(shape, cache_dtype):
     replaying = at_once(engine_of(tiny_model(**shape), cache_dtype=cache_dtype, graphs=True))
     for _ in range(2):
         assert tokens_of(replaying) == tokens_of(plain)
-    graphs = replaying._runner.graphs
+    graphs = replaying.loop.runner.graphs
     assert graphs.num_replayed > graphs.num_missed and {rows for rows, _ in graphs.shapes} >= {8}
 
 
@@ -67,40 +67,40 @@ def test_arrivals_cancellations_shared_prefixes_and_samples_change_nothing():
             engine.step()
         while engine.has_work:
             engine.step()
-        assert engine._allocator.num_free == engine._allocator.num_blocks
+        assert engine.loop.allocator.num_free == engine.loop.allocator.num_blocks
         runs.append([[(a.finish_reason, a.tokens) for a in request.answers] for request in finished])
-    assert engine._runner.graphs.num_replayed > 20
+    assert engine.loop.runner.graphs.num_replayed > 20
     assert runs[0] == runs[1]
 
 
 def test_guesses_are_verified_by_graphs_too():
     plain = engine_of()
     guessing = at_once(engine_of(graphs=True, speculate="lookup"))
-    guessing._speculation.always = True
+    guessing.loop.speculation.always = True
     assert tokens_of(guessing) == tokens_of(plain)
-    assert guessing._speculation.num_held > 0 and guessing._runner.graphs.num_replayed > 0
+    assert guessing.loop.speculation.num_held > 0 and guessing.loop.runner.graphs.num_replayed > 0
 
 
 def test_an_answer_that_depends_on_nobody_stays_so():
     engine = at_once(engine_of(graphs=True, deterministic=True))
     together = tokens_of(engine)
     assert [tokens_of(engine, [prompt])[0] for prompt in PROMPTS] == together
-    assert {rows for rows, _ in engine._runner.graphs.shapes} == {1}
+    assert {rows for rows, _ in engine.loop.runner.graphs.shapes} == {1}
 
 
 def test_what_is_left_over_writes_to_the_spare_block_alone():
     engine = at_once(engine_of(graphs=True, cache_bytes=2**18))
     tokens_of(engine, PROMPTS[:3])
-    cache = engine._runner.cache
+    cache = engine.loop.runner.cache
     spare = cache.tensors[0][:, :, cache.num_blocks]
-    assert engine._runner.graphs.shapes == [(4, 16)]
+    assert engine.loop.runner.graphs.shapes == [(4, 16)]
     assert spare[:, :, 0].any() and not spare[:, :, 1:].any()
     assert cache.nbytes <= 2**18
 
 
 def test_a_cache_with_no_room_for_the_spare_block_is_refused():
     one = block_bytes(tiny_model().config, 16, torch.float32)
-    assert engine_of(cache_bytes=one)._allocator.num_blocks == 1
+    assert engine_of(cache_bytes=one).loop.allocator.num_blocks == 1
     with pytest.raises(CapacityError, match="kept free for CUDA graphs"):
         engine_of(cache_bytes=one, graphs=True)
 
@@ -226,4 +226,4 @@ def test_on_a_gpu_real_graphs_give_the_tokens_of_plain_steps(cache_dtype):
         at_once(replaying)
         for _ in range(3):
             assert tokens_of(replaying) == expected
-    assert replaying._runner.graphs.num_replayed > 0 and not replaying._runner.graphs.fault
+    assert replaying.loop.runner.graphs.num_replayed > 0 and not replaying.loop.runner.graphs.fault

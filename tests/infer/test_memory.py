@@ -53,7 +53,7 @@ def test_memory_stays_flat_over_many_requests(count, options):
     ask(engine, 300, count)
     gc.collect()
     assert resident_bytes() - before < 8_000_000
-    assert engine._allocator.num_free == engine._allocator.num_blocks
+    assert engine.loop.allocator.num_free == engine.loop.allocator.num_blocks
 
 
 def num_alive() -> int:
@@ -105,7 +105,7 @@ def test_ten_thousand_requests_of_every_fate_leave_nothing():
     mix(engine, 10_000)
     assert num_alive() == alive == 0
     assert resident_bytes() - before < 8_000_000
-    assert engine._allocator.num_free == engine._allocator.num_blocks
+    assert engine.loop.allocator.num_free == engine.loop.allocator.num_blocks
 
 
 def test_an_answer_of_four_times_the_trained_length_keeps_to_the_stated_cache_and_reports_its_repetition():

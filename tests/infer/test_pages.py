@@ -8,7 +8,8 @@ import torch
 
 from herd.formats.checkpoint import save
 from herd.infer import pages
-from herd.infer.engine import Engine, quantize_layers
+from herd.infer.build import quantize_layers
+from herd.infer.engine import Engine
 from herd.types import SamplingParams
 from tests.infer.models import small_tokenizer, tiny_model
 

@@ -219,7 +219,7 @@ def test_forms_that_no_text_fits_or_that_are_too_large_are_refused_even_midway(e
         engine.generate(PROMPT, params)
     with pytest.raises(RequestError, match="cannot be followed to an end"):
         list(engine.stream(PROMPT, params))
-    assert not engine.has_work and engine._allocator.num_free == engine._allocator.num_blocks
+    assert not engine.has_work and engine.loop.allocator.num_free == engine.loop.allocator.num_blocks
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_a_cancelled_coroutine_frees_its_blocks(engine):
 
     asyncio.run(leave())
     engine.step()
-    assert engine._allocator.num_free == engine._allocator.num_blocks
+    assert engine.loop.allocator.num_free == engine.loop.allocator.num_blocks
 
 
 @pytest.mark.parametrize(

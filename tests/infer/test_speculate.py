@@ -35,8 +35,8 @@ HOT = SamplingParams(temperature=1.2, top_p=0.95, max_tokens=24, seed=5)
 
 def engine_of(**options) -> Engine:
     engine = Engine.of(tiny_model(), small_tokenizer(), **options)
-    if engine._speculation is not None:
-        engine._speculation.always = True
+    if engine.loop.speculation is not None:
+        engine.loop.speculation.always = True
     return engine
 
 
@@ -58,11 +58,11 @@ def test_speculation_gives_the_same_tokens(drafter, how, params):
     engine = engine_of(speculate=drafter if how == "draft model" else "lookup", max_prompt_tokens=40)
     answers = engine.generate(PROMPTS, params)
     assert [answer.tokens for answer in answers] == [answer.tokens for answer in plain]
-    assert engine._speculation.num_drafted > 0 or (how == "lookup" and params is HOT)
-    assert engine._allocator.num_free == engine._allocator.num_blocks
+    assert engine.loop.speculation.num_drafted > 0 or (how == "lookup" and params is HOT)
+    assert engine.loop.allocator.num_free == engine.loop.allocator.num_blocks
     if how == "draft model":
         least = 0.3 if params is GREEDY else 0.05
-        assert engine._speculation.num_held > least * engine._speculation.num_drafted
+        assert engine.loop.speculation.num_held > least * engine.loop.speculation.num_drafted
 
 
 def test_samples_of_one_prompt_and_stop_strings_go_with_speculation(drafter):
@@ -112,10 +112,10 @@ def test_speculation_that_does_not_gain_is_switched_off():
             return [7] * most
 
     engine = engine_of(speculate="lookup")
-    engine._speculation = Speculation(Wrong())
+    engine.loop.speculation = Speculation(Wrong())
     for seed in range(4):
         engine.generate(PROMPTS[0], SamplingParams(max_tokens=120, temperature=1.5, seed=seed))
-    assert engine._speculation.num_drafted < 0.5 * 4 * 4 * 120
+    assert engine.loop.speculation.num_drafted < 0.5 * 4 * 4 * 120
 
 
 def test_a_draft_model_of_another_tokenizer_is_refused(tmp_path):
@@ -132,7 +132,7 @@ def test_either_model_may_have_rows_to_spare(tmp_path, more_of):
     model = tiny_model(vocab_size=sizes["model"])
     params = SamplingParams(temperature=3.0, top_p=1.0, max_tokens=60, seed=3, n=4)
     engine = Engine.of(model, small_tokenizer(), speculate=tmp_path / "model")
-    engine._speculation.always = True
+    engine.loop.speculation.always = True
     drafted = engine.generate(PROMPTS[0], params)
     plain = Engine.of(model, small_tokenizer()).generate(PROMPTS[0], params)
     assert [answer.tokens for answer in drafted] == [answer.tokens for answer in plain]
@@ -209,10 +209,10 @@ def test_guesses_of_a_deterministic_engine_depend_on_no_clock(drafter, how):
     )
     params = SamplingParams(temperature=0, max_tokens=40, logprobs=0)
     alone = engine.generate(PROMPTS[5], params)
-    for speed in engine._speculation._speeds.values():
+    for speed in engine.loop.speculation._speeds.values():
         speed.drafted, speed.plain = 1e-9, 1e9  # as measured on a busy machine
     crowd = engine.generate([PROMPTS[5], *PROMPTS], params)
-    assert crowd[0].logprobs == alone.logprobs and engine._speculation.num_drafted > 0
+    assert crowd[0].logprobs == alone.logprobs and engine.loop.speculation.num_drafted > 0
 
 
 def test_what_ends_before_its_turn_in_a_deterministic_step_leaves_the_neighbours_cache_alone():
@@ -225,8 +225,8 @@ def test_what_ends_before_its_turn_in_a_deterministic_step_leaves_the_neighbours
     for _ in range(6):
         engine.step()
     computed = []
-    run = engine._runner.run
-    engine._runner.run = lambda plan: (computed.extend(plan.decode), run(plan))[1]
+    run = engine.loop.runner.run
+    engine.loop.runner.run = lambda plan: (computed.extend(plan.decode), run(plan))[1]
 
     def fails(piece):
         raise ValueError("no more")
@@ -286,7 +286,10 @@ def test_an_int8_cache_takes_half_the_memory_and_predicts_nearly_the_same():
     options = {"cache_bytes": 2**20}
     model = tiny_model().bfloat16()
     plain, small = (Engine.of(model, small_tokenizer(), cache_dtype=kind, **options) for kind in (None, "int8"))
-    assert small._allocator.num_blocks > 1.7 * plain._allocator.num_blocks or small._allocator.num_blocks >= 256 * 16
+    assert (
+        small.loop.allocator.num_blocks > 1.7 * plain.loop.allocator.num_blocks
+        or small.loop.allocator.num_blocks >= 256 * 16
+    )
     params = SamplingParams(temperature=0, max_tokens=1, logprobs=20)
     for prompt in PROMPTS[3:]:
         first, second = (dict(engine.generate(prompt, params).logprobs[0].top) for engine in (plain, small))
@@ -298,4 +301,4 @@ def test_an_int8_cache_answers_the_same_however_prompts_are_shared():
     engine = Engine.of(tiny_model(), small_tokenizer(), cache_dtype="int8")
     first = engine.generate(PROMPTS, GREEDY)
     assert [a.tokens for a in engine.generate(PROMPTS, GREEDY)][4:] == [a.tokens for a in first][4:]
-    assert engine._allocator.num_free == engine._allocator.num_blocks
+    assert engine.loop.allocator.num_free == engine.loop.allocator.num_blocks

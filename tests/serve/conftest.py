@@ -31,7 +31,7 @@ class Running:
         until = time.monotonic() + seconds
         while self.engine.has_work and time.monotonic() < until:
             time.sleep(0.01)
-        allocator = self.engine._allocator
+        allocator = self.engine.loop.allocator
         assert not self.engine.has_work
         assert allocator.num_free == allocator.num_blocks
 

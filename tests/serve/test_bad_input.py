@@ -213,12 +213,12 @@ def test_a_base_model_refuses_chat_and_completes_text():
 def test_a_failing_engine_gives_an_error_and_the_server_lives_on(monkeypatch):
     engine = chat_engine()
     with listening(create_app(engine, name="tiny", limits=Limits())) as url:
-        run = engine._runner.run
-        monkeypatch.setattr(engine._runner, "run", lambda plan: 1 / 0)
+        run = engine.loop.runner.run
+        monkeypatch.setattr(engine.loop.runner, "run", lambda plan: 1 / 0)
         error_of(httpx.post(f"{url}/v1/chat/completions", json=CHAT), 500)
         streamed = httpx.post(f"{url}/v1/chat/completions", json=CHAT | {"stream": True})
         assert json.loads(streamed.text.strip().split("\n\n")[-1][6:])["error"]["code"] == "internal_error"
-        monkeypatch.setattr(engine._runner, "run", run)
+        monkeypatch.setattr(engine.loop.runner, "run", run)
         assert httpx.post(f"{url}/v1/chat/completions", json=CHAT).status_code == 200
         assert httpx.get(f"{url}/health").json()["status"] == "ok"
 

@@ -1,0 +1,164 @@
+"""The model of an engine: opened or shared, its layers replaced by those that are quick here."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from herd.errors import CapacityError, CheckpointError, ConfigError
+from herd.formats.checkpoint import Checkpoint, open_checkpoint
+from herd.infer.adapters import AdaptedLinear
+from herd.kernels import decoding
+from herd.model.llama import Attend, LlamaForCausalLM, empty_model
+from herd.ops.compressed import LAYERS, Scheme, check_quantization, empty_like, takes
+from herd.ops.paged_attention import paged_attention
+from herd.ops.quantized import DecodingLinear, Int4Linear, QuantizedLinear, replace_linears
+from herd.tokenizer.tokenizer import Tokenizer
+
+
+def load_model(
+    checkpoint: Checkpoint, dtype: torch.dtype | None, device: str, quantize: Scheme | None
+) -> LlamaForCausalLM:
+    """The model, its layers replaced by those that are quick here."""
+    model = checkpoint.load(dtype=dtype, device=device, attend=paged_attention)
+    if not isinstance(model, LlamaForCausalLM):
+        raise CheckpointError(f"{checkpoint.place} holds a reward model, which gives scores and no text.")
+    if dtype is None and device == "cpu":
+        model = model.to(_cpu_dtype(model.model.norm.weight.dtype))
+    if quantize is not None:
+        _check_quantizable(checkpoint.place, model, quantize)
+        quantize_layers(model, quantize)
+    make_fast(model)
+    return model
+
+
+def open_drafter(path: Path | str, model: LlamaForCausalLM, tokenizer: Tokenizer) -> LlamaForCausalLM:
+    """The draft model, in the model's own type and on its device.
+
+    Raises:
+        CheckpointError: it does not speak the same tokens.
+    """
+    checkpoint, weight = open_checkpoint(path), model.model.norm.weight
+    folder = checkpoint.place
+    drafter = checkpoint.load(dtype=weight.dtype, device=str(weight.device), attend=paged_attention)
+    if not isinstance(drafter, LlamaForCausalLM):
+        raise CheckpointError(f"{folder} holds a reward model, which drafts no text.")
+    if checkpoint.tokenizer.fingerprint != tokenizer.fingerprint:
+        raise CheckpointError(f"{folder}: a draft model must have the same tokenizer as the model it drafts for.")
+    if drafter.config.max_position_embeddings < model.config.max_position_embeddings:
+        most = drafter.config.max_position_embeddings
+        raise CheckpointError(f"{folder}: a draft model of {most} tokens is shorter than the model it drafts for.")
+    make_fast(drafter)
+    return drafter
+
+
+def with_attention(model: LlamaForCausalLM, attend: Attend) -> LlamaForCausalLM:
+    """The same model with another attention and without adapters: the weights are shared, not copied."""
+    shared = empty_model(model.config, attend)
+    own = {name.replace(".base", ""): module for name, module in model.named_modules()}
+    for name, module in own.items():
+        if isinstance(module, AdaptedLinear):
+            continue
+        scheme = next((scheme for scheme, kind in LAYERS.items() if type(module) is kind), None)
+        if scheme is not None:
+            replace_linears(shared, [name], partial(empty_like, scheme=scheme))
+    shared.load_state_dict({k.replace(".base.", "."): v for k, v in model.state_dict().items()}, assign=True)
+    if isinstance(shared.lm_head, nn.Linear):
+        shared.tie_weights()
+    return shared.eval()
+
+
+def shared_model(model: LlamaForCausalLM, quantize: Scheme | None = None) -> LlamaForCausalLM:
+    """A model in memory as the engine computes it: sharing its weights, or with copies rounded by `quantize`."""
+    shared = with_attention(model, paged_attention)
+    if quantize is not None:
+        quantize_layers(shared, quantize)
+    make_fast(shared)
+    return shared
+
+
+def share_anew(own: LlamaForCausalLM, source: LlamaForCausalLM, quantize: Scheme | None = None) -> None:
+    """Let what `shared_model` made of `source` hold its weights as they are now.
+
+    Those that were replaced rather than changed in place are found again, what was rounded is rounded anew.
+    """
+    fresh = shared_model(source, quantize)
+    modules = {name.replace(".base", ""): module for name, module in own.named_modules()}
+    for name, tensor in [*fresh.named_parameters(remove_duplicate=False), *fresh.named_buffers()]:
+        owner, _, leaf = name.rpartition(".")
+        setattr(modules[owner], leaf, tensor)
+
+
+def glimpse(model: LlamaForCausalLM) -> tuple[tuple[int, ...], Tensor]:
+    """Where every weight lies, and sixteen values of each: enough to see that an optimizer has made a step."""
+    weights = [weight.detach() for weight in model.parameters()]
+    values = [weight.flatten()[:: max(weight.numel() // 16, 1)][:16].float() for weight in weights]
+    return tuple(weight.data_ptr() for weight in weights), torch.cat(values)
+
+
+def _check_quantizable(folder: Path, model: LlamaForCausalLM, scheme: Scheme) -> None:
+    stored = check_quantization(model.config.quantization_config, folder)
+    if stored not in (None, scheme):
+        raise ConfigError(f"quantize={scheme}: the weights in {folder} are {stored} already; leave quantize out")
+
+
+def quantize_layers(model: LlamaForCausalLM, scheme: Scheme) -> None:
+    """Quantize a model in place; embedding, head and norms stay as they are.
+
+    Raises:
+        CapacityError: the scheme does not fit the model's shape.
+    """
+    if scheme == "int4":
+        decoding.wait()  # two seconds at most, where the plain way would take a minute
+    num_layers = model.config.num_hidden_layers
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and takes(scheme, name, num_layers)
+    ]
+    if biased := next((name for name in names if model.get_submodule(name).bias is not None), None):
+        raise CapacityError(f"quantize={scheme}: {biased} has a bias, which the quantized layers have no place for")
+    try:
+        replace_linears(model, names, LAYERS[scheme].from_linear)
+    except ValueError as error:
+        raise CapacityError(f"quantize={scheme}: {error}; int8 fits every shape.") from None
+
+
+def make_fast(model: LlamaForCausalLM) -> None:
+    """Decoding on a CPU reads every weight for each token: layers in bfloat16 get the kernel that does it quickest.
+
+    A quantized model's head is rounded to int8 by rows: it is read whole for every token, and in bfloat16 would take
+    as long as all the layers of 4 bits together. Its embedding stays as it is.
+    """
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"]
+    quantized = any(isinstance(module, QuantizedLinear | Int4Linear) for module in model.modules())
+    if quantized and isinstance(model.lm_head, nn.Linear):
+        replace_linears(model, ["lm_head"], QuantizedLinear.from_linear)
+    weight = model.model.norm.weight
+    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16:
+        names += [] if quantized else ["lm_head"]
+        replace_linears(model, names, DecodingLinear.from_linear)
+
+
+def check_ends(folder: Path, model: LlamaForCausalLM, tokenizer: Tokenizer) -> None:
+    """A tokenizer that does not know the ids that end the model's answers is another model's."""
+    unknown = [token for token in as_ids(model.config.eos_token_id) if token >= tokenizer.vocab_size]
+    if unknown:
+        raise CheckpointError(
+            f"{folder}: its config.json ends answers with id {unknown[0]}, its tokenizer has only "
+            f"{tokenizer.vocab_size} ids: they do not belong together"
+        )
+
+
+def as_ids(ids: object) -> frozenset[int]:
+    """Token ids as config.json has them: one, several, or none."""
+    listed = ids if isinstance(ids, list | tuple) else [ids]
+    return frozenset(token for token in listed if isinstance(token, int))
+
+
+def _cpu_dtype(dtype: torch.dtype) -> torch.dtype:
+    """bfloat16 only where this machine computes in it well, float16 never: its products are emulated."""
+    return dtype if dtype == torch.bfloat16 and decoding.computes_bf16() else torch.float32

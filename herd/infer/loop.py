@@ -1,0 +1,331 @@
+"""The loop of an engine: plan a step, compute it, draw, tell whoever listens."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+
+from herd.errors import CheckpointError, ConfigError, RequestError
+from herd.infer.adapters import Adapters
+from herd.infer.blocks import BlockAllocator
+from herd.infer.build import open_drafter
+from herd.infer.cache import BLOCK_SIZE, PagedCache, block_bytes, num_blocks_for
+from herd.infer.draw import draw
+from herd.infer.options import Options
+from herd.infer.pages import Moving
+from herd.infer.request import Answer, Piece, Request
+from herd.infer.runner import Output, Runner
+from herd.infer.sampler import log_probabilities
+from herd.infer.scheduler import Plan, Scheduler
+from herd.infer.speculate import LOOKUP, DraftModel, PromptLookup, Speculation
+from herd.infer.split import agree, split_for_inference
+from herd.kernels import decoding
+from herd.kernels import device as device_kernels
+from herd.model.llama import LlamaForCausalLM
+from herd.tokenizer.stream import TextStream
+from herd.tokenizer.tokenizer import Tokenizer
+from herd.types import TokenLogprob
+
+_LOGPROB_ROWS = 64  # rows of logits held at a time for a prompt's log-probabilities
+
+
+class Loop:
+    """What an engine is made of, and its step. One thread at a time is in it (`lock`); requests come by the `inbox`."""
+
+    def __init__(self, model: LlamaForCausalLM, tokenizer: Tokenizer, options: Options) -> None:
+        config, weight, group = model.config, model.model.norm.weight, options.group
+        if tokenizer.vocab_size > config.vocab_size:
+            raise CheckpointError(
+                f"The tokenizer has {tokenizer.vocab_size} rows and the model only {config.vocab_size}: "
+                "they do not belong together."
+            )
+        self.model, self.tokenizer = model, tokenizer
+        self.adapters = Adapters(model)
+        self.deterministic = options.deterministic
+        if self.deterministic and weight.device.type == "cpu":
+            decoding.wait()  # kernels that come later would round otherwise, midway
+        self.group = group
+        if group is not None:
+            if options.speculate is not None:
+                raise ConfigError("speculate: processes that measure each for itself whether it gains would part ways")
+            if options.graphs:
+                raise ConfigError("graphs: a model over several processes runs launch by launch; leave graphs out")
+            config = split_for_inference(model, group)
+        drafter = None if options.speculate in (None, LOOKUP) else open_drafter(options.speculate, model, tokenizer)
+        dtype = torch.int8 if options.cache_dtype == "int8" else weight.dtype
+        with_graphs = options.graphs_on(weight.device)
+        num_blocks = num_blocks_for(
+            config,
+            block_size=BLOCK_SIZE,
+            dtype=dtype,
+            device=weight.device,
+            max_sequences=options.max_sequences,
+            max_context=max(options.max_context or 0, config.max_position_embeddings),
+            cache_bytes=options.cache_bytes,
+            num_spare=int(with_graphs),
+            other_bytes=0 if drafter is None else block_bytes(drafter.config, BLOCK_SIZE, weight.dtype),
+        )
+        num_blocks = num_blocks if group is None else agree(num_blocks, group)
+        self.max_context = min(options.max_context or config.max_position_embeddings, num_blocks * BLOCK_SIZE)
+        max_sequences = min(options.max_sequences, num_blocks)  # each has a block of its own
+        limits = {"max_sequences": max_sequences, "max_context": self.max_context}
+        cache = PagedCache(
+            config, num_blocks, block_size=BLOCK_SIZE, dtype=dtype, device=weight.device, num_spare=int(with_graphs)
+        )
+        self.runner = Runner(
+            model, cache, adapters=self.adapters, with_graphs=with_graphs, may_compile=group is None, **limits
+        )
+        self.allocator = BlockAllocator(num_blocks, BLOCK_SIZE)
+        self.scheduler = Scheduler(
+            self.allocator,
+            max_prompt_tokens=options.prompt_tokens_on(weight.device),
+            shares_prefixes=not options.deterministic,
+            **limits,
+        )
+        self._moving: Moving | None = None
+        self.may_move = False
+        self.speculation: Speculation | None = None
+        always = options.deterministic  # several tokens at once round otherwise than one: no clock may decide it
+        if options.speculate == LOOKUP:
+            self.speculation = Speculation(PromptLookup(), always=always)
+        elif drafter is not None:
+            pages = PagedCache(
+                drafter.config, num_blocks, block_size=BLOCK_SIZE, dtype=weight.dtype, device=weight.device
+            )
+            guesser = DraftModel(
+                Runner(drafter, pages, **limits), options.prompt_tokens_on(weight.device), config.vocab_size
+            )
+            self.speculation = Speculation(guesser, always=always)
+        self.inbox: deque[tuple[Literal["add", "cancel"], Request]] = deque()
+        self.lock = threading.Lock()
+        self.stop_ids: frozenset[int] = frozenset()
+
+    def step(self) -> None:
+        """Advance every running answer by one token and the next prompts by a chunk."""
+        with self.lock:
+            self._settle()
+            self.open_inbox()
+            try:
+                with torch.inference_mode(), device_kernels.waiting(self.deterministic):
+                    self._advance()
+                    self.runner.record_graphs()
+                self._begin_moving()  # now that the first answer is under way
+            except BaseException as error:
+                self._abandon(error)
+                raise
+
+    def warm_up(self) -> None:
+        """Wait for what makes answers quick and is got ready while the first ones are made: compiled kernels, and the
+        weights' place in large pages of memory."""
+        if self.runner.device.type == "cpu":
+            decoding.wait()
+        with self.lock:
+            self._begin_moving()
+            if self._moving is not None:
+                self._moving.wait()
+            self._settle()
+
+    def weights_changed(self) -> None:
+        """Forget what was computed from the weights as they were; see `Engine.weights_changed`."""
+        with self.lock:
+            begun = sum(bool(one.tokens) for one in self.scheduler.waiting) + len(self.scheduler.running)
+            if begun:
+                raise RequestError(
+                    f"The weights changed while {begun} answers are under way: half of each would be another model's. "
+                    "Let them end, or cancel them, before the weights change."
+                )
+            if self._moving is not None:  # the copy may hold old values
+                self._moving, self.may_move = None, True
+            self.allocator.forget()
+            self.runner.forget_weights()
+
+    def _begin_moving(self) -> None:
+        if self.may_move:
+            self.may_move = False
+            self._moving = Moving.begin(self.model)
+
+    def _settle(self) -> None:
+        if self._moving is not None and self._moving.settle():
+            self._moving = None
+            self.runner.forget_places()
+
+    def _advance(self) -> None:
+        """Plan a step and compute it: at once, or sequence by sequence where nothing may depend on the neighbours."""
+        if self.speculation is not None:
+            self.speculation.begin(self.scheduler.num_decoding)
+        plan = self.scheduler.plan(self.speculation.guess if self.speculation is not None else None)
+        parts = _one_by_one(plan) if self.deterministic else [plan]
+        for part in parts if plan else []:
+            with self.runner.threads_for(part):
+                if self.speculation is not None:
+                    self.speculation.propose(part)
+                self._draw(part, self.runner.run(part))
+        if self.speculation is not None:
+            self.speculation.end(plan)
+
+    def open_inbox(self) -> None:
+        """Take in what was asked for since the last step; with the lock held."""
+        while self.inbox:
+            kind, request = self.inbox.popleft()
+            if kind == "add":
+                self.scheduler.add(request)
+            else:
+                for answer in request.answers:
+                    if not answer.finish_reason:
+                        self._end(answer, "cancelled", "", ())
+
+    def _draw(self, plan: Plan, output: Output) -> None:
+        """Draw the tokens that the step's logits allow, siblings of a finished prompt included."""
+        self._note_prompts(plan, output)
+        answers = [answer for answer in plan.decode if not answer.finish_reason]
+        rows = [output.rows[answer] for answer in answers]
+        for chunk in plan.chunks:
+            if chunk.is_last:
+                group = [chunk.answer, *self._part(chunk.answer)]
+                answers += group
+                rows += [output.rows[chunk.answer]] * len(group)
+        if not answers:
+            return
+        for answer, drawn in zip(answers, draw(answers, rows, output.logits), strict=True):
+            for token, logprob in drawn:
+                if not answer.finish_reason:
+                    self.accept(answer, token, logprob)
+            if not answer.finish_reason:
+                self.scheduler.settle(answer)
+
+    def _part(self, leader: Answer) -> list[Answer]:
+        """The siblings that begin where a prompt has ended."""
+        if leader is not leader.request.leader:
+            return []
+        siblings, copies = self.scheduler.fork(leader)
+        for source, target in copies:
+            self.runner.cache.copy(source, target)
+        return siblings
+
+    def _note_prompts(self, plan: Plan, output: Output) -> None:
+        """The log-probabilities of prompts, chunk by chunk, where they are asked for."""
+        for chunk, places in zip(plan.chunks, output.chunks, strict=True):
+            request = chunk.answer.request
+            if request.params.prompt_logprobs is None or chunk.answer is not request.leader:
+                continue
+            targets = request.prompt[chunk.start + 1 : chunk.stop + 1]
+            for start in range(0, len(targets), _LOGPROB_ROWS):
+                part = targets[start : start + _LOGPROB_ROWS]
+                hidden = output.hidden[places][start : start + len(part)]
+                num_top = [request.params.prompt_logprobs] * len(part)
+                request.prompt_logprobs += log_probabilities(self.runner.logits_of(hidden), part, num_top)
+
+    def accept(self, answer: Answer, token: int, logprob: TokenLogprob | None) -> None:
+        """Append a drawn token and see whether the answer ends with it."""
+        answer.tokens.append(token)
+        if logprob is not None:
+            answer.sum_logprob += logprob.logprob
+            if answer.params.logprobs is None:
+                logprob = None  # wanted only to choose the best answers
+            else:
+                answer.logprobs.append(logprob)
+        if answer.adjustment is not None:
+            answer.adjustment.accept(token)
+            if fault := answer.adjustment.fault:
+                self._give_up(answer.request, fault)
+                return
+        reason, text = None, ""
+        if token in self.stop_ids or (answer.adjustment is not None and answer.adjustment.is_complete):
+            reason = "stop"
+        elif len(answer.tokens) == answer.params.max_tokens or answer.num_tokens == self.max_context:
+            reason = "length"
+        if answer.stream is not None:
+            text = answer.stops.push(answer.stream.push(token) + (answer.stream.flush() if reason else ""))
+            if answer.stops.found:
+                reason = "stop"
+            elif reason:
+                text += answer.stops.flush()
+        added = () if logprob is None else (logprob,)
+        if reason:
+            self._end(answer, reason, text, (token,), added)
+        elif answer.stream is not None:
+            self._tell(answer.request, answer, text, (token,), added)
+
+    def _end(
+        self,
+        answer: Answer,
+        reason: str,
+        text: str,
+        tokens: tuple[int, ...],
+        logprobs: tuple[TokenLogprob, ...] = (),
+    ) -> None:
+        request = answer.request  # held: the scheduler lets go of it with its last answer
+        self.scheduler.finish(answer, reason)
+        if answer.stream is not None:
+            self._tell(request, answer, text, tokens, logprobs)
+
+    def _tell(
+        self,
+        request: Request,
+        answer: Answer,
+        text: str,
+        tokens: tuple[int, ...],
+        logprobs: tuple[TokenLogprob, ...],
+    ) -> None:
+        answer.pieces.append(text)
+        if not request.chooses:
+            self._pass_on(request, Piece(answer.index, text, tokens, logprobs, answer.finish_reason))
+        elif request.finished and request.listener is not None:
+            for index, best in enumerate(request.best):
+                whole = "".join(best.pieces)
+                self._pass_on(
+                    request, Piece(index, whole, tuple(best.tokens), tuple(best.logprobs), best.finish_reason)
+                )
+
+    def _pass_on(self, request: Request, piece: Piece) -> None:
+        """Tell a request's listener. One that fails ends its own request and hears no more; the others go on."""
+        if request.listener is None:
+            return
+        try:
+            request.listener(piece)
+        except Exception as error:
+            request.listener = None
+            self._give_up(request, error)
+
+    def _give_up(self, request: Request, error: Exception) -> None:
+        """End a request that turned out, midway, to ask for what cannot be, or that nobody can be told of."""
+        request.error = error
+        for answer in request.answers:
+            if not answer.finish_reason:
+                self._end(answer, "cancelled", "", ())
+
+    def _abandon(self, error: BaseException) -> None:
+        """A step failed half-way: end everything it touched, and trust nothing that the cache holds."""
+        for answer in [*self.scheduler.running, *self.scheduler.waiting]:
+            if answer.finish_reason:  # with a sibling, whose listener failed
+                continue
+            request = answer.request
+            request.error = error
+            self.scheduler.finish(answer, "cancelled")
+            if answer.index < answer.params.n:
+                self._pass_on(request, Piece(answer.index, "", (), (), "cancelled"))
+        self.allocator.forget()
+
+    def text_of(self, answer: Answer) -> str:
+        """An answer's text: without special tokens, and up to its stop string."""
+        if answer.stream is not None:
+            return "".join(answer.pieces)
+        stream = self.text_stream()
+        return "".join(map(stream.push, answer.tokens)) + stream.flush()
+
+    def text_stream(self) -> TextStream:
+        """What makes text of an answer's tokens."""
+        return TextStream(self.tokenizer, skip_unknown=True)
+
+
+def _one_by_one(plan: Plan) -> Iterator[Plan]:
+    """The same step, each sequence for itself: a product's rounding depends on how many rows it has.
+
+    What ends before its turn, with a sibling whose request failed, has given back its place and is left out.
+    """
+    yield from (Plan(decode=[answer]) for answer in plan.decode if not answer.finish_reason)
+    yield from (Plan(chunks=[chunk]) for chunk in plan.chunks if not chunk.answer.finish_reason)
