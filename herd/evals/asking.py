@@ -41,10 +41,12 @@ def _choose(task: Task, items: Sequence[Item], prompts: Sequence[Any], subject: 
     if task.scorer == "accuracy_pmi":
         alone = subject.likelihoods([("", choices) for choices in texts])
     results = []
-    for item, choices, ones, free in zip(items, texts, found, alone, strict=True):
+    for item, ones, free in zip(items, found, alone, strict=True):
         by = {
             "accuracy": [one.nats for one in ones],
-            "accuracy_norm": [one.nats / len(text.encode()) for one, text in zip(ones, choices, strict=True)],
+            "accuracy_norm": [
+                one.nats / max(len(text.encode()), 1) for one, text in zip(ones, item.choices, strict=True)
+            ],
         }
         if task.scorer == "accuracy_pmi":
             by["accuracy_pmi"] = [one.nats - other.nats for one, other in zip(ones, free, strict=True)]
