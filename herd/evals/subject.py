@@ -11,7 +11,8 @@ from typing import Protocol
 
 from herd.errors import ConfigError, RequestError
 from herd.evals.likelihood import Likelihood, likelihoods, row_of, tree_attention
-from herd.infer.engine import Engine, with_attention
+from herd.infer.build import with_attention
+from herd.infer.engine import Engine
 from herd.infer.remote import RemoteEngine
 from herd.model.llama import LlamaForCausalLM
 from herd.types import Completion, Conversation, SamplingParams

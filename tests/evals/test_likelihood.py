@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from herd.evals.likelihood import likelihoods, row_of, tree_attention
-from herd.infer.engine import with_attention
+from herd.infer.build import with_attention
 from tests.post.models import tiny_model
 
 
