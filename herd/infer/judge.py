@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import time
-import urllib.error
-import urllib.request
-from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPException
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import field
 from pathlib import Path
 
 from herd.config import settings
 from herd.curate.judge.grades import Ask
-from herd.errors import CheckpointError, ConfigError
+from herd.endpoint import Endpoint, Patience, Prices
 from herd.infer.engine import Engine
+from herd.log import say
 from herd.types import SamplingParams
 
 
@@ -38,6 +36,10 @@ class Judge:
     """Longest answer, in tokens."""
     concurrency: int = 16
     """Questions under way at the same time at a server."""
+    cache: Path | None = None
+    """Folder that keeps a server's answers; a question that was answered is not asked again, in any run."""
+    prices: Prices = field(default_factory=Prices)
+    """What the server charges, for the sum that is told at the end."""
 
     def __post_init__(self):
         if self.endpoint and self.checkpoint:
@@ -48,9 +50,33 @@ class Judge:
             raise ValueError("sample, characters, answer_tokens and concurrency must be at least 1")
 
 
-def asks(judge: Judge) -> Ask:
-    """The function that puts prompts to the judge and gives its answers, in order."""
-    return _ask_checkpoint(judge) if judge.checkpoint else _ask_server(judge)
+@contextmanager
+def asking(judge: Judge) -> Iterator[Ask]:
+    """The function that puts prompts to the judge and gives its answers, in order; at its end a server's count is told.
+
+    Raises:
+        UserError: the server refuses, cannot be reached, or does not answer as it should.
+    """
+    if judge.checkpoint:
+        yield _ask_checkpoint(judge)
+        return
+    endpoint = Endpoint(
+        judge.endpoint or "",
+        key=os.environ.get(judge.key_variable),
+        patience=Patience(tries=6, pause_seconds=0.5),
+        num_at_once=judge.concurrency,
+        cache=judge.cache,
+        prices=judge.prices,
+    )
+    fields = {"model": judge.model, "temperature": 0, "max_tokens": judge.answer_tokens}
+
+    def ask(prompt: str) -> str:
+        return endpoint.complete([{"role": "user", "content": prompt}], **fields).choices[0].text
+
+    try:
+        yield lambda prompts: list(endpoint.each(ask, prompts))
+    finally:
+        say(f"  judge: {endpoint.count}")
 
 
 def _ask_checkpoint(judge: Judge) -> Ask:
@@ -62,35 +88,3 @@ def _ask_checkpoint(judge: Judge) -> Ask:
         return [answer.text for answer in answers]
 
     return ask
-
-
-def _ask_server(judge: Judge) -> Ask:
-    """Ask an OpenAI-compatible server; a busy one is asked again, a fault is told with what the server said."""
-    url = judge.endpoint.rstrip("/") + "/chat/completions"
-    headers = {"Content-Type": "application/json"}
-    if key := os.environ.get(judge.key_variable):
-        headers["Authorization"] = f"Bearer {key}"
-
-    def ask_one(prompt: str) -> str:
-        body = {"model": judge.model, "messages": [{"role": "user", "content": prompt}]}
-        body |= {"temperature": 0, "max_tokens": judge.answer_tokens}
-        for attempt in range(6):
-            request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-            try:
-                with urllib.request.urlopen(request, timeout=600) as response:
-                    answer = json.load(response)["choices"][0]["message"]["content"] or ""
-                if not isinstance(answer, str):
-                    raise TypeError("its answer is no text")
-                return answer
-            except urllib.error.HTTPError as error:
-                if error.code not in (429, 500, 502, 503, 504) or attempt == 5:
-                    said = error.read().decode(errors="replace")[:300]
-                    raise ConfigError(f"{url}: the judge answered {error.code}: {said}") from None
-            except (OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError) as error:
-                if attempt == 5:
-                    raise ConfigError(f"{url}: the judge cannot be asked: {error}; is the server running?") from None
-            time.sleep(min(30, 0.5 * 2**attempt))
-        raise CheckpointError(f"{url}: the judge did not answer")
-
-    pool = ThreadPoolExecutor(judge.concurrency)
-    return lambda prompts: list(pool.map(ask_one, prompts))

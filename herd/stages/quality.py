@@ -14,7 +14,7 @@ from herd.curate.judge.grades import grade, read_rubric, sample_documents
 from herd.curate.judge.labels import Labelled, by_examples, by_rows, by_urls
 from herd.data.rows import read_rows
 from herd.errors import DataError
-from herd.infer.judge import Judge, asks
+from herd.infer.judge import Judge, asking
 from herd.log import say
 from herd.run import Run, atomic_write, open_run
 
@@ -101,7 +101,8 @@ def _graded(run: Run, settings: QualitySettings) -> Labelled:
     rubric = read_rubric(find_recipe(settings.rubric))
     documents = sample_documents(settings.documents, settings.judge.sample, settings.training.seed)
     path = run.path / "grades.jsonl"
-    rows = grade(documents, rubric, asks(settings.judge), path, settings.judge.characters)
+    with asking(settings.judge) as ask:
+        rows = grade(documents, rubric, ask, path, settings.judge.characters)
     texts = [document["text"] for document, row in zip(documents, rows, strict=True) if row["grade"] is not None]
     targets = [row["grade"] for row in rows if row["grade"] is not None]
     if len(texts) < len(rows) / 2:

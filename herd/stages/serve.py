@@ -25,13 +25,13 @@ import uvicorn
 import yaml
 
 from herd.config import settings
+from herd.endpoint import fits_header
 from herd.errors import CapacityError, CheckpointError, ConfigError, DataError
 from herd.infer.engine import Engine
 from herd.infer.settings import EngineSettings
 from herd.log import say, size
 from herd.ops.probe import available_memory
 from herd.serve.app import Server, create_app
-from herd.serve.client import fits_header
 from herd.serve.journal import Form, Journal
 from herd.serve.limits import Limits
 

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from herd.endpoint import Endpoint, Patience
 from herd.errors import CapacityError, RequestError
 from herd.infer.engine import Engine
 from herd.infer.remote import RemoteEngine
@@ -17,8 +18,10 @@ from herd.serve.app import create_app
 from herd.serve.client import Client
 from herd.types import SamplingParams
 from tests.infer.models import small_tokenizer, tiny_model
+from tests.scripted import Scripted, events, http
 from tests.serve.conftest import listening
 
+QUICK = Patience(tries=2, pause_seconds=0.001)
 QUESTIONS = [[{"role": "user", "content": text}] for text in ("What does it do?", "Join paths", "Why?")]
 
 
@@ -108,64 +111,28 @@ def test_what_an_endpoint_lacks_is_refused_up_front(poor, settings, message):
         RemoteEngine(poor).generate(QUESTIONS, SamplingParams(**settings))
 
 
-def test_addresses_that_do_not_answer_are_refused(monkeypatch, poor):
-    monkeypatch.setattr("herd.infer.remote._PAUSE_SECONDS", 0.0)
-    with pytest.raises(CapacityError, match="does not answer"):
-        RemoteEngine("http://127.0.0.1:9/v1")
+def test_addresses_that_do_not_answer_are_refused(poor):
+    with pytest.raises(CapacityError, match="cannot be reached"):
+        RemoteEngine(Endpoint("http://127.0.0.1:9/v1", patience=QUICK))
     with pytest.raises(RequestError, match="address"):
         RemoteEngine("localhost")
     with pytest.raises(RequestError, match="serves poor"):
         RemoteEngine(poor, model="rich")
 
 
-class Strange(BaseHTTPRequestHandler):
-    """A server that speaks HTTP, and answers with whatever it was given."""
-
-    models, answer = b"", b""
-
-    def do_GET(self):
-        self._send(self.models)
-
-    def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self._send(self.answer)
-
-    def _send(self, content: bytes) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture(scope="module")
-def strange() -> str:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Strange)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    server.server_close()
-
-
-def test_an_endpoint_that_answers_rubbish_is_refused_in_one_sentence(strange):
-    for models in (b"", b"<html>", b"[]", b"null", b'{"data": 5}', b'{"data": ["a"]}', b'{"data": [{"name": "a"}]}'):
-        Strange.models = models
-        with pytest.raises(CapacityError, match="OpenAI-compatible"):
-            RemoteEngine(strange)
-        with pytest.raises(RequestError, match="no list of models"):
-            Client(strange)
-    Strange.models = b'{"data": [{"id": "a"}]}'
-    remote, client = RemoteEngine(strange), Client(strange)
-    for answer in (b"[]", b"{", b'{"choices": 5}', b'{"choices": ["a"]}', b'{"choices": [{"message": "hi"}]}'):
-        Strange.answer = answer
-        with pytest.raises(CapacityError, match="OpenAI-compatible"):
-            remote.generate(QUESTIONS[0])
-    for stream in (b"data: {\n\n", b"data: 5\n\n", b'data: {"choices": [{"delta": 5}]}\n\n'):
-        Strange.answer = stream
-        with pytest.raises(RequestError, match="stream that is not"):
-            list(client.stream(QUESTIONS[0], SamplingParams()))
+def test_an_endpoint_that_answers_rubbish_is_refused_in_one_sentence():
+    for models in ("", "<html>", "[]", "null", '{"data": 5}', '{"data": ["a"]}', '{"data": [{"name": "a"}]}'):
+        with Scripted(http(models)) as server:
+            for open_one in (lambda url: RemoteEngine(Endpoint(url, patience=QUICK)), Client):
+                with pytest.raises(CapacityError, match=r"OpenAI-compatible .*list of models"):
+                    open_one(server.url)
+    models = http('{"data": [{"id": "a"}]}')
+    for answer in ("[]", "{", '{"choices": 5}', '{"choices": ["a"]}', '{"choices": [{"message": "hi"}]}'):
+        with Scripted(models, http(answer)) as server, pytest.raises(CapacityError, match="OpenAI-compatible"):
+            RemoteEngine(Endpoint(server.url, patience=QUICK)).generate(QUESTIONS[0])
+    for event in ("{", "5", '{"choices": [{"delta": 5}]}'):
+        with Scripted(models, events(event)) as server, pytest.raises(CapacityError, match="OpenAI-compatible"):
+            list(Client(server.url).stream(QUESTIONS[0], SamplingParams()))
 
 
 def test_an_endpoint_that_says_nothing_is_not_waited_for_forever():

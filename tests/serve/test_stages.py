@@ -241,7 +241,7 @@ def test_a_server_is_talked_to_as_a_folder_is(folders, server, monkeypatch, caps
 def test_a_servers_refusals_are_passed_on(server, monkeypatch, capsys):
     with pytest.raises(RequestError, match="has no model 'other'; there is: tiny"):
         chat.run(ChatSettings(path=server.url, model="other"))
-    with pytest.raises(RequestError, match="cannot be reached"):
+    with pytest.raises(CapacityError, match="cannot be reached"):
         chat.run(ChatSettings(path="http://127.0.0.1:9"))
     monkeypatch.setattr(sys, "stdin", io.StringIO("word " * 3000))
     assert chat.run(ChatSettings(path=server.url)) == 2

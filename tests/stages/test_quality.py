@@ -95,6 +95,16 @@ def test_the_grades_of_a_judge_are_distilled(pages, judge):
     assert model.score(page(900, True)) > 0.6 > 0.4 > model.score(page(901, False))
 
 
+def test_a_judge_with_a_cache_is_asked_once_and_its_cost_is_told(pages, judge, capsys, monkeypatch):
+    monkeypatch.setenv("HERD_QUIET", "")
+    words = [f"documents=[{pages}/good.jsonl,{pages}/bad.jsonl]", "rubric=recipes/rubrics/quality.yaml"]
+    words += [f"judge.endpoint={judge}", "judge.sample=100", "training.bits=12", f"judge.cache={pages}/cache"]
+    assert main(["quality", f"out={pages}/one", *words]) == 0
+    assert "judge: 100 requests (1 tried again), 0 + 0 tokens; 100 answers told no tokens" in capsys.readouterr().err
+    assert main(["quality", f"out={pages}/two", *words]) == 0
+    assert "judge: 0 requests, 100 from the cache" in capsys.readouterr().err and FakeJudge.asked == 101
+
+
 def test_a_local_checkpoint_can_be_the_judge(pages, capsys):
     """A tiny random model gives no grades: the run says so, and shows what it answered."""
     from herd.formats.checkpoint import save
