@@ -17,6 +17,7 @@ from herd.ops.compressed import LAYERS, Scheme, check_quantization, empty_like, 
 from herd.ops.paged_attention import paged_attention
 from herd.ops.quantized import DecodingLinear, Int4Linear, QuantizedLinear, replace_linears
 from herd.tokenizer.tokenizer import Tokenizer
+from herd.train.lora import has_adapters, merged_model
 
 
 def load_model(
@@ -72,8 +73,11 @@ def with_attention(model: LlamaForCausalLM, attend: Attend) -> LlamaForCausalLM:
 
 
 def shared_model(model: LlamaForCausalLM, quantize: Scheme | None = None) -> LlamaForCausalLM:
-    """A model in memory as the engine computes it: sharing its weights, or with copies rounded by `quantize`."""
-    shared = with_attention(model, paged_attention)
+    """A model in memory as the engine computes it: sharing its weights, or with copies rounded by `quantize`.
+
+    Adapters in training (`herd.train.lora`) are added to copies of the matrices that they change.
+    """
+    shared = with_attention(merged_model(model) if has_adapters(model) else model, paged_attention)
     if quantize is not None:
         quantize_layers(shared, quantize)
     make_fast(shared)

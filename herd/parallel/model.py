@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from herd.model.config import ModelConfig
-from herd.model.llama import AttentionContext, Llama, Objective, empty_model
+from herd.model.llama import AttentionContext, Llama, LlamaForCausalLM, Objective, empty_model
 from herd.ops.attention import packed_attention
 from herd.parallel.chunk import Chunk, local_part
 from herd.parallel.context import ContextAttention, cut_batch
@@ -124,6 +124,28 @@ class ParallelModel(nn.Module):
         llama = empty_model(self.config).to(self.dtype)
         self.adapt(llama)
         return llama
+
+    @torch.no_grad()
+    def gather(self, into: Llama | None = None) -> Llama:
+        """The whole model on every rank's CPU, in `dtype`, with the weights as they are; all ranks call it together.
+
+        `into` takes them in place: an engine around it goes on (`Engine.weights_changed`). Shards are summed with
+        zeros, each block from one rank alone, so that the values are exact.
+        """
+        whole = self.whole().to_empty(device="cpu") if into is None else into
+        own = {shard.name: shard for shard in self.shards()}
+        answers = self.mesh.place["replicas"] == 0
+        for name, parameter in whole.named_parameters():
+            found = torch.zeros(parameter.shape, device=self.mesh.device)
+            shard = own.get(name)
+            if shard is not None and answers and (shard.split or self.mesh.place["tensor"] == 0):
+                block = tuple(slice(begin, begin + size) for begin, size in zip(shard.offset, shard.shape))
+                found[block] = local_part(shard.parameter).to(found)
+            dist.all_reduce(found)
+            parameter.copy_(found)
+        if isinstance(whole, LlamaForCausalLM):
+            whole.tie_weights()
+        return whole.eval()
 
     @property
     def parts(self) -> list[Llama]:

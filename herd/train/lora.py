@@ -28,7 +28,7 @@ from herd.errors import CheckpointError, ConfigError
 from herd.formats.checkpoint import save_weights
 from herd.formats.safetensors import save_tensors
 from herd.model.config import ModelConfig
-from herd.model.llama import empty_model
+from herd.model.llama import Llama, LlamaForCausalLM, empty_model
 from herd.ops.nf4 import Nf4, dequantize, nf4_linear, quantize
 from herd.run import atomic_folder
 
@@ -161,6 +161,16 @@ def fresh_adapters(model: nn.Module, seed: int = 0) -> Iterator[tuple[str, Tenso
 def has_adapters(model: nn.Module) -> bool:
     """Whether `add_adapters` was here."""
     return any(isinstance(module, LoraLinear) for module in model.modules())
+
+
+def merged_model(model: nn.Module) -> Llama:
+    """The plain Llama in memory that does the same as one with adapters; what they leave alone is shared."""
+    plain = empty_model(model.config)
+    weights = {name: _merged(model, name).to(_part(model, name).dtype) for name in plain.state_dict()}
+    plain.load_state_dict(weights, assign=True)
+    if isinstance(plain, LlamaForCausalLM):
+        plain.tie_weights()
+    return plain.eval()
 
 
 def save_merged(model: nn.Module, folder: Path, tokenizer: Tokenizer | None = None) -> None:

@@ -9,6 +9,7 @@ from herd.errors import ConfigError, RequestError
 from herd.infer.engine import Engine
 from herd.kernels import decoding
 from herd.model.llama import LlamaForCausalLM
+from herd.train.lora import LoraSettings, add_adapters, merged_model
 from herd.types import SamplingParams
 from tests.infer.models import TEXT, small_tokenizer, tiny_model
 from tests.infer.test_adapters import write_adapter
@@ -125,3 +126,16 @@ def test_an_adapter_stays_on_the_changed_base(tmp_path):
 def test_an_unknown_rounding_is_refused():
     with pytest.raises(ConfigError, match="quantize=int3"):
         of(tiny_model(), quantize="int3")
+
+
+def test_adapters_in_training_count_and_their_steps_are_noticed():
+    model = tiny_model()
+    add_adapters(model, LoraSettings(rank=4, alpha=32.0))
+    engine = of(model)
+    before = engine.generate(PROMPT, GREEDY).tokens
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora_B"):
+            parameter.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
+    after = engine.generate(PROMPT, GREEDY).tokens
+    assert after == of(merged_model(model)).generate(PROMPT, GREEDY).tokens
+    assert after != before
