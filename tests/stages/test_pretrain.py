@@ -157,3 +157,10 @@ def test_a_finished_run_of_before_the_settings_were_renamed_is_still_finished(co
     assert pretrain.run(settings(corpus, tmp_path / "run", *words)) == path
     with pytest.raises(CheckpointError, match=r"saving\.keep_snapshots: 3 there, 4 now"):
         pretrain.run(settings(corpus, tmp_path / "run", "tokens=512", "saving.keep_snapshots=4"))
+
+
+def test_the_demos_recipe_trains_on_anybodys_shards(corpus, tmp_path):
+    places = [f"shards={corpus / 'shards'}", f"tokenizer={corpus / 'tokenizer'}", f"out={tmp_path / 'run'}"]
+    recipe = config.find_recipe(Path("demo/pretrain.yaml"))
+    wanted = config.load(pretrain.PretrainSettings, recipe, [*places, "tokens=4096", "dtype=fp32"])
+    assert read_manifest(pretrain.run(wanted))["figures"]["tokens"] >= 4096

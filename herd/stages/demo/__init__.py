@@ -38,6 +38,7 @@ from herd.train.trainer import tokens_per_second
 _DISK_BYTES = 700_000_000
 _MEMORY_BYTES = 4_000_000_000
 _PRETRAINING = {"pretrain": 0.62, "longer-context": 0.12, "anneal": 0.26}  # shares of the time for pre-training
+_MIXTURE = {"library": 0.55, "pydoc": 0.45}  # of Python's own pages
 _ARITHMETIC_SHARE = 0.88  # the rest is the optimizer, saving, logging
 _SLOW = 3000  # tokens a second of the usual shape below which a smaller model is raised
 
@@ -168,8 +169,8 @@ def _of_this_machine(step: Step, run: Run, settings: DemoSettings) -> Iterator[s
     torch.set_num_threads(chosen["threads"])
     yield f"tokens={chosen['tokens'][step.name]}"
     yield f"dtype={chosen['dtype']}"
-    if settings.pages:
-        yield "mixture={}"  # the recipe's is made for Python's documentation
+    if not settings.pages:  # one's own count by their size
+        yield from (f"mixture.{source}={weight}" for source, weight in _MIXTURE.items())
     if step.name == "pretrain":
         yield from (f"model.{name}={value}" for name, value in chosen["model"].items())
 
