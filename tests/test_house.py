@@ -13,7 +13,6 @@ ROOMS = sorted(path.stem for path in HOUSE.iterdir() if path.suffix == ".py" or 
 FRONT = {"__init__", "__main__"}  # the way in, no room
 STILL_LONG = {
     "serve/schemas.py": 580,
-    "stages/chat.py": 490,
 }
 """What is over the limits and being cut; none is added, and none grows."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict
 from typing import Any
 
@@ -36,7 +36,7 @@ class Client:
             raise RequestError(f"{url} has no model {model!r}; there is: {there}")
         self.model, self.speaks_chat = found["id"], bool(found.get("chat", True))
 
-    def stream(self, inputs: str | Conversation, params: SamplingParams) -> Iterator[tuple[str, int]]:
+    def stream(self, inputs: str | Conversation, params: SamplingParams) -> Generator[tuple[str, int], None, None]:
         """The pieces of an answer with their numbers of tokens (one each, as far as a server tells).
 
         Raises:
@@ -45,6 +45,9 @@ class Client:
         for piece in self._endpoint.pieces(inputs, model=self.model, **_fields(params)):
             if piece.text:
                 yield piece.text, 1
+
+    def check(self, params: SamplingParams) -> None:
+        """Nothing: the server says what it refuses."""
 
 
 def _fields(params: SamplingParams) -> dict[str, Any]:

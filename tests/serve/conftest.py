@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -10,9 +11,11 @@ from dataclasses import dataclass
 
 import httpx
 import pytest
+import torch
 import uvicorn
 from fastapi import FastAPI
 
+from herd.formats.checkpoint import save
 from herd.infer.engine import Engine
 from herd.serve.app import create_app
 from herd.serve.limits import Limits
@@ -70,3 +73,31 @@ def server() -> Iterator[Running]:
 def http(server: Running) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=30) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """A base model and one that speaks chat."""
+    root, tokenizer = tmp_path_factory.mktemp("models"), small_tokenizer()
+    save(tiny_model(), root / "base", tokenizer)
+    save(tiny_model(eos_token_id=list(tokenizer.stop_ids)), root / "chat" / "checkpoint", tokenizer)
+    return root
+
+
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory):
+    """A base model whose answers take longer than any test."""
+    folder = tmp_path_factory.mktemp("models") / "endless"
+    model, tokenizer = tiny_model(max_position_embeddings=32_768, tie_word_embeddings=False), small_tokenizer()
+    with torch.no_grad():  # every hidden state is large in one channel, which speaks against the tokens that end a text
+        model.model.embed_tokens.weight[:, 0] = 50
+        model.lm_head.weight[:, 0] = 0
+        model.lm_head.weight[sorted(tokenizer.stop_ids), 0] = -10
+    save(model, folder, tokenizer)
+    return folder
+
+
+def heed_signals() -> None:
+    """As from a terminal, also where the tests run in the background (`nohup`, `&`), which signals are ignored in."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)

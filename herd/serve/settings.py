@@ -1,0 +1,66 @@
+"""The settings of a server that are not the engine's."""
+
+from __future__ import annotations
+
+from herd.config import settings
+from herd.serve.journal import Form
+from herd.serve.limits import Limits
+
+
+@settings
+class ServeLimits:
+    """What the server takes on."""
+
+    max_waiting: int = 256
+    """Answers that may wait, of each model; more are refused with 429."""
+    max_tokens: int = 2048
+    """Longest answer where a request does not say, in tokens."""
+    max_body_mb: float = 10.0
+    """Largest request body in MB; larger ones are refused with 413."""
+    timeout_seconds: float = 600.0
+    """For a whole answer in seconds; then it is cancelled."""
+    body_seconds: float = 30.0
+    """For a request's body to arrive, in seconds."""
+    drain_seconds: float = 10.0
+    """For answers in progress when the server is told to stop, in seconds."""
+    requests_per_minute: int | None = None
+    """Requests a key may send in a minute; no limit when not given."""
+    tokens_per_minute: int | None = None
+    """Tokens of prompts and answers a key may use in a minute; no limit when not given."""
+
+    def __post_init__(self):
+        for name in ("max_waiting", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        for name in ("max_body_mb", "timeout_seconds", "body_seconds", "drain_seconds"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive")
+        for name in ("requests_per_minute", "tokens_per_minute"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+
+    def for_app(self) -> Limits:
+        """The same in the units of the application."""
+        return Limits(
+            max_waiting=self.max_waiting,
+            max_body_bytes=int(self.max_body_mb * 1e6),
+            max_tokens=self.max_tokens,
+            timeout_seconds=self.timeout_seconds,
+            body_seconds=self.body_seconds,
+            requests_per_minute=self.requests_per_minute,
+            tokens_per_minute=self.tokens_per_minute,
+        )
+
+
+@settings
+class ServeLog:
+    """One line for every request, on standard error."""
+
+    form: Form = "text"
+    """`text` for people, `json` for programs, `off` for no lines."""
+    with_text: bool = False
+    """Also what was asked and answered (form json only): it is not kept otherwise."""
+
+    def __post_init__(self):
+        if self.with_text and self.form != "json":
+            raise ValueError("with_text needs form json")

@@ -1,0 +1,1 @@
+"""The chat in a terminal, or over a pipe, with a model here or a server."""
