@@ -18,11 +18,14 @@ import torch
 from torch import Tensor
 
 from herd.errors import RequestError
+from herd.infer.depth import check_grammar, check_schema
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.types import SamplingParams
 
 FORMS = ("json_schema", "regex", "grammar", "choice")
 """The fields of `SamplingParams` that say what form an answer has."""
+MAX_FORM = {"json_schema": 100_000, "regex": 8_000, "grammar": 100_000, "choice": 200_000}
+"""Their largest sizes in characters: 40,000 of a regular expression may take 6 s and 800 MB to compile."""
 
 
 class Guide:
@@ -100,11 +103,17 @@ class GuideMaker:
         matcher = self._library.LLMatcher
         if form == "json_schema":
             schema = json.dumps(dict(value) or {"type": "object"})
+            _check_size(form, len(schema))
             _check_bounds(value)
+            check_schema(value)
             return matcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
+        _check_size(form, sum(map(len, value)) if form == "choice" else len(value))
+        if form == "grammar":
+            check_grammar(value)
+            return matcher.grammar_from_lark(value)
         if form == "choice":  # one expression: tens of thousands of rules would be more than a grammar may hold
-            form, value = "regex", "|".join(map(_literally, value))
-        return matcher.grammar_from_regex(value) if form == "regex" else matcher.grammar_from_lark(value)
+            value = "|".join(map(_literally, value))
+        return matcher.grammar_from_regex(value)
 
     @cached_property
     def _library(self) -> Any:
@@ -154,6 +163,13 @@ class _Vocabulary:
     @cached_property
     def _longest(self) -> int:
         return max(map(len, self._id_of))
+
+
+def _check_size(form: str, num_characters: int) -> None:
+    if num_characters > MAX_FORM[form]:
+        raise RequestError(
+            f"{form} has {num_characters:,} characters; at most {MAX_FORM[form]:,} are taken: give a smaller one"
+        )
 
 
 def _check_bounds(schema: Mapping[str, Any]) -> None:
