@@ -234,7 +234,9 @@ def _extract(
     work: Work,
 ) -> None:
     (corpus.state / "text").mkdir(exist_ok=True)
-    options: dict[str, Any] = {"languages": rules.languages, "probability": rules.language_probability}
+    least = rules.language_probability
+    least = (0.3 if rules.languages else 0.0) if least is None else least
+    options: dict[str, Any] = {"languages": rules.languages, "probability": least}
     options |= {"probabilities": rules.language_probabilities, "foreign": rules.foreign_paragraphs}
     options |= {"documents": to_dict(documents), "lines": lines.enabled}
     jobs = [{"state": str(corpus.state), "name": name, **options} for name in corpus.names]

@@ -342,3 +342,11 @@ def test_nothing_to_curate_and_a_share_without_classes_are_refused(words):
 
 def test_a_cutoff_may_be_a_year():
     assert load(CurateSettings, None, ["pages=[a]", "out=run", "rules.cutoff=2023"]).rules.cutoff == "2023"
+
+
+@pytest.mark.parametrize(
+    "rules", [Rules(language_probabilities={"de": 1.0}), Rules(language_probability=1.0, languages=None)]
+)
+def test_the_probability_of_a_language_is_asked_for_without_a_list_of_languages(crawl, tmp_path, rules):
+    rows, _, _ = curated(crawl, tmp_path / "out", rules, Work(processes=1))
+    assert rows["http://bees.org/german"]["drop"] == "language"

@@ -99,7 +99,7 @@ def _with_language(document: dict, kind: str, size: int, step: Step, job: dict[s
         code, probability = language(document["text"])
         document["language"] = code
         least = job.get("probabilities", {}).get(code, job["probability"])
-        if job["languages"] and (code not in job["languages"] or probability < least):
+        if probability < least or (job["languages"] and code not in job["languages"]):
             detail = f"{code or 'none'} with probability {probability:.2f}"
             step.drop(document["url"], "language", detail, document["text"])
             return document | {"drop": "language", "drop_detail": detail}

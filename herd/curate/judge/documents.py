@@ -127,8 +127,8 @@ class Rules:
     blocked: Blocked = field(default_factory=Blocked)
     languages: list[str] | None = None
     """Languages to keep, ISO 639-1; default: all."""
-    language_probability: float = 0.3
-    """Least probability at which a document counts as being in its language."""
+    language_probability: float | None = None
+    """Documents whose language is less probable than this are dropped; default: 0.3 with `languages`, else none."""
     language_probabilities: dict[str, float] = field(default_factory=dict)
     """The same for single languages: {no: 0.6}."""
     foreign_paragraphs: Literal["keep", "drop"] = "keep"
@@ -142,7 +142,7 @@ class Rules:
 
     def __post_init__(self):
         check_cutoff(self.cutoff)
-        if not all(0 <= p <= 1 for p in (self.language_probability, *self.language_probabilities.values())):
+        if not all(0 <= p <= 1 for p in (self.language_probability or 0, *self.language_probabilities.values())):
             raise ValueError("language_probability and language_probabilities must be between 0 and 1")
 
 

@@ -1,5 +1,8 @@
 """Language, quality and furniture: small judges."""
 
+import gzip
+import json
+
 import pytest
 
 from herd.curate.extract.furniture import is_phrase, strength
@@ -38,14 +41,35 @@ def test_paragraphs_are_judged_one_by_one_and_foreign_ones_can_go():
     assert without_foreign_paragraphs("", "en", []) == ("", [], 0)
 
 
-def test_real_sentences_are_recognised(shared_data):
-    import gzip
-    import json
+def rows(file):
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
-    with gzip.open(shared_data / "text-ud-pud/sentences.jsonl.gz", "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file][::40]
-    right = sum(language(row["text"])[0] == row["lang"] for row in rows)
-    assert right / len(rows) > 0.95
+
+@pytest.mark.parametrize(
+    ("file", "every", "least"),
+    [("text-ud-pud/sentences", 7, 0.98), ("text-udhr/udhr", 1, 0.98), ("text-docs-multilingual/docs", 2, 0.97)],
+)
+def test_real_sentences_and_documents_are_recognised(shared_data, file, every, least):
+    codes = {"eng": "en", "deu": "de", "fra": "fr", "ita": "it", "por": "pt", "hin": "hi", "spa": "es", "tha": "th"}
+    found = rows(shared_data / f"{file}.jsonl.gz")[::every]
+    wrong = [row["lang"] for row in found if language(row["text"])[0] != codes.get(row["lang"][:3], row["lang"][:2])]
+    assert len(wrong) <= (1 - least) * len(found) and "th" not in wrong
+
+
+def test_code_addresses_and_numbers_do_not_decide_the_language():
+    thai = "ผึ้งบินออกจากรังทุกเช้าและกลับมาในตอนเย็น"
+    code = "```python\nfor bee in the_hive.bees:\n    print('the bee leaves the hive', bee)\n```\n" * 20
+    address = "https://example.org/the-bees-leave-the-hive-in-the-morning\n" * 20
+    assert language(code + address + thai + " 2024-05-01 12:30 kernel_size=3")[0] == "th"
+    assert language(f"{thai}2567{thai}")[0] == "th"  # a number inside a run without spaces takes no words along
+    german = "Die Bienen fliegen jeden Morgen aus dem Stock und kommen am Abend wieder zurück. "
+    assert language("Home News Sports Weather Contact About us Terms of use " * 2 + german * 30)[0] == "de"
+    assert paragraph_languages(f"The title of this page is in English: {thai * 3}")[0].language == "th"
+
+
+def test_a_page_of_a_megabyte_without_spaces_is_judged_in_a_moment():
+    assert language("ผึ้งบินออกจากรังทุกเช้า" * 50_000)[0] == "th" and language("a" * 1_000_000)[1] <= 1
 
 
 def test_prose_scores_above_menus_repetition_and_noise():
