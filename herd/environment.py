@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import sys
@@ -9,6 +10,8 @@ import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from herd.log import say
 
 
 def environment() -> dict[str, Any]:
@@ -33,6 +36,25 @@ def environment() -> dict[str, Any]:
 def now() -> str:
     """The time, as every record of a run writes it: `2024-05-01T10:20:30Z`."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def user_folder(variable: str, usual: str, otherwise: str) -> Path | None:
+    """The folder `herd` under an XDG variable, or under `usual` in the user's home.
+
+    None, with `otherwise` said once, for a relative path (which XDG refuses) and for a user without a home.
+    """
+    told = os.environ.get(variable)
+    base = told or os.path.join(os.path.expanduser("~"), usual)  # stays `~` where nobody knows a home
+    if os.path.isabs(base):
+        return Path(base) / "herd"
+    say_once(f"{variable}={told} is no absolute path: {otherwise}" if told else f"no home folder: {otherwise}")
+    return None
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Say a sentence that is no news the second time."""
+    say(text)
 
 
 def _processor() -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,15 +22,30 @@ def locked(path: Path) -> Iterator[None]:
     """Hold the lock of a folder.
 
     Raises:
-        CheckpointError: a living process has it.
+        CheckpointError: a living process has it, or its `.lock` is a link to somewhere else.
     """
-    with open(path / ".lock", "a+", encoding="utf-8") as file:
+    with _opened(path / ".lock") as file:
         _take_lock(file, path)
         file.seek(0)
         file.truncate()
         file.write(str(os.getpid()))
         file.flush()
         yield  # closing the file frees the lock, and so does the death of the process
+
+
+def _opened(file: Path) -> IO[str]:
+    """The lock's file, never one that a link in its place leads to: what is written here would overwrite it."""
+    try:
+        number = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO):
+            raise CheckpointError(f"{file}: is no plain file but a link or a folder; delete it") from None
+        raise
+    status = os.fstat(number)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(number)
+        raise CheckpointError(f"{file}: is no plain file of its own but a link; delete it")
+    return os.fdopen(number, "r+", encoding="utf-8", errors="replace")
 
 
 def _take_lock(file: IO[str], path: Path) -> None:
@@ -39,8 +56,8 @@ def _take_lock(file: IO[str], path: Path) -> None:
             return
         except OSError:
             file.seek(0)
-            owner = file.read().strip()
-            if (owner and _alive(int(owner))) or time.monotonic() > deadline:
+            owner = file.read(20).strip()
+            if (owner.isascii() and owner.isdigit() and _alive(int(owner))) or time.monotonic() > deadline:
                 raise CheckpointError(
                     f"{path}: in use by process {owner or 'unknown'}; wait for it, stop it, or choose another out="
                 ) from None
@@ -54,4 +71,6 @@ def _alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
+    except OverflowError:  # no number of a process
+        return False
     return True

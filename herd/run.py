@@ -71,7 +71,7 @@ class Run:
     def log(self, **figures: Any) -> None:
         """Append one line to metrics.jsonl."""
         line = json.dumps(figures, default=float) + "\n"
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8", opener=_unlinked) as file:
             file.write(line)
 
     def rewind(self, step: int) -> None:
@@ -110,7 +110,7 @@ def open_run(
 
     Raises:
         CheckpointError: the folder is in use, of another format version, of another stage, was made with other
-            settings or inputs, holds foreign files, or its recorded outputs were changed.
+            settings or inputs, holds foreign files or links, or its recorded outputs were changed.
         DataError: an input is missing.
     """
     given = {name: value for name, value in inputs.items() if value is not None and value != []}
@@ -125,6 +125,7 @@ def open_run(
             say(f"{stage}: already done in {path}, skipped")
             yield run
             return
+        _refuse_links(path)
         atomic_write(path / "settings.yaml", dump(settings))
         atomic_write(path / "environment.json", json.dumps(environment(), indent=1))
         atomic_write(path / "inputs.json", json.dumps(_inputs_record(given, hashes), indent=1))
@@ -147,7 +148,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / "run.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: not a run folder (it has no run.json)") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}/run.json: cannot be read: {error}") from None
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
@@ -168,7 +169,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for line in lines:
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return rows
 
@@ -181,7 +182,7 @@ def read_record(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: damaged ({error}); bring it back, or delete the run folder {path.parent} to start afresh"
         ) from None
@@ -215,8 +216,9 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     """Write a file whole or not at all: aside, flushed to disk, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside.unlink(missing_ok=True)  # of a killed process; whatever lies there is never written through
     try:
-        with open(aside, "wb") as file:
+        with open(aside, "xb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
@@ -284,6 +286,21 @@ def _enter(path: Path, stage: str, settings: Any, hashes: dict[str, str]) -> dic
             + "\nChoose another out=, or delete the folder to start afresh"
         )
     return manifest
+
+
+def _refuse_links(path: Path) -> None:
+    """Nothing is written through a link: a folder that came from elsewhere would say what is overwritten here."""
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            if (link := Path(folder, name)).is_symlink():
+                raise CheckpointError(
+                    f"{link}: is a link to {os.readlink(link)}, and a stage writes in this folder; "
+                    "put the file itself there, or choose another out="
+                )
+
+
+def _unlinked(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o644)
 
 
 def _holds_work(path: Path) -> bool:

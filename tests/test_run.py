@@ -219,3 +219,54 @@ def test_an_interrupted_run_that_made_something_refuses_other_settings(tmp_path)
         raise KeyboardInterrupt
     with pytest.raises(CheckpointError, match="steps: 3 there, 4 now"), open_stage(tmp_path / "run", steps=4):
         pass
+
+
+@pytest.mark.parametrize("link", ["symbolic", "hard"])
+def test_a_lock_that_is_a_link_overwrites_nothing(tmp_path, link):
+    target = tmp_path / "precious"
+    target.write_text("precious")
+    (tmp_path / "run").mkdir()
+    if link == "symbolic":
+        (tmp_path / "run/.lock").symlink_to(target)
+    else:
+        (tmp_path / "run/.lock").hardlink_to(target)
+    with pytest.raises(CheckpointError, match=r"link.*delete it"), open_stage(tmp_path / "run"):
+        pass
+    assert target.read_text() == "precious"
+
+
+@pytest.mark.parametrize("place", ["metrics.jsonl", "settings.yaml", "state", "parts/deep"])
+def test_nothing_is_written_through_a_link_in_a_run_folder(tmp_path, place):
+    with pytest.raises(KeyboardInterrupt), open_stage(tmp_path / "run") as run:
+        run.log(step=1)
+        raise KeyboardInterrupt
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    link = tmp_path / "run" / place
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(elsewhere)
+    with pytest.raises(CheckpointError, match=f"{link}: is a link to {elsewhere}"), open_stage(tmp_path / "run"):
+        pass
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_file_written_aside_does_not_follow_what_lies_there(tmp_path):
+    target = tmp_path / "precious"
+    target.write_text("precious")
+    (tmp_path / f".result.txt.{os.getpid()}.tmp").symlink_to(target)
+    runs.atomic_write(tmp_path / "result.txt", "result")
+    assert target.read_text() == "precious" and (tmp_path / "result.txt").read_text() == "result"
+
+
+@pytest.mark.parametrize("words", ["no number", "99999999999999999999", "\0" * 30])
+def test_a_lock_with_strange_words_in_it_is_taken_like_any_other(tmp_path, words):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.lock").write_text(words)
+    finish(tmp_path / "run")
+
+
+def test_a_manifest_of_nothing_but_brackets_is_told_in_a_sentence(tmp_path):
+    (tmp_path / "run.json").write_text("[" * 200_000)
+    with pytest.raises(CheckpointError, match=r"run\.json: cannot be read"):
+        runs.read_manifest(tmp_path)

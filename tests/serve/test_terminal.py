@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pwd
 import select
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from herd.data.conversations import as_messages
 from herd.errors import CapacityError, RequestError
 from herd.infer.engine import Engine
 from herd.serve.terminal.local import Local
-from herd.serve.terminal.session import complete, converse, line_editing, print_answer
+from herd.serve.terminal.session import complete, converse, history_file, line_editing, print_answer
 from herd.serve.terminal.talk import Talk
 from herd.stages import chat
 from herd.stages.chat import ChatSettings
@@ -333,3 +334,15 @@ def test_an_overlong_line_is_explained_and_the_chat_goes_on(folders, monkeypatch
     print_answer(talk, "word " * 500)
     assert "context is 256" in capsys.readouterr().err
     assert talk.messages == []
+
+
+def test_a_user_without_a_home_chats_without_a_history(monkeypatch, capsys):
+    def nobody(user):
+        raise KeyError(user)
+
+    monkeypatch.delenv("HERD_QUIET", raising=False)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    assert history_file() is None
+    assert "what is typed is not kept" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ class Commands:
         before = [Message(role="system", content=self.talk.system)] if self.talk.system else []
         line = json.dumps({"messages": [*before, *self.talk.messages]}, ensure_ascii=False)
         try:
-            atomic_write(Path(file).expanduser(), line + "\n")
+            atomic_write(Path(os.path.expanduser(file)), line + "\n")
         except OSError as error:
             raise RequestError(f"{file} cannot be written ({error.strerror})") from None
         say(f"Saved to {file}.")
@@ -122,7 +123,7 @@ class Commands:
     def _load(self, file: str) -> None:
         if not file:
             raise RequestError("Which one? /load FILE")
-        messages = _saved(Path(file).expanduser())
+        messages = _saved(Path(os.path.expanduser(file)))
         is_system = messages[0]["role"] == "system"
         self.talk.system = messages[0]["content"] if is_system else None
         self.talk.messages = messages[is_system:]

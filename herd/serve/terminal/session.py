@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import signal
 import sys
@@ -12,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from herd.environment import user_folder
 from herd.errors import UserError
 from herd.log import say
 from herd.serve.terminal.commands import HELP, QUOTES, Commands
@@ -71,9 +71,10 @@ def leave_when_told() -> None:
             signal.signal(sig, lambda number, _: sys.exit(128 + number))
 
 
-def history_file() -> Path:
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "herd" / "chat_history"
+def history_file() -> Path | None:
+    """Where what is typed is kept; None, said once, for a user without a home."""
+    folder = user_folder("XDG_STATE_HOME", ".local/state", "what is typed is not kept")
+    return folder and folder / "chat_history"
 
 
 @contextlib.contextmanager
