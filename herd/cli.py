@@ -38,7 +38,7 @@ STORY: dict[str, tuple[str, ...]] = {
     "From a corpus to a base model": ("pretrain", "average"),
     "From a base model to an assistant": ("distill", "sft", "reward", "reject", "dpo"),
     "Measure and shrink": ("evaluate", "quantize", "report"),
-    "Use": ("chat", "serve", "convert", "plan", "doctor"),
+    "Use": ("chat", "serve", "convert", "plan", "doctor", "sandbox"),
     "Look closer": ("inspect", "show", "template", "trace"),
 }
 """The verbs in the order of the story; each is `herd/stages/<verb>.py`, or a family `herd/stages/<verb>/`."""

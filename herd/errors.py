@@ -28,3 +28,7 @@ class CapacityError(UserError):
 
 class RequestError(UserError):
     """A generation request asks for what the model or the server cannot give."""
+
+
+class SandboxError(UserError):
+    """Code that a model wrote cannot be run here as safely as was asked."""

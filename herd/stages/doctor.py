@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json as json_format
 
+from herd import sandbox
 from herd.config import settings
 from herd.errors import CapacityError
 from herd.log import amount, duration, size
@@ -48,6 +49,7 @@ def _table(machine: Measured, abilities: list[dict]) -> str:
         f"  compiler     {machine.compiler or 'none: PyTorch runs eagerly, nothing here needs one'}",
         f"  matmul       {machine.matmul_bf16 / 1e9:,.0f} GFLOP/s in bf16, {machine.matmul_fp32 / 1e9:,.0f} in fp32",
         f"  bandwidth    {machine.bandwidth / 1e9:.1f} GB/s",
+        f"  sandbox      {_sandbox()}",
         "",
         f"What it can do ({TOKENS_PER_PARAMETER} tokens a parameter; estimates from the rates above):",
         f"  {'size':<9}{'train from scratch':>20}{'memory':>15}   {'run (16 bit)':<13}{'speed':>12}",
@@ -60,6 +62,13 @@ def _table(machine: Measured, abilities: list[dict]) -> str:
         lines.append(f"  {row['size']:<9}{train:>20}{fits:>15}   {runs:<13}{speed:>12}".rstrip())
     lines += ["", "(!) more memory than this machine has. Speed is the bandwidth limit of one conversation."]
     return "\n".join([*lines, "", "Next: `herd demo` raises the 6M model from raw pages in about ten minutes."])
+
+
+def _sandbox() -> str:
+    """The strongest level for model code, its layers, and why the others are not there."""
+    strongest, there = sandbox.strongest(), sandbox.available()
+    lacking = "".join(f"; no {layer}: {why}" for layer, why in there.items() if why)
+    return f"level {strongest} ({', '.join(sandbox.LAYERS[strongest])}){lacking}"
 
 
 def _long(seconds: float) -> str:

@@ -1,0 +1,114 @@
+"""How strongly code can be kept in here: the levels, their layers, and which of them this machine gives.
+
+A layer counts as there when a child process has put it up, not when a kernel version says it should be.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from functools import cache
+
+from herd.sandbox import kernel, seccomp
+
+LEVELS = ("full", "namespaces", "landlock", "limits")
+"""From the strongest to the weakest."""
+
+LAYERS: dict[str, tuple[str, ...]] = {
+    "full": ("namespaces", "landlock", "seccomp", "rlimits"),
+    "namespaces": ("namespaces", "seccomp", "rlimits"),
+    "landlock": ("landlock", "seccomp", "rlimits"),
+    "limits": ("rlimits",),
+}
+
+
+def available() -> dict[str, str | None]:
+    """Each layer with the reason why this machine does not give it; None where it does."""
+    return dict(_available())
+
+
+@cache
+def _available() -> tuple[tuple[str, str | None], ...]:
+    if not kernel.supported():
+        why = "only on Linux, x86-64 or arm64"
+        return (("namespaces", why), ("landlock", why), ("seccomp", why), ("rlimits", None))
+    return (
+        ("namespaces", _tried(_namespaces)),
+        ("landlock", _tried(lambda: _prepared(lambda: kernel.landlock(["/usr"], [])))),
+        ("seccomp", _tried(lambda: _prepared(lambda: kernel.install_filter(seccomp.program())))),
+        ("rlimits", None),
+    )
+
+
+def strongest() -> str:
+    """The strongest level that this machine gives."""
+    there = available()
+    return next(level for level in LEVELS if all(there[layer] is None for layer in LAYERS[level]))
+
+
+def enter_namespaces() -> bool:
+    """Leave every namespace for a new one; returns whether it was done with real root's rights.
+
+    Real root makes the outer namespaces first and its user namespace last, as another user, so that nothing in the box
+    ever owns a namespace. An ordinary user must begin with the user namespace, which gives the right to the others.
+    """
+    if os.geteuid() == 0:
+        try:
+            kernel.unshare(kernel.NAMESPACES)
+            return True
+        except PermissionError:
+            pass  # root of a container without CAP_SYS_ADMIN: an ordinary user in this
+    user, group = os.geteuid(), os.getegid()
+    kernel.unshare(kernel.NEWUSER | kernel.NAMESPACES)
+    map_user(user, group)
+    return False
+
+
+def map_user(user: int, group: int) -> None:
+    """Be user and group 1000 inside, and nobody else."""
+    for name, text in (("setgroups", "deny"), ("uid_map", f"1000 {user} 1"), ("gid_map", f"1000 {group} 1")):
+        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+            file.write(text)
+
+
+def _namespaces() -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        if child := os.fork():
+            if os.waitpid(child, 0)[1]:
+                raise OSError(0, "namespaces, mounts or a /proc of its own are refused")
+            return
+        try:
+            enter_namespaces()
+            kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+            kernel.mount("tmpfs", scratch, "tmpfs", kernel.MS_NOSUID)
+            kernel.restrict_mount(scratch, kernel.MS_RDONLY, recursive=True)
+            if (first := os.fork()) == 0:  # process 1 of the new namespace, whose /proc this must be
+                kernel.mount("proc", scratch, "proc", kernel.MS_NOSUID)
+                os._exit(0)
+            os._exit(os.waitpid(first, 0)[1] != 0)
+        finally:
+            os._exit(1)
+
+
+def _prepared(put_up: Callable[[], None]) -> None:
+    kernel.no_new_privileges()
+    put_up()
+
+
+def _tried(put_up: Callable[[], None]) -> str | None:
+    """Put a layer up in a child; its complaint, or None."""
+    reads, writes = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            put_up()
+            os._exit(0)
+        except OSError as error:
+            os.write(writes, (error.strerror or str(error)).encode())
+        finally:
+            os._exit(1)
+    os.close(writes)
+    with os.fdopen(reads, "rb") as said:
+        why = said.read().decode()
+    return None if os.waitpid(child, 0)[1] == 0 else why or "refused"
