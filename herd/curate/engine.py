@@ -98,7 +98,7 @@ def _ray(address: str | None) -> int:
     try:
         import ray
     except ImportError:
-        raise ConfigError("work.engine: `ray` needs the extra: pip install 'herd-lm[ray]'") from None
+        raise ConfigError("work.engine: `ray` needs the package: pip install ray") from None
     try:
         if not ray.is_initialized():
             environment = {"env_vars": {"DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0"}}

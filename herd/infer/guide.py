@@ -122,7 +122,7 @@ class GuideMaker:
         except ImportError:
             raise RequestError(
                 "A constrained answer (json_schema, regex, grammar, choice) needs llguidance: "
-                "pip install 'herd-lm[guided]'."
+                "pip install llguidance."
             ) from None
 
     @cached_property

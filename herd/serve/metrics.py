@@ -71,7 +71,7 @@ class Metrics:
             ApiError: 501, the library is not installed.
         """
         if self.registry is None:
-            message = "Metrics need the package prometheus-client: pip install 'herd-lm[metrics]'"
+            message = "Metrics need the package prometheus-client: pip install prometheus-client"
             raise ApiError(501, message, code="no_metrics")
         return prometheus_client.generate_latest(self.registry), prometheus_client.CONTENT_TYPE_LATEST
 

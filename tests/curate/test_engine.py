@@ -78,7 +78,7 @@ def test_a_users_error_comes_back_with_its_words():
 
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"pip install 'herd-lm\[ray\]'"):
+    with pytest.raises(ConfigError, match=r"pip install ray"):
         list(map_parts(fail, [{"kind": "fine"}], None, "test", "ray"))
 
 

@@ -93,7 +93,7 @@ def _resolve(url: str) -> tuple[Any, str]:
     try:
         import fsspec
     except ImportError:
-        raise DataError(f"{url}: URLs need the extra: pip install 'herd-lm[remote]'") from None
+        raise DataError(f"{url}: URLs need the package: pip install fsspec") from None
     try:
         return fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:

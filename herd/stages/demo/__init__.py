@@ -241,6 +241,6 @@ def _farewell(path: Path, seconds: float) -> None:
     herd = sys.argv[0] if os.sep in sys.argv[0] and not sys.argv[0].endswith("__main__.py") else "herd"
     herd = os.path.relpath(herd) if os.sep in herd else herd
     say(f"\nDone in {duration(seconds)}. Talk to it:\n")
-    say(f"  {herd} chat {path}       here in the terminal")
-    say(f"  {herd} serve {path}      a chat page, and an OpenAI-compatible API")
+    say(f"  {herd} chat {path}       # here in the terminal")
+    say(f"  {herd} serve {path}      # a chat page, and an OpenAI-compatible API")
     say(f"\nWhat happened, with every figure: {path / 'report.html'}")

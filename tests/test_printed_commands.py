@@ -1,0 +1,103 @@
+"""Every command that a page prints is understood, and the README's own chain runs on a stranger's pages."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from herd import cli, config, stages
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+READERS_OWN = {"rules.yaml": "rules: {heuristics: {enabled: false}}\n"}
+"""Recipes that the reader brings, as the page around them says; `recipe.yaml` is the demo's of the same command."""
+
+_CALL = re.compile(r"(?:[A-Z_]+=\S+ |echo [^|]*\| |torchrun .*-m )?(?:\.venv/bin/)?herd ")
+_IN_A_SENTENCE = re.compile(r"`(?:\.venv/bin/)?herd ([a-z][^`]*)`")
+_INSTALL = re.compile(r"pip install '?([\w.\[\]-]+)")
+
+
+def printed_lines(text: str) -> list[str]:
+    """The lines of a page's fenced and indented blocks, those that end with a backslash joined."""
+    lines, fenced = [], False
+    for line in text.splitlines():
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith("    "):
+            if lines and lines[-1].endswith("\\"):
+                lines[-1] = lines[-1][:-1] + line.strip()
+            else:
+                lines.append(line.strip())
+    return lines
+
+
+def call(line: str) -> list[str] | None:
+    """The words after `herd` of a line that gives it something to do, or None."""
+    line = line.removeprefix("$ ")
+    if not _CALL.match(line):
+        return None
+    words = shlex.split(line, comments=True)
+    start = next(at for at, word in enumerate(words) if word.rpartition("/")[2] == "herd")
+    words = words[start + 1 :]
+    return words[: words.index(">")] if ">" in words else words
+
+
+def calls() -> list[tuple[str, str]]:
+    """Every line of every page that calls `herd`."""
+    texts = ((page.name, page.read_text(encoding="utf-8")) for page in PAGES)
+    return [(name, line) for name, text in texts for line in printed_lines(text) if call(line)]
+
+
+def command_of(words: list[str]) -> str:
+    """The command that the words begin with; a member of a family takes two."""
+    command = " ".join(words[:2]) if " ".join(words[:2]) in cli.commands() else words[0]
+    assert command in cli.commands(), f"no command `{' '.join(words)}`"
+    return command
+
+
+def understand(words: list[str], yours: Path) -> object:
+    """The settings that the command line would run with; every fault is a `ConfigError` or an `AssertionError`."""
+    command = command_of(words)
+    known = {name: str(yours / name) for name in READERS_OWN} | {"recipe.yaml": f"recipes/demo/{command}.yaml"}
+    rest = [known.get(word, word) for word in words[len(command.split()) :]]
+    cls = stages.settings_of(command)
+    recipe, overrides = cli.sort_words(command, cls, rest)
+    assert recipe is None or recipe.exists(), f"no recipe {recipe}"
+    return config.load(cls, recipe, overrides)
+
+
+@pytest.mark.parametrize(("page", "line"), calls(), ids=lambda text: text.split("  ")[0])
+def test_a_printed_command_is_understood(page, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name, text in READERS_OWN.items():
+        (tmp_path / name).write_text(text)
+    understand(call(line), tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_command_in_a_sentence_exists_and_its_settings_too(page):
+    for text in _IN_A_SENTENCE.findall(page.read_text(encoding="utf-8")):
+        words = text.split()
+        command = command_of(words)
+        known = {setting.name for setting in config.describe(stages.settings_of(command))}
+        groups = {name[:at] for name in known for at in range(len(name)) if name[at] == "."}
+        for word in words[len(command.split()) :]:
+            name = word.removeprefix("--").partition("=")[0].replace("-", "_")
+            if "=" in word or word.startswith("--"):
+                assert name in known | groups | {"help", "schema"}, f"{page.name}: `herd {text}` has no {name}"
+
+
+def test_what_pages_and_messages_say_to_install_is_what_the_project_asks_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(one for names in extras.values() for one in names)]
+    known = {re.split(r"[>=;<\[ ]", one)[0] for one in wanted}
+    for file in [*PAGES, *(ROOT / "herd").rglob("*.py")]:
+        for name in _INSTALL.findall(file.read_text(encoding="utf-8")):
+            package, _, extra = name.rstrip(".]").partition("[") if name != "." else (".", "", "")
+            assert package in known | {"."}, f"{file.name}: pip install {name}"
+            assert not extra or extra in extras, f"{file.name}: pip install {name}"
