@@ -121,8 +121,7 @@ class GuideMaker:
             return importlib.import_module("llguidance")
         except ImportError:
             raise RequestError(
-                "A constrained answer (json_schema, regex, grammar, choice) needs llguidance: "
-                "pip install llguidance."
+                "A constrained answer (json_schema, regex, grammar, choice) needs llguidance: pip install llguidance."
             ) from None
 
     @cached_property
