@@ -24,7 +24,7 @@ from herd import renamed, stages
 from herd.errors import ConfigError, UserError
 
 STORY: dict[str, tuple[str, ...]] = {
-    "The whole story": ("demo",),
+    "The whole story": ("demo", "story"),
     "From pages to a corpus": (
         "repositories",
         "curate",

@@ -23,7 +23,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,20 +59,28 @@ def settings(cls: type[S]) -> type[S]:
     return made
 
 
-def load(cls: type[S], file: Path | None = None, overrides: Sequence[str] = ()) -> S:
-    """Read settings from a recipe, put the `key=value` words over it and validate.
+def load(
+    cls: type[S],
+    file: Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    values: Mapping[str, Any] | None = None,
+    where: str = "",
+) -> S:
+    """Read settings from a recipe, put `values` (found in `where`) and the `key=value` words over it and validate.
 
     Raises:
         ConfigError: with every fault at once: unknown keys (and the nearest known one), values of the wrong kind,
             required settings that are missing, rules between settings.
     """
-    values, origin = _read_recipe(file, ()) if file else ({}, {})
-    faults = _apply_overrides(cls, values, origin, overrides)
-    faults += _unknown_keys(cls, values, origin)
-    faults += _derive(cls, values)
-    _fill_groups(cls, values, cls)
+    found, origin = _read_recipe(file, ()) if file else ({}, {})
+    _merge(found, copy.deepcopy(dict(values or {})), origin, where)
+    faults = _apply_overrides(cls, found, origin, overrides)
+    faults += _unknown_keys(cls, found, origin)
+    faults += _derive(cls, found)
+    _fill_groups(cls, found, cls)
     try:
-        result: S = _adapter(typing.cast(Any, cls)).validate_python(values)
+        result: S = _adapter(typing.cast(Any, cls)).validate_python(found)
     except ValidationError as error:
         faults += _validation_faults(error, origin)
     if faults:

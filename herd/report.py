@@ -97,7 +97,7 @@ def find_runs(path: Path) -> list[StageRun]:
     for folder in folders:
         if (folder / "run.json").exists():
             manifest = read_manifest(folder)
-            if manifest["state"] == "finished" and manifest["stage"] not in ("demo", "report"):
+            if manifest["state"] == "finished" and manifest["stage"] not in ("demo", "report", "story"):
                 runs.append(StageRun(folder.name, folder, manifest))
     return sorted(runs, key=lambda run: (run.manifest["finished"], run.name))
 

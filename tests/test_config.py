@@ -162,6 +162,7 @@ def test_one_word_fills_a_list_even_an_optional_one():
 
 
 ONE_OF = {
+    "StorySettings": ["steps=[{name: x, run: average}]"],
     "QualitySettings": ["labelled=x"],
     "DistillSettings": ["shards=x"],
     "PlanSettings": ["path=8B"],

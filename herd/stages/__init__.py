@@ -5,9 +5,16 @@ What runs or plans other commands (the command line, a story) asks for them by n
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import pkgutil
 import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from herd.errors import ConfigError
 
 
 def stage(command: str) -> ModuleType:
@@ -18,3 +25,28 @@ def stage(command: str) -> ModuleType:
 def settings_of(command: str) -> type:
     """The settings class of a command."""
     return typing.get_type_hints(stage(command).run)["settings"]
+
+
+def find(command: str) -> tuple[type, Callable[[Any], Any]]:
+    """The settings class and the `run` of a command that somebody has written down.
+
+    Raises:
+        ConfigError: there is no such command.
+    """
+    known = sorted(_names())
+    module = stage(command) if command in known else None
+    if module is None or not hasattr(module, "run"):
+        nearest = difflib.get_close_matches(command, known, n=1)
+        raise ConfigError(
+            f"no command `{command}`"
+            + (f"; did you mean `{nearest[0]}`?" if nearest else f"; there are: {', '.join(known)}")
+        )
+    return settings_of(command), module.run
+
+
+def _names() -> Iterator[str]:
+    for one in pkgutil.iter_modules(__path__):
+        yield one.name
+        if one.ispkg:
+            folders = [str(Path(folder, one.name)) for folder in __path__]
+            yield from (f"{one.name} {member.name}" for member in pkgutil.iter_modules(folders))

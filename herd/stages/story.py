@@ -1,0 +1,34 @@
+"""Go through a story: a file of steps that build on one another, with rounds, grids and gates.
+
+Each step is a command in its own run folder under the story's; all settings are checked before the first begins. The
+same command continues where it was stopped, and skips what is done. docs/stories.md has the whole notation.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from herd import config
+from herd.log import say
+from herd.report import find_runs, render
+from herd.run import atomic_write, open_run
+from herd.stages import find
+from herd.story import StorySettings, described, go, plan
+
+
+def run(settings: StorySettings) -> Path:
+    """Check and run all steps, and write `report.html` over them."""
+    acts = plan(settings, find)
+    if settings.dry_run:
+        print("\n".join(described(acts)))
+        return settings.out
+    with open_run(settings.out, stage="story", settings=settings, inputs={}) as run:
+        try:
+            ended = go(acts, find)
+        finally:
+            if find_runs(run.path):
+                atomic_write(run.path / "report.html", render(run.path))
+        atomic_write(run.path / "settings.yaml", config.dump(settings))  # a finished story may have got more steps
+        run.finish({"steps": len(find_runs(run.path)), "ended": ended or "with the last step"})
+    say(f"\nWhat happened, with every figure: {run.path / 'report.html'}")
+    return run.path

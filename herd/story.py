@@ -1,0 +1,423 @@
+"""A story: steps that build on one another, each an ordinary stage in a run folder of its own.
+
+    out: runs/mine
+    steps:
+      - {name: pack, run: pack, settings: {documents: my/curate, tokenizer: my/tokenizer}}
+      - name: size
+        run: pretrain
+        grid: {width: [64, 128]}
+        settings: {shards: "${pack}", tokenizer: my/tokenizer, tokens: 1e6, model: {hidden_size: "${width}"}}
+      - {name: learned, go_on_if: min(size.loss) < 4}
+
+`${name}` is the run folder of an earlier step, a value of the story or of a grid's axis; `${name}/file` a file in it.
+`plan` turns a story into acts and checks them all; `go` does them, one after the other.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from herd import config
+from herd.config import settings
+from herd.errors import ConfigError, DataError, UserError
+from herd.gate import Figures, Gate
+from herd.log import say
+from herd.run import read_manifest
+
+_LINK = re.compile(r"\$\{([^}]*)\}")
+_NAME = re.compile(r"[A-Za-z][\w-]*")
+_BUILT_IN = {"story", "round", "previous"}
+
+Find = Callable[[str], tuple[type, Callable[[Any], Any]]]
+"""From a command to its settings class and its `run`; raises ConfigError where there is none."""
+
+
+@settings
+class Step:
+    """One step: a stage to run, steps to repeat, or a gate."""
+
+    name: str
+    """What others call it: letters, digits, `-` and `_`; its run folder has this name."""
+    run: str = ""
+    """The command, as after `herd`: `pretrain`, or `demo questions` of a family."""
+    recipe: str = ""
+    """Recipe beneath `settings`: a path, or the place of a shipped one (`demo/pretrain.yaml`)."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of the command; texts in them may hold links."""
+    first: dict[str, Any] = field(default_factory=dict)
+    """What is put over `settings` in the first round, which has no `${previous.NAME}`."""
+    grid: dict[str, list[Any] | dict[str, Any]] = field(default_factory=dict)
+    """Axes to cross: the values of each, or values by a readable name. `run` or `steps` is done for every cell."""
+    rounds: int = 0
+    """How often `steps` are gone through; `${round}` is the number, `${previous.NAME}` a step of the round before."""
+    steps: list[Step] = field(default_factory=list)
+    """What is repeated, of a grid or of rounds."""
+    go_on_if: str = ""
+    """A gate: `sft.loss < 2 and new.accuracy > old.accuracy + 0.01`, of figures in the manifests of earlier steps."""
+    otherwise: Literal["stop", "leave"] | list[Step] = "stop"
+    """Where a gate does not hold: stop with the reason, leave the rounds, or go through these steps and end."""
+
+    def __post_init__(self):
+        kinds = [bool(self.run), bool(self.steps), bool(self.go_on_if)]
+        if not _NAME.fullmatch(self.name) or self.name in _BUILT_IN:
+            raise ValueError(f"name `{self.name}`: expected letters, digits, - and _, and none of {sorted(_BUILT_IN)}")
+        if sum(kinds) != 1:
+            raise ValueError(f"step `{self.name}` needs one of `run`, `steps` (with `grid` or `rounds`) and `go_on_if`")
+        if self.steps and bool(self.grid) == bool(self.rounds):
+            raise ValueError(f"step `{self.name}` repeats its steps: give either `grid` or `rounds`")
+        if (self.rounds and not self.steps) or self.rounds < 0 or (self.grid and self.go_on_if):
+            raise ValueError(
+                f"step `{self.name}`: `rounds` (1 or more) needs `steps`; a gate has neither rounds nor grid"
+            )
+        if not all(self.grid.values()):
+            raise ValueError(f"step `{self.name}`: every axis of `grid` needs a value")
+
+
+@settings
+class StorySettings:
+    """Steps that build on one another."""
+
+    out: Path
+    """Folder of the story: a run folder for each step, and report.html."""
+    steps: list[Step]
+    """What is done, in this order: `herd.story.Step`, and docs/stories.md."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """Values that settings may name as `${NAME}`, to be changed in one place (`values.tokens=1e6`)."""
+    dry_run: bool = False
+    """Check everything and print the plan, without running anything."""
+    may_change = ("steps", "values", "dry_run")  # each step's own run folder knows what it was made with
+
+
+@dataclass(frozen=True)
+class _Rounds:
+    """A step of rounds that are over: one run folder for each round; a round whose gate failed does not count."""
+
+    group: str
+    folders: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Act:
+    """One thing to do: run a stage in `folder`, or hold a gate against what came before."""
+
+    name: str
+    folder: Path
+    step: Step
+    names: Mapping[str, Any]  # what `${...}` may mean here
+    given: Mapping[str, Any] = field(default_factory=dict)
+    rounds: str = ""  # the rounds it belongs to
+    round: int = 0
+    ending: tuple[Act, ...] = ()
+
+
+# ---- the plan --------------------------------------------------------------------------------------------------------
+
+
+def plan(story: StorySettings, find: Find) -> list[Act]:
+    """The acts of a story, every grid and round laid out, all settings checked.
+
+    Raises:
+        ConfigError: with every fault of all steps at once: links to nothing, to what comes later or round in a
+            circle, unknown commands and settings, gates that cannot be read.
+    """
+    faults: list[str] = []
+    names = {"story": story.out, **story.values}
+    acts = _Layout(story.out, faults).lay(story.steps, names, "")
+    known = _all_names(story.steps)
+    faults += _circles(story.steps)
+    for act in _with_endings(acts):
+        faults += _faults_of(act, find, known)
+    if faults:
+        found = list(dict.fromkeys(faults))
+        count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
+        raise ConfigError("\n".join([f"{count} in the story", *(f"  {fault}" for fault in found)]))
+    return acts
+
+
+class _Layout:
+    """Lays steps out as acts; what a name means grows as it goes."""
+
+    def __init__(self, out: Path, faults: list[str]):
+        self.out, self.faults, self.taken = out, faults, set[str]()
+
+    def lay(
+        self, steps: Sequence[Step], names: dict[str, Any], prefix: str, rounds: str = "", no: int = 0
+    ) -> list[Act]:
+        """The acts of these steps; `names` takes up what they make."""
+        acts: list[Act] = []
+        for step in steps:
+            if step.name in names:
+                self.faults.append(f"{prefix}{step.name}: the name is taken; choose another")
+            elif step.grid:
+                acts += self._grid(step, names, prefix, rounds, no)
+            elif step.rounds and rounds:
+                self.faults.append(f"{prefix}{step.name}: rounds within rounds; write the inner ones out, or as a grid")
+            elif step.rounds:
+                acts += self._rounds(step, names, prefix)
+            elif no == 1 and "previous." in step.go_on_if:
+                continue  # there is nothing to hold the first round against
+            else:
+                acts.append(self._act(step, names, prefix, rounds, no))
+        return acts
+
+    def _act(self, step: Step, names: dict[str, Any], prefix: str, rounds: str, no: int, label: str = "") -> Act:
+        name, ending = f"{prefix}{step.name}{label}", tuple[Act, ...]()
+        if name in self.taken:
+            self.faults.append(f"{name}: two steps would share this run folder; choose another name")
+        self.taken.add(name)
+        if isinstance(step.otherwise, list):
+            taken = set(self.taken)  # an ending and what it replaces may share names
+            ending = tuple(self.lay(step.otherwise, dict(names), prefix))
+            self.taken = taken
+        elif step.otherwise == "leave" and not rounds:
+            self.faults.append(f"{name}: `otherwise: leave` leaves rounds, and there are none around it")
+        given = _merged(step.settings, step.first) if no == 1 else step.settings
+        act = Act(name, self.out / name, step, dict(names), given, rounds, no, ending)
+        if step.run:
+            names[step.name] = act.folder
+        return act
+
+    def _grid(self, step: Step, names: dict[str, Any], prefix: str, rounds: str, no: int) -> list[Act]:
+        acts: list[Act] = []
+        made: dict[str, list[Path]] = {}
+        axes = [_axis(values).items() for values in step.grid.values()]
+        for axis in step.grid:
+            if axis in names or axis in _BUILT_IN:
+                self.faults.append(f"{prefix}{step.name}: the name of the axis `{axis}` is taken; choose another")
+        for cell in itertools.product(*axes):
+            values = {axis: value for axis, (_, value) in zip(step.grid, cell)}
+            label = "-".join(f"{axis}={name}" for axis, (name, _) in zip(step.grid, cell))
+            inner = names | values
+            if step.run:
+                act = self._act(step, inner, prefix, rounds, no, label=f"-{label}")
+                acts.append(act)
+                made.setdefault(step.name, []).append(act.folder)
+            else:
+                before = set(inner)
+                acts += self.lay(step.steps, inner, f"{prefix}{step.name}-{label}-", rounds, no)
+                for name in inner.keys() - before:
+                    made.setdefault(f"{step.name}.{name}", []).append(inner[name])
+        names |= made
+        return acts
+
+    def _rounds(self, step: Step, names: dict[str, Any], prefix: str) -> list[Act]:
+        acts: list[Act] = []
+        group = f"{prefix}{step.name}"
+        previous: dict[str, Any] = {}
+        made: dict[str, list[Path]] = {}
+        for number in range(1, step.rounds + 1):
+            inner = names | {"round": number} | {f"previous.{name}": made for name, made in previous.items()}
+            before = set(inner)
+            acts += self.lay(step.steps, inner, f"{group}-{number}-", group, number)
+            previous = {name: inner[name] for name in inner.keys() - before}
+            for name, folder in previous.items():
+                made.setdefault(name, []).append(folder)
+        names |= {f"{step.name}.{name}": _Rounds(group, tuple(folders)) for name, folders in made.items()}
+        return acts
+
+
+def _axis(values: list[Any] | dict[str, Any]) -> dict[str, Any]:
+    named = values if isinstance(values, dict) else {value: value for value in map(_hashable, values)}
+    return {re.sub(r"[^\w.+]+", "_", str(name)): value for name, value in named.items()}
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, list | dict):
+        raise ConfigError(f"grid: {value} has no readable name; give the axis as `name: value` lines")
+    return value
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _with_endings(acts: Sequence[Act]) -> Iterator[Act]:
+    for act in acts:
+        yield act
+        yield from _with_endings(act.ending)
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+
+
+def _faults_of(act: Act, find: Find, known: set[str]) -> Iterator[str]:
+    if act.step.go_on_if:
+        try:
+            refers = Gate.read(act.step.go_on_if, act.names).refers
+        except UserError as error:
+            yield f"{act.name}: {error}"
+        else:
+            asked = [name for name in sorted(refers) if not isinstance(act.names.get(name), Path | list | _Rounds)]
+            yield from (f"{act.name}: {_unlinked(name, act, known)}" for name in asked)
+        return
+    unknown = [name for name in _links(act.given) if name not in act.names]
+    yield from (f"{act.name}: {_unlinked(name, act, known)}" for name in unknown)
+    try:
+        _settings(act, find, {}, stand_in=True)
+    except UserError as error:
+        yield f"{act.name}: {error}".replace("\n", "\n  ")
+
+
+def _unlinked(name: str, act: Act, known: set[str]) -> str:
+    if name.split(".")[-1] in known and name.startswith("previous."):
+        return f"${{{name}}} is not there in the first round; say what stands for it under `first`"
+    if name in known:
+        return f"${{{name}}} comes only later (or in another branch); move that step before this one"
+    nearest = difflib.get_close_matches(name, list(act.names), n=1)
+    return f"no step, value or axis `{name}`" + (f"; did you mean `{nearest[0]}`?" if nearest else "")
+
+
+def _links(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield from _LINK.findall(value)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _links(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _links(item)
+
+
+def _all_names(steps: Sequence[Step]) -> set[str]:
+    inner = [*(step.steps for step in steps), *(step.otherwise for step in steps if isinstance(step.otherwise, list))]
+    return {step.name for step in steps}.union(*map(_all_names, inner))
+
+
+def _circles(steps: Sequence[Step]) -> Iterator[str]:
+    """A line for each ring of links among the steps of one list, and of those within."""
+    links = {step.name: {*_links(step.settings), *_links(step.first)} for step in steps}
+    said: set[frozenset[str]] = set()
+    for start in links:
+        ways: list[tuple[str, ...]] = [(start,)]
+        while ways:
+            way = ways.pop()
+            for name in sorted(links.get(way[-1], ())):
+                if name == start and frozenset(way) not in said:
+                    said.add(frozenset(way))
+                    yield f"{start}: the links lead in a circle: {' -> '.join((*way, start))}"
+                elif name in links and name not in way:
+                    ways.append((*way, name))
+    for step in steps:
+        yield from _circles(step.steps)
+
+
+# ---- what a step is run with -----------------------------------------------------------------------------------------
+
+
+def _settings(
+    act: Act, find: Find, kept: Mapping[str, int], *, over: Mapping[str, Any] | None = None, stand_in: bool = False
+) -> Any:
+    cls, _ = find(act.step.run)
+    if "out" not in getattr(cls, "__dataclass_fields__", {}):
+        raise ConfigError(f"`herd {act.step.run}` writes no run folder (it has no `out`), so it is no step of a story")
+    if "out" in act.given:
+        raise ConfigError("`out` is the step's folder in the story; take it out of the settings")
+    recipe = config.find_recipe(Path(act.step.recipe)) if act.step.recipe else None
+    given = _merged(act.given, over or {}) | {"out": str(act.folder)}
+    values = _resolved(given, act.names, kept, stand_in)
+    return config.load(cls, recipe, values=values, where=f"step {act.name}")
+
+
+def _resolved(value: Any, names: Mapping[str, Any], kept: Mapping[str, int], stand_in: bool) -> Any:
+    if isinstance(value, dict):
+        return {key: _resolved(item, names, kept, stand_in) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolved(item, names, kept, stand_in) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def meaning(name: str) -> Any:
+        meant = names.get(name, f"({name})") if stand_in else names[name]
+        return config.to_dict(_folder(name, meant, kept))
+
+    if whole := _LINK.fullmatch(value):
+        return meaning(whole[1])
+
+    def within(link: re.Match[str]) -> str:
+        if isinstance(found := meaning(link[1]), list | dict):
+            raise ConfigError(f"{value}: {link[0]} means {len(found)} things; it can only stand alone")
+        return str(found)
+
+    return _LINK.sub(within, value)
+
+
+def _folder(name: str, meant: Any, kept: Mapping[str, int]) -> Any:
+    """What a name means now: of rounds that are over, the folder of the last one that was kept."""
+    if isinstance(meant, list):
+        return [_folder(name, one, kept) for one in meant]
+    if not isinstance(meant, _Rounds):
+        return meant
+    number = kept.get(meant.group, len(meant.folders))
+    if not number:
+        raise DataError(f"{name}: no round of `{meant.group}` passed its gate, so there is nothing to go on from")
+    return meant.folders[number - 1]
+
+
+# ---- doing it --------------------------------------------------------------------------------------------------------
+
+
+def go(acts: Sequence[Act], find: Find, adjust: Callable[[Act], Mapping[str, Any]] = lambda act: {}) -> str:
+    """Do the acts in order; stages skip what is finished. Returns why it ended early, empty where it did not.
+
+    `adjust` gives settings over a step's own that are known only when its turn comes (from a measured speed).
+
+    Raises:
+        DataError: a gate does not hold and says to stop; a figure it asks for is not there.
+    """
+    kept: dict[str, int] = {}
+    for number, act in enumerate(acts, 1):
+        if act.rounds in kept and act.round > kept[act.rounds]:
+            continue
+        say(f"\n[{number}/{len(acts)}] {act.name}")
+        if not act.step.go_on_if:
+            _, run = find(act.step.run)
+            run(_settings(act, find, kept, over=adjust(act)))
+            continue
+        reason = _verdict(act, kept)
+        if not reason:
+            continue
+        if act.step.otherwise == "stop":
+            raise DataError(f"the story stops at `{act.name}`: {reason}")
+        if act.step.otherwise == "leave":
+            kept[act.rounds] = act.round - 1
+            say(f"  {act.rounds} ends: round {act.round} is not kept, {act.round - 1} before it count")
+            continue
+        say("  the story takes its other ending")
+        return go(act.ending, find, adjust) or f"{act.name}: {reason}"
+    return ""
+
+
+def _verdict(act: Act, kept: Mapping[str, int]) -> str:
+    """Hold a gate against the manifests; says how it went, and returns why it does not hold."""
+
+    def figures(name: str) -> Figures:
+        folders = _folder(name, act.names[name], kept)
+        return [read_manifest(folder)["figures"] for folder in (folders if isinstance(folders, list) else [folders])]
+
+    holds, text = Gate.read(act.step.go_on_if, act.names).judge(figures)
+    say(f"  {act.step.go_on_if}: {text}, {'holds' if holds else 'does not hold'}")
+    return "" if holds else f"{act.step.go_on_if} does not hold ({text})"
+
+
+def described(acts: Sequence[Act]) -> Iterator[str]:
+    """The plan in lines: what is run where, what is done already, and where the way may part."""
+    for act in acts:
+        if act.step.go_on_if:
+            yield f"  {act.name}: goes on if {act.step.go_on_if}, else " + (
+                "ends so:" if act.ending else str(act.step.otherwise)
+            )
+            yield from (f"  {line}" for line in described(act.ending))
+        else:
+            manifest = read_manifest(act.folder) if (act.folder / "run.json").exists() else {"state": "to do"}
+            recipe = f" {act.step.recipe}" if act.step.recipe else ""
+            yield f"  {act.folder}: herd {act.step.run}{recipe} ({manifest['state']})"
