@@ -11,9 +11,7 @@ HOUSE = ROOT / "herd"
 FILES = sorted(HOUSE.rglob("*.py"))
 ROOMS = sorted(path.stem for path in HOUSE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists())
 FRONT = {"__init__", "__main__"}  # the way in, no room
-STILL_LONG = {
-    "serve/schemas.py": 580,
-}
+STILL_LONG = {}
 """What is over the limits and being cut; none is added, and none grows."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
@@ -23,12 +22,10 @@ from herd.serve.account import Account
 from herd.serve.errors import ApiError, error_object
 from herd.serve.limits import Limits, Places
 from herd.serve.models import Model
-from herd.serve.replies import Gathered, Reply
-from herd.serve.schemas import ChatRequest, CompletionRequest
+from herd.serve.replies import Dialect, Gathered, Reply
+from herd.serve.turn import Turn
 from herd.serve.worker import Conveyor, Worker
 from herd.tokenizer.chat import render
-
-Body = ChatRequest | CompletionRequest
 
 _log = logging.getLogger("herd.serve")
 _READING_SECONDS = 5.0  # to read the end of a stream, after the time for its answer
@@ -44,31 +41,30 @@ class Desk:
     keep_text: bool = False  # in the accounts
 
 
-async def answer(desk: Desk, model: Model, http: Request, body: Body) -> Response:
+async def answer(desk: Desk, model: Model, http: Request, body: Dialect) -> Response:
     """Run one request body, streamed or whole. A client that goes away takes its request with it.
 
     Raises:
         ApiError: the queue is full, a prompt does not fit, or the answer takes too long.
     """
-    inputs = [body.conversation] if isinstance(body, ChatRequest) else body.prompts
     account: Account = http.scope["herd.account"]
     account.model = model.name
-    num_places = len(inputs) * body.num_drawn
-    desk.places.take(model.engine, num_places)
+    turn = await asyncio.to_thread(_turn, body)
+    desk.places.take(model.engine, turn.num_places)
     try:
         conveyor = Conveyor()
-        requests = await asyncio.to_thread(_requests, desk, model, body, inputs, conveyor)
+        requests = await asyncio.to_thread(_requests, desk, model, body, turn, conveyor)
         account.prompt_tokens = sum(len(request.prompt) for request in requests)
         if desk.keep_text:
-            account.asked = inputs
-        reply = Reply(model.engine.tokenizer, model.name, body, [request.prompt for request in requests])
-        run = _Run(desk, model.engine, requests, conveyor, reply, account, num_places)
+            account.asked = turn.inputs
+        reply = body.reply(model.engine.tokenizer, model.name, turn, [request.prompt for request in requests])
+        run = _Run(desk, model.engine, requests, conveyor, body, reply, account)
     except BaseException:
-        desk.places.give_back(model.engine, num_places)
+        desk.places.give_back(model.engine, turn.num_places)
         raise
     run.watch = asyncio.create_task(run.cancel_when_gone(http))
-    if body.stream:
-        return EventStream(run, with_usage=body.with_usage)
+    if turn.stream:
+        return EventStream(run)
     return JSONResponse(await run.whole())
 
 
@@ -83,13 +79,14 @@ class _Run:
         engine: Engine,
         requests: Sequence[EngineRequest],
         conveyor: Conveyor,
+        body: Dialect,
         reply: Reply,
         account: Account,
-        num_places: int,
     ) -> None:
+        self.body = body
         self.requests, self.reply, self.account = requests, reply, account
         self.seconds = desk.limits.timeout_seconds
-        self._desk, self._engine, self._num_places = desk, engine, num_places
+        self._desk, self._engine = desk, engine
         self._pieces = conveyor.pieces(desk.worker, engine, requests, self.seconds)
         self._gone = False
         self.answers = [Gathered() for request in requests for _ in range(request.params.n)]
@@ -113,7 +110,7 @@ class _Run:
         except TimeoutError:
             raise ApiError(504, self._too_long(), code="timeout") from None
         except RequestError as error:
-            raise ApiError(400, str(error), param=_param(self.reply.body, str(error))) from None
+            raise ApiError(400, str(error), param=self.body.field_of(str(error))) from None
         finally:
             self._settle()
         if any(answer.finish_reason == "cancelled" for answer in self.answers):
@@ -132,46 +129,46 @@ class _Run:
             scored = zip(request.prompt, request.prompt_logprobs, strict=False)  # no scores unless asked for
             answer.prepend(self.reply.echoes[index // request.params.n], scored)
 
-    async def events(self, *, with_usage: bool) -> AsyncIterator[str]:
-        """Server-sent events: a chunk for each piece, then the usage if asked for, then `[DONE]`."""
+    async def events(self) -> AsyncIterator[str]:
+        """Server-sent events, as the dialect writes them."""
+        written = self.reply.written
         try:
             for index in range(len(self.answers)):
                 for chunk in self.reply.opening(index, index // self.requests[0].params.n):
-                    yield _event(chunk)
+                    yield written(chunk)
             async with aclosing(self._pieces) as batches:
                 async for pieces in batches:
                     self.account.first_piece()
                     if text := self._chunks(pieces):
                         yield text
             if any(answer.finish_reason == "cancelled" for answer in self.answers):
-                yield _event(error_object(503, "The server is stopping; this answer was cut.", code="stopping"))
+                yield written(error_object(503, "The server is stopping; this answer was cut.", code="stopping"))
                 return
-            if with_usage:
-                generated = sum(answer.num_tokens for answer in self.answers)
-                yield _event(self.reply.usage_chunk(self.account.prompt_tokens, generated))
-            yield "data: [DONE]\n\n"
+            for event in self.reply.closing(self.answers, self.account.prompt_tokens):
+                yield written(event)
+            yield self.reply.end()
         except TimeoutError:
             self.account.error = "timeout"
-            yield _event(error_object(504, self._too_long(), code="timeout"))
+            yield written(error_object(504, self._too_long(), code="timeout"))
         except RequestError as error:
             self.account.error = "invalid_request_error"
-            yield _event(error_object(400, str(error), _param(self.reply.body, str(error))))
+            yield written(error_object(400, str(error), self.body.field_of(str(error))))
         except Exception as error:
             if not isinstance(error, RuntimeError):  # the worker has told of those
                 _log.exception("a stream failed")
             self.account.error = "internal_error"
-            yield _event(error_object(500, "The server failed on this request.", code="internal_error"))
+            yield written(error_object(500, "The server failed on this request.", code="internal_error"))
         finally:
             self._settle()
 
     def _chunks(self, pieces: Sequence[tuple[int, Piece]]) -> str:
         """What is written of some pieces; nothing to a client who is gone."""
         chunks = [c for index, piece in pieces for c in self.reply.chunks(index, piece, self.answers[index])]
-        return "" if self._gone else "".join(map(_event, chunks))
+        return "" if self._gone else "".join(map(self.reply.written, chunks))
 
     def _settle(self) -> None:
         """Close the account; what was taken on is over."""
-        self._desk.places.give_back(self._engine, self._num_places)
+        self._desk.places.give_back(self._engine, self.reply.turn.num_places)
         account = self.account
         account.completion_tokens = sum(answer.num_tokens for answer in self.answers)
         reasons = {answer.finish_reason or "gone" for answer in self.answers}
@@ -186,10 +183,8 @@ class _Run:
 class EventStream(StreamingResponse):
     """The response that is streamed. A client who does not read is waited for no longer than for an answer."""
 
-    def __init__(self, run: _Run, *, with_usage: bool) -> None:
-        super().__init__(
-            run.events(with_usage=with_usage), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
-        )
+    def __init__(self, run: _Run) -> None:
+        super().__init__(run.events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         self._run = run
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -201,40 +196,33 @@ class EventStream(StreamingResponse):
             self._run.account.error = "not_read"  # uvicorn closes a connection whose response was left unfinished
 
 
-def _requests(
-    desk: Desk, model: Model, body: Body, inputs: Sequence[Input | list[int]], conveyor: Conveyor
-) -> list[EngineRequest]:
+def _turn(body: Dialect) -> Turn:
+    try:
+        return body.turn()
+    except RequestError as error:
+        raise ApiError(400, str(error), param=body.field_of(str(error))) from None
+
+
+def _requests(desk: Desk, model: Model, body: Dialect, turn: Turn, conveyor: Conveyor) -> list[EngineRequest]:
     """Encode and check every prompt of a body before any of them runs."""
     engine, requests = model.engine, []
-    for number, item in enumerate(inputs):
+    for number, item in enumerate(turn.inputs):
         try:
-            prompt = _encode(engine, body, item)
-            params = body.sampling(_max_tokens(engine, desk.limits, len(prompt), body.wanted_tokens))
-            params = replace(params, adapter=model.adapter)
+            prompt = _encode(engine, turn, item)
+            max_tokens = _max_tokens(engine, desk.limits, len(prompt), turn.max_tokens)
+            params = replace(turn.params, max_tokens=max_tokens, adapter=model.adapter)
             requests.append(engine.request(prompt, params, conveyor.listener(number * params.n)))
         except (RequestError, DataError) as error:
             too_long = "context" in str(error)
             code = "context_length_exceeded" if too_long else None
-            raise ApiError(400, str(error), param=_param(body, str(error)), code=code) from None
+            raise ApiError(400, str(error), param=body.field_of(str(error)), code=code) from None
     return requests
 
 
-def _encode(engine: Engine, body: Body, item: Input | list[int]) -> list[int]:
-    if isinstance(body, ChatRequest) and body.usable_tools:
-        return render(engine.tokenizer, item, generation_prompt=True, tools=body.usable_tools).tokens
+def _encode(engine: Engine, turn: Turn, item: Input | list[int]) -> list[int]:
+    if turn.tools:
+        return render(engine.tokenizer, item, generation_prompt=True, tools=turn.tools).tokens
     return item if _is_ids(item) else engine.encode(item)
-
-
-def _param(body: Body, message: str) -> str:
-    """The field that a message of the engine is about: it begins with a setting's name, or is about the prompt."""
-    form = message.replace(":", " ").split(" ", 1)[0]
-    if form in ("json_schema", "regex", "grammar", "choice"):
-        if isinstance(body, ChatRequest) and body.structured_outputs is None:
-            return "tools" if body.must_call else "response_format"
-        return "structured_outputs"
-    if form in type(body).model_fields:
-        return form
-    return "messages" if isinstance(body, ChatRequest) else "prompt"
 
 
 def _max_tokens(engine: Engine, limits: Limits, prompt_tokens: int, wanted: int | None) -> int:
@@ -252,7 +240,3 @@ def _max_tokens(engine: Engine, limits: Limits, prompt_tokens: int, wanted: int 
 
 def _is_ids(item: object) -> bool:
     return isinstance(item, list) and (not item or isinstance(item[0], int))
-
-
-def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"

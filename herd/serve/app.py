@@ -17,24 +17,29 @@ from fastapi.security import HTTPBearer
 from herd.infer.engine import Engine
 from herd.serve import errors, tokens
 from herd.serve.account import Account
-from herd.serve.answers import Desk, answer
+from herd.serve.answers import Desk
+from herd.serve.dialects import chat, completions
 from herd.serve.documents import (
     REFUSALS,
-    ChatCompletion,
     ErrorObject,
     Health,
     ModelList,
     ModelObject,
-    TextCompletion,
-    streamed,
 )
 from herd.serve.errors import ApiError
 from herd.serve.journal import Bookkeeping, Journal
 from herd.serve.limits import Allowances, BodyLimit, HostCheck, Keys, Limits, Places
+from herd.serve.messages import AssistantMessage, SpokenMessage, ToolMessage
 from herd.serve.metrics import Metrics
 from herd.serve.models import Models
-from herd.serve.schemas import ChatRequest, CompletionRequest
 from herd.serve.worker import Worker
+
+_BODIES = (
+    *(chat.ChatRequest, completions.CompletionRequest, AssistantMessage, SpokenMessage, ToolMessage),
+    *(tokens.EmbeddingRequest, tokens.TokenizeRequest, tokens.DetokenizeRequest),
+)
+KNOWN_FIELDS = sorted({field.alias or name for body in _BODIES for name, field in body.model_fields.items()})
+"""Every field that a body may hold, for "did you mean"."""
 
 _PAGE = Path(__file__).parent / "page.html"
 
@@ -90,12 +95,13 @@ def create_app(
     if hosts is not None:
         app.add_middleware(HostCheck, hosts=hosts)
     app.add_middleware(Bookkeeping, journal=journal, metrics=metrics, allowances=allowances)
-    errors.install(app)
+    errors.install(app, KNOWN_FIELDS)
     desk = Desk(server.worker, limits, Places(limits.max_waiting), keep_text=journal.with_text)
     app.include_router(_open_routes(server, metrics))
     guarded = [Depends(gate), Depends(HTTPBearer(auto_error=False))]
-    app.include_router(_api_routes(server, desk), dependencies=guarded)
-    app.include_router(tokens.routes(desk, server.models), dependencies=guarded)
+    app.include_router(_model_routes(server.models), dependencies=guarded)
+    for room in (chat, completions, tokens):
+        app.include_router(room.routes(desk, server.models), dependencies=guarded)
     _document(app)
     return app
 
@@ -165,9 +171,8 @@ def _page_policy(html: str) -> str:
     )
 
 
-def _api_routes(server: Server, desk: Desk) -> APIRouter:
+def _model_routes(models: Models) -> APIRouter:
     router = APIRouter(prefix="/v1")
-    models = server.models
 
     @router.get("/models", response_model=ModelList, responses=REFUSALS)
     async def listed() -> dict[str, Any]:
@@ -176,20 +181,5 @@ def _api_routes(server: Server, desk: Desk) -> APIRouter:
     @router.get("/models/{model:path}", response_model=ModelObject, responses=REFUSALS)
     async def model(model: str) -> dict[str, Any]:
         return models.find(model).describe()
-
-    @router.post("/chat/completions", response_model=None, responses=streamed(ChatCompletion))
-    async def chat_completions(body: ChatRequest, http: Request) -> Response:
-        model = models.find(body.model)
-        if not model.engine.speaks_chat:
-            raise ApiError(
-                400,
-                f"`{model.name}` is a base model, never trained on conversations; use /v1/completions.",
-                code="no_chat",
-            )
-        return await answer(desk, model, http, body)
-
-    @router.post("/completions", response_model=None, responses=streamed(TextCompletion))
-    async def completions(body: CompletionRequest, http: Request) -> Response:
-        return await answer(desk, models.find(body.model), http, body)
 
     return router

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,7 +13,6 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from herd.errors import UserError
-from herd.serve.schemas import KNOWN_FIELDS
 
 
 class ApiError(Exception):
@@ -41,11 +41,15 @@ def error_object(status: int, message: str, param: str | None = None, code: str 
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def install(app: FastAPI) -> None:
-    """Answer every failure of the app with an error object."""
+def install(app: FastAPI, known_fields: Sequence[str] = ()) -> None:
+    """Answer every failure of the app with an error object; `known_fields` are offered for those that are unknown."""
+
+    async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _validation_error(request, error, known_fields)
+
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(UserError, _user_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(RequestValidationError, validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _fault)
 
@@ -89,15 +93,15 @@ async def _fault(request: Request, error: Exception) -> JSONResponse:
     return _respond(request, 500, "The server failed on this request; its log says why.", code="internal_error")
 
 
-async def _validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
+def _validation_error(request: Request, error: RequestValidationError, known: Sequence[str]) -> JSONResponse:
     faults = _distinct(error.errors())
-    messages = [_describe(fault, error.body) for fault in faults]
+    messages = [_describe(fault, known) for fault in faults]
     param = _place(faults[0])
     code = {"extra_forbidden": "unknown_field", "missing": "missing_field"}.get(faults[0]["type"], "invalid_value")
     return _respond(request, 400, "; ".join(messages), param=param or None, code=code)
 
 
-def _distinct(faults: list[dict]) -> list[dict]:
+def _distinct(faults: Sequence[dict]) -> list[dict]:
     """One fault a place, and none that another explains more closely: a union of types reports each of its members."""
     by_place: dict[str, dict] = {}
     for fault in sorted(
@@ -107,13 +111,13 @@ def _distinct(faults: list[dict]) -> list[dict]:
     return [fault for place, fault in by_place.items() if not any(p.startswith(f"{place}.") for p in by_place)]
 
 
-def _describe(fault: dict, body: Any) -> str:
+def _describe(fault: dict, known: Sequence[str]) -> str:
     place = _place(fault)
     match fault["type"]:
         case "json_invalid":
             return f"The body is not valid JSON: {fault['ctx']['error']}"
         case "extra_forbidden":
-            return f"Unknown field `{place}`{_nearest(place)}"
+            return f"Unknown field `{place}`{_nearest(place, known)}"
         case "missing":
             return f"`{place}` is required" if place else "The body is empty; expected a JSON object"
         case "model_attributes_type" if place:
@@ -149,6 +153,6 @@ _MEMBERS = {"str", "int", "float", "bool", "none", "ToolChoice"}
 _ROLES = {"system", "developer", "user", "assistant", "tool"}  # the kinds of messages, told apart by their role
 
 
-def _nearest(place: str) -> str:
-    nearest = difflib.get_close_matches(place.rpartition(".")[2], KNOWN_FIELDS, n=1)
+def _nearest(place: str, known: Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(place.rpartition(".")[2], known, n=1)
     return f"; did you mean `{nearest[0]}`?" if nearest else ""

@@ -1,19 +1,22 @@
-"""What is answered: OpenAI's response objects, whole or in chunks."""
+"""What is answered, whatever the dialect: answers put together from pieces, and what a dialect makes of them."""
 
 from __future__ import annotations
 
 import json
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from herd.infer.request import Piece
-from herd.serve.schemas import ChatRequest, CompletionRequest
 from herd.serve.tools import CallReader
+from herd.serve.turn import Turn
 from herd.tokenizer.specials import PYTHON_TAG
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.types import TokenLogprob, ToolCall
+
+Event = dict[str, Any]
 
 
 class Gathered:
@@ -47,37 +50,66 @@ class Unscored(NamedTuple):
     top: tuple[()] = ()
 
 
-class Reply:
-    """The frame that all chunks of one response share, and the shapes a choice takes."""
+class Dialect(Protocol):
+    """The body of a request, in any dialect."""
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        model: str,
-        body: ChatRequest | CompletionRequest,
-        prompts: Sequence[list[int]] = (),
-    ) -> None:
-        self.tokenizer, self.model, self.body = tokenizer, model, body
-        self.chat, self.logprobs = isinstance(body, ChatRequest), body.wanted_logprobs is not None
-        self.id = ("chatcmpl-" if self.chat else "cmpl-") + uuid.uuid4().hex
-        self.created = int(time.time())
-        self._tools = body.usable_tools if self.chat else []
-        self._one_call = self.chat and body.parallel_tool_calls is False
-        echo = not self.chat and body.echo
-        self.echoes = [tokenizer.decode(prompt, skip_special=True) for prompt in prompts] if echo else []
+    def turn(self) -> Turn:
+        """What is asked for.
+
+        Raises:
+            RequestError: it cannot be brought into that form.
+        """
+        ...
+
+    def reply(self, tokenizer: Tokenizer, model: str, turn: Turn, prompts: Sequence[list[int]]) -> Reply:
+        """How it is answered."""
+        ...
+
+    def field_of(self, message: str) -> str:
+        """The field that a refusal of the engine is about."""
+        ...
+
+
+class Reply(ABC):
+    """The shapes of one response: a dialect says how a whole answer looks, and how the pieces of one."""
+
+    id_prefix: str
+
+    def __init__(self, tokenizer: Tokenizer, model: str, turn: Turn, prompts: Sequence[list[int]] = ()) -> None:
+        self.tokenizer, self.model, self.turn = tokenizer, model, turn
+        self.id, self.created = self.id_prefix + uuid.uuid4().hex, int(time.time())
+        self.echoes = [tokenizer.decode(prompt, skip_special=True) for prompt in prompts] if turn.echo else []
         self._readers: dict[int, CallReader] = {}
         self._tag = tokenizer.special.get(PYTHON_TAG)
 
+    @abstractmethod
     def whole(self, answers: Sequence[Gathered], prompt_tokens: int) -> dict[str, Any]:
         """The response that is not streamed."""
-        choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
-        usage = usage_of(prompt_tokens, sum(answer.num_tokens for answer in answers))
-        return self._frame("chat.completion" if self.chat else "text_completion", choices) | {"usage": usage}
+
+    @abstractmethod
+    def opening(self, index: int, prompt: int = 0) -> Iterator[Event]:
+        """What comes before an answer to the prompt of this number."""
+
+    @abstractmethod
+    def chunks(self, index: int, piece: Piece, answer: Gathered) -> Iterator[Event]:
+        """Add a piece to its answer; the events that it makes."""
+
+    @abstractmethod
+    def closing(self, answers: Sequence[Gathered], prompt_tokens: int) -> Iterator[Event]:
+        """What comes after all answers."""
+
+    def written(self, event: Event) -> str:
+        """An event as it goes over the wire."""
+        return f"data: {json.dumps(event, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+    def end(self) -> str:
+        """What follows the last event of a stream that ended well."""
+        return "data: [DONE]\n\n"
 
     def take(self, index: int, piece: Piece, answer: Gathered) -> tuple[str, list[ToolCall]]:
         """Add a piece to its answer; the text and the calls that came of it."""
-        text, calls = piece.text, []
-        if self._tools:
+        text, calls = piece.text, list[ToolCall]()
+        if self.turn.tools:
             reader = self._reader(index)
             text = reader.push(piece.text, tag=self._tag in piece.tokens)
             if piece.finish_reason:
@@ -86,102 +118,19 @@ class Reply:
         answer.add(piece, text, calls)
         return text, calls
 
-    def opening(self, index: int, prompt: int = 0) -> Iterator[dict[str, Any]]:
-        """The first chunk of an answer: who speaks, or its prompt where that is echoed."""
-        if self.chat:
-            yield self._delta(index, {"role": "assistant", "content": ""})
-        elif self.echoes:
-            choice = {"index": index, "text": self.echoes[prompt], "logprobs": None, "finish_reason": None}
-            yield self._chunk([choice])
-
-    def chunks(self, index: int, piece: Piece, answer: Gathered) -> Iterator[dict[str, Any]]:
-        """Add a piece to its answer; the chunks that it makes."""
-        offset = len(answer.text)
-        text, calls = self.take(index, piece, answer)
-        finish = "tool_calls" if answer.calls and piece.finish_reason else piece.finish_reason
-        logprobs = self._logprobs(piece.logprobs, offset)
-        for place, call in enumerate(calls):
-            yield self._delta(index, {"tool_calls": [{"index": place} | call_object(call)]})
-        if text or finish or (self.logprobs and piece.logprobs):
-            if self.chat:
-                yield self._delta(index, {"content": text} if text else {}, logprobs, finish)
-            else:
-                yield self._chunk([{"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}])
-
-    def usage_chunk(self, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
-        """The last chunk of a stream that was asked to count tokens."""
-        return self._chunk([]) | {"usage": usage_of(prompt_tokens, completion_tokens)}
-
-    def _choice(self, index: int, answer: Gathered) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": index, "finish_reason": answer.finish_reason}
-        choice["logprobs"] = self._logprobs(answer.logprobs, 0)
-        if not self.chat:
-            return choice | {"text": answer.text}
-        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
-        if answer.calls:
-            message |= {"content": answer.text or None, "tool_calls": [call_object(call) for call in answer.calls]}
-            choice["finish_reason"] = "tool_calls"
-        return choice | {"message": message}
-
     def _reader(self, index: int) -> CallReader:
         if index not in self._readers:
-            names = [tool["function"]["name"] for tool in self._tools]
-            self._readers[index] = CallReader(names, one_call=self._one_call)
+            names = [tool["function"]["name"] for tool in self.turn.tools]
+            self._readers[index] = CallReader(names, one_call=self.turn.one_call)
         return self._readers[index]
 
-    def _delta(
-        self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, finish: str | None = None
-    ) -> dict[str, Any]:
-        return self._chunk([{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}])
-
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return self._frame("chat.completion.chunk" if self.chat else "text_completion", choices)
-
-    def _frame(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
-
-    # ---- log-probabilities -----------------------------------------------------------------------------------------
-
-    def _logprobs(self, entries: Sequence[TokenLogprob | Unscored], text_offset: int) -> dict[str, Any] | None:
-        if not self.logprobs:
-            return None
-        if self.chat:
-            return {"content": [self._chat_entry(entry) for entry in entries], "refusal": None}
-        tokens = [self._name(entry.token) for entry in entries]
-        offsets = [text_offset]
-        for token in tokens[:-1]:
-            offsets.append(offsets[-1] + len(token))
-        return {
-            "tokens": tokens,
-            "token_logprobs": [entry.logprob for entry in entries],
-            "top_logprobs": [
-                None if entry.logprob is None else {self._name(token): value for token, value in entry.top}
-                for entry in entries
-            ],
-            "text_offset": offsets[: len(tokens)],
-        }
-
-    def _chat_entry(self, entry: TokenLogprob) -> dict[str, Any]:
-        top = [self._token(token, logprob) for token, logprob in entry.top]
-        return self._token(entry.token, entry.logprob) | {"top_logprobs": top}
-
-    def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        data = self.tokenizer.token_bytes(token, b"")
-        return {"token": self._name(token), "logprob": logprob, "bytes": list(data)}
-
-    def _name(self, token: int) -> str:
+    def name_of(self, token: int) -> str:
         """A token as text; one that is no whole character as `bytes:\\xf0\\x9f`, as OpenAI writes it."""
         data = self.tokenizer.token_bytes(token, b"")
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
-
-
-def call_object(call: ToolCall) -> dict[str, Any]:
-    """A tool call as OpenAI writes it."""
-    function = {"name": call["name"], "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
-    return {"id": "call_" + uuid.uuid4().hex[:24], "type": "function", "function": function}
 
 
 def usage_of(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:

@@ -4,17 +4,65 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
+from pydantic import Field, model_validator
 
 from herd.errors import DataError, RequestError
+from herd.infer.embedder import Pooling
 from herd.infer.engine import Engine
 from herd.serve.answers import Desk
+from herd.serve.body import MAX_INPUTS, Body, NoEffect, NotSupported, TokenId
 from herd.serve.documents import REFUSALS, Detokenized, EmbeddingList, Tokenized
 from herd.serve.errors import ApiError
+from herd.serve.messages import ChatMessage
 from herd.serve.models import Model, Models
-from herd.serve.schemas import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
+
+
+class EmbeddingRequest(Body):
+    """The body of `POST /v1/embeddings`."""
+
+    model: str | None = None
+    input: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS)]
+        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MAX_INPUTS)]
+    )
+    encoding_format: Literal["float", "base64"] = "float"
+    pooling: Pooling = Field("mean", description="Of all tokens, or the last one's.")
+    dimensions: NotSupported = None
+    user: NoEffect = None
+
+    @property
+    def inputs(self) -> list[str | list[int]]:
+        """Each input, as text or as token ids."""
+        many = isinstance(self.input, list) and not isinstance(self.input[0], int)
+        return list(self.input) if many else [self.input]
+
+
+class TokenizeRequest(Body):
+    """The body of `POST /tokenize`: a text, or a conversation up to the header of the answer."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    add_special_tokens: bool = Field(True, description="Begin a text with the token that begins texts.")
+    return_token_strs: bool = False
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> TokenizeRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("needs either `prompt` or `messages`")
+        return self
+
+
+class DetokenizeRequest(Body):
+    """The body of `POST /detokenize`."""
+
+    model: str | None = None
+    tokens: list[TokenId]
 
 
 def routes(desk: Desk, models: Models) -> APIRouter:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herd.serve.schemas import ChatRequest
+from herd.serve.dialects.chat import ChatRequest
 from herd.serve.tools import CallReader
 
 WEATHER = {

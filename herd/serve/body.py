@@ -1,0 +1,182 @@
+"""What the bodies of requests have in common.
+
+Every field either works, or has no effect on the answer and is accepted (`user`, `metadata`...), or is refused by name
+unless its value asks for nothing (`store: false`).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from herd.infer.request import MAX_SEED
+from herd.types import SamplingParams
+
+MAX_STOPS = 64
+MAX_INPUTS = 2048
+
+
+def only(*neutral: Any) -> AfterValidator:
+    def check(value: Any) -> Any:
+        if value is not None and value not in neutral:
+            allowed = f" or give {neutral[0]!r}" if neutral else ""
+            raise ValueError(f"is not supported here; leave it out{allowed}")
+        return value
+
+    return AfterValidator(check)
+
+
+def enum_of(*values: Any) -> Any:
+    return Field(json_schema_extra={"enum": [None, *values]})
+
+
+NotSupported = Annotated[Any, only(), enum_of()]
+OnlyOne = Annotated[Any, only(1), enum_of(1)]
+OnlyFalse = Annotated[Any, only(False), enum_of(False)]
+OnlyEmpty = Annotated[Any, only([], {}, ""), enum_of([], {}, "")]
+OnlyText = Annotated[Any, only(["text"]), enum_of(["text"])]
+NoEffect = Annotated[Any, Field(description="Accepted; has no effect on the answer.")]
+
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Body(Strict):
+    """The whole body of a request."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _istext_of(cls, data: Any) -> Any:
+        """JSON can hold half a character (`"\\ud800"`); what no text can hold is not replaced in silence."""
+        if isinstance(data, bytes):  # of another content type: refused as such
+            return data
+        try:
+            json.dumps(data, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("holds half of a character pair (a lone surrogate), which is no text") from None
+        except RecursionError:
+            raise ValueError("is nested too deeply") from None
+        return data
+
+
+class StreamOptions(Strict):
+    """What a stream carries besides text."""
+
+    include_usage: bool = False
+    include_obfuscation: NoEffect = None
+
+
+class StructuredOutputs(Strict):
+    """The form an answer must have, in one of four ways (vLLM's extension of the API)."""
+
+    json_: dict[str, Any] | None = Field(None, alias="json", description="A JSON schema.")
+    regex: str | None = Field(None, min_length=1)
+    choice: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
+    grammar: str | None = Field(None, min_length=1, description="A Lark grammar.")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> StructuredOutputs:
+        if sum(value is not None for value in (self.json_, self.regex, self.choice, self.grammar)) != 1:
+            raise ValueError("needs exactly one of json, regex, choice and grammar")
+        return self
+
+    def constraint(self) -> dict[str, Any]:
+        """The engine's setting."""
+        found = {"json_schema": self.json_, "regex": self.regex, "choice": self.choice, "grammar": self.grammar}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+class Generation(Body):
+    """The fields that chat and plain completion share."""
+
+    model: str | None = Field(None, description="Id of the model; the first one that is served when left out.")
+    max_tokens: int | None = Field(None, ge=1, description="Longest answer, in tokens.")
+    min_tokens: int | None = Field(None, ge=0, description="No end before so many tokens.")
+    temperature: float | None = Field(None, ge=0, allow_inf_nan=False, description="0 is greedy.")
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0, description="Keep the k likeliest tokens; 0 keeps all.")
+    min_p: float | None = Field(None, ge=0, le=1, description="Drop tokens below this share of the likeliest's.")
+    n: int | None = Field(None, ge=1, le=128)
+    seed: int | None = Field(None, ge=-MAX_SEED, lt=MAX_SEED)
+    stop: str | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOPS)] | None = None
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    logit_bias: (
+        dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None
+    ) = None
+    structured_outputs: StructuredOutputs | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    user: NoEffect = None
+    metadata: NoEffect = None
+    service_tier: NoEffect = None
+    safety_identifier: NoEffect = None
+    prompt_cache_key: NoEffect = None
+    prompt_cache_retention: NoEffect = None
+
+    input_field: ClassVar[str]  # where the prompt stands
+
+    def sampling(self) -> SamplingParams:
+        """The engine's settings but the longest answer; what was left out takes Llama 3.1's own values."""
+        given: dict[str, Any] = {
+            "temperature": None if self.temperature is None else float(self.temperature),
+            "top_k": self.top_k,
+            "top_p": None if self.top_p is None else float(self.top_p),
+            "min_p": None if self.min_p is None else float(self.min_p),
+            "n": self.n,
+            "seed": self.seed,
+            "stop": tuple(text for text in ((self.stop,) if isinstance(self.stop, str) else self.stop or ()) if text),
+            "min_tokens": self.min_tokens or None,
+            "presence_penalty": float(self.presence_penalty or 0) or None,
+            "frequency_penalty": float(self.frequency_penalty or 0) or None,
+            "repetition_penalty": self.repetition_penalty,
+            "logit_bias": {int(token): float(bias) for token, bias in (self.logit_bias or {}).items()} or None,
+            "logprobs": self.wanted_logprobs,
+        }
+        given |= self.constraint()
+        return SamplingParams(**{k: v for k, v in given.items() if v is not None})
+
+    @model_validator(mode="after")
+    def _options_of_a_stream(self) -> Generation:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("has `stream_options`, but no `stream: true`")
+        return self
+
+    @property
+    def with_usage(self) -> bool:
+        """The stream ends with a chunk of token counts."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def form_field(self) -> str:
+        """Where the form of the answer was asked for."""
+        return "structured_outputs"
+
+    @property
+    def wanted_tokens(self) -> int | None:
+        """The longest answer asked for."""
+        return self.max_tokens
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """How many likely tokens to report for each place; None for no report at all."""
+        raise AssertionError("each body says")
+
+    def constraint(self) -> dict[str, Any]:
+        """The engine's setting for the form of the answer; empty where it is free."""
+        return self.structured_outputs.constraint() if self.structured_outputs else {}
+
+    def field_of(self, message: str) -> str:
+        """The field that a message of the engine is about: it begins with a setting's name, or is about the prompt."""
+        name = message.replace(":", " ").split(" ", 1)[0]
+        if name in ("json_schema", "regex", "grammar", "choice"):
+            return self.form_field
+        return name if name in type(self).model_fields else self.input_field
