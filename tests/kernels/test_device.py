@@ -149,7 +149,8 @@ def test_what_stands_between_products_is_the_twins(dtype):
 
 @on_a_device
 def test_an_engine_of_kernels_answers_like_one_of_plain_pytorch(monkeypatch):
-    from herd.infer.engine import Engine, quantize_layers
+    from herd.infer.build import quantize_layers
+    from herd.infer.engine import Engine
     from herd.types import SamplingParams
     from tests.infer.models import small_tokenizer, tiny_model
 
