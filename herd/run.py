@@ -90,6 +90,11 @@ class Run:
         self.manifest |= {"finished": now(), "outputs": outputs}
         self._write_manifest()
 
+    def reopen(self) -> None:
+        """Go on in a folder that may be finished: until `finish`, its outputs may change again."""
+        self.manifest["state"] = "running"
+        self._write_manifest()
+
     def _write_manifest(self) -> None:
         atomic_write(self.path / "run.json", json.dumps(self.manifest, indent=1))
 

@@ -125,6 +125,17 @@ def test_a_gate_stops_with_the_reason_or_takes_another_ending(corpus, tmp_path):
     assert {path.parent.name for path in out.glob("more-*/run.json")} == {"more-1-train", "more-1-mean"}
 
 
+def test_a_finished_story_takes_more_steps_even_after_one_of_them_stopped_it(corpus, tmp_path):
+    base = {"name": "base", "run": "pretrain", "settings": tiny(corpus)}
+    mean = {"name": "mean", "run": "average", "settings": {"checkpoints": ["${base}"], "last": 1}}
+    out = tell(tmp_path, [base])
+    with pytest.raises(DataError, match="stops at `good`"):
+        tell(tmp_path, [base, mean, {"name": "good", "go_on_if": "base.loss < 0"}])
+    assert read_manifest(out)["state"] == "running"
+    tell(tmp_path, [base, mean, {"name": "good", "go_on_if": "base.loss > 0"}])
+    assert read_manifest(out)["figures"]["steps"] == 2
+
+
 def test_a_killed_story_continues(corpus, tmp_path):
     command = [sys.executable, "-m", "herd", "story", str(written(tmp_path, [grid(corpus)]))]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": os.environ | {"HERD_QUIET": "1"}}

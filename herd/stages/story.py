@@ -23,12 +23,13 @@ def run(settings: StorySettings) -> Path:
         print("\n".join(described(acts)))
         return settings.out
     with open_run(settings.out, stage="story", settings=settings, inputs={}) as run:
+        run.reopen()  # a finished story may have got more steps
+        atomic_write(run.path / "settings.yaml", config.dump(settings))
         try:
             ended = go(acts, find)
         finally:
             if find_runs(run.path):
                 atomic_write(run.path / "report.html", render(run.path))
-        atomic_write(run.path / "settings.yaml", config.dump(settings))  # a finished story may have got more steps
         run.finish({"steps": len(find_runs(run.path)), "ended": ended or "with the last step"})
     say(f"\nWhat happened, with every figure: {run.path / 'report.html'}")
     return run.path
