@@ -32,8 +32,11 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from herd import renamed
 from herd.errors import ConfigError
+from herd.markup import parse_markup, read_markup
 
 S = TypeVar("S")
+_LONGEST_CHAIN = 20  # of recipes, each on top of another
+_MAX_TOLD = 50  # faults
 
 
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -177,29 +180,6 @@ def _put_defaults(schema: dict[str, Any], cls: type, owner: Any, definitions: di
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML where `1e-3` is a number, `no` is a word and `none` (as `--help` prints it) is nothing."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern)
-        for tag, pattern in resolvers
-        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:none|None)$"), list("nN"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:(?:[0-9][0-9_]*)\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.[0-9]+(?:[eE][-+]?[0-9]+)?|\.(?:inf|nan))$"
-    ),
-    list("-+0123456789."),
-)
-
-
 def _read_recipe(file: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
     """The values of a recipe with its `base:` recipes under it, and the file each dotted key came from."""
     resolved = file.resolve()
@@ -207,8 +187,10 @@ def _read_recipe(file: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], d
         raise ConfigError(
             f"{file}: `base:` leads back to itself: {' -> '.join(str(path.name) for path in (*chain, resolved))}"
         )
+    if len(chain) >= _LONGEST_CHAIN:
+        raise ConfigError(f"{file}: more than {_LONGEST_CHAIN} recipes, each the `base:` of the one before")
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+        content = read_markup(file)
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such recipe") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -220,6 +202,8 @@ def _read_recipe(file: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], d
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: expected `setting: value` lines, got a {type(content).__name__}")
     base = content.pop("base", None)
+    if not isinstance(base, str | None):
+        raise ConfigError(f"{file}: `base:` names another recipe by its path, not by {_short(base)}")
     values, origin = _read_recipe(file.parent / str(base), (*chain, resolved)) if base is not None else ({}, {})
     _merge(values, content, origin, str(file))
     return values, origin
@@ -243,7 +227,7 @@ def _apply_overrides(cls: type, values: dict[str, Any], origin: dict[str, str], 
             faults.append(f"{word}: expected `setting=value`")
             continue
         try:
-            value = yaml.load(text, Loader=_Loader) if text else ""
+            value = parse_markup(text) if text else ""
         except yaml.YAMLError:
             value = text
         node, *path = values, *name.split(".")
@@ -313,7 +297,8 @@ def _unknown_in(
             faults += [f"{_where(old, origin)}`{old}` is now `{old_names[old]}`" for old in inner]
             del values[key]
         elif key not in known:
-            faults.append(f"{_where(name, origin)}no setting `{name}`{_did_you_mean(cls, str(key), prefix)}")
+            hint = _did_you_mean(cls, str(key)[:60], prefix) if len(faults) < _MAX_TOLD else ""
+            faults.append(f"{_where(name, origin)}no setting `{name[:100]}`{hint}")
             del values[key]
         elif (group := known[key]) and isinstance(values[key], dict):
             faults += _unknown_in(group, values[key], origin, old_names, f"{name}.")
@@ -362,9 +347,9 @@ def _short(value: Any) -> str:
 
 def _report(cls: type, faults: list[str]) -> str:
     count = "1 problem" if len(faults) == 1 else f"{len(faults)} problems"
-    return "\n".join(
-        [f"{count} in the {cls.__name__.removesuffix('Settings').lower()} settings", *(f"  {f}" for f in faults)]
-    )
+    more = [f"and {len(faults) - _MAX_TOLD} more"] if len(faults) > _MAX_TOLD else []
+    told = (f"  {fault}" for fault in (*faults[:_MAX_TOLD], *more))
+    return "\n".join([f"{count} in the {cls.__name__.removesuffix('Settings').lower()} settings", *told])
 
 
 # ---- the shape of a settings class -----------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tracemalloc
 import typing
 from dataclasses import field
 from pathlib import Path
@@ -242,3 +244,57 @@ def test_old_names_in_a_group_that_is_no_more_are_refused_with_the_new_ones(tmp_
     told = str(caught.value)
     assert "`run.save_seconds` is now `saving.save_seconds`" in told and "`run.seed` is now `seed`" in told
     assert "`run.stability` is now `stability`" in told
+
+
+def chained(form: str) -> str:
+    """Nine values, each of ten times the one before."""
+    return "".join(form.format(c, ",".join([f"*{b}"] * 10)) for b, c in zip("abcdefgh", "bcdefghi", strict=True))
+
+
+BOMBS = {
+    "aliases": ("a: &a [1]\n" + chained("{0}: &{0} [{1}]\n"), "stand for more than 10,000 values"),
+    "merges": ("a: &a {x: 1}\n" + chained("{0}: &{0}\n  <<: [{1}]\n"), "stand for more than 10,000 values"),
+    "an alias of itself": ("a: &a [*a]", "leads back to itself"),
+    "brackets": ("a: " + "[" * 20_000, "nested deeper than 50"),
+    "braces": ("a: " + "{x: " * 20_000, "nested deeper than 50"),
+    "digits": ("steps: " + "9" * 5_000, "a whole number of 5000 digits"),
+    "a number past 64 bits": ("steps: 9223372036854775808", "beyond 2\\^63"),
+    "a date past the calendar": ("a: !!timestamp 2001-99-99", "not valid YAML"),
+    "a large file": ("# " + "x" * 1_100_000, "more than 1,000,000 bytes"),
+    "many keys": ("".join(f"key_{n}: 1\n" for n in range(16_000)), "more than 10,000 values"),
+    "unknown keys": ("".join(f"key_{n}: 1\n" for n in range(1_000)), "and 950 more"),
+    "a list that does not end": ("pages: [" + "1," * 100_000, "more than 10,000 values"),
+    "a base that is a list": ("base: [a, b]", "by its path"),
+    "a device": ("base: /dev/zero", "no plain file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_in_a_recipe_is_one_fault_in_little_memory(tmp_path, name):
+    text, what = BOMBS[name]
+    recipe = write(tmp_path / "r.yaml", text)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ConfigError, match=what):
+            config.load(TrainSettings, recipe, ["out=x"])
+        assert tracemalloc.get_traced_memory()[1] < 100_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_pipe_as_a_recipe_is_refused_without_waiting_for_it(tmp_path):
+    os.mkfifo(tmp_path / "r.yaml")
+    with pytest.raises(ConfigError, match="no plain file"):
+        config.load(TrainSettings, tmp_path / "r.yaml")
+
+
+def test_a_chain_of_bases_has_an_end(tmp_path):
+    for number in range(2000):
+        write(tmp_path / f"{number}.yaml", f"base: {number + 1}.yaml")
+    with pytest.raises(ConfigError, match="more than 20 recipes"):
+        config.load(TrainSettings, tmp_path / "0.yaml")
+
+
+def test_anchors_within_reason_stay_useful(tmp_path):
+    recipe = write(tmp_path / "r.yaml", "out: x\npages: &p [a, b]\noptimizer: {betas: &b [0.9, 0.99]}\n")
+    assert config.load(TrainSettings, recipe).optimizer.betas == [0.9, 0.99]

@@ -115,6 +115,9 @@ class ModelConfig:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 yield f"{name} must be a whole number of at least 1, not {value!r}"
                 return
+            if value > (most := _LARGEST.get(name, 2**24)):
+                yield f"{name} ({value}) is above {most}"
+                return
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         if heads % kv_heads:
             yield f"num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({kv_heads})"
@@ -122,8 +125,6 @@ class ModelConfig:
             yield f"hidden_size ({self.hidden_size}) is not divisible by num_attention_heads ({heads})"
         if self.head_dim % 2:
             yield f"head_dim ({self.head_dim}) must be even, because rotary embeddings turn pairs of channels"
-        if self.num_hidden_layers > _MAX_LAYERS:
-            yield f"num_hidden_layers ({self.num_hidden_layers}) is above {_MAX_LAYERS}"
         if not (_is_number(self.rope_theta) and self.rope_theta > 1):
             yield f"rope_theta must be above 1, not {self.rope_theta!r}"
         if not (_is_number(self.rms_norm_eps) and 0 < self.rms_norm_eps < 1):
@@ -212,6 +213,10 @@ class ModelConfig:
 
 
 _MAX_LAYERS = 10_000  # what a file claims is built before it is compared with the file's tensors
+_LARGEST = {
+    "num_hidden_layers": _MAX_LAYERS,
+    "max_position_embeddings": 2**27,
+}  # widths: 2^24
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _WRITTEN_APART = ("architecture", "num_labels", "quantization_config", "rope_scaling")
 

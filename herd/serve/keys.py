@@ -9,6 +9,7 @@ import yaml
 
 from herd.endpoint import fits_header
 from herd.errors import ConfigError, DataError
+from herd.markup import read_markup
 
 
 def read_keys(path: Path) -> dict[str, str]:
@@ -18,9 +19,9 @@ def read_keys(path: Path) -> dict[str, str]:
         DataError: the file is not there, or not a YAML mapping of names to keys.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_markup(path)
     except OSError as error:
-        raise DataError(f"keys: {path} cannot be read ({error.strerror})") from None
+        raise DataError(f"keys: {path} cannot be read ({error.strerror or error})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"keys: {path} is not YAML: {' '.join(str(error).split())}") from None
     is_right = isinstance(values, dict) and all(isinstance(w, str) and w for pair in values.items() for w in pair)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import tokenizers
 
+from herd.errors import DataError
 from herd.tokenizer.alphabet import WORD_START, read_bytes, read_piece
 
 
@@ -27,11 +28,11 @@ class PieceEncoding:
 
     def encode_ordinary(self, text: str) -> list[int]:
         """Ids of plain text."""
-        return self._plain.encode(_valid(text), add_special_tokens=False).ids
+        return _encoded(self._plain, text)
 
     def encode(self, text: str, allowed_special: str) -> list[int]:
         """Ids of text whose special strings count as tokens."""
-        return self._with_special.encode(_valid(text), add_special_tokens=False).ids
+        return _encoded(self._with_special, text)
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """Bytes of ids, without the space that SentencePiece puts before every text."""
@@ -56,6 +57,18 @@ def adds_a_space(data: dict) -> bool:
 def split_merges(pairs: list[str] | list[tuple[str, str]]) -> list[tuple[str, ...]]:
     """Merges as pairs; older files write them as one string with a space."""
     return [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in pairs]
+
+
+def _encoded(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+    try:
+        return tokenizer.encode(_valid(text), add_special_tokens=False).ids
+    except BaseException as error:  # the library panics where a pattern of the file's gives up on a text
+        if type(error).__name__ != "PanicException":
+            raise
+        raise DataError(
+            f"a pattern in tokenizer.json gives up on a text of {len(text):,} characters ({str(error)[:100]}); "
+            "use a tokenizer whose patterns do not backtrack without end"
+        ) from None
 
 
 def _valid(text: str) -> str:

@@ -313,3 +313,16 @@ def test_a_damaged_configuration_is_named(folder, tmp_path):
     write(tmp_path / "t" / "tokenizer_config.json", {"eos_token": "<nope>"})
     with pytest.raises(DataError, match="<nope>"):
         load_tokenizer(tmp_path / "t")
+
+
+@pytest.mark.parametrize("place", ["normalizer", "pre_tokenizer"])
+def test_a_pattern_that_gives_up_on_a_text_is_one_sentence(folder, tmp_path, place):
+    data, endless = changed(folder), {"Regex": "(x+x+)+y"}
+    if place == "normalizer":
+        data["normalizer"] = {"type": "Replace", "pattern": endless, "content": ""}
+    else:
+        data["pre_tokenizer"]["pretokenizers"][0]["pattern"] = endless
+    tokenizer = load_tokenizer(write(tmp_path / "tokenizer.json", data))
+    assert tokenizer.encode("plain text")
+    with pytest.raises(DataError, match="gives up on a text of 5,000 characters"):
+        tokenizer.encode("x" * 5_000)

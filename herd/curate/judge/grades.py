@@ -28,6 +28,7 @@ from herd.curate.extract.html import extract
 from herd.curate.read.pages import find_files, read_pages
 from herd.errors import DataError
 from herd.log import progress
+from herd.markup import read_markup
 
 Ask = Callable[[list[str]], list[str]]
 """Answers of a model to some prompts, in order."""
@@ -96,7 +97,7 @@ def read_rubric(path: Path) -> Rubric:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(Rubric).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return TypeAdapter(Rubric).validate_python(read_markup(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"{path}: cannot be read as a rubric: {' '.join(str(error).split())}") from None
     except ValidationError as error:
