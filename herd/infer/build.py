@@ -96,11 +96,48 @@ def share_anew(own: LlamaForCausalLM, source: LlamaForCausalLM, quantize: Scheme
         setattr(modules[owner], leaf, tensor)
 
 
-def glimpse(model: LlamaForCausalLM) -> tuple[tuple[int, ...], Tensor]:
-    """Where every weight lies, and sixteen values of each: enough to see that an optimizer has made a step."""
-    weights = [weight.detach() for weight in model.parameters()]
-    values = [weight.flatten()[:: max(weight.numel() // 16, 1)][:16].float() for weight in weights]
-    return tuple(weight.data_ptr() for weight in weights), torch.cat(values)
+class Source:
+    """A model in memory whose weights an engine shares, and what they looked like when it last took them."""
+
+    def __init__(self, model: LlamaForCausalLM, quantize: Scheme | None = None) -> None:
+        self._model, self._quantize = model, quantize
+        self.shared = shared_model(model, quantize)
+        self._look()
+
+    def take(self) -> None:
+        """Let the engine's own model hold the weights as they are now."""
+        share_anew(self.shared, self._model, self._quantize)
+        self._look()
+
+    def has_changed(self, *, closely: bool) -> bool:
+        """Whether the weights are others than those taken: moved, or changed in place as PyTorch counts it; `closely`,
+        also replaced by other parameters, or written past PyTorch's count (`weight.data.add_`) where sixteen values of
+        each show it."""
+        if [_mark(weight) for weight in self._weights] != self._marks:
+            return True
+        if not closely:
+            return False
+        weights = _weights(self._model)
+        return [*map(id, weights)] != [*map(id, self._weights)] or not torch.equal(_some_values(weights), self._values)
+
+    def _look(self) -> None:
+        self._weights = _weights(self._model)
+        self._marks = [_mark(weight) for weight in self._weights]
+        self._values = _some_values(self._weights)
+
+
+def _weights(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _mark(weight: Tensor) -> tuple[int, int]:
+    """Where it lies, and how often it was changed in place."""
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
+
+
+def _some_values(weights: list[Tensor]) -> Tensor:
+    parts = [weight.detach().flatten()[:: max(weight.numel() // 16, 1)][:16] for weight in weights]
+    return torch.cat([part.float() for part in parts])
 
 
 def _check_quantizable(folder: Path, model: LlamaForCausalLM, scheme: Scheme) -> None:

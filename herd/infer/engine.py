@@ -25,7 +25,7 @@ import torch.distributed as dist
 from herd.errors import ConfigError, RequestError
 from herd.formats.checkpoint import Checkpoint, open_checkpoint
 from herd.infer.adjust import Adjustment
-from herd.infer.build import as_ids, check_ends, glimpse, load_model, share_anew, shared_model
+from herd.infer.build import Source, as_ids, check_ends, load_model
 from herd.infer.guide import GuideMaker
 from herd.infer.inputs import Input, as_batch, is_encoded, is_one
 from herd.infer.loop import Loop
@@ -100,7 +100,6 @@ class Engine:
         with ThreadPoolExecutor(1) as beside:  # the tokenizer is Python's work, the weights are PyTorch's
             tokenizer = beside.submit(lambda: checkpoint.tokenizer)
             model = load_model(checkpoint, dtype, device, quantize)
-        self._source: LlamaForCausalLM | None = None  # whose weights are shared
         self._assemble(model, tokenizer.result(), options)
         # several processes have only a part of the weights each; and where they lie may show in a product's last digits
         self.loop.may_move = group is None and not deterministic
@@ -127,7 +126,8 @@ class Engine:
         """An engine around a model in memory, such as one in training: the weights are shared, not copied,
         unless `quantize` rounds copies of them.
 
-        After they change, `weights_changed` is to be called; a step of an optimizer is noticed without.
+        After they change, `weights_changed` is to be called; a change that PyTorch counts, such as a step of an
+        optimizer, is noticed without, and ends with a RequestError what was under way meanwhile.
         """
         engine = cls.__new__(cls)
         options = Options(
@@ -142,9 +142,9 @@ class Engine:
             group=group,
         )
         _check_scheme(quantize)
-        shared = shared_model(model, quantize)
-        engine._source, engine._scheme, engine._seen = model, quantize, glimpse(model)
-        engine._assemble(shared, tokenizer, options)
+        source = Source(model, quantize)
+        engine._assemble(source.shared, tokenizer, options)
+        engine.loop.source = source if group is None else None  # else the engine has parts of its own
         engine._end_answers_with(as_ids(model.config.eos_token_id))
         return engine
 
@@ -179,17 +179,6 @@ class Engine:
                 "weights_changed: a model split over processes holds copies of its parts; make a new engine of it"
             )
         self.loop.weights_changed()
-        if self._source is not None:
-            share_anew(self.model, self._source, self._scheme)
-            self._seen = glimpse(self._source)
-
-    def _look_at_weights(self) -> None:
-        """Notice a step of an optimizer that nobody told of, before a prompt is answered from what is stale."""
-        if self._source is None or self._group is not None:
-            return
-        places, values = glimpse(self._source)
-        if places != self._seen[0] or not torch.equal(values, self._seen[1]):
-            self.weights_changed()
 
     # ---- asking ----------------------------------------------------------------------------------------------------
 
@@ -340,7 +329,7 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Queue a request; safe from any thread. Somebody must call `step` until it is finished."""
         if not self.has_work:
-            self._look_at_weights()
+            self.loop.looks_closely = True
         self.loop.inbox.append(("add", request))
 
     def cancel(self, request: Request) -> None:

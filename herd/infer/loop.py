@@ -12,7 +12,7 @@ import torch
 from herd.errors import CheckpointError, ConfigError, RequestError
 from herd.infer.adapters import Adapters
 from herd.infer.blocks import BlockAllocator
-from herd.infer.build import open_drafter
+from herd.infer.build import Source, open_drafter
 from herd.infer.cache import BLOCK_SIZE, PagedCache, block_bytes, num_blocks_for
 from herd.infer.draw import draw
 from herd.infer.options import Options
@@ -103,11 +103,14 @@ class Loop:
         self.inbox: deque[tuple[Literal["add", "cancel"], Request]] = deque()
         self.lock = threading.Lock()
         self.stop_ids: frozenset[int] = frozenset()
+        self.source: Source | None = None  # whose weights are shared
+        self.looks_closely = False  # the next step does, whether they are still the same
 
     def step(self) -> None:
         """Advance every running answer by one token and the next prompts by a chunk."""
         with self.lock:
             self._settle()
+            self._look_at_weights()
             self.open_inbox()
             try:
                 with torch.inference_mode(), device_kernels.waiting(self.deterministic):
@@ -132,16 +135,38 @@ class Loop:
     def weights_changed(self) -> None:
         """Forget what was computed from the weights as they were; see `Engine.weights_changed`."""
         with self.lock:
-            begun = sum(bool(one.tokens) for one in self.scheduler.waiting) + len(self.scheduler.running)
-            if begun:
-                raise RequestError(
-                    f"The weights changed while {begun} answers are under way: half of each would be another model's. "
-                    "Let them end, or cancel them, before the weights change."
-                )
-            if self._moving is not None:  # the copy may hold old values
-                self._moving, self.may_move = None, True
-            self.allocator.forget()
-            self.runner.forget_weights()
+            if fault := self._mixed():
+                raise fault
+            self._forget_weights()
+
+    def _look_at_weights(self) -> None:
+        """Notice weights that changed without a word, before a step reads them beside what older ones left.
+
+        Answers under way end with an error; what waits to be taken in is answered from the new weights.
+        """
+        closely, self.looks_closely = self.looks_closely, False
+        if self.source is None or not self.source.has_changed(closely=closely):
+            return
+        if fault := self._mixed():
+            self._abandon(fault)
+        self._forget_weights()
+
+    def _mixed(self) -> RequestError | None:
+        begun = sum(bool(one.tokens) for one in self.scheduler.waiting) + len(self.scheduler.running)
+        if not begun:
+            return None
+        return RequestError(
+            f"The weights changed while {begun} answers are under way: half of each would be another model's. "
+            "Let them end, or cancel them, before the weights change."
+        )
+
+    def _forget_weights(self) -> None:
+        if self._moving is not None:  # the copy may hold old values
+            self._moving, self.may_move = None, True
+        self.allocator.forget()
+        self.runner.forget_weights()
+        if self.source is not None:
+            self.source.take()
 
     def _begin_moving(self) -> None:
         if self.may_move:

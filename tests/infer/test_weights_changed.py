@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -85,6 +88,51 @@ def test_a_change_nobody_told_of_is_noticed_before_the_next_prompt(change):
     engine.generate(PROMPT, GREEDY)
     change(model)
     assert engine.generate(PROMPT, GREEDY).tokens == of(model).generate(PROMPT, GREEDY).tokens
+
+
+def test_a_change_of_a_few_values_is_noticed_where_pytorch_counts_it():
+    model = tiny_model()
+    engine = of(model)
+    before = engine.generate(PROMPT, GREEDY).tokens
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.v_proj.weight[:, 1].mul_(-200)
+    after = engine.generate(PROMPT, GREEDY).tokens
+    assert after == of(model).generate(PROMPT, GREEDY).tokens != before
+
+
+def test_parameters_put_in_place_of_others_are_noticed():
+    model = tiny_model()
+    engine = of(model)
+    engine.generate(PROMPT, GREEDY)
+    model.load_state_dict(other_values(model), assign=True)
+    assert engine.generate(PROMPT, GREEDY).tokens == of(model).generate(PROMPT, GREEDY).tokens
+
+
+@pytest.mark.parametrize("options", [{}, {"speculate": "lookup"}, {"deterministic": True}, {"quantize": "int8"}])
+def test_a_change_amid_answers_ends_them_and_what_waits_is_answered_from_the_new_weights(options):
+    model = tiny_model()
+    engine = of(model, **options)
+    pieces = engine.stream(PROMPT, GREEDY)
+    next(pieces)
+    in_place(model)
+    after = engine.generate(PROMPT, GREEDY).tokens
+    assert after == of(model, **options).generate(PROMPT, GREEDY).tokens
+    with pytest.raises(RequestError, match="under way"):
+        list(pieces)
+    assert not engine.has_work and engine.free_share == 1
+
+
+def test_rounded_copies_and_replaced_weights_are_given_back():
+    model = tiny_model()
+    engines = [of(model), of(model, quantize="int8")]
+    old = [weakref.ref(buffer) for buffer in engines[1].model.buffers()]
+    before = [weakref.ref(parameter.data.untyped_storage()) for parameter in model.parameters()]
+    replaced(model)
+    for engine in engines:
+        engine.weights_changed()
+    gc.collect()
+    assert old and not any(ref() for ref in old + before)
 
 
 def test_without_a_change_the_cached_prefix_serves_again():
