@@ -13,7 +13,8 @@ from herd import cli, config, stages
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
-READERS_OWN = {"rules.yaml": "rules: {heuristics: {enabled: false}}\n"}
+STORY = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/stories.md").read_text(encoding="utf-8"), re.DOTALL)[0]
+READERS_OWN = {"rules.yaml": "rules: {heuristics: {enabled: false}}\n", "mine.yaml": STORY, "story.yaml": STORY}
 """Recipes that the reader brings, as the page around them says; `recipe.yaml` is the demo's of the same command."""
 
 _CALL = re.compile(r"(?:[A-Z_]+=\S+ |echo [^|]*\| |torchrun .*-m )?(?:\.venv/bin/)?herd ")
