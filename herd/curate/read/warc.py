@@ -5,23 +5,25 @@ Source: ISO 28500 (WARC 1.0 and 1.1).
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
-import re
+import io
 import uuid
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
+from herd.curate.read.records import records
 from herd.curate.read.storage import open_file
 
 _PAGES = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
-_STARTS = {b"\x1f\x8b": b"\x1f\x8b\x08", b"\x28\xb5": b"\x28\xb5\x2f\xfd"}  # how a gzip member, a zstd frame begins
-_SEARCH_BYTES = 1 << 20
+_COMPRESSED = (b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd")
+_DECODINGS = ("all", "transfer", "content", "none")  # of a body that is not what its headers say: less and less
 
 
 class WarcPage(NamedTuple):
@@ -39,99 +41,66 @@ class WarcPage(NamedTuple):
 def read_warc(path: Path, counts: Counter, max_bytes: int) -> Iterator[WarcPage]:
     """The pages of a WARC or WET file (plain, gzip or zstd).
 
-    A damaged record is counted in `counts["corrupt"]` and reading goes on at the next record that can be found;
-    records that hold no page (requests, metadata, error answers) are counted by kind.
+    A damaged record is counted in `counts["corrupt"]` once, and every sound record after it is read; records that hold
+    no page (requests, metadata, error answers) are counted by kind, and so are bodies that are not encoded as they say.
     """
     with open_file(path) as file:
-        start = _STARTS.get(file.read(2), b"WARC/1.")
-        position: int | None = 0
-        while position is not None:
-            last = position
+        for offset, data in records(file, counts):
             try:
-                file.seek(position)
-                for record in ArchiveIterator(file, parse_http=False, auto_decode="all"):
-                    last = position + record.stream_pos
-                    page = _page(record, counts, max_bytes, last)
+                for record in ArchiveIterator(io.BytesIO(data), parse_http=False, auto_decode="all"):
+                    page = _page(record, counts, max_bytes, offset, data)
                     if page is not None:
                         yield page
-                if _ends_early(file, last, start):
-                    counts["corrupt"] += 1
-                return
+                    break  # what follows the first head is that record's content
             except (OSError, ValueError, EOFError):
                 counts["corrupt"] += 1
-                position = _next_start(file, last + 1, start)
 
 
-def _page(record: WarcRecord, counts: Counter, max_bytes: int, offset: int) -> WarcPage | None:
+def _page(record: WarcRecord, counts: Counter, max_bytes: int, offset: int, data: bytes) -> WarcPage | None:
     counts["records"] += 1
     if not record.record_type & _PAGES:
         counts[str(record.record_type)] += 1
         return None
-    media_type = record.headers.get("Content-Type") or ""
-    charset = ""
+    media_type, charset = record.headers.get("Content-Type") or "", ""
+    url = (record.headers.get("WARC-Target-URI") or "").strip("<> ")
+    date = record.headers.get("WARC-Date") or ""
     if media_type.startswith("application/http"):
-        record.parse_http(auto_decode="all")
-        if not 200 <= (record.http_headers.status_code or 0) < 300:
+        status, media_type, charset, content = _answer(data, counts, max_bytes)
+        if not 200 <= status < 300:
             counts["not a successful answer"] += 1
             return None
-        media_type, charset = record.http_content_type or "", record.http_charset or ""
-    url = (record.headers.get("WARC-Target-URI") or "").strip("<> ")
-    content = record.reader.read(max_bytes + 1)
+    else:
+        content = record.reader.read(max_bytes + 1)
     num_bytes = len(content)
     if num_bytes > max_bytes:
         num_bytes, content = max(num_bytes, record.content_length), b""
-    declared = record.headers.get("Content-Length")
     if record.headers.get("WARC-Truncated"):
         counts["truncated by the crawler"] += 1
-    date = record.headers.get("WARC-Date") or ""
-    if not record.is_http and declared and num_bytes < int(declared):
-        raise ValueError("the record ends early")
     return WarcPage(url, date, media_type.partition(";")[0].strip().lower(), charset, content, num_bytes, offset)
 
 
-def _ends_early(file: IO[bytes], position: int, start: bytes) -> bool:
-    """Whether the records from `position` on break off: the reader takes that for the end of the file."""
-    if start == b"WARC/1.":
-        return _plain_ends_early(file, position)
-    if start != b"\x1f\x8b\x08":
-        return False
-    file.seek(position)
-    if file.read(len(start)) != start:  # all records lie in one member, and the reader counts in what it holds
-        position = 0
-    file.seek(position)
-    member = None
-    while block := file.read(_SEARCH_BYTES):
-        while block:
-            member = member or zlib.decompressobj(wbits=31)
-            try:
-                member.decompress(block, _SEARCH_BYTES)
-            except zlib.error:
-                return True
-            block = member.unused_data if member.eof else member.unconsumed_tail
-            member = None if member.eof else member
-    return member is not None
+def _answer(data: bytes, counts: Counter, max_bytes: int) -> tuple[int, str, str, bytes]:
+    """Status, media type, charset and body of an HTTP answer; of a body encoded otherwise than it says, as it is.
 
-
-def _plain_ends_early(file: IO[bytes], position: int) -> bool:
-    file.seek(position)
-    head, end, _ = file.read(_SEARCH_BYTES).partition(b"\r\n\r\n")
-    declared = re.search(rb"^content-length:\s*(\d{1,18})\s*$", head, re.I | re.M)
-    if not end or declared is None:
-        return False
-    return position + len(head) + len(end) + int(declared[1]) > file.seek(0, 2)
-
-
-def _next_start(file: IO[bytes], position: int, start: bytes) -> int | None:
-    """Where the next record may begin at or after `position`, or None at the end of the file."""
-    file.seek(position)
-    tail = b""
-    while block := file.read(_SEARCH_BYTES):
-        found = (tail + block).find(start)
-        if found >= 0:
-            return position - len(tail) + found
-        position += len(block)
-        tail = block[1 - len(start) :]
-    return None
+    Raises:
+        ValueError: the body is compressed as it says, and damaged.
+    """
+    for decoding in _DECODINGS:
+        record = next(iter(ArchiveIterator(io.BytesIO(data), parse_http=False)))
+        try:
+            record.parse_http(auto_decode=decoding)
+            body = record.reader.read(max_bytes + 1)
+        except (OSError, ValueError, EOFError):
+            continue
+        about = record.http_headers.status_code or 0, record.http_content_type or "", record.http_charset or ""
+        if decoding != "all" and (record.http_headers.get("Content-Encoding") or "").strip().lower() == "deflate":
+            with contextlib.suppress(zlib.error):  # without the wrapping that the standard asks for: browsers read it
+                return *about, zlib.decompressobj(wbits=-15).decompress(body, max_bytes + 1)
+        if decoding != "all" and body.startswith(_COMPRESSED):
+            break
+        counts["body not encoded as it says"] += decoding != "all"
+        return *about, body
+    raise ValueError("the body is damaged")
 
 
 def warc_record(url: str, date: str, media_type: str, content: bytes) -> bytes:

@@ -1,0 +1,246 @@
+"""The records of a WARC file as bytes, found again after any damage: plain, gzip and zstd.
+
+A file is cut into members (of gzip) or frames (of zstd), usually one a record; each is unpacked by itself, so that a
+damaged one takes no other along. In what they hold, and in plain files, a record is taken for sound where another
+one, or nothing, follows the end that its head declares.
+
+Source: ISO 28500 (WARC), RFC 1952 (gzip), RFC 8878 (zstd).
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import IO
+
+from fastwarc.stream_io import ZstdReader
+
+_GZIP, _ZSTD, _SKIPPABLE = b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18"
+_DICTIONARY = b"\x5d" + _SKIPPABLE
+_BLOCK, _SEARCH_BYTES = 1 << 16, 1 << 20
+_MEMORY_BYTES = 1 << 26  # a member that unpacks to more goes through a temporary file
+_MAX_HEAD = 1 << 16
+_START = re.compile(rb"(?:\A|(?<=\n))WARC/[01]\.\d")
+_BEHIND = re.compile(rb"[\r\n]*(?:WARC/|W?A?R?C?\Z)")
+_NEXT = b"\nWARC/"
+_LENGTH = re.compile(rb"^content-length:[ \t]*(\d{1,15})[ \t]*\r?$", re.I | re.M)
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
+
+
+def records(file: IO[bytes], counts: Counter) -> Iterator[tuple[int, bytes]]:
+    """Every sound record with where it (or the member that holds it) begins; damaged ones go to `counts["corrupt"]`."""
+    file.seek(0)
+    start = file.read(4)
+    if start.startswith(_GZIP[:2]):
+        yield from _members(file, counts, _Gzip(file))
+    elif start == _ZSTD or start[1:] == _SKIPPABLE:
+        yield from _members(file, counts, _Zstd(file))
+    else:
+        yield from _plain(file, counts)
+
+
+def _members(file: IO[bytes], counts: Counter, packed: _Gzip | _Zstd) -> Iterator[tuple[int, bytes]]:
+    size = file.seek(0, 2)
+    position: int | None = 0
+    while position is not None and position < size:
+        with tempfile.SpooledTemporaryFile(max_size=_MEMORY_BYTES) as unpacked:
+            end = packed.unpack(position, unpacked)
+            while end is not None and end < size and packed.goes_on(end):  # a record over several members
+                end = packed.unpack(end, unpacked)
+            damaged = counts["corrupt"]
+            for _, record in _plain(unpacked, counts):
+                yield position, record
+        if end is None and counts["corrupt"] == damaged:
+            counts["corrupt"] += 1
+        position = _find(file, position + 1, packed) if end is None else end
+
+
+def _find(file: IO[bytes], position: int, packed: _Gzip | _Zstd) -> int | None:
+    """Where the next member begins at or after `position`, or None at the end of the file."""
+    while True:
+        file.seek(position)
+        block = file.read(_SEARCH_BYTES)
+        if len(block) < len(packed.magic):
+            return None
+        place = block.find(packed.magic)
+        while place >= 0:
+            if packed.is_start(position + place):
+                return position + place
+            place = block.find(packed.magic, place + 1)
+        position += len(block) - len(packed.magic) + 1
+
+
+class _Gzip:
+    """Members of gzip."""
+
+    magic = _GZIP
+
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+        self.heads: set[bytes] = set()  # of members that were sound, without the time
+
+    def unpack(self, position: int, out: IO[bytes]) -> int | None:
+        """Write what a member holds; where it ends, or None where it is damaged or cut."""
+        self.file.seek(position)
+        member = zlib.decompressobj(wbits=31)
+        head = b""
+        while block := self.file.read(_BLOCK):
+            head = head or block[:10]
+            try:
+                out.write(member.decompress(block))
+            except zlib.error:
+                return None
+            if member.eof:
+                self.heads.add(head[:4] + head[8:])
+                return self.file.tell() - len(member.unused_data)
+        return None
+
+    def goes_on(self, position: int) -> bool:
+        """Whether the member there begins with no record."""
+        self.file.seek(position)
+        try:
+            begin = zlib.decompressobj(wbits=31).decompress(self.file.read(4096), 64).lstrip(b"\r\n")
+        except zlib.error:
+            return False
+        return not begin.startswith(b"WARC/") and bool(begin)
+
+    def is_start(self, position: int) -> bool:
+        """Whether a member begins there: with a head as others of the file have it, or with a record's first bytes."""
+        self.file.seek(position)
+        data = self.file.read(4096)
+        try:
+            return data[:4] + data[8:10] in self.heads or zlib.decompressobj(wbits=31).decompress(data, 5) == b"WARC/"
+        except zlib.error:
+            return False
+
+
+class _Zstd:
+    """Frames of zstd; the dictionary that a file may begin with counts for all."""
+
+    magic = _ZSTD
+
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+        self.dictionary = b""
+
+    def unpack(self, position: int, out: IO[bytes]) -> int | None:
+        """Write what a frame holds; where it ends, or None where it is damaged or cut."""
+        end = self._end(position)
+        if end is None:
+            return None
+        self.file.seek(position)
+        frame = self.file.read(end - position)
+        if frame[1:4] == _SKIPPABLE:
+            self.dictionary = self.dictionary or (frame if frame.startswith(_DICTIONARY) else b"")
+            return end
+        try:
+            reader = ZstdReader(io.BytesIO(self.dictionary + frame))
+            while block := reader.read(_BLOCK):
+                out.write(block)
+        except (OSError, ValueError, EOFError):
+            return None
+        return end
+
+    def goes_on(self, position: int) -> bool:
+        """Whether the frame there begins with no record: none was met that does."""
+        return False
+
+    def is_start(self, position: int) -> bool:
+        """Whether a frame begins there; its magic number is rare enough."""
+        return True
+
+    def _end(self, position: int) -> int | None:
+        self.file.seek(position)
+        head = self.file.read(8)
+        if head[1:4] == _SKIPPABLE and head[:1] and 0x50 <= head[0] <= 0x5F:
+            end = position + 8 + int.from_bytes(head[4:], "little")
+            return end if end <= self.file.seek(0, 2) else None
+        if len(head) < 8 or head[:4] != _ZSTD:
+            return None
+        flags = head[4]
+        is_single = flags >> 5 & 1
+        place = position + 5 + (1 - is_single) + (0, 1, 2, 4)[flags & 3] + ((is_single, 2, 4, 8)[flags >> 6])
+        is_last = 0
+        while not is_last:
+            self.file.seek(place)
+            block = int.from_bytes(data := self.file.read(3), "little")
+            is_last, kind = block & 1, block >> 1 & 3
+            if len(data) < 3 or kind == 3:
+                return None
+            place += 3 + (1 if kind == 1 else block >> 3)
+        place += 4 * (flags >> 2 & 1)
+        return place if place <= self.file.seek(0, 2) else None
+
+
+def _plain(file: IO[bytes], counts: Counter) -> Iterator[tuple[int, bytes]]:
+    """Records one after the other; after a damaged one, from the next head on."""
+    size = file.seek(0, 2)
+    position: int | None = 0
+    while position is not None and position < size:
+        file.seek(position)
+        lead = file.read(_MAX_HEAD if size - position > _MAX_HEAD else size - position)
+        text = lead.lstrip(b"\r\n")
+        position += len(lead) - len(text)
+        if not text:
+            return
+        end = _record_end(file, position, text, size)
+        if end is None:
+            counts["corrupt"] += 1
+            position = _next_head(file, position + 1)
+            continue
+        file.seek(position)
+        yield position, file.read(end - position)
+        file.seek(end)
+        behind = file.read(64)
+        if not _BEHIND.match(behind) and (found := _START.search(behind, 1)):
+            counts["corrupt"] += 1  # the declared end lies a little before the real one
+            end += found.start()
+        position = end
+
+
+def _record_end(file: IO[bytes], position: int, lead: bytes, size: int, whole: bool = True) -> int | None:
+    """Where a record's content ends, or None where it is damaged: no head there, cut, or no record behind it."""
+    head = _HEAD_END.search(lead)
+    if not _START.match(lead) or head is None:
+        return None
+    declared = _LENGTH.search(lead, 0, head.start() + 2)
+    if declared is None:
+        return None
+    end = position + head.end() + int(declared[1])
+    if end > size:
+        return None
+    file.seek(end)
+    behind = file.read(64)
+    is_followed = not behind.strip(b"\r\n") or _BEHIND.match(behind) is not None
+    if not whole:
+        return end if is_followed else None
+    inner = _next_head(file, position + 1, end)
+    if is_followed and (inner is None or inner >= end or _end_of_inner(file, inner, size) is None):
+        return end  # a page may quote a head; one that swallows a whole sound record has a wrong length
+    return end if inner is not None and end < inner <= end + 64 else None  # a length that is a little too short
+
+
+def _end_of_inner(file: IO[bytes], position: int, size: int) -> int | None:
+    file.seek(position)
+    return _record_end(file, position, file.read(_MAX_HEAD), size, whole=False)
+
+
+def _next_head(file: IO[bytes], position: int, until: int | None = None) -> int | None:
+    """Where the next head begins at or after `position`; beyond `until` only the next few bytes are looked at."""
+    position -= 1  # the line break before it
+    while True:
+        file.seek(position)
+        wanted = _SEARCH_BYTES if until is None else min(_SEARCH_BYTES, until + 80 - position)
+        block = file.read(wanted)
+        place = block.find(_NEXT)
+        while place >= 0 and not _START.match(block[place + 1 : place + 16]):
+            place = block.find(_NEXT, place + 1)
+        if place >= 0:
+            return position + place + 1
+        if len(block) < _SEARCH_BYTES:
+            return None
+        position += len(block) - 16

@@ -1,0 +1,99 @@
+"""Archives with damages in them: what is sound is read, and each damage counts once."""
+
+import gzip
+import random
+import zlib
+from collections import Counter
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from herd.curate.read.warc import read_warc, warc_record
+
+BODY = b"<html><body>Bees fly early, whatever the heading of their page may say.</body></html>"
+
+
+def pages(folder, data, suffix=""):
+    (folder / f"a.warc{suffix}").write_bytes(data)
+    counts: Counter = Counter()
+    return list(read_warc(folder / f"a.warc{suffix}", counts, 10**6)), counts
+
+
+def packed(plain, suffix):
+    if suffix == ".zst":
+        sink = pa.BufferOutputStream()
+        with pa.CompressedOutputStream(sink, "zstd") as stream:
+            stream.write(plain)
+        return sink.getvalue().to_pybytes()
+    return gzip.compress(plain, mtime=0) if suffix == ".gz" else plain
+
+
+def answer(headers, body):
+    http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n" + headers + b"\r\n" + body
+    head = (
+        b"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a/\r\nContent-Type: application/http\r\n"
+        b"Content-Length: %d\r\n\r\n"
+    )
+    return head % len(http) + http + b"\r\n\r\n"
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), damages=st.integers(0, 6))
+def test_every_sound_record_is_read_after_any_number_of_damages(tmp_path_factory, suffix, seed, damages):
+    draw = random.Random(seed)
+    plain = [
+        gzip.decompress(warc_record(f"http://a/{i}", "2024", "text/html", draw.randbytes(draw.randrange(100, 900))))
+        for i in range(30)
+    ]
+    records = [packed(record, suffix) for record in plain]
+    places, offset = {}, 0
+    bad = draw.sample(range(0, 30, 2), damages)  # the record after a damaged one is sound
+    for i in bad:
+        if suffix == "":  # what no checksum guards: the head, and the length
+            records[i] = records[i].replace(b"Content-Length: ", draw.choice([b"Content-Length: 9", b"Content-Len"]))
+        elif draw.random() < 0.5:
+            records[i] = records[i][: draw.randrange(30, len(records[i]) - 20)]  # cut
+        else:
+            middle = draw.randrange(20, len(records[i]) - 20)
+            records[i] = records[i][:middle] + draw.randbytes(12) + records[i][middle + 12 :]
+    for i, record in enumerate(records):
+        places[f"http://a/{i}"] = offset
+        offset += len(record)
+    found, counts = pages(tmp_path_factory.mktemp("a"), b"".join(records), suffix)
+    read = {page.url: page.offset for page in found}
+    sound = {url: place for url, place in places.items() if int(url.rpartition("/")[2]) not in bad}
+    assert {url: place for url, place in read.items() if url in sound} == sound
+    if suffix != ".zst":  # its frames have no checksum here
+        assert read == sound and counts["corrupt"] == damages
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "lies"),
+    [
+        (b"Content-Encoding: gzip\r\n", BODY, 1),
+        (b"Content-Encoding: deflate\r\n", BODY, 1),
+        (b"Content-Encoding: br\r\n", BODY, 1),
+        (b"Content-Encoding: none\r\n", BODY, 1),
+        (b"Transfer-Encoding: chunked\r\n", BODY, 1),
+        (b"Content-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n", gzip.compress(BODY), 1),
+        (b"Content-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n", b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY), 1),
+        (b"Content-Encoding: gzip\r\n", gzip.compress(BODY), 0),
+        (b"Content-Encoding: deflate\r\n", zlib.compress(BODY), 0),
+        (b"Content-Encoding: deflate\r\n", zlib.compress(BODY, wbits=-15), 0),
+        (b"", BODY, 0),
+    ],
+)
+def test_bodies_are_read_as_they_are_whatever_their_headers_say(tmp_path, headers, body, lies):
+    records = [gzip.compress(answer(headers, body)), gzip.compress(answer(b"", BODY))] * 3
+    found, counts = pages(tmp_path, b"".join(records), ".gz")
+    assert [page.content for page in found] == [BODY] * 6
+    assert counts["body not encoded as it says"] == 3 * lies and counts["corrupt"] == 0
+
+
+def test_a_cut_member_counts_once(tmp_path):
+    records = [warc_record(f"http://a/{i}", "2024", "text/html", random.Random(i).randbytes(200_000)) for i in range(3)]
+    found, counts = pages(tmp_path, records[0] + records[1][:90_000] + records[2], ".gz")
+    assert [page.url for page in found] == ["http://a/0", "http://a/2"] and counts["corrupt"] == 1
