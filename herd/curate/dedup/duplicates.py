@@ -10,6 +10,7 @@ of 8 over word 5-grams are FineWeb's (Penedo et al. 2024).
 from __future__ import annotations
 
 import os
+import re
 from typing import Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -28,7 +29,9 @@ from herd.config import settings
 
 Survivor = Literal["longest", "newest", "first"]
 
-_TRACKING = {"fbclid", "gclid", "msclkid", "mc_cid", "mc_eid", "igshid", "sessionid", "phpsessid", "jsessionid", "sid"}
+_TRACKING = {"fbclid", "gclid", "msclkid", "mc_cid", "mc_eid", "igshid"}
+_SESSION = {"sessionid", "phpsessid", "jsessionid", "sid"}
+_SESSION_ID = re.compile(r"(?=.*\d)(?=.*[A-Za-z])[\w.~!-]{16,}")  # long and random: `sid=100` is a story
 
 
 @settings
@@ -66,7 +69,7 @@ class LineDedup:
     enabled: bool = True
     """Whether to drop repeated lines."""
     max_count: int = 6
-    """Lines seen more often than this in a bucket are dropped."""
+    """Lines that stand in more documents of a bucket than this are dropped; in one document a line counts once."""
     bucket_documents: int = 30_000_000
     """Documents counted together."""
     keep_first: bool = True
@@ -96,9 +99,15 @@ def normal_url(url: str) -> str:
     if port and port != {"http": 80, "https": 443}[parts.scheme]:
         host = f"{host}:{port}"
     query = parse_qsl(parts.query, keep_blank_values=True)
-    kept = [(k, v) for k, v in query if k.lower() not in _TRACKING and not k.lower().startswith("utm_")]
+    kept = [(k, v) for k, v in query if not _is_noise(k.lower(), v)]
     fragment = parts.fragment if parts.fragment.startswith(("!", "/")) else ""
     return urlunsplit(("http", host.removeprefix("www."), parts.path.rstrip("/"), urlencode(kept), fragment))
+
+
+def _is_noise(name: str, value: str) -> bool:
+    if name in _SESSION:
+        return not value or _SESSION_ID.fullmatch(value) is not None
+    return name in _TRACKING or name.startswith("utm_")
 
 
 def older_copies(url_keys: np.ndarray, dates: np.ndarray) -> np.ndarray:
@@ -298,17 +307,24 @@ def bucket_keys(keys: np.ndarray, documents: np.ndarray, bucket_documents: int) 
     return np.where(keys == 0, keys, keys ^ (bucket * np.uint64(0x9E3779B97F4A7C15)))
 
 
-def repeated_lines(keys: np.ndarray, places: np.ndarray, max_count: int, keep_first: bool) -> np.ndarray:
-    """Places of the lines to drop: those whose key stands more than `max_count` times, but for the first if it is kept.
+def repeated_lines(
+    keys: np.ndarray, places: np.ndarray, max_count: int, keep_first: bool, documents: np.ndarray | None = None
+) -> np.ndarray:
+    """Places of the lines to drop: those whose key stands in more than `max_count` documents.
 
-    `keys` (L,) uint64, 0 for lines that are never dropped; `places` (L,) int64, growing along the corpus. All lines of
-    a key must be given together. Returns (D,) int64.
+    In the first document that has it, a line stays if it is kept there. `keys` (L,) uint64, 0 for lines that are never
+    dropped; `places` (L,) int64 and `documents` (L,) int64 (by default each line is one of its own), growing along the
+    corpus. All lines of a key must be given together. Returns (D,) int64.
     """
+    documents = places if documents is None else documents
     order = np.lexsort((places, keys))
-    keys, places = keys[order], places[order]
+    keys, places, documents = keys[order], places[order], documents[order]
     starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]]) if len(keys) else np.empty(0, np.int64)
-    counts = np.diff(np.r_[starts, len(keys)])
-    drop = np.repeat((counts > max_count) & (keys[starts] != 0), counts)
+    if not len(starts):
+        return places
+    lengths = np.diff(np.r_[starts, len(keys)])
+    is_new = np.r_[True, (keys[1:] != keys[:-1]) | (documents[1:] != documents[:-1])]
+    drop = np.repeat((np.add.reduceat(is_new, starts, dtype=np.int64) > max_count) & (keys[starts] != 0), lengths)
     if keep_first:
-        drop[starts] = False
+        drop &= documents != np.repeat(documents[starts], lengths)
     return places[drop]

@@ -303,7 +303,7 @@ def _find_repeated_lines(corpus: Corpus, options: dedup.LineDedup) -> None:
     lines = np.array([np.load(corpus.file(part, "docs.npy"))["lines"].sum() for part in range(len(corpus.names))])
     first_line = np.concatenate([[0], np.cumsum(lines, dtype=np.int64)])
     count = num_partitions(int(first_line[-1]), 64, corpus.memory_bytes)
-    record = [("key", "<u8"), ("place", "<i8")]
+    record = [("key", "<u8"), ("place", "<i8"), ("doc", "<i8")]
     with (
         Spill(corpus.state / "spill-lines", record, count) as spill,
         Spill(corpus.state / "spill-repeated", [("place", "<i8")], count) as repeated,
@@ -315,7 +315,9 @@ def _find_repeated_lines(corpus: Corpus, options: dedup.LineDedup) -> None:
             spill.add(rows, (rows["key"] % np.uint64(count)).astype(np.int64))
             bar.advance()
         for rows in spill.read():
-            places = dedup.repeated_lines(rows["key"], rows["place"], options.max_count, options.keep_first)
+            places = dedup.repeated_lines(
+                rows["key"], rows["place"], options.max_count, options.keep_first, rows["doc"]
+            )
             out = np.empty(len(places), dtype=repeated.dtype)
             out["place"] = places
             repeated.add(out, (np.searchsorted(first_line, places, side="right") - 1) * count // len(corpus.names))
@@ -332,7 +334,7 @@ def _counted_lines(corpus: Corpus, part: int, first: int, bucket_documents: int,
     place = np.flatnonzero(counted[document] & (keys != 0))
     rows = np.empty(len(place), dtype=record)
     rows["key"] = dedup.bucket_keys(keys[place], first + document[place], bucket_documents)
-    rows["place"] = place
+    rows["place"], rows["doc"] = place, first + document[place]
     return rows
 
 

@@ -158,3 +158,22 @@ def test_buckets_count_their_own_lines():
     keys, documents = np.array([9, 9, 0], dtype=np.uint64), np.array([0, 10, 10])
     in_buckets = dedup.bucket_keys(keys, documents, 10)
     assert in_buckets[0] != in_buckets[1] and in_buckets[2] == 0
+
+
+def test_a_line_counts_once_a_document_and_stays_whole_in_the_first():
+    refrain = np.full(30, 7, dtype=np.uint64)  # a table's rows, a refrain: thirty times on one page
+    assert dedup.repeated_lines(refrain, np.arange(30), 6, True, np.zeros(30, np.int64)).size == 0
+    documents = np.repeat(np.arange(8), 2)
+    places = dedup.repeated_lines(np.full(16, 7, dtype=np.uint64), np.arange(16), 6, True, documents)
+    assert places.tolist() == list(range(2, 16))
+
+
+def test_session_ids_are_long_and_random_and_other_numbers_are_part_of_the_address():
+    stories = {dedup.normal_url(f"http://a.org/article.php?sid={number}") for number in range(100, 104)}
+    assert len(stories) == 4 and dedup.normal_url("http://a.org/x?sid=main-page") != dedup.normal_url("http://a.org/x")
+    session = "http://a.org/x?PHPSESSID=9f86d081884c7d659a2feaa0c55ad015"
+    assert (
+        dedup.normal_url(session)
+        == dedup.normal_url("http://a.org/x?sid=4bf92f3577b34da6a3ce")
+        == dedup.normal_url("http://a.org/x")
+    )
