@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import random
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -102,3 +107,65 @@ def test_what_pages_and_messages_say_to_install_is_what_the_project_asks_for():
             package, _, extra = name.rstrip(".]").partition("[") if name != "." else (".", "", "")
             assert package in known | {"."}, f"{file.name}: pip install {name}"
             assert not extra or extra in extras, f"{file.name}: pip install {name}"
+
+
+STRANGER = {
+    "crawl.warc.gz": "pages.jsonl",
+    "vocab_size=16384": "vocab_size=600",
+    "tokens=5e6": "tokens=4e3",
+    "runs/mine": "mine",
+    "PATH": "mine/pretrain",
+    "model.gguf": "mine/model.gguf",
+}
+"""What is not as the README prints it, where its chain runs here: paths and sizes."""
+
+SENTENCES = (
+    "The {} of the {} was {} by the {} before winter came.",
+    "Nobody who had {} that {} would ask for a {} and be {} again.",
+    "It is said that a {} with {} can {} all of the {} in a day.",
+    "They have {} to the {}, and from there the {} is not so {}.",
+)
+"""Prose of a country that is not on the map: what is left open gets a word of its language."""
+
+
+def write_pages(file: Path, count: int = 40) -> None:
+    """Pages of some 140 words, no two alike."""
+    draw = random.Random(7)
+
+    def word() -> str:
+        return "".join(draw.choice("bdfgklmnprst") + draw.choice("aeiou") for _ in range(draw.randint(2, 4)))
+
+    with file.open("w") as out:
+        for number in range(count):
+            sentences = (draw.choice(SENTENCES).format(*(word() for _ in range(4))) for _ in range(12))
+            out.write(json.dumps({"url": f"http://a{number}.org/", "text": " ".join(sentences)}) + "\n")
+
+
+def in_the_readme(start: str) -> list[str]:
+    """The lines of the README's blocks under a heading."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition(f"\n## {start}")[2].partition("\n## ")[0]
+    return printed_lines(section)
+
+
+@pytest.mark.slow
+def test_the_readmes_chain_and_its_python_run_on_a_strangers_pages(tmp_path):
+    write_pages(tmp_path / "pages.jsonl")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    lines, ran = in_the_readme("Each stage alone"), []
+    for line in filter(call, lines):
+        words = call(line)
+        if words[0] == "story":  # its file is the reader's; tests/stages has stories of their own
+            continue
+        for printed, here in STRANGER.items():
+            words = [re.sub(rf"\b{re.escape(printed)}", here, word) for word in words]
+        command = [sys.executable, "-m", "herd", *words]
+        asked = "What do bees make?\n/quit\n" if words[0] == "chat" else ""
+        done = subprocess.run(command, cwd=tmp_path, env=environment, input=asked, text=True, capture_output=True)
+        assert done.returncode == 0, f"{line}\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}"
+        ran.append(words[0])
+    assert ran[:5] == ["curate", "tokenizer", "pack", "pretrain", "chat"] and {"inspect", "convert"} <= set(ran)
+    example = "\n".join(lines[lines.index("import herd") :]).replace("runs/demo", "mine/pretrain")
+    command = [sys.executable, "-c", example]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "mine/model.gguf").is_file() and (tmp_path / "mine/pretrain/checkpoint").is_dir()
