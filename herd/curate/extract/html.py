@@ -14,6 +14,12 @@ from herd.errors import DataError
 
 MAX_HTML_CHARACTERS = 10_000_000
 MAX_TAGS = 300_000
+MAX_ATTRIBUTES = 1000
+_ATTRIBUTE = r"""(?:[\s/]*+[^\s/>][^\s/>=]*+(?:\s*+=\s*+(?:"[^"]*+"?|'[^']*+'?|[^\s>]*+))?+)"""
+_OPENING = re.compile(
+    rf"<!--.*?(?:-->|\Z)|<(script|style)\b[^>]*>.*?(?:</\1|\Z)|<[a-zA-Z][^\s/>]*+{_ATTRIBUTE}*+", re.S | re.I
+)
+_MANY_ATTRIBUTES = re.compile(rf"<[a-zA-Z][^\s/>]*+{_ATTRIBUTE}{{{MAX_ATTRIBUTES}}}+")
 _MANY_TAGS = 20_000
 _MAX_DEPTH = 400
 _LONG_TITLE_WORDS = 4
@@ -58,6 +64,10 @@ def extract(content: str | bytes, url: str | None = None, charset: str = "", kin
         return Extracted("", "", [], ("page_size", f"{len(source):,} characters of HTML"))
     if (tags := source.count("<")) > MAX_TAGS:
         return Extracted("", "", [], ("page_tags", f"{tags:,} tags"))
+    # the parser compares each attribute of a tag with all others; two characters are the shortest
+    long = (tag[0] for tag in _OPENING.finditer(source) if len(tag[0]) > 2 * MAX_ATTRIBUTES)
+    if any(map(_MANY_ATTRIBUTES.match, long)):
+        return Extracted("", "", [], ("page_tags", f"a tag of {MAX_ATTRIBUTES:,} attributes"))
     tree = LexborHTMLParser(_flattened(source.replace("\0", "")))
     if tree.body is None:
         return Extracted("", _title(tree), [], None)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from herd.curate.read.storage import file_size, list_files, location, modified, open_file
@@ -26,6 +27,7 @@ MAX_PAGE_BYTES = 20_000_000
 """Pages over this size are not parsed; they are kept as dropped, with the reason."""
 
 _MAX_LINE_BYTES = 100_000_000
+_COLUMNS = {"html", "text", "content", "raw_content", "url", "date", "timestamp", "warc_date", "path"}
 
 CODE_SUFFIXES = {".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go", ".java", ".kt", ".swift"}
 CODE_SUFFIXES |= {".js", ".ts", ".tsx", ".jsx", ".rb", ".php", ".pl", ".sh", ".sql", ".r", ".jl", ".lua", ".scala"}
@@ -219,8 +221,13 @@ def _read_jsonl(path: Path, counts: Counter, max_bytes: int) -> Iterator[RawPage
 def _lines(file: IO[bytes]) -> Iterator[bytes]:
     """Lines that are not blank; unlike iterating over the file, this works for Arrow's streams and bounds a line."""
     pieces: list[bytes] = []
-    size = 0
+    size = blank = 0
     for block in _blocks(file):
+        if blank := 0 if block.strip() else blank + len(block):
+            if blank > _MAX_LINE_BYTES:
+                yield b"{"  # counted as corrupt; what stands behind so much nothing is left out
+                return
+            block = b"\n" if b"\n" in block else block[:1]
         first, *others = block.split(b"\n")
         size += len(first)
         if size <= _MAX_LINE_BYTES:
@@ -248,26 +255,47 @@ def _blocks(file: IO[bytes]) -> Iterator[bytes]:
 def _read_parquet(path: Path, counts: Counter, max_bytes: int) -> Iterator[RawPage]:
     number = 0
     try:
-        with open_file(path) as stream, pq.ParquetFile(stream) as file:
-            for batch in file.iter_batches(batch_size=256):
-                for row in _plain_rows(batch):
+        with open_file(path) as stream:
+            schema = pq.read_schema(stream)
+            # nothing nested is of use, and a value that stands in many rows is held once
+            flat = [field for field in schema if field.name in _COLUMNS and not pa.types.is_nested(field.type)]
+            texts = [field.name for field in flat if _is_text(field.type)]
+            file = pq.ParquetFile(stream, read_dictionary=texts)
+            for batch in file.iter_batches(batch_size=256, columns=[field.name for field in flat]):
+                for row in _plain_rows(batch, max_bytes):
                     counts["records"] += 1
                     number += 1
                     page = _row_page(row, f"{_name(path)}#{number}", counts, max_bytes)
                     if page is not None:
                         yield page
-    except (OSError, pa.ArrowException):
+    except (OSError, MemoryError, pa.ArrowException):
         counts["corrupt"] += 1
 
 
-def _plain_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | None]:
-    """A batch's rows as Python values; None for a row that has none (a date past the calendar, broken UTF-8)."""
-    try:
-        return batch.to_pylist()
-    except (ValueError, LookupError, OverflowError, pa.ArrowException):
-        if len(batch) == 1:
-            return [None]
-        return [row for number in range(len(batch)) for row in _plain_rows(batch.slice(number, 1))]
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_binary(kind)
+
+
+def _plain_rows(batch: pa.RecordBatch, max_bytes: int) -> Iterator[dict[str, Any] | None]:
+    """A batch's rows as Python values, one at a time; only the length of a value over the limit.
+
+    None for a row that has none (a date past the calendar, broken UTF-8).
+    """
+    lengths = {name: _lengths(batch[name]) for name in batch.schema.names if pa.types.is_dictionary(batch[name].type)}
+    for number in range(len(batch)):
+        try:
+            long = {name: _Length(size[number]) for name, size in lengths.items() if (size[number] or 0) > max_bytes}
+            yield {name: batch[name][number].as_py() for name in batch.schema.names if name not in long} | long
+        except (ValueError, LookupError, OverflowError, pa.ArrowException):
+            yield None
+
+
+def _lengths(column: pa.DictionaryArray) -> list[int | None]:
+    return pc.binary_length(column.dictionary).take(column.indices).to_pylist()
+
+
+class _Length(int):
+    """What is known of a value that is too long to be looked at: its bytes."""
 
 
 def _row_page(row: Any, place: str, counts: Counter, max_bytes: int) -> RawPage | None:
@@ -277,6 +305,9 @@ def _row_page(row: Any, place: str, counts: Counter, max_bytes: int) -> RawPage 
         return None
     html, text = row.get("html"), next((row[k] for k in ("text", "content", "raw_content") if row.get(k)), None)
     content = html or text
+    if isinstance(content, _Length):
+        url = place if isinstance(row.get("url"), _Length) else str(row.get("url") or place)
+        return _page(url, "", "html" if html else "text", "", b"", int(content), place)
     if isinstance(content, str):
         content = content.encode("utf-8", "surrogatepass")
     if not isinstance(content, bytes):

@@ -250,3 +250,11 @@ def _shingles(text, n=4):
 
     words = re.findall(r"\w+", text)
     return Counter(tuple(words[i : i + n]) for i in range(max(1, len(words) - n + 1)))
+
+
+@pytest.mark.parametrize("before", ["", '<!-- <a b=" -->', "<script>x < y</script>"])
+def test_a_tag_of_very_many_attributes_is_not_parsed(before):
+    for form in ("a{}=1", "a{}", "a{}='>'", 'a{}="<"'):
+        page = before + "<p " + " ".join(form.format(n) for n in range(100_000)) + ">text"
+        assert extract(page).problem == ("page_tags", "a tag of 1,000 attributes")
+    assert extract(before + "<p " + " ".join(f"a{n}=1" for n in range(100)) + ">text</p>").problem is None

@@ -179,3 +179,23 @@ def test_files_with_odd_names_are_found_and_read(tmp_path):
     (tmp_path / "loop.html").symlink_to("loop.html")
     pages = [page for file in find_files([tmp_path]) for page in read(file)[0]]
     assert len(pages) == len(names) and all(page.url.encode() and page.content == PAGE for page in pages)
+
+
+def test_a_value_of_60_mb_that_stands_in_all_rows_is_held_once_and_its_neighbours_are_read(tmp_path):
+    texts = pa.DictionaryArray.from_arrays([0] + [1] * 255, ["small", "x" * 60_000_000])
+    table = pa.table({"text": texts, "url": [f"http://a/{n}" for n in range(256)]})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd")
+    del table
+    before = pa.total_allocated_bytes()
+    pages, counts = read(tmp_path / "a.parquet")
+    assert [len(page.content) for page in pages] == [5] + [0] * 255 and pages[9].num_bytes == 60_000_000
+    assert not counts["corrupt"] and pa.total_allocated_bytes() - before < 200_000_000
+
+
+def test_gigabytes_of_blank_lines_are_passed_over_and_end(tmp_path):
+    row = b'{"text": "one"}\n'
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(row + b"\n" * 50_000_000 + row, 1))
+    assert [len(page.content) for page in read(tmp_path / "a.jsonl.gz")[0]] == [3, 3]
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(row + b"\n" * 120_000_000 + row, 1))
+    pages, counts = read(tmp_path / "b.jsonl.gz")
+    assert len(pages) == 1 and counts["corrupt"] == 1
