@@ -75,10 +75,6 @@ class Adapters:
         """In the order they were added."""
         return tuple(self._names)
 
-    def root(self, name: str | None) -> int:
-        """The content id under which a name's keys and values are known in the cache; 0 is the model's own."""
-        return 0 if name is None else -1 - self._names.index(name)
-
     def add(self, name: str, folder: Path | str) -> None:
         """Open a PEFT folder under a name.
 

@@ -85,7 +85,7 @@ class BlockAllocator:
         """The longest known prefix in whole blocks, shared to the caller, and its content id.
 
         At least the last token is left over: its logits are what the caller wants. Contents under different roots
-        (negative ids) are never shared: an adapter's keys are not the model's own.
+        (negative ids) are never shared: an adapter's keys are not the model's own, nor one owner's another's.
         """
         blocks, content = [], root
         for start in range(0, len(tokens) - self.block_size, self.block_size):

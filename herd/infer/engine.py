@@ -288,8 +288,13 @@ class Engine:
         inputs: Input | list[int],
         params: SamplingParams | None = None,
         listener: Callable[[Piece], None] | None = None,
+        *,
+        owner: str | None = None,
     ) -> Request:
         """A checked request, ready to be submitted; a list of ids is a prompt that is encoded already.
+
+        Prompts of different owners never share what is computed of them: how soon an answer comes would tell one what
+        another asked.
 
         Raises:
             RequestError: the prompt is too long, or a sampling setting is out of its range.
@@ -306,7 +311,7 @@ class Engine:
             known = ", ".join(self.adapters) or "none"
             raise RequestError(f"There is no adapter {params.adapter} here (known: {known}).")
         request = Request(prompt, params, seed, listener)
-        request.root = self.loop.adapters.root(params.adapter)
+        request.root = self.loop.root(params.adapter, owner)
         self._adjust(request)
         if listener is not None or params.stop:
             for answer in request.answers:

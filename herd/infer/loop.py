@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import torch
 
 from herd.errors import CheckpointError, ConfigError, RequestError
 from herd.infer.adapters import Adapters
-from herd.infer.blocks import BlockAllocator
+from herd.infer.blocks import ROOT, BlockAllocator
 from herd.infer.build import Source, open_drafter
 from herd.infer.cache import BLOCK_SIZE, PagedCache, block_bytes, num_blocks_for
 from herd.infer.draw import draw
@@ -45,6 +46,8 @@ class Loop:
             )
         self.model, self.tokenizer = model, tokenizer
         self.adapters = Adapters(model)
+        self._roots: dict[tuple[str | None, str | None], int] = {(None, None): ROOT}
+        self._new_roots = itertools.count(ROOT - 1, -1)
         self.deterministic = options.deterministic
         if self.deterministic and weight.device.type == "cpu":
             decoding.wait()  # kernels that come later would round otherwise, midway
@@ -120,6 +123,13 @@ class Loop:
             except BaseException as error:
                 self._abandon(error)
                 raise
+
+    def root(self, adapter: str | None, owner: str | None) -> int:
+        """The content id under which keys and values of an adapter, asked for by an owner, are known in the cache."""
+        whose = (adapter, owner)
+        if whose not in self._roots:
+            self._roots.setdefault(whose, next(self._new_roots))
+        return self._roots[whose]
 
     def warm_up(self) -> None:
         """Wait for what makes answers quick and is got ready while the first ones are made: compiled kernels, and the

@@ -53,7 +53,7 @@ class Request:
             for index in range(params.num_drawn)
         ]
         self.prompt_logprobs: list[TokenLogprob | None] = [None]  # nothing comes before the first token
-        self.root = ROOT  # the content id of nothing: an adapter has its own
+        self.root = ROOT  # the content id of nothing: each adapter and each owner has its own
         self.error: BaseException | None = None
 
     @property

@@ -53,7 +53,7 @@ async def answer(desk: Desk, model: Model, http: Request, body: Dialect) -> Resp
     desk.places.take(model.engine, turn.num_places)
     try:
         conveyor = Conveyor()
-        requests = await asyncio.to_thread(_requests, desk, model, body, turn, conveyor)
+        requests = await asyncio.to_thread(_requests, desk, model, body, turn, conveyor, account.owner)
         account.prompt_tokens = sum(len(request.prompt) for request in requests)
         if desk.keep_text:
             account.asked = turn.inputs
@@ -203,15 +203,18 @@ def _turn(body: Dialect) -> Turn:
         raise ApiError(400, str(error), param=body.field_of(str(error))) from None
 
 
-def _requests(desk: Desk, model: Model, body: Dialect, turn: Turn, conveyor: Conveyor) -> list[EngineRequest]:
+def _requests(
+    desk: Desk, model: Model, body: Dialect, turn: Turn, conveyor: Conveyor, owner: str | None
+) -> list[EngineRequest]:
     """Encode and check every prompt of a body before any of them runs."""
     engine, requests = model.engine, []
+    owner = None if desk.limits.share_prefixes else owner
     for number, item in enumerate(turn.inputs):
         try:
             prompt = _encode(engine, turn, item)
             max_tokens = _max_tokens(engine, desk.limits, len(prompt), turn.max_tokens)
             params = replace(turn.params, max_tokens=max_tokens, adapter=model.adapter)
-            requests.append(engine.request(prompt, params, conveyor.listener(number * params.n)))
+            requests.append(engine.request(prompt, params, conveyor.listener(number * params.n), owner=owner))
         except (RequestError, DataError) as error:
             too_long = "context" in str(error)
             code = "context_length_exceeded" if too_long else None

@@ -10,13 +10,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.security import HTTPBearer
 
 from herd.infer.engine import Engine
 from herd.serve import errors, tokens
-from herd.serve.account import Account
 from herd.serve.answers import Desk
 from herd.serve.dialects import chat, completions
 from herd.serve.documents import (
@@ -26,9 +25,8 @@ from herd.serve.documents import (
     ModelList,
     ModelObject,
 )
-from herd.serve.errors import ApiError
 from herd.serve.journal import Bookkeeping, Journal
-from herd.serve.limits import Allowances, BodyLimit, HostCheck, Keys, Limits, Places
+from herd.serve.limits import Allowances, BodyLimit, Gate, Guesses, HostCheck, Keys, Limits, Places
 from herd.serve.messages import AssistantMessage, SpokenMessage, ToolMessage
 from herd.serve.metrics import Metrics
 from herd.serve.models import Models
@@ -42,6 +40,7 @@ KNOWN_FIELDS = sorted({field.alias or name for body in _BODIES for name, field i
 """Every field that a body may hold, for "did you mean"."""
 
 _PAGE = Path(__file__).parent / "page.html"
+_OPEN_PATHS = ("/", "/health", "/metrics", "/openapi.json")
 
 
 class Server:
@@ -79,7 +78,6 @@ def create_app(
     server = Server(engines if isinstance(engines, Mapping) else {name: engines})
     limits, journal = limits or Limits(), journal or Journal()
     allowances, metrics = Allowances(limits), Metrics(server.models)
-    gate = _gate(server, Keys({**({"key": key} if key else {}), **(keys or {})}), allowances)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -92,13 +90,21 @@ def create_app(
     )
     app.state.server = server
     app.add_middleware(BodyLimit, limits=limits)
+    app.add_middleware(
+        Gate,
+        keys=Keys({**({"key": key} if key else {}), **(keys or {})}),
+        allowances=allowances,
+        guesses=Guesses(limits.wrong_keys_per_minute),
+        is_stopping=lambda: server.stopping,
+        open_paths=_OPEN_PATHS,
+    )
     if hosts is not None:
         app.add_middleware(HostCheck, hosts=hosts)
     app.add_middleware(Bookkeeping, journal=journal, metrics=metrics, allowances=allowances)
     errors.install(app, KNOWN_FIELDS)
     desk = Desk(server.worker, limits, Places(limits.max_waiting), keep_text=journal.with_text)
     app.include_router(_open_routes(server, metrics))
-    guarded = [Depends(gate), Depends(HTTPBearer(auto_error=False))]
+    guarded = [Depends(HTTPBearer(auto_error=False))]  # for the document: the gate stands before the body
     app.include_router(_model_routes(server.models), dependencies=guarded)
     for room in (chat, completions, tokens):
         app.include_router(room.routes(desk, server.models), dependencies=guarded)
@@ -114,20 +120,6 @@ def _document(app: FastAPI) -> None:
             operation["responses"].pop("422", None)
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
-
-
-def _gate(server: Server, keys: Keys, allowances: Allowances):
-    """What every request to the API must pass: the server goes on, the key is right, its allowance is not used up."""
-
-    async def check(http: Request) -> None:
-        if server.stopping:
-            raise ApiError(503, "The server is stopping.", code="stopping")
-        owner = keys.owner(http.headers.get("authorization", ""))
-        allowances.check(owner)
-        account: Account = http.scope["herd.account"]
-        account.owner = owner
-
-    return check
 
 
 def _open_routes(server: Server, metrics: Metrics) -> APIRouter:

@@ -9,13 +9,17 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from herd.infer.request import MAX_SEED
 from herd.types import SamplingParams
 
 MAX_STOPS = 64
+MAX_STOP_CHARACTERS = 4096  # of all stops together: each token of an answer is held against them
 MAX_INPUTS = 2048
+MAX_MESSAGES = 2048
+MAX_FIELDS = 64  # of one object of the API's own
+MAX_BIASES = 1024
 
 
 def only(*neutral: Any) -> AfterValidator:
@@ -26,6 +30,19 @@ def only(*neutral: Any) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _few_biases(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > MAX_BIASES:
+        raise ValueError(f"has {len(value):,} entries; at most {MAX_BIASES:,} are taken")
+    return value
+
+
+def _short_stops(value: Any) -> Any:
+    total = len(value) if isinstance(value, str) else sum(map(len, value or ()))
+    if total > MAX_STOP_CHARACTERS:
+        raise ValueError(f"has {total:,} characters; all stops together may have {MAX_STOP_CHARACTERS:,}")
+    return value
 
 
 def enum_of(*values: Any) -> Any:
@@ -40,11 +57,25 @@ OnlyText = Annotated[Any, only(["text"]), enum_of(["text"])]
 NoEffect = Annotated[Any, Field(description="Accepted; has no effect on the answer.")]
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Ids = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]  # the first fault of a long list is enough
+Inputs = (
+    str
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
+    | Ids
+    | Annotated[list[Ids], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
+)
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict) and len(data) > MAX_FIELDS:  # each unknown one would be a fault of its own
+            raise ValueError(f"has {len(data):,} fields; no object here has more than {MAX_FIELDS}")
+        return data
 
 
 class Body(Strict):
@@ -77,7 +108,7 @@ class StructuredOutputs(Strict):
 
     json_: dict[str, Any] | None = Field(None, alias="json", description="A JSON schema.")
     regex: str | None = Field(None, min_length=1)
-    choice: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
+    choice: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, fail_fast=True)] | None = None
     grammar: str | None = Field(None, min_length=1, description="A Lark grammar.")
 
     @model_validator(mode="after")
@@ -104,13 +135,17 @@ class Generation(Body):
     min_p: float | None = Field(None, ge=0, le=1, description="Drop tokens below this share of the likeliest's.")
     n: int | None = Field(None, ge=1, le=128)
     seed: int | None = Field(None, ge=-MAX_SEED, lt=MAX_SEED)
-    stop: str | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOPS)] | None = None
+    stop: Annotated[
+        str | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOPS, fail_fast=True)] | None,
+        AfterValidator(_short_stops),
+    ] = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
-    logit_bias: (
-        dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None
-    ) = None
+    logit_bias: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None,
+        BeforeValidator(_few_biases),
+    ] = None
     structured_outputs: StructuredOutputs | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -14,6 +14,11 @@ from starlette.exceptions import HTTPException
 
 from herd.errors import UserError
 
+MAX_FAULTS = 10
+"""Faults of one body that are told of."""
+_LONGEST_NAME = 100  # characters of a field's name that are repeated to its sender
+_LONGEST_MESSAGE = 2000
+
 
 class ApiError(Exception):
     """A refusal with its HTTP status, the field it is about, a code for programs, and when to come again."""
@@ -47,7 +52,7 @@ def install(app: FastAPI, known_fields: Sequence[str] = ()) -> None:
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
         return _validation_error(request, error, known_fields)
 
-    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(ApiError, refusal)
     app.add_exception_handler(UserError, _user_error)
     app.add_exception_handler(RequestValidationError, validation_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -65,10 +70,16 @@ def _respond(
 ) -> JSONResponse:
     if account := request.scope.get("herd.account"):
         account.error = code or _TYPES.get(status, "invalid_request_error")
-    return JSONResponse(error_object(status, message, param, code), status_code=status, headers=headers)
+    found = error_object(status, _shortened(message, _LONGEST_MESSAGE), param, code)
+    return JSONResponse(found, status_code=status, headers=headers)
 
 
-async def _api_error(request: Request, error: ApiError) -> JSONResponse:
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else text[:most] + "..."
+
+
+async def refusal(request: Request, error: ApiError) -> JSONResponse:
+    """The answer that says why not."""
     headers = {"Retry-After": str(math.ceil(error.retry_seconds))} if error.status in _COME_AGAIN else {}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
@@ -94,8 +105,11 @@ async def _fault(request: Request, error: Exception) -> JSONResponse:
 
 
 def _validation_error(request: Request, error: RequestValidationError, known: Sequence[str]) -> JSONResponse:
-    faults = _distinct(error.errors())
+    there = error.errors()
+    faults = _distinct(there[: 2 * MAX_FAULTS])[:MAX_FAULTS]
     messages = [_describe(fault, known) for fault in faults]
+    if len(there) > 2 * MAX_FAULTS or len(faults) == MAX_FAULTS < len(there):
+        messages.append(f"and more: these are the first {len(faults)} faults")
     param = _place(faults[0])
     code = {"extra_forbidden": "unknown_field", "missing": "missing_field"}.get(faults[0]["type"], "invalid_value")
     return _respond(request, 400, "; ".join(messages), param=param or None, code=code)
@@ -129,7 +143,8 @@ def _describe(fault: dict, known: Sequence[str]) -> str:
         case "union_tag_not_found":
             return f"`{place}` is required"
         case "union_tag_invalid":
-            return f"`{place}`: {fault['ctx']['tag']!r} is none of {fault['ctx']['expected_tags']}"
+            tag = _shortened(fault["ctx"]["tag"], _LONGEST_NAME)
+            return f"`{place}`: {tag!r} is none of {fault['ctx']['expected_tags']}"
         case _:
             where = f"`{place}`: " if place else "The body: "
             return where + fault["msg"]
@@ -146,7 +161,7 @@ def _place(fault: dict) -> str:
             words.append(word)
     if fault["type"].startswith("union_tag"):
         words.append(fault["ctx"]["discriminator"].strip("'"))
-    return ".".join(map(str, words))
+    return ".".join(_shortened(str(word), _LONGEST_NAME) for word in words)
 
 
 _MEMBERS = {"str", "int", "float", "bool", "none", "ToolChoice"}

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from herd.infer.engine import Engine
-from herd.serve.errors import ApiError, error_object
+from herd.serve.errors import ApiError, error_object, refusal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +24,14 @@ class Limits:
     """What the server takes on."""
 
     max_waiting: int = 256  # answers in the queue; more are refused with 429
-    max_body_bytes: int = 10_000_000  # larger bodies are refused with 413
+    max_body_bytes: int = 4_000_000  # larger bodies are refused with 413
     max_tokens: int = 2048  # longest answer where the request does not say
     timeout_seconds: float = 600.0  # for a whole answer; then it is cancelled
     body_seconds: float = 30.0  # for a body to arrive; then the client gets 408
     requests_per_minute: int | None = None  # of each key; more are refused with 429
     tokens_per_minute: int | None = None  # of each key, prompts and answers together
+    share_prefixes: bool = False  # between keys: an answer's speed then tells what others asked
+    wrong_keys_per_minute: int = 30  # from one address; each more is answered late
 
 
 class Keys:
@@ -59,6 +62,64 @@ def _written(key: str) -> list[bytes]:
     with suppress(UnicodeEncodeError):
         ways.append(key.encode("latin-1"))
     return ways
+
+
+class Guesses:
+    """Wrong keys by the address they come from: the first few are answered at once, more of them late.
+
+    A right key is never made to wait: whoever else comes through the same proxy is not to suffer for a guesser.
+    """
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_minute, self._clock = per_minute, clock
+        self._rates: OrderedDict[str, Rate] = OrderedDict()
+
+    def wait_seconds(self, address: str) -> float:
+        """Count a wrong key; how long its answer is to be held back."""
+        rate = self._rates.pop(address, None) or Rate(self._per_minute, self._clock)
+        self._rates[address] = rate
+        while len(self._rates) > _ADDRESSES:
+            self._rates.popitem(last=False)
+        seconds = min(rate.wait_seconds(1), _LONGEST_WAIT)
+        rate.spend(1)
+        return seconds
+
+
+_ADDRESSES = 10_000  # that wrong keys are remembered of
+_LONGEST_WAIT = 5.0
+
+
+class Gate:
+    """What every request to the API must pass before its body is read: the server goes on, the key is right, its
+    allowance is not used up."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Keys,
+        allowances: Allowances,
+        guesses: Guesses,
+        is_stopping: Callable[[], bool],
+        open_paths: Collection[str],
+    ) -> None:
+        self.app, self._keys, self._allowances, self._guesses = app, keys, allowances, guesses
+        self._is_stopping, self._open_paths = is_stopping, frozenset(open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in self._open_paths:
+            request = Request(scope)
+            try:
+                if self._is_stopping():
+                    raise ApiError(503, "The server is stopping.", code="stopping")
+                owner = self._keys.owner(request.headers.get("authorization", ""))
+                self._allowances.check(owner)
+            except ApiError as error:
+                if error.status == 401:
+                    await asyncio.sleep(self._guesses.wait_seconds(request.client.host if request.client else ""))
+                await (await refusal(request, error))(scope, receive, send)
+                return
+            scope["herd.account"].owner = owner
+        await self.app(scope, receive, send)
 
 
 class Rate:

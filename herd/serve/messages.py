@@ -20,7 +20,7 @@ class TextPart(Strict):
     text: str
 
 
-Content = str | list[TextPart]
+Content = str | Annotated[list[TextPart], Field(fail_fast=True)]
 
 
 def text_of(content: Content | None) -> str:
@@ -69,7 +69,7 @@ class AssistantMessage(Strict):
 
     role: Literal["assistant"]
     content: Content | None = None
-    tool_calls: list[AssistantCall] | None = None
+    tool_calls: Annotated[list[AssistantCall], Field(fail_fast=True)] | None = None
     refusal: Annotated[Any, only(""), enum_of("")] = None
     annotations: OnlyEmpty = None
     audio: NotSupported = None

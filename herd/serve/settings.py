@@ -15,7 +15,7 @@ class ServeLimits:
     """Answers that may wait, of each model; more are refused with 429."""
     max_tokens: int = 2048
     """Longest answer where a request does not say, in tokens."""
-    max_body_mb: float = 10.0
+    max_body_mb: float = 4.0
     """Largest request body in MB; larger ones are refused with 413."""
     timeout_seconds: float = 600.0
     """For a whole answer in seconds; then it is cancelled."""
@@ -27,6 +27,8 @@ class ServeLimits:
     """Requests a key may send in a minute; no limit when not given."""
     tokens_per_minute: int | None = None
     """Tokens of prompts and answers a key may use in a minute; no limit when not given."""
+    share_prefixes: bool = False
+    """Keys share what is computed of equal prompts: faster, but an answer's speed tells what others asked."""
 
     def __post_init__(self):
         for name in ("max_waiting", "max_tokens"):
@@ -49,6 +51,7 @@ class ServeLimits:
             body_seconds=self.body_seconds,
             requests_per_minute=self.requests_per_minute,
             tokens_per_minute=self.tokens_per_minute,
+            share_prefixes=self.share_prefixes,
         )
 
 

@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
+from fastapi.responses import Response, StreamingResponse
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from herd.errors import DataError, RequestError
 from herd.infer.embedder import Pooling
 from herd.infer.engine import Engine
 from herd.serve.answers import Desk
-from herd.serve.body import MAX_INPUTS, Body, NoEffect, NotSupported, TokenId
+from herd.serve.body import MAX_MESSAGES, Body, Inputs, NoEffect, NotSupported, TokenId
 from herd.serve.documents import REFUSALS, Detokenized, EmbeddingList, Tokenized
 from herd.serve.errors import ApiError
 from herd.serve.messages import ChatMessage
 from herd.serve.models import Model, Models
+
+MAX_TEXT = 1_000_000  # characters that /tokenize takes
+MAX_LISTED = 200_000  # tokens that /tokenize and /detokenize list
 
 
 class EmbeddingRequest(Body):
     """The body of `POST /v1/embeddings`."""
 
     model: str | None = None
-    input: (
-        str
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MAX_INPUTS)]
-    )
+    input: Inputs
     encoding_format: Literal["float", "base64"] = "float"
     pooling: Pooling = Field("mean", description="Of all tokens, or the last one's.")
     dimensions: NotSupported = None
@@ -46,8 +48,8 @@ class TokenizeRequest(Body):
     """The body of `POST /tokenize`: a text, or a conversation up to the header of the answer."""
 
     model: str | None = None
-    prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    prompt: str | None = Field(None, max_length=MAX_TEXT)
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)] | None = None
     add_special_tokens: bool = Field(True, description="Begin a text with the token that begins texts.")
     return_token_strs: bool = False
 
@@ -62,7 +64,7 @@ class DetokenizeRequest(Body):
     """The body of `POST /detokenize`."""
 
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: Annotated[list[TokenId], Field(max_length=MAX_LISTED, fail_fast=True)]
 
 
 def routes(desk: Desk, models: Models) -> APIRouter:
@@ -70,41 +72,35 @@ def routes(desk: Desk, models: Models) -> APIRouter:
     router = APIRouter(responses=REFUSALS)
 
     @router.post("/tokenize", response_model=Tokenized)
-    async def tokenize(body: TokenizeRequest, http: Request) -> dict[str, Any]:
+    async def tokenize(body: TokenizeRequest, http: Request) -> Response:
         model = _model(models, body.model, http)
-        tokens = await asyncio.to_thread(_tokenize, model.engine, body)
-        found: dict[str, Any] = {"tokens": tokens, "count": len(tokens), "max_model_len": model.engine.max_context}
-        if body.return_token_strs:
-            found["token_strs"] = [model.engine.tokenizer.decode([token]) for token in tokens]
-        return found
+        found = await asyncio.to_thread(_tokenized, model.engine, body)
+        return Response(found, media_type="application/json")
 
     @router.post("/detokenize", response_model=Detokenized)
     async def detokenize(body: DetokenizeRequest, http: Request) -> dict[str, Any]:
         tokenizer = _model(models, body.model, http).engine.tokenizer
-        wrong = next((token for token in body.tokens if token >= tokenizer.vocab_size), None)
-        if wrong is not None:
+        wrong = max(body.tokens, default=0)
+        if wrong >= tokenizer.vocab_size:
             message = f"`tokens` holds id {wrong}; this model knows 0 to {tokenizer.vocab_size - 1}."
             raise ApiError(400, message, param="tokens")
-        return {"prompt": tokenizer.decode(body.tokens)}
+        return {"prompt": await asyncio.to_thread(tokenizer.decode, body.tokens)}
 
     @router.post("/v1/embeddings", response_model=EmbeddingList)
-    async def embeddings(body: EmbeddingRequest, http: Request) -> dict[str, Any]:
+    async def embeddings(body: EmbeddingRequest, http: Request) -> Response:
         model = _model(models, body.model, http)
         if model.base is not None:
             message = f"`{model.name}` is an adapter, and vectors are made without adapters; ask `{model.base.name}`."
             raise ApiError(400, message, param="model")
         prompts = await asyncio.to_thread(_prompts, model.engine, body)
         http.scope["herd.account"].prompt_tokens = count = sum(map(len, prompts))
-        data = []
-        for index, prompt in enumerate(prompts):
+        vectors = []
+        for prompt in prompts:
             vector = await desk.worker.run(lambda prompt=prompt: model.embedder.embed(prompt, body.pooling))
-            if body.encoding_format == "base64":
-                value: Any = base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode()
-            else:
-                value = vector.tolist()
-            data.append({"object": "embedding", "index": index, "embedding": value})
+            vectors.append(vector)
         usage = {"prompt_tokens": count, "total_tokens": count}
-        return {"object": "list", "model": model.name, "data": data, "usage": usage}
+        head = {"object": "list", "model": model.name, "usage": usage}
+        return StreamingResponse(_written(head, vectors, body.encoding_format), media_type="application/json")
 
     return router
 
@@ -113,6 +109,29 @@ def _model(models: Models, name: str | None, http: Request) -> Model:
     model = models.find(name)
     http.scope["herd.account"].model = model.name
     return model
+
+
+async def _written(head: dict[str, Any], vectors: list[Tensor], form: str) -> AsyncIterator[str]:
+    """The answer vector by vector: millions of numbers written at once would keep everybody else waiting."""
+    yield json.dumps(head)[:-1] + ', "data": ['
+    for index, vector in enumerate(vectors):
+        value: Any = vector.tolist()
+        if form == "base64":
+            value = base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode()
+        yield ", " * (index > 0) + json.dumps({"object": "embedding", "index": index, "embedding": value})
+        await asyncio.sleep(0)
+    yield "]}"
+
+
+def _tokenized(engine: Engine, body: TokenizeRequest) -> str:
+    tokens = _tokenize(engine, body)
+    if len(tokens) > MAX_LISTED:
+        message = f"There are {len(tokens):,} tokens; at most {MAX_LISTED:,} are listed: ask in parts."
+        raise ApiError(400, message, param="messages" if body.prompt is None else "prompt")
+    found: dict[str, Any] = {"tokens": tokens, "count": len(tokens), "max_model_len": engine.max_context}
+    if body.return_token_strs:
+        found["token_strs"] = [engine.tokenizer.decode([token]) for token in tokens]
+    return json.dumps(found, ensure_ascii=False)
 
 
 def _tokenize(engine: Engine, body: TokenizeRequest) -> list[int]:

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from herd.infer.request import MAX_LOGPROBS, Piece
 from herd.serve.answers import Desk, answer
-from herd.serve.body import Generation, NotSupported, OnlyEmpty, OnlyFalse, OnlyText, enum_of, only
+from herd.serve.body import MAX_MESSAGES, Generation, NotSupported, OnlyEmpty, OnlyFalse, OnlyText, enum_of, only
 from herd.serve.documents import ChatCompletion, streamed
 from herd.serve.errors import ApiError
 from herd.serve.forms import ResponseFormat, Tool, ToolChoice, call_schema
@@ -30,12 +30,12 @@ class ChatRequest(Generation):
 
     input_field: ClassVar[str] = "messages"
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1, description="OpenAI's newer name of max_tokens.")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     response_format: ResponseFormat | None = None
-    tools: list[Tool] | None = Field(None, max_length=128)
+    tools: Annotated[list[Tool], Field(max_length=128, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = Field(None, description="false keeps the first call of an answer.")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from herd.infer.request import MAX_LOGPROBS, Piece
 from herd.serve.answers import Desk, answer
-from herd.serve.body import MAX_INPUTS, Generation, OnlyEmpty, TokenId
+from herd.serve.body import Generation, Inputs, OnlyEmpty
 from herd.serve.documents import TextCompletion, streamed
 from herd.serve.models import Models
 from herd.serve.replies import Event, Gathered, Reply, Unscored, usage_of
@@ -26,12 +26,7 @@ class CompletionRequest(Generation):
 
     input_field: ClassVar[str] = "prompt"
 
-    prompt: (
-        str
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MAX_INPUTS)]
-    )
+    prompt: Inputs
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     best_of: int | None = Field(None, ge=1, le=128, description="Draw so many, return the n likeliest by token.")
     echo: bool | None = Field(None, description="Begin each answer with its prompt.")

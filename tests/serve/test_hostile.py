@@ -1,0 +1,106 @@
+"""Requests made to do harm: each is refused in one sentence, and is little work."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from herd.serve.app import create_app
+from herd.serve.limits import Guesses, Limits
+from tests.serve.conftest import Running, chat_engine, listening
+
+CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "temperature": 0}
+KEYS = {"alice": "key-a", "bob": "key-b"}
+
+
+@pytest.fixture(scope="module")
+def open_server() -> Iterator[Running]:
+    engine = chat_engine(max_position_embeddings=2048)
+    with listening(create_app(engine, name="tiny")) as url:
+        yield Running(url, engine)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/v1/chat/completions", CHAT | {f"field{i}": 0 for i in range(16_000)}, "16,003 fields"),
+        ("/v1/chat/completions", CHAT | {"messages": [0] * 8000}, "`messages.0` must be a JSON object"),
+        ("/v1/chat/completions", CHAT | {"messages": [{"role": "user", "content": ""}] * 8000}, "at most 2048"),
+        (
+            "/v1/chat/completions",
+            CHAT | {"messages": [{"role": "user", **{f"f{i}": 0 for i in range(9999)}}]},
+            "fields",
+        ),
+        ("/v1/chat/completions", CHAT | {"messages": [{"role": "user", "content": [0] * 9999}]}, "messages.0.content"),
+        ("/v1/chat/completions", CHAT | {"messages": [{"role": "x" * 1_000_000}]}, "is none of"),
+        ("/v1/chat/completions", CHAT | {"x" * 1_000_000: 1}, "Unknown field"),
+        ("/v1/chat/completions", CHAT | {"model": "x" * 1_000_000}, "no model"),
+        ("/v1/chat/completions", CHAT | {"logit_bias": {str(i): 1 for i in range(200_000)}}, "200,000 entries"),
+        ("/v1/chat/completions", CHAT | {"logit_bias": {f"x{i}": 1 for i in range(1000)}}, "first 10 faults"),
+        ("/v1/chat/completions", CHAT | {"stop": ["a" * 12_000] * 64}, "768,000 characters"),
+        ("/v1/chat/completions", CHAT | {"stop": [0] * 200_000}, "`stop"),
+        ("/v1/completions", {"prompt": [0.5] * 500_000}, "`prompt"),
+        ("/v1/completions", {"prompt": [[0.5] * 500_000]}, "`prompt"),
+        ("/v1/embeddings", {"input": [{}] * 500_000}, "`input"),
+        ("/tokenize", {"prompt": "a " * 1_500_000, "return_token_strs": True}, "at most 1000000"),
+        ("/tokenize", {"prompt": "\u1234" * 300_000}, "are listed"),
+        ("/detokenize", {"tokens": [1] * 500_000}, "at most 200000"),
+        ("/detokenize", {"tokens": ["a"] * 500_000}, "`tokens"),
+    ],
+    ids=range(19),
+)
+def test_what_would_be_much_work_is_refused_in_few_words(open_server, path, body, words):
+    response = httpx.post(open_server.url + path, json=body, timeout=30)
+    assert response.status_code in (400, 404), response.text[:300]
+    message = response.json()["error"]["message"]
+    assert words in message and len(response.content) < 10_000
+    assert message.count(";") <= 21
+
+
+def test_many_vectors_are_written_one_by_one(open_server):
+    for form in ("float", "base64"):
+        body = {"input": ["a"] * 50, "encoding_format": form}
+        found = httpx.post(open_server.url + "/v1/embeddings", json=body, timeout=30).json()
+        assert [item["index"] for item in found["data"]] == list(range(50)) and found["usage"]["prompt_tokens"] > 0
+
+
+def test_a_key_is_asked_for_before_the_body_is_read():
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 3000000\r\n\r\n"
+    )
+    with listening(create_app(chat_engine(), name="tiny", keys=KEYS)) as url:
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as connection:
+            connection.sendall(head + b"{")  # and never the rest
+            assert b" 401 " in connection.recv(1000).split(b"\r\n")[0]
+        for path in ("/v1/unknown", "/tokenize", "/v1/models/x", "/else"):
+            assert httpx.post(url + path, content=b"{").status_code == 401
+        assert httpx.get(url + "/health").status_code == 200
+
+
+def test_wrong_keys_are_answered_late_and_addresses_are_not_kept_for_ever():
+    now = [0.0]
+    guesses = Guesses(2, lambda: now[0])
+    assert [guesses.wait_seconds("a") > 0 for _ in range(4)] == [False, False, True, True]
+    assert guesses.wait_seconds("a") <= 5 and guesses.wait_seconds("b") == 0
+    for number in range(20_000):
+        guesses.wait_seconds(f"other {number}")
+    assert guesses.wait_seconds("a") == 0  # forgotten
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_one_key_asked_makes_another_no_faster_unless_that_is_set(shared):
+    engine = chat_engine(max_position_embeddings=2048)
+    body = CHAT | {"messages": [{"role": "user", "content": "a long secret " * 30}]}
+    matched: list[int] = []
+    match = engine.loop.allocator.match
+    engine.loop.allocator.match = lambda *words: matched.append(len((found := match(*words))[0])) or found
+    with listening(create_app(engine, name="tiny", keys=KEYS, limits=Limits(share_prefixes=shared))) as url:
+        for key, hits in (("key-a", False), ("key-b", shared), ("key-a", True), ("key-b", True)):
+            matched.clear()
+            headers = {"Authorization": f"Bearer {key}"}
+            assert httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=30).status_code == 200
+            assert (max(matched) > 0) is hits, json.dumps([key, matched])
