@@ -69,7 +69,9 @@ def announce(engines: dict[str, Engine], host: str, port: int, *, is_open: bool)
 
 def serve(app: FastAPI, listener: socket.socket, drain_seconds: float) -> None:
     """Serve on a socket that listens, until told to stop."""
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=_KEEP_ALIVE_SECONDS)
+    config = uvicorn.Config(  # h11 refuses two Host headers, httptools, taken where it is installed, lets them through
+        app, http="h11", log_level="warning", access_log=False, timeout_keep_alive=_KEEP_ALIVE_SECONDS
+    )
     atexit.register(ignore_signals)  # who still presses Ctrl-C while Python takes itself apart would see a trace
     Draining(config, app.state.server, drain_seconds).run(sockets=[listener])
 
