@@ -35,6 +35,15 @@ CODE_SUFFIXES |= {".cs", ".hs", ".ml", ".lean", ".tex", ".css", ".toml", ".yaml"
 TEXT_SUFFIXES = {".txt", ".md", ".rst"}
 _HTML_SUFFIXES = {".html", ".htm", ".xhtml"}
 _HTML_TYPES = {"text/html", "application/xhtml+xml", "application/xhtml"}
+_NO_PAGES = {
+    "text/javascript",
+    "text/ecmascript",
+    "text/css",
+    "text/x-javascript",
+    "text/vtt",
+    "text/calendar",
+    "text/vcard",
+}
 _FORMATS = ".html .htm .warc .wet .jsonl .ndjson .parquet .txt .md .rst and source code, also .gz and .zst"
 
 
@@ -157,6 +166,8 @@ def _kind(url: str, media_type: str, content: bytes) -> str | None:
     if media_type in _HTML_TYPES:
         return "html"
     suffix = Path(url.partition("?")[0]).suffix.lower() if url else ""
+    if media_type in _NO_PAGES:
+        return None
     if media_type.startswith("text/"):
         return "code" if suffix in CODE_SUFFIXES else "text"
     if media_type in ("", "application/octet-stream", "application/http"):
@@ -184,7 +195,7 @@ def _read_file(kind: str) -> Any:
                 return
         if len(content) > max_bytes:
             num_bytes, content = len(content), b""
-        changed = modified(path)
+        changed = None if kind == "html" else modified(path)  # a copy of a page tells when it was copied: undated
         date = "" if changed is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(changed))
         yield _page(_name(path), date, kind, "", content, num_bytes, _name(path))
 
@@ -211,6 +222,9 @@ def _read_jsonl(path: Path, counts: Counter, max_bytes: int) -> Iterator[RawPage
                     row = json.loads(line)
                 except (ValueError, RecursionError):
                     row = None
+                    if number == 1 and _suffix(path) == ".json":  # once, not for each of its lines
+                        counts["a JSON document, not JSON lines"] += 1
+                        return
                 page = _row_page(row, f"{_name(path)}#{number}", counts, max_bytes)
                 if page is not None:
                     yield page

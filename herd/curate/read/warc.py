@@ -14,7 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
@@ -23,7 +23,12 @@ from herd.curate.read.storage import open_file
 
 _PAGES = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
 _COMPRESSED = (b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd")
-_DECODINGS = ("all", "transfer", "content", "none")  # of a body that is not what its headers say: less and less
+_DECODINGS: tuple[Literal["all", "transfer", "content", "none"], ...] = (
+    "all",
+    "transfer",
+    "content",
+    "none",
+)  # of a body that is not what its headers say: less and less
 
 
 class WarcPage(NamedTuple):

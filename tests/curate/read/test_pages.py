@@ -199,3 +199,19 @@ def test_gigabytes_of_blank_lines_are_passed_over_and_end(tmp_path):
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(row + b"\n" * 120_000_000 + row, 1))
     pages, counts = read(tmp_path / "b.jsonl.gz")
     assert len(pages) == 1 and counts["corrupt"] == 1
+
+
+def test_scripts_and_style_sheets_are_no_pages_and_a_json_document_is_said_once(tmp_path):
+    kinds = ("text/javascript", "text/css", "text/html", "text/plain")
+    records = [warc_record(f"http://a/{i}", "2024", kind, PAGE) for i, kind in enumerate(kinds)]
+    (tmp_path / "a.warc.gz").write_bytes(b"".join(records))
+    pages, counts = read(tmp_path / "a.warc.gz")
+    assert [page.kind for page in pages] == ["html", "text"] and counts["not a page: text/css"] == 1
+    (tmp_path / "all.json").write_text(json.dumps({"pages": ["a"] * 100}, indent=1))
+    pages, counts = read(tmp_path / "all.json")
+    assert pages == [] and counts == {"records": 1, "a JSON document, not JSON lines": 1}
+
+
+def test_the_time_of_an_html_file_is_not_the_date_of_its_page(tmp_path):
+    (tmp_path / "a.html").write_bytes(PAGE)
+    assert read(tmp_path / "a.html")[0][0].date == ""
