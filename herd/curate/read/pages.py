@@ -298,7 +298,8 @@ def _plain_rows(batch: pa.RecordBatch, max_bytes: int) -> Iterator[dict[str, Any
     lengths = {name: _lengths(batch[name]) for name in batch.schema.names if pa.types.is_dictionary(batch[name].type)}
     for number in range(len(batch)):
         try:
-            long = {name: _Length(size[number]) for name, size in lengths.items() if (size[number] or 0) > max_bytes}
+            sizes = {name: size[number] or 0 for name, size in lengths.items()}
+            long = {name: _Length(size) for name, size in sizes.items() if size > max_bytes}
             yield {name: batch[name][number].as_py() for name in batch.schema.names if name not in long} | long
         except (ValueError, LookupError, OverflowError, pa.ArrowException):
             yield None
