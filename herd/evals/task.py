@@ -160,6 +160,8 @@ def missing(task: Task) -> str:
     """Why a task cannot be asked: which file it lacks, and whence that comes; nothing where all are there."""
     absent = next((path for path in (task.data, task.shots_from, task.pool) if path and not path.exists()), None)
     origin = f", from {task.source}" if task.source else ""
+    if task.data is not None and task.data.is_file() and not task.data.stat().st_size:
+        return f"{task.name}: {task.data} is empty, there is nothing to ask"
     return f"{absent} is not there (expected: the rows of {task.name}{origin})" if absent else ""
 
 
