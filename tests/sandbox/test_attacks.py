@@ -24,7 +24,7 @@ QUIET = Limits(wall_seconds=3, cpu_seconds=2, memory_bytes=256 << 20, num_proces
 ATTEMPTS = {
     "read a secret of the host": "open({secret!r}).read(); escaped()",
     "read shadow": "open('/etc/shadow').read(); escaped()",
-    "list the host's root user": "os.path.exists(os.path.join(__import__('pwd').getpwuid(0).pw_dir, '.bashrc')) and escaped()",
+    "list the host's root user": "os.path.exists(os.path.expanduser('~root/.bashrc')) and escaped()",
     "write to the system": "open('/usr/owned', 'w'); escaped()",
     "write to the root": "open('/owned', 'w'); escaped()",
     "write to etc": "open('/etc/passwd', 'a'); escaped()",
@@ -52,7 +52,7 @@ ATTEMPTS = {
     "memory of process 1": "open('/proc/1/mem', 'rb').read(1); escaped()",
     "read memory across": "syscall(310, 1, 0, 0, 0, 0, 0) >= 0 and escaped()",
     "environment of process 1": "open('/proc/1/environ').read() and escaped()",
-    "root of process 1": "first = os.path.join('/proc/1', 'root'); os.listdir(first) and os.path.exists(first + {secret!r}) and escaped()",
+    "root of process 1": "os.path.exists(os.path.join('/proc/1', 'root') + {secret!r}) and escaped()",
     "fds of process 1": "os.listdir('/proc/1/fd'); escaped()",
     "sysrq": "open('/proc/sysrq-trigger', 'w').write('h'); escaped()",
     "a kernel setting": "open('/proc/sys/kernel/hostname', 'w').write('x'); escaped()",
