@@ -1,5 +1,9 @@
 """Bytes to text when the declaration is missing, wrong or contradicted by the bytes.
 
+Where bytes are no UTF-8, charset-normalizer guesses the script; among the encodings of Latin letters, which differ in a
+few of them only, and between the guess and what was declared, the language model decides: in whose reading the words
+with other than ASCII letters are surest of their language.
+
 Source: the WHATWG Encoding Standard for labels (ISO-8859-1 means windows-1252 on the web); the order of belief is ours.
 """
 
@@ -7,23 +11,53 @@ from __future__ import annotations
 
 import codecs
 import re
+import unicodedata
+from itertools import pairwise
+
+from charset_normalizer import from_bytes
+
+from herd.curate.filters.language import language
 
 _BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _META = re.compile(rb"""<(?:meta|\?xml)[^>]{0,300}?(?:charset|encoding)\s*=\s*["']?\s*([A-Za-z0-9_:.-]{2,40})""", re.I)
 _WEB_LABELS = {"iso-8859-1": "cp1252", "latin-1": "cp1252", "latin1": "cp1252", "us-ascii": "cp1252", "ascii": "cp1252"}
 _WEB_LABELS |= {"iso8859-1": "cp1252", "gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "x-sjis": "cp932"}
 _WEB_LABELS |= {"ks_c_5601-1987": "cp949", "euc-kr": "cp949", "iso-8859-9": "cp1254", "tis-620": "cp874"}
+_WEB_LABELS |= {"big5": "big5hkscs", "cn-big5": "big5hkscs", "euc_kr": "cp949", "uhc": "cp949", "gb_2312-80": "gb18030"}
+_WEB_LABELS |= {"shift-jis": "cp932", "sjis": "cp932", "x-gbk": "gb18030", "iso-8859-11": "cp874", "johab": "cp949"}
 _WEB_LABELS |= {"windows-874": "cp874", "utf8": "utf-8", "unicode": "utf-8", "utf-16": "utf-8"}
 _NOT_OF_PAGES = {"idna", "punycode", "undefined", "unicode_escape", "unicode-escape", "raw_unicode_escape"}
 _NOT_OF_PAGES |= {"raw-unicode-escape", "mbcs", "oem"}  # Python's own; some fail on bytes that they do not like
 _MAX_DAMAGE = 0.01  # share of undecodable bytes up to which declared UTF-8 is taken for damaged UTF-8
 
 
+_LATIN = {
+    "cp1252": "",  # what is left
+    "cp1250": "pl cs sk hu ro hr sl sq sh bs",
+    "iso8859-2": "pl cs sk hu ro hr sl sq sh bs",
+    "cp1254": "tr az",
+    "cp1257": "lt lv et",
+    "cp1258": "vi",
+}
+"""Encodings of Latin letters that are guessed among, and the languages that speak for each."""
+_OTHERS = {"gb18030": "zh yue wuu", "big5hkscs": "zh yue wuu", "cp932": "ja", "euc_jp": "ja", "cp949": "ko"}
+_KIN = (("cp1253", "iso8859-7"), ("cp1255", "iso8859-8"), ("koi8-r", "koi8-u"))  # the one that reads more letters
+_OTHER_LATIN = {code for languages in _LATIN.values() for code in languages.split()}
+
+_TAGS = re.compile(rb"<(script|style)\b.*?</\1\s*>|<!--.*?-->|<[^<>]*>", re.S | re.I)
+_HIGH_WORDS = re.compile(rb"[^\s<>]*[\x80-\xff][^\s<>]*")
+_WIDE_MARKUP = ((re.compile(rb"<\0[!/?A-Za-z]\0"), "utf-16-le"), (re.compile(rb"\0<\0[!/?A-Za-z]"), "utf-16-be"))
+_LEAST_HIGH_BYTES = 10  # fewer do not tell one encoding from another
+_SAMPLE_BYTES = 4000
+_SURER = 0.05  # probability by which a guess must be surer of its language than a declaration that it contradicts
+
+
 def decode(content: bytes, declared: str = "") -> tuple[str, str]:
     """Text and the encoding it was read with. Never fails: what cannot be decoded becomes U+FFFD.
 
     Belief goes to a byte order mark, then to bytes that are valid UTF-8 (chance hardly makes them), then to the
-    server's declaration, then to the page's own, then to UTF-8 with a little damage, then to windows-1252.
+    declarations (the server's, the page's own), unless the bytes speak clearly against them, then to UTF-8 with a
+    little damage, then to what the bytes look like.
     """
     for mark, encoding in _BOMS:
         if content.startswith(mark):
@@ -37,15 +71,16 @@ def decode(content: bytes, declared: str = "") -> tuple[str, str]:
     except UnicodeDecodeError:
         pass
     in_page = _META.search(content[:4096])
-    for label in (declared, in_page[1].decode("ascii") if in_page else ""):
-        encoding = _known(label)
-        if encoding and encoding != "utf-8":
-            return content.decode(encoding, "replace"), encoding
+    labels = [_known(label) for label in (declared, in_page[1].decode("ascii") if in_page else "")]
+    told = next((name for name in labels if name and name != "utf-8"), "")
+    if told.startswith("iso2022"):
+        return content.decode(told, "replace"), told
     text = content.decode("utf-8", "replace")
     damage = text.count("�")
-    if damage <= _MAX_DAMAGE * len(content) and damage < sum(map(ord_above_ascii, text)) / 2:
+    if not told and damage <= _MAX_DAMAGE * len(content) and damage < sum(map(ord_above_ascii, text)) / 2:
         return text, "utf-8"
-    return content.decode("cp1252", "replace"), "cp1252"
+    found = _looks_like(content, told)
+    return content.decode(found, "replace"), found
 
 
 def ord_above_ascii(character: str) -> bool:
@@ -53,12 +88,62 @@ def ord_above_ascii(character: str) -> bool:
 
 
 def _wide(content: bytes) -> str:
-    """UTF-16 without a byte order mark: of a page's markup every second byte is zero."""
-    head = content[:400]
+    """UTF-16 without a byte order mark: of markup every second byte is zero."""
+    head = content[:4000]
+    for pattern, encoding in _WIDE_MARKUP:
+        if sum(match.start() % 2 == 0 for match in pattern.finditer(head)) >= 3:
+            return encoding
     zeros = head[0::2].count(0), head[1::2].count(0)
     if len(head) < 40 or max(zeros) < 0.3 * len(head) or min(zeros) > 0.02 * len(head):
         return ""
     return "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
+
+
+# ---- what the bytes look like ----------------------------------------------------------------------------------------
+
+
+def _looks_like(content: bytes, told: str) -> str:
+    """The encoding of bytes that are no UTF-8: the declared one (`told`, may be empty) unless they speak against it."""
+    words = b" ".join(_HIGH_WORDS.findall(_TAGS.sub(b" ", content[:200_000])) or _HIGH_WORDS.findall(content))
+    sample = words[:_SAMPLE_BYTES]
+    guess = _guess(sample)
+    if not told or told == guess or _read(sample, told) == _read(sample, guess):
+        return told or guess
+    return guess if _sureness(sample, guess) > _sureness(sample, told) + _SURER else told
+
+
+def _guess(sample: bytes) -> str:
+    if sum(byte > 0x7F for byte in sample) < _LEAST_HIGH_BYTES:
+        return "cp1252"
+    best = from_bytes(sample).best()
+    name = (_known(best.encoding) if best is not None else "") or "cp1252"
+    if name == "utf-8":
+        name = "cp1252"
+    letters = [c for c in _read(sample, name) if c > "\x7f" and c.isalpha()]
+    if sum("LATIN" in unicodedata.name(c, "") for c in letters) < 0.5 * len(letters):
+        kin = next((kin for kin in _KIN if name in kin), (name,))
+        return max(kin, key=lambda one: (sum(map(str.isalpha, _read(sample, one))), one == name))
+    sure = {latin: _sureness(sample, latin) for latin in _LATIN}
+    surest = max(sure, key=lambda latin: sure[latin])
+    return surest if sure[surest] > sure["cp1252"] else "cp1252"
+
+
+def _sureness(sample: bytes, encoding: str) -> float:
+    """How sure the language model is of these words, 0 to 1; less for characters that no text has."""
+    text = _read(sample, encoding)
+    code, probability = language(text)
+    languages = (_LATIN | _OTHERS).get(encoding)
+    if languages is not None and code not in (languages.split() or {code} - _OTHER_LATIN):
+        return 0.0
+    odd = sum(unicodedata.category(c) in ("Cc", "Cn", "Co", "So", "Sc", "Sk", "Sm") or c == "�" for c in text)
+    odd += sum(a.islower() and b.isupper() and b > "\x7f" for a, b in pairwise(text))
+    high = sum(map(ord_above_ascii, text))
+    return probability * max(0.0, 1 - 3 * odd / max(1, high))
+
+
+def _read(sample: bytes, encoding: str) -> str:
+    """A sample as one encoding reads it; a character that its end cuts is left out."""
+    return codecs.getincrementaldecoder(encoding)("replace").decode(sample, final=False)
 
 
 def _is_escaped_multibyte(text: str, declared: str) -> bool:

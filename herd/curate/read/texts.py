@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from herd.curate.read.encoding import decode
 from herd.curate.read.pages import find_files, read_pages
 from herd.errors import DataError
 from herd.log import say
@@ -79,6 +80,6 @@ def _read_pages(path: Path, seen: Callable[[int], object]) -> Iterator[Text]:
                 f"{path}: holds web pages; turn them into documents first: herd curate pages={path} out=..."
             )
         if page.content:
-            yield Text(page.content.decode("utf-8", "replace"), page.source, "", page.url)
+            yield Text(decode(page.content, page.charset)[0], page.source, "", page.url)
     if counts["corrupt"]:
         say(f"  {path}: {counts['corrupt']:,} damaged records left out")

@@ -1,6 +1,7 @@
 """Bytes to text."""
 
 import pytest
+from faker import Faker
 
 from herd.curate.read.encoding import decode
 
@@ -45,3 +46,44 @@ def test_codecs_that_are_no_encodings_of_pages_are_not_believed(label):
 def test_wide_text_is_known_without_a_byte_order_mark(encoding):
     page = "<html><body><p>Die Bienen fliegen früh am Tag.</p></body></html>"
     assert decode(page.encode(encoding)) == (page, encoding)
+
+
+FAMILIES = {
+    "windows-1251": ("ru_RU", "bg_BG"),
+    "koi8-r": ("ru_RU",),
+    "gbk": ("zh_CN",),
+    "big5": ("zh_TW",),
+    "shift_jis": ("ja_JP",),
+    "euc-jp": ("ja_JP",),
+    "euc-kr": ("ko_KR",),
+    "windows-1250": ("pl_PL", "cs_CZ", "hu_HU"),
+    "windows-1253": ("el_GR",),
+    "windows-1255": ("he_IL",),
+    "windows-1256": ("ar_AA", "fa_IR"),
+    "windows-874": ("th_TH",),
+    "utf-16-le": ("ru_RU", "ja_JP", "th_TH"),
+}
+
+
+@pytest.mark.parametrize("declared", ["", "utf-8", "iso-8859-1"])
+@pytest.mark.parametrize("encoding", FAMILIES)
+def test_pages_of_other_scripts_are_read_though_nothing_or_a_wrong_thing_is_declared(encoding, declared):
+    """Sentences of words that faker draws: nine pages of each family, eight of them must come out to the letter."""
+    right = 0
+    codec = {"windows-874": "cp874"}.get(encoding, encoding)
+    for seed in range(9):
+        words = Faker(FAMILIES[encoding][seed % len(FAMILIES[encoding])])
+        words.seed_instance(seed)
+        text = "\n".join(words.text(400).encode(codec, "ignore").decode(codec) for _ in range(4))
+        page = f"<html><head><title>x</title></head><body><p>{text}</p></body></html>"
+        right += decode(page.encode(codec), declared)[0] == page
+    assert right >= 8
+
+
+@pytest.mark.parametrize(("encoding", "locale"), [("cp1252", "de_DE"), ("cp1252", "fr_FR"), ("koi8-r", "ru_RU")])
+def test_a_true_declaration_is_believed_also_of_short_texts(encoding, locale):
+    words = Faker(locale)
+    words.seed_instance(1)
+    for _ in range(30):
+        text = words.text(60).encode(encoding, "ignore").decode(encoding)
+        assert decode(f"<p>{text}".encode(encoding), encoding)[0] == f"<p>{text}"
