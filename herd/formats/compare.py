@@ -19,6 +19,7 @@ from herd.errors import CheckpointError
 from herd.formats.stored import StoredWeights, spans
 from herd.model.config import CAUSAL_LM
 from herd.model.rope import inverse_frequencies
+from herd.model.scaling import magnitude
 
 NUM_TOKENS = 12
 """Tokens of the row that is compared."""
@@ -92,8 +93,9 @@ def layerwise_logits(weights: StoredWeights, tokens: Tensor, tell: Callable[[str
     """Logits of one document in float32, computed from the files: (T,) -> (T, V)."""
     config = weights.config
     x = torch.cat([weights.tensors["model.embed_tokens.weight"].rows(i, i + 1) for i in tokens.tolist()]).float()
-    angles = torch.arange(len(tokens))[:, None] * inverse_frequencies(config)
-    turn = torch.polar(torch.ones_like(angles), angles)[:, None]  # (T, 1, C/2)
+    angles = torch.arange(len(tokens))[:, None] * inverse_frequencies(config, length=len(tokens))
+    scale = magnitude(config.rope_scaling, config.max_position_embeddings)
+    turn = torch.polar(torch.full_like(angles, scale), angles)[:, None]  # (T, 1, C/2)
     for layer in range(config.num_hidden_layers):
         tell(f"layer {layer + 1} of {config.num_hidden_layers}")
         prefix = f"model.layers.{layer}."

@@ -124,7 +124,8 @@ def _oddities(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> list[str]:
     if checkpoint.format == "huggingface" and not (checkpoint.place / GENERATION).is_file():
         odd.append("no generation_config.json: other engines sample with their own defaults")
     scaling = config.rope_scaling
-    if scaling and config.max_position_embeddings <= scaling.original_max_position_embeddings:
+    original = getattr(scaling, "original_max_position_embeddings", math.inf)
+    if config.max_position_embeddings <= original < math.inf:
         odd.append(f"RoPE is scaled, though the context of {config.max_position_embeddings:,} does not need it")
     if config.vocab_size >= _LLAMA3_ROWS and config.rope_theta < 100_000:
         odd.append(f"rope_theta is {config.rope_theta:,.0f}, though Llama 3's vocabulary goes with 500,000")

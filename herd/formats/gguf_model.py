@@ -1,7 +1,7 @@
 """Llama in llama.cpp's GGUF files: fields and names, read and written.
 
-Queries and keys stand in Meta's order of channels; Llama 3.1's scaling of the rotary frequencies is a tensor of
-divisors, `rope_freqs.weight`; norms are float32. Blocks are turned into numbers as they are read.
+Queries and keys stand in Meta's order of channels; norms are float32. Blocks are turned into numbers as they are read.
+How RoPE is scaled stands in `gguf_rope.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,10 @@ from torch import Tensor
 from herd.errors import CheckpointError, ConfigError
 from herd.formats import ggml, gguf
 from herd.formats.gguf import GGUFFile, GGUFTensor
+from herd.formats.gguf_rope import TABLES, scaling_fields, scaling_tables, with_scaling
 from herd.formats.stored import StoredTensor, StoredWeights, check_fit, is_rotary, spans
-from herd.model.config import ModelConfig, RopeScaling
-from herd.model.rope import halves_to_interleaved, inverse_frequencies, scale_frequencies
+from herd.model.config import ModelConfig
+from herd.model.rope import halves_to_interleaved
 
 _OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _INNER = {
@@ -35,10 +35,9 @@ _INNER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_DIVISORS = "rope_freqs.weight"
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}
 _TORCH_NAMES = {name: str(dtype).removeprefix("torch.") for name, dtype in ggml.PLAIN.items()}
-_SCALING, _IDS = "herd.rope_scaling", "herd.token_ids"  # fields of our own: what llama.cpp has no word for
+_IDS = "herd.token_ids"  # a field of our own: what llama.cpp has no word for
 
 TYPES = tuple(_FILE_TYPES)
 """The types in which weights are written."""
@@ -61,7 +60,7 @@ def open_gguf(file: GGUFFile) -> StoredWeights:
     tensors = {
         _huggingface_name(path, name): _stored(name, tensor, path, content)
         for name, tensor in file.tensors.items()
-        if name != _DIVISORS
+        if name not in TABLES
     }
     return check_fit(StoredWeights(path, "gguf", config, tensors, adjacent=True), "list of fields")
 
@@ -101,7 +100,7 @@ def config_of_file(file: GGUFFile) -> ModelConfig:
         raise ConfigError(f"{path}: {fault}") from None
     if fields.get("llama.rope.dimension_count", config.head_dim) != config.head_dim:
         raise ConfigError(f"{path}: only part of each head is turned (llama.rope.dimension_count); that is no Llama.")
-    return _with_scaling(file, config)
+    return with_scaling(file, config)
 
 
 def _check_is_llama(fields: dict[str, Any], path: Path) -> None:
@@ -114,9 +113,6 @@ def _check_is_llama(fields: dict[str, Any], path: Path) -> None:
             f"{path}: one of {fields['split.count']} parts of a model; join them with llama.cpp's "
             "`llama-gguf-split --merge`."
         )
-    scaling = fields.get("llama.rope.scaling.type", "none")
-    if scaling not in ("none", ""):
-        raise ConfigError(f"{path}: RoPE scaling of the type {scaling!r}; supported is Llama 3.1's, or none.")
 
 
 def _field(file: GGUFFile, key: str, kind: type, default: Any = None) -> Any:
@@ -136,37 +132,6 @@ def _token_ids(fields: dict[str, Any]) -> dict[str, Any]:
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         ids = {name: fields.get(f"tokenizer.ggml.{key}_token_id") for name, key in known.items()}
         return {name: value for name, value in ids.items() if isinstance(value, int)}
-
-
-def _with_scaling(file: GGUFFile, config: ModelConfig) -> ModelConfig:
-    """The configuration with the RoPE scaling whose divisors the file holds."""
-    if _DIVISORS not in file.tensors:
-        return config
-    table = file.tensors[_DIVISORS]
-    if table.type != "F32" or table.shape != (config.head_dim // 2,):
-        raise CheckpointError(
-            f"{file.path}: tensor {_DIVISORS} is {table.type} {list(table.shape)}, expected F32 "
-            f"{[config.head_dim // 2]}."
-        )
-    found = torch.from_file(str(file.path), shared=False, size=table.offset + table.num_bytes, dtype=torch.uint8)
-    found = found[table.offset :].clone().view(torch.float32)
-    for scaling in (_own_scaling(file.fields), RopeScaling(factor=max(1.0, round(float(found.max()), 4)))):
-        if scaling and torch.allclose(rope_divisors(replace(config, rope_scaling=scaling)), found, rtol=1e-4):
-            return replace(config, rope_scaling=scaling)
-    raise ConfigError(f"{file.path}: the divisors in {_DIVISORS} are not those of Llama 3.1's RoPE scaling.")
-
-
-def _own_scaling(fields: dict[str, Any]) -> RopeScaling | None:
-    try:
-        return RopeScaling(**json.loads(fields[_SCALING]))
-    except (KeyError, ValueError, TypeError, RecursionError):
-        return None
-
-
-def rope_divisors(config: ModelConfig) -> Tensor:
-    """By how much each rotary frequency is slowed: (C/2,) float32, from 1 to the scaling's factor."""
-    plain = inverse_frequencies(replace(config, rope_scaling=None))
-    return plain / scale_frequencies(plain, config.rope_scaling)
 
 
 def _stored(name: str, tensor: GGUFTensor, path: Path, content: Tensor) -> StoredTensor:
@@ -250,9 +215,7 @@ def fields_of(config: ModelConfig, tokenizer_fields: dict[str, Any], type: str, 
         "llama.rope.freq_base": float(config.rope_theta),
         _IDS: json.dumps({key: value for key, value in ids.items() if value is not None}),
     }
-    if config.rope_scaling:
-        fields[_SCALING] = json.dumps(asdict(config.rope_scaling))
-    return fields | tokenizer_fields
+    return fields | scaling_fields(config) | tokenizer_fields
 
 
 def plan_gguf(
@@ -261,9 +224,7 @@ def plan_gguf(
     """Type and shape of every tensor of the file, by llama.cpp's names, in order."""
     types = types_of(shapes, type)
     plan = {gguf_name(name): (types[name], shape) for name, shape in shapes.items()}
-    if config.rope_scaling:
-        plan = {_DIVISORS: ("F32", (config.head_dim // 2,))} | plan
-    return plan
+    return {name: ("F32", tuple(table.shape)) for name, table in scaling_tables(config).items()} | plan
 
 
 def write_gguf(
@@ -279,8 +240,8 @@ def write_gguf(
     plan, types = plan_gguf(config, shapes, type), types_of(shapes, type)
     with open(path, "wb") as stream:
         stream.write(gguf.header(fields_of(config, tokenizer_fields, type, name), plan))
-        if config.rope_scaling:
-            stream.write(rope_divisors(config).numpy().tobytes())
+        for table in scaling_tables(config).values():
+            stream.write(table.numpy().tobytes())
             gguf.write_padding(stream)
         for key, shape in shapes.items():
             for begin, end in spans(shape, config.head_dim):

@@ -23,8 +23,9 @@ from herd.errors import CheckpointError, ConfigError
 from herd.formats.places import PARAMS
 from herd.formats.pth import TensorPlan, write_pth
 from herd.formats.stored import StoredTensor, StoredWeights, check_fit, is_rotary, some_tensors, spans
-from herd.model.config import ModelConfig, RopeScaling
+from herd.model.config import ModelConfig
 from herd.model.rope import halves_to_interleaved
+from herd.model.scaling import RopeScaling
 
 NAMES = {  # Meta's name -> Hugging Face's, and the dimension along which shards are joined (None: all alike)
     "tok_embeddings": ("model.embed_tokens", 0),
@@ -268,7 +269,7 @@ def params_of(config: ModelConfig) -> dict[str, Any]:
         CheckpointError: Meta's format has no word for something that this model has.
     """
     scaling, usual = config.rope_scaling, RopeScaling()
-    if scaling and RopeScaling(factor=scaling.factor) != scaling:
+    if scaling and (not isinstance(scaling, RopeScaling) or RopeScaling(factor=scaling.factor) != scaling):
         raise CheckpointError(
             "Meta's format knows only Llama 3.1's RoPE scaling (low_freq_factor 1, high_freq_factor 4, 8192 tokens), "
             f"not {scaling}."

@@ -36,7 +36,7 @@ class CompiledLayers:
     """The blocks of one model over one cache, described for the kernels; they hold on to the weights."""
 
     def __init__(self, model: LlamaForCausalLM, cache: PagedCache) -> None:
-        self._model, self._config = model.model, model.config
+        self._model, self._config = model.model, model.model.config
         blocks = list(model.model.layers)
         self._tensors = [tensor for block in blocks for linear in _linears(block) for tensor in _weights(linear)]
         rows = [_describe(block, layer) for block, layer in zip(blocks, cache.layers, strict=True)]

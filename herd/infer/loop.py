@@ -27,6 +27,7 @@ from herd.infer.split import agree, split_for_inference
 from herd.kernels import decoding
 from herd.kernels import device as device_kernels
 from herd.model.llama import LlamaForCausalLM
+from herd.model.rope import fixed_rope
 from herd.tokenizer.stream import TextStream
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.types import TokenLogprob
@@ -74,6 +75,8 @@ class Loop:
         )
         num_blocks = num_blocks if group is None else agree(num_blocks, group)
         self.max_context = min(options.max_context or config.max_position_embeddings, num_blocks * BLOCK_SIZE)
+        for own in (model, drafter) if drafter is not None else (model,):
+            own.model.config = fixed_rope(own.config, self.max_context)  # a key is turned once, for texts of any length
         max_sequences = min(options.max_sequences, num_blocks)  # each has a block of its own
         limits = {"max_sequences": max_sequences, "max_context": self.max_context}
         cache = PagedCache(

@@ -3,45 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
 from herd.errors import CheckpointError, ConfigError
+from herd.model.foreign import check_computes_a_llama
+from herd.model.scaling import LongScaling, Scaling, is_number, scaling_of, scaling_values
+from herd.model.scaling import RopeScaling as RopeScaling
 
 CAUSAL_LM = "LlamaForCausalLM"
 SEQUENCE_CLASSIFICATION = "LlamaForSequenceClassification"
 ARCHITECTURES = (CAUSAL_LM, SEQUENCE_CLASSIFICATION)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RopeScaling:
-    """Llama 3.1's change of the slow rotary frequencies, for contexts longer than the first one.
-
-    Source: Meta's llama-models, `apply_scaling`; the paper does not describe it.
-    """
-
-    factor: float = 8.0
-    """How many times slower the slowest frequencies turn."""
-    low_freq_factor: float = 1.0
-    """Wavelengths above original context / this are slowed in full."""
-    high_freq_factor: float = 4.0
-    """Wavelengths below original context / this stay as they are."""
-    original_max_position_embeddings: int = 8192
-    """Context in tokens before the scaling."""
-
-    def __post_init__(self) -> None:
-        for name in (f.name for f in fields(self)):
-            if not _is_number(getattr(self, name)):
-                raise ConfigError(f"rope_scaling: {name} must be a number, not {getattr(self, name)!r}")
-        if self.factor < 1 or self.original_max_position_embeddings < 1:
-            raise ConfigError("rope_scaling: factor and original_max_position_embeddings must be at least 1")
-        if not 0 < self.low_freq_factor < self.high_freq_factor:
-            raise ConfigError(
-                f"rope_scaling: low_freq_factor ({self.low_freq_factor}) must be positive and below "
-                f"high_freq_factor ({self.high_freq_factor})"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +45,8 @@ class ModelConfig:
     """Added to the mean square under the root of RMSNorm."""
     rope_theta: float = 500_000.0
     """Base of the rotary frequencies."""
-    rope_scaling: RopeScaling | None = None
-    """Llama 3.1's scaling of the slow frequencies; none before 3.1."""
+    rope_scaling: Scaling | None = None
+    """How the rotary frequencies are changed for longer contexts: Llama 3.1's way or another; none before 3.1."""
     tie_word_embeddings: bool = False
     """The output projection is the embedding itself."""
     attention_bias: bool = False
@@ -103,7 +76,7 @@ class ModelConfig:
         if isinstance(self.eos_token_id, list):
             object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
         if isinstance(self.rope_scaling, dict):
-            object.__setattr__(self, "rope_scaling", _rope_scaling(self.rope_scaling))
+            object.__setattr__(self, "rope_scaling", scaling_of(self.rope_scaling, self.max_position_embeddings))
         faults = list(self._faults())
         if faults:
             raise ConfigError("The model's shape is impossible: " + "; ".join(faults) + ".")
@@ -125,9 +98,9 @@ class ModelConfig:
             yield f"hidden_size ({self.hidden_size}) is not divisible by num_attention_heads ({heads})"
         if self.head_dim % 2:
             yield f"head_dim ({self.head_dim}) must be even, because rotary embeddings turn pairs of channels"
-        if not (_is_number(self.rope_theta) and self.rope_theta > 1):
+        if not (is_number(self.rope_theta) and self.rope_theta > 1):
             yield f"rope_theta must be above 1, not {self.rope_theta!r}"
-        if not (_is_number(self.rms_norm_eps) and 0 < self.rms_norm_eps < 1):
+        if not (is_number(self.rms_norm_eps) and 0 < self.rms_norm_eps < 1):
             yield f"rms_norm_eps must lie between 0 and 1, not {self.rms_norm_eps!r}"
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             if not isinstance(getattr(self, name), bool):
@@ -137,6 +110,10 @@ class ModelConfig:
             ids = value if name == "eos_token_id" and isinstance(value, tuple) else (value,)
             if not all(isinstance(i, int | None) for i in ids):
                 yield f"{name} must be the id of a token, not {value!r}"
+        if isinstance(self.rope_scaling, LongScaling):
+            for name in ("short_factor", "long_factor"):
+                if (count := len(getattr(self.rope_scaling, name))) != self.head_dim // 2:
+                    yield f"rope_scaling has {count} divisors in {name}, a head has {self.head_dim // 2} frequencies"
         if not isinstance(self.quantization_config, dict | None):
             yield f"quantization_config must be an object, not {self.quantization_config!r}"
         if self.architecture not in ARCHITECTURES:
@@ -151,10 +128,10 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """Read the content of a `config.json`, of transformers 4 or 5. Keys that do not shape a Llama are passed over.
+        """Read the content of a `config.json`, of transformers 4 or 5. Keys that shape no model are passed over.
 
         Raises:
-            ConfigError: it is not a Llama, or asks for something that this model does not have (another RoPE).
+            ConfigError: it is not a Llama, or asks for something that this model does not have (a sliding window).
         """
         _check_is_llama(values)
         known = {f.name for f in fields(cls)} - {"architecture", "rope_scaling", "num_labels"}
@@ -166,7 +143,11 @@ class ModelConfig:
         taken.setdefault("rope_theta", rope.get("rope_theta", 10_000.0))
         taken.setdefault("rms_norm_eps", 1e-6)
         taken.setdefault("max_position_embeddings", 2048)
-        scaling = _rope_scaling(values.get("rope_scaling") or rope)
+        scaling = scaling_of(
+            values.get("rope_scaling") or rope,
+            taken["max_position_embeddings"],
+            values.get("original_max_position_embeddings"),
+        )
         architecture = (values.get("architectures") or [CAUSAL_LM])[0]
         labels = len(values["id2label"]) if values.get("id2label") else values.get("num_labels", 1)
         return cls(rope_scaling=scaling, architecture=architecture, num_labels=labels, **taken)
@@ -201,9 +182,7 @@ class ModelConfig:
             values["eos_token_id"] = list(self.eos_token_id)
         values |= {"hidden_act": "silu", "attention_dropout": 0.0}
         if self.rope_scaling is not None:
-            values["rope_scaling"] = {"rope_type": "llama3"} | {
-                f.name: getattr(self.rope_scaling, f.name) for f in fields(RopeScaling)
-            }
+            values["rope_scaling"] = scaling_values(self.rope_scaling)
         if self.architecture == SEQUENCE_CLASSIFICATION:
             values["id2label"] = {str(i): f"LABEL_{i}" for i in range(self.num_labels)}
             values["label2id"] = {f"LABEL_{i}": i for i in range(self.num_labels)}
@@ -219,10 +198,6 @@ _LARGEST = {
 }  # widths: 2^24
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _WRITTEN_APART = ("architecture", "num_labels", "quantization_config", "rope_scaling")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_kinds(values: dict[str, Any]) -> None:
@@ -248,22 +223,7 @@ def _check_is_llama(values: dict[str, Any]) -> None:
         raise ConfigError(f"architectures names {architecture!r}; supported are {', '.join(ARCHITECTURES)}.")
     if values.get("hidden_act", "silu") not in ("silu", "swish"):
         raise ConfigError(f"hidden_act is {values['hidden_act']!r}; a Llama has 'silu'.")
-    rope = values.get("rope_parameters") or {}
-    if (values.get("partial_rotary_factor") or rope.get("partial_rotary_factor") or 1.0) != 1.0:
-        raise ConfigError("partial_rotary_factor is not 1; a Llama turns whole heads.")
-
-
-def _rope_scaling(values: dict[str, Any] | None) -> RopeScaling | None:
-    kind = (values or {}).get("rope_type") or (values or {}).get("type") or "default"
-    if not values or kind == "default":
-        return None
-    if kind != "llama3":
-        raise ConfigError(f"rope_scaling has the type {kind!r}; supported is 'llama3' (Llama 3.1), or none.")
-    names = {f.name for f in fields(RopeScaling)}
-    missing = names - set(values)
-    if missing:
-        raise ConfigError(f"rope_scaling lacks {', '.join(sorted(missing))}.")
-    return RopeScaling(**{name: values[name] for name in names})
+    check_computes_a_llama(values)
 
 
 def num_parameters(config: ModelConfig) -> int:

@@ -57,7 +57,7 @@ def _table(found: dict[str, Any]) -> str:
     heads = f"{config['num_attention_heads']} heads of {config['head_dim']}, {config['num_key_value_heads']} key-value"
     tied = ", tied to the output" if config["tie_word_embeddings"] else ""
     scaling = config.get("rope_scaling")
-    rope = f"theta {config['rope_theta']:,.0f}" + (f", scaled {scaling['factor']:g}x (llama3)" if scaling else "")
+    rope = f"theta {config['rope_theta']:,.0f}{_scaled(scaling)}"
     dtypes = ", ".join(f"{dtype} ({count} tensors)" for dtype, count in found["dtypes"].items())
     quantized = (config.get("quantization_config") or {}).get("format")
     assumed = "" if tokenizer and tokenizer["chat_template"] else "; no template travels with it, this one is assumed"
@@ -83,3 +83,10 @@ def _table(found: dict[str, Any]) -> str:
     lines = [found["path"], *(f"  {name:<14}{value}" for name, value in rows.items() if value)]
     lines += ["", "odd:" if found["odd"] else "Nothing odd.", *(f"  - {fault}" for fault in found["odd"])]
     return "\n".join(lines)
+
+
+def _scaled(scaling: dict[str, Any] | None) -> str:
+    if scaling is None:
+        return ""
+    factor = f" {scaling['factor']:g}x" if scaling.get("factor") else ""
+    return f", scaled{factor} ({scaling['rope_type']})"

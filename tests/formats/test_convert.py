@@ -450,7 +450,7 @@ def _table(content: bytes, folder):
         ({"general.architecture": "qwen2"}, "general.architecture is 'qwen2'"),
         ({"llama.expert_count": 8}, "a mixture of 8 experts"),
         ({"split.count": 3}, "one of 3 parts"),
-        ({"llama.rope.scaling.type": "yarn"}, "RoPE scaling of the type 'yarn'"),
+        ({"llama.rope.scaling.type": "ntk"}, "RoPE scaling of the type 'ntk'"),
         ({"llama.attention.head_count": 3}, "not a multiple"),
         ({"llama.block_count": "two"}, "llama.block_count is 'two', expected one int"),
         ({"llama.rope.dimension_count": 4}, "only part of each head is turned"),
