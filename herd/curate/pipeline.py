@@ -41,7 +41,8 @@ from herd.curate.judge.documents import (
 )
 from herd.curate.judge.part import judge_part
 from herd.curate.parts import read_record, save_table, write_record
-from herd.curate.read.pages import RawPage, read_pages
+from herd.curate.read.dates import date_of
+from herd.curate.read.pages import RawPage, page_made_of, read_pages
 from herd.curate.read.storage import file_size
 from herd.errors import DataError
 
@@ -186,12 +187,15 @@ def read_unit(job: dict[str, Any]) -> dict[str, Any]:
 
 def _through_gate(page: RawPage, gate: AddressGate, step: Step) -> dict[str, Any]:
     """The row of a raw page; a page that its address or date rules out keeps its reason and loses its content."""
-    row = page._asdict() | {"url_key": _key(dedup.normal_url(page.url)), "date_number": _date_number(page.date)}
+    made = page_made_of(page.url)
+    number = -2 if made else _date_number(page.date)  # a page is worth more than the source that it is made of
+    dated = date_of(page.url, page.date, page.content if page.kind in ("html", "text") else b"")
+    row = page._asdict() | {"url_key": _key(dedup.normal_url(made or page.url)), "date_number": number}
+    row["date"] = dated.date
     step.documents_in += 1
     step.bytes_in += page.num_bytes
-    if not plain_date(page.date):
-        step.notes["undated"] += 1
-    reason = gate.why_refuse(page.url, page.date)
+    step.notes[f"dated by the {dated.by}" if dated.by else "undated"] += 1
+    reason = gate.why_refuse(page.url, dated.date)
     if reason is None:
         step.keep(page.num_bytes, page.num_bytes)
         return row

@@ -8,6 +8,10 @@ from typing import NamedTuple
 from selectolax.lexbor import LexborHTMLParser
 
 from herd.curate.extract.content import main_content
+from herd.curate.extract.feeds import feed_page
+from herd.curate.extract.latex import latex_text
+from herd.curate.extract.markdown import markdown_text
+from herd.curate.extract.pdf import pdf_text
 from herd.curate.extract.render import render
 from herd.curate.read.encoding import decode
 from herd.errors import DataError
@@ -53,26 +57,45 @@ def html_to_text(html: str | bytes, url: str | None = None) -> str:
 def extract(content: str | bytes, url: str | None = None, charset: str = "", kind: str = "html") -> Extracted:
     """Text and title of a page; never raises for any content.
 
-    `kind` is `html`, or `text` and `code`, which are taken as they are.
+    `kind` is one of `herd.curate.read.kinds.kind_of`; `text` and `code` are taken as they are.
     """
+    if kind == "pdf":
+        text, problem = pdf_text(content) if isinstance(content, bytes) else ("", ("pdf", "no bytes"))
+        return Extracted(text, "", [], problem)
     source = decode(content, charset)[0] if isinstance(content, bytes) else content
     if _is_binary(source):
         return Extracted("", "", [], ("binary", "not a text"))
-    if kind != "html":
+    if kind in _WRITTEN:
+        return Extracted(*_WRITTEN[kind](source), None)
+    if kind not in ("html", "feed"):
         return Extracted(source.replace("\r\n", "\n"), "", [], None)
-    if len(source) > MAX_HTML_CHARACTERS:
-        return Extracted("", "", [], ("page_size", f"{len(source):,} characters of HTML"))
-    if (tags := source.count("<")) > MAX_TAGS:
-        return Extracted("", "", [], ("page_tags", f"{tags:,} tags"))
-    # the parser compares each attribute of a tag with all others; two characters are the shortest
-    long = (tag[0] for tag in _OPENING.finditer(source) if len(tag[0]) > 2 * MAX_ATTRIBUTES)
-    if any(map(_MANY_ATTRIBUTES.match, long)):
-        return Extracted("", "", [], ("page_tags", f"a tag of {MAX_ATTRIBUTES:,} attributes"))
+    if problem := _too_much(source):
+        return Extracted("", "", [], problem)
+    if kind == "feed":
+        source = feed_page(source)
+        if problem := _too_much(source):  # what was escaped is markup now
+            return Extracted("", "", [], problem)
     tree = LexborHTMLParser(_flattened(source.replace("\0", "")))
     if tree.body is None:
         return Extracted("", _title(tree), [], None)
-    text = render(main_content(tree))
-    return Extracted(str(text), _title(tree), text.code_lines, None)
+    shown = render(tree.body if kind == "feed" else main_content(tree))
+    return Extracted(str(shown), _title(tree), shown.code_lines, None)
+
+
+_WRITTEN = {"markdown": markdown_text, "latex": latex_text}
+
+
+def _too_much(source: str) -> tuple[str, str] | None:
+    """Why a page is not parsed: its size, its tags, the attributes of one of them."""
+    if len(source) > MAX_HTML_CHARACTERS:
+        return "page_size", f"{len(source):,} characters of HTML"
+    if (tags := source.count("<")) > MAX_TAGS:
+        return "page_tags", f"{tags:,} tags"
+    # the parser compares each attribute of a tag with all others; two characters are the shortest
+    long = (tag[0] for tag in _OPENING.finditer(source) if len(tag[0]) > 2 * MAX_ATTRIBUTES)
+    if any(map(_MANY_ATTRIBUTES.match, long)):
+        return "page_tags", f"a tag of {MAX_ATTRIBUTES:,} attributes"
+    return None
 
 
 _STRAY_CONTROLS = 8  # what a short page may hold of NULs and the like and still be text

@@ -16,6 +16,7 @@ from herd.curate.extract.html import extract
 from herd.curate.filters.language import language, without_foreign_paragraphs
 from herd.curate.funnel import Step
 from herd.curate.parts import save_array, save_table, write_record
+from herd.curate.read.pages import page_made_of
 from herd.types import DOCUMENT_COLUMNS
 
 _DOCUMENT = [(name, pa.type_for_alias(kind)) for name, kind in DOCUMENT_COLUMNS.items()]
@@ -71,6 +72,8 @@ def _document(row: dict[str, Any], replaced: int, steps: dict[str, Step], job: d
     if row["drop"]:
         return document
     if replaced >= 0:
+        if page_made_of(row["url"]):
+            return document | {"drop": "source_of_page", "drop_detail": "the page that is made of it was kept"}
         kept = f"the copy of {str(replaced)[:8]} was kept" if replaced else "another undated copy was kept"
         return document | {"drop": "url_older_copy", "drop_detail": kept}
     step = steps["extract"]

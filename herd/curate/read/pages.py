@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import time
 import zlib
 from collections import Counter
@@ -19,9 +20,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from herd.curate.read.kinds import (
+    ASSET_SUFFIXES,
+    CODE_SUFFIXES,
+    HTML_SUFFIXES,
+    OTHER_SUFFIXES,
+    TEXT_SUFFIXES,
+    kind_of,
+    kind_of_name,
+    sniff,
+)
 from herd.curate.read.storage import file_size, list_files, location, modified, open_file
 from herd.curate.read.warc import read_warc
 from herd.errors import DataError
+from herd.log import say
 
 MAX_PAGE_BYTES = 20_000_000
 """Pages over this size are not parsed; they are kept as dropped, with the reason."""
@@ -29,26 +41,13 @@ MAX_PAGE_BYTES = 20_000_000
 _MAX_LINE_BYTES = 100_000_000
 _COLUMNS = {"html", "text", "content", "raw_content", "url", "date", "timestamp", "warc_date", "path"}
 
-CODE_SUFFIXES = {".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go", ".java", ".kt", ".swift"}
-CODE_SUFFIXES |= {".js", ".ts", ".tsx", ".jsx", ".rb", ".php", ".pl", ".sh", ".sql", ".r", ".jl", ".lua", ".scala"}
-CODE_SUFFIXES |= {".cs", ".hs", ".ml", ".lean", ".tex", ".css", ".toml", ".yaml", ".yml"}
-TEXT_SUFFIXES = {".txt", ".md", ".rst"}
-_HTML_SUFFIXES = {".html", ".htm", ".xhtml"}
-_HTML_TYPES = {"text/html", "application/xhtml+xml", "application/xhtml"}
-_NO_PAGES = {
-    "text/javascript",
-    "text/ecmascript",
-    "text/css",
-    "text/x-javascript",
-    "text/vtt",
-    "text/calendar",
-    "text/vcard",
-}
-_FORMATS = ".html .htm .warc .wet .jsonl .ndjson .parquet .txt .md .rst and source code, also .gz and .zst"
+_FORMATS = (
+    ".html .htm .warc .wet .jsonl .ndjson .parquet .txt .md .rst .tex .pdf .rss .atom and source code, also .gz, .zst"
+)
 
 
 class RawPage(NamedTuple):
-    """A page before extraction. `kind` is `html`, `text` or `code`."""
+    """A page before extraction. `kind` is one of `kinds.kind_of`: html, text, code, markdown, latex, feed, pdf."""
 
     id: str  # content hash: stable across runs
     url: str
@@ -59,6 +58,17 @@ class RawPage(NamedTuple):
     num_bytes: int
     source: str
     place: str  # the file, and byte offset (WARC), line or row in it
+
+
+_SOURCE = re.compile(r"/_sources/(.+?)\.(?:rst|md|txt|ipynb|rst\.txt|md\.txt|ipynb\.txt)$")
+
+
+def page_made_of(url: str) -> str | None:
+    """The address of the page that is made of a source which a documentation ships beside it; None for other pages.
+
+    Sphinx puts the source of `guide/bees.html` at `_sources/guide/bees.rst.txt`.
+    """
+    return _SOURCE.sub(r"/\1.html", url) if "/_sources/" in url and _SOURCE.search(url) else None
 
 
 def find_files(paths: list[Path]) -> list[Path]:
@@ -98,7 +108,17 @@ def _files_under(path: Path) -> list[Path]:
     files = sorted(f for f in hidden if not any(part.startswith(".") for part in f.relative_to(path).parts))
     if not files:
         raise DataError(f"{path}: no file of pages in this folder; expected {_FORMATS}")
-    return files
+    return _without_assets(path, files)
+
+
+def _without_assets(folder: Path, files: list[Path]) -> list[Path]:
+    """Files without the scripts and style sheets that belong to web pages; in a repository they are code."""
+    if not any(_suffix(file) in HTML_SUFFIXES for file in files) or (folder / ".git").exists():
+        return files
+    kept = [file for file in files if _suffix(file) not in ASSET_SUFFIXES]
+    if len(kept) < len(files):
+        say(f"  {folder}: {len(files) - len(kept):,} scripts and style sheets of its web pages are left out")
+    return kept
 
 
 def _suffix(path: Path) -> str:
@@ -142,10 +162,12 @@ def _writable(text: str) -> str:
 def _read_warc(path: Path, counts: Counter, max_bytes: int) -> Iterator[RawPage]:
     name = _name(path)
     for page in read_warc(path, counts, max_bytes):
-        kind = _kind(page.url, page.media_type, page.content)
+        kind = kind_of(page.url, page.media_type, page.content)
         if kind is None:
             counts["not a page: " + (page.media_type or "unknown type")] += 1
             continue
+        if page.media_type.endswith("html") and kind != "html":
+            counts[f"declared as HTML, read as {kind}"] += 1
         yield _page(page.url, page.date, kind, page.charset, page.content, page.num_bytes, f"{name}#{page.offset}")
 
 
@@ -162,25 +184,6 @@ def _source(url: str) -> str:
     return "web" if url.startswith(("http://", "https://")) else "files"
 
 
-def _kind(url: str, media_type: str, content: bytes) -> str | None:
-    if media_type in _HTML_TYPES:
-        return "html"
-    suffix = Path(url.partition("?")[0]).suffix.lower() if url else ""
-    if media_type in _NO_PAGES:
-        return None
-    if media_type.startswith("text/"):
-        return "code" if suffix in CODE_SUFFIXES else "text"
-    if media_type in ("", "application/octet-stream", "application/http"):
-        return "html" if looks_like_html(content) else None
-    return None
-
-
-def looks_like_html(content: bytes) -> bool:
-    """Whether bytes of unknown type begin like a web page."""
-    head = content[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return head.startswith((b"<!doctype html", b"<html", b"<head", b"<body")) or b"<html" in head
-
-
 def _read_file(kind: str) -> Any:
     def read(path: Path, counts: Counter, max_bytes: int) -> Iterator[RawPage]:
         counts["records"] += 1
@@ -195,11 +198,28 @@ def _read_file(kind: str) -> Any:
                 return
         if len(content) > max_bytes:
             num_bytes, content = len(content), b""
-        changed = None if kind == "html" else modified(path)  # a copy of a page tells when it was copied: undated
+        found = _file_kind(kind, content)
+        if found is None:
+            counts[f"not a page: {sniff(content)} in a file named {_suffix(path)}"] += 1
+            return
+        untold = found in ("html", "feed", "pdf")  # a copy of a page tells when it was copied: undated
+        changed = None if untold else modified(path)
         date = "" if changed is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(changed))
-        yield _page(_name(path), date, kind, "", content, num_bytes, _name(path))
+        yield _page(_name(path), date, found, "", content, num_bytes, _name(path))
 
     return read
+
+
+def _file_kind(named: str, content: bytes) -> str | None:
+    """What a file is whose name says `named`; None where its content is no document of any kind."""
+    if not content or named in ("code", "markdown", "latex"):
+        return named
+    found = sniff(content)
+    if found in ("pdf", "feed"):
+        return found
+    if found == "binary" or named in ("feed", "pdf") or (named == "html" and found in ("json", "xml")):
+        return "html" if found == "html" else None
+    return named
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -330,7 +350,11 @@ def _row_page(row: Any, place: str, counts: Counter, max_bytes: int) -> RawPage 
         return None
     url = str(row.get("url") or place)
     date = str(row.get("date") or row.get("timestamp") or row.get("warc_date") or "")
-    kind = "html" if html else ("code" if Path(str(row.get("path") or url)).suffix in CODE_SUFFIXES else "text")
+    named = kind_of_name(str(row.get("path") or url))
+    kind = "html" if html else (named if named in ("code", "markdown", "latex") else "text")
+    if html and (kind := _file_kind("html", content) or "") == "":
+        counts[f"not a page: {sniff(content)}"] += 1
+        return None
     kept = content if len(content) <= max_bytes else b""
     charset = "utf-8" if isinstance(html or text, str) else ""
     return _page(url, date, kind, charset, kept, len(content), place)
@@ -340,7 +364,8 @@ _READERS = (
     dict.fromkeys([".warc", ".wet"], _read_warc)
     | dict.fromkeys([".jsonl", ".ndjson", ".json"], _read_jsonl)
     | {".parquet": _read_parquet}
-    | dict.fromkeys(_HTML_SUFFIXES, _read_file("html"))
-    | dict.fromkeys(TEXT_SUFFIXES, _read_file("text"))
+    | dict.fromkeys(HTML_SUFFIXES, _read_file("html"))
+    | {suffix: _read_file(kind_of_name("x" + suffix) or "text") for suffix in TEXT_SUFFIXES}
     | dict.fromkeys(CODE_SUFFIXES, _read_file("code"))
+    | {suffix: _read_file("pdf" if suffix == ".pdf" else "feed") for suffix in OTHER_SUFFIXES}
 )

@@ -10,7 +10,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from herd.curate.read.pages import CODE_SUFFIXES, TEXT_SUFFIXES
+from herd.curate.read.kinds import CODE_SUFFIXES, TEXT_SUFFIXES
 from herd.errors import DataError
 
 _LICENCE_FILES = re.compile(r"^(licen[cs]e|copying|unlicense)([-.].*)?$", re.I)

@@ -75,7 +75,7 @@ def _read_pages(path: Path, seen: Callable[[int], object]) -> Iterator[Text]:
     counts: Counter[str] = Counter()
     for page in read_pages(path, counts):
         seen(1)
-        if page.kind == "html":
+        if page.kind in ("html", "feed", "pdf"):
             raise DataError(
                 f"{path}: holds web pages; turn them into documents first: herd curate pages={path} out=..."
             )

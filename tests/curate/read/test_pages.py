@@ -206,7 +206,7 @@ def test_scripts_and_style_sheets_are_no_pages_and_a_json_document_is_said_once(
     records = [warc_record(f"http://a/{i}", "2024", kind, PAGE) for i, kind in enumerate(kinds)]
     (tmp_path / "a.warc.gz").write_bytes(b"".join(records))
     pages, counts = read(tmp_path / "a.warc.gz")
-    assert [page.kind for page in pages] == ["html", "text"] and counts["not a page: text/css"] == 1
+    assert [page.kind for page in pages] == ["html", "html"] and counts["not a page: text/css"] == 1
     (tmp_path / "all.json").write_text(json.dumps({"pages": ["a"] * 100}, indent=1))
     pages, counts = read(tmp_path / "all.json")
     assert pages == [] and counts == {"records": 1, "a JSON document, not JSON lines": 1}
