@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from herd.errors import CheckpointError
+from herd.formats.folder import tensors_in_folder
 from herd.formats.gguf import GGUFFile, read_gguf
 from herd.formats.gguf_model import open_gguf
 from herd.formats.gguf_vocabulary import read_template, read_vocabulary
 from herd.formats.huggingface import holds_fp8, holds_packed, load_huggingface, open_huggingface
 from herd.formats.meta import open_meta
 from herd.formats.places import Format, find_checkpoint, format_of
-from herd.formats.safetensors import INDEX, SINGLE, TensorInfo, save_tensors, tensors_in_folder
+from herd.formats.safetensors import INDEX, SINGLE, TensorInfo, save_tensors
 from herd.formats.stored import StoredWeights, check_finite
 from herd.model.config import ModelConfig
 from herd.model.llama import Attend, Llama, LlamaForCausalLM, empty_model

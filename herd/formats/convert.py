@@ -21,6 +21,7 @@ from herd.errors import CapacityError, CheckpointError, DataError
 from herd.formats import gguf
 from herd.formats.checkpoint import GENERATION, MAX_SHARD_BYTES, Checkpoint, generation_config, open_checkpoint
 from herd.formats.compare import Difference, difference
+from herd.formats.folder import holds_weights
 from herd.formats.gguf_model import plan_gguf, write_gguf
 from herd.formats.gguf_vocabulary import gguf_fields
 from herd.formats.meta import (
@@ -164,7 +165,7 @@ def plan_on_paper(
     source, target = Path(source), Path(target)
     if not (source / CONFIG).is_file() and (source / PARAMS).is_file():
         return plan_of(_config_on_paper(source / PARAMS), target, format, precision or "bfloat16", shards)
-    if (source / CONFIG).is_file() and not any(source.glob("*.safetensors")):
+    if (source / CONFIG).is_file() and not holds_weights(source):
         return plan_of(ModelConfig.from_folder(source), target, format, precision or "bfloat16", shards)
     weights = open_checkpoint(source).weights
     return plan_of(weights.config, target, format, precision or _stored_precision(weights), shards)

@@ -167,12 +167,67 @@ def _from_q6_k(blocks: Tensor) -> Tensor:
     return (scales[..., None] * numbers).reshape(len(blocks), 256)
 
 
+def _from_q2_k(blocks: Tensor) -> Tensor:
+    """16 bytes of scale and least value (4 bits each), 64 of 2 bits, fp16 scales of both: 16 groups of 16 weights."""
+    scales, least = (blocks[:, :16] & 15).float()[..., None], (blocks[:, :16] >> 4).float()[..., None]
+    numbers = _pairs_of_bits(blocks[:, 16:80]).reshape(-1, 16, 16)
+    scale, scale_of_least = _fp16(blocks, 80)[..., None], _fp16(blocks, 82)[..., None]
+    return (scale * scales * numbers - scale_of_least * least).reshape(len(blocks), 256)
+
+
+def _from_q3_k(blocks: Tensor) -> Tensor:
+    """32 bytes of third bits (unset: minus 4), 64 of 2 bits, 16 scales of 6 bits in 12 bytes, fp16 scale of scales."""
+    unset = (blocks[:, None, :32] >> torch.arange(8, dtype=torch.uint8)[:, None] & 1 ^ 1) << 2
+    numbers = _pairs_of_bits(blocks[:, 32:96]).float() - unset.float()
+    low, high = blocks[:, 96:104], blocks[:, 104:108]
+    low = torch.cat((low & 15, low >> 4), 1)
+    high = torch.cat([high >> shift & 3 for shift in (0, 2, 4, 6)], 1)
+    scales = (low | high << 4).float() - 32
+    return ((scales * _fp16(blocks, 108))[..., None] * numbers.reshape(-1, 16, 16)).reshape(len(blocks), 256)
+
+
+def _pairs_of_bits(content: Tensor) -> Tensor:
+    """(N, 64) -> (N, 8, 32): two bits of each of 32 bytes, the lowest first."""
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8)[:, None]
+    return (content.reshape(-1, 2, 1, 32) >> shifts & 3).reshape(-1, 8, 32)
+
+
+_IQ4 = torch.tensor([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=torch.float32)
+_FP4 = torch.tensor([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], dtype=torch.float32)
+
+
+def _from_iq4_nl(blocks: Tensor) -> Tensor:
+    """fp16 scale, 32 x 4 bits that name one of sixteen values."""
+    return _IQ4[_halves(blocks[:, 2:]).int()] * _fp16(blocks, 0)
+
+
+def _from_iq4_xs(blocks: Tensor) -> Tensor:
+    """fp16 scale, 2 bytes of high and 4 of low bits of 8 scales, 128 bytes as IQ4_NL's: 8 groups of 32 weights."""
+    high = blocks[:, 2:4, None] >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8) & 3
+    low = torch.stack((blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4), 2)
+    scales = (low.reshape(-1, 8) | high.reshape(-1, 8) << 4).float() - 32
+    content = blocks[:, 8:].reshape(-1, 8, 16)
+    values = _IQ4[torch.cat((content & 15, content >> 4), 2).int()]
+    return ((scales * _fp16(blocks, 0))[..., None] * values).reshape(len(blocks), 256)
+
+
+def _from_mxfp4(blocks: Tensor) -> Tensor:
+    """The exponent of a power of two, 32 x 4 bits that name an FP4 value (here doubled, the power halved)."""
+    scale = torch.exp2(blocks[:, :1].double() - 128).float()
+    return _FP4[_halves(blocks[:, 1:]).int()] * scale
+
+
 _DEQUANTIZERS: dict[str, Callable[[Tensor], Tensor]] = {
     "Q8_0": _from_q8_0,
     "Q4_0": _from_q4_0,
     "Q4_1": _from_q4_1,
     "Q5_0": _from_q5_0,
     "Q5_1": _from_q5_1,
+    "MXFP4": _from_mxfp4,
+    "IQ4_NL": _from_iq4_nl,
+    "IQ4_XS": _from_iq4_xs,
+    "Q2_K": _from_q2_k,
+    "Q3_K": _from_q3_k,
     "Q4_K": _from_q4_k,
     "Q5_K": _from_q5_k,
     "Q6_K": _from_q6_k,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import re
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -48,13 +49,24 @@ TYPES = {
     "Q5_0": BlockType(6, 32, 22),
     "Q5_1": BlockType(7, 32, 24),
     "Q8_0": BlockType(8, 32, 34),
+    "MXFP4": BlockType(39, 32, 17),
+    "IQ4_NL": BlockType(20, 32, 18),
+    "IQ4_XS": BlockType(23, 256, 136),
+    "Q2_K": BlockType(10, 256, 84),
+    "Q3_K": BlockType(11, 256, 110),
     "Q4_K": BlockType(12, 256, 144),
     "Q5_K": BlockType(13, 256, 176),
     "Q6_K": BlockType(14, 256, 210),
 }
 """The types that are read, by llama.cpp's names."""
 
+_UNREAD = {
+    9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S", 24: "I8",
+    25: "I16", 26: "I32", 27: "I64", 29: "IQ1_M", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 34: "TQ1_0",
+    35: "TQ2_0", 40: "NVFP4",
+}  # fmt: skip
 _NAMES = {block.id: name for name, block in TYPES.items()}
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY, _UINT64 = 4, 5, 6, 7, 8, 9, 10
 
@@ -64,8 +76,9 @@ class GGUFTensor(NamedTuple):
 
     type: str
     shape: tuple[int, ...]  # outermost first, as in PyTorch
-    offset: int  # from the beginning of the file, in bytes
+    offset: int  # from the beginning of its file, in bytes
     num_bytes: int
+    file: Path
 
 
 class GGUFFile(NamedTuple):
@@ -94,17 +107,53 @@ def num_bytes(type: str, shape: Iterable[int]) -> int:
 # ---- read ------------------------------------------------------------------------------------------------------------
 
 
+def first_part(path: Path) -> Path:
+    """The first file of a model in parts (`NAME-00001-of-0000N.gguf`), or the path itself."""
+    part = _PART.fullmatch(path.name)
+    return path.with_name(f"{part[1]}-00001-of-{part[3]}.gguf") if part else path
+
+
 def read_gguf(path: Path) -> GGUFFile:
-    """The fields and the table of tensors of a file, all checked against its size.
+    """The fields and the table of tensors of a file or of its parts, all checked against the files' sizes.
 
     Raises:
-        CheckpointError: the file cannot be read, is truncated or damaged, or holds a type that is not supported.
+        CheckpointError: a file is missing, cannot be read, is truncated or damaged, or holds a type that is not
+            supported.
     """
+    file = _read_one(path)
+    count = file.fields.get("split.count", 1)
+    return file if count in (0, 1) else _with_parts(file, count)
+
+
+def _read_one(path: Path) -> GGUFFile:
     try:
         with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return _Reader(path, content).file()
     except (OSError, ValueError) as fault:  # an empty file cannot be mapped
         raise CheckpointError(f"{path} cannot be read as GGUF: {fault}.") from None
+
+
+def _with_parts(first: GGUFFile, count: Any) -> GGUFFile:
+    """The tensors of all parts under the first one's fields."""
+    part = _PART.fullmatch(first.path.name)
+    if part is None or not isinstance(count, int) or int(part[3]) != count:
+        raise CheckpointError(
+            f"{first.path}: one of {count} parts, expected NAME-00001-of-{count:05}.gguf as its name."
+        )
+    tensors = dict(first.tensors)
+    for number in range(1, count):
+        path = first.path.with_name(f"{part[1]}-{number + 1:05d}-of-{part[3]}.gguf")
+        if not path.exists():
+            raise CheckpointError(f"{path} is missing: the model lies in {count} parts, all in one folder.")
+        more = _read_one(path)
+        if (more.fields.get("split.no"), more.fields.get("split.count")) != (number, count):
+            raise CheckpointError(f"{path} is not part {number + 1} of {count}: it belongs to another model.")
+        if twice := sorted(tensors.keys() & more.tensors.keys()):
+            raise CheckpointError(f"{path}: the tensor {twice[0]} lies in {tensors[twice[0]].file.name} already.")
+        tensors |= more.tensors
+    if (wanted := first.fields.get("split.tensors.count", len(tensors))) != len(tensors):
+        raise CheckpointError(f"{first.path}: the {count} parts hold {len(tensors)} tensors, expected {wanted}.")
+    return first._replace(tensors=tensors)
 
 
 class _Reader:
@@ -135,7 +184,7 @@ class _Reader:
         start = _padded(self.place, alignment)
         tensors: dict[str, GGUFTensor] = {}
         for name, type, shape, offset in rows:
-            tensor = GGUFTensor(type, shape, start + offset, num_bytes(type, shape))
+            tensor = GGUFTensor(type, shape, start + offset, num_bytes(type, shape), self.path)
             if offset % alignment:
                 raise CheckpointError(
                     f"{self.path} is damaged: tensor {name} begins at {offset:,}, no multiple of {alignment}."
@@ -165,9 +214,10 @@ class _Reader:
         type_id = self.number("I", f"the type of {name}")
         offset = self.number("Q", f"the offset of {name}")
         if type_id not in _NAMES:
+            kind = f"stored as {_UNREAD[type_id]}" if type_id in _UNREAD else f"of a type not known here ({type_id})"
             raise CheckpointError(
-                f"{self.path}: tensor {name} is of GGUF's type {type_id}, which is not read. Those that are: "
-                f"{', '.join(TYPES)}."
+                f"{self.path}: tensor {name} is {kind}, which is not read. Those that are: {', '.join(TYPES)}. Take a "
+                "file in one of them, such as the model's Q4_K_M or Q8_0."
             )
         block = TYPES[_NAMES[type_id]]
         if 0 in shape or math.prod(shape) > len(self.content) * block.num_weights or shape[-1] % block.num_weights:

@@ -20,6 +20,7 @@ from herd.formats import ggml, gguf
 from herd.formats.gguf import GGUFFile, GGUFTensor
 from herd.formats.gguf_rope import TABLES, scaling_fields, scaling_tables, with_scaling
 from herd.formats.stored import StoredTensor, StoredWeights, check_fit, is_rotary, spans
+from herd.formats.tail import check_tail
 from herd.model.config import ModelConfig
 from herd.model.rope import halves_to_interleaved
 
@@ -54,11 +55,12 @@ def open_gguf(file: GGUFFile) -> StoredWeights:
         ConfigError: it describes something other than a Llama.
     """
     path = file.path
-    with open(path, "rb") as stream:
-        content = torch.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
+    contents = {part: _mapped(part) for part in {tensor.file for tensor in file.tensors.values()}}
+    for part in contents:
+        check_tail(part, {name: (t.offset, t.shape) for name, t in file.tensors.items() if t.file == part})
     config = config_of_file(file)
     tensors = {
-        _huggingface_name(path, name): _stored(name, tensor, path, content)
+        _huggingface_name(path, name): _stored(name, tensor, contents[tensor.file])
         for name, tensor in file.tensors.items()
         if name not in TABLES
     }
@@ -108,11 +110,6 @@ def _check_is_llama(fields: dict[str, Any], path: Path) -> None:
         raise ConfigError(f"{path}: general.architecture is {architecture!r}; only 'llama' is supported.")
     if fields.get("llama.expert_count"):
         raise ConfigError(f"{path}: a mixture of {fields['llama.expert_count']} experts (Mixtral); a Llama has none.")
-    if fields.get("split.count", 1) != 1:
-        raise ConfigError(
-            f"{path}: one of {fields['split.count']} parts of a model; join them with llama.cpp's "
-            "`llama-gguf-split --merge`."
-        )
 
 
 def _field(file: GGUFFile, key: str, kind: type, default: Any = None) -> Any:
@@ -134,7 +131,12 @@ def _token_ids(fields: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in ids.items() if isinstance(value, int)}
 
 
-def _stored(name: str, tensor: GGUFTensor, path: Path, content: Tensor) -> StoredTensor:
+def _mapped(file: Path) -> Tensor:
+    with open(file, "rb") as stream:
+        return torch.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
+
+
+def _stored(name: str, tensor: GGUFTensor, content: Tensor) -> StoredTensor:
     num_rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
     matrix = content[tensor.offset : tensor.offset + tensor.num_bytes].view(num_rows, -1)
 
@@ -144,7 +146,7 @@ def _stored(name: str, tensor: GGUFTensor, path: Path, content: Tensor) -> Store
         return ggml.dequantize(matrix[begin:end], tensor.type)
 
     dtype = _TORCH_NAMES.get(tensor.type, tensor.type)
-    return StoredTensor(name, dtype, tensor.shape, tensor.num_bytes, path, rows)
+    return StoredTensor(name, dtype, tensor.shape, tensor.num_bytes, tensor.file, rows)
 
 
 def _huggingface_name(path: Path, name: str) -> str:

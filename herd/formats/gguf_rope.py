@@ -140,9 +140,9 @@ def _table(file: GGUFFile, name: str, config: ModelConfig) -> Tensor:
     table = file.tensors[name]
     if table.type != "F32" or table.shape != (config.head_dim // 2,):
         raise CheckpointError(
-            f"{file.path}: tensor {name} is {table.type} {list(table.shape)}, expected F32 {[config.head_dim // 2]}."
+            f"{table.file}: tensor {name} is {table.type} {list(table.shape)}, expected F32 {[config.head_dim // 2]}."
         )
-    with open(file.path, "rb") as stream:
+    with open(table.file, "rb") as stream:
         stream.seek(table.offset)
         return torch.frombuffer(bytearray(stream.read(table.num_bytes)), dtype=torch.float32)
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from herd.errors import CheckpointError
-from herd.formats.safetensors import TensorInfo, read_tensors
+from herd.formats.folder import mapped, read_tensors
+from herd.formats.safetensors import TensorInfo
 from herd.formats.stored import StoredTensor, StoredWeights, check_finite, check_fit, some_tensors
 from herd.model.config import ModelConfig
 from herd.model.llama import Attend, Llama, empty_model
@@ -140,28 +139,11 @@ def _scale_of(name: str, tensors: dict[str, TensorInfo]) -> tuple[str, TensorInf
 
 def _stored(name: str, info: TensorInfo, scale: tuple[str, TensorInfo] | None) -> StoredTensor:
     def rows(begin: int, end: int) -> Tensor:
-        taken = _mapped(info.file, name)[begin:end]
+        taken = mapped(info.file, name)[begin:end]
         if scale is None:
             return taken if info.dtype.itemsize > 1 else taken.bfloat16()
-        factors = _mapped(scale[1].file, scale[0]).float().reshape(-1, 1)
+        factors = mapped(scale[1].file, scale[0]).float().reshape(-1, 1)
         return (taken.float() * (factors[begin:end] if len(factors) > 1 else factors)).bfloat16()
 
     num_bytes = torch.Size(info.shape).numel() * info.dtype.itemsize
     return StoredTensor(name, str(info.dtype).removeprefix("torch."), info.shape, num_bytes, info.file, rows)
-
-
-def _mapped(file: Path, name: str) -> Tensor:
-    try:
-        return _opened(file).get_tensor(name)
-    except SafetensorError as fault:
-        raise CheckpointError(f"{file} is damaged: {fault}.") from None
-
-
-@functools.lru_cache(maxsize=256)
-def _opened_at(file: Path, changed: int):
-    return safe_open(file, framework="pt")
-
-
-def _opened(file: Path):
-    """The file, mapped once for all its tensors."""
-    return _opened_at(file, file.stat().st_mtime_ns)

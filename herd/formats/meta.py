@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from herd.errors import CheckpointError, ConfigError
 from herd.formats.places import PARAMS
-from herd.formats.pth import TensorPlan, write_pth
+from herd.formats.pth import TensorPlan, read_pth, write_pth
 from herd.formats.stored import StoredTensor, StoredWeights, check_fit, is_rotary, some_tensors, spans
 from herd.model.config import ModelConfig
 from herd.model.rope import halves_to_interleaved
@@ -173,21 +172,12 @@ def _check_numbering(folder: Path, files: list[Path]) -> None:
 
 
 def _read_shard(file: Path) -> dict[str, Tensor]:
-    try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{file} holds something other than tensors, and was not opened: it could run code."
-        ) from None
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, IndexError, AttributeError, TypeError) as fault:
-        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
-        raise CheckpointError(f"{file} is truncated or damaged: {reason}") from None
-    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
-        raise CheckpointError(f"{file} does not hold a table of tensors.")
+    content = read_pth(file)
     for name, tensor in content.items():
-        if not tensor.is_floating_point() or tensor.layout != torch.strided:
-            kind = str(tensor.dtype if tensor.layout == torch.strided else tensor.layout).removeprefix("torch.")
-            raise CheckpointError(f"{file}: tensor {name} is {kind}, expected floats.")
+        if not tensor.is_floating_point():
+            raise CheckpointError(
+                f"{file}: tensor {name} is {str(tensor.dtype).removeprefix('torch.')}, expected floats."
+            )
     return content
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from herd.errors import CheckpointError
-from herd.formats.gguf import is_gguf
+from herd.formats.gguf import first_part, is_gguf
 
 Format = Literal["huggingface", "meta", "gguf"]
 """Hugging Face's folder, Meta's folder, llama.cpp's file."""
@@ -33,6 +33,7 @@ def find_checkpoint(path: Path | str) -> Path:
         if (candidate / CONFIG).is_file() or _is_meta(candidate):
             return candidate
     files = gguf_files(path)
+    files = [file for file in files if first_part(file) == file] or files  # the others follow from the first
     if len(files) == 1:
         return files[0]
     if files:
@@ -57,8 +58,8 @@ def gguf_files(folder: Path) -> list[Path]:
 
 def _of_file(path: Path) -> Path:
     if path.suffix == SUFFIX or is_gguf(path):
-        return path
-    if path.name in (CONFIG, PARAMS) or path.suffix in (".safetensors", ".pth"):
+        return first_part(path)
+    if path.name in (CONFIG, PARAMS) or path.suffix in (".safetensors", ".pth", ".bin"):
         return find_checkpoint(path.parent)
     raise CheckpointError(f"{path} is no checkpoint: expected a folder or a GGUF file.")
 

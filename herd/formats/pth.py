@@ -1,4 +1,4 @@
-"""Writing PyTorch's `.pth` files piece by piece, so that a shard larger than the memory can be written.
+"""PyTorch's `.pth` and `.bin` files: read without executing anything, written though larger than the memory.
 
 A `.pth` is an uncompressed zip archive: `data.pkl` says name, dtype and shape of each tensor and which record holds its
 numbers; the records follow, each as plain bytes. `torch.save` gives the same file, but wants every tensor in memory.
@@ -29,6 +29,35 @@ _STORAGES = {
     torch.float16: torch.HalfStorage,
     torch.bfloat16: torch.BFloat16Storage,
 }
+
+
+def read_pth(file: Path) -> dict[str, Tensor]:
+    """A file's table of tensors, mapped where the file is a zip archive (PyTorch 1.6 and later).
+
+    Raises:
+        CheckpointError: it is damaged, or holds something else, which could run code and is not opened.
+    """
+    try:
+        with open(file, "rb") as stream:
+            is_archive = stream.read(2) == b"PK"
+        content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{file} holds something other than tensors, and was not opened: it could run code."
+        ) from None
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, IndexError, AttributeError, TypeError) as fault:
+        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
+        raise CheckpointError(f"{file} is truncated or damaged: {reason}") from None
+    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise CheckpointError(f"{file} does not hold a table of tensors.")
+    for name, tensor in content.items():
+        if tensor.layout != torch.strided:
+            kind = str(tensor.layout).removeprefix("torch.")
+            raise CheckpointError(f"{file}: tensor {name} is {kind}, expected floats.")
+    return dict(content)
+
+
+# ---- write -----------------------------------------------------------------------------------------------------------
 
 
 class TensorPlan(NamedTuple):

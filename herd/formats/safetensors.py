@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from herd.errors import CheckpointError
+from herd.formats.tail import check_tail
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -48,19 +49,6 @@ class TensorInfo(NamedTuple):
     dtype: torch.dtype
     shape: tuple[int, ...]
     file: Path
-
-
-def tensors_in_folder(folder: Path) -> dict[str, TensorInfo]:
-    """Name, dtype, shape and file of every tensor of a checkpoint folder, in one file or in shards.
-
-    Raises:
-        CheckpointError: a file is missing, truncated or damaged, or the index disagrees with its shards.
-    """
-    if (folder / INDEX).exists():
-        return _tensors_by_index(folder)
-    if not (folder / SINGLE).exists():
-        raise CheckpointError(f"{folder} holds neither {SINGLE} nor {INDEX}: no weights to load.")
-    return read_header(folder / SINGLE)
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
@@ -91,43 +79,12 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     if size != expected:
         kind = "truncated" if size < expected else "damaged"
         raise CheckpointError(f"{file} is {kind}: {size:,} bytes where its header asks for {expected:,}.")
+    places = {
+        name: (8 + header_bytes + entry["data_offsets"][0], info.shape)
+        for (name, info), entry in zip(tensors.items(), header.values(), strict=True)
+    }
+    check_tail(file, places)
     return tensors
-
-
-def read_tensors(tensors: dict[str, TensorInfo]) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor with its name, file by file. Bytes come from the page cache when first touched, not before.
-
-    Raises:
-        CheckpointError: a file is damaged.
-    """
-    for file in sorted({info.file for info in tensors.values()}):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for name in (name for name, info in tensors.items() if info.file == file):
-                    yield name, opened.get_tensor(name)
-        except (SafetensorError, OSError) as fault:
-            raise CheckpointError(f"{file} is damaged: {fault}.") from None
-
-
-def _tensors_by_index(folder: Path) -> dict[str, TensorInfo]:
-    index = folder / INDEX
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
-        raise CheckpointError(f"{index} is damaged: no readable `weight_map` ({fault}).") from None
-    for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise CheckpointError(f"{index} names the file {shard!r}: only safetensors files beside it are read.")
-        if not (folder / shard).is_file():
-            raise CheckpointError(f"{folder / shard} is missing, though {INDEX} names it.")
-    found: dict[str, TensorInfo] = {}
-    for shard in shards:
-        found |= read_header(folder / shard)
-    for name, shard in weight_map.items():
-        if name not in found or found[name].file.name != shard:
-            raise CheckpointError(f"{folder / shard} lacks the tensor {name}, which {INDEX} places there.")
-    return {name: found[name] for name in weight_map}
 
 
 def _tensor_info(file: Path, name: str, entry: Any) -> TensorInfo:

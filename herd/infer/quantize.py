@@ -15,7 +15,8 @@ from torch import Tensor
 
 from herd.errors import CheckpointError
 from herd.formats.checkpoint import Checkpoint, open_checkpoint
-from herd.formats.safetensors import INDEX, SINGLE, TensorInfo, read_tensors, save_tensors
+from herd.formats.folder import read_tensors
+from herd.formats.safetensors import INDEX, SINGLE, TensorInfo, save_tensors
 from herd.kernels import decoding
 from herd.model.config import CAUSAL_LM, ModelConfig
 from herd.ops.compressed import SCHEMES, Scheme, pack_layer, packed_shapes, quantization_config, takes

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from herd.errors import CheckpointError, ConfigError
 from herd.formats.checkpoint import Checkpoint, open_checkpoint
-from herd.formats.safetensors import TensorInfo, read_tensors, save_tensors
+from herd.formats.folder import read_tensors
+from herd.formats.safetensors import TensorInfo, save_tensors
 from herd.run import atomic_folder
 
 

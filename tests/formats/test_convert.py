@@ -395,7 +395,7 @@ DAMAGES = {
     "too many dimensions": (lambda c: put(c, after(c, b"blk.0.attn_q.weight"), 9, 4), "has 9 dimensions"),
     "an unknown type of a tensor": (
         lambda c: put(c, after(c, b"blk.0.attn_q.weight", 20), 99, 4),
-        "blk.0.attn_q.weight is of GGUF's type 99, which is not read",
+        "blk.0.attn_q.weight is of a type not known here .99., which is not read",
     ),
     "an offset beyond the end": (lambda c: put(c, after(c, b"blk.0.attn_q.weight", 24), 2**50), "is truncated: tensor"),
     "an offset between two numbers": (
@@ -449,7 +449,6 @@ def _table(content: bytes, folder):
     [
         ({"general.architecture": "qwen2"}, "general.architecture is 'qwen2'"),
         ({"llama.expert_count": 8}, "a mixture of 8 experts"),
-        ({"split.count": 3}, "one of 3 parts"),
         ({"llama.rope.scaling.type": "ntk"}, "RoPE scaling of the type 'ntk'"),
         ({"llama.attention.head_count": 3}, "not a multiple"),
         ({"llama.block_count": "two"}, "llama.block_count is 'two', expected one int"),
