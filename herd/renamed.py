@@ -16,6 +16,7 @@ _SAVING = ("save_seconds", "snapshots", "snapshot_steps", "keep_snapshots", "kee
 _TOP = ("seed", "dtype", "compile", "recompute", "prompts", "stability", "skip_steps")
 
 SETTINGS: dict[str, dict[str, str]] = {
+    "DemoSettings": {"pretrain_seconds": "seconds"},
     "PretrainSettings": {f"run.{name}": f"saving.{name}" for name in _SAVING} | {f"run.{name}": name for name in _TOP},
     "RejectSettings": {"questions": "prompts"},
     "EvaluateSettings": {"shards": "data", "questions": "data"},

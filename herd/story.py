@@ -27,7 +27,7 @@ from herd import config
 from herd.config import settings
 from herd.errors import ConfigError, DataError, UserError
 from herd.gate import Figures, Gate
-from herd.log import say
+from herd.log import duration, say
 from herd.run import read_manifest
 
 _LINK = re.compile(r"\$\{([^}]*)\}")
@@ -89,9 +89,11 @@ class StorySettings:
     """What is done, in this order: `herd.story.Step`, and docs/stories.md."""
     values: dict[str, Any] = field(default_factory=dict)
     """Values that settings may name as `${NAME}`, to be changed in one place (`values.tokens=1e6`)."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds planned for each step, by name. They are shown in the plan; `herd demo` sizes its steps by them."""
     dry_run: bool = False
     """Check everything and print the plan, without running anything."""
-    may_change = ("steps", "values", "dry_run")  # each step's own run folder knows what it was made with
+    may_change = ("steps", "values", "seconds", "dry_run")  # each step's own run folder knows what it was made with
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,8 @@ def plan(story: StorySettings, find: Find) -> list[Act]:
     names = {"story": story.out, **story.values}
     acts = _Layout(story.out, faults).lay(story.steps, names, "")
     known = _all_names(story.steps)
+    faults += [f"seconds.{name}: no step has this name" for name in story.seconds if name not in known]
+    faults += [f"seconds.{name}: must be above 0" for name, planned in story.seconds.items() if planned <= 0]
     faults += _circles(story.steps)
     for act in _with_endings(acts):
         faults += _faults_of(act, find, known)
@@ -366,23 +370,31 @@ def _folder(name: str, meant: Any, kept: Mapping[str, int]) -> Any:
 # ---- doing it --------------------------------------------------------------------------------------------------------
 
 
-def go(acts: Sequence[Act], find: Find, adjust: Callable[[Act], Mapping[str, Any]] = lambda act: {}) -> str:
+Adjust = Callable[[Act, Any], Mapping[str, Any]]
+"""From an act and the settings it would be run with to settings over these; see `go`."""
+
+
+def go(acts: Sequence[Act], find: Find, adjust: Adjust = lambda act, settings: {}, *, done: Sequence[Act] = ()) -> str:
     """Do the acts in order; stages skip what is finished. Returns why it ended early, empty where it did not.
 
-    `adjust` gives settings over a step's own that are known only when its turn comes (from a measured speed).
+    `adjust` gives settings over a step's own that are known only when its turn comes (from a measured speed). `done`
+    are acts before these: they count where a step is announced.
 
     Raises:
         DataError: a gate does not hold and says to stop; a figure it asks for is not there.
     """
     kept: dict[str, int] = {}
-    for number, act in enumerate(acts, 1):
+    number = sum(bool(act.step.run) for act in done)
+    total = number + sum(bool(act.step.run) for act in acts)
+    for place, act in enumerate(acts):
+        number += bool(act.step.run)
         if act.rounds in kept and act.round > kept[act.rounds]:
             continue
-        say(f"\n[{number}/{len(acts)}] {act.name}")
-        if not act.step.go_on_if:
-            _, run = find(act.step.run)
-            run(_settings(act, find, kept, over=adjust(act)))
+        if act.step.run:
+            say(f"\n[{number}/{total}] {act.name}")
+            _run(act, find, kept, adjust)
             continue
+        say(f"\n{act.name}")
         reason = _verdict(act, kept)
         if not reason:
             continue
@@ -393,8 +405,15 @@ def go(acts: Sequence[Act], find: Find, adjust: Callable[[Act], Mapping[str, Any
             say(f"  {act.rounds} ends: round {act.round} is not kept, {act.round - 1} before it count")
             continue
         say("  the story takes its other ending")
-        return go(act.ending, find, adjust) or f"{act.name}: {reason}"
+        return go(act.ending, find, adjust, done=[*done, *acts[:place]]) or f"{act.name}: {reason}"
     return ""
+
+
+def _run(act: Act, find: Find, kept: Mapping[str, int], adjust: Adjust) -> None:
+    _, run = find(act.step.run)
+    settings = _settings(act, find, kept)
+    over = adjust(act, settings)
+    run(_settings(act, find, kept, over=over) if over else settings)
 
 
 def _verdict(act: Act, kept: Mapping[str, int]) -> str:
@@ -409,15 +428,16 @@ def _verdict(act: Act, kept: Mapping[str, int]) -> str:
     return "" if holds else f"{act.step.go_on_if} does not hold ({text})"
 
 
-def described(acts: Sequence[Act]) -> Iterator[str]:
-    """The plan in lines: what is run where, what is done already, and where the way may part."""
+def described(acts: Sequence[Act], seconds: Mapping[str, float]) -> Iterator[str]:
+    """The plan in lines: what is run where, what is done already, how long it may take, where the way may part."""
     for act in acts:
         if act.step.go_on_if:
             yield f"  {act.name}: goes on if {act.step.go_on_if}, else " + (
                 "ends so:" if act.ending else str(act.step.otherwise)
             )
-            yield from (f"  {line}" for line in described(act.ending))
+            yield from (f"  {line}" for line in described(act.ending, seconds))
         else:
             manifest = read_manifest(act.folder) if (act.folder / "run.json").exists() else {"state": "to do"}
             recipe = f" {act.step.recipe}" if act.step.recipe else ""
-            yield f"  {act.folder}: herd {act.step.run}{recipe} ({manifest['state']})"
+            planned = f", {duration(seconds[act.step.name])}" if act.step.name in seconds else ""
+            yield f"  {act.folder}: herd {act.step.run}{recipe} ({manifest['state']}{planned})"

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 settings.register_profile("no hurry", settings(), deadline=None)  # a busy machine is no fault
 settings.load_profile("no hurry")
 
+ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
@@ -25,6 +28,22 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the shared data folder (../shared/data) is not here")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def small_demo(tmp_path_factory) -> Path:
+    """Where `herd demo` has gone through the whole story once: `pages/` as a user would have them, and `runs/demo/`."""
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "pages").mkdir()
+    modules = (
+        "argparse ast base64 calendar cmd code codecs configparser csv datetime difflib dis email enum fileinput gzip "
+        "glob graphlib hashlib heapq hmac inspect json keyword locale logging mailbox netrc operator pathlib pickle"
+    )
+    pydoc = [sys.executable, "-m", "pydoc", "-w", *modules.split()]
+    subprocess.run(pydoc, cwd=folder / "pages", check=True, capture_output=True)
+    demo = [sys.executable, "-m", "herd", "demo", "pages=pages", "pretrain_tokens=30000"]
+    subprocess.run(demo, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

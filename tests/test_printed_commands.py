@@ -1,7 +1,9 @@
-"""Every command that a page prints is understood, and the README's own chain runs on a stranger's pages."""
+"""Every command that a page prints is understood; those on the demo's folders run there, the README's own chain on a
+stranger's pages."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -23,6 +25,7 @@ READERS_OWN = {"rules.yaml": "rules: {heuristics: {enabled: false}}\n", "mine.ya
 """Recipes that the reader brings, as the page around them says; `recipe.yaml` is the demo's of the same command."""
 
 _CALL = re.compile(r"(?:[A-Z_]+=\S+ |echo [^|]*\| |torchrun .*-m )?(?:\.venv/bin/)?herd ")
+_SETTINGS_OF_A_STEP = re.compile(r"^runs/demo/([\w-]+)/settings\.yaml$")
 _IN_A_SENTENCE = re.compile(r"`(?:\.venv/bin/)?herd ([a-z][^`]*)`")
 _INSTALL = re.compile(r"pip install '?([\w.\[\]-]+)")
 
@@ -71,6 +74,7 @@ def understand(words: list[str], yours: Path) -> object:
     known = {name: str(yours / name) for name in READERS_OWN} | {"recipe.yaml": f"recipes/demo/{command}.yaml"}
     rest = [known.get(word, word) for word in words[len(command.split()) :]]
     cls = stages.settings_of(command)
+    rest = [_SETTINGS_OF_A_STEP.sub(r"recipes/demo/\1.yaml", word) for word in rest]
     recipe, overrides = cli.sort_words(command, cls, rest)
     assert recipe is None or recipe.exists(), f"no recipe {recipe}"
     return config.load(cls, recipe, overrides)
@@ -169,3 +173,25 @@ def test_the_readmes_chain_and_its_python_run_on_a_strangers_pages(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "mine/model.gguf").is_file() and (tmp_path / "mine/pretrain/checkpoint").is_dir()
+
+
+TASK = "ask: generate\ndata: questions.csv\nprompt: '{{ question }}'\nanswer: '{{ answer }}'\nscorer: token_f1\n"
+TALK = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
+
+
+@pytest.mark.slow
+def test_what_pages_print_about_the_demos_folders_runs_there(small_demo, monkeypatch):
+    monkeypatch.chdir(small_demo)
+    Path("mine.yaml").write_text(TASK)
+    Path("questions.csv").write_text("question,answer\nWhat is csv?,A format.\n")
+    Path("talks.jsonl").write_text(json.dumps(TALK) + "\n")
+    ran = []
+    for page, line in calls():
+        words = call(line)
+        if not any(word.rpartition("=")[2].startswith("runs/demo") for word in words) or words[0] == "serve":
+            continue  # tests/serve serves
+        monkeypatch.setattr(sys, "stdin", io.StringIO("What is csv?\n/quit\n"))
+        words = [f"{word}-{len(ran)}" if word.startswith("out=") else word for word in words]  # two pages, one folder
+        assert cli.main(words) == 0, f"{page}: {line}"
+        ran.append(command_of(words))
+    assert {"demo pages", "curate", "pretrain", "demo questions", "sft", "dpo", "evaluate", "show", "chat"} <= {*ran}

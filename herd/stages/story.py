@@ -20,7 +20,7 @@ def run(settings: StorySettings) -> Path:
     """Check and run all steps, and write `report.html` over them."""
     acts = plan(settings, find)
     if settings.dry_run:
-        print("\n".join(described(acts)))
+        print("\n".join(described(acts, settings.seconds)))
         return settings.out
     with open_run(settings.out, stage="story", settings=settings, inputs={}) as run:
         run.reopen()  # a finished story may have got more steps

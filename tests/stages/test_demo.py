@@ -1,4 +1,4 @@
-"""The whole story on a few pages: killed anywhere, it ends where an undisturbed run ends."""
+"""The whole story: planned for ten minutes, and killed anywhere it ends where an undisturbed run ends."""
 
 from __future__ import annotations
 
@@ -13,61 +13,71 @@ from pathlib import Path
 
 import pytest
 
+from herd import config
+from herd.errors import ConfigError
 from herd.run import read_manifest, read_metrics
-from herd.stages.demo import STORY
-
-_MODULES = (
-    "argparse ast base64 calendar cmd code codecs configparser csv datetime difflib dis email enum fileinput gzip"
-)
+from herd.stages import find
+from herd.stages.demo import DemoSettings, read_story
+from herd.story import plan
 
 
-@pytest.fixture(scope="module")
-def pages(tmp_path_factory) -> Path:
-    """A folder of real HTML pages, as a user would have: some modules' documentation."""
-    folder = tmp_path_factory.mktemp("pages")
-    subprocess.run(
-        [sys.executable, "-m", "pydoc", "-w", *_MODULES.split()], cwd=folder, check=True, capture_output=True
-    )
-    return folder
-
-
-def command(folder: Path, pages: Path) -> list[str]:
-    return [sys.executable, "-m", "herd", "demo", str(folder), f"pages={pages}", "pretrain_tokens=60000"]
+def steps(folder: Path) -> list[str]:
+    return [act.name for act in plan(read_story(DemoSettings(path=folder)), find) if act.step.run]
 
 
 def losses(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    found = {}
-    for step in STORY:
-        rows = read_metrics(folder / step.name) if (folder / step.name).exists() else []
-        found[step.name] = [(row["step"], row["loss"]) for row in rows if "loss" in row]
-    return found
+    return {
+        name: [(row["step"], row["loss"]) for row in read_metrics(folder / name) if "loss" in row]
+        for name in steps(folder)
+    }
+
+
+def test_the_table_gives_every_step_its_seconds_580_in_all():
+    story = read_story(DemoSettings())
+    assert list(story.seconds) == steps(Path("runs/demo"))
+    assert sum(story.seconds.values()) == 580
+
+
+def test_ones_own_pages_are_read_by_their_size_and_pythons_by_a_mixture(tmp_path):
+    for pages, mixture in (([], {"library": 0.55, "pydoc": 0.45}), ([tmp_path], {})):
+        story = read_story(DemoSettings(path=tmp_path / "runs", pages=pages))
+        assert story.values["mixture"] == mixture
+        assert story.values["own_pages"] == ([str(tmp_path)] if pages else None)
+
+
+def test_seconds_and_fixed_tokens_exclude_each_other():
+    for words in (["seconds=300", "pretrain_tokens=50000"], ["seconds=20"], ["pretrain_seconds=100"]):
+        with pytest.raises(ConfigError, match=r"either|at least 120|is now `seconds`"):
+            config.load(DemoSettings, None, words)
 
 
 @pytest.mark.slow
-def test_a_demo_killed_at_random_moments_ends_like_an_undisturbed_one(tmp_path, pages):
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": os.environ | {"HERD_QUIET": "1"}}
-    began = time.monotonic()
-    subprocess.run(command(tmp_path / "whole", pages), check=True, **quiet)
-    whole_seconds = time.monotonic() - began
+def test_a_demo_killed_at_random_moments_ends_like_an_undisturbed_one(small_demo):
+    whole, killed = small_demo / "runs/demo", small_demo / "runs/killed"
+    assert (whole / "dpo").exists()  # the pages gave enough to ask
+    command = [sys.executable, "-m", "herd", "demo", str(killed), "pages=pages", "pretrain_tokens=30000"]
+    environment = os.environ | {"HERD_QUIET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    quiet = {"cwd": small_demo, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
 
     draw = random.Random(0)
     for _ in range(5):
-        process = subprocess.Popen(command(tmp_path / "killed", pages), **quiet)
-        time.sleep(2 + draw.random() * whole_seconds / 5)
+        process = subprocess.Popen(command, **quiet)
+        time.sleep(6 + draw.random() * read_manifest(whole)["seconds"] / 5)  # 6 s of starting
         process.send_signal(signal.SIGKILL)
         process.wait()
-    subprocess.run(command(tmp_path / "killed", pages), check=True, **quiet)
+    assert read_manifest(killed)["state"] == "running"
+    subprocess.run(command, check=True, **quiet)
 
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
-    manifest = read_manifest(tmp_path / "killed")
+    assert losses(killed) == losses(whole)
+    manifest = read_manifest(killed)
     assert manifest["state"] == "finished"
-    assert (tmp_path / "killed" / manifest["checkpoint"] / "model.safetensors").exists()
-    assert "<html" in (tmp_path / "killed" / "report.html").read_text()
+    assert (killed / manifest["checkpoint"] / "model.safetensors").exists()
+    assert "<html" in (killed / "report.html").read_text()
 
-    again = time.monotonic()
-    subprocess.run(command(tmp_path / "killed", pages), check=True, **quiet)
-    assert time.monotonic() - again < 30  # nothing is done twice
+    before = {file: file.stat().st_mtime_ns for file in killed.glob("*/run.json")}
+    subprocess.run(command, check=True, **quiet)
+    assert {file: file.stat().st_mtime_ns for file in killed.glob("*/run.json")} == before  # nothing is done twice
 
-    ask = [sys.executable, "-m", "herd", "chat", str(tmp_path / "killed"), "json=true", "max_tokens=8"]
+    ask = [sys.executable, "-m", "herd", "chat", str(killed), "json=true", "max_tokens=8"]
     answers = subprocess.run(ask, input="The module\n", capture_output=True, text=True, check=True)
     assert len([json.loads(line) for line in answers.stdout.splitlines()]) == 1

@@ -1,109 +1,58 @@
 """The whole story on this machine: raw pages become a model you can talk to, in about ten minutes.
 
-Every step is an ordinary stage with a recipe from `recipes/demo/`, in its own run folder. A finished step is skipped,
-one that was interrupted continues, so the same command goes on wherever it was stopped. What depends on this machine's
-speed is measured once, before training, and kept in `choices.json`: a continued run is the same run.
+It is `herd story recipes/demo/story.yaml`, sized to the time there is and to how fast this machine trains and samples,
+on Python's own documentation or on your pages. A finished step is skipped, one that was interrupted continues, so the
+same command goes on wherever it was stopped.
 """
 
 from __future__ import annotations
 
-import importlib
-import json
 import os
 import sys
 import time
-import typing
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
-
-import torch
+from typing import Any, ClassVar
 
 from herd import config
 from herd.config import settings
-from herd.data.loader import PackedLoader, Phase
-from herd.data.shards import open_shards
+from herd.demo.pace import Pace
 from herd.errors import CapacityError
-from herd.formats.vocabulary import open_tokenizer
-from herd.log import amount, duration, say
-from herd.model.init import initialize
-from herd.model.llama import empty_model
-from herd.ops.probe import best_dtype
+from herd.log import duration, say
 from herd.report import render
 from herd.run import Run, atomic_write, fingerprint, open_run, read_manifest
-from herd.stages.pretrain import ModelSettings, PretrainSettings, new_config
-from herd.train.objectives import next_token
-from herd.train.trainer import tokens_per_second
+from herd.stages import find
+from herd.story import Act, StorySettings, go, plan
 
 _DISK_BYTES = 700_000_000
 _MEMORY_BYTES = 4_000_000_000
-_PRETRAINING = {"pretrain": 0.62, "longer-context": 0.12, "anneal": 0.26}  # shares of the time for pre-training
-_MIXTURE = {"library": 0.55, "pydoc": 0.45}  # of Python's own pages
-_ARITHMETIC_SHARE = 0.88  # the rest is the optimizer, saving, logging
-_SLOW = 3000  # tokens a second of the usual shape below which a smaller model is raised
-
-
-_JUDGED = ("average", "sft", "sft-best", "dpo")  # the models that are asked questions, in the order they are made
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of the story: the run folder it writes, its stage, its recipe and where its inputs come from."""
-
-    name: str
-    verb: str  # a module of `herd.stages`
-    inputs: dict[str, str] = field(default_factory=dict)  # setting -> run folder (or file in one)
-
-    @property
-    def recipe(self) -> str:
-        return f"demo/{self.name}.yaml"
-
-
-_REJECT = {"prompts": "questions/prompts.jsonl", "references": "questions/train.jsonl"}
-
-STORY = (
-    Step("pages", "demo.pages"),
-    Step("curate", "curate", {"pages": "pages"}),
-    Step("tokenizer", "tokenizer", {"documents": "curate"}),
-    Step("pack", "pack", {"documents": "curate", "tokenizer": "tokenizer"}),
-    Step("pretrain", "pretrain", {"shards": "pack", "tokenizer": "tokenizer"}),
-    Step("longer-context", "pretrain", {"shards": "pack", "tokenizer": "tokenizer", "checkpoint": "pretrain"}),
-    Step("anneal", "pretrain", {"shards": "pack", "tokenizer": "tokenizer", "checkpoint": "longer-context"}),
-    Step("average", "average", {"checkpoints": "anneal"}),
-    Step("questions", "demo.questions", {"documents": "curate", "pages": "pages"}),
-    Step("sft", "sft", {"checkpoint": "average", "conversations": "questions/train.jsonl"}),
-    Step("preferences", "demo.preferences", {"checkpoint": "sft", "questions": "questions"}),
-    Step("reward", "reward", {"checkpoint": "sft", "pairs": "preferences/pairs.jsonl"}),
-    Step("reject", "reject", {"checkpoint": "sft", "reward": "reward"} | _REJECT),
-    Step("sft-best", "sft", {"checkpoint": "sft", "conversations": "reject/conversations.jsonl"}),
-    Step("dpo", "dpo", {"checkpoint": "sft-best", "pairs": "preferences/pairs.jsonl"}),
-    Step("evaluate", "evaluate", {"data": ""} | {f"models.{n}": n for n in _JUDGED}),
-    Step("quantize", "quantize", {"checkpoint": "dpo", "shards": "pack"}),
-)
-
-BASE_ENDING = (
-    Step("evaluate-base", "evaluate", {"data": "", "models.average": "average"}),
-    Step("quantize", "quantize", {"checkpoint": "average", "shards": "pack"}),
-)
-"""How the story ends where the pages give too few questions: with the base model."""
+_SECONDS = 580.0
+_LEAST_SECONDS = 120
 
 
 @settings
 class DemoSettings:
     """Raise a small Llama here."""
 
+    may_change: ClassVar[tuple[str, ...]] = ("seconds",)  # what is done keeps its size
+
     path: Path = Path("runs/demo")
     """Folder for the whole story: one run folder for each step, and report.html."""
     pages: list[Path] = field(default_factory=list)
     """Your own pages (folders or files: HTML, WARC, JSONL, Parquet); this Python's documentation when not given."""
-    pretrain_seconds: float = 360.0
-    """Seconds for pre-training, longer context and annealing together."""
+    seconds: float = _SECONDS
+    """Seconds for the whole: steps that train or sample take on what this machine can do in their share of it."""
     pretrain_tokens: int | None = None
-    """Tokens for these three together, whatever time they take: two runs with the same number are the same run."""
+    """Tokens for pre-training, longer context and annealing together, and everything else as the recipes say, whatever
+    time it takes: two runs with the same number are the same run."""
 
     def __post_init__(self):
-        if self.pretrain_seconds < 1:
-            raise ValueError("pretrain_seconds must be at least 1")
+        if self.seconds < _LEAST_SECONDS:
+            raise ValueError(
+                f"seconds must be at least {_LEAST_SECONDS}: the steps that cannot be made smaller need them"
+            )
+        if self.pretrain_tokens is not None and self.seconds != _SECONDS:
+            raise ValueError("give either seconds or pretrain_tokens: with fixed tokens it takes what it takes")
         if self.pretrain_tokens is not None and self.pretrain_tokens < 10_000:
             raise ValueError("pretrain_tokens must be at least 10,000")
 
@@ -122,6 +71,16 @@ def run(settings: DemoSettings) -> Path:
     return settings.path
 
 
+def read_story(settings: DemoSettings) -> StorySettings:
+    """The demo's story in its folder, on the pages that were given."""
+    file = config.find_recipe(Path("recipes/demo/story.yaml"))
+    story = config.load(StorySettings, file, values={"out": str(settings.path)}, where="herd demo")
+    if not settings.pages:
+        return story
+    own = {"own_pages": [str(page) for page in settings.pages], "mixture": {}}
+    return replace(story, values={**story.values, **own})
+
+
 # ---- the way -------------------------------------------------------------------------------------------------------
 
 
@@ -129,7 +88,7 @@ def _check_machine(run: Run, settings: DemoSettings) -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if memory < 0.9 * _MEMORY_BYTES:
         raise CapacityError(f"{memory / 1e9:.1f} GB of memory here; the demo needs {_MEMORY_BYTES / 1e9:.0f} GB")
-    run.need(disk_bytes=_DISK_BYTES, seconds=settings.pretrain_seconds + 200)
+    run.need(disk_bytes=_DISK_BYTES, seconds=None if settings.pretrain_tokens else settings.seconds)
 
 
 def _check_steps(path: Path) -> None:
@@ -139,83 +98,18 @@ def _check_steps(path: Path) -> None:
 
 
 def _raise(run: Run, settings: DemoSettings) -> None:
-    steps = list(STORY)
-    for number, step in enumerate(steps, 1):
-        say(f"\n[{number}/{len(steps)}] {step.name}")
-        _take(step, run, settings)
-        if step.name == "questions" and not read_manifest(run.path / step.name)["figures"]["enough"]:
-            steps[number:] = BASE_ENDING  # the stage has said so
+    story = read_story(settings)
+    acts = plan(story, find)
+    commands = {act.name: act.step.run for act in acts if act.step.run}
+    pace = Pace(run.path, commands, story.seconds, settings.seconds, settings.pretrain_tokens)
+
+    def sized(act: Act, given: Any) -> dict[str, Any]:
+        return pace.settings_for(act.name, given) if act.name in commands else {}
+
+    go(acts, find, sized)
     say("\nreport")
     atomic_write(run.path / "report.html", render(run.path))
     run.finish(_headlines(run.path), checkpoint=_chosen_model(run.path))
-
-
-def _take(step: Step, run: Run, settings: DemoSettings) -> None:
-    """Run one stage with its recipe, its inputs within the demo's folder and what was chosen for this machine."""
-    stage = importlib.import_module(f"herd.stages.{step.verb}")
-    cls = typing.get_type_hints(stage.run)["settings"]
-    overrides = [f"{name}={run.path / place}" for name, place in step.inputs.items()]
-    overrides += [f"out={run.path / step.name}", *_of_this_machine(step, run, settings)]
-    if step.name == "pages" and settings.pages:
-        overrides.append(f"pages={json.dumps([str(page) for page in settings.pages])}")
-    stage.run(config.load(cls, config.find_recipe(Path(step.recipe)), overrides))
-
-
-def _of_this_machine(step: Step, run: Run, settings: DemoSettings) -> Iterator[str]:
-    """The settings of a step that follow from how fast this machine trains."""
-    if step.name not in _PRETRAINING:
-        return
-    chosen = _choices(run, settings)
-    torch.set_num_threads(chosen["threads"])
-    yield f"tokens={chosen['tokens'][step.name]}"
-    yield f"dtype={chosen['dtype']}"
-    if not settings.pages:  # one's own count by their size
-        yield from (f"mixture.{source}={weight}" for source, weight in _MIXTURE.items())
-    if step.name == "pretrain":
-        yield from (f"model.{name}={value}" for name, value in chosen["model"].items())
-
-
-# ---- what depends on the machine -----------------------------------------------------------------------------------
-
-
-def _choices(run: Run, settings: DemoSettings) -> dict:
-    """Size, number type and tokens for this machine: measured once and kept, whatever happens later."""
-    file = run.path / "choices.json"
-    if not file.exists():
-        atomic_write(file, json.dumps(_choose(run.path, settings), indent=1))
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _choose(path: Path, settings: DemoSettings) -> dict:
-    dtype = best_dtype()
-    shape, smaller = config.load(PretrainSettings, config.find_recipe(Path("demo/pretrain.yaml"))).model, {}
-    rates = {row_tokens: _measured_rate(path, shape, dtype, row_tokens) for row_tokens in (256, 1024)}
-    if rates[256] < _SLOW:
-        smaller = {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 352}
-        shape = replace(shape, **smaller)
-        rates = {row_tokens: _measured_rate(path, shape, dtype, row_tokens) for row_tokens in (256, 1024)}
-    seconds = {name: share * settings.pretrain_seconds for name, share in _PRETRAINING.items()}
-    tokens = {name: round(seconds[name] * rates[256 if name == "pretrain" else 1024]) for name in seconds}
-    if settings.pretrain_tokens:
-        tokens = {name: round(share * settings.pretrain_tokens) for name, share in _PRETRAINING.items()}
-    say(f"  this machine trains {amount(rates[256])} tokens/s: {amount(sum(tokens.values()))} tokens in all")
-    return {
-        "dtype": {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype],
-        "threads": torch.get_num_threads(),
-        "model": smaller,
-        "tokens_per_second": {str(row_tokens): round(rate) for row_tokens, rate in rates.items()},
-        "tokens": tokens,
-    }
-
-
-def _measured_rate(path: Path, shape: ModelSettings, dtype: torch.dtype, row_tokens: int) -> float:
-    """Training tokens per second of a model of this shape on the real data, the optimizer and saving considered."""
-    sources = open_shards(path / "pack" / "train")
-    mixture = {name: float(documents.num_tokens.sum()) for name, documents in sources.items()}
-    loader = PackedLoader(sources, [Phase(batch_tokens=4096, row_tokens=row_tokens, mixture=mixture)])
-    model = empty_model(new_config(shape, open_tokenizer(path / "tokenizer"), row_tokens), device="cpu")
-    initialize(model, seed=0)
-    return _ARITHMETIC_SHARE * tokens_per_second(model.to(dtype).train(), next_token, loader.batches(0), repeats=5)
 
 
 # ---- the end -------------------------------------------------------------------------------------------------------
