@@ -23,7 +23,6 @@ from herd.data.shards import Documents, open_shards
 from herd.evals.answers import prompt_of
 from herd.formats.vocabulary import open_tokenizer
 from herd.infer.engine import Engine
-from herd.infer.inputs import Input
 from herd.log import amount, duration, say
 from herd.model.init import initialize
 from herd.model.llama import empty_model
@@ -194,7 +193,7 @@ def _loader(sources: Mapping[str, Documents], row_tokens: int) -> PackedLoader:
 def _answers_per_second(given: Any) -> float:
     """How fast a checkpoint answers the questions that it will be asked."""
     rows = read_prompts(given.questions / "prompts.jsonl", _PROBED_PROMPTS)
-    prompts: list[Input] = [prompt_of(row) for row in rows]
+    prompts: list[Any] = [prompt_of(row) for row in rows]
     params = SamplingParams(temperature=given.temperature, max_tokens=given.answer_tokens, n=given.samples, seed=1)
     engine = Engine(given.checkpoint)
     engine.generate(prompts[:2], params)  # what is made once
