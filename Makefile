@@ -19,7 +19,7 @@ endif
 
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow soak lint install dev clean
+.PHONY: demo test test-slow soak lint install dev base-model clean
 
 demo: install
 	$(VENV)/bin/herd demo $(DEMO) $(if $(PAGES),--pages $(PAGES))
@@ -38,6 +38,10 @@ lint: dev
 	$(VENV)/bin/ruff format --check herd tests benchmarks
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/mypy
+
+# SmolLM2-135M-Instruct (98 MB) into ../base-model, or into HERD_BASE_MODEL: tests and benchmarks of a real model need it
+base-model: dev
+	$(VENV)/bin/python -m benchmarks.base_model
 
 install: $(VENV)/.installed
 dev: $(VENV)/.installed-dev

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hypothesis import settings
@@ -28,6 +29,23 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the shared data folder (../shared/data) is not here")
     return SHARED_DATA
+
+
+class BaseModel(NamedTuple):
+    """A real Llama that nobody here made: SmolLM2-135M-Instruct, at 4 bits, and the same numbers in float32."""
+
+    file: Path
+    folder: Path
+
+
+@pytest.fixture(scope="session")
+def base_model() -> BaseModel:
+    """SmolLM2-135M-Instruct as `make base-model` leaves it; tests that need it are skipped where it is not there."""
+    place = Path(os.environ.get("HERD_BASE_MODEL") or Path(__file__).resolve().parent.parent.parent / "base-model")
+    found = BaseModel(place / "SmolLM2-135M-Instruct.Q4_1.gguf", place / "SmolLM2-135M-Instruct")
+    if not (found.file.is_file() and found.folder.is_dir()):
+        pytest.skip("the base model is not here: make base-model")
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -160,7 +160,8 @@ def plain_words(tokenizer: Tokenizer) -> np.ndarray:
     Raises:
         DataError: the vocabulary has fewer than `NUM_CHOICES` of them.
     """
-    words = sorted(token for text, token in tokenizer.ranks.items() if _PLAIN_WORD.fullmatch(text))
+    ordinary = (token for token in range(tokenizer.vocab_size) if token not in tokenizer.special_ids)
+    words = [token for token in ordinary if _PLAIN_WORD.fullmatch(tokenizer.token_bytes(token, b""))]
     if len(words) < NUM_CHOICES:
         raise DataError(
             f"the tokenizer has {len(words)} lower-case words of 4 to 8 letters, a needle needs {NUM_CHOICES}; "

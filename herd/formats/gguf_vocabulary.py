@@ -1,7 +1,7 @@
 """A vocabulary as GGUF files hold it, the form that llama.cpp reads.
 
 tokenizer.ggml.model       `gpt2` for byte-level BPE (Llama 3), `llama` for SentencePiece's kind (Llama 1 and 2)
-tokenizer.ggml.pre         which split pattern: `llama-bpe` is Llama 3's, and takes whole pre-tokens first
+tokenizer.ggml.pre         which split pattern, by llama.cpp's name (`herd.tokenizer.splits`)
 tokenizer.ggml.tokens      one name a row, as in `tokenizer.json`
 tokenizer.ggml.token_type  one kind a row (`TokenType`)
 tokenizer.ggml.merges      "left right" in order of rank (byte-level), or
@@ -12,17 +12,19 @@ tokenizer.ggml.*_token_id  begin, end, end of turn, end of message, padding, unk
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 from herd.errors import DataError
 from herd.formats.gguf import GGUFFile
-from herd.tokenizer.alphabet import WORD_START, is_byte_piece, read_bytes, write_bytes
+from herd.tokenizer.alphabet import is_byte_piece, write_bytes
 from herd.tokenizer.bpe import merges
-from herd.tokenizer.pieces import adds_a_space, split_merges
+from herd.tokenizer.io import parts_of_json
+from herd.tokenizer.pieces import adds_a_space, is_byte_level, split_merges
+from herd.tokenizer.sentencepiece import Piece, added_token, opening, pieces_json
 from herd.tokenizer.specials import END_OF_MESSAGE, END_OF_TURN, PAD
+from herd.tokenizer.splits import SPLITS, find_split, name_split, pre_tokenizer
 from herd.tokenizer.tokenizer import Tokenizer
 
 
@@ -35,6 +37,9 @@ class TokenType(IntEnum):
     USER_DEFINED = 4
     UNUSED = 5
     BYTE = 6
+
+
+_TEMPLATE = "tokenizer.chat_template"
 
 
 def gguf_fields(tokenizer: Tokenizer, num_rows: int | None = None) -> dict[str, Any]:
@@ -54,25 +59,25 @@ def gguf_fields(tokenizer: Tokenizer, num_rows: int | None = None) -> dict[str, 
     names, types = zip(*(rows.get(i, (f"[PAD{i}]", TokenType.UNUSED)) for i in range(end)), strict=True)
     if scores := fields.pop("scores", None):
         fields["tokenizer.ggml.scores"] = [scores.get(i, 0.0) for i in range(end)]
-    ids = {name: tokenizer.special.get(token) for name, token in _named(tokenizer)}
+    named = {"bos": tokenizer.bos, "eos": tokenizer.eos, "eot": END_OF_TURN, "eom": END_OF_MESSAGE}
+    named |= {"padding": tokenizer.pad or PAD, "unknown": fields.pop("unknown", None) or "<unk>"}
+    ids = {
+        role: token_id for role, name in named.items() if (token_id := tokenizer.special.get(name or "")) is not None
+    }
+    template = {} if tokenizer.chat_template is None else {_TEMPLATE: tokenizer.chat_template}
     return {
         **fields,
         "tokenizer.ggml.tokens": list(names),
         "tokenizer.ggml.token_type": list(map(int, types)),
-        **{f"tokenizer.ggml.{name}_token_id": token_id for name, token_id in ids.items() if token_id is not None},
-        "tokenizer.ggml.add_bos_token": True,
-        "tokenizer.chat_template": tokenizer.chat_template,
+        **{f"tokenizer.ggml.{role}_token_id": token_id for role, token_id in ids.items()},
+        "tokenizer.ggml.add_bos_token": tokenizer.add_bos,
+        **template,
     }
 
 
-def _named(tokenizer: Tokenizer) -> Iterable[tuple[str, str]]:
-    yield from (("bos", tokenizer.bos), ("eos", tokenizer.eos), ("eot", END_OF_TURN), ("eom", END_OF_MESSAGE))
-    yield from (("padding", PAD), ("unknown", "<unk>"))
-
-
 def _special_rows(tokenizer: Tokenizer) -> dict[int, tuple[str, TokenType]]:
-    unknown = {"<unk>": TokenType.UNKNOWN}
-    return {i: (name, unknown.get(name, TokenType.CONTROL)) for name, i in tokenizer.special.items()}
+    kinds = dict.fromkeys(tokenizer.visible, TokenType.USER_DEFINED) | {"<unk>": TokenType.UNKNOWN}
+    return {i: (name, kinds.get(name, TokenType.CONTROL)) for name, i in tokenizer.special.items()}
 
 
 def _byte_level_fields(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -90,10 +95,10 @@ def _byte_level_fields(tokenizer: Tokenizer) -> dict[str, Any]:
 def _pieces_fields(tokenizer: Tokenizer) -> dict[str, Any]:
     data = json.loads(tokenizer.pieces or "")
     model = data["model"]
-    if not model.get("byte_fallback"):
-        raise DataError(
-            "GGUF has no name for this vocabulary's way of splitting text; Llama's own kinds can be written"
-        )
+    if is_byte_level(data):
+        return _other_byte_level_fields(data, tokenizer)
+    if isinstance(model["vocab"], list) or not _is_sentencepieces(data):
+        raise DataError("GGUF has no name for this vocabulary's way of splitting text; BPE of Llama's kinds is written")
     vocabulary = model["vocab"]
     rows = {i: (name, TokenType.BYTE if is_byte_piece(name) else TokenType.NORMAL) for name, i in vocabulary.items()}
     scores: dict[int, float] = {}
@@ -103,15 +108,38 @@ def _pieces_fields(tokenizer: Tokenizer) -> dict[str, Any]:
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.add_space_prefix": adds_a_space(data),
+        "unknown": model.get("unk_token"),
         "rows": rows | _special_rows(tokenizer),
         "scores": scores,
     }
 
 
+def _is_sentencepieces(data: dict[str, Any]) -> bool:
+    """Whether a text is merged whole, spaces marked: no pattern cuts it, nothing but spaces is rewritten."""
+    step = data.get("pre_tokenizer") or {}
+    normalizer = data.get("normalizer") or {}
+    kinds = {one.get("type") for one in normalizer.get("normalizers", [normalizer])}
+    return step.get("type") in (None, "Metaspace") and not step.get("split") and kinds <= {None, "Prepend", "Replace"}
+
+
+def _other_byte_level_fields(data: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    if (name := name_split(data)) is None or data.get("normalizer") is not None:
+        raise DataError(
+            f"GGUF has no name for this vocabulary's way of splitting text; it has {', '.join(SPLITS)}, text unchanged"
+        )
+    rows = {token_id: (name, TokenType.NORMAL) for name, token_id in data["model"]["vocab"].items()}
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": name,
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in split_merges(data["model"]["merges"])],
+        "unknown": data["model"].get("unk_token"),
+        "rows": rows | _special_rows(tokenizer),
+    }
+
+
 # ---- read ------------------------------------------------------------------------------------------------------------
 
-_LLAMA3_SPLITS = ("llama-bpe", "llama3", "llama-v3")  # llama.cpp's names for Llama 3's pattern
-_TEMPLATE = "tokenizer.chat_template"
+_ROLES = ("bos", "eos", "eot", "eom", "unknown", "padding")
 
 
 def read_vocabulary(file: GGUFFile) -> Tokenizer:
@@ -141,72 +169,75 @@ def _parts(fields: dict[str, Any], path: Path) -> dict[str, Any]:
     if len(names) != len(types):
         raise DataError(f"{path}: {len(names)} tokens but {len(types)} token types.")
     rows = {i: (name, type) for i, (name, type) in enumerate(zip(names, types)) if type != TokenType.UNUSED}
-    parts = _byte_level_parts(fields, rows, path) if kind == "gpt2" else _pieces_parts(fields, rows, path)
-    for role in ("bos", "eos"):
-        token_id = fields.get(f"tokenizer.ggml.{role}_token_id")
-        if isinstance(token_id, int) and token_id in rows:
-            parts[role] = names[token_id]
-            parts["special"].setdefault(names[token_id], token_id)
-    if isinstance(template := fields.get(_TEMPLATE), str):
-        parts["chat_template"] = template
+    told = {role: fields.get(f"tokenizer.ggml.{role}_token_id") for role in _ROLES}
+    found = {role: i for role, i in told.items() if isinstance(i, int) and i in rows}
+    named = {role: names[i] for role, i in found.items()}
+    for role in ("bos", "eos", "eot", "eom"):  # what opens or ends a text is special, whatever its row says
+        if role in named and rows[found[role]][1] == TokenType.NORMAL:
+            rows[found[role]] = (named[role], TokenType.CONTROL)
+    split = find_split(fields.get("tokenizer.ggml.pre")) if kind == "gpt2" else None
+    adds = fields.get("tokenizer.ggml.add_bos_token")
+    adds = (split.add_bos if split else kind == "llama") if not isinstance(adds, bool) else adds
+    data = _byte_level(fields, rows, path) if kind == "gpt2" else _pieces(fields, rows, path)
+    if adds and "bos" in named:
+        data["post_processor"] = opening(named["bos"], found["bos"])
+    template = fields.get(_TEMPLATE)
+    parts = parts_of_json(data, path) | {
+        "add_bos": adds,
+        "chat_template": template if isinstance(template, str) else None,
+    }
+    parts |= {"bos": named.get("bos"), "eos": named.get("eos"), "pad": named.get("padding")}
+    parts["ends"] = [named[role] for role in ("eot", "eom") if role in named]
+    parts.pop("rows")
     return parts
 
 
-def _byte_level_parts(fields: dict[str, Any], rows: dict[int, tuple[str, int]], path: Path) -> dict[str, Any]:
-    if (split := fields.get("tokenizer.ggml.pre")) not in _LLAMA3_SPLITS:
-        raise DataError(f"{path}: splits text in the way {split!r}; of byte-level vocabularies Llama 3's are read.")
-    ranks, special = {}, {}
-    for token_id, (name, type) in rows.items():
-        if type in (TokenType.CONTROL, TokenType.USER_DEFINED):
-            special[name] = token_id
-        else:
-            ranks[read_bytes(name)] = token_id
-    if sorted(ranks.values()) != list(range(len(ranks))):
-        raise DataError(f"{path}: the ids of its {len(ranks)} ordinary tokens are not 0 to {len(ranks) - 1}.")
-    return {"ranks": ranks, "special": special}
+def _byte_level(fields: dict[str, Any], rows: dict[int, tuple[str, int]], path: Path) -> dict[str, Any]:
+    """Byte-level BPE as a `tokenizer.json`."""
+    pairs = fields.get("tokenizer.ggml.merges")
+    if not isinstance(pairs, list):
+        raise DataError(f"{path}: lacks the field tokenizer.ggml.merges.")
+    if (split := find_split(name := fields.get("tokenizer.ggml.pre"))) is None:
+        raise DataError(f"{path}: splits text in the way {name!r}, which is not known; known are {', '.join(SPLITS)}.")
+    added = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
+    cuts = (pair.find(" ", 1) for pair in pairs)
+    to_text = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            added_token(name, i, special=kind != TokenType.USER_DEFINED)
+            for i, (name, kind) in rows.items()
+            if kind in added
+        ],
+        "normalizer": None,
+        "pre_tokenizer": pre_tokenizer(split),
+        "post_processor": None,
+        "decoder": to_text,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": split.whole_first,
+            "vocab": {name: i for i, (name, _) in rows.items()},
+            "merges": [[pair[:cut], pair[cut + 1 :]] for pair, cut in zip(pairs, cuts)],
+        },
+    }
 
 
-def _pieces_parts(fields: dict[str, Any], rows: dict[int, tuple[str, int]], path: Path) -> dict[str, Any]:
-    """SentencePiece's kind as a `tokenizer.json`: of the neighbours that make a piece, the best score goes first."""
+def _pieces(fields: dict[str, Any], rows: dict[int, tuple[str, int]], path: Path) -> dict[str, Any]:
+    """SentencePiece's kind as a `tokenizer.json`."""
     scores = fields.get("tokenizer.ggml.scores")
     if not isinstance(scores, list) or len(scores) < len(rows):
         raise DataError(f"{path}: lacks the field tokenizer.ggml.scores.")
-    kinds = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
-    special = {name: i for i, (name, type) in rows.items() if type in kinds}
-    vocabulary = {name: i for i, (name, _) in rows.items()}
-    pieces = {name for name, i in vocabulary.items() if rows[i][1] == TokenType.NORMAL}
-    ways = [
-        (-scores[vocabulary[name]], vocabulary[name[:cut]], vocabulary[name[cut:]], [name[:cut], name[cut:]])
-        for name in pieces
-        for cut in range(1, len(name))
-        if name[:cut] in pieces and name[cut:] in pieces
+    unused = (f"[unused {i}]" for i in range(len(scores)))
+    pieces = [
+        Piece(*((rows[i][0], score, rows[i][1]) if i in rows else (name, score, TokenType.UNUSED)))
+        for i, (score, name) in enumerate(zip(scores, unused))
     ]
-    opens = fields.get("tokenizer.ggml.add_space_prefix", True)
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": WORD_START}
-    back = {"type": "Replace", "pattern": {"String": WORD_START}, "content": " "}
-    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if opens else []
-    data = {
-        "version": "1.0",
-        "added_tokens": [_added(name, i) for name, i in special.items()],
-        "normalizer": {
-            "type": "Sequence",
-            "normalizers": [*([{"type": "Prepend", "prepend": WORD_START}] if opens else []), replace],
-        },
-        "pre_tokenizer": None,
-        "post_processor": None,
-        "decoder": {"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]},
-        "model": {
-            "type": "BPE",
-            "unk_token": next((name for name, i in special.items() if rows[i][1] == TokenType.UNKNOWN), None),
-            "fuse_unk": True,
-            "byte_fallback": True,
-            "vocab": vocabulary,
-            "merges": [way for *_, way in sorted(ways)],
-        },
-    }
-    return {"ranks": {}, "special": special, "pieces": json.dumps(data)}
-
-
-def _added(name: str, token_id: int) -> dict[str, Any]:
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    return {"id": token_id, "content": name, **flags}
+    return pieces_json(pieces, opens_with_space=bool(fields.get("tokenizer.ggml.add_space_prefix", True)))

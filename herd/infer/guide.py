@@ -136,7 +136,7 @@ class _Vocabulary:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.eos_token_id, self.bos_token_id = tokenizer.eos_id, tokenizer.bos_id
-        self.special_token_ids = sorted(tokenizer.special.values())
+        self.special_token_ids = sorted(tokenizer.special_ids)
         self.tokens = [tokenizer.token_bytes(i, b"") for i in range(tokenizer.vocab_size)]
 
     def __call__(self, text: str) -> list[int]:

@@ -62,7 +62,7 @@ def colour(tokenizer: Tokenizer, rendered: Rendered, *, marks: bool = False) -> 
 
     `marks` puts ⟦ and ⟧ around what is trained, for where colour is lost.
     """
-    special = frozenset(tokenizer.special.values())
+    special = tokenizer.special_ids
     text = Text()
     for trained, run_of_tokens in groupby(zip(*rendered, strict=True), key=lambda pair: pair[1]):
         if trained and marks:

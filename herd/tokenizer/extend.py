@@ -42,7 +42,8 @@ def extend_from_counts(
     ranks = grow(base.ranks, *_encoded(base, words), len(base.ranks) + num_merges, advance)
     shift = len(ranks) - len(base.ranks)
     special = {name: token_id + shift for name, token_id in base.special.items()}
-    return Tokenizer(ranks, special, bos=base.bos, eos=base.eos, chat_template=base.chat_template)
+    kept = ("bos", "eos", "pad", "chat_template", "visible", "add_bos", "ends")
+    return Tokenizer(ranks, special, **{name: getattr(base, name) for name in kept})
 
 
 def _encoded(base: Tokenizer, words: Mapping[str, int]) -> tuple[list[list[int]], list[int]]:

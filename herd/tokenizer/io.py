@@ -14,17 +14,17 @@ from typing_extensions import TypedDict
 
 from herd.errors import DataError
 from herd.run import atomic_write, read_manifest
-from herd.tokenizer.alphabet import byte_characters, read_bytes, write_bytes
+from herd.tokenizer import beside
+from herd.tokenizer.alphabet import read_bytes, write_bytes
 from herd.tokenizer.bpe import merges
-from herd.tokenizer.pieces import split_merges
-from herd.tokenizer.specials import PAD, SPLIT_PATTERN
+from herd.tokenizer.pieces import is_byte_level, split_merges
+from herd.tokenizer.sentencepiece import added_token, is_model, opening, read_model
+from herd.tokenizer.specials import SPLIT_PATTERN
 from herd.tokenizer.tokenizer import Tokenizer
 
 RANKS_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
-CONFIG_FILE = "tokenizer_config.json"
-TEMPLATE_FILE = "chat_template.jinja"
-_SUPPORTED = "Herd reads BPE vocabularies of Llama models, as tokenizer.json or as tiktoken ranks"
+_SUPPORTED = "Herd reads BPE and Unigram vocabularies of bytes, as tokenizer.json, SentencePiece's or tiktoken's file"
 
 
 # ---- read ------------------------------------------------------------------------------------------------------------
@@ -42,7 +42,11 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     file = find_vocabulary(Path(path))
     if file is None:
         raise DataError(f"{path}: holds neither {JSON_FILE} nor {RANKS_FILE}. Is it a checkpoint or tokenizer folder?")
-    parts = _read_file(file) | _read_config(file)
+    parts = _read_file(file)
+    if file.name in (JSON_FILE, RANKS_FILE):
+        parts = parts | beside.read(file.parent, parts["special"], parts.pop("rows"), parts)
+    else:
+        parts.pop("rows")
     try:
         return Tokenizer(**parts)
     except DataError as error:
@@ -56,7 +60,7 @@ def load_template(path: str | os.PathLike[str]) -> str | None:
         DataError: there is nothing at `path`, or what stands beside the vocabulary is damaged.
     """
     file = find_vocabulary(Path(path))
-    return _read_config(file).get("chat_template") if file else None
+    return beside.template(file.parent) if file and file.name in (JSON_FILE, RANKS_FILE) else None
 
 
 def find_vocabulary(path: Path) -> Path | None:
@@ -77,24 +81,18 @@ def find_vocabulary(path: Path) -> Path | None:
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    content = _read_bytes(path)
+    content = beside.read_bytes(path)
     if content.lstrip()[:1] == b"{":
-        return _parse_json(content, path)
-    return {"ranks": parse_ranks(content, path)}
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
+        return parts_of_json(_checked_json(content, path), path, content.decode())
+    if is_model(content):
+        data, bos, eos = read_model(content, path)
+        return parts_of_json(data, path) | {"bos": bos, "eos": eos, "chat_template": None}
+    return {"ranks": parse_ranks(content, path), "special": None, "rows": {}, "chat_template": None}
 
 
 def parse_ranks(content: bytes, path: Path) -> dict[bytes, int]:
     """The ranks of a tiktoken file: lines of base64(token bytes), a space, and the rank."""
     ranks: dict[bytes, int] = {}
-    if content[:1] in (b"\x08", b"\x0a") and b"\x00" in content[:4096]:
-        raise DataError(f"{path}: a SentencePiece model. Give the {JSON_FILE} that belongs to it.")
     for number, line in enumerate(content.splitlines(), start=1):
         try:
             token, rank = line.split()
@@ -119,53 +117,93 @@ def _check_ranks(ranks: dict[bytes, int], path: Path) -> None:
         )
 
 
-class _AddedToken(TypedDict):
-    id: int
-    content: str
+class _AddedToken(TypedDict, total=False):
+    id: Required[int]
+    content: Required[str]
+    special: bool
 
 
-class _Model(TypedDict, total=False):
+class _Bpe(TypedDict, total=False):
     vocab: Required[dict[str, int]]
     merges: Required[list[str] | list[tuple[str, str]]]
     byte_fallback: bool
     ignore_merges: bool
 
 
-class _TokenizerJson(TypedDict, total=False):
-    model: Required[_Model]
+class _Unigram(TypedDict, total=False):
+    vocab: Required[list[tuple[str, float]]]
+
+
+class _Around(TypedDict, total=False):
     added_tokens: list[_AddedToken] | None
     normalizer: dict[str, Any] | None
     pre_tokenizer: dict[str, Any] | None
+    post_processor: dict[str, Any] | None
     decoder: dict[str, Any] | None
 
 
-def _parse_json(content: bytes, path: Path) -> dict[str, Any]:
-    data = _load_object(content, path)
+class _BpeJson(_Around):
+    model: _Bpe
+
+
+class _UnigramJson(_Around):
+    model: _Unigram
+
+
+def _checked_json(content: bytes, path: Path) -> dict[str, Any]:
+    data = beside.load_object(content, path)
     kind = data["model"].get("type", "BPE") if isinstance(data.get("model"), dict) else None
-    if kind not in ("BPE", None):
+    if kind not in ("BPE", "Unigram", None):
         raise DataError(f"{path}: its model type is {kind}. {_SUPPORTED}.")
-    data = _validated(_TokenizerJson, data, path)
-    model, special = data["model"], {token["content"]: token["id"] for token in data.get("added_tokens") or []}
-    if not (_is_byte_level(data) or model.get("byte_fallback")):
-        raise DataError(f"{path}: its BPE is neither byte-level nor falls back to bytes. {_SUPPORTED}.")
-    if _does_what_tiktoken_does(data):
-        ranks = {read_bytes(token): rank for token, rank in model["vocab"].items() if token not in special}
-        _check_ranks(ranks, path)
-        if split_merges(model["merges"]) == [(write_bytes(left), write_bytes(right)) for left, right in merges(ranks)]:
-            return {"ranks": ranks, "special": special}
-    return {"ranks": {}, "special": special, "pieces": content.decode()}
+    try:
+        TypeAdapter(_UnigramJson if kind == "Unigram" else _BpeJson).validate_python(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"][:3]))
+        raise DataError(f"{path}: damaged, or made for something else: {place}: {first['msg'].lower()}.") from None
+    return data
 
 
-def _is_byte_level(data: dict[str, Any]) -> bool:
-    alphabet = frozenset(byte_characters().values())
-    special = {token["content"] for token in data.get("added_tokens") or []}
-    return (data.get("decoder") or {}).get("type") == "ByteLevel" and all(
-        alphabet.issuperset(token) for token in data["model"]["vocab"] if token not in special
-    )
+def parts_of_json(data: dict[str, Any], path: Path, text: str | None = None) -> dict[str, Any]:
+    """What a tokenizer is made of, from a `tokenizer.json` (`text`, as it is written); `rows` are its names and ids.
+
+    Raises:
+        DataError: it is no vocabulary of bytes.
+    """
+    model, added = data["model"], data.get("added_tokens") or []
+    special = {token["content"]: token["id"] for token in added}
+    visible = [token["content"] for token in added if token.get("special") is False]
+    is_unigram = isinstance(model["vocab"], list)
+    rows = {name: i for i, (name, _) in enumerate(model["vocab"])} if is_unigram else dict(model["vocab"])
+    by_bytes = not is_unigram and is_byte_level(data)
+    if not (by_bytes or model.get("byte_fallback")):
+        raise DataError(f"{path}: its vocabulary is neither byte-level nor falls back to bytes. {_SUPPORTED}.")
+    parts: dict[str, Any] = {"special": special, "visible": visible, "rows": rows, "bos": None, "eos": None}
+    bos = _opening_token(data.get("post_processor"))
+    parts |= {"bos": bos, "add_bos": bos is not None, "chat_template": None}
+    if by_bytes and _does_what_tiktoken_does(data):
+        ranks = {read_bytes(token): rank for token, rank in rows.items() if token not in special}
+        whole = all(bytes([b]) in ranks for b in range(256)) and sorted(ranks.values()) == list(range(len(ranks)))
+        if whole and split_merges(model["merges"]) == [(write_bytes(a), write_bytes(b)) for a, b in merges(ranks)]:
+            return parts | {"ranks": ranks}
+    return parts | {"ranks": {}, "pieces": text or json.dumps(data)}
+
+
+def _opening_token(step: dict[str, Any] | None) -> str | None:
+    """The token that the post-processor puts before a text."""
+    for one in (step or {}).get("processors", [step or {}]):
+        first = (one.get("single") or [{}])[0]
+        if one.get("type") == "TemplateProcessing" and "SpecialToken" in first:
+            name = first["SpecialToken"]["id"]
+            names = (one.get("special_tokens") or {}).get(name, {}).get("tokens") or [name]
+            return str(names[0])
+    return None
 
 
 def _does_what_tiktoken_does(data: dict[str, Any]) -> bool:
     """Whether it only splits by Llama 3's pattern and takes bytes, whole pre-tokens first."""
+    if any(token.get(flag) for token in data.get("added_tokens") or [] for flag in ("lstrip", "rstrip", "single_word")):
+        return False
     match data.get("pre_tokenizer"), data.get("normalizer"):
         case {
             "type": "Sequence",
@@ -175,95 +213,31 @@ def _does_what_tiktoken_does(data: dict[str, Any]) -> bool:
             ],
         }, None:
             plain = not data["model"].get("byte_fallback") and data["model"].get("ignore_merges")
-            return pattern == SPLIT_PATTERN and _is_byte_level(data) and bool(plain)
+            return pattern == SPLIT_PATTERN and bool(plain)
     return False
-
-
-class _NamedToken(TypedDict):
-    content: str
-
-
-class _NamedTemplate(TypedDict):
-    name: str
-    template: str
-
-
-class _TokenizerConfig(TypedDict, total=False):
-    bos_token: str | _NamedToken | None
-    eos_token: str | _NamedToken | None
-    chat_template: str | list[_NamedTemplate] | None
-
-
-def _read_config(vocabulary: Path) -> dict[str, Any]:
-    """What stands beside the vocabulary: begin and end token, chat template."""
-    if vocabulary.name not in (JSON_FILE, RANKS_FILE):
-        return {}
-    folder = vocabulary.parent
-    config, file = {}, folder / CONFIG_FILE
-    if file.exists():
-        config = _validated(_TokenizerConfig, _load_object(_read_bytes(file), file), file)
-    found: dict[str, Any] = {}
-    for role in ("bos", "eos"):
-        if token := config.get(f"{role}_token"):
-            found[role] = token if isinstance(token, str) else token["content"]
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        template = next((named["template"] for named in template if named["name"] == "default"), None)
-    if (folder / TEMPLATE_FILE).exists():
-        template = _read_bytes(folder / TEMPLATE_FILE).decode("utf-8", "replace").replace("\r\n", "\n")
-    return found | ({"chat_template": template} if template else {})
-
-
-def _load_object(content: bytes, path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: damaged, no JSON ({error}).") from None
-    if not isinstance(data, dict):
-        raise DataError(f"{path}: expected a JSON object, found {type(data).__name__}.")
-    return data
-
-
-def _validated(shape: type, data: dict[str, Any], path: Path) -> Any:
-    try:
-        return TypeAdapter(shape).validate_python(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"][:3]))
-        raise DataError(f"{path}: damaged, or made for something else: {place}: {first['msg'].lower()}.") from None
 
 
 # ---- write -----------------------------------------------------------------------------------------------------------
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str]) -> Path:
+def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str], *, for_transformers: bool = False) -> Path:
     """Write `tokenizer.model` (tiktoken ranks), `tokenizer.json` and its companions, which `transformers` loads.
 
-    The folder may hold other files (a checkpoint's weights).
+    What the tokenizer was read from comes back as it was; with `for_transformers` no ranks are added to it. The folder
+    may hold other files (a checkpoint's weights).
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if tokenizer.pieces is None:
+    files = dict(tokenizer.beside or {})
+    if tokenizer.pieces is None and not (files and for_transformers):
         ranked = sorted(tokenizer.ranks.items(), key=lambda item: item[1])
-        lines = b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranked)
-        atomic_write(folder / RANKS_FILE, lines)
-    atomic_write(folder / JSON_FILE, tokenizer.pieces or _dump(tokenizer_json(tokenizer)))
-    named = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "pad_token": PAD}
-    named = {role: name for role, name in named.items() if name in tokenizer.special}
-    atomic_write(folder / "special_tokens_map.json", _dump(named))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-        "model_input_names": ["input_ids", "attention_mask"],
-        **named,
-        "chat_template": tokenizer.chat_template,
-    }
-    atomic_write(folder / CONFIG_FILE, _dump(config))
+        files[RANKS_FILE] = b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranked)
+    if JSON_FILE not in files:
+        files[JSON_FILE] = (tokenizer.pieces or beside.dump(tokenizer_json(tokenizer))).encode()
+    for name, content in (beside.written(tokenizer) | files).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        atomic_write(folder / name, content)
     return folder
-
-
-def _dump(data: Any) -> str:
-    return json.dumps(data, ensure_ascii=False, indent=1) + "\n"
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -272,26 +246,17 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     bos = tokenizer.bos
     split = {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN}, "behavior": "Isolated", "invert": False}
     to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    opening = {
-        "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [
-            {"SpecialToken": {"id": bos, "type_id": 0}},
-            {"Sequence": {"id": "A", "type_id": 0}},
-            {"SpecialToken": {"id": bos, "type_id": 1}},
-            {"Sequence": {"id": "B", "type_id": 1}},
-        ],
-        "special_tokens": {bos: {"id": bos, "ids": [ids.get(bos)], "tokens": [bos]}},
-    }
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": i, "content": name, **flags} for name, i in sorted(ids.items(), key=lambda n: n[1])],
+        "added_tokens": [
+            added_token(name, i, special=name not in tokenizer.visible)
+            for name, i in sorted(ids.items(), key=lambda item: item[1])
+        ],
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, to_bytes]},
-        "post_processor": opening if bos in ids else None,
+        "post_processor": opening(bos, ids[bos]) if bos is not None and tokenizer.add_bos else None,
         "decoder": to_bytes | {"use_regex": True},
         "model": {
             "type": "BPE",

@@ -1,38 +1,47 @@
-"""BPE vocabularies that tiktoken cannot hold (Llama 1 and 2, and byte-level ones with merges of their own order)."""
+"""Vocabularies that tiktoken cannot hold: SentencePiece's (Llama 1 and 2), byte-level ones that cut in other ways."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import tokenizers
 
 from herd.errors import DataError
-from herd.tokenizer.alphabet import WORD_START, read_bytes, read_piece
+from herd.tokenizer.alphabet import WORD_START, byte_characters, read_bytes, read_piece
 
 
 class PieceEncoding:
     """A `tokenizer.json` through the `tokenizers` library, behind the few methods that Herd uses of tiktoken's."""
 
-    def __init__(self, content: str, special: dict[str, int]) -> None:
-        """Raises: Exception (the library's own) when it cannot use the file."""
+    def __init__(self, content: str, special: dict[str, int], visible: Collection[str] = ()) -> None:
+        """`visible` are added tokens that count as text.
+
+        Raises: Exception (the library's own) when it cannot use the file.
+        """
         data = json.loads(content) | {"post_processor": None}
         self._with_special = tokenizers.Tokenizer.from_str(json.dumps(data))
-        self._plain = tokenizers.Tokenizer.from_str(json.dumps(data | {"added_tokens": []}))
-        read = read_piece if data["model"].get("byte_fallback") else read_bytes
+        kept = [token for token in data.get("added_tokens") or [] if token["content"] in visible]
+        self._plain = tokenizers.Tokenizer.from_str(json.dumps(data | {"added_tokens": kept}))
+        read = read_bytes if is_byte_level(data) else read_piece
         vocabulary = self._with_special.get_vocab(with_added_tokens=True)
         names = {token_id: name for name, token_id in special.items()}
-        self._bytes = {i: names[i].encode() if i in names else read(name) for name, i in vocabulary.items()}
+        self._bytes = {i: name.encode() for i, name in names.items()}
+        self._bytes |= {i: read(name) for name, i in vocabulary.items() if i not in names}
         self._opens_with_space = adds_a_space(data)
         self.max_token_value = max(self._bytes)
 
     def encode_ordinary(self, text: str) -> list[int]:
         """Ids of plain text."""
-        return _encoded(self._plain, text)
+        return _encoded(self._plain, text).ids
 
-    def encode(self, text: str, allowed_special: str) -> list[int]:
+    def encode(self, text: str, allowed_special: object) -> list[int]:
         """Ids of text whose special strings count as tokens."""
-        return _encoded(self._with_special, text)
+        return _encoded(self._with_special, text).ids
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """From where to where each id of `encode` stands in the text, in characters."""
+        return _encoded(self._with_special, text).offsets
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """Bytes of ids, without the space that SentencePiece puts before every text."""
@@ -42,6 +51,22 @@ class PieceEncoding:
     def decode_single_token_bytes(self, token: int) -> bytes:
         """Bytes of one id as it stands; KeyError when it is not in the vocabulary."""
         return self._bytes[token]
+
+
+def is_byte_level(data: dict) -> bool:
+    """Whether the tokens are named in GPT-2's characters for bytes, all but the added ones."""
+    alphabet = frozenset(byte_characters().values())
+    added = {token["content"] for token in data.get("added_tokens") or []}
+    vocabulary = data["model"]["vocab"]
+    return (
+        isinstance(vocabulary, dict)
+        and _decodes_bytes(data.get("decoder") or {})
+        and all(alphabet.issuperset(token) for token in vocabulary if token not in added)
+    )
+
+
+def _decodes_bytes(decoder: dict) -> bool:
+    return any(step.get("type") == "ByteLevel" for step in decoder.get("decoders", [decoder]))
 
 
 def adds_a_space(data: dict) -> bool:
@@ -59,9 +84,9 @@ def split_merges(pairs: list[str] | list[tuple[str, str]]) -> list[tuple[str, ..
     return [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in pairs]
 
 
-def _encoded(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+def _encoded(tokenizer: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
     try:
-        return tokenizer.encode(_valid(text), add_special_tokens=False).ids
+        return tokenizer.encode(_valid(text), add_special_tokens=False)
     except BaseException as error:  # the library panics where a pattern of the file's gives up on a text
         if type(error).__name__ != "PanicException":
             raise

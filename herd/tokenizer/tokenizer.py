@@ -1,4 +1,4 @@
-"""Text to token ids and back, in Llama 3's manner."""
+"""Text to token ids and back: Llama 3's vocabulary, and any other that a checkpoint brings."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import tiktoken
 
 from herd.errors import ConfigError, DataError
 from herd.tokenizer import bpe
+from herd.tokenizer.beside import with_template
 from herd.tokenizer.pieces import PieceEncoding
 from herd.tokenizer.pretokens import count_pretokens
 from herd.tokenizer.specials import (
@@ -36,7 +37,7 @@ from herd.tokenizer.workers import Workers, in_parts, num_cores
 MAX_ENCODE_CHARS = 400_000
 MAX_RUN_CHARS = 25_000
 _WORTH_WORKERS_CHARS = 16_000_000  # encoded in batches by one tokenizer; below, starting processes costs more
-_PARTS = ("ranks", "special", "pieces", "bos", "eos", "chat_template")
+_PARTS = ("ranks", "special", "pieces", "bos", "eos", "pad", "chat_template", "visible", "add_bos", "ends", "beside")
 _PART_CHARS = 500_000  # handed to a process at a time
 _RUNS = re.compile(r"\s+|\S+")
 
@@ -58,13 +59,21 @@ class Tokenizer:
         special: dict[str, int] | None = None,
         *,
         pieces: str | None = None,
-        bos: str = BEGIN_OF_TEXT,
-        eos: str = END_OF_TEXT,
-        chat_template: str = META_TEMPLATE,
+        bos: str | None = BEGIN_OF_TEXT,
+        eos: str | None = END_OF_TEXT,
+        pad: str | None = None,
+        chat_template: str | None = META_TEMPLATE,
+        visible: Iterable[str] = (),
+        add_bos: bool = True,
+        ends: Iterable[str] = (),
+        beside: Mapping[str, bytes] | None = None,
     ) -> None:
         """Take a vocabulary as it is: bytes of a token -> its rank, which is also its id.
 
-        `pieces` holds a `tokenizer.json` instead, for a vocabulary that ranks cannot express (Llama 1 and 2).
+        `pieces` holds a `tokenizer.json` instead, for a vocabulary that ranks cannot express. `special` are the tokens
+        that no merge makes; those of them in `visible` count as text (`<think>`): they are read in every text and stay
+        in answers. `bos` opens a text, if the vocabulary has such a token and `add_bos` says so. `ends` end an answer
+        besides `eos`. `beside` are the files that it was read from, which saving gives back.
 
         Raises:
             DataError: the parts do not fit one another.
@@ -72,8 +81,11 @@ class Tokenizer:
         self.ranks = ranks
         self.special = special_tokens(len(ranks)) if special is None else special
         self.pieces = pieces
-        self.bos, self.eos = bos, eos
+        self.bos, self.eos, self.pad = bos, eos, pad
         self.chat_template = chat_template
+        self.visible, self.ends = frozenset(visible), tuple(ends)
+        self.add_bos = add_bos and bos is not None
+        self.beside = beside
         self._encoding = self._check_and_build()
         self._workers: Workers | None = None
         self._one_batch = threading.Lock()
@@ -88,11 +100,11 @@ class Tokenizer:
                 f"the special token {self.special['']} has an empty name, which every text holds everywhere"
             )
         for role, name in (("bos_token", self.bos), ("eos_token", self.eos)):
-            if name not in self.special:
+            if name is not None and name not in self.special:
                 raise DataError(f"the {role} {name} is not among the special tokens")
         try:
             if self.pieces is not None:
-                return PieceEncoding(self.pieces, self.special)
+                return PieceEncoding(self.pieces, self.special, self.visible)
             return tiktoken.Encoding(
                 "herd", pat_str=SPLIT_PATTERN, mergeable_ranks=self.ranks, special_tokens=self.special
             )
@@ -127,9 +139,10 @@ class Tokenizer:
         _check_vocab_size(vocab_size)
         return cls(bpe.train(words, vocab_size - NUM_SPECIAL_TOKENS, advance))
 
-    def with_template(self, chat_template: str) -> Tokenizer:
+    def with_template(self, chat_template: str | None) -> Tokenizer:
         """The same vocabulary with another chat template."""
-        return Tokenizer(**self.__getstate__() | {"chat_template": chat_template})
+        files = with_template(self.beside, chat_template)
+        return Tokenizer(**self.__getstate__() | {"chat_template": chat_template, "beside": files})
 
     # ---- what it is --------------------------------------------------------------------------------------------------
 
@@ -140,13 +153,21 @@ class Tokenizer:
 
     @property
     def bos_id(self) -> int:
-        """Opens every sequence."""
-        return self.special[self.bos]
+        """Opens a sequence; the end token does where the vocabulary has no other, as GPT-2's."""
+        return self.eos_id if self.bos is None else self.special[self.bos]
+
+    @property
+    def opening(self) -> list[int]:
+        """What stands before every text: the begin token, or nothing where the checkpoint adds none."""
+        return [self.bos_id] if self.add_bos else []
 
     @property
     def eos_id(self) -> int:
         """Ends a document: Llama 3's end of text, elsewhere the checkpoint's own end token."""
-        return self.special.get(END_OF_TEXT, self.special[self.eos])
+        name = END_OF_TEXT if END_OF_TEXT in self.special else self.eos
+        if name is None:
+            raise DataError("this vocabulary names no end token; say which: `eos_token` in its tokenizer_config.json")
+        return self.special[name]
 
     @property
     def eot_id(self) -> int:
@@ -171,23 +192,23 @@ class Tokenizer:
     @property
     def pad_id(self) -> int:
         """Fills a batch on the right; nothing is learned from it."""
-        return self.special.get(PAD, self.eos_id)
+        return self.special[self.pad] if self.pad in self.special else self.special.get(PAD, self.eos_id)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Any of these ends generation (Llama 3: 128001, 128008, 128009)."""
-        names = (END_OF_TEXT, END_OF_MESSAGE, END_OF_TURN)
-        return tuple(sorted({self.special[name] for name in names if name in self.special} | {self.special[self.eos]}))
+        names = (END_OF_TEXT, END_OF_MESSAGE, END_OF_TURN, self.eos, *self.ends)
+        return tuple(sorted({self.special[name] for name in names if name in self.special}))
 
     @property
     def chat_style(self) -> str:
         """How conversations are written: `hf` where the checkpoint's template writes the date lines, else `meta`."""
-        return "hf" if "Today Date" in self.chat_template else "meta"
+        return "hf" if "Today Date" in (self.chat_template or "") else "meta"
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """The ids of all special tokens: one set for the many that look things up in it."""
-        return frozenset(self.special.values())
+        """The ids of the tokens that are no text: one set for the many that look things up in it."""
+        return frozenset(token_id for name, token_id in self.special.items() if name not in self.visible)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -197,6 +218,8 @@ class Tokenizer:
             digest.update(base64.b64encode(token) + b" %d\n" % rank)
         for name, token_id in sorted(self.special.items()):
             digest.update(f"{name} {token_id}\n".encode())
+        for name in sorted(self.visible):
+            digest.update(f"visible {name}\n".encode())
         return digest.hexdigest()
 
     # ---- encode ------------------------------------------------------------------------------------------------------
@@ -211,8 +234,8 @@ class Tokenizer:
         """
         if not isinstance(text, str):
             raise DataError(f"only text can be encoded, not {type(text).__name__}")
-        encode = self._encode_special if allow_special else self._encoding.encode_ordinary
-        ids = [self.bos_id] if bos else []
+        encode = self._encode_special if allow_special else self._encode_plain
+        ids = self.opening if bos else []
         for piece in _within_limits(text):
             ids += encode(piece)
         if eos:
@@ -221,6 +244,11 @@ class Tokenizer:
 
     def _encode_special(self, text: str) -> list[int]:
         return self._encoding.encode(text, allowed_special="all")
+
+    def _encode_plain(self, text: str) -> list[int]:
+        if self.visible and self.pieces is None:
+            return self._encoding.encode(text, allowed_special=self.visible, disallowed_special=())
+        return self._encoding.encode_ordinary(text)
 
     def encode_batch(
         self, texts: Sequence[str], *, bos: bool = False, eos: bool = False, allow_special: bool = False
@@ -258,9 +286,9 @@ class Tokenizer:
 
     def _encode_array(self, text: str, *, bos: bool, eos: bool, allow_special: bool) -> np.ndarray:
         """As `encode`, without making a Python integer of every id."""
-        if allow_special or self.pieces is not None:
+        if allow_special or self.visible or self.pieces is not None:
             return np.array(self.encode(text, bos=bos, eos=eos, allow_special=allow_special), dtype=np.uint32)
-        parts = [np.array([self.bos_id], dtype=np.uint32)] if bos else []
+        parts = [np.array(self.opening, dtype=np.uint32)] if bos else []
         for piece in _within_limits(text):
             try:
                 parts.append(self._encoding.encode_to_numpy(piece, disallowed_special=()))

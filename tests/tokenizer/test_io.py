@@ -252,7 +252,7 @@ def test_a_truncated_tokenizer_json_is_refused(folder, tmp_path):
         load_tokenizer(write(tmp_path / "tokenizer.json", whole[: len(whole) // 2]))
 
 
-@pytest.mark.parametrize("kind", ["WordPiece", "Unigram", "WordLevel"])
+@pytest.mark.parametrize("kind", ["WordPiece", "WordLevel"])
 def test_other_model_types_are_named(folder, tmp_path, kind):
     with pytest.raises(DataError, match=f"its model type is {kind}. Herd reads BPE"):
         load_tokenizer(write(tmp_path / "tokenizer.json", changed(folder, type=kind)))
