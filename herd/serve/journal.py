@@ -15,6 +15,7 @@ from typing import Any, Literal, TextIO
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from herd.serve.account import Account
+from herd.serve.connections import LINES_PER_SECOND, Sparing
 from herd.serve.limits import Allowances
 from herd.serve.metrics import Metrics
 
@@ -28,28 +29,34 @@ class Journal:
 
     def __init__(self, form: Form = "off", *, with_text: bool = False, stream: TextIO | None = None) -> None:
         self.form, self.with_text, self._stream = form, with_text, stream
+        self._refusals = Sparing(LINES_PER_SECOND)  # strangers can make as many as they like
 
     def write(self, account: Account) -> None:
         """One line for a request."""
         if self.form == "off" or (account.path in _QUIET_PATHS and account.status == 200):
             return
-        line = self._json(account) if self.form == "json" else self._text(account)
+        left_out = self._refusals.take() if account.model is None and account.status >= 400 else 0
+        if left_out is None:
+            return
+        line = self._json(account, left_out) if self.form == "json" else self._text(account, left_out)
         with suppress(
             OSError
         ):  # nobody reads the log any more (a closed terminal, a pipe): no reason to fail a request
             print(line, file=self._stream or sys.stderr, flush=True)
 
-    def _json(self, account: Account) -> str:
+    def _json(self, account: Account, left_out: int) -> str:
         entry: dict[str, Any] = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "id": account.id}
         for name in ("path", "status", "owner", "model", "prompt_tokens", "completion_tokens", "finish", "error"):
             entry[name] = getattr(account, name)
         entry["first_seconds"] = account.first_seconds and round(account.first_seconds, 4)
         entry["seconds"] = round(account.seconds, 4)
+        if left_out:
+            entry["left_out"] = left_out
         if self.with_text:
             entry |= {"asked": account.asked, "answered": account.answered}
         return json.dumps(entry, ensure_ascii=False)
 
-    def _text(self, account: Account) -> str:
+    def _text(self, account: Account, left_out: int) -> str:
         path = account.path.encode("unicode_escape").decode()  # a path may hold line breaks, a log line may not
         words = [datetime.now().strftime("%H:%M:%S"), str(account.status), path]
         if account.model:
@@ -58,6 +65,8 @@ class Journal:
             words.append(f"{account.prompt_tokens} -> {account.completion_tokens} tokens")
         words.append(f"{account.seconds:.2f} s")
         words += [word for word in (account.finish, account.error) if word]
+        if left_out:
+            words.append(f"({left_out:,} lines of refusals left out before)")
         return "  ".join(words)
 
 

@@ -73,6 +73,17 @@ class Guesses:
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_minute, self._clock = per_minute, clock
         self._rates: OrderedDict[str, Rate] = OrderedDict()
+        self._num_held = 0
+
+    async def hold(self, address: str) -> None:
+        """Count a wrong key, and hold its answer back; not more of them than leave places for others."""
+        seconds = self.wait_seconds(address)
+        if seconds and self._num_held < _MOST_HELD:
+            self._num_held += 1
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                self._num_held -= 1
 
     def wait_seconds(self, address: str) -> float:
         """Count a wrong key; how long its answer is to be held back."""
@@ -87,6 +98,7 @@ class Guesses:
 
 _ADDRESSES = 10_000  # that wrong keys are remembered of
 _LONGEST_WAIT = 5.0
+_MOST_HELD = 64
 
 
 class Gate:
@@ -115,7 +127,7 @@ class Gate:
                 self._allowances.check(owner)
             except ApiError as error:
                 if error.status == 401:
-                    await asyncio.sleep(self._guesses.wait_seconds(request.client.host if request.client else ""))
+                    await self._guesses.hold(request.client.host if request.client else "")
                 await (await refusal(request, error))(scope, receive, send)
                 return
             scope["herd.account"].owner = owner
@@ -232,7 +244,12 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         message = f"The body is larger than {self.limits.max_body_bytes:,} bytes."
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        headers = dict(scope["headers"])
+        if not headers.get(b"content-type", b"").strip():
+            # older FastAPI reads it as JSON then, and a web page elsewhere may send such a body unasked
+            kept = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+            scope = {**scope, "headers": [*kept, (b"content-type", b"application/octet-stream")]}
+        declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self.limits.max_body_bytes:
             await JSONResponse(error_object(413, message), status_code=413)(scope, receive, send)
             return

@@ -25,10 +25,9 @@ from herd.infer.settings import EngineSettings
 from herd.log import say, size
 from herd.ops.probe import available_memory
 from herd.serve.app import Server
+from herd.serve.connections import KERNEL_BACKLOG, Door, configuration, let_wait
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_KEEP_ALIVE_SECONDS = 75  # longer than clients keep connections, so that none is closed while one sends
-_BACKLOG = 2048  # connections that wait to be taken
 _CUT_SECONDS = 2  # for clients to hear that their answers were cut
 _SHARE_OF_MEMORY = 0.25  # for keys and values, of what is available, all models together
 
@@ -67,11 +66,9 @@ def announce(engines: dict[str, Engine], host: str, port: int, *, is_open: bool)
     sys.stderr.flush()
 
 
-def serve(app: FastAPI, listener: socket.socket, drain_seconds: float) -> None:
+def serve(app: FastAPI, listener: socket.socket, door: Door, drain_seconds: float) -> None:
     """Serve on a socket that listens, until told to stop."""
-    config = uvicorn.Config(  # h11 refuses two Host headers, httptools, taken where it is installed, lets them through
-        app, http="h11", log_level="warning", access_log=False, timeout_keep_alive=_KEEP_ALIVE_SECONDS
-    )
+    config = configuration(app, door)
     atexit.register(ignore_signals)  # who still presses Ctrl-C while Python takes itself apart would see a trace
     Draining(config, app.state.server, drain_seconds).run(sockets=[listener])
 
@@ -101,7 +98,7 @@ def bound(host: str, port: int) -> socket.socket:
 def begin_to_listen(listener: socket.socket, host: str, port: int) -> None:
     """Two servers may both bind a port that nobody listens on yet; the one that loads its model faster has it."""
     try:
-        listener.listen(_BACKLOG)
+        listener.listen(KERNEL_BACKLOG)
     except OSError as error:
         raise _unusable(host, port, error) from None
 
@@ -128,6 +125,11 @@ class Draining(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         with _hanging_up(self.handle_exit):
             await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the door."""
+        await super().startup(sockets)
+        let_wait(sockets or [])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Ctrl-C, SIGTERM, or the terminal was closed; the second Ctrl-C ends answers, the third connections."""

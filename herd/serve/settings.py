@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from herd.config import settings
+from herd.serve.connections import Door
 from herd.serve.journal import Form
 from herd.serve.limits import Limits
 
@@ -19,6 +20,12 @@ class ServeLimits:
     """Largest request body in MB; larger ones are refused with 413."""
     timeout_seconds: float = 600.0
     """For a whole answer in seconds; then it is cancelled."""
+    max_connections: int = 1024
+    """Connections held at once, as far as the limit of open files allows; one that waits is closed for a new one."""
+    header_seconds: float = 20.0
+    """For the head of a request to arrive, in seconds; then the connection is closed."""
+    stalled_seconds: float = 60.0
+    """For a client to read anything of what it is sent, in seconds; then the connection is closed."""
     body_seconds: float = 30.0
     """For a request's body to arrive, in seconds."""
     drain_seconds: float = 10.0
@@ -31,15 +38,20 @@ class ServeLimits:
     """Keys share what is computed of equal prompts: faster, but an answer's speed tells what others asked."""
 
     def __post_init__(self):
-        for name in ("max_waiting", "max_tokens"):
+        for name in ("max_waiting", "max_tokens", "max_connections"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
-        for name in ("max_body_mb", "timeout_seconds", "body_seconds", "drain_seconds"):
+        seconds = ("timeout_seconds", "header_seconds", "stalled_seconds", "body_seconds", "drain_seconds")
+        for name in ("max_body_mb", *seconds):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive")
         for name in ("requests_per_minute", "tokens_per_minute"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
+
+    def door(self) -> Door:
+        """Who is let in."""
+        return Door(self.max_connections, self.header_seconds, self.stalled_seconds)
 
     def for_app(self) -> Limits:
         """The same in the units of the application."""

@@ -86,7 +86,7 @@ def run(settings: ServeSettings) -> None:
     settle()
     begin_to_listen(listener, settings.host, settings.port)  # who comes before the loop's first turn waits, unrefused
     announce(engines, settings.host, listener.getsockname()[1], is_open=is_open)
-    serve(app, listener, settings.limits.drain_seconds)
+    serve(app, listener, settings.limits.door(), settings.limits.drain_seconds)
 
 
 def _named(settings: ServeSettings) -> dict[str, Path]:

@@ -32,6 +32,7 @@ class Process:
 
     url: str
     pid: int
+    log: Path
 
     def resident_bytes(self) -> int:
         """The memory that its process holds now."""
@@ -40,21 +41,28 @@ class Process:
 
 
 @contextmanager
-def serving(folder: Path, *words: str, threads: int | None = 1, seconds: float = 60.0) -> Iterator[Process]:
-    """`herd serve` on a model's folder, as users start it, on a free port; `threads` None leaves them as they are."""
+def serving(
+    folder: Path, *words: str, threads: int | None = 1, seconds: float = 60.0, files: int | None = None
+) -> Iterator[Process]:
+    """`herd serve` on a model's folder, as users start it, on a free port; `threads` None leaves them as they are.
+
+    `files` is its limit of open files.
+    """
     command = [sys.executable, "-m", "herd", "serve", str(folder), "port=0", "log.form=off", *words]
+    if files is not None:
+        command = ["bash", "-c", f'ulimit -n {files}; exec "$@"', "-", *command]
     environment = os.environ | {"HERD_QUIET": ""} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        until, told = time.monotonic() + seconds, ""
-        while not (found := re.search(r"localhost:(\d+)/v1", told)):
-            line = process.stderr.readline()
-            assert line and time.monotonic() < until, told
-            told += line
+    log = folder.parent / "serve.log"
+    with open(log, "wb") as told, subprocess.Popen(command, stderr=told, env=environment) as process:
+        until = time.monotonic() + seconds
+        while not (found := re.search(r"localhost:(\d+)/v1", log.read_text())):
+            assert process.poll() is None and time.monotonic() < until, log.read_text()
+            time.sleep(0.05)
         try:
-            yield Process(f"http://localhost:{found.group(1)}", process.pid)
+            yield Process(f"http://localhost:{found.group(1)}", process.pid, log)
         finally:
             process.terminate()
-            assert process.wait(timeout=30) == 0, process.stderr.read()
+            assert process.wait(timeout=30) == 0, log.read_text()
 
 
 async def besiege(url: str, seconds: float, clients: int = CLIENTS) -> collections.Counter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import httpx
 import pytest
 
 from herd.serve.app import create_app
-from herd.serve.limits import Guesses, Limits
+from herd.serve.limits import BodyLimit, Guesses, Limits
 from tests.serve.conftest import Running, chat_engine, listening
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "temperature": 0}
@@ -104,3 +105,22 @@ def test_what_one_key_asked_makes_another_no_faster_unless_that_is_set(shared):
             headers = {"Authorization": f"Bearer {key}"}
             assert httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=30).status_code == 200
             assert (max(matched) > 0) is hits, json.dumps([key, matched])
+
+
+def test_a_body_without_a_type_is_no_json_whatever_fastapi_makes_of_it():
+    seen: list[list[tuple[bytes, bytes]]] = []
+
+    async def app(scope, receive, send):
+        seen.append([value for name, value in scope["headers"] if name == b"content-type"])
+
+    for headers in ([], [(b"content-type", b"")], [(b"content-type", b"application/json")]):
+        scope = {"type": "http", "headers": [(b"content-length", b"2"), *headers]}
+        asyncio.run(BodyLimit(app, Limits())(scope, None, None))
+    assert seen == [[b"application/octet-stream"]] * 2 + [[b"application/json"]]
+
+
+def test_a_body_without_a_type_is_refused(open_server):
+    for headers in ({}, {"Content-Type": ""}, {"Content-Type": "text/plain"}):
+        for path in ("/v1/chat/completions", "/v1/completions", "/tokenize", "/v1/embeddings"):
+            response = httpx.post(open_server.url + path, content=json.dumps(CHAT).encode(), headers=headers)
+            assert response.status_code == 400 and "Content-Type" in response.text
