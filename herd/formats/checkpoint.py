@@ -17,8 +17,9 @@ from herd.formats.folder import tensors_in_folder
 from herd.formats.gguf import GGUFFile, read_gguf
 from herd.formats.gguf_model import open_gguf
 from herd.formats.gguf_vocabulary import read_template, read_vocabulary
-from herd.formats.huggingface import holds_fp8, holds_packed, load_huggingface, open_huggingface
+from herd.formats.huggingface import holds_packed, load_huggingface, open_huggingface
 from herd.formats.meta import open_meta
+from herd.formats.packed import unpacks
 from herd.formats.places import Format, find_checkpoint, format_of
 from herd.formats.safetensors import INDEX, SINGLE, TensorInfo, save_tensors
 from herd.formats.stored import StoredWeights, check_finite
@@ -93,7 +94,7 @@ class Checkpoint:
     @property
     def is_packed(self) -> bool:
         """Whether its weights are whole numbers with scales (`herd quantize`): never read piece by piece."""
-        return self.format == "huggingface" and holds_packed(self.table)
+        return self.format == "huggingface" and holds_packed(self.config, self.table, self.place)
 
     @cached_property
     def weights(self) -> StoredWeights:
@@ -117,14 +118,14 @@ class Checkpoint:
     def load(self, *, dtype: torch.dtype | None = None, device: str = "cpu", attend: Attend | None = None) -> Llama:
         """Its model, in eval mode.
 
-        `dtype` None keeps what is on disk; what is packed as GGUF's blocks or as 8-bit floats becomes bfloat16. On the
+        `dtype` None keeps what is on disk; what is packed (GGUF's blocks, GPTQ, 8-bit floats) becomes bfloat16. On the
         CPU the weights are mapped from the files, not copied, where a file holds them as they are needed.
 
         Raises:
             CheckpointError: a file is missing, damaged, its tensors do not fit its configuration or are not finite.
             ConfigError: it describes something other than a Llama.
         """
-        if self.format != "huggingface" or holds_fp8(self.config, self.table):
+        if self.format != "huggingface" or unpacks(self.config.quantization_config, self.table, self.place):
             model = _load_stored(self.weights, dtype, device, attend)
         else:
             model = load_huggingface(self.place, self.config, self.table, dtype, device, attend)
@@ -133,12 +134,13 @@ class Checkpoint:
         return model.requires_grad_(True).eval()
 
     def learnable_config(self) -> ModelConfig:
-        """Its shape where it is to be learned from; 8-bit floats are learned, and saved, as bfloat16.
+        """Its shape where it is to be learned from; what others quantized is learned, and saved, as plain numbers.
 
         Raises:
             CheckpointError: its weights are quantized in a way in which they can be used, and not be learned.
         """
-        if self.config.quantization_config is not None and not holds_fp8(self.config, self.table):
+        quantization = self.config.quantization_config
+        if quantization is not None and not unpacks(quantization, self.table, self.place):
             raise CheckpointError(f"{self.place} is quantized already; give the original weights.")
         return replace(self.config, quantization_config=None)
 

@@ -6,19 +6,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from herd.errors import CheckpointError
-from herd.formats.folder import mapped, read_tensors
+from herd.formats.folder import read_tensors
+from herd.formats.packed import unpacked, unpacks
 from herd.formats.safetensors import TensorInfo
-from herd.formats.stored import StoredTensor, StoredWeights, check_finite, check_fit, some_tensors
+from herd.formats.stored import StoredWeights, check_finite, check_fit, some_tensors
 from herd.model.config import ModelConfig
 from herd.model.llama import Attend, Llama, empty_model
 from herd.ops.compressed import Scheme, check_quantization, empty_like, packed_layers, packed_shapes, unpack_tensors
 from herd.ops.quantized import replace_linears
-
-_FP8_METHODS = ("fbgemm_fp8", "fp8")  # Meta's own 405B; what `herd quantize` writes computes as it is
-_SCALE = "_scale"
 
 
 def load_huggingface(
@@ -84,20 +81,15 @@ def _check_fit(
 
 
 def open_huggingface(folder: Path, config: ModelConfig, tensors: dict[str, TensorInfo]) -> StoredWeights:
-    """A folder of safetensors; 8-bit floats are multiplied by their scales as they are read.
+    """A folder's tensors; what others quantized is turned into numbers as it is read.
 
     Raises:
         CheckpointError: the tensors do not fit config.json, or the weights are integers.
     """
     tensors = without_leftovers(tensors, config)
-    if holds_packed(tensors):
+    if holds_packed(config, tensors, folder):
         raise CheckpointError(f"{folder} is quantized already; give the original weights.")
-    stored = {
-        name: _stored(name, info, _scale_of(name, tensors))
-        for name, info in tensors.items()
-        if not name.endswith((_SCALE, "input_scale_ub"))
-    }
-    return check_fit(StoredWeights(folder, "huggingface", config, stored), "config.json")
+    return check_fit(StoredWeights(folder, "huggingface", config, unpacked(folder, config, tensors)), "config.json")
 
 
 def without_leftovers(tensors: dict[str, TensorInfo], config: ModelConfig) -> dict[str, TensorInfo]:
@@ -109,41 +101,7 @@ def without_leftovers(tensors: dict[str, TensorInfo], config: ModelConfig) -> di
     }
 
 
-def holds_packed(tensors: dict[str, TensorInfo]) -> bool:
-    """Whether the weights are whole numbers with scales (`herd quantize`)."""
-    return not all(info.dtype.is_floating_point for info in tensors.values())
-
-
-def holds_fp8(config: ModelConfig, tensors: dict[str, TensorInfo]) -> bool:
-    """Whether the weights are 8-bit floats with scales, which are read as bfloat16."""
-    method = (config.quantization_config or {}).get("quant_method")
-    return method in (None, *_FP8_METHODS) and any(
-        info.dtype.is_floating_point and info.dtype.itemsize == 1 for info in tensors.values()
-    )
-
-
-def _scale_of(name: str, tensors: dict[str, TensorInfo]) -> tuple[str, TensorInfo] | None:
-    if tensors[name].dtype.itemsize > 1:
-        return None
-    key = name + _SCALE
-    if key not in tensors:
-        return None
-    rows, info = tensors[name].shape[0], tensors[key]
-    if info.shape not in ((), (1,), (rows,), (rows, 1)):
-        raise CheckpointError(
-            f"{info.file}: tensor {key} has the shape {list(info.shape)}; read are scales of a whole tensor or of each "
-            "row."
-        )
-    return key, info
-
-
-def _stored(name: str, info: TensorInfo, scale: tuple[str, TensorInfo] | None) -> StoredTensor:
-    def rows(begin: int, end: int) -> Tensor:
-        taken = mapped(info.file, name)[begin:end]
-        if scale is None:
-            return taken if info.dtype.itemsize > 1 else taken.bfloat16()
-        factors = mapped(scale[1].file, scale[0]).float().reshape(-1, 1)
-        return (taken.float() * (factors[begin:end] if len(factors) > 1 else factors)).bfloat16()
-
-    num_bytes = torch.Size(info.shape).numel() * info.dtype.itemsize
-    return StoredTensor(name, str(info.dtype).removeprefix("torch."), info.shape, num_bytes, info.file, rows)
+def holds_packed(config: ModelConfig, tensors: dict[str, TensorInfo], folder: Path) -> bool:
+    """Whether the weights are whole numbers with scales that the engine computes with (`herd quantize`)."""
+    whole = not all(info.dtype.is_floating_point for info in tensors.values())
+    return whole and not unpacks(config.quantization_config, tensors, folder)

@@ -167,13 +167,8 @@ def check_quantization(config: dict[str, Any] | None, where: object) -> Scheme |
     Raises:
         CheckpointError: its weights are quantized in another way than `herd quantize` does it.
     """
-    if config is None:
-        return None
-    groups = [group for group in config.get("config_groups", {}).values() if isinstance(group, dict)]
-    for scheme in SCHEMES:
-        named = (config.get("quant_method"), config.get("format")) == (_METHOD, _FORMATS[scheme])
-        if named and groups and all(_is_alike(group, scheme) for group in groups):
-            return scheme
+    if config is None or (scheme := scheme_of(config)) is not None:
+        return None if config is None else scheme
     raise CheckpointError(
         f"{where}: its weights are quantized as {config.get('quant_method')}/{config.get('format')} in a way that "
         f"is not read here; {_METHOD} with int8 or FP8 by rows or int4 in groups of {GROUP}, symmetric, is. Take the "
@@ -181,9 +176,21 @@ def check_quantization(config: dict[str, Any] | None, where: object) -> Scheme |
     )
 
 
+def scheme_of(config: dict[str, Any]) -> Scheme | None:
+    """The scheme of what `herd quantize` wrote, or of what is like it; None where it is something else."""
+    groups = [group for group in (config.get("config_groups") or {}).values() if isinstance(group, dict)]
+    for scheme in SCHEMES:
+        named = (config.get("quant_method"), config.get("format")) == (_METHOD, _FORMATS[scheme])
+        if named and groups and all(_is_alike(group, scheme) for group in groups):
+            return scheme
+    return None
+
+
 def _is_alike(group: dict[str, Any], scheme: Scheme) -> bool:
     weights, wanted = group.get("weights") or {}, _weights(scheme)
     names = ("num_bits", "type", "symmetric", "strategy") + (("group_size",) if scheme == "int4" else ())
     return all(weights.get(name) == wanted[name] for name in names) and (
-        bool(group.get("input_activations")) == (scheme == "fp8")
+        (group.get("input_activations") or {}).get("dynamic", False) is True
+        if scheme == "fp8"
+        else not group.get("input_activations")
     )

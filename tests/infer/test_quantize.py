@@ -150,12 +150,12 @@ def test_an_engine_asked_for_what_it_cannot_quantize_says_so(tmp_path):
         Engine(tmp_path / "biased", quantize="int8")
 
 
-def test_checkpoints_quantized_in_another_way_are_refused_by_name(tmp_path):
+def test_a_checkpoint_that_says_quantized_and_holds_plain_weights_is_refused_by_name(tmp_path):
     save(tiny_model(), tmp_path / "model", small_tokenizer())
     file = tmp_path / "model" / "config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
-    with pytest.raises(CheckpointError, match="gptq"):
+    with pytest.raises(CheckpointError, match=r"says that the weights are quantized .gptq., but none is"):
         load(tmp_path / "model")
 
 
