@@ -35,7 +35,7 @@ LANGUAGES = {
 
 _SYSTEM = (
     "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives", "/etc/ld.so.cache",
-    "/etc/java-17-openjdk",
+    "/etc/java-17-openjdk", "/etc/fonts",
 )  # fmt: skip
 
 
@@ -44,11 +44,11 @@ def missing(name: str) -> list[str]:
     return [program for program in LANGUAGES[name].programs if _program(program) is None]
 
 
-def steps(name: str) -> list[list[str]]:
-    """The commands of a language, their programs by full path."""
+def steps(name: str, environment: str) -> list[list[str]]:
+    """The commands of a language, their programs by full path; Python's is that of its environment's folder."""
     found = []
     for words in LANGUAGES[name].steps:
-        first = os.path.realpath(words[0]) if words[0] == sys.executable else words[0]
+        first = f"{environment}/bin/python" if words[0] == sys.executable else words[0]
         found.append([first if first.startswith((".", "/")) else _program(first) or first, *words[1:]])
     return found
 

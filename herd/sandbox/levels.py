@@ -5,12 +5,19 @@ A layer counts as there when a child process has put it up, not when a kernel ve
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
-from herd.sandbox import kernel, seccomp
+from herd.errors import SandboxError
+from herd.sandbox import cgroup, kernel, seccomp
+
+_TRIES = "import sys; sys.path.insert(0, sys.argv[1]); from herd.sandbox.levels import tell; tell()"
 
 LEVELS = ("full", "namespaces", "landlock", "limits")
 """From the strongest to the weakest."""
@@ -24,21 +31,34 @@ LAYERS: dict[str, tuple[str, ...]] = {
 
 
 def available() -> dict[str, str | None]:
-    """Each layer with the reason why this machine does not give it; None where it does."""
+    """Each layer with the reason why this machine does not give it; None where it does.
+
+    `cgroup` is used at every level where it is there, and asked for by none.
+    """
     return dict(_available())
 
 
 @cache
 def _available() -> tuple[tuple[str, str | None], ...]:
+    """Tried once, in a process of its own: a fork of this one could hang on a lock that another thread holds."""
     if not kernel.supported():
         why = "only on Linux, x86-64 or arm64"
-        return (("namespaces", why), ("landlock", why), ("seccomp", why), ("rlimits", None))
-    return (
-        ("namespaces", _tried(_namespaces)),
-        ("landlock", _tried(lambda: _prepared(lambda: kernel.landlock(["/usr"], [])))),
-        ("seccomp", _tried(lambda: _prepared(lambda: kernel.install_filter(seccomp.program())))),
-        ("rlimits", None),
-    )
+        return (("namespaces", why), ("landlock", why), ("seccomp", why), ("rlimits", None), ("cgroup", why))
+    command = [sys.executable, "-I", "-S", "-c", _TRIES, str(Path(__file__).parents[2])]
+    done = subprocess.run(command, capture_output=True, text=True, env={}, cwd="/", check=False)
+    if done.returncode:
+        raise SandboxError(f"the sandbox's layers could not be tried: {done.stderr.strip()}")
+    return (*json.loads(done.stdout).items(), ("rlimits", None), ("cgroup", cgroup.parent()[1]))
+
+
+def tell() -> None:
+    """Put each layer up in a child of this process and print what came of it."""
+    tries: dict[str, Callable[[], None]] = {
+        "namespaces": _namespaces,
+        "landlock": lambda: _prepared(lambda: kernel.landlock(["/usr"], [])),
+        "seccomp": lambda: _prepared(lambda: kernel.install_filter(seccomp.program())),
+    }
+    print(json.dumps({name: _tried(put_up) for name, put_up in tries.items()}))
 
 
 def strongest() -> str:

@@ -6,12 +6,10 @@ import base64
 import contextlib
 import os
 import shutil
-import socket
-import subprocess
+import site
 import sys
-import sysconfig
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -19,9 +17,17 @@ from queue import SimpleQueue
 from typing import Any
 
 from herd.errors import ConfigError, SandboxError
-from herd.sandbox import frames, languages, levels
+from herd.sandbox import cgroup, environment, languages, levels
+from herd.sandbox.connection import Connection
+from herd.sandbox.packages import Packages, chosen
 
-_WARDEN = "import sys; sys.path.insert(0, sys.argv[1]); from herd.sandbox.warden import main; main()"
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MPLBACKEND": "Agg",
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ class Result:
     left_out: dict[str, str]
     level: str
     layers: tuple[str, ...] = field(default=())
+    packages: str = ""  # hash of the packages that could be imported beside the standard library
+    state_lost: bool = False  # a session's: the next cell begins anew
 
     @property
     def ok(self) -> bool:
@@ -61,19 +69,21 @@ class Result:
 class Sandbox:
     """A place to run code at a level; one run at a time (see `Pool` for many).
 
+    `packages` names the installed packages that Python code may import; `Sandbox.packages` has their versions and hash.
+
     Raises:
         SandboxError: the level is not to be had here and `allow_weaker` was not said.
+        ConfigError: a package is not installed.
     """
 
-    def __init__(self, level: str = "full", *, allow_weaker: bool = False):
-        self.level = checked_level(level, allow_weaker)
-        self._scratch = tempfile.mkdtemp(prefix="herd-box-")
-        ours, theirs = socket.socketpair()
-        root = str(Path(__file__).parents[2])
-        command = [sys.executable, "-I", "-S", "-c", _WARDEN, root]
-        with theirs:
-            self._warden = subprocess.Popen(command, stdin=theirs.fileno(), env={}, cwd="/")
-        self._channel = ours
+    def __init__(self, level: str = "full", *, allow_weaker: bool = False, packages: Sequence[str] = ()):
+        self.packages = chosen(tuple(packages))
+        self.place = Place(checked_level(level, allow_weaker), self.packages)
+
+    @property
+    def level(self) -> str:
+        """The level that it has."""
+        return self.place.level
 
     def run(
         self, code: str, language: str = "python", files: dict[str, bytes] | None = None, limits: Limits | None = None
@@ -84,48 +94,16 @@ class Sandbox:
             ConfigError: an unknown language, one whose programs are not here, or a file's name that leads elsewhere.
             SandboxError: the box could not be put up.
         """
-        known = languages.LANGUAGES.get(language)
-        if known is None:
-            raise ConfigError(f"no language `{language}`; there are: {', '.join(languages.LANGUAGES)}")
-        if absent := languages.missing(language):
-            raise ConfigError(f"{language} needs {', '.join(absent)}, not found on the PATH; install it")
-        given = {_plain(name): data for name, data in (files or {}).items()} | {known.file: code.encode()}
-        job: dict[str, Any] = {
-            "level": self.level,
-            "limits": asdict(limits or Limits()),
-            "steps": languages.steps(language),
-            "visible": languages.visible(language),
-            "masked": [sysconfig.get_path("purelib", vars={"base": sys.base_prefix})],
-            "reserves_memory": known.reserves_memory,
-            "files": {name: base64.b64encode(data).decode() for name, data in given.items()},
-            "environment": {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"},
-            "scratch": self._scratch,
-        }
-        if "namespaces" not in levels.LAYERS[self.level]:
-            job["scratch"] = tempfile.mkdtemp(dir=self._scratch)
+        job = self.place.job(language, limits or Limits())
+        job["files"] = encoded(files) | encoded({languages.LANGUAGES[language].file: code.encode()})
         try:
-            frames.send(self._channel, job)
-            answer = frames.receive(self._channel)
-        except OSError as error:
-            raise SandboxError(f"the sandbox's own process is gone ({error}); open a new one") from None
+            return self.place.result(self.place.connection.ask(job))
         finally:
-            if job["scratch"] != self._scratch:
-                shutil.rmtree(job["scratch"], ignore_errors=True)
-        return self._result(answer)
-
-    def _result(self, answer: dict[str, Any] | None) -> Result:
-        if answer is None or "fault" in answer:
-            said = answer["fault"] if answer else "its process ended"
-            raise SandboxError(f"the box of level `{self.level}` could not be put up: {said}")
-        answer["files"] = {name: base64.b64decode(data) for name, data in answer["files"].items()}
-        return Result(**answer, level=self.level, layers=levels.LAYERS[self.level])
+            self.place.clear(job)
 
     def close(self) -> None:
         """End the sandbox's process and whatever it runs."""
-        self._channel.close()
-        self._warden.kill()
-        self._warden.wait()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self.place.connection.close()
 
     def __enter__(self) -> Sandbox:
         return self
@@ -134,12 +112,74 @@ class Sandbox:
         self.close()
 
 
+class Place:
+    """Where boxes of one level are put up: a warden, its folder on disk, and what every job says."""
+
+    def __init__(self, level: str, packages: Packages):
+        self.level, self.packages = level, packages
+        self._cgroup = cgroup.parent()[0]
+        self.connection = Connection()
+        self._inside = "namespaces" in levels.LAYERS[level]
+        self._python = os.path.realpath(sys.executable)
+        self._environment = environment.INSIDE if self._inside else f"{self.connection.scratch}/python"
+        self._root = f"{self.connection.scratch}/root"
+        os.mkdir(self._root)
+        if not self._inside:  # where nothing can be mounted, links show the packages
+            environment.lay(self._environment, self._python)
+            for path, source in packages.places.items():
+                link = Path(self._environment, environment.SITE, path)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(source)
+
+    def job(self, language: str, limits: Limits) -> dict[str, Any]:
+        """A job without files, whose folder must be cleared in the end."""
+        known = languages.LANGUAGES.get(language)
+        if known is None:
+            raise ConfigError(f"no language `{language}`; there are: {', '.join(languages.LANGUAGES)}")
+        if absent := languages.missing(language):
+            raise ConfigError(f"{language} needs {', '.join(absent)}, not found on the PATH; install it")
+        python = language == "python"
+        return {
+            "session": False,
+            "level": self.level,
+            "limits": asdict(limits),
+            "steps": languages.steps(language, self._environment),
+            "visible": languages.visible(language) + ([self._environment] if python and not self._inside else []),
+            "masked": site.getsitepackages([sys.base_prefix]),
+            "python": self._python if python else "",
+            "packages": self.packages.places if python else {},
+            "reserves_memory": known.reserves_memory,
+            "files": {},
+            "environment": _ENVIRONMENT,
+            "cgroup": self._cgroup,
+            "scratch": self._root if self._inside else tempfile.mkdtemp(dir=self._root),
+        }
+
+    def clear(self, job: dict[str, Any]) -> None:
+        """Remove what a job has left on disk, at the levels that leave something there."""
+        if job["scratch"] != self._root:
+            shutil.rmtree(job["scratch"], ignore_errors=True)
+
+    def result(self, answer: dict[str, Any]) -> Result:
+        """An answer of the box as a result."""
+        answer["files"] = {name: base64.b64decode(data) for name, data in answer["files"].items()}
+        layers = levels.LAYERS[self.level] + (("cgroup",) if self._cgroup else ())
+        return Result(**answer, level=self.level, layers=layers, packages=self.packages.sha256)
+
+
 class Pool:
     """As many sandboxes as there are cores (or `workers`), for thousands of short runs."""
 
-    def __init__(self, workers: int | None = None, level: str = "full", *, allow_weaker: bool = False):
+    def __init__(
+        self,
+        workers: int | None = None,
+        level: str = "full",
+        *,
+        allow_weaker: bool = False,
+        packages: Sequence[str] = (),
+    ):
         num_workers = workers or len(os.sched_getaffinity(0))
-        self._all = [Sandbox(level, allow_weaker=allow_weaker) for _ in range(num_workers)]
+        self._all = [Sandbox(level, allow_weaker=allow_weaker, packages=packages) for _ in range(num_workers)]
         self._free: SimpleQueue[Sandbox] = SimpleQueue()
         for one in self._all:
             self._free.put(one)
@@ -174,9 +214,10 @@ def run(
     *,
     level: str = "full",
     allow_weaker: bool = False,
+    packages: Sequence[str] = (),
 ) -> Result:
     """Run one piece of code in a sandbox of its own."""
-    with Sandbox(level, allow_weaker=allow_weaker) as sandbox:
+    with Sandbox(level, allow_weaker=allow_weaker, packages=packages) as sandbox:
         return sandbox.run(code, language, files, limits)
 
 
@@ -196,6 +237,15 @@ def checked_level(level: str, allow_weaker: bool) -> str:
         f"the sandbox's level `{level}` is not to be had here ({reasons}); the strongest here is `{strongest}`. "
         f"Ask for it with level={strongest}, or say allow_weaker=true; docs/sandbox.md says what each one stops"
     )
+
+
+def encoded(files: dict[str, bytes] | None) -> dict[str, str]:
+    """Files as a job carries them.
+
+    Raises:
+        ConfigError: a name that leads elsewhere.
+    """
+    return {_plain(name): base64.b64encode(data).decode() for name, data in (files or {}).items()}
 
 
 def _plain(name: str) -> str:

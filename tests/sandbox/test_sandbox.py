@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 
 from herd import cli, sandbox
@@ -69,11 +75,12 @@ def test_each_level_refuses_sockets_or_says_that_it_does_not(level, stops):
 
 def test_files_go_in_and_come_out_and_links_do_not(box):
     code = (
-        "import os; open('out', 'w').write(open('d/in').read() * 2); os.symlink('/etc/passwd', 'link'); os.mkfifo('p')"
+        "import os; open('out', 'w').write(open('d/in').read() * 2); os.mkfifo('p'); "
+        "os.symlink('/etc/passwd', 'link'); os.symlink('/usr', 'folder')"
     )
     result = box.run(code, files={"d/in": b"ab"})
     assert result.files == {"out": b"abab"}
-    assert set(result.left_out) == {"link", "p"}
+    assert set(result.left_out) == {"link", "p", "folder"}
 
 
 def test_nothing_is_left_for_the_next_run(box):
@@ -107,6 +114,46 @@ def test_a_weaker_level_must_be_asked_for_in_words(monkeypatch):
     if levels_really["landlock"] is None:
         with Sandbox(allow_weaker=True) as weaker:
             assert weaker.level == "landlock"
+
+
+def test_layers_are_tried_where_no_thread_holds_a_lock():
+    code = """
+import os
+from herd import sandbox
+os.fork = None
+print(*sandbox.available())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["namespaces", "landlock", "seccomp", "rlimits", "cgroup"], done.stderr
+
+
+def test_a_sandbox_outlives_the_thread_that_opened_it():
+    with ThreadPoolExecutor(1) as threads:
+        box = threads.submit(Sandbox, sandbox.strongest()).result()
+    with box:
+        assert box.run("print(1)").stdout == "1\n"
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_closing_ends_what_runs(level):
+    if any(sandbox.available()[layer] for layer in LAYERS[level]):
+        pytest.skip(f"`{level}` is not to be had here: {sandbox.available()}")
+    with Sandbox(level) as box, ThreadPoolExecutor(1) as threads:
+        code = "import os\nfor _ in range(2): os.fork()\nos.execlp('sleep', 'sleep', '97.5')"
+        running = threads.submit(box.run, code)
+        while sum(b"97.5" in command for command in commands()) < 4:
+            assert not running.done(), running.result()
+        box.close()
+        with pytest.raises(SandboxError, match=r"open a new one|its process ended"):
+            running.result()
+    assert not any(b"97.5" in command for command in commands())
+
+
+def commands():
+    """The command lines of every process of this machine."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield path.read_bytes()
 
 
 def test_a_pool_gives_results_in_order():

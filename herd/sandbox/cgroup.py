@@ -1,0 +1,77 @@
+"""Limits of memory and processes by the kernel itself, where cgroup v2 is there and a part of it is ours to write.
+
+It stands behind the watching of `processes.py`: it counts what that cannot see (buffers in the kernel, pages shared)
+and is never late.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+_NEEDED = {"memory", "pids"}
+
+
+def parent(mounts: str | None = None, own: str | None = None) -> tuple[str | None, str | None]:
+    """The cgroup in which boxes may have theirs, or the reason why there is none.
+
+    It is ours or the one above: the kernel lets no cgroup that holds processes hand controllers down, unless it is the
+    root. `mounts` and `own` are the texts of /proc/self/mounts and /proc/self/cgroup.
+    """
+    try:
+        mounts = Path("/proc/self/mounts").read_text() if mounts is None else mounts
+        own = Path("/proc/self/cgroup").read_text() if own is None else own
+    except OSError as error:
+        return None, f"/proc tells no cgroup ({error.strerror})"
+    tops = [words[1] for words in map(str.split, mounts.splitlines()) if words[2:3] == ["cgroup2"]]
+    places = [line[3:] for line in own.splitlines() if line.startswith("0::")]
+    if not tops or not places:
+        return None, "no cgroup v2 is mounted"
+    here = Path(tops[0], places[0].lstrip("/"))
+    reasons = []
+    for folder in (here, here.parent)[: 2 if here != Path(tops[0]) else 1]:
+        with contextlib.suppress(OSError):
+            lacking = _NEEDED - set((folder / "cgroup.subtree_control").read_text().split())
+            if not lacking and all(os.access(path, os.W_OK) for path in (folder, folder / "cgroup.procs")):
+                return str(folder), None
+            said = f"hands down no {' and no '.join(sorted(lacking))}" if lacking else "is not ours to write"
+            reasons.append(f"{folder} {said}")
+    return None, "; ".join(reasons) or f"{here} cannot be read"
+
+
+class Group:
+    """The cgroup of one box: made, joined by what is written to `procs`, and taken away with all that is in it."""
+
+    def __init__(self, folder: str, limits: dict[str, Any]):
+        self._path = Path(folder, f"herd-box-{os.getpid()}")
+        self._path.mkdir(exist_ok=True)
+        # Files of the box's folder in memory count here too.
+        self._set("memory.max", limits["memory_bytes"] + limits["disk_bytes"])
+        self._set("pids.max", limits["num_processes"])
+        for name, value in (("memory.swap.max", 0), ("memory.oom.group", 1)):
+            with contextlib.suppress(FileNotFoundError):  # a kernel without swap accounting
+                self._set(name, value)
+        self.procs = os.open(self._path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+
+    def killed_for_memory(self) -> bool:
+        """Whether the kernel has killed something in it for want of memory."""
+        with contextlib.suppress(OSError):
+            events = dict(line.split() for line in (self._path / "memory.events").read_text().splitlines())
+            return int(events.get("oom_kill", 0)) > 0
+        return False
+
+    def close(self) -> None:
+        """Kill what is left in it and take it away."""
+        os.close(self.procs)
+        with contextlib.suppress(OSError):
+            self._set("cgroup.kill", 1)
+        with contextlib.suppress(OSError):
+            self._path.rmdir()
+
+    def _set(self, name: str, value: int) -> None:
+        path = self._path / name
+        if not path.exists():
+            raise FileNotFoundError(2, f"no {name} in the box's cgroup", str(path))
+        path.write_text(f"{value}\n")

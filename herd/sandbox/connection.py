@@ -1,0 +1,65 @@
+"""The house's end of a warden: started, asked, closed."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from herd.errors import SandboxError
+from herd.sandbox import frames
+
+ROOT = str(Path(__file__).parents[2])
+_WARDEN = "import sys; sys.path.insert(0, sys.argv[1]); from herd.sandbox.warden import main; main()"
+_CLOSE_SECONDS = 5.0
+
+
+class Connection:
+    """A warden of its own, and a folder on disk for what belongs to its boxes."""
+
+    def __init__(self) -> None:
+        self.scratch = tempfile.mkdtemp(prefix="herd-box-")
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-I", "-S", "-c", _WARDEN, ROOT]
+        with theirs:
+            self._warden = subprocess.Popen(command, stdin=theirs.fileno(), env={}, cwd="/")
+        self._channel = ours
+
+    @property
+    def process(self) -> int:
+        """The warden's process."""
+        return self._warden.pid
+
+    def ask(self, message: dict[str, Any], seconds: float | None = None) -> dict[str, Any]:
+        """Send a message and wait for the answer, `seconds` at most.
+
+        Raises:
+            SandboxError: the warden has gone, could not do it, or did not answer in time.
+        """
+        try:
+            self._channel.settimeout(seconds)
+            frames.send(self._channel, message)
+            answer = frames.receive(self._channel)
+        except OSError as error:
+            raise SandboxError(f"the sandbox's own process is gone ({error}); open a new one") from None
+        if answer is None or "fault" in answer:
+            said = answer["fault"] if answer else "its process ended"
+            raise SandboxError(f"the sandbox could not run it: {said}")
+        return answer
+
+    def close(self) -> None:
+        """End the warden and whatever it runs, and remove the folder."""
+        with contextlib.suppress(OSError):
+            self._channel.shutdown(socket.SHUT_RDWR)  # closing alone tells nobody while a thread waits for an answer
+        self._channel.close()
+        try:
+            self._warden.wait(_CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._warden.kill()
+            self._warden.wait()
+        shutil.rmtree(self.scratch, ignore_errors=True)
