@@ -103,7 +103,9 @@ class SamplingParams:
     presence_penalty: float = 0.0  # taken off the logit of every token the answer holds
     frequency_penalty: float = 0.0  # taken off a token's logit as often as the answer holds it
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)  # token id -> added to its logit
-    min_tokens: int = 0  # no stop token is drawn before so many tokens
+    min_tokens: int = 0  # no stop token is drawn, and no stop string ends the answer, before so many tokens
+    ignore_eos: bool = False  # the model's own stop tokens end nothing; only lengths, stop strings and stop_token_ids
+    stop_token_ids: tuple[int, ...] = ()  # further tokens that end the answer
     best_of: int | None = None  # draw so many answers, return the n of highest mean log-probability
     prompt_logprobs: int | None = None  # also return the prompt's log-probabilities, with so many likeliest tokens
     json_schema: Mapping[str, Any] | None = field(default=None, hash=False)  # {} is any JSON object
@@ -113,7 +115,7 @@ class SamplingParams:
     adapter: str | None = None  # name of the LoRA adapter that answers; None is the model itself
 
     def __post_init__(self) -> None:
-        for name in ("stop", "choice"):  # one string, or a list, as OpenAI's clients send it
+        for name in ("stop", "choice", "stop_token_ids"):  # one string, or a list, as OpenAI's clients send it
             value = getattr(self, name)
             if isinstance(value, str | list):
                 object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))

@@ -27,7 +27,7 @@ class Adjustment:
         self.params, self.guide = params, guide
         self._prompt = set(prompt) if params.repetition_penalty != 1 else set()
         self._counts: Counter[int] = Counter()
-        self._stop_ids = sorted(stop_ids) if params.min_tokens else []
+        self._stop_ids = sorted({*stop_ids, *params.stop_token_ids}) if params.min_tokens else []
 
     @staticmethod
     def wanted(params: SamplingParams) -> bool:

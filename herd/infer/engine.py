@@ -324,6 +324,9 @@ class Engine:
         wrong = [token for token in params.logit_bias if token >= self.model.config.vocab_size]
         if wrong:
             raise RequestError(f"logit_bias: this model has no token {wrong[0]}.")
+        strange = [token for token in params.stop_token_ids if token >= self.model.config.vocab_size]
+        if strange:
+            raise RequestError(f"stop_token_ids: this model has no token {strange[0]}.")
         guide = self._guides.compile(params)
         if guide is None and not Adjustment.wanted(params):
             return

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from herd.errors import RequestError
 from herd.infer.depth import check_grammar, check_schema
+from herd.infer.schemas import followable
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.types import SamplingParams
 
@@ -92,7 +93,7 @@ class GuideMaker:
         except (ValueError, TypeError, RecursionError) as error:  # TypeError: what JSON cannot hold
             raise RequestError(f"{form}: {error}") from None
         if fault:
-            raise RequestError(f"{form} cannot be followed: {_first_lines(fault)}")
+            raise RequestError(f"{form} cannot be followed: {_first_lines(fault)}{_way_out(fault)}")
         guide = Guide(form, matcher(self._vocabulary, grammar, log_level=0))
         guide.look_ahead()
         if (found := guide.fault) is not None:
@@ -102,10 +103,10 @@ class GuideMaker:
     def _grammar(self, form: str, value: Any) -> str:
         matcher = self._library.LLMatcher
         if form == "json_schema":
-            schema = json.dumps(dict(value) or {"type": "object"})
-            _check_size(form, len(schema))
+            _check_size(form, len(json.dumps(dict(value))))
             _check_bounds(value)
             check_schema(value)
+            schema = json.dumps(followable(value))
             return matcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
         _check_size(form, sum(map(len, value)) if form == "choice" else len(value))
         if form == "grammar":
@@ -204,6 +205,15 @@ def is_set(value: str | tuple[str, ...] | Mapping[str, Any] | None) -> bool:
 def _literally(text: str) -> str:
     """A regular expression (of Rust's kind) that only this text matches."""
     return re.sub(r"[][\\.+*?()|{}^$#&~ -]", r"\\\g<0>", text)
+
+
+def _way_out(fault: str) -> str:
+    """What to do about a schema that asks for more than can be kept to."""
+    if "oneOf" in fault:
+        return " (its branches may overlap: write `anyOf`, or give each a property with a `const` of its own)"
+    if "Unimplemented keys" in fault:
+        return " (leave them out, and see to them in the answer)"
+    return ""
 
 
 def _first_lines(text: str, count: int = 3) -> str:

@@ -272,12 +272,13 @@ class Loop:
                 self._give_up(answer.request, fault)
                 return
         reason, text = None, ""
-        if token in self.stop_ids or (answer.adjustment is not None and answer.adjustment.is_complete):
+        if self._ends(answer, token):
             reason = "stop"
         elif len(answer.tokens) == answer.params.max_tokens or answer.num_tokens == self.max_context:
             reason = "length"
         if answer.stream is not None:
-            text = answer.stops.push(answer.stream.push(token) + (answer.stream.flush() if reason else ""))
+            text = answer.stream.push(token) + (answer.stream.flush() if reason else "")
+            text = answer.stops.push(text, may_end=len(answer.tokens) >= answer.params.min_tokens)
             if answer.stops.found:
                 reason = "stop"
             elif reason:
@@ -287,6 +288,14 @@ class Loop:
             self._end(answer, reason, text, (token,), added)
         elif answer.stream is not None:
             self._tell(answer.request, answer, text, (token,), added)
+
+    def _ends(self, answer: Answer, token: int) -> bool:
+        """An answer ends with this token, whatever its text says."""
+        if answer.adjustment is not None and answer.adjustment.is_complete:
+            return True
+        if token in answer.params.stop_token_ids:
+            return len(answer.tokens) >= answer.params.min_tokens
+        return token in self.stop_ids and not answer.params.ignore_eos
 
     def _end(
         self,
@@ -311,13 +320,13 @@ class Loop:
     ) -> None:
         answer.pieces.append(text)
         if not request.chooses:
-            self._pass_on(request, Piece(answer.index, text, tokens, logprobs, answer.finish_reason))
+            found = answer.stops.which if answer.finish_reason else None
+            self._pass_on(request, Piece(answer.index, text, tokens, logprobs, answer.finish_reason, found))
         elif request.finished and request.listener is not None:
             for index, best in enumerate(request.best):
                 whole = "".join(best.pieces)
-                self._pass_on(
-                    request, Piece(index, whole, tuple(best.tokens), tuple(best.logprobs), best.finish_reason)
-                )
+                drawn, scored = tuple(best.tokens), tuple(best.logprobs)
+                self._pass_on(request, Piece(index, whole, drawn, scored, best.finish_reason, best.stops.which))
 
     def _pass_on(self, request: Request, piece: Piece) -> None:
         """Tell a request's listener. One that fails ends its own request and hears no more; the others go on."""

@@ -33,6 +33,7 @@ class Piece:
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...]
     finish_reason: str | None
+    stop: str | None = None  # the stop string that ended the answer
 
 
 class Request:
@@ -55,6 +56,7 @@ class Request:
         self.prompt_logprobs: list[TokenLogprob | None] = [None]  # nothing comes before the first token
         self.root = ROOT  # the content id of nothing: each adapter and each owner has its own
         self.error: BaseException | None = None
+        self.num_cached = 0  # tokens of the prompt whose keys and values were there already
 
     @property
     def finished(self) -> bool:
@@ -259,6 +261,11 @@ def _rules_of_adjustments(params: SamplingParams) -> dict[str, tuple[bool, str]]
         "grammar": (params.grammar is None or isinstance(params.grammar, str), "a string"),
         "choice": (choice_is_text, "a tuple of strings that are not empty"),
         "adapter": (params.adapter is None or isinstance(params.adapter, str), "the name of an adapter"),
+        "ignore_eos": (isinstance(params.ignore_eos, bool), "true or false"),
+        "stop_token_ids": (
+            isinstance(params.stop_token_ids, tuple) and all(_is_whole(token, 0) for token in params.stop_token_ids),
+            "token ids",
+        ),
     }
 
 

@@ -101,6 +101,8 @@ class Scheduler:
             if chunk.stop - chunk.start > budget:
                 continue
             budget -= chunk.stop - chunk.start
+            if answer.served_at < 0 and answer is answer.request.leader and not answer.tokens:
+                answer.request.num_cached = chunk.start
             answer.served_at = self._step
             plan.chunks.append(chunk)
             self._advance(answer, chunk.stop)

@@ -7,25 +7,27 @@ class StopStrings:
     """Lets text through until one of the stop strings appears; holds back what may be the beginning of one.
 
     Example: with the stop string "END", pushing "a E" and "N" lets "a " and "" through; then "D" sets `found` and the
-    text is "a ", while "X" would let "ENX" through.
+    text is "a ", while "X" would let "ENX" through. `which` is the one that was found.
     """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self.stops = stops
-        self.found = False
+        self.which: str | None
+        self.found, self.which = False, None
         self._held = ""
 
-    def push(self, text: str) -> str:
-        """The text that is now certain to stand before any stop string."""
+    def push(self, text: str, *, may_end: bool = True) -> str:
+        """The text that is now certain to stand before any stop string; one that is whole before it may end is text."""
         if not self.stops:
             return text
         if self.found:
             return ""
         text = self._held + text
-        places = [place for stop in self.stops if (place := text.find(stop)) >= 0]
+        places = [(place, stop) for stop in self.stops if may_end and (place := text.find(stop)) >= 0]
         if places:
+            place, self.which = min(places)
             self.found, self._held = True, ""
-            return text[: min(places)]
+            return text[:place]
         keep = max(_overlap(text, stop) for stop in self.stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

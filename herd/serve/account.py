@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -13,12 +14,14 @@ class Account:
     """One request: who asked for what, and what it took."""
 
     path: str
-    id: str = field(default_factory=lambda: "req-" + uuid.uuid4().hex)
-    began: float = field(default_factory=time.monotonic)
+    id: str = dataclasses.field(default_factory=lambda: "req-" + uuid.uuid4().hex)
+    began: float = dataclasses.field(default_factory=time.monotonic)
     owner: str | None = None
     model: str | None = None
     status: int = 0
     error: str | None = None
+    field: str | None = None  # that a refusal is about
+    unheeded: list[str] = dataclasses.field(default_factory=list)  # fields that were accepted and cannot be honoured
     prompt_tokens: int = 0
     completion_tokens: int = 0
     first_seconds: float | None = None  # until the first piece of an answer

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import Request
@@ -19,16 +20,21 @@ from herd.infer.inputs import Input
 from herd.infer.request import Piece
 from herd.infer.request import Request as EngineRequest
 from herd.serve.account import Account
-from herd.serve.errors import ApiError, error_object
+from herd.serve.errors import ApiError
 from herd.serve.limits import Limits, Places
 from herd.serve.models import Model
-from herd.serve.replies import Dialect, Gathered, Reply
-from herd.serve.turn import Turn
+from herd.serve.prompts import conversation_prompt
+from herd.serve.replies import Counts, Dialect, Reply, num_tokens
+from herd.serve.speech import Speech
+from herd.serve.tools import CallReader, Part
+from herd.serve.turn import MAX_ROUNDS, Guard, Refused, Tool, Turn
 from herd.serve.worker import Conveyor, Worker
-from herd.tokenizer.chat import render
+from herd.tokenizer.specials import PYTHON_TAG
+from herd.types import Message, ToolCall
 
 _log = logging.getLogger("herd.serve")
 _READING_SECONDS = 5.0  # to read the end of a stream, after the time for its answer
+_CALL_TOKENS = (PYTHON_TAG, "<tool_call>")  # special tokens that open calls
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class Desk:
     limits: Limits
     places: Places
     keep_text: bool = False  # in the accounts
+    guards: Sequence[Guard] = ()
+    tools: Mapping[str, Tool] = field(default_factory=dict)  # the server's own, by name
 
 
 async def answer(desk: Desk, model: Model, http: Request, body: Dialect) -> Response:
@@ -50,6 +58,13 @@ async def answer(desk: Desk, model: Model, http: Request, body: Dialect) -> Resp
     account: Account = http.scope["herd.account"]
     account.model = model.name
     turn = await asyncio.to_thread(_turn, body)
+    account.unheeded = await asyncio.to_thread(body.unheeded)
+    turn, refusal = _with_own_tools(turn, desk.tools), None
+    try:
+        for guard in desk.guards:
+            turn = await guard.before(turn)
+    except Refused as refused:
+        refusal = str(refused)
     desk.places.take(model.engine, turn.num_places)
     try:
         conveyor = Conveyor()
@@ -57,8 +72,10 @@ async def answer(desk: Desk, model: Model, http: Request, body: Dialect) -> Resp
         account.prompt_tokens = sum(len(request.prompt) for request in requests)
         if desk.keep_text:
             account.asked = turn.inputs
-        reply = body.reply(model.engine.tokenizer, model.name, turn, [request.prompt for request in requests])
-        run = _Run(desk, model.engine, requests, conveyor, body, reply, account)
+        reply = body.reply(model, turn, [request.prompt for request in requests])
+        run = _Run(desk, model, requests, conveyor, body, reply, account)
+        if refusal is not None:
+            run.refuse(refusal)
     except BaseException:
         desk.places.give_back(model.engine, turn.num_places)
         raise
@@ -76,7 +93,7 @@ class _Run:
     def __init__(
         self,
         desk: Desk,
-        engine: Engine,
+        model: Model,
         requests: Sequence[EngineRequest],
         conveyor: Conveyor,
         body: Dialect,
@@ -84,12 +101,37 @@ class _Run:
         account: Account,
     ) -> None:
         self.body = body
-        self.requests, self.reply, self.account = requests, reply, account
+        self.requests, self.reply, self.account = list(requests), reply, account
         self.seconds = desk.limits.timeout_seconds
-        self._desk, self._engine = desk, engine
-        self._pieces = conveyor.pieces(desk.worker, engine, requests, self.seconds)
-        self._gone = False
-        self.answers = [Gathered() for request in requests for _ in range(request.params.n)]
+        self._desk, self._engine, self._conveyor = desk, model.engine, conveyor
+        self._until = asyncio.get_running_loop().time() + self.seconds
+        self._gone = self._is_refused = False
+        self._n = requests[0].params.n
+        self._special = model.engine.tokenizer.special
+        self.answers = [self._speech() for request in requests for _ in range(request.params.n)]
+        self._talks: dict[int, list[Message]] = {}  # what was said, of answers that used the server's own tools
+        self._rounds: dict[int, int] = {}
+
+    def refuse(self, words: str) -> None:
+        """A guard lets nothing be generated."""
+        self._is_refused = True
+        for speech in self.answers:
+            speech.refuse(words)
+
+    def _speech(self) -> Speech:
+        turn = self.reply.turn
+        filters = [guard.after(turn) for guard in self._desk.guards]
+        tags = [self._special[name] for name in _CALL_TOKENS if name in self._special]
+        return Speech(self._reader(), filters, tags=tags, own=_own_names(turn, self._desk.tools))
+
+    def _reader(self) -> CallReader | None:
+        turn = self.reply.turn
+        if not turn.tools:
+            return None
+        names = [tool["function"]["name"] for tool in turn.tools]
+        return CallReader(
+            names, eager=turn.stream, one_call=turn.one_call, must_call=turn.must_call, typed=turn.typed_calls
+        )
 
     async def cancel_when_gone(self, http: Request) -> None:
         """Watch the client's side until it closes, or until the response is out."""
@@ -99,78 +141,143 @@ class _Run:
         for request in self.requests:
             self._desk.worker.cancel(self._engine, request)
 
+    async def _steps(self) -> AsyncIterator[list[tuple[int, list[Part], Piece]]]:
+        """What the client is to be told, piece by piece; an empty list where nothing came for a while."""
+        if self._is_refused:
+            yield [(index, [], Piece(index, "", (), (), "stop")) for index in range(len(self.answers))]
+            return
+        quiet = self._desk.limits.keep_alive_seconds
+        batches = self._conveyor.pieces(self._desk.worker, self._engine, self.requests, self._until, quiet)
+        async with aclosing(batches):
+            async for pieces in batches:
+                told = []
+                for index, piece in pieces:
+                    speech = self.answers[index]
+                    if speech.finish_reason is None:
+                        told.append((index, speech.take(piece), piece))
+                if pieces:
+                    self.account.first_piece()
+                yield told
+                for index, piece in pieces:
+                    if self.answers[index].own_calls and piece.finish_reason and not self.answers[index].finish_reason:
+                        await self._use_tools(index)
+                if self._desk.guards:
+                    self._cancel_what_is_refused()
+
+    async def _use_tools(self, index: int) -> None:
+        """Run the server's own tools that an answer calls, and let it go on."""
+        speech, turn = self.answers[index], self.reply.turn
+        first = self.requests[index // self._n]
+        talk = self._talks.setdefault(index, list(turn.inputs[index // self._n]))
+        calls = [ToolCall(name=call.name, arguments=json.loads(call.arguments)) for call in speech.own_calls]
+        talk.append(Message(role="assistant", content=speech.round_text, tool_calls=calls))
+        async with asyncio.timeout_at(self._until):
+            results = await asyncio.gather(*(self._desk.tools[c["name"]].call(c["arguments"]) for c in calls))
+        talk += [Message(role="ipython", content=result) for result in results]
+        speech.next_round(self._reader())
+        self._rounds[index] = self._rounds.get(index, 0) + 1
+        left = first.params.max_tokens - speech.num_tokens
+        if self._rounds[index] > MAX_ROUNDS or left < 1:
+            self._conveyor.say(index, Piece(index, "", (), (), "length"))
+            return
+        prompt = await asyncio.to_thread(_encode, self._engine, turn, talk)
+        room = self._engine.max_context - len(prompt)
+        params = replace(first.params, n=1, best_of=None, max_tokens=max(min(left, room), 1), prompt_logprobs=None)
+        owner = None if self._desk.limits.share_prefixes else self.account.owner
+        request = self._engine.request(prompt, params, self._conveyor.listener(index), owner=owner)
+        self.account.prompt_tokens += len(prompt)
+        self.requests.append(request)
+        self._conveyor.go_on(request)
+
+    def _cancel_what_is_refused(self) -> None:
+        for number, request in enumerate(self.requests):
+            mine = self.answers[number * self._n : (number + 1) * self._n]
+            if mine and all(speech.refusal is not None for speech in mine) and not request.finished:
+                self._desk.worker.cancel(self._engine, request)
+
     async def whole(self) -> dict[str, Any]:
         """The response that is not streamed."""
         try:
-            async with aclosing(self._pieces) as batches:
-                async for pieces in batches:
-                    self.account.first_piece()
-                    for index, piece in pieces:
-                        self.reply.take(index, piece, self.answers[index])
+            async with aclosing(self._steps()) as steps:
+                async for _ in steps:
+                    pass
         except TimeoutError:
             raise ApiError(504, self._too_long(), code="timeout") from None
         except RequestError as error:
             raise ApiError(400, str(error), param=self.body.field_of(str(error))) from None
         finally:
             self._settle()
-        if any(answer.finish_reason == "cancelled" for answer in self.answers):
+        if self._was_cut:
             if self._gone:
                 raise ApiError(499, "The client closed the connection.", code="gone")
             raise ApiError(503, "The server is stopping; this answer was not finished.", code="stopping")
         self._echo()
-        return self.reply.whole(self.answers, self.account.prompt_tokens)
+        await self.reply.keep(self.answers, self._counts)
+        return self.reply.whole(self.answers, self._counts)
+
+    @property
+    def _was_cut(self) -> bool:
+        return any(answer.finish_reason in ("cancelled", None) for answer in self.answers)
+
+    @property
+    def _counts(self) -> Counts:
+        return Counts(self.account.prompt_tokens, sum(request.num_cached for request in self.requests))
 
     def _echo(self) -> None:
         """Put the prompts before the answers, where that was asked for."""
         if not self.reply.echoes:
             return
         for index, answer in enumerate(self.answers):
-            request = self.requests[index // self.requests[0].params.n]
+            request = self.requests[index // self._n]
             scored = zip(request.prompt, request.prompt_logprobs, strict=False)  # no scores unless asked for
-            answer.prepend(self.reply.echoes[index // request.params.n], scored)
+            answer.prepend(self.reply.echoes[index // self._n], scored)
 
     async def events(self) -> AsyncIterator[str]:
         """Server-sent events, as the dialect writes them."""
-        written = self.reply.written
+        reply = self.reply
         try:
             for index in range(len(self.answers)):
-                for chunk in self.reply.opening(index, index // self.requests[0].params.n):
-                    yield written(chunk)
-            async with aclosing(self._pieces) as batches:
-                async for pieces in batches:
-                    self.account.first_piece()
-                    if text := self._chunks(pieces):
+                for chunk in reply.opening(index, index // self._n):
+                    yield reply.written(chunk)
+            async with aclosing(self._steps()) as steps:
+                async for told in steps:
+                    if text := self._chunks(told):
                         yield text
-            if any(answer.finish_reason == "cancelled" for answer in self.answers):
-                yield written(error_object(503, "The server is stopping; this answer was cut.", code="stopping"))
+                    elif not told:
+                        yield ": nothing yet\n\n"
+            if self._was_cut:
+                yield reply.failure(503, "The server is stopping; this answer was cut.", code="stopping")
                 return
-            for event in self.reply.closing(self.answers, self.account.prompt_tokens):
-                yield written(event)
-            yield self.reply.end()
+            await reply.keep(self.answers, self._counts)
+            for event in reply.closing(self.answers, self._counts):
+                yield reply.written(event)
+            yield reply.end()
         except TimeoutError:
             self.account.error = "timeout"
-            yield written(error_object(504, self._too_long(), code="timeout"))
+            yield reply.failure(504, self._too_long(), code="timeout")
         except RequestError as error:
             self.account.error = "invalid_request_error"
-            yield written(error_object(400, str(error), self.body.field_of(str(error))))
+            yield reply.failure(400, str(error), self.body.field_of(str(error)))
         except Exception as error:
             if not isinstance(error, RuntimeError):  # the worker has told of those
                 _log.exception("a stream failed")
             self.account.error = "internal_error"
-            yield written(error_object(500, "The server failed on this request.", code="internal_error"))
+            yield reply.failure(500, "The server failed on this request.", code="internal_error")
         finally:
             self._settle()
 
-    def _chunks(self, pieces: Sequence[tuple[int, Piece]]) -> str:
+    def _chunks(self, told: Sequence[tuple[int, list[Part], Piece]]) -> str:
         """What is written of some pieces; nothing to a client who is gone."""
-        chunks = [c for index, piece in pieces for c in self.reply.chunks(index, piece, self.answers[index])]
+        chunks = [
+            c for index, parts, piece in told for c in self.reply.chunks(index, parts, piece, self.answers[index])
+        ]
         return "" if self._gone else "".join(map(self.reply.written, chunks))
 
     def _settle(self) -> None:
         """Close the account; what was taken on is over."""
         self._desk.places.give_back(self._engine, self.reply.turn.num_places)
         account = self.account
-        account.completion_tokens = sum(answer.num_tokens for answer in self.answers)
+        account.completion_tokens = num_tokens(self.answers)
         reasons = {answer.finish_reason or "gone" for answer in self.answers}
         account.finish = "gone" if "gone" in reasons or (self._gone and "cancelled" in reasons) else min(reasons)
         if self._desk.keep_text:
@@ -184,7 +291,8 @@ class EventStream(StreamingResponse):
     """The response that is streamed. A client who does not read is waited for no longer than for an answer."""
 
     def __init__(self, run: _Run) -> None:
-        super().__init__(run.events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(run.events(), media_type="text/event-stream", headers=headers)
         self._run = run
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -201,6 +309,21 @@ def _turn(body: Dialect) -> Turn:
         return body.turn()
     except RequestError as error:
         raise ApiError(400, str(error), param=body.field_of(str(error))) from None
+
+
+def _with_own_tools(turn: Turn, tools: Mapping[str, Tool]) -> Turn:
+    """The turn with the server's own tools, in conversations; the client's come first where names are the same."""
+    names = _own_names(turn, tools)
+    if not names or _is_ids(turn.inputs[0]) or isinstance(turn.inputs[0], str):
+        return turn
+    own = [{"type": "function", "function": dict(tools[name].function)} for name in names]
+    return replace(turn, tools=[*turn.tools, *own])
+
+
+def _own_names(turn: Turn, tools: Mapping[str, Tool]) -> list[str]:
+    functions = [tool["function"] for tool in turn.tools]
+    theirs = {f["name"] for f in functions if f["name"] not in tools or f != dict(tools[f["name"]].function)}
+    return [name for name in tools if name not in theirs]
 
 
 def _requests(
@@ -223,9 +346,18 @@ def _requests(
 
 
 def _encode(engine: Engine, turn: Turn, item: Input | list[int]) -> list[int]:
-    if turn.tools:
-        return render(engine.tokenizer, item, generation_prompt=True, tools=turn.tools).tokens
-    return item if _is_ids(item) else engine.encode(item)
+    if _is_ids(item):
+        return item
+    if isinstance(item, str):
+        return engine.encode(item)
+    return conversation_prompt(
+        engine,
+        item,
+        tools=turn.tools,
+        template=turn.template,
+        goes_on=turn.goes_on,
+        opens_answer=turn.opens_answer,
+    )
 
 
 def _max_tokens(engine: Engine, limits: Limits, prompt_tokens: int, wanted: int | None) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.security import HTTPBearer
+from pydantic import BaseModel
 
 from herd.infer.engine import Engine
 from herd.serve import errors, tokens
@@ -27,17 +28,22 @@ from herd.serve.documents import (
 )
 from herd.serve.journal import Bookkeeping, Journal
 from herd.serve.limits import Allowances, BodyLimit, Gate, Guesses, HostCheck, Keys, Limits, Places
-from herd.serve.messages import AssistantMessage, SpokenMessage, ToolMessage
 from herd.serve.metrics import Metrics
 from herd.serve.models import Models
+from herd.serve.turn import Guard, Tool
 from herd.serve.worker import Worker
 
-_BODIES = (
-    *(chat.ChatRequest, completions.CompletionRequest, AssistantMessage, SpokenMessage, ToolMessage),
-    *(tokens.EmbeddingRequest, tokens.TokenizeRequest, tokens.DetokenizeRequest),
-)
-KNOWN_FIELDS = sorted({field.alias or name for body in _BODIES for name, field in body.model_fields.items()})
-"""Every field that a body may hold, for "did you mean"."""
+_BODIES: dict[str, type[BaseModel]] = {
+    "/v1/chat/completions": chat.ChatRequest,
+    "/v1/completions": completions.CompletionRequest,
+    "/v1/embeddings": tokens.EmbeddingRequest,
+    "/tokenize": tokens.TokenizeRequest,
+    "/detokenize": tokens.DetokenizeRequest,
+}
+KNOWN_FIELDS = {
+    path: [field.alias or name for name, field in body.model_fields.items()] for path, body in _BODIES.items()
+}
+"""The fields that the body of a path may hold, for "did you mean"."""
 
 _PAGE = Path(__file__).parent / "page.html"
 _OPEN_PATHS = ("/", "/health", "/metrics", "/openapi.json")
@@ -69,11 +75,14 @@ def create_app(
     limits: Limits | None = None,
     journal: Journal | None = None,
     hosts: Sequence[str] | None = None,
+    guards: Sequence[Guard] = (),
+    own_tools: Sequence[Tool] = (),
 ) -> FastAPI:
     """The application around one engine, called `name`, or several by their names.
 
     `key`, or one of `keys` (by their owners' names), must come with every request but those for the page, `/health` and
-    `/metrics`. With `hosts`, only requests to those host names are answered.
+    `/metrics`. With `hosts`, only requests to those host names are answered. `guards` look at every turn, `own_tools`
+    are told to the model in every conversation and run here.
     """
     server = Server(engines if isinstance(engines, Mapping) else {name: engines})
     limits, journal = limits or Limits(), journal or Journal()
@@ -102,7 +111,14 @@ def create_app(
         app.add_middleware(HostCheck, hosts=hosts)
     app.add_middleware(Bookkeeping, journal=journal, metrics=metrics, allowances=allowances)
     errors.install(app, KNOWN_FIELDS)
-    desk = Desk(server.worker, limits, Places(limits.max_waiting), keep_text=journal.with_text)
+    desk = Desk(
+        server.worker,
+        limits,
+        Places(limits.max_waiting),
+        keep_text=journal.with_text,
+        guards=tuple(guards),
+        tools={tool.function["name"]: tool for tool in own_tools},
+    )
     app.include_router(_open_routes(server, metrics))
     guarded = [Depends(HTTPBearer(auto_error=False))]  # for the document: the gate stands before the body
     app.include_router(_model_routes(server.models), dependencies=guarded)

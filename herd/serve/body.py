@@ -1,17 +1,20 @@
 """What the bodies of requests have in common.
 
-Every field either works, or has no effect on the answer and is accepted (`user`, `metadata`...), or is refused by name
-unless its value asks for nothing (`store: false`).
+Every field either works, or has no effect on the answer and is accepted (`user`, `metadata`...), or cannot be honoured
+and is accepted and named (`verbosity`), or is refused by name unless its value asks for nothing (`audio`).
 """
 
 from __future__ import annotations
 
 import json
+import typing
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from herd.infer.request import MAX_SEED
+from herd.serve.unheeded import named
 from herd.types import SamplingParams
 
 MAX_STOPS = 64
@@ -64,7 +67,7 @@ Inputs = (
     | Ids
     | Annotated[list[Ids], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
 )
-Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
+Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
 class Strict(BaseModel):
@@ -78,8 +81,26 @@ class Strict(BaseModel):
         return data
 
 
+class Open(Strict):
+    """An object of a history: what nobody knows in it is passed over, and named."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
 class Body(Strict):
     """The whole body of a request."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_numbers(cls, data: Any) -> Any:
+        """JSON has one kind of number: 3.0 is as whole as 3."""
+        if not isinstance(data, dict):
+            return data
+        return {name: int(value) if _is_whole(cls, name, value) else value for name, value in data.items()}
+
+    def unheeded(self) -> list[str]:
+        """The names of fields that are accepted and cannot be honoured."""
+        return named(self)
 
     @model_validator(mode="before")
     @classmethod
@@ -96,10 +117,16 @@ class Body(Strict):
         return data
 
 
+def _is_whole(cls: type[BaseModel], name: str, value: Any) -> bool:
+    info = cls.model_fields.get(name) if isinstance(value, float) and value.is_integer() else None
+    return info is not None and int in (info.annotation, *typing.get_args(info.annotation))
+
+
 class StreamOptions(Strict):
     """What a stream carries besides text."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = Field(False, description="Counts of tokens in every chunk (vLLM).")
     include_obfuscation: NoEffect = None
 
 
@@ -123,22 +150,16 @@ class StructuredOutputs(Strict):
         return {name: value for name, value in found.items() if value is not None}
 
 
-class Generation(Body):
-    """The fields that chat and plain completion share."""
+class Drawing(Body):
+    """The fields that say how tokens are drawn, in every dialect."""
 
     model: str | None = Field(None, description="Id of the model; the first one that is served when left out.")
-    max_tokens: int | None = Field(None, ge=1, description="Longest answer, in tokens.")
     min_tokens: int | None = Field(None, ge=0, description="No end before so many tokens.")
     temperature: float | None = Field(None, ge=0, allow_inf_nan=False, description="0 is greedy.")
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0, description="Keep the k likeliest tokens; 0 keeps all.")
+    top_k: int | None = Field(None, ge=-1, description="Keep the k likeliest tokens; 0 and -1 keep all.")
     min_p: float | None = Field(None, ge=0, le=1, description="Drop tokens below this share of the likeliest's.")
-    n: int | None = Field(None, ge=1, le=128)
     seed: int | None = Field(None, ge=-MAX_SEED, lt=MAX_SEED)
-    stop: Annotated[
-        str | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOPS, fail_fast=True)] | None,
-        AfterValidator(_short_stops),
-    ] = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
@@ -146,9 +167,10 @@ class Generation(Body):
         dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None,
         BeforeValidator(_few_biases),
     ] = None
+    ignore_eos: bool | None = Field(None, description="The model's own end tokens end nothing.")
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     structured_outputs: StructuredOutputs | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
 
     user: NoEffect = None
     metadata: NoEffect = None
@@ -163,42 +185,26 @@ class Generation(Body):
         """The engine's settings but the longest answer; what was left out takes Llama 3.1's own values."""
         given: dict[str, Any] = {
             "temperature": None if self.temperature is None else float(self.temperature),
-            "top_k": self.top_k,
+            "top_k": None if self.top_k is None else max(self.top_k, 0),
             "top_p": None if self.top_p is None else float(self.top_p),
             "min_p": None if self.min_p is None else float(self.min_p),
-            "n": self.n,
             "seed": self.seed,
-            "stop": tuple(text for text in ((self.stop,) if isinstance(self.stop, str) else self.stop or ()) if text),
             "min_tokens": self.min_tokens or None,
             "presence_penalty": float(self.presence_penalty or 0) or None,
             "frequency_penalty": float(self.frequency_penalty or 0) or None,
             "repetition_penalty": self.repetition_penalty,
             "logit_bias": {int(token): float(bias) for token, bias in (self.logit_bias or {}).items()} or None,
             "logprobs": self.wanted_logprobs,
+            "ignore_eos": self.ignore_eos,
+            "stop_token_ids": tuple(self.stop_token_ids or ()),
         }
         given |= self.constraint()
         return SamplingParams(**{k: v for k, v in given.items() if v is not None})
-
-    @model_validator(mode="after")
-    def _options_of_a_stream(self) -> Generation:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("has `stream_options`, but no `stream: true`")
-        return self
-
-    @property
-    def with_usage(self) -> bool:
-        """The stream ends with a chunk of token counts."""
-        return bool(self.stream_options and self.stream_options.include_usage)
 
     @property
     def form_field(self) -> str:
         """Where the form of the answer was asked for."""
         return "structured_outputs"
-
-    @property
-    def wanted_tokens(self) -> int | None:
-        """The longest answer asked for."""
-        return self.max_tokens
 
     @property
     def wanted_logprobs(self) -> int | None:
@@ -215,3 +221,41 @@ class Generation(Body):
         if name in ("json_schema", "regex", "grammar", "choice"):
             return self.form_field
         return name if name in type(self).model_fields else self.input_field
+
+
+class Generation(Drawing):
+    """The fields that chat and plain completion share."""
+
+    max_tokens: int | None = Field(None, ge=1, description="Longest answer, in tokens.")
+    n: int | None = Field(None, ge=1, le=128)
+    stop: Annotated[
+        str | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOPS, fail_fast=True)] | None,
+        AfterValidator(_short_stops),
+    ] = None
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _options_of_a_stream(self) -> Generation:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("has `stream_options`, but no `stream: true`")
+        return self
+
+    def sampling(self) -> SamplingParams:
+        """The engine's settings but the longest answer."""
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
+        return replace(super().sampling(), n=self.n or 1, stop=tuple(text for text in stop if text))
+
+    @property
+    def with_usage(self) -> bool:
+        """The stream ends with a chunk of token counts."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def usage_throughout(self) -> bool:
+        """Every chunk of the stream has counts of tokens."""
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+    @property
+    def wanted_tokens(self) -> int | None:
+        """The longest answer asked for."""
+        return self.max_tokens

@@ -28,6 +28,7 @@ class Usage(BaseModel):
     prompt_tokens: int
     total_tokens: int
     completion_tokens: int = 0
+    prompt_tokens_details: dict[str, int] | None = None
 
 
 class Function(BaseModel):
@@ -59,7 +60,7 @@ class ChatChoice(BaseModel):
 
     index: int
     message: AnswerMessage
-    finish_reason: Literal["stop", "length", "tool_calls"]
+    finish_reason: Literal["stop", "length", "tool_calls", "content_filter"]
     logprobs: dict[str, Any] | None
 
 
@@ -70,6 +71,7 @@ class ChatCompletion(BaseModel):
     object: Literal["chat.completion"]
     created: int
     model: str
+    system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
 
@@ -79,7 +81,7 @@ class TextChoice(BaseModel):
 
     index: int
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "content_filter"]
     logprobs: dict[str, Any] | None
 
 
@@ -90,6 +92,7 @@ class TextCompletion(BaseModel):
     object: Literal["text_completion"]
     created: int
     model: str
+    system_fingerprint: str
     choices: list[TextChoice]
     usage: Usage
 
@@ -102,6 +105,7 @@ class ModelObject(BaseModel):
     created: int
     owned_by: str
     max_context: int
+    max_model_len: int
     chat: bool
     parent: str | None
 

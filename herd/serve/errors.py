@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -38,6 +38,7 @@ class ApiError(Exception):
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _COME_AGAIN = (429, 503)
+MESSAGES_PATH = "/v1/messages"  # whose clients read Anthropic's errors
 
 
 def error_object(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
@@ -46,11 +47,14 @@ def error_object(status: int, message: str, param: str | None = None, code: str 
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def install(app: FastAPI, known_fields: Sequence[str] = ()) -> None:
-    """Answer every failure of the app with an error object; `known_fields` are offered for those that are unknown."""
+def install(app: FastAPI, known_fields: Mapping[str, Sequence[str]] | None = None) -> None:
+    """Answer every failure of the app with an error object.
+
+    `known_fields`, by the path whose bodies have them, are offered for those that are unknown.
+    """
 
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _validation_error(request, error, known_fields)
+        return _validation_error(request, error, known_fields or {})
 
     app.add_exception_handler(ApiError, refusal)
     app.add_exception_handler(UserError, _user_error)
@@ -69,9 +73,17 @@ def _respond(
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
     if account := request.scope.get("herd.account"):
-        account.error = code or _TYPES.get(status, "invalid_request_error")
+        account.error, account.field = code or _TYPES.get(status, "invalid_request_error"), param
     found = error_object(status, _shortened(message, _LONGEST_MESSAGE), param, code)
+    if request.url.path.startswith(MESSAGES_PATH):
+        found = as_anthropic(found)
     return JSONResponse(found, status_code=status, headers=headers)
+
+
+def as_anthropic(error: dict[str, Any]) -> dict[str, Any]:
+    """The error object as Anthropic's clients expect it."""
+    kind = error["error"]["type"]
+    return {"type": "error", "error": error["error"] | {"type": "api_error" if kind == "server_error" else kind}}
 
 
 def _shortened(text: str, most: int) -> str:
@@ -104,10 +116,12 @@ async def _fault(request: Request, error: Exception) -> JSONResponse:
     return _respond(request, 500, "The server failed on this request; its log says why.", code="internal_error")
 
 
-def _validation_error(request: Request, error: RequestValidationError, known: Sequence[str]) -> JSONResponse:
+def _validation_error(
+    request: Request, error: RequestValidationError, known: Mapping[str, Sequence[str]]
+) -> JSONResponse:
     there = error.errors()
     faults = _distinct(there[: 2 * MAX_FAULTS])[:MAX_FAULTS]
-    messages = [_describe(fault, known) for fault in faults]
+    messages = [_describe(fault, request.url.path, known) for fault in faults]
     if len(there) > 2 * MAX_FAULTS or len(faults) == MAX_FAULTS < len(there):
         messages.append(f"and more: these are the first {len(faults)} faults")
     param = _place(faults[0])
@@ -125,13 +139,13 @@ def _distinct(faults: Sequence[dict]) -> list[dict]:
     return [fault for place, fault in by_place.items() if not any(p.startswith(f"{place}.") for p in by_place)]
 
 
-def _describe(fault: dict, known: Sequence[str]) -> str:
+def _describe(fault: dict, path: str, known: Mapping[str, Sequence[str]]) -> str:
     place = _place(fault)
     match fault["type"]:
         case "json_invalid":
             return f"The body is not valid JSON: {fault['ctx']['error']}"
         case "extra_forbidden":
-            return f"Unknown field `{place}`{_nearest(place, known)}"
+            return f"Unknown field `{place}`{_nearest(place, path, known)}"
         case "missing":
             return f"`{place}` is required" if place else "The body is empty; expected a JSON object"
         case "model_attributes_type" if place:
@@ -157,17 +171,32 @@ def _place(fault: dict) -> str:
     words: list[str | int] = []
     for word in fault["loc"][1:]:
         is_member = isinstance(word, str) and ("[" in word or word in _MEMBERS)
-        if not is_member and not (word in _ROLES and words and isinstance(words[-1], int)):
+        is_role = word in _ROLES and words[:1] == ["messages"] and isinstance(words[-1], int)
+        if not is_member and not is_role:
             words.append(word)
     if fault["type"].startswith("union_tag"):
         words.append(fault["ctx"]["discriminator"].strip("'"))
     return ".".join(_shortened(str(word), _LONGEST_NAME) for word in words)
 
 
-_MEMBERS = {"str", "int", "float", "bool", "none", "ToolChoice"}
-_ROLES = {"system", "developer", "user", "assistant", "tool"}  # the kinds of messages, told apart by their role
+_MEMBERS = {"str", "int", "float", "bool", "none", "ToolChoice", "AllowedChoice"}
+_ROLES = {
+    "system",
+    "developer",
+    "user",
+    "assistant",
+    "tool",
+    "function",
+}  # the kinds of messages, told apart by their role
 
 
-def _nearest(place: str, known: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(place.rpartition(".")[2], known, n=1)
-    return f"; did you mean `{nearest[0]}`?" if nearest else ""
+def _nearest(place: str, path: str, known: Mapping[str, Sequence[str]]) -> str:
+    """What may have been meant: a field of this body, or the same one of another."""
+    name = place.rpartition(".")[2]
+    at_top = place == name
+    here = known.get(path, ()) if at_top else sorted({field for fields in known.values() for field in fields})
+    nearest = difflib.get_close_matches(name, [field for field in here if field != name], n=1)
+    if nearest:
+        return f"; did you mean `{nearest[0]}`?"
+    elsewhere = next((other for other, fields in known.items() if at_top and other != path and name in fields), None)
+    return f" of {path}; {elsewhere} has it" if elsewhere else ""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from herd.errors import RequestError
 from herd.serve.body import Name, NoEffect, Strict
+
+MAX_TOOLS = 128
 
 
 class ToolFunction(Strict):
@@ -45,6 +48,68 @@ class ToolChoice(Strict):
     function: ChosenFunction
 
 
+class AllowedTools(Strict):
+    """The tools that may be called, and whether one must be."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ToolChoice], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
+
+
+class AllowedChoice(Strict):
+    """A choice among some of the tools."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+class Choice:
+    """What a request says of calls, in any dialect: the tools there are for the model, and whether one must be called.
+
+    `tools` are OpenAI's objects; `only` names those that may be called, all of them when None.
+
+    Raises:
+        ValueError: two tools have one name, or a choice names a tool that is not there, or needs one where none is.
+    """
+
+    def __init__(
+        self, tools: Sequence[Mapping[str, Any]], *, mode: str = "auto", only: Sequence[str] | None = None
+    ) -> None:
+        names = [tool["function"]["name"] for tool in tools]
+        if len(set(names)) != len(names):
+            raise ValueError("has two `tools` of one name")
+        if missing := next((name for name in only or () if name not in names), None):
+            raise ValueError(f"has no function {missing!r} in `tools` for its `tool_choice`")
+        if mode == "required" and not names:
+            raise ValueError("has a `tool_choice` of required, but no `tools`")
+        self.must_call = mode == "required"
+        usable = [tool for tool in tools if only is None or tool["function"]["name"] in only]
+        self.tools: list[Mapping[str, Any]] = [] if mode == "none" else usable
+
+    def constraint(self, form: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The engine's setting, where the text is to have a form (a JSON schema): a call, the form, or either.
+
+        Raises:
+            RequestError: a schema is nested too deeply.
+        """
+        functions = [tool["function"] for tool in self.tools]
+        if self.must_call:
+            return {"json_schema": call_schema(functions)}
+        if form is None:
+            return {}
+        return {"json_schema": either(functions, form) if functions else form}
+
+    def looks_like(self, form: Mapping[str, Any] | None) -> bool:
+        """A text in the form may read as a call; calls then begin with their type, to be told from it."""
+        properties = (form or {}).get("properties")
+        return (
+            bool(self.tools) and isinstance(properties, Mapping) and "name" in properties and _has_arguments(properties)
+        )
+
+
+def _has_arguments(properties: Mapping[str, Any]) -> bool:
+    return "parameters" in properties or "arguments" in properties
+
+
 class JsonSchema(Strict):
     """A schema by name."""
 
@@ -66,35 +131,49 @@ class ResponseFormat(Strict):
             raise ValueError("needs `json_schema` with type json_schema, and only there")
         return self
 
-    def constraint(self) -> dict[str, Any]:
-        """The engine's setting."""
+    @property
+    def form(self) -> dict[str, Any] | None:
+        """The JSON schema of the text; None where it is free."""
         if self.type == "text":
-            return {}
-        return {"json_schema": (self.json_schema and self.json_schema.schema_) or {}}
+            return None
+        return (self.json_schema and self.json_schema.schema_) or {}
 
 
-def call_schema(functions: list[ToolFunction]) -> dict[str, Any]:
+def call_schema(functions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The schema of a call as Llama writes it, of any of these functions.
 
     Raises:
         RequestError: the parameters are nested too deeply.
     """
-    forms = []
-    for index, function in enumerate(functions):
-        root = "#/properties/parameters" if len(functions) == 1 else f"#/anyOf/{index}/properties/parameters"
-        try:
-            parameters = {"type": "object"} | _moved(function.parameters or {}, root)
-        except RecursionError:
-            raise RequestError("json_schema: the parameters of a tool are nested too deeply") from None
-        forms.append(
-            {
-                "type": "object",
-                "properties": {"name": {"const": function.name}, "parameters": parameters},
-                "required": ["name", "parameters"],
-                "additionalProperties": False,
-            }
-        )
-    return forms[0] if len(forms) == 1 else {"anyOf": forms}
+    if len(functions) == 1:
+        return _call_form(functions[0], "#", typed=False)
+    return {"anyOf": [_call_form(function, f"#/anyOf/{i}", typed=False) for i, function in enumerate(functions)]}
+
+
+def either(functions: Sequence[Mapping[str, Any]], form: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a call of any of these functions, or of a text in this form.
+
+    Raises:
+        RequestError: a schema is nested too deeply.
+    """
+    properties = form.get("properties")
+    typed = isinstance(properties, Mapping) and "name" in properties and _has_arguments(properties)
+    calls = [_call_form(function, f"#/anyOf/{i}", typed=typed) for i, function in enumerate(functions)]
+    return {"anyOf": [*calls, _moved_deep(form or {"type": "object"}, f"#/anyOf/{len(calls)}")]}
+
+
+def _call_form(function: Mapping[str, Any], place: str, *, typed: bool) -> dict[str, Any]:
+    parameters = {"type": "object"} | _moved_deep(function.get("parameters") or {}, f"{place}/properties/parameters")
+    properties: dict[str, Any] = {"type": {"const": "function"}} if typed else {}
+    properties |= {"name": {"const": function["name"]}, "parameters": parameters}
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def _moved_deep(schema: Mapping[str, Any], place: str) -> dict[str, Any]:
+    try:
+        return _moved(dict(schema), place)
+    except RecursionError:
+        raise RequestError("json_schema: the schema of an answer or of a tool is nested too deeply") from None
 
 
 def _moved(schema: Any, root: str) -> Any:

@@ -6,6 +6,7 @@ What people wrote and what was answered is in neither, unless the log is told to
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from contextlib import suppress
@@ -48,6 +49,8 @@ class Journal:
         entry: dict[str, Any] = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "id": account.id}
         for name in ("path", "status", "owner", "model", "prompt_tokens", "completion_tokens", "finish", "error"):
             entry[name] = getattr(account, name)
+        entry |= {"field": _name(account.field)} if account.field else {}
+        entry |= {"ignored": [*map(_name, account.unheeded)]} if account.unheeded else {}
         entry["first_seconds"] = account.first_seconds and round(account.first_seconds, 4)
         entry["seconds"] = round(account.seconds, 4)
         if left_out:
@@ -64,7 +67,9 @@ class Journal:
         if account.prompt_tokens:
             words.append(f"{account.prompt_tokens} -> {account.completion_tokens} tokens")
         words.append(f"{account.seconds:.2f} s")
-        words += [word for word in (account.finish, account.error) if word]
+        words += [word for word in (account.finish, account.error, account.field and _name(account.field)) if word]
+        if account.unheeded:
+            words.append(f"ignored: {', '.join(map(_name, account.unheeded))}")
         if left_out:
             words.append(f"({left_out:,} lines of refusals left out before)")
         return "  ".join(words)
@@ -86,6 +91,8 @@ class Bookkeeping:
             if message["type"] == "http.response.start":
                 account.status = message["status"]
                 headers = [*message.get("headers", ()), (b"x-request-id", account.id.encode())]
+                if account.unheeded:
+                    headers.append((b"x-herd-ignored", ", ".join(account.unheeded).encode("ascii", "backslashreplace")))
                 if account.owner is not None:
                     headers += self.allowances.headers(account.owner)
                 message = message | {"headers": headers}
@@ -99,3 +106,11 @@ class Bookkeeping:
                 self.allowances.spend_tokens(account.owner, account.prompt_tokens + account.completion_tokens)
             self.metrics.observe(account)
             self.journal.write(account)
+
+
+def _name(field: str) -> str:
+    """A field's name; what is no name may be somebody's words, which have no place in a log."""
+    return field if _NAME.fullmatch(field) else "(no name)"
+
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}|and \d+ more")

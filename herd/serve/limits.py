@@ -27,6 +27,7 @@ class Limits:
     max_body_bytes: int = 4_000_000  # larger bodies are refused with 413
     max_tokens: int = 2048  # longest answer where the request does not say
     timeout_seconds: float = 600.0  # for a whole answer; then it is cancelled
+    keep_alive_seconds: float = 15.0  # after which a stream that has nothing to say says so
     body_seconds: float = 30.0  # for a body to arrive; then the client gets 408
     requests_per_minute: int | None = None  # of each key; more are refused with 429
     tokens_per_minute: int | None = None  # of each key, prompts and answers together
@@ -40,8 +41,8 @@ class Keys:
     def __init__(self, keys: Mapping[str, str]) -> None:
         self._keys = {name: _written(key) for name, key in keys.items()}
 
-    def owner(self, authorization: str) -> str:
-        """The name behind an `Authorization` header.
+    def owner(self, authorization: str, api_key: str = "") -> str:
+        """The name behind an `Authorization` header, or an `X-Api-Key`.
 
         Raises:
             ApiError: 401, a key is missing or wrong.
@@ -49,7 +50,8 @@ class Keys:
         if not self._keys:
             return "anyone"
         scheme, _, key = authorization.partition(" ")
-        given = key.strip(" \t").encode("latin-1") if scheme.lower() == "bearer" else b""
+        key = key if scheme.lower() == "bearer" else api_key
+        given = key.strip(" \t").encode("latin-1")
         owners = [name for name, ways in self._keys.items() if any(hmac.compare_digest(given, way) for way in ways)]
         if not owners:
             raise ApiError(401, "A valid key is required: Authorization: Bearer KEY.", code="invalid_api_key")
@@ -123,7 +125,8 @@ class Gate:
             try:
                 if self._is_stopping():
                     raise ApiError(503, "The server is stopping.", code="stopping")
-                owner = self._keys.owner(request.headers.get("authorization", ""))
+                headers = request.headers
+                owner = self._keys.owner(headers.get("authorization", ""), headers.get("x-api-key", ""))
                 self._allowances.check(owner)
             except ApiError as error:
                 if error.status == 401:

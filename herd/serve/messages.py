@@ -1,4 +1,8 @@
-"""The messages of a conversation, as OpenAI writes them."""
+"""The messages of a conversation, as OpenAI writes them.
+
+They are a history: who sends it has it from somewhere, this server or another. What nobody knows in it is passed over
+and named; whatever this server answered can be sent back.
+"""
 
 from __future__ import annotations
 
@@ -7,101 +11,126 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from herd.errors import DataError
-from herd.serve.body import Name, NoEffect, NotSupported, OnlyEmpty, Strict, enum_of, only
-from herd.tokenizer.toolcalls import write
+from herd.serve.body import NoEffect, Open
+from herd.serve.unheeded import Unheeded
 from herd.types import Message, ToolCall
 
+_TEXTS = ("text", "input_text", "output_text", "refusal")
+_UNTOLD = ("reasoning", "thinking", "redacted_thinking")
 
-class TextPart(Strict):
-    """A part of a message's content."""
 
-    type: Literal["text"]
-    text: str
+class TextPart(Open):
+    """A part of a message's content: text."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+    @model_validator(mode="after")
+    def _is_text(self) -> TextPart:
+        if self.type not in _TEXTS + _UNTOLD:
+            raise ValueError(f"is of type {self.type[:40]!r}, and this server reads text only; leave it out")
+        if self.type in _TEXTS and self.said is None:
+            raise ValueError(f"needs `{'refusal' if self.type == 'refusal' else 'text'}`")
+        return self
+
+    @property
+    def said(self) -> str | None:
+        """The text."""
+        return self.refusal if self.type == "refusal" else self.text
 
 
 Content = str | Annotated[list[TextPart], Field(fail_fast=True)]
 
 
 def text_of(content: Content | None) -> str:
-    return content if isinstance(content, str) else "".join(part.text for part in content or ())
+    """A content's text; what a model thought before it answered is not told again."""
+    if isinstance(content, str):
+        return content
+    return "".join(part.said or "" for part in content or () if part.type in _TEXTS)
 
 
-class SpokenMessage(Strict):
+class SpokenMessage(Open):
     """What the system or the user says; `developer` is OpenAI's newer word for `system`."""
 
     role: Literal["system", "developer", "user"]
     content: Content
+    name: Annotated[Any, Unheeded()] = None
 
     def to_message(self) -> Message:
         """The house's own noun."""
         return Message(role="system" if self.role == "developer" else self.role, content=text_of(self.content))
 
 
-class CalledFunction(Strict):
+class CalledFunction(Open):
     """The function of a tool call, its arguments as JSON."""
 
-    name: Name
-    arguments: str
+    name: str = Field(min_length=1, max_length=256)
+    arguments: str | dict[str, Any] | None = None
 
-    @model_validator(mode="after")
-    def _arguments_are_an_object(self) -> CalledFunction:
-        try:
-            arguments = json.loads(self.arguments)
-            json.dumps(arguments, ensure_ascii=False).encode()
-        except (ValueError, RecursionError):  # UnicodeEncodeError is one: half a character is no text
-            arguments = None
-        if not isinstance(arguments, dict):
-            raise ValueError("needs `arguments` to be a JSON object")
-        return self
+    def as_call(self) -> ToolCall | None:
+        """The house's own noun; none where the arguments are no JSON object, as in a call that was cut."""
+        arguments = self.arguments or {}
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments)
+                json.dumps(arguments, allow_nan=False, ensure_ascii=False).encode()
+            except (ValueError, RecursionError):  # UnicodeEncodeError is one: half a character is no text
+                return None
+        return ToolCall(name=self.name, arguments=arguments) if isinstance(arguments, dict) else None
 
 
-class AssistantCall(Strict):
+class AssistantCall(Open):
     """A call the assistant asked for."""
 
-    id: str
+    id: NoEffect = None
     type: Literal["function"] = "function"
     function: CalledFunction
 
 
-class AssistantMessage(Strict):
+class AssistantMessage(Open):
     """What the assistant said, or what it wanted called."""
 
     role: Literal["assistant"]
     content: Content | None = None
     tool_calls: Annotated[list[AssistantCall], Field(fail_fast=True)] | None = None
-    refusal: Annotated[Any, only(""), enum_of("")] = None
-    annotations: OnlyEmpty = None
-    audio: NotSupported = None
-    function_call: NotSupported = None
+    refusal: str | None = None
+    name: Annotated[Any, Unheeded()] = None
+    reasoning_content: Annotated[Any, Unheeded("")] = None
+    annotations: NoEffect = None
 
     @model_validator(mode="after")
     def _says_something(self) -> AssistantMessage:
-        if self.content is None and not self.tool_calls:
+        if "content" not in self.model_fields_set and not self.tool_calls and self.refusal is None:
             raise ValueError("needs `content` or `tool_calls`")
-        try:
-            self.to_message()
-        except DataError as error:
-            raise ValueError(f"cannot be told to the model: {error}") from None
         return self
 
     def to_message(self) -> Message:
-        """The house's own noun. Several calls at once are written as Llama writes them: `[f(a=1), g()]`."""
-        message = Message(role="assistant", content=text_of(self.content))
-        functions = [call.function for call in self.tool_calls or ()]
-        calls = [ToolCall(name=f.name, arguments=json.loads(f.arguments)) for f in functions]
-        if len(calls) > 1:
-            message["content"] += write(calls, "python")[0]
-        elif calls:
-            message["tool_calls"] = calls
-        return message
+        """The house's own noun. A call that is none is told as it was written."""
+        content = text_of(self.content) or self.refusal or ""
+        return said(content, [call.function for call in self.tool_calls or ()])
 
 
-class ToolMessage(Strict):
-    """What a tool answered."""
+def said(content: str, functions: list[CalledFunction]) -> Message:
+    """What the assistant said and called, as one message."""
+    calls = []
+    for function in functions:
+        call = function.as_call()
+        if call is None:
+            content += f'{{"name": {json.dumps(function.name)}, "parameters": {function.arguments}'
+        else:
+            calls.append(call)
+    message = Message(role="assistant", content=content)
+    if calls:
+        message["tool_calls"] = calls
+    return message
 
-    role: Literal["tool"]
-    content: Content
+
+class ToolMessage(Open):
+    """What a tool answered; `function` is OpenAI's older word for the role."""
+
+    role: Literal["tool", "function"]
+    content: Content | None = None
     tool_call_id: NoEffect = None
     name: NoEffect = None
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from herd import __version__
 from herd.errors import ConfigError
 from herd.infer.embedder import Embedder
 from herd.infer.engine import Engine
@@ -30,9 +32,23 @@ class Model:
         """What turns texts into vectors; shares the engine's weights."""
         return Embedder(self.engine)
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A name for what computes the answers: version, weights (by their last norm), settings of the engine."""
+        norm = self.engine.model.model.norm.weight.detach().float().cpu().numpy().tobytes()
+        facts = (
+            __version__,
+            self.name,
+            str(self.engine.model.config),
+            str(self.engine.model),
+            self.engine.deterministic,
+        )
+        return "fp_" + hashlib.sha256(repr(facts).encode() + norm).hexdigest()[:16]
+
     def describe(self) -> dict[str, Any]:
         """OpenAI's model object, with what a client of ours wants to know beside."""
-        facts = {"max_context": self.engine.max_context, "chat": self.engine.speaks_chat}
+        facts: dict[str, Any] = dict.fromkeys(("max_context", "max_model_len"), self.engine.max_context)
+        facts["chat"] = self.engine.speaks_chat
         parent = {"parent": None if self.base is None else self.base.name}
         return {"id": self.name, "object": "model", "created": self.created, "owned_by": "herd"} | facts | parent
 

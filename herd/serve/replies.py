@@ -1,4 +1,4 @@
-"""What is answered, whatever the dialect: answers put together from pieces, and what a dialect makes of them."""
+"""What is answered, whatever the dialect: what a dialect makes of answers, whole or as they grow."""
 
 from __future__ import annotations
 
@@ -6,48 +6,24 @@ import json
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from herd.infer.request import Piece
-from herd.serve.tools import CallReader
+from herd.serve.errors import error_object
+from herd.serve.models import Model
+from herd.serve.speech import Speech
+from herd.serve.tools import Part
 from herd.serve.turn import Turn
-from herd.tokenizer.specials import PYTHON_TAG
-from herd.tokenizer.tokenizer import Tokenizer
-from herd.types import TokenLogprob, ToolCall
 
 Event = dict[str, Any]
 
 
-class Gathered:
-    """One answer put together from its pieces."""
+class Counts(NamedTuple):
+    """Tokens of all prompts of a request, and those of them that were computed before."""
 
-    def __init__(self) -> None:
-        self.text, self.num_tokens = "", 0
-        self.calls: list[ToolCall] = []
-        self.logprobs: list[TokenLogprob | Unscored] = []
-        self.finish_reason: str | None = None
-
-    def add(self, piece: Piece, text: str, calls: Sequence[ToolCall] = ()) -> None:
-        """Append a piece, with the text and the calls that came of it."""
-        self.text += text
-        self.calls += calls
-        self.num_tokens += len(piece.tokens)
-        self.logprobs += piece.logprobs
-        self.finish_reason = piece.finish_reason
-
-    def prepend(self, text: str, scored: Iterable[tuple[int, TokenLogprob | None]]) -> None:
-        """Put a prompt first, with the log-probabilities of its tokens as far as they are known."""
-        self.text = text + self.text
-        self.logprobs = [found or Unscored(token) for token, found in scored] + self.logprobs
-
-
-class Unscored(NamedTuple):
-    """A prompt's first token: nothing comes before it, so it has no probability."""
-
-    token: int
-    logprob: None = None
-    top: tuple[()] = ()
+    prompt: int
+    cached: int = 0
 
 
 class Dialect(Protocol):
@@ -61,12 +37,16 @@ class Dialect(Protocol):
         """
         ...
 
-    def reply(self, tokenizer: Tokenizer, model: str, turn: Turn, prompts: Sequence[list[int]]) -> Reply:
+    def reply(self, model: Model, turn: Turn, prompts: Sequence[list[int]]) -> Reply:
         """How it is answered."""
         ...
 
     def field_of(self, message: str) -> str:
         """The field that a refusal of the engine is about."""
+        ...
+
+    def unheeded(self) -> list[str]:
+        """The names of fields that are accepted and cannot be honoured."""
         ...
 
 
@@ -75,15 +55,15 @@ class Reply(ABC):
 
     id_prefix: str
 
-    def __init__(self, tokenizer: Tokenizer, model: str, turn: Turn, prompts: Sequence[list[int]] = ()) -> None:
-        self.tokenizer, self.model, self.turn = tokenizer, model, turn
+    def __init__(self, model: Model, turn: Turn, prompts: Sequence[list[int]] = ()) -> None:
+        self.tokenizer, self.model, self.turn = model.engine.tokenizer, model.name, turn
+        self.fingerprint = model.fingerprint
         self.id, self.created = self.id_prefix + uuid.uuid4().hex, int(time.time())
-        self.echoes = [tokenizer.decode(prompt, skip_special=True) for prompt in prompts] if turn.echo else []
-        self._readers: dict[int, CallReader] = {}
-        self._tag = tokenizer.special.get(PYTHON_TAG)
+        self.prompts = prompts
+        self.echoes = [self.tokenizer.decode(prompt, skip_special=True) for prompt in prompts] if turn.echo else []
 
     @abstractmethod
-    def whole(self, answers: Sequence[Gathered], prompt_tokens: int) -> dict[str, Any]:
+    def whole(self, answers: Sequence[Speech], counts: Counts) -> dict[str, Any]:
         """The response that is not streamed."""
 
     @abstractmethod
@@ -91,38 +71,28 @@ class Reply(ABC):
         """What comes before an answer to the prompt of this number."""
 
     @abstractmethod
-    def chunks(self, index: int, piece: Piece, answer: Gathered) -> Iterator[Event]:
-        """Add a piece to its answer; the events that it makes."""
+    def chunks(self, index: int, parts: Sequence[Part], piece: Piece, answer: Speech) -> Iterator[Event]:
+        """The events that a piece makes, which was added to its answer already."""
 
     @abstractmethod
-    def closing(self, answers: Sequence[Gathered], prompt_tokens: int) -> Iterator[Event]:
+    def closing(self, answers: Sequence[Speech], counts: Counts) -> Iterator[Event]:
         """What comes after all answers."""
+
+    async def keep(self, answers: Sequence[Speech], counts: Counts) -> None:
+        """Store the answers, before the client is told that they are done."""
+        return
 
     def written(self, event: Event) -> str:
         """An event as it goes over the wire."""
         return f"data: {json.dumps(event, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
+    def failure(self, status: int, message: str, param: str | None = None, code: str | None = None) -> str:
+        """What ends a stream that went wrong."""
+        return self.written(error_object(status, message, param, code))
+
     def end(self) -> str:
         """What follows the last event of a stream that ended well."""
         return "data: [DONE]\n\n"
-
-    def take(self, index: int, piece: Piece, answer: Gathered) -> tuple[str, list[ToolCall]]:
-        """Add a piece to its answer; the text and the calls that came of it."""
-        text, calls = piece.text, list[ToolCall]()
-        if self.turn.tools:
-            reader = self._reader(index)
-            text = reader.push(piece.text, tag=self._tag in piece.tokens)
-            if piece.finish_reason:
-                rest, calls = reader.finish()
-                text += rest
-        answer.add(piece, text, calls)
-        return text, calls
-
-    def _reader(self, index: int) -> CallReader:
-        if index not in self._readers:
-            names = [tool["function"]["name"] for tool in self.turn.tools]
-            self._readers[index] = CallReader(names, one_call=self.turn.one_call)
-        return self._readers[index]
 
     def name_of(self, token: int) -> str:
         """A token as text; one that is no whole character as `bytes:\\xf0\\x9f`, as OpenAI writes it."""
@@ -133,10 +103,16 @@ class Reply(ABC):
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
-def usage_of(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+def usage_of(counts: Counts, completion_tokens: int) -> dict[str, Any]:
     """OpenAI's count of tokens."""
     return {
-        "prompt_tokens": prompt_tokens,
+        "prompt_tokens": counts.prompt,
         "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
+        "total_tokens": counts.prompt + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": counts.cached},
     }
+
+
+def num_tokens(answers: Sequence[Speech]) -> int:
+    """Tokens of all answers."""
+    return sum(answer.num_tokens for answer in answers)

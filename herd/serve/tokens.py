@@ -12,16 +12,20 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from herd.errors import DataError, RequestError
 from herd.infer.embedder import Pooling
 from herd.infer.engine import Engine
 from herd.serve.answers import Desk
-from herd.serve.body import MAX_MESSAGES, Body, Inputs, NoEffect, NotSupported, TokenId
+from herd.serve.body import MAX_MESSAGES, Body, Inputs, NoEffect, TokenId
 from herd.serve.documents import REFUSALS, Detokenized, EmbeddingList, Tokenized
 from herd.serve.errors import ApiError
+from herd.serve.forms import MAX_TOOLS, Tool
 from herd.serve.messages import ChatMessage
 from herd.serve.models import Model, Models
+from herd.serve.prompts import conversation_prompt, unknown_variables
+from herd.serve.unheeded import named
 
 MAX_TEXT = 1_000_000  # characters that /tokenize takes
 MAX_LISTED = 200_000  # tokens that /tokenize and /detokenize list
@@ -34,7 +38,7 @@ class EmbeddingRequest(Body):
     input: Inputs
     encoding_format: Literal["float", "base64"] = "float"
     pooling: Pooling = Field("mean", description="Of all tokens, or the last one's.")
-    dimensions: NotSupported = None
+    dimensions: int | None = Field(None, ge=1, description="Keep the first of so many, brought to length 1 again.")
     user: NoEffect = None
 
     @property
@@ -50,6 +54,10 @@ class TokenizeRequest(Body):
     model: str | None = None
     prompt: str | None = Field(None, max_length=MAX_TEXT)
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables of the template: date_string.")
+    add_generation_prompt: bool = Field(True, description="End a conversation with the header of the answer.")
+    continue_final_message: bool = Field(False, description="The last message is the answer's beginning.")
     add_special_tokens: bool = Field(True, description="Begin a text with the token that begins texts.")
     return_token_strs: bool = False
 
@@ -57,7 +65,13 @@ class TokenizeRequest(Body):
     def _one_of_two(self) -> TokenizeRequest:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("needs either `prompt` or `messages`")
+        if self.tools and self.messages is None:
+            raise ValueError("has `tools`, which only `messages` are told of")
         return self
+
+    def unheeded(self) -> list[str]:
+        """The names of fields that are accepted and cannot be honoured."""
+        return named(self, unknown_variables(self.chat_template_kwargs))
 
 
 class DetokenizeRequest(Body):
@@ -74,6 +88,7 @@ def routes(desk: Desk, models: Models) -> APIRouter:
     @router.post("/tokenize", response_model=Tokenized)
     async def tokenize(body: TokenizeRequest, http: Request) -> Response:
         model = _model(models, body.model, http)
+        http.scope["herd.account"].unheeded = body.unheeded()
         found = await asyncio.to_thread(_tokenized, model.engine, body)
         return Response(found, media_type="application/json")
 
@@ -92,12 +107,15 @@ def routes(desk: Desk, models: Models) -> APIRouter:
         if model.base is not None:
             message = f"`{model.name}` is an adapter, and vectors are made without adapters; ask `{model.base.name}`."
             raise ApiError(400, message, param="model")
+        width = model.engine.model.config.hidden_size
+        if body.dimensions is not None and body.dimensions > width:
+            raise ApiError(400, f"`dimensions` is {body.dimensions}; this model has {width}.", param="dimensions")
         prompts = await asyncio.to_thread(_prompts, model.engine, body)
         http.scope["herd.account"].prompt_tokens = count = sum(map(len, prompts))
         vectors = []
         for prompt in prompts:
             vector = await desk.worker.run(lambda prompt=prompt: model.embedder.embed(prompt, body.pooling))
-            vectors.append(vector)
+            vectors.append(vector if body.dimensions is None else normalize(vector[: body.dimensions], dim=0))
         usage = {"prompt_tokens": count, "total_tokens": count}
         head = {"object": "list", "model": model.name, "usage": usage}
         return StreamingResponse(_written(head, vectors, body.encoding_format), media_type="application/json")
@@ -142,7 +160,14 @@ def _tokenize(engine: Engine, body: TokenizeRequest) -> list[int]:
             400, "`messages` needs a model that was trained on conversations; give `prompt`.", code="no_chat"
         )
     try:
-        return engine.encode([message.to_message() for message in body.messages])
+        return conversation_prompt(
+            engine,
+            [message.to_message() for message in body.messages],
+            tools=[tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in body.tools or ()],
+            template=body.chat_template_kwargs,
+            goes_on=body.continue_final_message,
+            opens_answer=body.add_generation_prompt,
+        )
     except DataError as error:
         raise ApiError(400, str(error), param="messages") from None
 

@@ -1,13 +1,20 @@
-"""A turn in the form that all dialects are brought into: what is asked of the model, whoever asks it how."""
+"""A turn in the form that all dialects are brought into: `before -> generate -> [tool -> generate]* -> after`.
+
+Before, guards look at what is asked. Then the model answers; where it calls tools that the server runs, they are run
+and it goes on. What it says passes through the guards' filters as it grows, so that streams pass through them too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from herd.infer.engine import Input
 from herd.types import SamplingParams
+
+MAX_ROUNDS = 8
+"""Times that one answer may call the server's own tools."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +26,63 @@ class Turn:
     max_tokens: int | None = None  # longest answer; what fits, within the server's limit, when None
     tools: Sequence[dict[str, Any]] = ()  # that the model is told of, as OpenAI writes them
     one_call: bool = False  # of an answer that holds several, the first
+    must_call: bool = False  # the form of the answer allows nothing but a call
+    typed_calls: bool = False  # calls begin with their type, for another form of the answer looks like one
+    template: Mapping[str, Any] = field(default_factory=dict)  # the template's own variables
+    goes_on: bool = False  # the last message is the answer's beginning
+    opens_answer: bool = True  # the prompt ends with the header of the answer
     echo: bool = False  # begin each answer with its prompt
+    empty: bool = False  # nothing is to be written: only the prompt is asked about
     stream: bool = False
     with_usage: bool = False  # a stream ends with counts of tokens
+    usage_throughout: bool = False  # and each of its events has them
 
     @property
     def num_places(self) -> int:
         """Answers that are drawn, for all inputs."""
         return len(self.inputs) * self.params.num_drawn
+
+
+class Refused(Exception):
+    """A guard ends an answer; its words are told instead."""
+
+
+class Filter(Protocol):
+    """What one answer's text passes through. It may hold text back, change it, or raise `Refused`."""
+
+    def push(self, text: str) -> str:
+        """The text that may go on."""
+        ...
+
+    def finish(self) -> str:
+        """The text that was held back, once it is certain that nothing follows."""
+        ...
+
+
+class Guard(Protocol):
+    """Looks at what is asked, and at what is answered."""
+
+    async def before(self, turn: Turn) -> Turn:
+        """The turn as it may go on.
+
+        Raises:
+            Refused: it may not.
+        """
+        ...
+
+    def after(self, turn: Turn) -> Filter:
+        """The filter of one answer."""
+        ...
+
+
+class Tool(Protocol):
+    """A tool that the server runs by itself: the model is told of it in every conversation."""
+
+    @property
+    def function(self) -> Mapping[str, Any]:
+        """Its `name`, `description` and `parameters`, as OpenAI writes a function."""
+        ...
+
+    async def call(self, arguments: dict[str, Any]) -> str:
+        """What the model is told of the result, faults included."""
+        ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import threading
 from collections import deque
@@ -106,6 +107,19 @@ class Conveyor:
         self._waiting: deque[tuple[int, Piece]] = deque()
         self._arrived = asyncio.Event()
         self._told = False  # the loop knows already that something waits
+        self._still_open = 0
+        self._submit: Callable[[Request], None] = lambda request: None
+
+    def go_on(self, request: Request) -> None:
+        """One more request of which pieces are awaited."""
+        self._still_open += request.params.n
+        self._submit(request)
+
+    def say(self, index: int, piece: Piece) -> None:
+        """Pass on a piece that no engine made, and that ends an answer."""
+        self._still_open += 1
+        self._waiting.append((index, piece))
+        self._arrived.set()
 
     def listener(self, first_index: int) -> Callable[[Piece], None]:
         """What to give a request whose answers are numbered from `first_index` on."""
@@ -119,35 +133,53 @@ class Conveyor:
         return put
 
     async def pieces(
-        self, worker: Worker, engine: Engine, requests: Sequence[Request], seconds: float | None = None
+        self,
+        worker: Worker,
+        engine: Engine,
+        requests: Sequence[Request],
+        until: float | None = None,
+        quiet_seconds: float | None = None,
     ) -> AsyncIterator[list[tuple[int, Piece]]]:
         """Submit the requests and pass on what there is of (answer's number, piece) until all have ended.
 
-        Leaving early cancels them.
+        Where nothing comes for `quiet_seconds`, an empty list is passed on. Leaving early cancels the requests.
 
         Raises:
-            TimeoutError: they have not ended after so many seconds.
+            TimeoutError: they have not ended at the time (of the event loop) `until`.
             RequestError: a request turned out to be impossible midway.
             RuntimeError: the engine failed on a request.
         """
-        still_open = sum(request.params.n for request in requests)
-        until = None if seconds is None else self._loop.time() + seconds
+        self._submit = functools.partial(worker.submit, engine)
         for request in requests:
-            worker.submit(engine, request)
+            self.go_on(request)
         try:
-            while still_open:
-                async with asyncio.timeout_at(until):
-                    await self._arrived.wait()
+            while self._still_open:
+                if not await self._has_arrived(until, quiet_seconds):
+                    yield []
+                    continue
                 self._arrived.clear()
                 self._told = False  # first this, then the look: a piece that comes now is told of again
                 there = [self._waiting.popleft() for _ in range(min(len(self._waiting), _AT_ONCE))]
                 if self._waiting:
                     self._arrived.set()
                     await asyncio.sleep(0)
-                still_open -= sum(piece.finish_reason is not None for _, piece in there)
+                self._still_open -= sum(piece.finish_reason is not None for _, piece in there)
                 yield there
         finally:
             for request in requests:
                 worker.cancel(engine, request)
         for request in requests:
             request.raise_error()
+
+    async def _has_arrived(self, until: float | None, quiet_seconds: float | None) -> bool:
+        """Wait for something to pass on; false when it was quiet for so long."""
+        soon = None if quiet_seconds is None else self._loop.time() + quiet_seconds
+        is_last = soon is None or (until is not None and until <= soon)
+        try:
+            async with asyncio.timeout_at(until if is_last else soon):
+                await self._arrived.wait()
+        except TimeoutError:
+            if is_last:
+                raise
+            return False
+        return True

@@ -84,7 +84,7 @@ def test_text_becomes_tokens_and_tokens_text(server, http):
         ("/v1/embeddings", {"input": []}, "at least 1"),
         ("/v1/embeddings", {"input": "word " * 3000}, "context is 2048"),
         ("/v1/embeddings", {"input": [10**6]}, "token id"),
-        ("/v1/embeddings", {"input": "a", "dimensions": 8}, "`dimensions`"),
+        ("/v1/embeddings", {"input": "a", "dimensions": 800}, "`dimensions`"),
         ("/v1/embeddings", {"input": "a", "pooling": "max"}, "pooling"),
     ],
     ids=str,

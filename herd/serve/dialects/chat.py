@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import uuid
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request
@@ -13,16 +12,19 @@ from pydantic import Field, model_validator
 
 from herd.infer.request import MAX_LOGPROBS, Piece
 from herd.serve.answers import Desk, answer
-from herd.serve.body import MAX_MESSAGES, Generation, NotSupported, OnlyEmpty, OnlyFalse, OnlyText, enum_of, only
+from herd.serve.body import MAX_MESSAGES, Generation, NotSupported, OnlyEmpty, OnlyText, enum_of, only
 from herd.serve.documents import ChatCompletion, streamed
 from herd.serve.errors import ApiError
-from herd.serve.forms import ResponseFormat, Tool, ToolChoice, call_schema
+from herd.serve.forms import MAX_TOOLS, AllowedChoice, Choice, ResponseFormat, Tool, ToolChoice
 from herd.serve.messages import ChatMessage
-from herd.serve.models import Models
-from herd.serve.replies import Event, Gathered, Reply, Unscored, usage_of
+from herd.serve.models import Model, Models
+from herd.serve.prompts import unknown_variables
+from herd.serve.replies import Counts, Event, Reply, num_tokens, usage_of
+from herd.serve.speech import Speech, Unscored
+from herd.serve.tools import Begun, Call, Grown, Part, Words
 from herd.serve.turn import Turn
-from herd.tokenizer.tokenizer import Tokenizer
-from herd.types import Conversation, TokenLogprob, ToolCall
+from herd.serve.unheeded import Unheeded, named
+from herd.types import Conversation, TokenLogprob
 
 
 class ChatRequest(Generation):
@@ -35,52 +37,56 @@ class ChatRequest(Generation):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Tool], Field(max_length=128, fail_fast=True)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | AllowedChoice | None = None
     parallel_tool_calls: bool | None = Field(None, description="false keeps the first call of an answer.")
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables of the template: date_string.")
+    continue_final_message: bool | None = Field(None, description="The last message is the answer's beginning.")
+    add_generation_prompt: bool | None = None
 
-    store: OnlyFalse = None
+    store: Annotated[Any, Unheeded(False)] = None
+    reasoning_effort: Annotated[Any, Unheeded("none")] = None
+    verbosity: Annotated[Any, Unheeded("medium")] = None
+    prediction: Annotated[Any, Unheeded()] = None
     functions: OnlyEmpty = None
     function_call: Annotated[Any, only("none", "auto"), enum_of("none", "auto")] = None
     modalities: OnlyText = None
     audio: NotSupported = None
-    prediction: NotSupported = None
-    reasoning_effort: NotSupported = None
-    verbosity: NotSupported = None
     web_search_options: NotSupported = None
 
     @model_validator(mode="after")
     def _one_form(self) -> ChatRequest:
-        formed = self.response_format is not None and self.response_format.type != "text"
-        names = {tool.function.name for tool in self.tools or ()}
-        if len(names) != len(self.tools or ()):
-            raise ValueError("has two `tools` of one name")
-        if isinstance(self.tool_choice, ToolChoice) and self.tool_choice.function.name not in names:
-            raise ValueError(f"has no function {self.tool_choice.function.name!r} in `tools` for its `tool_choice`")
-        if self.tool_choice == "required" and not names:
-            raise ValueError("has a `tool_choice` of required, but no `tools`")
-        if sum((formed, self.structured_outputs is not None, self.must_call)) > 1:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("has `top_logprobs`, but no `logprobs: true`")
+        choice = self.choice
+        if self.structured_outputs is not None and (self._form is not None or choice.must_call):
             raise ValueError(
-                "may have only one of `response_format`, `structured_outputs` and a required `tool_choice`"
+                "may have `structured_outputs` only without `response_format` and a required `tool_choice`"
             )
+        if self.continue_final_message and self.add_generation_prompt:
+            raise ValueError("has both `continue_final_message` and `add_generation_prompt`; one shuts out the other")
         return self
+
+    @cached_property
+    def choice(self) -> Choice:
+        """What is said of calls."""
+        tools = [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in self.tools or ()]
+        match self.tool_choice:
+            case ToolChoice(function=function):
+                return Choice(tools, mode="required", only=[function.name])
+            case AllowedChoice(allowed_tools=allowed):
+                return Choice(tools, mode=allowed.mode, only=[tool.function.name for tool in allowed.tools])
+            case mode:
+                return Choice(tools, mode=mode or "auto")
+
+    @property
+    def _form(self) -> dict[str, Any] | None:
+        return self.response_format.form if self.response_format is not None else None
 
     @property
     def conversation(self) -> Conversation:
         """The messages as the engine takes them."""
         return [message.to_message() for message in self.messages]
-
-    @property
-    def usable_tools(self) -> list[dict[str, Any]]:
-        """The tools that the model is told of, as OpenAI writes them."""
-        if self.tool_choice == "none":
-            return []
-        return [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in self.tools or ()]
-
-    @property
-    def must_call(self) -> bool:
-        """The answer has to be a call."""
-        return self.tool_choice == "required" or isinstance(self.tool_choice, ToolChoice)
 
     @property
     def wanted_tokens(self) -> int | None:
@@ -94,21 +100,18 @@ class ChatRequest(Generation):
 
     def constraint(self) -> dict[str, Any]:
         """The engine's setting for the form of the answer; empty where it is free."""
-        if self.must_call:
-            functions = [tool.function for tool in self.tools or ()]
-            if isinstance(self.tool_choice, ToolChoice):
-                functions = [f for f in functions if f.name == self.tool_choice.function.name]
-            return {"json_schema": call_schema(functions)}
-        if self.response_format is not None and (found := self.response_format.constraint()):
-            return found
-        return super().constraint()
+        return self.choice.constraint(self._form) or super().constraint()
 
     @property
     def form_field(self) -> str:
         """Where the form of the answer was asked for."""
         if self.structured_outputs is not None:
             return "structured_outputs"
-        return "tools" if self.must_call else "response_format"
+        return "tools" if self.choice.must_call else "response_format"
+
+    def unheeded(self) -> list[str]:
+        """The names of fields that are accepted and cannot be honoured."""
+        return named(self, unknown_variables(self.chat_template_kwargs))
 
     def turn(self) -> Turn:
         """What is asked for.
@@ -120,65 +123,90 @@ class ChatRequest(Generation):
             inputs=[self.conversation],
             params=self.sampling(),
             max_tokens=self.wanted_tokens,
-            tools=self.usable_tools,
+            tools=[dict(tool) for tool in self.choice.tools],
             one_call=self.parallel_tool_calls is False,
+            must_call=self.choice.must_call,
+            typed_calls=not self.choice.must_call and self.choice.looks_like(self._form),
+            template=self.chat_template_kwargs or {},
+            goes_on=bool(self.continue_final_message),
+            opens_answer=self.add_generation_prompt is not False,
             stream=bool(self.stream),
             with_usage=self.with_usage,
+            usage_throughout=self.usage_throughout,
         )
 
-    def reply(self, tokenizer: Tokenizer, model: str, turn: Turn, prompts: Sequence[list[int]]) -> ChatReply:
+    def reply(self, model: Model, turn: Turn, prompts: Sequence[list[int]]) -> ChatReply:
         """How it is answered."""
-        return ChatReply(tokenizer, model, turn, prompts)
+        return ChatReply(model, turn, prompts)
 
 
 class ChatReply(Reply):
     """`chat.completion` objects, and their chunks."""
 
     id_prefix = "chatcmpl-"
+    _written_tokens = 0
 
-    def whole(self, answers: Sequence[Gathered], prompt_tokens: int) -> dict[str, Any]:
+    def whole(self, answers: Sequence[Speech], counts: Counts) -> dict[str, Any]:
         """The response that is not streamed."""
-        usage = usage_of(prompt_tokens, sum(answer.num_tokens for answer in answers))
         choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
-        return self._frame("chat.completion", choices) | {"usage": usage}
+        return self._frame("chat.completion", choices) | {"usage": usage_of(counts, num_tokens(answers))}
 
     def opening(self, index: int, prompt: int = 0) -> Iterator[Event]:
         """The first chunk of an answer: who speaks."""
         yield self._delta(index, {"role": "assistant", "content": ""})
 
-    def chunks(self, index: int, piece: Piece, answer: Gathered) -> Iterator[Event]:
-        """Add a piece to its answer; the chunks that it makes."""
-        text, calls = self.take(index, piece, answer)
-        finish = "tool_calls" if answer.calls and piece.finish_reason else piece.finish_reason
-        for place, call in enumerate(calls):
-            yield self._delta(index, {"tool_calls": [{"index": place} | call_object(call)]})
+    def chunks(self, index: int, parts: Sequence[Part], piece: Piece, answer: Speech) -> Iterator[Event]:
+        """The chunks that a piece makes."""
+        self._written_tokens += len(piece.tokens)
+        deltas = [delta for part in parts if (delta := self._of(part, answer))]
+        finish = answer.finish_reason
+        if finish and answer.refusal is not None:
+            deltas.append({"refusal": answer.refusal})
         logprobs = self._logprobs(piece.logprobs)
-        if text or finish or (logprobs and piece.logprobs):
-            yield self._delta(index, {"content": text} if text else {}, logprobs, finish)
+        if not deltas and (finish or (logprobs and piece.logprobs)):
+            deltas.append({})
+        for number, delta in enumerate(deltas):
+            is_last = number == len(deltas) - 1
+            yield self._delta(index, delta, None if number else logprobs, finish if is_last else None)
 
-    def closing(self, answers: Sequence[Gathered], prompt_tokens: int) -> Iterator[Event]:
+    def _of(self, part: Part, answer: Speech) -> dict[str, Any]:
+        match part:
+            case Words(text):
+                return {"content": text}
+            case Begun(call):
+                return {"tool_calls": [{"index": answer.calls.index(call)} | call_object(call, arguments="")]}
+            case Grown(call, text):
+                return {"tool_calls": [{"index": answer.calls.index(call), "function": {"arguments": text}}]}
+        return {}
+
+    def closing(self, answers: Sequence[Speech], counts: Counts) -> Iterator[Event]:
         """The chunk of token counts, where it was asked for."""
         if self.turn.with_usage:
-            usage = usage_of(prompt_tokens, sum(answer.num_tokens for answer in answers))
-            yield self._frame("chat.completion.chunk", []) | {"usage": usage}
+            yield self._frame("chat.completion.chunk", []) | {"usage": usage_of(counts, num_tokens(answers))}
 
-    def _choice(self, index: int, answer: Gathered) -> dict[str, Any]:
+    def _choice(self, index: int, answer: Speech) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": index, "finish_reason": answer.finish_reason}
         choice["logprobs"] = self._logprobs(answer.logprobs)
-        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": answer.refusal}
+        if answer.calls or self.turn.must_call:
+            message["content"] = answer.text or None
         if answer.calls:
-            message |= {"content": answer.text or None, "tool_calls": [call_object(call) for call in answer.calls]}
-            choice["finish_reason"] = "tool_calls"
+            message["tool_calls"] = [call_object(call, call.arguments) for call in answer.calls]
         return choice | {"message": message}
 
     def _delta(
         self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, finish: str | None = None
     ) -> Event:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return self._frame("chat.completion.chunk", [choice])
+        frame = self._frame("chat.completion.chunk", [choice])
+        if self.turn.usage_throughout:
+            prompt = sum(map(len, self.prompts))
+            frame["usage"] = usage_of(Counts(prompt), self._written_tokens)
+        return frame
 
     def _frame(self, kind: str, choices: list[dict[str, Any]]) -> Event:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
+        head = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return head | {"system_fingerprint": self.fingerprint, "choices": choices}
 
     def _logprobs(self, entries: Sequence[TokenLogprob | Unscored]) -> dict[str, Any] | None:
         if self.turn.params.logprobs is None:
@@ -186,18 +214,21 @@ class ChatReply(Reply):
         return {"content": [self._entry(entry) for entry in entries], "refusal": None}
 
     def _entry(self, entry: TokenLogprob | Unscored) -> dict[str, Any]:
-        top = [self._token(token, logprob) for token, logprob in entry.top]
-        return self._token(entry.token, entry.logprob) | {"top_logprobs": top}
-
-    def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
-        data = self.tokenizer.token_bytes(token, b"")
-        return {"token": self.name_of(token), "logprob": logprob, "bytes": list(data)}
+        return token_object(self, entry.token, entry.logprob) | {
+            "top_logprobs": [token_object(self, token, logprob) for token, logprob in entry.top]
+        }
 
 
-def call_object(call: ToolCall) -> dict[str, Any]:
+def token_object(reply: Reply, token: int, logprob: float | None) -> dict[str, Any]:
+    """A token with its log-probability as OpenAI writes it; one that is no text has no bytes."""
+    data = reply.tokenizer.token_bytes(token, b"")
+    known = None if token in reply.tokenizer.special_ids else list(data)
+    return {"token": reply.name_of(token), "logprob": logprob, "bytes": known}
+
+
+def call_object(call: Call, arguments: str) -> dict[str, Any]:
     """A tool call as OpenAI writes it."""
-    function = {"name": call["name"], "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
-    return {"id": "call_" + uuid.uuid4().hex[:24], "type": "function", "function": function}
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
 
 def routes(desk: Desk, models: Models) -> APIRouter:

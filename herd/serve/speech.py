@@ -1,0 +1,134 @@
+"""One answer as it grows: its pieces sorted into text and calls, and passed through the guards' filters."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
+
+from herd.infer.request import Piece
+from herd.serve.tools import Begun, Call, CallReader, Part, Words
+from herd.serve.turn import Filter, Refused
+from herd.types import TokenLogprob
+
+
+class Unscored(NamedTuple):
+    """A prompt's first token: nothing comes before it, so it has no probability."""
+
+    token: int
+    logprob: None = None
+    top: tuple[()] = ()
+
+
+class Speech:
+    """One answer put together from its pieces.
+
+    `text` and `calls` are what the client is told; `own_calls` are calls of the server's own tools (named in `own`),
+    which end a round of the turn and not the turn. `finish_reason` is `stop`, `length`, `tool_calls`,
+    `content_filter` or `cancelled`; None while it grows.
+    """
+
+    def __init__(
+        self,
+        reader: CallReader | None = None,
+        filters: Sequence[Filter] = (),
+        *,
+        tags: Collection[int] = (),
+        own: Collection[str] = (),
+    ) -> None:
+        self.text, self.num_tokens = "", 0
+        self.calls: list[Call] = []
+        self.order: list[str | Call] = []  # texts and calls as they followed one another
+        self.logprobs: list[TokenLogprob | Unscored] = []
+        self.finish_reason: str | None = None
+        self.stop: str | None = None  # the stop string that ended it
+        self.refusal: str | None = None  # a guard's words
+        self.own_calls: list[Call] = []
+        self.round_text = ""  # what was said since the last round
+        self._reader, self._filters = reader, filters
+        self._tags, self._own = frozenset(tags), frozenset(own)
+
+    def take(self, piece: Piece) -> list[Part]:
+        """Add a piece; what the client is to be told of it."""
+        if self.finish_reason is not None:  # a guard has ended it
+            return []
+        self.num_tokens += len(piece.tokens)
+        self.logprobs += piece.logprobs
+        self.stop = piece.stop
+        parts: list[Part] = [Words(piece.text)] if piece.text else []
+        if self._reader is not None:
+            tag = not self._tags.isdisjoint(piece.tokens)
+            parts = self._reader.push(piece.text, tag=tag)
+            if piece.finish_reason:
+                parts += self._reader.finish(cut=piece.finish_reason == "length")
+        self.own_calls += [part.call for part in parts if isinstance(part, Begun) and part.call.name in self._own]
+        told = self._passed([part for part in parts if isinstance(part, Words) or part.call.name not in self._own])
+        if piece.finish_reason and not self.finish_reason:
+            self._end(piece.finish_reason, told)
+        return told
+
+    def refuse(self, words: str) -> None:
+        """End it with a guard's words."""
+        self.refusal, self.finish_reason = words, "content_filter"
+
+    def next_round(self, reader: CallReader | None) -> None:
+        """The server's tools were run; the answer goes on."""
+        self.own_calls, self.round_text, self._reader = [], "", reader
+
+    def prepend(self, text: str, scored: Iterable[tuple[int, TokenLogprob | None]]) -> None:
+        """Put a prompt first, with the log-probabilities of its tokens as far as they are known."""
+        self.text = text + self.text
+        self.logprobs = [found or Unscored(token) for token, found in scored] + self.logprobs
+
+    def _end(self, reason: str, told: list[Part]) -> None:
+        if reason in ("stop", "length") and self.own_calls and not self.calls:
+            if all(call.is_whole for call in self.own_calls):
+                return  # the tools' turn
+            self.own_calls = []
+        told += self._flushed()
+        if self.finish_reason is None:
+            whole = bool(self.calls) and all(call.is_whole for call in self.calls)
+            self.finish_reason = "tool_calls" if whole and reason in ("stop", "length") else reason
+
+    def _passed(self, parts: list[Part]) -> list[Part]:
+        """What may go on of some parts."""
+        told: list[Part] = []
+        for part in parts:
+            if not isinstance(part, Words):
+                if isinstance(part, Begun):
+                    told += self._flushed()
+                    self.calls.append(part.call)
+                    self.order.append(part.call)
+                if self.finish_reason is None:
+                    told.append(part)
+                continue
+            text = part.text
+            try:
+                for one in self._filters:
+                    text = one.push(text)
+            except Refused as refusal:
+                self.refuse(str(refusal))
+                break
+            told += self._noted(text)
+        return told
+
+    def _flushed(self) -> list[Part]:
+        """What the filters held back."""
+        text = ""
+        try:
+            for one in self._filters:
+                text = (one.push(text) if text else "") + one.finish()
+        except Refused as refusal:
+            self.refuse(str(refusal))
+            return []
+        return self._noted(text)
+
+    def _noted(self, text: str) -> list[Part]:
+        if not text:
+            return []
+        self.text += text
+        self.round_text += text
+        if self.order and isinstance(self.order[-1], str):
+            self.order[-1] += text
+        else:
+            self.order.append(text)
+        return [Words(text)]
