@@ -14,11 +14,13 @@ from urllib.parse import urlsplit
 from herd.run import atomic_write
 
 EXAMPLES_PER_REASON = 3
-_PLAIN = ("name", "documents_in", "documents_out", "bytes_in", "bytes_out", "examples")
+_PLAIN = ("name", "documents_in", "documents_out", "bytes_in", "bytes_out", "examples", "lines")
 _EXAMPLE_CHARACTERS = 300
 _SHOW_SECONDS = 2.0
 _MAX_ROWS = 5000  # rows of a table that are kept while it is gathered: a crawl has millions of domains
 KEPT = "kept"
+LINES = "lines dropped"
+"""The note of lines taken out of documents that stay."""
 SPAN = re.compile(r"(?<!\w)['\"](.{1,200}?)['\"](?!\w)")
 """The words that broke a rule, as a reason's detail quotes them."""
 
@@ -37,6 +39,7 @@ class Step:
     reasons: Counter = field(default_factory=Counter)
     notes: Counter = field(default_factory=Counter)
     examples: list[dict[str, str]] = field(default_factory=list)
+    lines: list[dict[str, str]] = field(default_factory=list)  # examples of lines taken out of documents that stay
     tables: dict[str, Counter] = field(default_factory=lambda: defaultdict(Counter))  # further counts by row and column
 
     def add(self, other: dict[str, Any]) -> None:
@@ -47,6 +50,7 @@ class Step:
         self.notes.update(other.get("notes", {}))
         for name, counts in other.get("tables", {}).items():
             self.tables[name].update(counts)
+        self.lines = (self.lines + other.get("lines", []))[:EXAMPLES_PER_REASON]
         for example in other.get("examples", []):
             if sum(1 for e in self.examples if e["reason"] == example["reason"]) < EXAMPLES_PER_REASON:
                 self.examples.append(example)
@@ -57,6 +61,11 @@ class Step:
         if self.reasons[reason] <= EXAMPLES_PER_REASON:
             example = {"url": url, "reason": reason, "detail": detail, "text": _excerpt(text, detail)}
             self.examples.append(example)
+
+    def show_line(self, url: str, line: str) -> None:
+        """Keep the first few lines that were taken out of documents which stay."""
+        if len(self.lines) < EXAMPLES_PER_REASON:
+            self.lines.append({"url": url, "reason": LINES, "detail": "taken out", "text": line[:_EXAMPLE_CHARACTERS]})
 
     def room_for(self, reason: str, documents: int) -> int:
         """For how many of so many documents dropped for a reason `drop` still keeps examples."""

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from herd.curate.funnel import KEPT, REST, SPAN
+from herd.curate.funnel import KEPT, LINES, REST, SPAN
 from herd.log import size
 
 BYTES_PER_TOKEN = 4.0
@@ -81,6 +81,10 @@ def _dropped(steps: list[dict]) -> str:
             parts.append(
                 f"<details><summary><span class=reason>{escape(reason)}</span>{told}</summary>{samples}</details>"
             )
+        if lines := step["notes"].get(LINES):
+            samples = "".join(map(_sample, step.get("lines", ())))
+            told = f"<span class=dim>{escape(step['name'])}: {lines:,} lines, their documents stay</span>"
+            parts.append(f"<details><summary><span class=reason>{LINES}</span>{told}</summary>{samples}</details>")
     return f"<h2>What was dropped, and why</h2>{''.join(parts) or '<p>Nothing.</p>'}"
 
 

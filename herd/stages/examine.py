@@ -11,11 +11,10 @@ from typing import Any
 from herd.config import settings
 from herd.curate.extract.html import extract
 from herd.curate.filters.addresses import AddressGate
-from herd.curate.filters.heuristics import TECHNICAL_FILTERS, WEB_FILTERS, limits_for
+from herd.curate.filters.heuristics import PROSE_FILTERS, TECHNICAL_FILTERS, WEB_FILTERS, limits_for
 from herd.curate.filters.language import language, paragraph_languages
-from herd.curate.filters.text import Text
 from herd.curate.funnel import Step
-from herd.curate.judge.documents import Judge, Rules, page_kind
+from herd.curate.judge.documents import Judge, Rules, page_kind, text_of
 from herd.curate.privacy.personal import find_pii
 from herd.curate.read.pages import RawPage, find_files, read_pages
 from herd.errors import DataError
@@ -63,6 +62,7 @@ def _show(page: RawPage, gate: AddressGate, judge: Judge, settings: ExamineSetti
     found = extract(page.content, page.url, page.charset, page.kind)
     row: dict[str, Any] = {"id": page.id, "url": page.url, "text": found.text, "kind": page.kind, "drop": None}
     row |= {"source": page.source, "code_lines": found.code_lines}
+    row |= {"aside_lines": list(found.aside_lines), "link_lines": list(found.link_lines)}
     row["language"], probability = language(found.text) if page.kind != "code" else ("", 0.0)
     print(f"{page.url}\n  {page.num_bytes:,} bytes -> {len(found.text):,} characters; title: {found.title or 'none'}")
     if refused := gate.why_refuse(page.url, page.date):
@@ -91,10 +91,11 @@ def _show_filters(row: dict[str, Any], rules: Rules) -> None:
     """What each heuristic says, in its order; those that do not apply to this kind of page are marked."""
     options = rules.heuristics
     technical = page_kind(row) in options.exempt or row["source"] in options.technical_sources
-    text, limits = Text(row["text"], row["language"]), limits_for(row["language"], options.limits)
+    text, limits = text_of(row), limits_for(row["language"], options.limits)
     for rule in (*WEB_FILTERS, *TECHNICAL_FILTERS):
         name = rule.__name__
-        reason = rule(text, **limits.get(name, {}))
+        judged = text.prose if rule in PROSE_FILTERS and not technical else text
+        reason = rule(judged, **limits.get(name, {})) if judged is not None else None
         applies = technical == (rule in TECHNICAL_FILTERS) and name not in options.skip and options.enabled
         if reason:
             print(f"  {'DROP' if applies else 'spared':<6}         {name}: {reason[1]}")

@@ -350,3 +350,31 @@ def test_a_cutoff_may_be_a_year():
 def test_the_probability_of_a_language_is_asked_for_without_a_list_of_languages(crawl, tmp_path, rules):
     rows, _, _ = curated(crawl, tmp_path / "out", rules, Work(processes=1))
     assert rows["http://bees.org/german"]["drop"] == "language"
+
+
+def test_rows_lists_and_code_that_many_pages_share_survive_while_their_notices_go(tmp_path):
+    story = (
+        "The bee number {n} of hive {n} flew to the {w} field, and it came back with {w} pollen and a tale of its own."
+    )
+    words = ["red", "blue", "green", "amber", "violet", "white", "grey", "black", "pink", "brown", "teal", "olive"]
+    notice = "<p>All rights are reserved by the keepers of this garden and of its bees.</p>"
+    table = "".join(f"<tr><td>Week {n}</td><td>{n * 3} kg of honey</td></tr>" for n in range(12))
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    for number, word in enumerate(words):
+        prose = "".join(f"<p>{story.format(n=number * 9 + i, w=word + 'ish' * i)}</p>" for i in range(6))
+        code = "<pre>for bee in hive:\n    fly(bee)</pre><ul><li>one spoon of honey</li><li>two of water</li></ul>"
+        html = (
+            f"<html><body><main><h1>{word} tales</h1>{prose}<table>{table}</table>{code}{notice}</main></body></html>"
+        )
+        (pages / f"{number:02d}.html").write_text(html)
+    out = tmp_path / "out"
+    out.mkdir()
+    rules = Rules(heuristics=Heuristics(enabled=False))
+    curate(find_files([pages]), out, rules, DocumentDedup(enabled=False), LineDedup(), Work(processes=1))
+    texts = pq.read_table(out / "documents")["text"].to_pylist()
+    for text in texts:
+        assert text.count("kg of honey") == 12 and "one spoon" in text and "    fly(bee)" in text
+    assert sum("All rights" in text for text in texts) == 1
+    step = next(s for s in json.loads((out / "funnel.json").read_text())["steps"] if s["name"] == "line_dedup")
+    assert step["notes"]["lines dropped"] == 11 and "All rights" in step["lines"][0]["text"]

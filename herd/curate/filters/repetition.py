@@ -11,6 +11,8 @@ import numpy as np
 
 from herd.curate.filters.text import Reason, Text
 
+_LEAST_TOP_COUNT = 4  # a short page that names its subject three times is no spun text
+
 
 def gopher_repeated_lines(text: Text, most_lines: float = 0.3, most_characters: float = 0.2) -> Reason | None:
     """Drop pages where repeated lines are over 30 % of the lines or 20 % of the characters."""
@@ -42,7 +44,7 @@ def gopher_top_ngram(text: Text, most_2: float = 0.20, most_3: float = 0.18, mos
         if len(keys) == 0:
             return None
         key, count = _commonest(keys)
-        if count < 2:
+        if count < _LEAST_TOP_COUNT:
             continue
         first = int((keys == key).argmax())
         share = int(text.word_lengths[first : first + length].sum()) * count / max(1, int(text.word_lengths.sum()))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
+from herd.curate.filters.structure import is_label, looks_like_code, running_text, without
 from herd.curate.ngrams import word_numbers
 
 Reason = tuple[str, str]
@@ -48,22 +52,62 @@ _STOP_WORDS = {
 }
 """A language's commonest words: running text in it holds some of them. Languages that are not here are not asked."""
 STOP_WORDS = {language: frozenset(words.split()) for language, words in _STOP_WORDS.items()}
-_CODE_START = re.compile(
-    r"\s*(?:def |class |import |from \S+ import|return\b|if .*:$|for .*:$|while .*:$|#include|>>> |\$ |@\w+|"
-    r"(?:public|private|static|const|let|var|function|fn|func)\s)"
-)
-_CODE_CALL = re.compile(r"\w\([^)]*\)\s*(?:[;{:]|->|$)")
-_ASSIGNMENT = re.compile(r"\s*[\w.\[\]]+\s*[-+*/|&]?=\s*\S")
 _TEX = re.compile(r"\$[^$\n]{1,400}\$|\\[a-zA-Z]{2,}")
 
 
-class Text:
-    """A text with the measures that several filters share, each computed once."""
+_LEAST_OWN_WORDS = 50  # beside links, for the rules to look at the running text alone
+_LEAST_PROSE_WORDS = 50  # of running text, for there to be enough to judge
+_LEAST_PROSE_SHARE = 0.2  # and of a page's words
+LINE_RANGES = ("code_lines", "aside_lines", "link_lines")
+"""The columns of a document on its way that tell what some of its lines are: start, end, start, end..."""
 
-    def __init__(self, text: str, language: str = "en"):
+
+def keep_lines(row: dict[str, Any], keep: list[bool]) -> None:
+    """Take lines out of a document; its ranges of lines move along, and of two empty lines that meet one goes."""
+    lines = row["text"].split("\n")
+    last = ""
+    for number, line in enumerate(lines):
+        keep[number] = keep[number] and bool(line or last)
+        last = line if keep[number] else last
+    kept = [line for line, stays in zip(lines, keep, strict=True) if stays]
+    places = [0, *accumulate(keep)]
+    row["text"] = "\n".join(kept).rstrip("\n")
+    for name in LINE_RANGES:
+        found = [places[min(number, len(keep))] for number in row.get(name) or ()]
+        pairs = zip(found[::2], found[1::2], strict=True)
+        row[name] = [number for start, end in pairs if start < end for number in (start, end)]
+
+
+class Text:
+    """A text with the measures that several filters share, each computed once.
+
+    `aside` are the lines that are known to be code, tables and lists, `links` those of lists of links: start, end...
+    """
+
+    def __init__(self, text: str, language: str = "en", aside: Sequence[int] = (), links: Sequence[int] = ()):
         self.text = text
         self.language = language
         self.word_characters = _CHARACTERS_PER_WORD.get(language, 0)  # 0: spaces part the words
+        self._aside, self._links = aside, links
+
+    @cached_property
+    def prose(self) -> Text | None:
+        """The running text: without code, tables, lists and verse, lines that were broken at a width put together.
+
+        Headings and labels go too where there are tables or lists to label. The whole text where little else than links
+        is beside it; None where there is hardly any running text.
+        """
+        lines = self.text.split("\n")
+        own = without(lines, self._links)
+        if self._links and Text("\n".join(own), self.language).num_words < _LEAST_OWN_WORDS:
+            return self
+        prose = running_text(lines, [*self._aside, *self._links])
+        if prose == self.text:
+            return self
+        found = Text("\n".join(line for line in prose.split("\n") if not is_label(line)), self.language)
+        if found.num_words < _LEAST_PROSE_WORDS or found.num_words < _LEAST_PROSE_SHARE * self.num_words:
+            return None
+        return found
 
     @cached_property
     def words(self) -> list[str]:
@@ -117,18 +161,9 @@ def technical_kind(
     lines = [line for line in head.split("\n") if line.strip()]
     if not lines:
         return None
-    num_code = max(num_code_lines, sum(map(_looks_like_code, lines)))
+    num_code = max(num_code_lines, sum(map(looks_like_code, lines)))
     code = num_code / len(lines) / least_code
     maths = sum(map(len, _TEX.findall(head))) / len(head) / least_maths
     if code + maths < 1:
         return None
     return "code" if code >= maths else "maths"
-
-
-def _looks_like_code(line: str) -> bool:
-    return bool(
-        _CODE_START.match(line)
-        or ("(" in line and _CODE_CALL.search(line))
-        or ("=" in line and _ASSIGNMENT.match(line))
-        or line.rstrip().endswith(("{", "}", ";"))
-    )

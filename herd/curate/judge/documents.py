@@ -31,11 +31,12 @@ from herd.curate.filters.heuristics import (
     ListedWords,
     check_limits,
     check_names,
+    has_notices,
+    no_notices,
     reasons,
-    without_notices,
 )
 from herd.curate.filters.outliers import Outliers, WordCounts, load_counts, save_counts
-from herd.curate.filters.text import Reason, Text, technical_kind
+from herd.curate.filters.text import Reason, Text, keep_lines, technical_kind
 from herd.curate.funnel import Step
 from herd.curate.judge.classifier import AnyClassifier, Classifier
 from herd.curate.judge.quality import quality
@@ -196,15 +197,20 @@ class Judge:
             return None
         kind = page_kind(row)
         technical = kind in options.exempt or row["source"] in options.technical_sources
-        if options.notices == "drop" and kind is None and not technical:
-            row["text"], count = without_notices(row["text"])
-            step.notes.update({"notice lines dropped": count} if count else {})
-        text = Text(row["text"], row["language"])
+        if options.notices == "drop" and kind is None and not technical and has_notices(row["text"]):
+            keep = no_notices(row["text"].split("\n"))
+            step.notes["notice lines dropped"] += len(keep) - sum(keep)
+            keep_lines(row, keep)
+        text = text_of(row)
         kinds = [kind or "prose", *(["rare domain"] if not self._is_common(host(row["url"])) else [])]
         lists = (self._listed[name] for name in ("", row["language"]) if name in self._listed)
         rules: tuple[Filter, ...] = (*(TECHNICAL_FILTERS if technical else WEB_FILTERS), *lists)
         reason = next(reasons(text, rules, options.limits, self._skip), None)
-        spared = {name for name, _ in reasons(text, WEB_FILTERS, options.limits, self._skip)} if technical else ()
+        spared = (
+            {name for name, _ in reasons(text, WEB_FILTERS, options.limits, self._skip, whole=True)}
+            if technical
+            else ()
+        )
         for name in kinds:
             step.tables["pages"][name] += 1
             if reason:
@@ -389,6 +395,12 @@ def _class_model(options: Quality) -> AnyClassifier:
     if unknown := sorted(set(options.keep_shares) - set(classifier.labels)):
         raise DataError(f"keep_shares: no class {unknown[0]!r}; there are: {', '.join(classifier.labels)}")
     return classifier
+
+
+def text_of(row: dict[str, Any]) -> Text:
+    """A document as the filters measure it: with what is known of its lines."""
+    aside = [*(row.get("code_lines") or ()), *(row.get("aside_lines") or ())]
+    return Text(row["text"], row["language"], aside, row.get("link_lines") or ())
 
 
 def page_kind(row: dict[str, Any]) -> str | None:

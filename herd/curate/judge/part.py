@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from herd.curate.extract.part import DOCUMENT_SCHEMA, TEXT_SCHEMA
-from herd.curate.filters.text import Reason
-from herd.curate.funnel import Step, tables_of
+from herd.curate.filters.text import LINE_RANGES, Reason, keep_lines
+from herd.curate.funnel import LINES, Step, tables_of
 from herd.curate.judge.documents import Judge, rules_from_json, take_step
 from herd.curate.parts import save_table, write_record
 
@@ -73,15 +73,10 @@ def _drop_lines(number: int, lines: _RepeatedLines | None, row: dict, step: Step
     keep = lines.keep(number)
     if keep.all():
         return None
-    for start, end in zip(row["code_lines"][::2], row["code_lines"][1::2], strict=True):
-        keep[start:end] = True
-    text_lines = row["text"].split("\n")
-    step.notes["lines dropped"] += int((~keep).sum())
-    kept: list[str] = []
-    for line, stays in zip(text_lines, keep, strict=True):
-        if stays and (line or (kept and kept[-1])):  # no second empty line where one was taken out between two
-            kept.append(line)
-    row["text"] = "\n".join(kept).strip("\n")
+    gone = [line for line, stays in zip(row["text"].split("\n"), keep, strict=True) if not stays]
+    step.notes[LINES] += len(gone)
+    step.show_line(row["url"], gone[0])
+    keep_lines(row, keep.tolist())
     return None if row["text"].strip() else ("repeated_lines", "nothing but repeated lines")
 
 
@@ -90,3 +85,5 @@ def _with_title(row: dict) -> None:
     title, text = row["title"], row["text"]
     if title and text and title not in text[: len(title) + 300]:
         row["text"] = f"{title}\n\n{text}"
+        for name in LINE_RANGES:
+            row[name] = [number + 2 for number in row[name] or ()]

@@ -1,0 +1,99 @@
+"""Which lines of a text are running text, and which are code, tables, lists, verse: rules made for prose judge prose.
+
+What a page marks (`pre`, tables, lists) is told by ranges of lines; of plain text the shape of the lines tells.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_CODE_START = re.compile(
+    r"\s*(?:def |class |import |from \S+ import|return\b|if .*:$|for .*:$|while .*:$|#include|>>> |\$ |@\w+|"
+    r"(?:public|private|static|const|let|var|function|fn|func)\s)"
+)
+_CODE_CALL = re.compile(r"\w\([^)]*\)\s*(?:[;{:]|->|$)")
+_ASSIGNMENT = re.compile(r"\s*[\w.\[\]]+\s*[-+*/|&]?=\s*\S")
+_LIST_ITEM = re.compile(r"\s*(?:[-*+•‣▪◦·]|\(?(?:\d{1,3}|[a-zA-Z])[.)])\s+\S")
+_COLUMNS = re.compile(r"\S(?: {3,}|\t)\S.*\S(?: {3,}|\t)\S|^\s*\|.*\|\s*$|^\s*[-+|=: ]{5,}$")
+_MAX_ITEM_CHARACTERS = 300
+_END_OF_VERSE = (",", ";", ":", ".", "!", "?", "—", "–", "…", "”", '"', "’", "'", "。", "，", "、", "！", "？", "।")
+_VERSE = (4, 70, 3.0, 0.3)  # lines of a stanza at least, characters of a line at most, mean words, share of end marks
+_MAX_LABEL_WORDS = 6
+_WIDTH = (50, 100)  # characters within which lines are broken
+_TYPICAL_LENGTH = 0.75  # of the width, that every broken line but the last has
+
+
+def running_text(lines: list[str], aside: Sequence[int] = ()) -> str:
+    """The running text among some lines, each paragraph on a line of its own; `aside`: start, end, start, end..."""
+    found: list[str] = []
+    block: list[str] = []
+    for line in [*without(lines, aside), ""]:
+        if line.strip():
+            block.append(line)
+        elif block:
+            found += [*_paragraphs(block), ""]
+            block = []
+    return "\n".join(found).strip("\n")
+
+
+def without(lines: list[str], ranges: Sequence[int]) -> list[str]:
+    """Lines of which some ranges (start, end, start, end...) are blank."""
+    if not ranges:
+        return lines
+    lines = list(lines)
+    for start, end in zip(ranges[::2], ranges[1::2], strict=True):
+        end = min(end, len(lines))
+        lines[start:end] = [""] * max(0, end - start)
+    return lines
+
+
+def _paragraphs(block: list[str]) -> list[str]:
+    """The running text of lines without an empty one between."""
+    if is_verse(block):
+        return []
+    if is_broken_at_a_width(block):
+        return [" ".join(line.strip() for line in block)] if not _LIST_ITEM.match(block[0]) else []
+    return [line for line in block if not is_structured(line)]
+
+
+def is_structured(line: str) -> bool:
+    """Whether a line is of a table, a list or code by its shape."""
+    if "\t" in line.strip() or (
+        ("   " in line or "|" in line or "--" in line or "==" in line) and _COLUMNS.search(line)
+    ):
+        return True
+    return (len(line) <= _MAX_ITEM_CHARACTERS and _LIST_ITEM.match(line) is not None) or looks_like_code(line)
+
+
+def is_label(line: str) -> bool:
+    """Whether a line is a heading, a term, a signature: a few words without a mark at their end."""
+    return len(line.split()) <= _MAX_LABEL_WORDS and not line.rstrip().endswith(_END_OF_VERSE) and len(line) < 80
+
+
+def is_verse(block: list[str]) -> bool:
+    """Whether lines are a stanza: short ones of several words, many with a mark at their end."""
+    least, most_characters, least_words, least_marks = _VERSE
+    if len(block) < least or max(map(len, block)) > most_characters:
+        return False
+    words = sum(len(line.split()) for line in block)
+    marks = sum(line.rstrip().endswith(_END_OF_VERSE) for line in block)
+    return words >= least_words * len(block) and marks >= least_marks * len(block) and not is_broken_at_a_width(block)
+
+
+def is_broken_at_a_width(block: list[str]) -> bool:
+    """Whether lines are one paragraph that was broken where it reached a width."""
+    lengths = [len(line.rstrip()) for line in block]
+    width = max(lengths)
+    least, most = _WIDTH
+    return len(block) > 1 and least <= width <= most and min(lengths[:-1]) >= _TYPICAL_LENGTH * width
+
+
+def looks_like_code(line: str) -> bool:
+    """Whether a line looks like one of source code."""
+    return bool(
+        _CODE_START.match(line)
+        or ("(" in line and _CODE_CALL.search(line))
+        or ("=" in line and _ASSIGNMENT.match(line))
+        or line.rstrip().endswith(("{", "}", ";"))
+    )

@@ -1,0 +1,78 @@
+"""Tables, lists, code and verse are not held to rules for prose."""
+
+from herd.curate.extract.html import extract
+from herd.curate.filters.heuristics import WEB_FILTERS, reasons
+from herd.curate.filters.structure import is_broken_at_a_width, is_verse, running_text
+from herd.curate.filters.text import Text, keep_lines
+
+INTRO = "The functions in this table compare two values, and each of them tells whether the first is the larger one."
+ROWS = "".join(
+    f"<tr><td><p>compare_{a} ( anyelement, anyelement ) → boolean</p><p>Tells whether the {a} is larger.</p></td></tr>"
+    for a in ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"]
+)
+
+
+def text_of(html):
+    found = extract(html)
+    return Text(found.text, "en", [*found.code_lines, *found.aside_lines], found.link_lines)
+
+
+def drops(text):
+    return [reason for reason, _ in reasons(text, WEB_FILTERS)]
+
+
+def test_a_page_of_a_table_stays_though_the_same_lines_as_prose_would_not():
+    text = text_of(f"<h1>Comparison</h1><p>{INTRO}</p><table>{ROWS}</table>")
+    assert text.prose is None and drops(text) == []
+    assert "gopher_repeated_ngrams" in drops(Text(text.text.replace("\n\n", "\n"), "en"))
+
+
+def test_definitions_and_lists_are_no_prose_but_lists_of_links_are_no_text_of_ones_own():
+    terms = "".join(f"<dt>--option-{n}</dt><dd>Sets the number {n} of it.</dd>" for n in range(20))
+    text = text_of(f"<p>{INTRO} {INTRO.replace('functions', 'options')} It is so.</p><dl>{terms}</dl>")
+    assert drops(text) == [] and "option-3" not in (text.prose or Text("")).text
+    links = "".join(f"<li><a href={n}>Chapter {n} of it</a></li>" for n in range(60))
+    assert "fineweb_line_ends" in drops(text_of(f"<main><h1>Contents</h1><ul>{links}</ul></main>"))
+
+
+def test_a_layout_table_is_no_table():
+    article = "".join(f"<p>{INTRO} This is the paragraph number {n} of a long article.</p>" for n in range(20))
+    found = extract(f"<table><tr><td>Menu</td><td>{article}</td></tr></table>")
+    assert found.aside_lines == []
+
+
+def test_pages_of_numbers_alone_and_pages_of_one_row_again_and_again_still_go():
+    numbers = "".join(f"<tr><td>{n}</td><td>{n * n}</td><td>{n + 7}</td></tr>" for n in range(60))
+    assert "structured_words" in drops(text_of(f"<table>{numbers}</table>"))
+    rows = "<tr><td>the same row of the table</td><td>again and again and again it comes</td></tr>" * 60
+    assert "structured_repetition" in drops(text_of(f"<table>{rows}</table>"))
+
+
+VERSE = """Where the bee sucks, there suck I:
+In a cowslip's bell I lie;
+There I couch when owls do cry.
+On the bat's back I do fly
+After summer merrily."""
+
+
+def test_verse_is_known_by_its_lines_and_a_poem_with_a_refrain_stays():
+    assert is_verse(VERSE.split("\n")) and not is_verse(["Home", "About us", "Contact", "Imprint"])
+    assert not is_verse(["Bees fly to the moon", "Ten ways to cook an egg", "Why the sky is so blue", "Rain tomorrow"])
+    refrain = (
+        "\n\nMerrily, merrily shall I live now,\nUnder the blossom that hangs on the bough.\nMerrily, O,\nlive.\n\n"
+    )
+    assert [r for r in drops(Text((VERSE + refrain) * 2, "en")) if "lines" in r] == []
+
+
+def test_lines_broken_at_a_width_are_one_paragraph():
+    wrapped = "The hive stands at the edge of the wood, and every morning the\nbees leave it with the first light of the day, and"
+    assert is_broken_at_a_width(wrapped.split("\n"))
+    assert running_text(wrapped.split("\n")) == wrapped.replace("\n", " ")
+    book = "\n\n".join([wrapped.replace("hive", f"hive {n}") + "\nback." for n in "abcdefghij"])
+    assert "fineweb_line_ends" not in drops(Text(book, "en"))
+
+
+def test_ranges_of_lines_move_when_lines_go():
+    row = {"text": "a\n\nb\n\nx = 1\ny = 2\n\nc", "code_lines": [4, 6], "aside_lines": [2, 3], "link_lines": []}
+    keep_lines(row, [False, True, False, True, True, True, True, True])
+    assert row["text"] == "x = 1\ny = 2\n\nc" and row["code_lines"] == [0, 2] and row["aside_lines"] == []
