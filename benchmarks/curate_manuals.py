@@ -3,7 +3,7 @@
     python benchmarks/curate_manuals.py [--packages postgresql-doc-15,...] [--folder /tmp/manuals]
 
 The packages are fetched by `apt-get download` and unpacked by `dpkg -x` into a temporary folder. Counted are pages with
-at least 50 words of their own: text that is no link.
+at least 50 words of their own: text that is no list of links, and no line that many pages share.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import pyarrow.parquet as pq
 from selectolax.lexbor import LexborHTMLParser
 
 from herd.curate.dedup.duplicates import DocumentDedup, LineDedup
-from herd.curate.extract.html import extract
 from herd.curate.judge.documents import Rules
 from herd.curate.pipeline import Work, curate
 from herd.curate.read.pages import find_files
@@ -74,7 +73,7 @@ def fetch(packages: list[str], folder: Path) -> None:
 
 def of_package(out: Path, folder: Path) -> dict:
     """Pages with words of their own, how many stayed, and why others did not; copies of other pages apart."""
-    columns = ["url", "drop", "drop_detail"]
+    columns = ["url", "text", "drop"]
     counts: Counter = Counter()
     reasons: Counter = Counter()
     examples: dict[str, list[str]] = {}
@@ -85,7 +84,7 @@ def of_package(out: Path, folder: Path) -> dict:
         if not row["url"].endswith((".html", ".htm")) or row["drop"] in DUPLICATES:
             counts[row["drop"] or "other kinds"] += 1
             continue
-        if own_words(Path(row["url"])) < LEAST_WORDS:
+        if own_words(row["text"], Path(row["url"])) < LEAST_WORDS:
             counts["under 50 words"] += 1
             continue
         counts["pages"] += 1
@@ -98,11 +97,9 @@ def of_package(out: Path, folder: Path) -> dict:
     return {**counts, "share": share, "dropped": dict(reasons.most_common()), "examples": shown}
 
 
-def own_words(file: Path) -> int:
-    """Words of a page's text that are not in links."""
-    content = file.read_bytes()
-    text = extract(content, str(file)).text
-    tree = LexborHTMLParser(content)
+def own_words(text: str, file: Path) -> int:
+    """Words of a page's text, without the lines that other pages share, that are not in lists of links."""
+    tree = LexborHTMLParser(file.read_bytes())
     links = Counter(" ".join((link.text() or "").split()) for link in tree.css("li a[href], dt a[href], td a[href]"))
     return sum(len(line.split()) for line in text.split("\n") if " ".join(line.split()) not in links)
 

@@ -65,7 +65,9 @@ def test_verse_is_known_by_its_lines_and_a_poem_with_a_refrain_stays():
 
 
 def test_lines_broken_at_a_width_are_one_paragraph():
-    wrapped = "The hive stands at the edge of the wood, and every morning the\nbees leave it with the first light of the day, and"
+    wrapped = (
+        "The hive stands at the edge of the wood, and every morning the\nbees leave it with the first light of it, and"
+    )
     assert is_broken_at_a_width(wrapped.split("\n"))
     assert running_text(wrapped.split("\n")) == wrapped.replace("\n", " ")
     book = "\n\n".join([wrapped.replace("hive", f"hive {n}") + "\nback." for n in "abcdefghij"])
