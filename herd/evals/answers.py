@@ -91,6 +91,21 @@ def token_f1(prediction: str, reference: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
+def rouge_l(prediction: str, reference: str) -> float:
+    """F1 of the longest common subsequence of words, 0 to 1.
+
+    Source: Lin 2004 (ROUGE-L), without stemming.
+    """
+    predicted, expected = words_of(prediction), words_of(reference)
+    before = [0] * (len(expected) + 1)
+    for word in predicted:
+        row = [0]
+        for place, other in enumerate(expected):
+            row.append(before[place] + 1 if word == other else max(before[place + 1], row[-1]))
+        before = row
+    return 2 * before[-1] / max(len(predicted) + len(expected), 1)
+
+
 def without_given(answer: str, given: str) -> str:
     """An answer without what the question gave away already, where it begins with that: copying earns nothing.
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
 from herd.evals.answers import expected_part, scored_part
+from herd.evals.graders import GRADERS
+from herd.evals.likelihood import Choice
 from herd.evals.retrieval import retrieved_answers, shuffled_answers
+from herd.evals.rows import rows_of
 from herd.evals.scorers import SCORERS
 from herd.evals.statistics import summary
 from herd.evals.subject import Subject
-from herd.evals.task import Item, Task, rows_of
+from herd.evals.task import Item, Task
 from herd.types import SamplingParams, Score
 
 RETRIEVED, SHUFFLED = "retrieved answer of another question", "random answer of its kind"
@@ -30,12 +34,44 @@ def ask(task: Task, items: Sequence[Item], subject: Subject, base: bool | None =
         return _choose(task, items, prompts, subject)
     raw = bool(prompts) and isinstance(prompts[0], str)
     stop = tuple(task.stop) or (("\n",) if raw else ())
-    texts = subject.generate(prompts, SamplingParams(temperature=0.0, max_tokens=task.max_tokens, stop=stop))
-    return [scored(task, item, text.strip()) for item, text in zip(items, texts, strict=True)]
+    params = SamplingParams(temperature=task.temperature, top_p=1.0, max_tokens=task.max_tokens, stop=stop)
+    drawn = [
+        graded(task, items, subject.generate(prompts, replace(params, seed=task.seed + number)))
+        for number in range(task.samples)
+    ]
+    return drawn[0] if task.samples == 1 else [_together(task, results) for results in zip(*drawn, strict=True)]
+
+
+def graded(task: Task, items: Sequence[Item], texts: Sequence[str]) -> list[Result]:
+    """The results of free answers."""
+    if task.scorer not in GRADERS:
+        return [scored(task, item, text.strip()) for item, text in zip(items, texts, strict=True)]
+    grades = GRADERS[task.scorer](task, items, texts)
+    name = {task.scorer: task.metric or task.scorer}
+    return [
+        {"answer": text, "scores": {name.get(metric, metric): value for metric, value in one.items()}}
+        for text, one in zip(texts, grades, strict=True)
+    ]
+
+
+def _together(task: Task, results: Sequence[Result]) -> Result:
+    """Several answers to one question: the mean of their scores, and how likely one of k is right.
+
+    Source: Chen et al. 2021, equation 1 (the unbiased estimate of pass@k).
+    """
+    metric = main_metric(task)
+    scores = {name: sum(_mean(one["scores"][name]) for one in results) / len(results) for name in results[0]["scores"]}
+    right = sum(one["scores"][metric] == 1 for one in results)
+    n = len(results)
+    scores |= {f"pass@{k}": 1 - math.comb(n - right, k) / math.comb(n, k) for k in task.pass_at}
+    return {"answer": results[0]["answer"], "answers": [one["answer"] for one in results], "scores": scores}
 
 
 def _choose(task: Task, items: Sequence[Item], prompts: Sequence[Any], subject: Subject) -> list[Result]:
-    texts = [[task.before_answer + one for one in item.choices] for item in items]
+    texts: list[list[Choice]] = []
+    for item in items:
+        befores = item.before or [""] * len(item.choices)
+        texts.append([(one, task.before_answer + choice) for one, choice in zip(befores, item.choices, strict=True)])
     found = subject.likelihoods(list(zip(prompts, texts, strict=True)))
     alone = found
     if task.scorer == "accuracy_pmi":
@@ -51,10 +87,18 @@ def _choose(task: Task, items: Sequence[Item], prompts: Sequence[Any], subject: 
         if task.scorer == "accuracy_pmi":
             by["accuracy_pmi"] = [one.nats - other.nats for one, other in zip(ones, free, strict=True)]
         picked = {metric: max(range(len(values)), key=values.__getitem__) for metric, values in by.items()}
-        scores = {metric: float(place == item.best) for metric, place in picked.items()}
-        answer = item.choices[picked[main_metric(task)]]
+        scores = {metric: float(place in item.rights) for metric, place in picked.items()}
+        if task.scorer == "mass":
+            scores = {"mass": _mass(by["accuracy"], item.rights)} | scores
+        answer = item.choices[picked[main_metric(task) if task.scorer in by else "accuracy"]]
         results.append({"answer": answer, "scores": scores, "nats": [round(one.nats, 4) for one in ones]})
     return results
+
+
+def _mass(nats: Sequence[float], rights: Set[int]) -> float:
+    """The share of the choices' probability that lies on right ones. Source: Lin et al. 2022 (TruthfulQA, MC2)."""
+    shares = [math.exp(value - max(nats)) for value in nats]
+    return sum(shares[place] for place in rights) / sum(shares)
 
 
 def scored(task: Task, item: Item, answer: str) -> Result:
@@ -85,39 +129,45 @@ def baseline_results(task: Task, items: Sequence[Item]) -> dict[str, list[Result
         given[RETRIEVED] = retrieved_answers(rows, list(rows_of(task.pool, task.columns)))
     if "shuffled" in task.baselines:
         given[SHUFFLED] = shuffled_answers(rows)
-    return {
-        name: [scored(task, item, text) for item, text in zip(items, texts, strict=True)]
-        for name, texts in given.items()
-    }
+    return {name: graded(task, items, texts) for name, texts in given.items()}
 
 
 def scores_of(task: Task, items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> list[Score]:
     """Scores of every model: over all items, of each kind, the gain over the retrieved answer."""
     scores = []
     kinds = sorted({item.kind for item in items if item.kind})
-    groups = [item.group for item in items] if task.group else None
     for name, found in results.items():
         for metric in found[0]["scores"] if found else ():
             values = [one["scores"][metric] for one in found]
-            scores.append(_score(task, task.name, metric, name, values, groups))
+            scores.append(_score(task, task.name, metric, name, values, items))
             if RETRIEVED in results and name not in (RETRIEVED, SHUFFLED):
                 gain = [a - b["scores"][metric] for a, b in zip(values, results[RETRIEVED], strict=True)]
-                scores.append(_score(task, task.name, "gain_over_retrieved", name, gain, groups))
+                scores.append(_score(task, task.name, "gain_over_retrieved", name, gain, items))
             for kind in kinds if len(kinds) > 1 else ():
-                of_kind = [value for value, item in zip(values, items, strict=True) if item.kind == kind]
-                own = [item.group for item in items if item.kind == kind] if groups else None
-                scores.append(_score(task, f"{kind} {task.name}", metric, name, of_kind, own))
+                of_kind = [(value, item) for value, item in zip(values, items, strict=True) if item.kind == kind]
+                own, its = zip(*of_kind, strict=True)
+                scores.append(_score(replace(task, average="items"), f"{kind} {task.name}", metric, name, own, its))
     return scores
 
 
 def _score(
-    task: Task, name: str, metric: str, model: str, values: Sequence[float], groups: Sequence[str] | None
+    task: Task, name: str, metric: str, model: str, values: Sequence[float | list[float]], items: Sequence[Item]
 ) -> Score:
-    found = summary(values, groups)
+    flat, groups = list[float](), list[str]()
+    for value, item in zip(values, items, strict=True):
+        parts = value if isinstance(value, list) else [value]
+        flat += parts
+        groups += [item.group if task.group else str(item.number)] * len(parts)
+    kinds = [item.kind for item in items] if task.average == "kinds" and len(flat) == len(items) else None
+    found = summary(flat, groups, kinds)
     score = Score(task=name, metric=metric, model=model, value=0.0, shots=task.shots)
     if not found.n:
         return score
     return replace(score, value=found.value, stderr=found.stderr, n=found.n, low=found.low, high=found.high)
+
+
+def _mean(value: float | list[float]) -> float:
+    return sum(value) / len(value) if isinstance(value, list) else value
 
 
 def samples_of(task: Task, items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> list[dict[str, Any]]:
@@ -130,7 +180,8 @@ def samples_of(task: Task, items: Sequence[Item], results: Mapping[str, Sequence
             row = {"task": task.name, "model": name, "item": item.number, "group": item.group, "kind": item.kind}
             row |= {"name": item.row["name"]} if "name" in item.row else {}
             row |= {"question": item.text, "answer": found[place]["answer"], "reference": _reference(item)}
-            row |= {metric: round(value, 4) for metric, value in found[place]["scores"].items()}
+            row |= {metric: round(_mean(value), 4) for metric, value in found[place]["scores"].items()}
+            row |= {"answers": found[place]["answers"]} if "answers" in found[place] else {}
             row |= {"choices": item.choices, "nats": found[place]["nats"]} if "nats" in found[place] else {}
             rows.append(row)
     return rows

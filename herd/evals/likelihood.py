@@ -1,14 +1,14 @@
-"""How likely a model finds given continuations of a prompt; continuations of one prompt share its computation.
+"""How likely a model finds given continuations; what they have in common is computed once.
 
-A prompt and its continuations are one row: every continuation stands behind the prompt, at the positions that follow
-it, and sees the prompt and itself alone. So four choices cost one prompt. Rows go through the model in batches of
-similar length.
+Continuations are sorted and laid into trees: every token stands once behind the tokens before it, at its own position,
+and sees only its own beginning. So four choices cost one prompt, and questions behind the same examples cost the
+examples once. Trees go through the model in batches of similar size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,13 @@ from torch import Tensor
 from herd.model.llama import LlamaForCausalLM
 
 BATCH_TOKENS = 2048
-"""Tokens of a batch, padding included; a longer row is a batch of its own."""
+"""Tokens of a batch, padding included; a longer tree is a batch of its own."""
+
+TREE_TOKENS = 1536
+"""A tree that has so many tokens takes no further continuation: attention is over all pairs of them."""
+
+Choice = tuple[str, str]
+"""What stands before a continuation and is not scored, and the continuation."""
 
 
 class Likelihood(NamedTuple):
@@ -30,30 +36,60 @@ class Likelihood(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
-    """One prompt with its continuations, as token ids."""
+class Continuation:
+    """Token ids, scored from one place on; the first token is given."""
 
-    stem: list[int]  # what all have in common, at least one token
-    branches: list[list[int]]  # what each adds
-    skipped: list[int]  # tokens at the beginning of each branch that belong to the prompt and are not scored
+    ids: Sequence[int]
+    scored_from: int
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that are computed."""
-        return len(self.stem) + sum(map(len, self.branches))
+    def __post_init__(self) -> None:
+        assert 1 <= self.scored_from < len(self.ids)
 
 
-def row_of(prompt: Sequence[int], wholes: Sequence[Sequence[int]]) -> Row:
-    """A row from the prompt's ids and those of each prompt with its continuation; at least its last id is scored.
+def continuation(prompt: Sequence[int], whole: Sequence[int]) -> Continuation:
+    """From the ids of a prompt and those of it with what follows; at least the last id is scored."""
+    return Continuation(whole, max(1, min(len(prompt), len(whole) - 1)))
 
-    A tokenizer may join the end of a prompt with what follows: the stem is what all really share.
-    """
-    scored_from = [min(len(prompt), len(whole) - 1) for whole in wholes]
-    shared = min(scored_from)
-    while any(list(whole[:shared]) != list(wholes[0][:shared]) for whole in wholes):
-        shared -= 1
-    skipped = [begin - shared for begin in scored_from]
-    return Row(list(wholes[0][:shared]), [list(whole[shared:]) for whole in wholes], skipped)
+
+@dataclass
+class Tree:
+    """Continuations that begin alike, each shared token once."""
+
+    members: list[int] = field(default_factory=list)  # places of the continuations
+    paths: list[list[int]] = field(default_factory=list)  # of each: the tree's places of its tokens
+    segments: list[tuple[int, int, list[int]]] = field(default_factory=list)  # new tokens (from, to), what they follow
+    tokens: list[int] = field(default_factory=list)
+
+    def add(self, member: int, ids: Sequence[int], shared: int) -> None:
+        """Lay a continuation whose first `shared` tokens are those of the one added last."""
+        begin = len(self.tokens)
+        before = self.paths[-1][:shared] if self.paths else []
+        self.tokens += ids[shared:]
+        self.segments.append((begin, len(self.tokens), before))
+        self.paths.append([*before, *range(begin, len(self.tokens))])
+        self.members.append(member)
+
+
+def trees_of(continuations: Sequence[Continuation]) -> list[Tree]:
+    """Trees of continuations that have at least a quarter of their tokens in common."""
+    trees: list[Tree] = []
+    last: Sequence[int] = ()
+    for member in sorted(range(len(continuations)), key=lambda place: list(continuations[place].ids)):
+        ids = continuations[member].ids
+        shared = _shared(last, ids)
+        if not trees or 4 * shared < len(ids) or len(trees[-1].tokens) + len(ids) - shared > TREE_TOKENS:
+            trees.append(Tree())
+            shared = 0
+        trees[-1].add(member, ids, shared)
+        last = ids
+    return trees
+
+
+def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+    for place, (one, other) in enumerate(zip(first, second)):
+        if one != other:
+            return place
+    return min(len(first), len(second))
 
 
 def tree_attention(q: Tensor, k: Tensor, v: Tensor, context: Tensor, cache: Any = None) -> Tensor:
@@ -64,72 +100,72 @@ def tree_attention(q: Tensor, k: Tensor, v: Tensor, context: Tensor, cache: Any 
 
 
 @torch.inference_mode()
-def likelihoods(model: LlamaForCausalLM, rows: Sequence[Row]) -> list[list[Likelihood]]:
-    """Each row's continuations under a model that was built with `tree_attention`, in the order given."""
-    found: list[list[Likelihood]] = [[]] * len(rows)
-    for places in _batches(rows):
-        for place, one in zip(places, _of_batch(model, [rows[place] for place in places]), strict=True):
-            found[place] = one
-    return found
+def likelihoods(model: LlamaForCausalLM, continuations: Sequence[Continuation]) -> list[Likelihood]:
+    """Of each continuation under a model that was built with `tree_attention`, in the order given."""
+    found: dict[int, Likelihood] = {}
+    for batch in _batches(trees_of(continuations)):
+        found |= _of_batch(model, batch, continuations)
+    return [found[place] for place in range(len(continuations))]
 
 
-def _batches(rows: Sequence[Row]) -> Iterator[list[int]]:
-    """Places of rows that go through the model together, longest first."""
-    batch: list[int] = []
-    for place in sorted(range(len(rows)), key=lambda place: -rows[place].num_tokens):
-        if batch and (len(batch) + 1) * rows[batch[0]].num_tokens > BATCH_TOKENS:
+def _batches(trees: Sequence[Tree]) -> Iterator[list[Tree]]:
+    """Trees that go through the model together, longest first."""
+    batch: list[Tree] = []
+    for tree in sorted(trees, key=lambda one: -len(one.tokens)):
+        if batch and (len(batch) + 1) * len(batch[0].tokens) > BATCH_TOKENS:
             yield batch
             batch = []
-        batch.append(place)
+        batch.append(tree)
     if batch:
         yield batch
 
 
-def _of_batch(model: LlamaForCausalLM, rows: Sequence[Row]) -> list[list[Likelihood]]:
-    width = max(row.num_tokens for row in rows)
+def _of_batch(
+    model: LlamaForCausalLM, trees: Sequence[Tree], continuations: Sequence[Continuation]
+) -> dict[int, Likelihood]:
+    width = max(len(tree.tokens) for tree in trees)
     device = next(model.parameters()).device
-    tokens = torch.zeros(len(rows), width, dtype=torch.int64)
+    tokens = torch.zeros(len(trees), width, dtype=torch.int64)
     positions = torch.zeros_like(tokens)
-    sees = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1)  # padding sees itself: no row without a key
-    asked: list[tuple[int, int, int]] = []  # (row, place whose prediction is wanted, the token)
-    spans: list[list[int]] = []  # of each row, scored tokens of each branch
-    for number, row in enumerate(rows):
-        stem = len(row.stem)
-        tokens[number, :stem] = torch.tensor(row.stem)
-        positions[number, :stem] = torch.arange(stem)
-        sees[number, :stem, :stem] = torch.ones(stem, stem, dtype=torch.bool).tril()
-        begin = stem
-        for branch, skipped in zip(row.branches, row.skipped, strict=True):
-            end = begin + len(branch)
-            tokens[number, begin:end] = torch.tensor(branch)
-            positions[number, begin:end] = torch.arange(stem, stem + len(branch))
-            sees[number, begin:end, :stem] = True
-            sees[number, begin:end, begin:end] = torch.ones(len(branch), len(branch), dtype=torch.bool).tril()
-            before = [stem - 1, *range(begin, end - 1)]  # the place that predicts each token of the branch
-            asked += [(number, *pair) for pair in zip(before[skipped:], branch[skipped:], strict=True)]
-            begin = end
-        spans.append([len(branch) - skipped for branch, skipped in zip(row.branches, row.skipped, strict=True)])
+    sees = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)  # padding sees itself: no row without a key
+    places: dict[tuple[int, int], int] = {}  # (tree, place in it) whose prediction is wanted -> its number
+    asked: list[tuple[int, int]] = []  # (number of the prediction, the token)
+    spans: list[tuple[int, int]] = []  # (continuation, its scored tokens)
+    for number, tree in enumerate(trees):
+        tokens[number, : len(tree.tokens)] = torch.tensor(tree.tokens)
+        for begin, end, before in tree.segments:
+            positions[number, begin:end] = torch.arange(len(before), len(before) + end - begin)
+            sees[number, begin:end, torch.tensor(before, dtype=torch.int64)] = True
+            sees[number, begin:end, begin:end] = torch.ones(end - begin, end - begin, dtype=torch.bool).tril()
+        for member, path in zip(tree.members, tree.paths, strict=True):
+            one = continuations[member]
+            for place in range(one.scored_from, len(one.ids)):
+                wanted = places.setdefault((number, path[place - 1]), len(places))
+                asked.append((wanted, one.ids[place]))
+            spans.append((member, len(one.ids) - one.scored_from))
     tokens, positions, sees = (part.to(device) for part in (tokens, positions, sees))
     hidden = model.model(model.model.embed(tokens), positions, sees)
-    return _shared_out(model, hidden, asked, spans)
-
-
-def _shared_out(
-    model: LlamaForCausalLM, hidden: Tensor, asked: list[tuple[int, int, int]], spans: list[list[int]]
-) -> list[list[Likelihood]]:
-    row, place, token = (torch.tensor(column, device=hidden.device) for column in zip(*asked, strict=True))
-    nats, greedy = [], []
-    for part in range(0, len(asked), 256):  # a wide vocabulary times all places would not fit
-        here = slice(part, part + 256)
-        logits = model.lm_head.logits(hidden[row[here], place[here]]).float()
-        nats += (logits.gather(1, token[here, None])[:, 0] - logits.logsumexp(1)).tolist()
-        greedy += (logits.argmax(1) == token[here]).tolist()
-    found, begin = [], 0
-    for lengths in spans:
-        ones = []
-        for length in lengths:
-            end = begin + length
-            ones.append(Likelihood(sum(nats[begin:end]), length, all(greedy[begin:end])))
-            begin = end
-        found.append(ones)
+    tree_of, place_of = (torch.tensor(column, device=device) for column in zip(*places, strict=True))
+    nats, greedy = _of_tokens(model, hidden[tree_of, place_of], asked)
+    found, begin = {}, 0
+    for member, length in spans:
+        end = begin + length
+        found[member] = Likelihood(sum(nats[begin:end]), length, all(greedy[begin:end]))
+        begin = end
     return found
+
+
+def _of_tokens(
+    model: LlamaForCausalLM, hidden: Tensor, asked: Sequence[tuple[int, int]]
+) -> tuple[list[float], list[bool]]:
+    """Log-probability of each token asked for, and whether it is the likeliest; hidden (N, D)."""
+    number, token = (torch.tensor(column, device=hidden.device) for column in zip(*asked, strict=True))
+    nats = torch.empty(len(asked), device=hidden.device)
+    greedy = torch.empty(len(asked), dtype=torch.bool, device=hidden.device)
+    for begin in range(0, len(hidden), 256):  # a wide vocabulary times all places would not fit
+        logits = model.lm_head.logits(hidden[begin : begin + 256]).float()
+        here = (number >= begin) & (number < begin + 256)
+        row = number[here] - begin
+        nats[here] = logits[row, token[here]] - logits.logsumexp(1)[row]
+        greedy[here] = logits.argmax(1)[row] == token[here]
+    return nats.tolist(), greedy.tolist()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from herd.evals.answers import token_f1
+from herd.errors import ConfigError
+from herd.evals.answers import rouge_l, token_f1
+from herd.evals.calls import names_api
+from herd.evals.mathematics import same_value
 
 Scorer = Callable[[str, Sequence[str]], float]
 """(answer, right answers) -> 0 to 1. Of several right answers the one that fits best counts."""
@@ -48,6 +53,33 @@ def letter(answer: str, references: Sequence[str]) -> float:
     return float(found is not None and found[1] in [one.strip().strip("()") for one in references])
 
 
+def mathematics(answer: str, references: Sequence[str]) -> float:
+    """The answer, in a box or at the end, is the same text or value as a right one."""
+    return float(any(same_value(answer, one) for one in references))
+
+
+def best_rouge_l(answer: str, references: Sequence[str]) -> float:
+    """Longest common subsequence of words with the nearest right answer."""
+    return max((rouge_l(answer, one) for one in references), default=0.0)
+
+
+def chrf(answer: str, references: Sequence[str]) -> float:
+    """chrF of one sentence (extra `eval`). Source: Popovic 2015, as sacrebleu computes it."""
+    return float(_sacrebleu().sentence_chrf(answer, list(references)).score) / 100
+
+
+def bleu(answer: str, references: Sequence[str]) -> float:
+    """BLEU of one sentence, smoothed (extra `eval`); its mean over sentences is not the corpus's BLEU."""
+    return float(_sacrebleu().sentence_bleu(answer, list(references)).score) / 100
+
+
+def _sacrebleu() -> Any:
+    try:
+        return importlib.import_module("sacrebleu")
+    except ImportError:
+        raise ConfigError("chrf and bleu are sacrebleu's: pip install 'herd-lm[eval]'") from None
+
+
 SCORERS: Mapping[str, Scorer] = {
     "exact": exact,
     "exact_words": exact_words,
@@ -55,6 +87,11 @@ SCORERS: Mapping[str, Scorer] = {
     "token_f1": best_f1,
     "number": last_number,
     "letter": letter,
+    "mathematics": mathematics,
+    "rouge_l": best_rouge_l,
+    "names_api": names_api,
+    "chrf": chrf,
+    "bleu": bleu,
 }
 """What `scorer:` of a task may name."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from herd.errors import ConfigError, RequestError
-from herd.evals.likelihood import Likelihood, likelihoods, row_of, tree_attention
+from herd.evals.likelihood import Choice, Continuation, Likelihood, continuation, likelihoods, tree_attention
 from herd.infer.build import with_attention
 from herd.infer.engine import Engine
 from herd.infer.remote import RemoteEngine
@@ -28,7 +28,7 @@ class Subject(Protocol):
     def speaks_chat(self) -> bool:
         """Whether it was trained on conversations; else it continues raw text."""
 
-    def likelihoods(self, asked: Sequence[tuple[Prompt, Sequence[str]]]) -> list[list[Likelihood]]:
+    def likelihoods(self, asked: Sequence[tuple[Prompt, Sequence[Choice]]]) -> list[list[Likelihood]]:
         """Of every prompt's continuations."""
 
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[str]:
@@ -57,25 +57,29 @@ class Local:
     def _model(self) -> LlamaForCausalLM:
         return with_attention(self.engine.model, tree_attention)
 
-    def likelihoods(self, asked: Sequence[tuple[Prompt, Sequence[str]]]) -> list[list[Likelihood]]:
-        rows = [row_of(*self._ids(prompt, continuations)) for prompt, continuations in asked]
+    def likelihoods(self, asked: Sequence[tuple[Prompt, Sequence[Choice]]]) -> list[list[Likelihood]]:
+        rows = [self._continuations(prompt, choices) for prompt, choices in asked]
+        flat = [one for row in rows for one in row]
         context = self.engine.max_context
-        stems = [len(row.stem) + max(map(len, row.branches)) for row in rows]
-        if (longest := max(stems, default=0)) > context:
+        if (longest := max((len(one.ids) for one in flat), default=0)) > context:
             raise RequestError(
                 f"{self.path}: a prompt with its answer has {longest:,} tokens, the context is {context:,}; give the "
                 "task fewer shots or shorter prompts (nothing is cut silently)"
             )
-        return likelihoods(self._model, rows)
+        found = iter(likelihoods(self._model, flat))
+        return [[next(found) for _ in row] for row in rows]
 
-    def _ids(self, prompt: Prompt, continuations: Sequence[str]) -> tuple[list[int], list[list[int]]]:
-        """The prompt's ids, and those of it with each continuation; a space at the seam goes with the latter."""
-        if not isinstance(prompt, str):
-            ids = self.engine.encode(prompt)
-            return ids, [[*ids, *self.engine.tokenizer.encode(text)] for text in continuations]
-        text = prompt.rstrip()
-        space = prompt[len(text) :]
-        return self.engine.encode(text), [self.engine.encode(text + space + one) for one in continuations]
+    def _continuations(self, prompt: Prompt, choices: Sequence[Choice]) -> list[Continuation]:
+        """The prompt with each choice as ids; a space at the seam goes with the choice."""
+        encode = functools.cache(self.engine.encode) if isinstance(prompt, str) else self.engine.tokenizer.encode
+        ids = [] if isinstance(prompt, str) else self.engine.encode(prompt)
+        text = prompt if isinstance(prompt, str) else ""
+        found = []
+        for before, scored in choices:
+            stem = (text + before).rstrip()
+            space = (text + before)[len(stem) :]
+            found.append(continuation([*ids, *encode(stem)], [*ids, *encode(stem + space + scored)]))
+        return found
 
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[str]:
         answers = self.engine.generate(list(prompts), params)
@@ -95,7 +99,7 @@ class Endpoint:
         self.url = url
         self._engine = RemoteEngine(url, key=os.environ.get("OPENAI_API_KEY"))
 
-    def likelihoods(self, asked: Sequence[tuple[Prompt, Sequence[str]]]) -> list[list[Likelihood]]:
+    def likelihoods(self, asked: Sequence[tuple[Prompt, Sequence[Choice]]]) -> list[list[Likelihood]]:
         raise RequestError(
             f"{self.url}: an endpoint answers, but does not tell how likely given answers are; ask it tasks with "
             "`ask: generate`, or name the checkpoint instead"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from herd.evals.asking import RETRIEVED, Result, main_metric
-from herd.evals.statistics import paired_difference
+from herd.evals.statistics import compared
 from herd.evals.task import Item, Task
 from herd.log import say
 from herd.types import Score
@@ -40,12 +40,12 @@ def verdict(
     parts = []
     pairs = pairwise(models) if previous else ((models[0], other) for other in models[1:])
     for before, after in pairs:
-        change = paired_difference(values[after], values[before], groups)
-        word = "better" if change.low > 0 else "worse" if change.high < 0 else "no clear change"
+        found = compared(values[after], values[before], groups)
+        change = found.difference
         what = f"{after} {'after' if previous else 'against'} {before}"
-        parts.append(f"{what}: {word} ({change.value:+.3f}, {change.low:+.3f} to {change.high:+.3f})")
+        parts.append(f"{what}: {found.word} ({change.value:+.3f}, {change.low:+.3f} to {change.high:+.3f})")
     if RETRIEVED in values:
-        last = paired_difference(values[models[-1]], values[RETRIEVED], groups)
+        last = compared(values[models[-1]], values[RETRIEVED], groups).difference
         word = "above" if last.low > 0 else "below" if last.high < 0 else "not clearly different from"
         parts.append(f"{models[-1]}: {word} the {RETRIEVED} ({last.value:+.3f}, {last.low:+.3f} to {last.high:+.3f})")
     return "; ".join(parts)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from herd.config import load, settings
-from herd.data.rows import read_rows
-from herd.errors import ConfigError, DataError
+from herd.errors import DataError
 from herd.evals.answers import prompt_of, question_text, reference_of
+from herd.evals.graders import GRADERS
+from herd.evals.rows import files_of, rows_of
 from herd.evals.scorers import SCORERS
 from herd.evals.subject import Prompt
+from herd.evals.templates import expression_of, holds, render, value_of
 
-_TEMPLATES = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+_CHOICE_SCORERS = ("accuracy", "accuracy_norm", "accuracy_pmi", "mass")
 
 
 @settings
@@ -29,29 +28,40 @@ class Task:
     ask: Literal["choices", "generate", "bits_per_byte", "needle"]
     """choices: the likeliest of given answers. generate: a free answer. The other two read a run of `herd pack`."""
     data: Path
-    """JSONL, CSV, TSV or Parquet: beside the task's file, in the folder `data=` of `herd evaluate`, or absolute."""
+    """JSONL, JSON, CSV, TSV or Parquet: beside the task's file, in the folder `data=` of `herd evaluate`, or absolute.
+    The name may hold `*`, or alternatives in braces: rows of several files have their file's name as `file`."""
     name: str = ""
     """Its name in tables; default: the file's."""
     source: str = ""
     """Where the data comes from; told where it is missing."""
+    published: dict[str, float] = field(default_factory=dict)
+    """Figures that others published for this protocol, by model; shown in a column of their own."""
     columns: list[str] | None = None
     """Names of the columns of a CSV without a header."""
+    unfold: list[str] = field(default_factory=list)
+    """Nested lists whose entries are the rows, from the outermost in: `[data, paragraphs, qas]`; see evals/rows.py."""
+    tables: dict[str, Path] = field(default_factory=dict)
+    """Further files, whose rows templates reach as lists by these names; found as `data` is."""
     where: str = ""
     """Only rows for which this Jinja expression holds, such as `subject == 'law'`."""
     limit: int | None = None
-    """At most so many rows, drawn with `seed`."""
+    """At most so many rows, drawn with `seed`; spread evenly over `kind`, or else `group`, where given."""
     seed: int = 0
     """Seed of the rows and of the examples."""
     prompt: str = ""
     """The question; default: the row's own `messages` or `prompt`."""
     system: str = ""
     """System message, where the prompt is a conversation."""
+    preamble: str = ""
+    """What stands before the examples and the question in raw text."""
     chat: bool | None = None
     """Whether the prompt is a conversation; default: free answers of a model that speaks chat are."""
     answer: str = ""
     """What is right; of choices: a letter, a number counted from 0, or the text. Default: the row's own reference."""
     choices: list[str] | str = field(default_factory=list)
-    """Answers to choose from: a list of templates, or the column that holds the list."""
+    """Answers to choose from: a list of templates, or an expression that gives the list, such as a column."""
+    before_choices: list[str] = field(default_factory=list)
+    """What stands between the prompt and each choice and is not scored: templates, one for each choice."""
     before_answer: str = " "
     """What stands between a prompt and its answer."""
     shots: int = 0
@@ -63,13 +73,30 @@ class Task:
     shot_answer: str = ""
     """What an example answers; default: `answer`, or the text of the right choice."""
     scorer: str = ""
-    """choices: accuracy, accuracy_norm (by bytes), accuracy_pmi. generate: see herd/evals/scorers.py."""
+    """choices: accuracy, accuracy_norm (by bytes), accuracy_pmi, mass (of probability on right choices).
+    generate: see herd/evals/scorers.py and herd/evals/graders.py."""
     at_least: float | None = None
     """A score above this counts as 1, any other as 0."""
     metric: str = ""
     """Name of the score; default: the scorer's."""
     pattern: str = ""
     """Regular expression: what its first group finds last in an answer is scored, nothing where it finds nothing."""
+    program: str = ""
+    """Of code: the program that is run, a template over the row and the answer's code, `answer`; it must end well."""
+    language: str = "python"
+    """What the program is written in; see docs/sandbox.md."""
+    sandbox: str = "full"
+    """Level of the sandbox in which programs run (docs/sandbox.md)."""
+    functions: str = ""
+    """Of function calls: an expression that gives the functions' JSON schemas."""
+    samples: int = 1
+    """Answers drawn for each question; the score is their mean."""
+    temperature: float = 0.0
+    """How answers are drawn; 0 takes the likeliest token."""
+    pass_at: list[int] = field(default_factory=list)
+    """Of several samples: how likely one of so many is right."""
+    average: Literal["items", "kinds"] = "items"
+    """Whether the score is the mean of all questions, or of the means of the kinds."""
     max_tokens: int = 128
     """Longest free answer, in tokens."""
     stop: list[str] = field(default_factory=list)
@@ -92,15 +119,29 @@ class Task:
     """needle: lengths of the prompts in tokens; default: doubling from 128 to the model's context."""
 
     def __post_init__(self):
-        known = {"choices": ("accuracy", "accuracy_norm", "accuracy_pmi"), "generate": tuple(SCORERS)}.get(self.ask, ())
+        known = {"choices": _CHOICE_SCORERS, "generate": (*SCORERS, *GRADERS)}.get(self.ask, ())
         if self.scorer and self.scorer not in known:
             raise ValueError(f"scorer: {self.scorer} is none of {', '.join(known) or 'none'} for `ask: {self.ask}`")
         if self.ask == "choices" and not self.choices:
             raise ValueError("choices: give a list of texts, or the column that holds one")
+        if self.before_choices and (isinstance(self.choices, str) or len(self.before_choices) != len(self.choices)):
+            raise ValueError("before_choices: give one for each of a list of choices")
+        if self.scorer == "program" and not self.program:
+            raise ValueError("program: say which program is run, such as '{{ answer }}\\n{{ test }}'")
+        if self.samples > 1 and not self.temperature:
+            raise ValueError("temperature: several samples at temperature 0 are the same one")
+        if self.average == "kinds" and not self.kind:
+            raise ValueError("kind: the mean of kinds needs a `kind`")
+        if max(self.pass_at, default=1) > self.samples or min(self.pass_at, default=1) < 1:
+            raise ValueError("pass_at: at least 1 and at most as many as `samples`")
         if self.pool is None and "retrieved" in self.baselines:
             raise ValueError("pool: the retrieved answer needs rows to retrieve from")
-        if min(self.max_tokens, self.max_bytes, self.trials) < 1 or self.shots < 0 or (self.limit or 1) < 1:
-            raise ValueError("max_tokens, max_bytes, trials and limit must be at least 1, shots at least 0")
+        if (
+            min(self.max_tokens, self.max_bytes, self.trials, self.samples) < 1
+            or self.shots < 0
+            or (self.limit or 1) < 1
+        ):
+            raise ValueError("max_tokens, max_bytes, trials, samples and limit must be at least 1, shots at least 0")
         if any(length < 64 for length in self.lengths or ()):
             raise ValueError("lengths: every length must be at least 64 tokens")
 
@@ -115,7 +156,10 @@ class Item:
     examples: tuple[tuple[str, str], ...]  # question and answer, in order
     right: tuple[str, ...]  # right answers as texts; of choices the letters or texts are resolved to `best`
     choices: tuple[str, ...] = ()
-    best: int = -1  # the right choice
+    before: tuple[str, ...] = ()  # what stands before each choice
+    best: int = -1  # the right choice, the first of them
+    rights: frozenset[int] = frozenset()  # all right choices
+    preamble: str = ""
     group: str = ""
     kind: str = ""
 
@@ -123,9 +167,11 @@ class Item:
         """What is put to a model: a conversation, or raw text with the examples before it."""
         chat = task.chat if task.chat is not None else speaks_chat and task.ask == "generate"
         if not chat and task.prompt:
-            return "".join(f"{q}{task.before_answer}{a}\n\n" for q, a in self.examples) + self.text
+            shown = "".join(f"{q}{task.before_answer}{a}\n\n" for q, a in self.examples)
+            return self.preamble + shown + self.text
         if not chat:
-            return "".join(f"Question: {q}\nAnswer: {a}\n\n" for q, a in self.examples) + _as_question(self.text)
+            shown = "".join(f"Question: {q}\nAnswer: {a}\n\n" for q, a in self.examples)
+            return self.preamble + shown + _as_question(self.text)
         messages = [{"role": "system", "content": task.system}] if task.system else []
         for question, answer in self.examples:
             messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -146,6 +192,7 @@ def load_task(file: Path, data: Path | None, limit: int | None = None) -> Task:
     task = load(Task, file)
     paths = {name: getattr(task, name) for name in ("data", "shots_from", "pool")}
     found: dict[str, Any] = {name: _found(path, file.parent, data) for name, path in paths.items() if path}
+    found["tables"] = {name: _found(path, file.parent, data) for name, path in task.tables.items()}
     limits = [one for one in (limit, task.limit) if one]
     return replace(task, name=task.name or file.stem, limit=min(limits, default=None), **found)
 
@@ -153,36 +200,27 @@ def load_task(file: Path, data: Path | None, limit: int | None = None) -> Task:
 def _found(path: Path, beside: Path, data: Path | None) -> Path:
     places = [data / path] if data else []
     places.append(beside / path)
-    return next((place for place in places if place.exists()), places[0])
+    return next((place for place in places if _exists(place)), places[0])
+
+
+def _exists(path: Path) -> bool:
+    return any(file.exists() for file in files_of(path))
+
+
+def paths_of(task: Task) -> list[Path]:
+    """All files that a task reads."""
+    named = (task.data, task.shots_from, task.pool, *task.tables.values())
+    return [file for path in named if path for file in files_of(path)]
 
 
 def missing(task: Task) -> str:
     """Why a task cannot be asked: which file it lacks, and whence that comes; nothing where all are there."""
-    absent = next((path for path in (task.data, task.shots_from, task.pool) if path and not path.exists()), None)
+    wanted = [path for path in (task.data, task.shots_from, task.pool, *task.tables.values()) if path]
+    absent = next((path for path in wanted if not _exists(path)), None)
     origin = f", from {task.source}" if task.source else ""
     if task.data is not None and task.data.is_file() and not task.data.stat().st_size:
         return f"{task.name}: {task.data} is empty, there is nothing to ask"
     return f"{absent} is not there (expected: the rows of {task.name}{origin})" if absent else ""
-
-
-def rows_of(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Rows of CSV, TSV, JSONL or Parquet.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    if path.suffix not in (".csv", ".tsv"):
-        yield from (row for _, row in read_rows(path))
-        return
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, columns, delimiter="\t" if path.suffix == ".tsv" else ",")
-            for row in reader:
-                if None in row or None in row.values():
-                    raise DataError(f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or ())} columns")
-                yield row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as CSV ({error})") from None
 
 
 def items_of(task: Task) -> list[Item]:
@@ -192,19 +230,35 @@ def items_of(task: Task) -> list[Item]:
         DataError: a row lacks a column, its answer is none of the choices, or no row is left.
         ConfigError: a template is no Jinja.
     """
-    rows = [row for row in rows_of(task.data, task.columns) if not task.where or _holds(task.where, row)]
+    tables = {name: list(rows_of(path)) for name, path in task.tables.items()}
+    rows = [tables | row for row in rows_of(task.data, task.columns, task.unfold)]
+    rows = [row for row in rows if not task.where or holds(task.where, row)]
     if not rows:
         raise DataError(f"{task.data}: no rows for {task.name}{f' where {task.where}' if task.where else ''}")
-    asked = rows
-    if task.limit and len(rows) > task.limit:
-        asked = [rows[place] for place in sorted(random.Random(task.seed).sample(range(len(rows)), task.limit))]
-    examples = list(rows_of(task.shots_from, task.columns)) if task.shots_from else rows
-    return [_item(task, number, row, examples if task.shots else []) for number, row in enumerate(asked)]
+    examples = rows if task.shots else []
+    if task.shots and task.shots_from:
+        examples = [tables | row for row in rows_of(task.shots_from, task.columns, task.unfold)]
+    return [_item(task, number, row, examples) for number, row in enumerate(_limited(task, rows))]
+
+
+def _limited(task: Task, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that are asked, in their order: as many of each part as of any other, as far as they go."""
+    if not task.limit or len(rows) <= task.limit:
+        return rows
+    parts: dict[str, list[int]] = {}
+    part = task.kind or task.group
+    for place, row in enumerate(rows):
+        parts.setdefault(render(part, row), []).append(place)
+    draw = random.Random(task.seed)
+    drawn = [draw.sample(places, len(places)) for _, places in sorted(parts.items())]
+    draw.shuffle(drawn)  # a limit below the number of parts takes any of them
+    spread = [place for layer in zip_longest(*drawn) for place in layer if place is not None]
+    return [rows[place] for place in sorted(spread[: task.limit])]
 
 
 def _item(task: Task, number: int, row: dict[str, Any], examples: list[dict[str, Any]]) -> Item:
     try:
-        choices, best, right = _answers(task, row)
+        choices, rights, right = _answers(task, row)
         return Item(
             number=number,
             row=row,
@@ -212,7 +266,10 @@ def _item(task: Task, number: int, row: dict[str, Any], examples: list[dict[str,
             examples=tuple(_example(task, one) for one in _chosen(task, number, row, examples)),
             right=right,
             choices=choices,
-            best=best,
+            before=tuple(render(one, row) for one in task.before_choices),
+            best=rights[0] if rights else -1,
+            rights=frozenset(rights),
+            preamble=render(task.preamble, row),
             group=render(task.group, row),
             kind=render(task.kind, row),
         )
@@ -224,34 +281,33 @@ def _text(task: Task, row: Mapping[str, Any]) -> str:
     return render(task.prompt, row) if task.prompt else question_text(row)
 
 
-def _answers(task: Task, row: Mapping[str, Any]) -> tuple[tuple[str, ...], int, tuple[str, ...]]:
-    """The choices, which is right, and the right answers as texts."""
+def _answers(task: Task, row: Mapping[str, Any]) -> tuple[tuple[str, ...], list[int], tuple[str, ...]]:
+    """The choices, which are right, and the right answers as texts."""
     if not task.answer and task.ask == "generate":
-        return (), -1, (reference_of(row) or "",)
-    found = _value(task.answer, row)
+        return (), [], (reference_of(row) or "",)
+    found = value_of(task.answer, row)
     right = tuple(str(one) for one in found) if isinstance(found, list) else (str(found),)
     if task.ask != "choices":
-        return (), -1, right
+        return (), [], right
     if isinstance(task.choices, str):
-        choices = tuple(str(one) for one in row.get(task.choices) or ())
+        choices = tuple(str(one) for one in expression_of(task.choices, row) or ())
     else:
         choices = tuple(render(one, row) for one in task.choices)
-    letter = right[0].strip()
+    places = [_place(one.strip(), choices) for one in right]
+    return choices, places, tuple(choices[place] for place in places)
+
+
+def _place(letter: str, choices: Sequence[str]) -> int:
+    """Which choice is meant by its text, its number from 0, or its letter."""
     if letter in choices:
-        best = choices.index(letter)
-    elif letter.isdigit():
-        best = int(letter)
+        return choices.index(letter)
+    if letter.isdigit():
+        place = int(letter)
     else:
-        best = ord(letter.upper()) - ord("A") if len(letter) == 1 else -1
-    if not 0 <= best < len(choices):
+        place = ord(letter.upper()) - ord("A") if len(letter) == 1 else -1
+    if not 0 <= place < len(choices):
         raise DataError(f"the answer {letter!r} is none of its {len(choices)} choices")
-    return choices, best, (choices[best],)
-
-
-def _value(template: str, row: Mapping[str, Any]) -> Any:
-    """A column as it is where the template is just its name in braces: a list stays one."""
-    name = template.strip().removeprefix("{{").removesuffix("}}").strip()
-    return row[name] if name in row and template.strip().startswith("{{") else render(template, row)
+    return place
 
 
 def _example(task: Task, row: Mapping[str, Any]) -> tuple[str, str]:
@@ -261,32 +317,8 @@ def _example(task: Task, row: Mapping[str, Any]) -> tuple[str, str]:
 
 def _chosen(task: Task, number: int, row: dict, examples: Sequence[dict]) -> list[dict]:
     """The examples of one question: the first of their file, or other rows drawn with the seed."""
-    fit = [one for one in examples if one is not row and (not task.shots_where or _fits(task.shots_where, one, row))]
+    asked = {"asked": row}
+    fit = [one for one in examples if one is not row and (not task.shots_where or holds(task.shots_where, one | asked))]
     if len(fit) < task.shots and examples:
         raise DataError(f"{task.shots} examples are wanted, {len(fit)} are there")
     return fit[: task.shots] if task.shots_from else random.Random(f"{task.seed} {number}").sample(fit, task.shots)
-
-
-def render(template: str, row: Mapping[str, Any]) -> str:
-    """A template over a row.
-
-    Raises:
-        DataError: the row lacks a column.
-        ConfigError: it is no Jinja.
-    """
-    if "{" not in template:
-        return template
-    try:
-        return _TEMPLATES.from_string(template).render(**{str(key): value for key, value in row.items()}, row=row)
-    except jinja2.TemplateSyntaxError as error:
-        raise ConfigError(f"{template!r}: no Jinja template ({error})") from None
-    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-        raise DataError(f"{template!r}: {error}; the row has {', '.join(map(str, row))}") from None
-
-
-def _holds(expression: str, row: Mapping[str, Any]) -> bool:
-    return render("{{ 1 if (" + expression + ") else 0 }}", row) == "1"
-
-
-def _fits(expression: str, example: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    return _holds(expression, {**example, "asked": asked})

@@ -17,7 +17,7 @@ from herd.errors import ConfigError, DataError
 from herd.evals.asking import Result, ask, baseline_results, samples_of, scores_of
 from herd.evals.subject import address_of, named, open_subject
 from herd.evals.table import decision, headlines, is_part, show_table
-from herd.evals.task import Item, Task, items_of, load_task, missing
+from herd.evals.task import Item, Task, items_of, load_task, missing, paths_of
 from herd.evals.text import judge_needles, judge_text
 from herd.log import progress, say
 from herd.run import Run, atomic_write, open_run
@@ -73,7 +73,7 @@ def run(settings: EvaluateSettings) -> Path:
         raise DataError("no task has its data here; give its folder as data=FOLDER")
     inputs: dict[str, Any] = {f"model {name}": path for name, path in models.items() if not address_of(path)}
     for task in tasks:
-        inputs[f"task {task.name}"] = [path for path in (task.data, task.shots_from, task.pool) if path]
+        inputs[f"task {task.name}"] = paths_of(task)
     inputs["tasks"] = [find_recipe(file) for file in settings.tasks]
     with open_run(settings.out, stage="evaluate", settings=settings, inputs=inputs) as run:
         if not run.finished:

@@ -1,0 +1,85 @@
+"""Jinja over a row: texts, values that keep their kind, and conditions; sandboxed, for a task's file is anybody's."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from herd.errors import ConfigError, DataError
+
+_TEMPLATES = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+_TEMPLATES.filters |= {
+    "literal": lambda text: ast.literal_eval(text),  # a Python literal, as AGIEval's cells are
+    "fromjson": json.loads,
+    "search": lambda text, pattern: next(iter(re.findall(pattern, text, re.DOTALL)), ""),  # its first group
+    "resub": lambda text, pattern, new: re.sub(pattern, new, text),
+}
+
+
+def render(template: str, row: Mapping[str, Any]) -> str:
+    """A template over a row.
+
+    Raises:
+        DataError: the row lacks a column.
+        ConfigError: it is no Jinja.
+    """
+    if "{" not in template:
+        return template
+    return str(_over(row, template, _template))
+
+
+def value_of(template: str, row: Mapping[str, Any]) -> Any:
+    """What one expression in braces gives, a list as a list; of anything else the text.
+
+    Raises:
+        DataError: the row lacks a column.
+        ConfigError: it is no Jinja.
+    """
+    inner = template.strip().removeprefix("{{").removesuffix("}}").strip()
+    if not template.strip().startswith("{{") or "{{" in inner or "}}" in inner:
+        return render(template, row)
+    return expression_of(inner, row)
+
+
+def expression_of(expression: str, row: Mapping[str, Any]) -> Any:
+    """The value of a column, or of a Jinja expression over columns.
+
+    Raises:
+        DataError: the row lacks a column.
+        ConfigError: it is no Jinja.
+    """
+    return row[expression] if expression in row else _over(row, expression, _expression)
+
+
+def holds(expression: str, row: Mapping[str, Any]) -> bool:
+    """Whether an expression is true of a row."""
+    return bool(expression_of(expression, row))
+
+
+@functools.lru_cache(maxsize=256)
+def _template(text: str) -> Callable[..., Any]:
+    return _TEMPLATES.from_string(text).render
+
+
+@functools.lru_cache(maxsize=256)
+def _expression(text: str) -> Callable[..., Any]:
+    return _TEMPLATES.compile_expression(text, undefined_to_none=False)
+
+
+def _over(row: Mapping[str, Any], text: str, compiled: Callable[[str], Callable[..., Any]]) -> Any:
+    try:
+        found = compiled(text)(**{str(key): value for key, value in row.items() if key != "row"}, row=row)
+        if isinstance(found, jinja2.Undefined):
+            str(found)  # which tells what is undefined
+        return found
+    except jinja2.TemplateSyntaxError as error:
+        raise ConfigError(f"{text!r}: no Jinja template ({error})") from None
+    except (jinja2.TemplateError, TypeError, ValueError, SyntaxError, ArithmeticError, LookupError) as error:
+        raise DataError(f"{text!r}: {error}; the row has {', '.join(map(str, row))}") from None
