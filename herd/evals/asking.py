@@ -47,11 +47,12 @@ def graded(task: Task, items: Sequence[Item], texts: Sequence[str]) -> list[Resu
     if task.scorer not in GRADERS:
         return [scored(task, item, text.strip()) for item, text in zip(items, texts, strict=True)]
     grades = GRADERS[task.scorer](task, items, texts)
-    name = {task.scorer: task.metric or task.scorer}
-    return [
-        {"answer": text, "scores": {name.get(metric, metric): value for metric, value in one.items()}}
-        for text, one in zip(texts, grades, strict=True)
-    ]
+    results: list[Result] = []
+    for text, one in zip(texts, grades, strict=True):
+        why = {"why": one.pop("why")} if "why" in one else {}
+        scores = {task.metric if task.metric and not place else name: one[name] for place, name in enumerate(one)}
+        results.append({"answer": text, "scores": scores} | why)
+    return results
 
 
 def _together(task: Task, results: Sequence[Result]) -> Result:
@@ -118,6 +119,8 @@ def scored(task: Task, item: Item, answer: str) -> Result:
 
 def main_metric(task: Task) -> str:
     """The metric that decides between models."""
+    if task.scorer == "squad" and not task.metric:
+        return "exact_words"
     return task.metric or task.scorer or ("accuracy" if task.ask == "choices" else "exact_words")
 
 
@@ -181,6 +184,7 @@ def samples_of(task: Task, items: Sequence[Item], results: Mapping[str, Sequence
             row |= {"name": item.row["name"]} if "name" in item.row else {}
             row |= {"question": item.text, "answer": found[place]["answer"], "reference": _reference(item)}
             row |= {metric: round(_mean(value), 4) for metric, value in found[place]["scores"].items()}
+            row |= {"why": found[place]["why"]} if "why" in found[place] else {}
             row |= {"answers": found[place]["answers"]} if "answers" in found[place] else {}
             row |= {"choices": item.choices, "nats": found[place]["nats"]} if "nats" in found[place] else {}
             rows.append(row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import keyword
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ Call = tuple[str, dict[str, Any]]
 """A function's name and its arguments by name."""
 
 _FENCE = re.compile(r"```\w*\n?(.*?)```", re.DOTALL)
+_KEYWORD = re.compile(rf"([(,]\s*)({'|'.join(keyword.kwlist)})=")  # no name in Python, but one in Java's calls
 _LOOSE = re.compile(r"[ ,./\-_*^]")
 
 
@@ -45,7 +47,7 @@ def _json_calls(text: str) -> list[Call]:
 
 def _python_calls(text: str) -> list[Call]:
     try:
-        body = ast.parse(text, mode="eval").body
+        body = ast.parse(_KEYWORD.sub(r"\1\2_=", text), mode="eval").body
         nodes = body.elts if isinstance(body, ast.List | ast.Tuple) else [body]
         return [_call(node) for node in nodes]
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
@@ -55,7 +57,8 @@ def _python_calls(text: str) -> list[Call]:
 def _call(node: ast.AST) -> Call:
     if not isinstance(node, ast.Call) or node.args or any(one.arg is None for one in node.keywords):
         raise ValueError("no call with named arguments")
-    return ast.unparse(node.func), {str(one.arg): _literal(one.value) for one in node.keywords}
+    named = {str(one.arg): _literal(one.value) for one in node.keywords}
+    return ast.unparse(node.func), {name[:-1] if keyword.iskeyword(name[:-1]) else name: named[name] for name in named}
 
 
 def _literal(node: ast.AST) -> Any:
@@ -97,7 +100,7 @@ def _fits(given: Mapping[str, Any], allowed: Mapping[str, Any], schema: Mapping[
     for name, values in allowed.items():
         values = values if isinstance(values, list) else [values]
         if name not in given:
-            if "" not in values and None not in values:
+            if values and "" not in values and None not in values:
                 return False
         elif not any(_same(given[name], value, properties.get(name, {}).get("type", "")) for value in values):
             return False
@@ -148,5 +151,7 @@ def names_api(answer: str, references: Sequence[str]) -> float:
     Source: Patil et al. 2023 (Gorilla), AST sub-tree matching.
     """
     wanted = [call for one in references for call in list(calls_within(one))[:1]]
+    if not wanted:  # no Python, such as a command line
+        return float(any(_loosely(one) in _loosely(answer) for one in references))
     made = list(calls_within(answer))
     return float(any(name == other and literals <= given for name, literals in wanted for other, given in made))

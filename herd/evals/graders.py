@@ -5,19 +5,20 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Protocol
 
 from herd.errors import ConfigError
 from herd.evals.calls import calls_of, right_calls
+from herd.evals.scorers import best_f1, exact_words
 from herd.evals.templates import expression_of, render, value_of
 from herd.log import say
-from herd.sandbox.sandbox import Pool
+from herd.sandbox import Pool, run_many_tests
 
 Grades = dict[str, Any]
-"""Scores of one answer by metric: a figure from 0 to 1, or a list of them, one for each part that counts alone."""
+"""Scores of one answer by metric: a figure from 0 to 1, or a list of them, one for each part that counts alone; the
+first decides. `why` is no score, but what to tell of it."""
 
 
 class Question(Protocol):
@@ -28,26 +29,35 @@ class Question(Protocol):
 
 
 Grader = Callable[[Any, Sequence[Question], Sequence[str]], list[Grades]]
-"""(task, questions, answers) -> grades, in their order. The first metric decides between models."""
+"""(task, questions, answers) -> grades, in their order."""
 
 _FENCE = re.compile(r"```[\w+#]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
 def program(task: Any, questions: Sequence[Question], answers: Sequence[str]) -> list[Grades]:
-    """Run the task's `program` around each answer's code in the sandbox: it must reach its end.
+    """Run the task's `program` around each answer's code, and then its `tests`, in the sandbox: all must be reached.
 
     Source: Chen et al. 2021 (HumanEval), functional correctness.
     """
-    mark = secrets.token_hex(8)  # an answer that ends the program early does not print it
-    closing = f"\nprint({mark!r})\n" if task.language == "python" else ""
-    programs = [
-        render(task.program, {**question.row, "answer": code_of(answer)}) + closing
-        for question, answer in zip(questions, answers, strict=True)
-    ]
+    rows = [{**one.row, "answer": code_of(text)} for one, text in zip(questions, answers, strict=True)]
+    pairs = [(render(task.program, row), render(task.tests, row)) for row in rows]
     with Pool(level=task.sandbox) as pool:
-        results = list(pool.map(programs, task.language))
-    passed = [one.ok and (not closing or one.stdout.rstrip().endswith(mark)) for one in results]
-    return [{"program": float(one)} for one in passed]
+        if task.language == "python":
+            verdicts = list(run_many_tests(pairs, pool=pool))
+            return [{"program": float(one.passed), "why": one.why} for one in verdicts]
+        results = list(pool.map([f"{code}\n{tests}" for code, tests in pairs], task.language))
+    return [{"program": float(one.ok), "why": one.stderr[-200:] if one.why == "ended" else one.why} for one in results]
+
+
+def squad(task: Any, questions: Sequence[Question], answers: Sequence[str]) -> list[Grades]:
+    """The same words as a right answer, and words in common with the nearest. Source: Rajpurkar et al. 2016."""
+    grades = []
+    for question, answer in zip(questions, answers, strict=True):
+        right = value_of(task.answer, question.row)
+        right = [str(one) for one in right] if isinstance(right, list) else [str(right)]
+        text = answer.strip()
+        grades.append({"exact_words": exact_words(text, right), "token_f1": best_f1(text, right)})
+    return grades
 
 
 def code_of(answer: str) -> str:
@@ -77,7 +87,8 @@ def ifeval(task: Any, questions: Sequence[Question], answers: Sequence[str]) -> 
     checkers = _ifeval_checkers()
     grades = []
     for question, answer in zip(questions, answers, strict=True):
-        asked = SimpleNamespace(**{name: question.row[name] for name in ("prompt", "instruction_id_list", "kwargs")})
+        columns = ("prompt", "instruction_id_list", "kwargs")
+        asked = SimpleNamespace(**{name: question.row[name] for name in columns})
         strict = checkers.test_instruction_following_strict(asked, answer).follow_instruction_list
         loose = checkers.test_instruction_following_loose(asked, answer).follow_instruction_list
         shares = [float(all(strict)), float(all(loose)), sum(strict) / len(strict), sum(loose) / len(loose)]
@@ -116,5 +127,5 @@ def _ifeval_checkers() -> Any:
     return checkers
 
 
-GRADERS: Mapping[str, Grader] = {"program": program, "calls": calls, "ifeval": ifeval}
+GRADERS: Mapping[str, Grader] = {"program": program, "calls": calls, "ifeval": ifeval, "squad": squad}
 """What `scorer:` of a task may name beside `herd.evals.scorers.SCORERS`."""

@@ -83,6 +83,8 @@ class Task:
     """Regular expression: what its first group finds last in an answer is scored, nothing where it finds nothing."""
     program: str = ""
     """Of code: the program that is run, a template over the row and the answer's code, `answer`; it must end well."""
+    tests: str = ""
+    """Of code: a template of what is run after the program."""
     language: str = "python"
     """What the program is written in; see docs/sandbox.md."""
     sandbox: str = "full"
@@ -160,19 +162,20 @@ class Item:
     best: int = -1  # the right choice, the first of them
     rights: frozenset[int] = frozenset()  # all right choices
     preamble: str = ""
+    system: str = ""
     group: str = ""
     kind: str = ""
 
     def prompt(self, task: Task, speaks_chat: bool) -> Prompt:
         """What is put to a model: a conversation, or raw text with the examples before it."""
         chat = task.chat if task.chat is not None else speaks_chat and task.ask == "generate"
-        if not chat and task.prompt:
+        if not chat and (task.prompt or task.before_choices):
             shown = "".join(f"{q}{task.before_answer}{a}\n\n" for q, a in self.examples)
             return self.preamble + shown + self.text
         if not chat:
             shown = "".join(f"Question: {q}\nAnswer: {a}\n\n" for q, a in self.examples)
             return self.preamble + shown + _as_question(self.text)
-        messages = [{"role": "system", "content": task.system}] if task.system else []
+        messages = [{"role": "system", "content": self.system}] if self.system else []
         for question, answer in self.examples:
             messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         own = [{"role": "user", "content": self.text}] if task.prompt else prompt_of(self.row)
@@ -270,6 +273,7 @@ def _item(task: Task, number: int, row: dict[str, Any], examples: list[dict[str,
             best=rights[0] if rights else -1,
             rights=frozenset(rights),
             preamble=render(task.preamble, row),
+            system=render(task.system, row),
             group=render(task.group, row),
             kind=render(task.kind, row),
         )
@@ -278,7 +282,7 @@ def _item(task: Task, number: int, row: dict[str, Any], examples: list[dict[str,
 
 
 def _text(task: Task, row: Mapping[str, Any]) -> str:
-    return render(task.prompt, row) if task.prompt else question_text(row)
+    return render(task.prompt, row) if task.prompt or task.before_choices else question_text(row)
 
 
 def _answers(task: Task, row: Mapping[str, Any]) -> tuple[tuple[str, ...], list[int], tuple[str, ...]]:
@@ -311,8 +315,10 @@ def _place(letter: str, choices: Sequence[str]) -> int:
 
 
 def _example(task: Task, row: Mapping[str, Any]) -> tuple[str, str]:
-    answer = render(task.shot_answer, row) if task.shot_answer else _answers(task, row)[2][0]
-    return _text(task, row), answer
+    _, rights, right = _answers(task, row)
+    before = render(task.before_choices[rights[0]], row) if task.before_choices else ""
+    answer = render(task.shot_answer, row) if task.shot_answer else right[0]
+    return _text(task, row) + before, answer
 
 
 def _chosen(task: Task, number: int, row: dict, examples: Sequence[dict]) -> list[dict]:

@@ -23,6 +23,17 @@ _TEMPLATES.filters |= {
 }
 
 
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+_TEMPLATES.tests["json"] = _is_json
+
+
 def render(template: str, row: Mapping[str, Any]) -> str:
     """A template over a row.
 
