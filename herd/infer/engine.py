@@ -16,6 +16,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,14 +30,15 @@ from herd.infer.build import Source, as_ids, check_ends, load_model
 from herd.infer.guide import GuideMaker
 from herd.infer.inputs import Input, as_batch, is_encoded, is_one
 from herd.infer.loop import Loop
-from herd.infer.options import Options, check_device
+from herd.infer.options import Options, check_device, check_scheme
 from herd.infer.request import Answer, Piece, Pieces, Request, check_params, completion
 from herd.infer.split import agree
+from herd.infer.wording import Wording
 from herd.kernels import decoding
 from herd.model.llama import LlamaForCausalLM
-from herd.ops.compressed import LAYERS, Scheme
-from herd.tokenizer.chat import render
-from herd.tokenizer.specials import END_OF_TURN
+from herd.ops.compressed import Scheme
+from herd.tokenizer.chat import ends
+from herd.tokenizer.foreign import Ends
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.types import Completion, SamplingParams
 
@@ -56,7 +58,9 @@ class Engine:
     ahead and verifies them together, where that gains (with `deterministic` always): "lookup" takes them from the text
     so far, a path from a smaller model; the answers stay the same. `graphs=False` runs every step on a GPU launch by
     launch instead of replaying decode steps as CUDA graphs (True on a CPU rehearses them, for tests). `group` splits
-    the model over processes that all run this engine on the same requests.
+    the model over processes that all run this engine on the same requests. Conversations are written by the own chat
+    template of the checkpoint, or in the format that `template` names (llama3, chatml, a file ...); `date` is today to
+    it; `read_special` reads special strings in prompts as their tokens: only for text that you wrote yourself.
 
     Raises:
         CheckpointError: there is no language model at `path`.
@@ -80,10 +84,13 @@ class Engine:
         speculate: Path | str | None = None,
         graphs: bool | None = None,
         group: dist.ProcessGroup | None = None,
+        template: str | None = None,
+        date: str | None = None,
+        read_special: bool = False,
     ) -> None:
         checkpoint = open_checkpoint(path)
         check_device(device)
-        _check_scheme(quantize)
+        check_scheme(quantize)
         options = Options(
             cache_bytes=cache_bytes,
             max_sequences=max_sequences,
@@ -95,6 +102,7 @@ class Engine:
             graphs=graphs,
             group=group,
         )
+        self.wording = Wording(template=template, date=date, read_special=read_special)
         if device == "cpu":
             decoding.start()
         with ThreadPoolExecutor(1) as beside:  # the tokenizer is Python's work, the weights are PyTorch's
@@ -122,6 +130,9 @@ class Engine:
         speculate: Path | str | None = None,
         graphs: bool | None = None,
         group: dist.ProcessGroup | None = None,
+        template: str | None = None,
+        date: str | None = None,
+        read_special: bool = False,
     ) -> Engine:
         """An engine around a model in memory, such as one in training: the weights are shared, not copied,
         unless `quantize` rounds copies of them.
@@ -130,6 +141,7 @@ class Engine:
         optimizer, is noticed without, and ends with a RequestError what was under way meanwhile.
         """
         engine = cls.__new__(cls)
+        engine.wording = Wording(template=template, date=date, read_special=read_special)
         options = Options(
             cache_bytes=cache_bytes,
             max_sequences=max_sequences,
@@ -141,7 +153,7 @@ class Engine:
             graphs=graphs,
             group=group,
         )
-        _check_scheme(quantize)
+        check_scheme(quantize)
         source = Source(model, quantize)
         engine._assemble(source.shared, tokenizer, options)
         engine.loop.source = source if group is None else None  # else the engine has parts of its own
@@ -155,12 +167,15 @@ class Engine:
         self.max_context = self.loop.max_context
 
     def _end_answers_with(self, declared: frozenset[int]) -> None:
-        """Any stop token ends an answer. A checkpoint that declares the end of turn was trained on conversations."""
+        """Any stop token ends an answer: those declared, the vocabulary's, and the chat template's end of turn."""
+        self.tokenizer = self.loop.tokenizer = self.wording.settled(self.tokenizer, declared)
+        self.speaks_chat = self.wording.speaks_chat(self.tokenizer, declared)
+        told = ends(self.tokenizer) if self.speaks_chat else Ends()
         ids = range(self.model.config.vocab_size)  # generation_config.json may be another model's
-        self.stop_ids = frozenset(token for token in declared | set(self.tokenizer.stop_ids) if token in ids)
-        self.loop.stop_ids = self.stop_ids
-        self.speaks_chat = self.tokenizer.special.get(END_OF_TURN) in declared
-        end_id = self.tokenizer.eot_id if self.speaks_chat else self.tokenizer.eos_id
+        found = declared | set(self.tokenizer.stop_ids) | set(told.ids)
+        self.stop_ids = self.loop.stop_ids = frozenset(token for token in found if token in ids)
+        self._stop_texts = told.texts
+        end_id = self.wording.end_of_answer(self.tokenizer, self.speaks_chat)
         self._guides = GuideMaker(self.tokenizer, self.model.config.vocab_size, end_id)
 
     def weights_changed(self) -> None:
@@ -276,12 +291,8 @@ class Engine:
             self.cancel(request)
 
     def encode(self, inputs: Input) -> list[int]:
-        """The prompt tokens of an input: begin of text and the text, or the conversation up to the answer's header."""
-        if isinstance(inputs, str):
-            return self.tokenizer.encode(inputs, bos=True)
-        if not is_one(inputs):
-            raise RequestError(f"An input is a string or a list of messages, not {type(inputs).__name__}.")
-        return render(self.tokenizer, inputs, generation_prompt=True).tokens
+        """The prompt tokens of an input: the text and what opens it, or the conversation up to its answer."""
+        return self.wording.encode(self.tokenizer, inputs)
 
     def request(
         self,
@@ -300,6 +311,8 @@ class Engine:
             RequestError: the prompt is too long, or a sampling setting is out of its range.
         """
         params = params or SamplingParams()
+        if self._stop_texts:
+            params = replace(params, stop=(*params.stop, *self._stop_texts))
         check_params(params)
         prompt = inputs if is_encoded(inputs) else self.encode(inputs)
         self._check_prompt(prompt)
@@ -434,8 +447,3 @@ class Engine:
             raise RequestError(
                 f"The prompt holds token id {wrong[0]}; this model knows 0 to {self.model.config.vocab_size - 1}."
             )
-
-
-def _check_scheme(quantize: Scheme | None) -> None:
-    if quantize is not None and quantize not in LAYERS:
-        raise ConfigError(f"quantize={quantize}: expected {', '.join(LAYERS)} or nothing")

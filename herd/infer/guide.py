@@ -74,7 +74,7 @@ class Guide:
 class GuideMaker:
     """Compiles grammars against one tokenizer; an answer's end is the token `end_id`."""
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_id: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_id: int | None) -> None:
         self.tokenizer, self.vocab_size, self.end_id = tokenizer, vocab_size, end_id
 
     def compile(self, params: SamplingParams) -> Guide | None:

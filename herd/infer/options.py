@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from herd.errors import CapacityError, ConfigError
 from herd.kernels import device as device_kernels
+from herd.ops.compressed import LAYERS, Scheme
 
 _CPU_PROMPT_TOKENS, _GPU_PROMPT_TOKENS = 512, 4096  # of new prompts in a step, unless told otherwise
 
@@ -72,3 +73,13 @@ def check_device(device: str) -> None:
         raise ConfigError(f"device={device}: the engine runs on cpu and cuda")
     if kind == "cuda" and not torch.cuda.is_available():
         raise CapacityError(f"device={device}: PyTorch finds no GPU here; leave device out to run on the CPU")
+
+
+def check_scheme(quantize: Scheme | None) -> None:
+    """Refuse a way of quantizing that there is not.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if quantize is not None and quantize not in LAYERS:
+        raise ConfigError(f"quantize={quantize}: expected {', '.join(LAYERS)} or nothing")

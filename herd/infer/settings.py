@@ -23,6 +23,12 @@ class EngineSettings:
     """Guess tokens ahead where that gains: `lookup` from the text so far, or the path of a smaller model."""
     graphs: bool | None = None
     """Replay decode steps as CUDA graphs; on a GPU they are, unless this is false."""
+    template: str | None = None
+    """Format of conversations (llama3, chatml, tulu, vicuna, or a .jinja file), instead of the checkpoint's own."""
+    date: str | None = None
+    """What a chat template takes for today (2024-07-26); today when not given."""
+    read_special: bool = False
+    """Read special strings in prompts (<|im_end|>) as their tokens: only where all text is your own."""
 
     def __post_init__(self):
         if self.max_sequences < 1:
@@ -38,4 +44,7 @@ class EngineSettings:
             "deterministic": self.deterministic,
             "speculate": self.speculate,
             "graphs": self.graphs,
+            "template": self.template,
+            "date": self.date,
+            "read_special": self.read_special,
         }

@@ -9,6 +9,7 @@ from pathlib import Path
 from herd.config import settings
 from herd.data.conversations import load_conversations
 from herd.log import amount, say
+from herd.tokenizer.chat import stops
 from herd.train.job import training
 from herd.train.objectives import next_token
 from herd.train.schedule import BatchSettings
@@ -41,6 +42,6 @@ def run(settings: SftSettings) -> Path:
         say(f"  {amount(count)} conversations")
         objective = partial(next_token, sources=sorted(sources))
         figures = job.learn(objective, sources, epochs=settings.epochs, mixture=settings.mixture)
-        job.model.config = replace(job.config, eos_token_id=job.tokenizer.stop_ids)  # it ends turns now: for chat
+        job.model.config = replace(job.config, eos_token_id=stops(job.tokenizer))  # it ends turns now: for chat
         job.finish({"conversations": count} | figures)
     return settings.out

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CONFIG_FILE = "tokenizer_config.json"
 MAP_FILE = "special_tokens_map.json"
 TEMPLATE_FILE, TEMPLATE_JSON, TEMPLATES = "chat_template.jinja", "chat_template.json", "additional_chat_templates"
-DEFAULT = "default"
+DEFAULT, TOOL_USE = "default", "tool_use"
 _KEPT = (CONFIG_FILE, MAP_FILE, TEMPLATE_FILE, TEMPLATE_JSON, "added_tokens.json", "tokenizer.json", "tokenizer.model")
 _IDS = ("config.json", "generation_config.json")
 _BOS_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "CodeLlamaTokenizerFast")
@@ -62,7 +62,17 @@ def read(
         DataError: a file is damaged.
     """
     config = _config(folder)
-    parts: dict[str, Any] = {"chat_template": template(folder)}
+    found_templates = templates(folder)
+    parts: dict[str, Any] = {
+        "chat_template": found_templates.get(DEFAULT),
+        "tool_template": found_templates.get(TOOL_USE),
+    }
+    parts["named"] = {
+        key: name
+        for source in (_optional(folder / MAP_FILE), config)
+        for key, value in source.items()
+        if key.endswith("_token") and (name := _name(value))
+    }
     if special is not None:
         for role in ("bos", "eos", "pad"):
             name = _named(folder, config, role, special, rows) or found.get(role)

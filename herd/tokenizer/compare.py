@@ -7,17 +7,12 @@ that begins with a line break).
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from herd.errors import DataError
-from herd.tokenizer.chat import DATE, Style, checked_messages, render
+from herd.tokenizer import jinja
+from herd.tokenizer.llama3 import DATE, Style, checked_messages, render
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.types import Message
 
@@ -74,82 +69,39 @@ class Comparison(NamedTuple):
         return self.outcome == "same"
 
 
-def compare(tokenizer: Tokenizer, template: str, style: Style, talks: Sequence[Talk] = TALKS) -> list[Comparison]:
-    """Each conversation through the template and through `render`.
-
-    Raises:
-        DataError: the template is no Jinja.
-    """
-    write = compile_template(template)
-    return [_compared(tokenizer, write, style, talk) for talk in talks]
+def compare(
+    tokenizer: Tokenizer, template: str, style: Style, talks: Sequence[Talk] = TALKS, date: str = DATE
+) -> list[Comparison]:
+    """Each conversation through the template and through `render`, both told the same date."""
+    return [_compared(tokenizer, template, style, talk, date) for talk in talks]
 
 
-def _compared(tokenizer: Tokenizer, write: Callable[..., str], style: Style, talk: Talk) -> Comparison:
+def _compared(tokenizer: Tokenizer, template: str, style: Style, talk: Talk, date: str) -> Comparison:
+    told = date if style == "hf" else None
     try:
-        ours = render(tokenizer, talk.messages, style=style, tools=talk.tools, generation_prompt=True).tokens
+        ours = render(tokenizer, talk.messages, style=style, tools=talk.tools, generation_prompt=True, date=told).tokens
     except DataError as error:
         return Comparison(talk.name, f"herd refuses: {error}")
     text = tokenizer.decode(ours)
     try:
-        theirs = write(talk.messages, tools=talk.tools, bos_token=tokenizer.bos, eos_token=tokenizer.eos)
+        theirs = _through_template(tokenizer, template, talk, date)
     except DataError as error:
-        return Comparison(talk.name, f"the template refuses: {error}", ours=text)
+        return Comparison(talk.name, f"refused: {error}", ours=text)
     if theirs != text:
         return Comparison(talk.name, "text differs", theirs, text)
     same = tokenizer.encode(theirs, allow_special=True) == ours
     return Comparison(talk.name, "same" if same else "ids differ", theirs, text)
 
 
-def compile_template(template: str) -> Callable[..., str]:
-    """A function (messages, tools, bos_token, eos_token, date) -> text, from a Jinja chat template.
-
-    Raises:
-        DataError: the template does not compile; the function raises it when the template refuses or fails.
-    """
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
-    try:
-        compiled = environment.from_string(_GENERATION_TAG.sub("", template))
-    except jinja2.TemplateError as error:
-        raise DataError(f"the chat template is no Jinja: {error}") from None
-
-    def write(
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Any] | None = None,
-        bos_token: str,
-        eos_token: str,
-        date: str = DATE,
-    ) -> str:
-        talk = list(map(_as_openai, checked_messages(messages)))
-        try:
-            return compiled.render(
-                messages=talk,
-                tools=tools,
-                bos_token=bos_token,
-                eos_token=eos_token,
-                date_string=date,
-                add_generation_prompt=True,
-            )
-        except Exception as error:  # a template is a program of someone else's: it can raise anything
-            raise DataError(f"{error}") from None
-
-    return write
-
-
-_GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # marks the answers for `transformers`' loss mask
-
-
-def _tojson(value: Any, indent: int | None = None, **options: Any) -> str:
-    """As `transformers` has it: no HTML escapes, keys in their order."""
-    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
-
-
-def _refuse(message: str) -> None:
-    raise DataError(message)
+def _through_template(tokenizer: Tokenizer, template: str, talk: Talk, date: str) -> str:
+    variables = {
+        **tokenizer.named_tokens,
+        "messages": list(map(_as_openai, checked_messages(talk.messages))),
+        "tools": talk.tools,
+        "date_string": date,
+        "add_generation_prompt": True,
+    }
+    return jinja.write(template, variables, date=date).text
 
 
 def _as_openai(message: Message) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from herd.errors import DataError
-from herd.tokenizer.chat import Rendered, checked_messages, render
+from herd.tokenizer.llama3 import Rendered, checked_messages, render
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.types import Message
 

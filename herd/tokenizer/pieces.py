@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 
+import numpy as np
 import tokenizers
 
 from herd.errors import DataError
@@ -39,9 +40,9 @@ class PieceEncoding:
         """Ids of text whose special strings count as tokens."""
         return _encoded(self._with_special, text).ids
 
-    def offsets(self, text: str) -> list[tuple[int, int]]:
-        """From where to where each id of `encode` stands in the text, in characters."""
-        return _encoded(self._with_special, text).offsets
+    def places(self, text: str, *, allow_special: bool) -> list[tuple[int, int]]:
+        """From where to where each id of a text stands in it, in characters."""
+        return _encoded(self._with_special if allow_special else self._plain, text).offsets
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """Bytes of ids, without the space that SentencePiece puts before every text."""
@@ -77,6 +78,16 @@ def adds_a_space(data: dict) -> bool:
         return True
     pre_tokenizer = data.get("pre_tokenizer") or {}
     return pre_tokenizer.get("type") == "Metaspace" and pre_tokenizer.get("prepend_scheme", "always") != "never"
+
+
+def places_of(text: str, sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """From where to where tokens of so many bytes, which are the text's, stand in it, in characters."""
+    content = np.frombuffer(_valid(text).encode(), dtype=np.uint8)
+    begun = np.concatenate([[0], np.cumsum((content & 0xC0) != 0x80)])  # characters begun before each byte
+    last = np.cumsum(sizes, dtype=np.int64)
+    first = last - np.asarray(sizes, dtype=np.int64)
+    starts = np.where((content[first] & 0xC0) == 0x80, begun[first] - 1, begun[first]) if len(first) else first
+    return list(zip(starts.tolist(), begun[last].tolist()))
 
 
 def split_merges(pairs: list[str] | list[tuple[str, str]]) -> list[tuple[str, ...]]:

@@ -12,7 +12,7 @@ from herd.types import ToolCall
 class ReplyStream:
     """Takes the ids of a reply one by one.
 
-    What `push` and `finish` return, put together, is what `herd.tokenizer.chat.parse_reply` reads in the whole reply.
+    What `push` and `finish` return, put together, is what `herd.tokenizer.llama3.parse_reply` reads in the whole reply.
 
     Example:
         >>> stream = ReplyStream(tokenizer)

@@ -1,4 +1,4 @@
-"""The chat template that travels with a tokenizer, for readers other than Herd (`transformers`, vLLM)."""
+"""Chat templates: the one that travels with Herd's own tokenizers, and those of formats that can be named."""
 
 META_TEMPLATE = """\
 {{- bos_token }}
@@ -51,3 +51,52 @@ META_TEMPLATE = """\
 {%- endif %}
 """
 """Llama 3's format without dates, custom tools in JSON: what `herd.tokenizer.chat.render` writes in style `meta`."""
+
+
+TEMPLATES = {
+    "llama3": META_TEMPLATE,
+    "chatml": """\
+{%- for message in messages %}
+{{- "<|im_start|>" + message.role + "\\n" }}
+{%- if message.role == "assistant" %}
+{%- generation %}{{ message.content + "<|im_end|>" }}{% endgeneration %}
+{%- else %}
+{{- message.content + "<|im_end|>" }}
+{%- endif %}
+{{- "\\n" }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- "<|im_start|>assistant\\n" }}
+{%- endif %}
+""",
+    "tulu": """\
+{{- bos_token }}
+{%- for message in messages %}
+{{- "<|" + message.role + "|>\\n" }}
+{%- if message.role == "assistant" %}
+{%- generation %}{{ message.content + eos_token }}{% endgeneration %}
+{%- else %}
+{{- message.content }}
+{%- endif %}
+{{- "\\n" }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- "<|assistant|>\\n" }}
+{%- endif %}
+""",
+    "vicuna": """\
+{{- bos_token }}
+{%- for message in messages %}
+{%- if message.role == "assistant" %}
+{{- "ASSISTANT: " }}
+{%- generation %}{{ message.content + eos_token }}{% endgeneration %}
+{%- else %}
+{{- ("USER: " if message.role == "user" else "") + message.content + ("\\n\\n" if message.role == "system" else " ") }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- "ASSISTANT:" }}
+{%- endif %}
+""",
+}
+"""Formats by the names under which people know them, for a checkpoint that brings no template."""

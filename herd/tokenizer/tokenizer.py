@@ -18,7 +18,7 @@ import tiktoken
 from herd.errors import ConfigError, DataError
 from herd.tokenizer import bpe
 from herd.tokenizer.beside import with_template
-from herd.tokenizer.pieces import PieceEncoding
+from herd.tokenizer.pieces import PieceEncoding, places_of
 from herd.tokenizer.pretokens import count_pretokens
 from herd.tokenizer.specials import (
     BEGIN_OF_TEXT,
@@ -37,7 +37,10 @@ from herd.tokenizer.workers import Workers, in_parts, num_cores
 MAX_ENCODE_CHARS = 400_000
 MAX_RUN_CHARS = 25_000
 _WORTH_WORKERS_CHARS = 16_000_000  # encoded in batches by one tokenizer; below, starting processes costs more
-_PARTS = ("ranks", "special", "pieces", "bos", "eos", "pad", "chat_template", "visible", "add_bos", "ends", "beside")
+_PARTS = (
+    *("ranks", "special", "pieces", "bos", "eos", "pad", "chat_template", "tool_template", "named"),
+    *("visible", "add_bos", "ends", "beside"),
+)
 _PART_CHARS = 500_000  # handed to a process at a time
 _RUNS = re.compile(r"\s+|\S+")
 
@@ -63,6 +66,8 @@ class Tokenizer:
         eos: str | None = END_OF_TEXT,
         pad: str | None = None,
         chat_template: str | None = META_TEMPLATE,
+        tool_template: str | None = None,
+        named: Mapping[str, Any] | None = None,
         visible: Iterable[str] = (),
         add_bos: bool = True,
         ends: Iterable[str] = (),
@@ -73,7 +78,9 @@ class Tokenizer:
         `pieces` holds a `tokenizer.json` instead, for a vocabulary that ranks cannot express. `special` are the tokens
         that no merge makes; those of them in `visible` count as text (`<think>`): they are read in every text and stay
         in answers. `bos` opens a text, if the vocabulary has such a token and `add_bos` says so. `ends` end an answer
-        besides `eos`. `beside` are the files that it was read from, which saving gives back.
+        besides `eos`. `tool_template` is for conversations with tools where they have one of their own; `named` are the
+        tokens that templates know by a name (`unk_token`). `beside` are the files that it was read from, which saving
+        gives back.
 
         Raises:
             DataError: the parts do not fit one another.
@@ -82,7 +89,8 @@ class Tokenizer:
         self.special = special_tokens(len(ranks)) if special is None else special
         self.pieces = pieces
         self.bos, self.eos, self.pad = bos, eos, pad
-        self.chat_template = chat_template
+        self.chat_template, self.tool_template = chat_template, tool_template
+        self.named = dict(named or {})
         self.visible, self.ends = frozenset(visible), tuple(ends)
         self.add_bos = add_bos and bos is not None
         self.beside = beside
@@ -142,7 +150,13 @@ class Tokenizer:
     def with_template(self, chat_template: str | None) -> Tokenizer:
         """The same vocabulary with another chat template."""
         files = with_template(self.beside, chat_template)
-        return Tokenizer(**self.__getstate__() | {"chat_template": chat_template, "beside": files})
+        return Tokenizer(
+            **self.__getstate__() | {"chat_template": chat_template, "tool_template": None, "beside": files}
+        )
+
+    def template_for(self, tools: bool) -> str | None:
+        """The chat template, or that for conversations with tools where there is one."""
+        return self.tool_template if tools and self.tool_template is not None else self.chat_template
 
     # ---- what it is --------------------------------------------------------------------------------------------------
 
@@ -211,6 +225,18 @@ class Tokenizer:
         return frozenset(token_id for name, token_id in self.special.items() if name not in self.visible)
 
     @cached_property
+    def special_strings(self) -> re.Pattern[str] | None:
+        """Finds the names of the tokens that are no text; None where there are none."""
+        names = sorted((name for name in self.special if name not in self.visible), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, names))) if names else None
+
+    @cached_property
+    def named_tokens(self) -> dict[str, Any]:
+        """The tokens that templates know by a name: `bos_token`, `eos_token`, `pad_token` and what else there is."""
+        roles = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad}
+        return {role: name for role, name in roles.items() if name is not None} | self.named
+
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of everything that decides ids: the vocabulary and its special tokens."""
         digest = hashlib.sha256((self.pieces or SPLIT_PATTERN).encode())
@@ -249,6 +275,22 @@ class Tokenizer:
         if self.visible and self.pieces is None:
             return self._encoding.encode(text, allowed_special=self.visible, disallowed_special=())
         return self._encoding.encode_ordinary(text)
+
+    def encode_places(self, text: str, *, allow_special: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of a text, and from where to where each stands in it, in characters."""
+        ids: list[int] = []
+        places: list[tuple[int, int]] = []
+        begin = 0
+        for piece in _within_limits(text):
+            found = self.encode(piece, allow_special=allow_special)
+            if isinstance(self._encoding, PieceEncoding):
+                where = self._encoding.places(piece, allow_special=allow_special)
+            else:
+                where = places_of(piece, [len(self.token_bytes(token)) for token in found])
+            ids += found
+            places += [(begin + first, begin + last) for first, last in where]
+            begin += len(piece)
+        return ids, places
 
     def encode_batch(
         self, texts: Sequence[str], *, bos: bool = False, eos: bool = False, allow_special: bool = False

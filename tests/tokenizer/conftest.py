@@ -4,6 +4,7 @@ import pytest
 
 from herd.formats.vocabulary import open_tokenizer
 from herd.tokenizer import Tokenizer
+from herd.tokenizer.chat import in_format
 from tests.tokenizer.wild import TEXTS
 
 
@@ -14,4 +15,4 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def llama(shared_data) -> Tokenizer:
-    return open_tokenizer(shared_data / "llama3" / "tokenizer.model")
+    return in_format(open_tokenizer(shared_data / "llama3" / "tokenizer.model"), "llama3")

@@ -7,8 +7,9 @@ from transformers import AutoTokenizer
 
 from herd.errors import DataError
 from herd.formats.vocabulary import open_tokenizer
-from herd.tokenizer.chat import formatting_mask, parse, parse_reply, render, require_trained
+from herd.tokenizer.chat import formatting_mask, render, require_trained
 from herd.tokenizer.io import save_tokenizer
+from herd.tokenizer.llama3 import parse, parse_reply
 from herd.tokenizer.toolcalls import read_untagged
 from tests.tokenizer.wild import WILD_TEXT
 

@@ -8,9 +8,10 @@ import pytest
 from herd.cli import main
 from herd.errors import DataError
 from herd.formats.vocabulary import open_tokenizer
-from herd.tokenizer.chat import DATE
-from herd.tokenizer.compare import TALKS, compare, compile_template
+from herd.tokenizer import jinja
+from herd.tokenizer.compare import TALKS, compare
 from herd.tokenizer.io import save_tokenizer
+from herd.tokenizer.llama3 import DATE
 
 TODAY = f"""\
 {{{{- bos_token }}}}
@@ -58,15 +59,15 @@ def test_a_template_of_the_hf_manner_agrees_with_style_hf(tokenizer):
 
 def test_refusals_of_either_side_are_told(tokenizer):
     found = outcomes(tokenizer, "{{ raise_exception('no ' + messages[0].role) }}", "meta")
-    assert found["a system prompt"] == "the template refuses: no system"
+    assert found["a system prompt"] == "refused: the chat template refuses: no system"
     found = outcomes(tokenizer, "{{ messages[0].content.nothing.there }}", "meta")
-    assert found["a question"].startswith("the template refuses")
+    assert found["a question"].startswith("refused: the chat template fails")
 
 
 @pytest.mark.parametrize("text", ["{% if %}", "{{ 'open", "{% endfor %}"])
 def test_what_is_no_jinja_is_refused(tokenizer, text):
     with pytest.raises(DataError, match="is no Jinja"):
-        compile_template(text)
+        jinja.write(text, {})
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_what_is_no_jinja_is_refused(tokenizer, text):
 )
 def test_a_template_cannot_leave_its_sandbox(tokenizer, attack):
     with pytest.raises(DataError):
-        compile_template(attack)([{"role": "user", "content": "x"}], bos_token="", eos_token="")
+        jinja.write(attack, {"messages": [{"role": "user", "content": "x"}]})
 
 
 def test_a_users_own_checkpoint_agrees(tokenizer, tmp_path):

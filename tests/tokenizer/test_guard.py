@@ -3,8 +3,9 @@
 import pytest
 
 from herd.errors import DataError
-from herd.tokenizer.chat import parse, require_trained
+from herd.tokenizer.chat import require_trained
 from herd.tokenizer.guard import CATEGORIES, Verdict, guard_prompt, read_verdict, render_guard, write_verdict
+from herd.tokenizer.llama3 import parse
 
 TALK = [{"role": "user", "content": " Hi. "}, {"role": "assistant", "content": "Hello!"}]
 

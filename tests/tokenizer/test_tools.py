@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from herd.errors import DataError
-from herd.tokenizer.chat import parse, parse_reply, render
+from herd.tokenizer.chat import render
 from herd.tokenizer.io import save_tokenizer
+from herd.tokenizer.llama3 import parse, parse_reply
 from herd.tokenizer.replies import ReplyStream
 from herd.tokenizer.specials import PYTHON_TAG
 from herd.tokenizer.toolcalls import may_become_call, read_untagged

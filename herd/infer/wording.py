@@ -1,0 +1,66 @@
+"""How inputs become prompts: in which format conversations are written, and what ends their answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from herd.errors import RequestError
+from herd.infer.inputs import Input, is_one
+from herd.tokenizer.chat import ends, in_format, own_style, render
+from herd.tokenizer.specials import END_OF_TURN
+from herd.tokenizer.template import META_TEMPLATE
+from herd.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wording:
+    """The options of `Engine` about prompts, under the same names; its docstring says what each means."""
+
+    template: str | None = None
+    date: str | None = None
+    read_special: bool = False
+
+    def settled(self, tokenizer: Tokenizer, declared: frozenset[int]) -> Tokenizer:
+        """The tokenizer with the template to write in: the one that was named, or its own.
+
+        Without either, a model that declares Llama 3's end of turn as its end was trained on Llama 3's format.
+
+        Raises:
+            ConfigError: there is no format of that name, or the vocabulary lacks its tokens.
+        """
+        if self.template is not None:
+            return in_format(tokenizer, self.template)
+        if tokenizer.chat_template is None and tokenizer.special.get(END_OF_TURN) in declared:
+            return tokenizer.with_template(META_TEMPLATE)
+        return tokenizer
+
+    def speaks_chat(self, tokenizer: Tokenizer, declared: frozenset[int]) -> bool:
+        """Whether the model was trained on conversations: it has a chat template.
+
+        Herd's own template travels with base models too: there the end of turn must be declared as an end.
+        """
+        if tokenizer.chat_template is None:
+            return False
+        own = tokenizer.chat_template == META_TEMPLATE and self.template is None
+        return not own or tokenizer.special.get(END_OF_TURN) in declared
+
+    def end_of_answer(self, tokenizer: Tokenizer, speaks_chat: bool) -> int | None:
+        """The token that ends an answer, where a grammar has to say so."""
+        if speaks_chat:
+            found = (tokenizer.eot_id,) if own_style(tokenizer) else ends(tokenizer).ids
+            if found:
+                return found[0]
+        return tokenizer.eos_id if tokenizer.stop_ids else None
+
+    def encode(self, tokenizer: Tokenizer, inputs: Input) -> list[int]:
+        """The prompt tokens of an input.
+
+        Raises:
+            RequestError: it is neither a string nor a list of messages.
+            DataError: the format cannot hold the conversation.
+        """
+        if isinstance(inputs, str):
+            return tokenizer.encode(inputs, bos=True, allow_special=self.read_special)
+        if not is_one(inputs):
+            raise RequestError(f"An input is a string or a list of messages, not {type(inputs).__name__}.")
+        return render(tokenizer, inputs, generation_prompt=True, date=self.date, read_special=self.read_special).tokens

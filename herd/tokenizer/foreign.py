@@ -1,0 +1,281 @@
+"""Conversations in a checkpoint's own format, by its own template: tokens, what is trained on, and what ends a turn.
+
+Ids are those of `transformers`: the whole text is encoded at once, with its special strings as tokens. But a special
+string inside a message stays text, so no message can forge a turn: before the template runs, a character that no text
+holds is put into it, and taken out again before it is encoded.
+
+The loss mask comes from the template's `{% generation %}` marks. Where it has none, the conversation is written again
+up to each of the assistant's messages, with and without it: where the texts agree, what was added is the answer.
+"""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from herd.errors import DataError
+from herd.tokenizer import jinja, toolcalls
+from herd.tokenizer.llama3 import Rendered
+from herd.tokenizer.tokenizer import Tokenizer
+
+_Span = tuple[int, int]
+_PROBE, _QUESTION = "where-does-an-answer-end", "what-is-asked"
+
+
+class Ends(NamedTuple):
+    """What ends a turn of the assistant's: tokens, and texts where the format has no token for it."""
+
+    ids: tuple[int, ...] = ()
+    texts: tuple[str, ...] = ()
+
+
+class Asked(NamedTuple):
+    """What a template is given beside the messages."""
+
+    tools: Sequence[Any] | None = None
+    documents: Sequence[Any] | None = None
+    date: str | None = None
+    variables: Mapping[str, Any] = {}
+
+
+def text(
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    asked: Asked = Asked(),  # noqa: B008
+    *,
+    generation_prompt: bool = False,
+    continue_final: bool = False,
+) -> str:
+    """A conversation as the template writes it; `continue_final` leaves the last message open, to be gone on with.
+
+    Raises:
+        DataError: there is no template, or it refuses the conversation or fails.
+    """
+    talk = _as_openai(messages)
+    if not continue_final:
+        return _write(tokenizer, asked, talk, generation_prompt=generation_prompt).text
+    if not talk or not isinstance(talk[-1].get("content"), str):
+        raise DataError("the last message cannot be gone on with: its content is no text")
+    (tag,) = jinja.free_characters(talk, 1)
+    talk[-1] = {**talk[-1], "content": f"{talk[-1]['content']}{tag} "}
+    before, found, after = _write(tokenizer, asked, talk, generation_prompt=False).text.rpartition(tag)
+    if not found:
+        raise DataError("the chat template does not write the last message as it stands: it cannot be gone on with")
+    return before if after.startswith(" ") else before.rstrip()
+
+
+def render(
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    asked: Asked = Asked(),  # noqa: B008
+    *,
+    generation_prompt: bool = False,
+    continue_final: bool = False,
+    masked: bool = True,
+    read_special: bool = False,
+) -> Rendered:
+    """Tokens and loss mask of a conversation; `masked=False` spares finding the mask. `read_special` reads special
+    strings in messages as their tokens.
+
+    Raises:
+        DataError: there is no template, it refuses the conversation, fails, or does not show what the assistant wrote.
+    """
+    talk = _as_openai(messages)
+    (mark,) = jinja.free_characters([talk, asked.tools, asked.documents], 1)
+    special = None if read_special else tokenizer.special_strings
+    talk, tools, documents = (_guarded(special, mark, one) for one in (talk, asked.tools, asked.documents))
+    asked = asked._replace(tools=tools, documents=documents)
+    if continue_final:
+        written = jinja.Written(text(tokenizer, talk, asked, continue_final=True), [])
+    else:
+        written = _write(tokenizer, asked, talk, generation_prompt=generation_prompt)
+    spans: Sequence[_Span] = []
+    if masked and not continue_final:
+        write = partial(_write, tokenizer, asked)
+        spans = written.generated or list(_spans_by_prefixes(write, talk, written.text))
+    ids, places = _encode(tokenizer, written.text, mark)
+    mask = [False] * len(ids)
+    for begin, end in spans:
+        _mark(tokenizer, mask, ids, places, begin, end, whole=bool(written.generated))
+    return Rendered(ids, mask)
+
+
+def _mark(
+    tokenizer: Tokenizer, mask: list[bool], ids: list[int], places: list[_Span], begin: int, end: int, *, whole: bool
+) -> None:
+    """Mark the tokens of a stretch; where it was found by prefixes, up to the token that ends the turn."""
+    inside = [i for i, (first, last) in enumerate(places) if first < end and last > begin]
+    if not whole:
+        stops = set(tokenizer.stop_ids) | set(ends(tokenizer).ids)
+        last = max((i for i in inside if ids[i] in stops), default=None)
+        inside = inside if last is None else [i for i in inside if i <= last]
+    for i in inside:
+        mask[i] = True
+
+
+def _spans_by_prefixes(
+    write: Callable[..., jinja.Written], talk: Sequence[Mapping[str, Any]], whole: str
+) -> Iterator[_Span]:
+    for number, message in enumerate(talk):
+        if message["role"] != "assistant":
+            continue
+        before = write(talk[:number], generation_prompt=True).text if number else ""
+        through = write(talk[: number + 1], generation_prompt=False).text
+        if not whole.startswith(through):
+            raise DataError(
+                f"message {number}: the chat template writes it otherwise once others follow, so that what is to be "
+                "learned cannot be told; put {% generation %} and {% endgeneration %} around the assistant's part of "
+                "the template, or train on conversations that end with this message"
+            )
+        if not whole.startswith(before):  # a prompt with more in it than an answer begins with, such as <think>
+            before = write(talk[:number], generation_prompt=False).text
+            content = message.get("content")
+            place = through.find(content, len(before)) if content and through.startswith(before) else -1
+            if place < 0:
+                raise DataError(
+                    f"message {number}: the chat template's prompt for an answer is not how it writes an answer; put "
+                    "{% generation %} and {% endgeneration %} around the assistant's part of the template"
+                )
+            before = through[:place]
+        yield len(before), len(through)
+
+
+# ---- the template ----------------------------------------------------------------------------------------------------
+
+
+def _write(
+    tokenizer: Tokenizer, asked: Asked, talk: Sequence[Mapping[str, Any]], *, generation_prompt: bool
+) -> jinja.Written:
+    template = tokenizer.template_for(bool(asked.tools))
+    if template is None:
+        raise DataError(
+            "this checkpoint has no chat template, as base models have none; say in which format to write, such as "
+            "template=llama3, template=chatml or a .jinja file"
+        )
+    dated = {} if asked.date is None else {"date_string": jinja.as_date(asked.date).strftime("%d %b %Y")}
+    variables = {
+        **tokenizer.named_tokens,
+        **dated,
+        "messages": talk,
+        "tools": [dict(tool) if isinstance(tool, Mapping) else tool for tool in asked.tools] if asked.tools else None,
+        "documents": asked.documents,
+        "add_generation_prompt": generation_prompt,
+        **asked.variables,
+    }
+    return jinja.write(template, variables, date=asked.date)
+
+
+def _as_openai(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages as templates expect them: OpenAI's form, with arguments of calls as objects."""
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
+        raise DataError(f"the conversation is {type(messages).__name__}, expected a list of messages")
+    if not messages:
+        raise DataError("the conversation has no messages")
+    return [_one_as_openai(message, number) for number, message in enumerate(messages)]
+
+
+def _one_as_openai(message: Mapping[str, Any], number: int) -> dict[str, Any]:
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise DataError(f"message {number} is no message: expected an object with role and content")
+    worded = dict(message)
+    worded["role"] = "tool" if message["role"] == "ipython" else message["role"]
+    content = message.get("content")
+    if isinstance(content, list) and all(isinstance(part, Mapping) and "text" in part for part in content):
+        worded["content"] = "".join(str(part["text"]) for part in content)
+    elif content is not None and not isinstance(content, str):
+        raise DataError(f"message {number}: content is {type(content).__name__}, expected text")
+    if calls := message.get("tool_calls"):
+        if not isinstance(calls, list | tuple):
+            raise DataError(f"message {number}: tool_calls is {type(calls).__name__}, expected a list of calls")
+        worded["tool_calls"] = [_call(call, number) for call in calls]
+    return worded
+
+
+def _call(call: Any, number: int) -> dict[str, Any]:
+    function = toolcalls.checked(call, f"message {number}")
+    kept = {key: value for key, value in call.items() if key not in ("name", "arguments", "function", "type")}
+    return {"type": "function", "function": dict(function), **kept}
+
+
+# ---- text to ids -----------------------------------------------------------------------------------------------------
+
+
+def _guarded(special: re.Pattern[str] | None, mark: str, value: Any) -> Any:
+    """The value with a mark inside every special string of its texts; roles are taken as they are."""
+    if isinstance(value, str):
+        return special.sub(lambda hit: f"{hit[0][0]}{mark}{hit[0][1:]}", value) if special else value
+    if isinstance(value, Mapping):
+        return {key: one if key == "role" else _guarded(special, mark, one) for key, one in value.items()}
+    return [_guarded(special, mark, one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _encode(tokenizer: Tokenizer, text: str, mark: str) -> tuple[list[int], list[_Span]]:
+    """The ids of a text and their places in it; a part with a mark in it is plain text."""
+    if mark not in text:
+        return tokenizer.encode_places(text)
+    ids: list[int] = []
+    places: list[_Span] = []
+    begin = 0
+    for part in _parts(tokenizer.special_strings, text, mark):
+        plain = mark in part
+        found, where = tokenizer.encode_places(part.replace(mark, ""), allow_special=not plain)
+        shifts = [i for i, character in enumerate(part) if character == mark]
+        ids += found
+        places += [(begin + _back(first, shifts), begin + _back(last, shifts)) for first, last in where]
+        begin += len(part)
+    return ids, places
+
+
+def _parts(special: re.Pattern[str] | None, text: str, mark: str) -> Iterator[str]:
+    """The text cut so that what holds a mark stands between special strings."""
+    pieces = re.split(f"({special.pattern})", text) if special else [text]
+    held = ""
+    for piece in pieces:
+        if mark in piece:
+            if held:
+                yield held
+            yield piece
+            held = ""
+        else:
+            held += piece
+    if held:
+        yield held
+
+
+def _back(place: int, shifts: Sequence[int]) -> int:
+    """A place in the text without marks, in the text with them."""
+    for shift in shifts:
+        if shift <= place:
+            place += 1
+    return place
+
+
+# ---- the end of a turn -----------------------------------------------------------------------------------------------
+
+_known_ends: weakref.WeakKeyDictionary[Tokenizer, Ends] = weakref.WeakKeyDictionary()
+
+
+def ends(tokenizer: Tokenizer) -> Ends:
+    """What the template writes behind an answer: the token that ends the turn, or else the text."""
+    if tokenizer not in _known_ends:
+        _known_ends[tokenizer] = _ends(tokenizer) if tokenizer.chat_template is not None else Ends()
+    return _known_ends[tokenizer]
+
+
+def _ends(tokenizer: Tokenizer) -> Ends:
+    question = {"role": "user", "content": _QUESTION}
+    talk = [question, {"role": "assistant", "content": _PROBE}]
+    try:
+        answered = _write(tokenizer, Asked(), talk, generation_prompt=False).text.rpartition(_PROBE)[2]
+        followed = _write(tokenizer, Asked(), [*talk, question], generation_prompt=False).text.rpartition(_PROBE)[2]
+    except DataError:
+        return Ends()
+    special = tokenizer.special_ids
+    for tail in (answered, followed):
+        if found := [i for i in tokenizer.encode(tail, allow_special=True) if i in special]:
+            return Ends((found[0],))
+    behind = answered.strip() or followed.partition(_QUESTION)[0].strip()
+    return Ends((), (behind,)) if behind else Ends()
