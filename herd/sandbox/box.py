@@ -16,8 +16,8 @@ _FIRST_USER = 0x70000000  # users that no system gives to anybody; one a box, so
 _SAFE = kernel.MS_NOSUID | kernel.MS_NODEV
 
 
-def open_box(channel: socket.socket, job: dict[str, Any], group: int | None) -> None:
-    """Build the box in this process, fork its supervisor, and wait for it; `group` is an open cgroup.procs."""
+def open_box(channel: socket.socket, job: dict[str, Any], group: tuple[int, int] | None) -> None:
+    """Build the box in this process, fork its supervisor, and wait for it; `group`: a cgroup's open handles."""
     layers = levels.LAYERS[job["level"]]
     user = _FIRST_USER + os.getpid() % 0x0FFFFFFF
     outer_root = False
@@ -91,7 +91,11 @@ def _bind(path: str, target: str, flags: int) -> None:
 
 
 def _supervise(
-    channel: socket.socket, job: dict[str, Any], layers: tuple[str, ...], user: int | None, group: int | None
+    channel: socket.socket,
+    job: dict[str, Any],
+    layers: tuple[str, ...],
+    user: int | None,
+    group: tuple[int, int] | None,
 ) -> None:
     inside = "namespaces" in layers
     home = "/box" if inside else job["scratch"]

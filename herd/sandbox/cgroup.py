@@ -41,8 +41,14 @@ def parent(mounts: str | None = None, own: str | None = None) -> tuple[str | Non
     return None, "; ".join(reasons) or f"{here} cannot be read"
 
 
+def killed_for_memory(events: int) -> bool:
+    """Whether the kernel has killed something for want of memory, by an open memory.events."""
+    counts = dict(line.split() for line in os.pread(events, 4096, 0).decode().splitlines())
+    return int(counts.get("oom_kill", 0)) > 0
+
+
 class Group:
-    """The cgroup of one box: made, joined by what is written to `procs`, and taken away with all that is in it."""
+    """The cgroup of one box: made, joined through the first of `handles`, and taken away with all that is in it."""
 
     def __init__(self, folder: str, limits: dict[str, Any]):
         self._path = Path(folder, f"herd-box-{os.getpid()}")
@@ -53,18 +59,13 @@ class Group:
         for name, value in (("memory.swap.max", 0), ("memory.oom.group", 1)):
             with contextlib.suppress(FileNotFoundError):  # a kernel without swap accounting
                 self._set(name, value)
-        self.procs = os.open(self._path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-
-    def killed_for_memory(self) -> bool:
-        """Whether the kernel has killed something in it for want of memory."""
-        with contextlib.suppress(OSError):
-            events = dict(line.split() for line in (self._path / "memory.events").read_text().splitlines())
-            return int(events.get("oom_kill", 0)) > 0
-        return False
+        procs = os.open(self._path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        self.handles = (procs, os.open(self._path / "memory.events", os.O_RDONLY | os.O_CLOEXEC))
 
     def close(self) -> None:
         """Kill what is left in it and take it away."""
-        os.close(self.procs)
+        for handle in self.handles:
+            os.close(handle)
         with contextlib.suppress(OSError):
             self._set("cgroup.kill", 1)
         with contextlib.suppress(OSError):

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from herd.sandbox import kernel, seccomp
+from herd.sandbox import cgroup, kernel, seccomp
 
 DEVICES = ("null", "zero", "full", "random", "urandom")
 HIDDEN = ".tmp"
@@ -34,7 +34,7 @@ class Setting:
     layers: tuple[str, ...]
     home: str
     readable: list[str]  # what Landlock leaves to it
-    cgroup: int | None = None  # open cgroup.procs
+    group: tuple[int, int] | None = None  # its cgroup's open cgroup.procs and memory.events
 
 
 class Program:
@@ -42,7 +42,7 @@ class Program:
 
     def __init__(self, words: list[str], setting: Setting, out: dict[str, bytearray], *, session: bool = False):
         self.out, self.status, self.why = out, 0, "ended"
-        self._limits, self._used_before = setting.job["limits"], 0.0
+        self._limits, self._used_before, self._group = setting.job["limits"], 0.0, setting.group
         ends = {name: os.pipe() for name in ("stdout", "stderr")}
         hands = (os.pipe(), os.pipe()) if session else None  # cells go in, a byte comes out for each
         self.child = os.fork()
@@ -116,6 +116,8 @@ class Program:
         self._drain()
         for handle in self._open:
             os.close(handle)
+        if self.why == "ended" and self._group is not None and cgroup.killed_for_memory(self._group[1]):
+            self.why = "memory"
         if self.why == "ended" and self.status < 0:
             self.why = "cpu" if -self.status == signal.SIGXCPU else f"signal {signal.Signals(-self.status).name}"
 
@@ -176,8 +178,8 @@ def become(words: list[str], setting: Setting, streams: dict[str, int], hands: t
     `hands` become descriptors 3 and up.
     """
     try:
-        if setting.cgroup is not None:
-            os.write(setting.cgroup, b"0")
+        if setting.group is not None:
+            os.write(setting.group[0], b"0")
         os.setsid()  # no controlling terminal
         kernel.die_with_parent()
         # Moved out of the way first: each of them may stand where another one goes.

@@ -185,6 +185,11 @@ class Pool:
             self._free.put(one)
         self._threads = ThreadPoolExecutor(num_workers)
 
+    @property
+    def processes(self) -> list[int]:
+        """The wardens' processes."""
+        return [one.place.connection.process for one in self._all]
+
     def map(self, codes: Iterable[str], language: str = "python", limits: Limits | None = None) -> Iterator[Result]:
         """The results in the order of the codes."""
         return self._threads.map(lambda code: self._one(code, language, limits), codes)

@@ -7,6 +7,7 @@ whatever runs.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -14,8 +15,7 @@ import socket
 import time
 from typing import Any
 
-from herd.sandbox import box, frames, kernel, processes
-from herd.sandbox.cgroup import Group
+from herd.sandbox import box, cgroup, frames, kernel, processes
 
 _GRACE_SECONDS = 10.0  # for the supervisor to end, collect and answer once its own clock has run out
 
@@ -31,23 +31,24 @@ def main() -> None:
     os.set_inheritable(channel.fileno(), False)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     while job := frames.receive(channel):
-        group = Group(job["cgroup"], job["limits"]) if job["cgroup"] else None
+        group = cgroup.Group(job["cgroup"], job["limits"]) if job["cgroup"] else None
         try:
             fault = _one(channel, job, group)
         finally:
             if group is not None:
                 group.close()
         if fault:
-            frames.send(channel, {"fault": fault})
+            with contextlib.suppress(BrokenPipeError):  # the house has gone, and that is what ended it
+                frames.send(channel, {"fault": fault})
 
 
-def _one(channel: socket.socket, job: dict[str, Any], group: Group | None) -> str | None:
+def _one(channel: socket.socket, job: dict[str, Any], group: cgroup.Group | None) -> str | None:
     """Run one job; what went wrong if the supervisor could not answer by itself."""
     reads, writes = os.pipe()  # closed by exec: only a fault in setting up is written there
     child = os.fork()
     if child == 0:
         os.close(reads)
-        _outer(channel, job, writes, group.procs if group else None)
+        _outer(channel, job, writes, group.handles if group else None)
     os.close(writes)
     patience = job["limits"]["wall_seconds"] * len(job["steps"]) + _GRACE_SECONDS
     deadline = None if job["session"] else time.monotonic() + patience
@@ -66,16 +67,16 @@ def _one(channel: socket.socket, job: dict[str, Any], group: Group | None) -> st
     processes.end_all(child, status)  # at the levels without namespaces: what the supervisor's death has orphaned
     with os.fdopen(reads, "rb") as said:
         fault = said.read().decode(errors="replace")
-    if status and group is not None and group.killed_for_memory():
+    if status and group is not None and cgroup.killed_for_memory(group.handles[1]):
         return "the kernel ended it for want of memory"
     return None if status == 0 else fault or f"the supervisor of the box ended with status {status}"
 
 
-def _outer(channel: socket.socket, job: dict[str, Any], complaints: int, procs: int | None) -> None:
+def _outer(channel: socket.socket, job: dict[str, Any], complaints: int, group: tuple[int, int] | None) -> None:
     status = 1
     try:
         kernel.die_with_parent()
-        box.open_box(channel, job, procs)
+        box.open_box(channel, job, group)
         status = 0
     except BaseException as error:  # said to the house, which raises it there
         os.write(complaints, f"{type(error).__name__}: {error}"[:2000].encode())
