@@ -176,7 +176,7 @@ class Engine:
         self.stop_ids = self.loop.stop_ids = frozenset(token for token in found if token in ids)
         self._stop_texts = told.texts
         end_id = self.wording.end_of_answer(self.tokenizer, self.speaks_chat)
-        self._guides = GuideMaker(self.tokenizer, self.model.config.vocab_size, end_id)
+        self.guides = GuideMaker(self.tokenizer, self.model.config.vocab_size, end_id)
 
     def weights_changed(self) -> None:
         """Answer from the weights as they are now: everything computed from older ones goes.
@@ -340,7 +340,7 @@ class Engine:
         strange = [token for token in params.stop_token_ids if token >= self.model.config.vocab_size]
         if strange:
             raise RequestError(f"stop_token_ids: this model has no token {strange[0]}.")
-        guide = self._guides.compile(params)
+        guide = self.guides.compile(params)
         if guide is None and not Adjustment.wanted(params):
             return
         for answer in request.answers:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from herd.errors import RequestError
 from herd.infer.adjust import Adjustment
 from herd.infer.blocks import ROOT
-from herd.infer.guide import FORMS, is_set
+from herd.infer.grammar import FORMS, is_set
 from herd.infer.sampler import stream_seed
 from herd.infer.stops import StopStrings
 from herd.tokenizer.stream import TextStream

@@ -27,6 +27,7 @@ from herd.serve.prompts import conversation_prompt
 from herd.serve.replies import Counts, Dialect, Reply, num_tokens
 from herd.serve.speech import Speech
 from herd.serve.tools import CallReader, Part
+from herd.serve.trials import Trials
 from herd.serve.turn import MAX_ROUNDS, Guard, Refused, Tool, Turn
 from herd.serve.worker import Conveyor, Worker
 from herd.tokenizer.specials import PYTHON_TAG
@@ -44,6 +45,7 @@ class Desk:
     worker: Worker
     limits: Limits
     places: Places
+    trials: Trials
     keep_text: bool = False  # in the accounts
     guards: Sequence[Guard] = ()
     tools: Mapping[str, Tool] = field(default_factory=dict)  # the server's own, by name
@@ -66,9 +68,15 @@ async def answer(desk: Desk, model: Model, http: Request, body: Dialect) -> Resp
     except Refused as refused:
         refusal = str(refused)
     desk.places.take(model.engine, turn.num_places)
+    gone = asyncio.create_task(_gone(http))
     try:
         conveyor = Conveyor()
-        requests = await asyncio.to_thread(_requests, desk, model, body, turn, conveyor, account.owner)
+        requests = await desk.trials.in_turn(
+            model.engine,
+            turn.params,
+            gone,
+            lambda: _requests(desk, model, body, turn, conveyor, account.owner),
+        )
         account.prompt_tokens = sum(len(request.prompt) for request in requests)
         if desk.keep_text:
             account.asked = turn.inputs
@@ -76,10 +84,13 @@ async def answer(desk: Desk, model: Model, http: Request, body: Dialect) -> Resp
         run = _Run(desk, model, requests, conveyor, body, reply, account)
         if refusal is not None:
             run.refuse(refusal)
-    except BaseException:
+    except BaseException as error:
         desk.places.give_back(model.engine, turn.num_places)
+        gone.cancel()
+        if isinstance(error, RequestError):
+            raise ApiError(400, str(error), param=body.field_of(str(error))) from None
         raise
-    run.watch = asyncio.create_task(run.cancel_when_gone(http))
+    run.watch = asyncio.create_task(run.cancel_when_gone(gone))
     if turn.stream:
         return EventStream(run)
     return JSONResponse(await run.whole())
@@ -133,10 +144,9 @@ class _Run:
             names, eager=turn.stream, one_call=turn.one_call, must_call=turn.must_call, typed=turn.typed_calls
         )
 
-    async def cancel_when_gone(self, http: Request) -> None:
-        """Watch the client's side until it closes, or until the response is out."""
-        while (await http.receive())["type"] != "http.disconnect":
-            pass
+    async def cancel_when_gone(self, gone: asyncio.Task[None]) -> None:
+        """Wait until the client's side closes, or until the response is out."""
+        await gone
         self._gone = True
         for request in self.requests:
             self._desk.worker.cancel(self._engine, request)
@@ -184,7 +194,8 @@ class _Run:
         room = self._engine.max_context - len(prompt)
         params = replace(first.params, n=1, best_of=None, max_tokens=max(min(left, room), 1), prompt_logprobs=None)
         owner = None if self._desk.limits.share_prefixes else self.account.owner
-        request = self._engine.request(prompt, params, self._conveyor.listener(index), owner=owner)
+        listener = self._conveyor.listener(index)
+        request = await asyncio.to_thread(self._engine.request, prompt, params, listener, owner=owner)
         self.account.prompt_tokens += len(prompt)
         self.requests.append(request)
         self._conveyor.go_on(request)
@@ -302,6 +313,12 @@ class EventStream(StreamingResponse):
                 await self.stream_response(send)
         except TimeoutError:
             self._run.account.error = "not_read"  # uvicorn closes a connection whose response was left unfinished
+
+
+async def _gone(http: Request) -> None:
+    """Ends when the client's side is closed, or the response is out."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _turn(body: Dialect) -> Turn:

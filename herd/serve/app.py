@@ -30,6 +30,7 @@ from herd.serve.journal import Bookkeeping, Journal
 from herd.serve.limits import Allowances, BodyLimit, Gate, Guesses, HostCheck, Keys, Limits, Places
 from herd.serve.metrics import Metrics
 from herd.serve.models import Models
+from herd.serve.trials import Trials
 from herd.serve.turn import Guard, Tool
 from herd.serve.worker import Worker
 
@@ -86,12 +87,13 @@ def create_app(
     """
     server = Server(engines if isinstance(engines, Mapping) else {name: engines})
     limits, journal = limits or Limits(), journal or Journal()
-    allowances, metrics = Allowances(limits), Metrics(server.models)
+    allowances, metrics, trials = Allowances(limits), Metrics(server.models), Trials()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         server.worker.start()
         yield
+        await trials.close()
         await asyncio.to_thread(server.worker.stop)
 
     app = FastAPI(
@@ -115,6 +117,7 @@ def create_app(
         server.worker,
         limits,
         Places(limits.max_waiting),
+        trials,
         keep_text=journal.with_text,
         guards=tuple(guards),
         tools={tool.function["name"]: tool for tool in own_tools},

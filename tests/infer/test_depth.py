@@ -6,7 +6,8 @@ import pytest
 
 from herd.errors import RequestError
 from herd.infer.depth import check_grammar, check_schema
-from herd.infer.guide import MAX_FORM, GuideMaker
+from herd.infer.grammar import MAX_FORM
+from herd.infer.guide import GuideMaker
 from herd.types import SamplingParams
 from tests.infer.models import small_tokenizer
 
