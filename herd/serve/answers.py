@@ -154,7 +154,7 @@ class _Run:
     async def _steps(self) -> AsyncIterator[list[tuple[int, list[Part], Piece]]]:
         """What the client is to be told, piece by piece; an empty list where nothing came for a while."""
         if self._is_refused:
-            yield [(index, [], Piece(index, "", (), (), "stop")) for index in range(len(self.answers))]
+            yield [(index, [], Piece(index, "", (), (), "content_filter")) for index in range(len(self.answers))]
             return
         quiet = self._desk.limits.keep_alive_seconds
         batches = self._conveyor.pieces(self._desk.worker, self._engine, self.requests, self._until, quiet)
@@ -164,7 +164,10 @@ class _Run:
                 for index, piece in pieces:
                     speech = self.answers[index]
                     if speech.finish_reason is None:
-                        told.append((index, speech.take(piece), piece))
+                        parts = speech.take(piece)
+                        if piece.finish_reason != speech.finish_reason:  # as the client sees it
+                            piece = replace(piece, finish_reason=speech.finish_reason)
+                        told.append((index, parts, piece))
                 if pieces:
                     self.account.first_piece()
                 yield told
@@ -262,7 +265,8 @@ class _Run:
             await reply.keep(self.answers, self._counts)
             for event in reply.closing(self.answers, self._counts):
                 yield reply.written(event)
-            yield reply.end()
+            if end := reply.end():
+                yield end
         except TimeoutError:
             self.account.error = "timeout"
             yield reply.failure(504, self._too_long(), code="timeout")

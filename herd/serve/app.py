@@ -7,10 +7,11 @@ import base64
 import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel
@@ -18,7 +19,7 @@ from pydantic import BaseModel
 from herd.infer.engine import Engine
 from herd.serve import errors, tokens
 from herd.serve.answers import Desk
-from herd.serve.dialects import chat, completions
+from herd.serve.dialects import anthropic, chat, completions, responses
 from herd.serve.documents import (
     REFUSALS,
     ErrorObject,
@@ -30,6 +31,7 @@ from herd.serve.journal import Bookkeeping, Journal
 from herd.serve.limits import Allowances, BodyLimit, Gate, Guesses, HostCheck, Keys, Limits, Places
 from herd.serve.metrics import Metrics
 from herd.serve.models import Models
+from herd.serve.store import Store
 from herd.serve.trials import Trials
 from herd.serve.turn import Guard, Tool
 from herd.serve.worker import Worker
@@ -37,6 +39,9 @@ from herd.serve.worker import Worker
 _BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": chat.ChatRequest,
     "/v1/completions": completions.CompletionRequest,
+    "/v1/responses": responses.ResponsesRequest,
+    "/v1/messages": anthropic.MessagesRequest,
+    "/v1/messages/count_tokens": anthropic.CountRequest,
     "/v1/embeddings": tokens.EmbeddingRequest,
     "/tokenize": tokens.TokenizeRequest,
     "/detokenize": tokens.DetokenizeRequest,
@@ -78,12 +83,13 @@ def create_app(
     hosts: Sequence[str] | None = None,
     guards: Sequence[Guard] = (),
     own_tools: Sequence[Tool] = (),
+    store: Store | None = None,
 ) -> FastAPI:
     """The application around one engine, called `name`, or several by their names.
 
     `key`, or one of `keys` (by their owners' names), must come with every request but those for the page, `/health` and
     `/metrics`. With `hosts`, only requests to those host names are answered. `guards` look at every turn, `own_tools`
-    are told to the model in every conversation and run here.
+    are told to the model in every conversation and run here. Responses are kept in the `store`, where there is one.
     """
     server = Server(engines if isinstance(engines, Mapping) else {name: engines})
     limits, journal = limits or Limits(), journal or Journal()
@@ -125,8 +131,9 @@ def create_app(
     app.include_router(_open_routes(server, metrics))
     guarded = [Depends(HTTPBearer(auto_error=False))]  # for the document: the gate stands before the body
     app.include_router(_model_routes(server.models), dependencies=guarded)
-    for room in (chat, completions, tokens):
+    for room in (chat, completions, anthropic, tokens):
         app.include_router(room.routes(desk, server.models), dependencies=guarded)
+    app.include_router(responses.routes(desk, server.models, store), dependencies=guarded)
     _document(app)
     return app
 
@@ -186,8 +193,16 @@ def _model_routes(models: Models) -> APIRouter:
     router = APIRouter(prefix="/v1")
 
     @router.get("/models", response_model=ModelList, responses=REFUSALS)
-    async def listed() -> dict[str, Any]:
-        return {"object": "list", "data": [model.describe() for model in models]}
+    async def listed(http: Request) -> Any:
+        found = [model.describe() for model in models]
+        if "anthropic-version" not in http.headers:
+            return {"object": "list", "data": found}
+        names = [model["id"] for model in found]
+        data = [model | {"type": "model", "display_name": model["id"]} for model in found]
+        for model in data:
+            model["created_at"] = datetime.fromtimestamp(model["created"], UTC).isoformat()
+        ends = {"first_id": names[0], "last_id": names[-1], "has_more": False}
+        return JSONResponse({"object": "list", "data": data} | ends)
 
     @router.get("/models/{model:path}", response_model=ModelObject, responses=REFUSALS)
     async def model(model: str) -> dict[str, Any]:

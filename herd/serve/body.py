@@ -48,6 +48,9 @@ def _short_stops(value: Any) -> Any:
     return value
 
 
+SHORT_STOPS = AfterValidator(_short_stops)
+
+
 def enum_of(*values: Any) -> Any:
     return Field(json_schema_extra={"enum": [None, *values]})
 
@@ -230,7 +233,7 @@ class Generation(Drawing):
     n: int | None = Field(None, ge=1, le=128)
     stop: Annotated[
         str | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOPS, fail_fast=True)] | None,
-        AfterValidator(_short_stops),
+        SHORT_STOPS,
     ] = None
     stream_options: StreamOptions | None = None
 

@@ -149,6 +149,55 @@ class Detokenized(BaseModel):
     prompt: str
 
 
+class ResponseObject(BaseModel):
+    """The answer to `POST /v1/responses`."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["completed", "incomplete", "failed", "in_progress"]
+    model: str
+    output: list[dict[str, Any]]
+    usage: dict[str, Any] | None
+
+
+class ResponseItems(BaseModel):
+    """The items that were sent with a response."""
+
+    object: Literal["list"]
+    data: list[dict[str, Any]]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+class ResponseDeleted(BaseModel):
+    """A response is forgotten."""
+
+    id: str
+    object: Literal["response"]
+    deleted: bool
+
+
+class AnthropicMessage(BaseModel):
+    """The answer to `POST /v1/messages`."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[dict[str, Any]]
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "refusal"]
+    stop_sequence: str | None
+    usage: dict[str, int]
+
+
+class TokenCount(BaseModel):
+    """The answer to `POST /v1/messages/count_tokens`."""
+
+    input_tokens: int
+
+
 class Health(BaseModel):
     """How the server is."""
 

@@ -179,7 +179,7 @@ def _place(fault: dict) -> str:
     return ".".join(_shortened(str(word), _LONGEST_NAME) for word in words)
 
 
-_MEMBERS = {"str", "int", "float", "bool", "none", "ToolChoice", "AllowedChoice"}
+_MEMBERS = {"str", "int", "float", "bool", "none", "ToolChoice", "AllowedChoice", "NamedTool", "AllowedTools"}
 _ROLES = {
     "system",
     "developer",
@@ -194,9 +194,9 @@ def _nearest(place: str, path: str, known: Mapping[str, Sequence[str]]) -> str:
     """What may have been meant: a field of this body, or the same one of another."""
     name = place.rpartition(".")[2]
     at_top = place == name
+    elsewhere = next((other for other, fields in known.items() if at_top and other != path and name in fields), None)
+    if elsewhere:
+        return f" of {path}; {elsewhere} has it"
     here = known.get(path, ()) if at_top else sorted({field for fields in known.values() for field in fields})
     nearest = difflib.get_close_matches(name, [field for field in here if field != name], n=1)
-    if nearest:
-        return f"; did you mean `{nearest[0]}`?"
-    elsewhere = next((other for other, fields in known.items() if at_top and other != path and name in fields), None)
-    return f" of {path}; {elsewhere} has it" if elsewhere else ""
+    return f"; did you mean `{nearest[0]}`?" if nearest else ""

@@ -89,3 +89,15 @@ class Models:
             message = f"There is no model `{name}` here; there is {there}."
             raise ApiError(404, message, param="model", code="model_not_found")
         return self._models[name]
+
+    def find_chat(self, name: str | None) -> Model:
+        """A model that was trained on conversations.
+
+        Raises:
+            ApiError: 404, or 400 where it was not.
+        """
+        model = self.find(name)
+        if not model.engine.speaks_chat:
+            message = f"`{model.name}` is a base model, never trained on conversations; use /v1/completions."
+            raise ApiError(400, message, code="no_chat")
+        return model

@@ -72,7 +72,7 @@ class Reply(ABC):
 
     @abstractmethod
     def chunks(self, index: int, parts: Sequence[Part], piece: Piece, answer: Speech) -> Iterator[Event]:
-        """The events that a piece makes, which was added to its answer already."""
+        """The events that a piece makes, which was added to its answer already, as were those behind it perhaps."""
 
     @abstractmethod
     def closing(self, answers: Sequence[Speech], counts: Counts) -> Iterator[Event]:
@@ -116,3 +116,10 @@ def usage_of(counts: Counts, completion_tokens: int) -> dict[str, Any]:
 def num_tokens(answers: Sequence[Speech]) -> int:
     """Tokens of all answers."""
     return sum(answer.num_tokens for answer in answers)
+
+
+def token_object(reply: Reply, token: int, logprob: float | None) -> dict[str, Any]:
+    """A token with its log-probability as OpenAI writes it; one that is no text has no bytes."""
+    data = reply.tokenizer.token_bytes(token, b"")
+    known = None if token in reply.tokenizer.special_ids else list(data)
+    return {"token": reply.name_of(token), "logprob": logprob, "bytes": known}

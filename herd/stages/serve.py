@@ -18,6 +18,7 @@ from herd.serve.journal import Journal
 from herd.serve.keys import check_keys, read_keys
 from herd.serve.server import LOOPBACK, announce, begin_to_listen, bound, open_engines, serve, settle
 from herd.serve.settings import ServeLimits, ServeLog
+from herd.serve.store import Store
 
 KEY_VARIABLE = "HERD_KEY"
 
@@ -44,6 +45,8 @@ class ServeSettings:
     """Round the weights on loading; see `herd quantize` for a smaller copy on disk."""
     adapters: dict[str, Path] | None = None
     """LoRA adapters (PEFT folders) of the first model, by the model ids that clients give."""
+    store: Path | None = None
+    """SQLite file that keeps responses for `previous_response_id`; nothing is kept when not given."""
     engine: EngineSettings = EngineSettings()
     """How each model is run."""
     limits: ServeLimits = ServeLimits()
@@ -70,6 +73,7 @@ def run(settings: ServeSettings) -> None:
     key = settings.key or os.environ.get(KEY_VARIABLE) or None
     check_keys({KEY_VARIABLE if settings.key is None else "key": key} if key else {})
     check_keys(keys)
+    store = Store(settings.store) if settings.store is not None else None
     listener = bound(settings.host, settings.port)
     engines = open_engines(paths, settings.engine, settings.device, quantize=settings.quantize)
     for name, folder in (settings.adapters or {}).items():
@@ -81,6 +85,7 @@ def run(settings: ServeSettings) -> None:
         keys=keys,
         limits=settings.limits.for_app(),
         journal=Journal(settings.log.form, with_text=settings.log.with_text),
+        store=store,
         hosts=LOOPBACK if is_open and settings.host in LOOPBACK else None,
     )
     settle()

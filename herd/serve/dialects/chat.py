@@ -14,12 +14,11 @@ from herd.infer.request import MAX_LOGPROBS, Piece
 from herd.serve.answers import Desk, answer
 from herd.serve.body import MAX_MESSAGES, Generation, NotSupported, OnlyEmpty, OnlyText, enum_of, only
 from herd.serve.documents import ChatCompletion, streamed
-from herd.serve.errors import ApiError
 from herd.serve.forms import MAX_TOOLS, AllowedChoice, Choice, ResponseFormat, Tool, ToolChoice
 from herd.serve.messages import ChatMessage
 from herd.serve.models import Model, Models
 from herd.serve.prompts import unknown_variables
-from herd.serve.replies import Counts, Event, Reply, num_tokens, usage_of
+from herd.serve.replies import Counts, Event, Reply, num_tokens, token_object, usage_of
 from herd.serve.speech import Speech, Unscored
 from herd.serve.tools import Begun, Call, Grown, Part, Words
 from herd.serve.turn import Turn
@@ -159,7 +158,7 @@ class ChatReply(Reply):
         """The chunks that a piece makes."""
         self._written_tokens += len(piece.tokens)
         deltas = [delta for part in parts if (delta := self._of(part, answer))]
-        finish = answer.finish_reason
+        finish = piece.finish_reason
         if finish and answer.refusal is not None:
             deltas.append({"refusal": answer.refusal})
         logprobs = self._logprobs(piece.logprobs)
@@ -219,13 +218,6 @@ class ChatReply(Reply):
         }
 
 
-def token_object(reply: Reply, token: int, logprob: float | None) -> dict[str, Any]:
-    """A token with its log-probability as OpenAI writes it; one that is no text has no bytes."""
-    data = reply.tokenizer.token_bytes(token, b"")
-    known = None if token in reply.tokenizer.special_ids else list(data)
-    return {"token": reply.name_of(token), "logprob": logprob, "bytes": known}
-
-
 def call_object(call: Call, arguments: str) -> dict[str, Any]:
     """A tool call as OpenAI writes it."""
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
@@ -237,13 +229,6 @@ def routes(desk: Desk, models: Models) -> APIRouter:
 
     @router.post("/chat/completions", response_model=None, responses=streamed(ChatCompletion))
     async def chat_completions(body: ChatRequest, http: Request) -> Response:
-        model = models.find(body.model)
-        if not model.engine.speaks_chat:
-            raise ApiError(
-                400,
-                f"`{model.name}` is a base model, never trained on conversations; use /v1/completions.",
-                code="no_chat",
-            )
-        return await answer(desk, model, http, body)
+        return await answer(desk, models.find_chat(body.model), http, body)
 
     return router

@@ -119,7 +119,7 @@ class CompletionReply(Reply):
         self._written_tokens += len(piece.tokens)
         text = "" if self.turn.empty else "".join(part.text for part in parts if isinstance(part, Words))
         logprobs = None if self.turn.empty else self._logprobs(piece.logprobs, self._places[index])
-        finish = "length" if self.turn.empty and answer.finish_reason else answer.finish_reason
+        finish = "length" if self.turn.empty and piece.finish_reason else piece.finish_reason
         if text or finish or (logprobs and piece.logprobs):
             frame = self._frame([self._choice(index, text, logprobs, finish)])
             if self.turn.usage_throughout:

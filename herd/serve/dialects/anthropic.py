@@ -1,0 +1,366 @@
+"""Messages: `POST /v1/messages` and `/v1/messages/count_tokens`, as Anthropic describes them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import Field, model_validator
+
+from herd.errors import DataError
+from herd.infer.request import Piece
+from herd.serve.answers import Desk, answer
+from herd.serve.body import MAX_MESSAGES, MAX_STOPS, SHORT_STOPS, Drawing, Name, OnlyEmpty, Open, Strict
+from herd.serve.documents import REFUSALS, AnthropicMessage, TokenCount, streamed
+from herd.serve.errors import ApiError, as_anthropic, error_object
+from herd.serve.forms import MAX_TOOLS, Choice
+from herd.serve.messages import CalledFunction, said
+from herd.serve.models import Model, Models
+from herd.serve.prompts import conversation_prompt
+from herd.serve.replies import Counts, Event, Reply, num_tokens
+from herd.serve.speech import Speech
+from herd.serve.tools import Begun, Call, Ended, Grown, Part, Words
+from herd.serve.turn import Turn
+from herd.serve.unheeded import Unheeded
+from herd.types import Conversation, Message, SamplingParams
+
+_TEXT, _THOUGHT = "text", ("thinking", "redacted_thinking")
+
+
+class Block(Open):
+    """A part of a message: a text, a call (`tool_use`), what a tool answered (`tool_result`)."""
+
+    type: str
+    text: str | None = None
+    name: str | None = Field(None, max_length=256)
+    input: dict[str, Any] | None = None
+    tool_use_id: str | None = None
+    content: str | Annotated[list[Block], Field(fail_fast=True)] | None = None
+
+    @model_validator(mode="after")
+    def _is_known(self) -> Block:
+        needs = {_TEXT: "text", "tool_use": "name", "tool_result": "tool_use_id"} | dict.fromkeys(_THOUGHT, "type")
+        if self.type not in needs:
+            raise ValueError(f"is of type {self.type[:40]!r}, and this server reads text only; leave it out")
+        if getattr(self, needs[self.type]) is None:
+            raise ValueError(f"needs `{needs[self.type]}`")
+        return self
+
+
+Blocks = str | Annotated[list[Block], Field(fail_fast=True)]
+
+
+def text_of(content: Blocks | None) -> str:
+    """The text of some blocks."""
+    if isinstance(content, str):
+        return content
+    return "".join(block.text or "" for block in content or () if block.type == _TEXT)
+
+
+class AnthropicTurn(Open):
+    """One message."""
+
+    role: Literal["user", "assistant", "system"]
+    content: Blocks
+
+    def to_messages(self) -> Conversation:
+        """The house's own nouns: what tools answered are messages of their own."""
+        if isinstance(self.content, str):
+            return [Message(role=self.role, content=self.content)]
+        if self.role == "assistant":
+            calls = [
+                CalledFunction(name=block.name or "", arguments=block.input)
+                for block in self.content
+                if block.type == "tool_use"
+            ]
+            return [said(text_of(self.content), calls)]
+        messages: Conversation = []
+        for block in self.content:
+            if block.type == "tool_result":
+                messages.append(Message(role="ipython", content=text_of(block.content)))
+            elif messages and messages[-1]["role"] == self.role:
+                messages[-1]["content"] += block.text or ""
+            else:
+                messages.append(Message(role=self.role, content=block.text or ""))
+        return messages
+
+
+class AnthropicTool(Open):
+    """A tool the model may call."""
+
+    type: Literal["custom"] | None = None
+    name: Name
+    description: str | None = None
+    input_schema: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _takes_an_object(self) -> AnthropicTool:
+        if self.input_schema.get("type", "object") != "object":
+            raise ValueError("needs an `input_schema` of type object: a tool is called with named arguments")
+        return self
+
+
+class AnthropicChoice(Strict):
+    """Whether a tool is called, and which."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: Name | None = None
+    disable_parallel_tool_use: bool = False
+
+    @model_validator(mode="after")
+    def _name_where_it_belongs(self) -> AnthropicChoice:
+        if (self.type == "tool") != (self.name is not None):
+            raise ValueError("needs `name` with type tool, and only there")
+        return self
+
+
+class OutputFormat(Strict):
+    """The form of the text."""
+
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(Strict):
+    """How the answer is written."""
+
+    format: OutputFormat | None = None
+    effort: Annotated[Any, Unheeded()] = None
+
+
+class CountRequest(Drawing):
+    """The body of `POST /v1/messages/count_tokens`."""
+
+    input_field: ClassVar[str] = "messages"
+
+    messages: list[AnthropicTurn] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+    system: Blocks | None = None
+    tools: Annotated[list[AnthropicTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tool_choice: AnthropicChoice | None = None
+    output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None
+
+    thinking: Annotated[Any, Unheeded({"type": "disabled"})] = None
+    cache_control: Annotated[Any, Unheeded()] = None
+    context_management: Annotated[Any, Unheeded()] = None
+    speed: Annotated[Any, Unheeded("standard")] = None
+    container: OnlyEmpty = None
+    mcp_servers: OnlyEmpty = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> CountRequest:
+        must_call = self.choice.must_call
+        if self.structured_outputs is not None and (self.form is not None or must_call):
+            raise ValueError("may have `structured_outputs` only without another form and a required `tool_choice`")
+        return self
+
+    @cached_property
+    def choice(self) -> Choice:
+        """What is said of calls."""
+        tools = []
+        for tool in self.tools or ():
+            function = {"name": tool.name, "description": tool.description, "parameters": tool.input_schema}
+            tools.append({"type": "function", "function": {k: v for k, v in function.items() if v is not None}})
+        given = self.tool_choice
+        if given is None:
+            return Choice(tools)
+        mode = {"any": "required", "tool": "required"}.get(given.type, given.type)
+        return Choice(tools, mode=mode, only=[given.name] if given.name is not None else None)
+
+    @property
+    def form(self) -> dict[str, Any] | None:
+        """The JSON schema of the text; None where it is free."""
+        given = (self.output_config and self.output_config.format) or self.output_format
+        return given.schema_ if given else None
+
+    @property
+    def conversation(self) -> Conversation:
+        """The messages as the engine takes them."""
+        system = text_of(self.system)
+        opening = [Message(role="system", content=system)] if system else []
+        return opening + [message for turn in self.messages for message in turn.to_messages()]
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """None: this dialect has no report of them."""
+        return None
+
+    def constraint(self) -> dict[str, Any]:
+        """The engine's setting for the form of the answer; empty where it is free."""
+        return self.choice.constraint(self.form) or super().constraint()
+
+    @property
+    def form_field(self) -> str:
+        """Where the form of the answer was asked for."""
+        if self.structured_outputs is not None:
+            return "structured_outputs"
+        return "tools" if self.choice.must_call else "output_config"
+
+    def goes_on(self, conversation: Conversation) -> bool:
+        """The last message is the assistant's: its text is the answer's beginning."""
+        return conversation[-1]["role"] == "assistant" and not conversation[-1].get("tool_calls")
+
+
+class MessagesRequest(CountRequest):
+    """The body of `POST /v1/messages`."""
+
+    max_tokens: int = Field(ge=1, description="Longest answer, in tokens.")
+    stop_sequences: Annotated[
+        list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOPS, fail_fast=True), SHORT_STOPS
+    ] = Field(default_factory=list)
+
+    def sampling(self) -> SamplingParams:
+        """The engine's settings but the longest answer."""
+        return replace(super().sampling(), stop=tuple(self.stop_sequences))
+
+    def turn(self) -> Turn:
+        """What is asked for."""
+        conversation = self.conversation
+        return Turn(
+            inputs=[conversation],
+            params=self.sampling(),
+            max_tokens=self.max_tokens,
+            tools=[dict(tool) for tool in self.choice.tools],
+            one_call=self.tool_choice is not None and self.tool_choice.disable_parallel_tool_use,
+            must_call=self.choice.must_call,
+            typed_calls=not self.choice.must_call and self.choice.looks_like(self.form),
+            goes_on=self.goes_on(conversation),
+            stream=bool(self.stream),
+        )
+
+    def reply(self, model: Model, turn: Turn, prompts: Sequence[list[int]]) -> MessagesReply:
+        """How it is answered."""
+        return MessagesReply(model, turn, prompts)
+
+
+class MessagesReply(Reply):
+    """`message` objects, whole or by events."""
+
+    id_prefix = "msg_"
+
+    def __init__(self, model: Model, turn: Turn, prompts: Sequence[list[int]] = ()) -> None:
+        super().__init__(model, turn, prompts)
+        self._index, self._is_open = -1, False  # of the block that is being written
+
+    def whole(self, answers: Sequence[Speech], counts: Counts) -> dict[str, Any]:
+        """The response that is not streamed; a call that was cut has nothing to be called with, and is left out."""
+        (answer,) = answers
+        blocks = [_block(said) for said in answer.order if not isinstance(said, Call) or said.is_whole]
+        if answer.refusal is not None:
+            blocks.append({"type": "text", "text": answer.refusal})
+        return self._message(blocks) | _ending(answer) | {"usage": _usage(counts, num_tokens(answers))}
+
+    def opening(self, index: int, prompt: int = 0) -> Iterator[Event]:
+        """The message as it begins."""
+        usage = _usage(Counts(sum(map(len, self.prompts))), 0)
+        yield {"type": "message_start", "message": self._message([]) | {"usage": usage}}
+
+    def chunks(self, index: int, parts: Sequence[Part], piece: Piece, answer: Speech) -> Iterator[Event]:
+        """The events that a piece makes."""
+        for part in parts:
+            match part:
+                case Words(text):
+                    yield from self._text(text)
+                case Begun(call):
+                    yield from self._close()
+                    yield from self._open(_block(call) | {"input": {}}, is_text=False)
+                case Grown(_, text):
+                    yield self._delta({"type": "input_json_delta", "partial_json": text})
+                case Ended():
+                    yield {"type": "content_block_stop", "index": self._index}
+        if piece.finish_reason:
+            if answer.refusal is not None:
+                yield from self._text(answer.refusal)
+            yield from self._close()
+
+    def closing(self, answers: Sequence[Speech], counts: Counts) -> Iterator[Event]:
+        """How it ended."""
+        usage = _usage(counts, num_tokens(answers))
+        yield {"type": "message_delta", "delta": _ending(answers[0]), "usage": usage}
+        yield {"type": "message_stop"}
+
+    def written(self, event: Event) -> str:
+        """An event as it goes over the wire."""
+        return f"event: {event['type']}\n{super().written(event)}"
+
+    def failure(self, status: int, message: str, param: str | None = None, code: str | None = None) -> str:
+        """What ends a stream that went wrong."""
+        return self.written(as_anthropic(error_object(status, message, param, code)))
+
+    def end(self) -> str:
+        """Nothing: `message_stop` was the end."""
+        return ""
+
+    def _message(self, blocks: list[dict[str, Any]]) -> dict[str, Any]:
+        head = {"id": self.id, "type": "message", "role": "assistant", "model": self.model, "content": blocks}
+        return head | {"stop_reason": None, "stop_sequence": None}
+
+    def _text(self, text: str) -> Iterator[Event]:
+        if not self._is_open:
+            yield from self._open({"type": "text", "text": ""}, is_text=True)
+        yield self._delta({"type": "text_delta", "text": text})
+
+    def _open(self, block: dict[str, Any], *, is_text: bool) -> Iterator[Event]:
+        self._index, self._is_open = self._index + 1, is_text
+        yield {"type": "content_block_start", "index": self._index, "content_block": block}
+
+    def _close(self) -> Iterator[Event]:
+        if self._is_open:
+            self._is_open = False
+            yield {"type": "content_block_stop", "index": self._index}
+
+    def _delta(self, delta: dict[str, Any]) -> Event:
+        return {"type": "content_block_delta", "index": self._index, "delta": delta}
+
+
+def _block(said: str | Call) -> dict[str, Any]:
+    if isinstance(said, str):
+        return {"type": "text", "text": said}
+    given = json.loads(said.arguments) if said.is_whole else {}
+    return {"type": "tool_use", "id": "toolu_" + said.id[5:], "name": said.name, "input": given}
+
+
+def _ending(answer: Speech) -> dict[str, Any]:
+    reasons = {"length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
+    reason = reasons.get(answer.finish_reason or "", "stop_sequence" if answer.stop else "end_turn")
+    return {"stop_reason": reason, "stop_sequence": answer.stop if reason == "stop_sequence" else None}
+
+
+def _usage(counts: Counts, output_tokens: int) -> dict[str, int]:
+    """Anthropic's count of tokens: what was computed before stands apart."""
+    return {
+        "input_tokens": counts.prompt - counts.cached,
+        "cache_read_input_tokens": counts.cached,
+        "cache_creation_input_tokens": 0,
+        "output_tokens": output_tokens,
+    }
+
+
+def routes(desk: Desk, models: Models) -> APIRouter:
+    """The router of this dialect."""
+    router = APIRouter(prefix="/v1/messages")
+
+    @router.post("", response_model=None, responses=streamed(AnthropicMessage))
+    async def messages(body: MessagesRequest, http: Request) -> Response:
+        return await answer(desk, models.find_chat(body.model), http, body)
+
+    @router.post("/count_tokens", response_model=TokenCount, responses=REFUSALS)
+    async def count_tokens(body: CountRequest, http: Request) -> dict[str, int]:
+        model, talk = models.find_chat(body.model), body.conversation
+        account = http.scope["herd.account"]
+        account.model, account.unheeded = model.name, body.unheeded()
+        try:
+            prompt = await asyncio.to_thread(
+                conversation_prompt, model.engine, talk, tools=body.choice.tools, goes_on=body.goes_on(talk)
+            )
+        except DataError as error:
+            raise ApiError(400, str(error), param="messages") from None
+        return {"input_tokens": len(prompt)}
+
+    return router

@@ -1,0 +1,106 @@
+"""The items that the Responses API's conversations are made of: messages, calls, what tools answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, TypeAdapter
+
+from herd.serve.body import NoEffect, Open
+from herd.serve.messages import CalledFunction, Content, said, text_of
+from herd.serve.unheeded import Unheeded
+from herd.types import Conversation, Message
+
+
+class MessageItem(Open):
+    """What somebody said."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content
+    id: NoEffect = None
+    status: NoEffect = None
+    phase: NoEffect = None
+
+
+class CallItem(Open):
+    """A call that the assistant asked for."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: str = Field(min_length=1, max_length=256)
+    arguments: str = ""
+    id: NoEffect = None
+    status: NoEffect = None
+
+
+class ResultItem(Open):
+    """What a tool answered."""
+
+    type: Literal["function_call_output"]
+    call_id: NoEffect = None
+    output: Content
+    id: NoEffect = None
+    status: NoEffect = None
+
+
+class ReasoningItem(Open):
+    """What a model thought before it answered; it is not told again."""
+
+    type: Literal["reasoning"]
+    id: NoEffect = None
+    status: NoEffect = None
+    summary: Annotated[Any, Unheeded()] = None
+    content: Annotated[Any, Unheeded()] = None
+    encrypted_content: Annotated[Any, Unheeded()] = None
+
+
+def _kind(item: Any) -> str:
+    given = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
+    return "item[message]" if given is None else f"item[{given}]"
+
+
+Item = Annotated[
+    Annotated[MessageItem, Tag("item[message]")]
+    | Annotated[CallItem, Tag("item[function_call]")]
+    | Annotated[ResultItem, Tag("item[function_call_output]")]
+    | Annotated[ReasoningItem, Tag("item[reasoning]")],
+    Discriminator(
+        _kind,
+        custom_error_type="unknown_item",
+        custom_error_message="is of a type that is not known here; message, function_call, function_call_output and "
+        "reasoning are (of a reference, send the item itself)",
+    ),
+]
+
+ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
+
+
+def conversation(items: Sequence[Item], instructions: str | None) -> Conversation:
+    """The items as messages: a text of the assistant's and the calls behind it are one."""
+    messages: Conversation = [Message(role="system", content=instructions)] if instructions else []
+    text, calls = "", list[CalledFunction]()
+
+    def close() -> None:
+        nonlocal text, calls
+        if text or calls:
+            messages.append(said(text, calls))
+        text, calls = "", []
+
+    for item in items:
+        match item:
+            case MessageItem(role="assistant"):
+                close()
+                text = text_of(item.content)
+            case CallItem():
+                calls.append(CalledFunction(name=item.name, arguments=item.arguments))
+            case MessageItem():
+                close()
+                role: Literal["system", "user"] = "user" if item.role == "user" else "system"
+                messages.append(Message(role=role, content=text_of(item.content)))
+            case ResultItem():
+                close()
+                messages.append(Message(role="ipython", content=text_of(item.output)))
+    close()
+    return messages
