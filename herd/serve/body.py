@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from herd.infer.request import MAX_SEED
+from herd.serve.models import Model
 from herd.serve.unheeded import named
 from herd.types import SamplingParams
 
@@ -101,7 +102,7 @@ class Body(Strict):
             return data
         return {name: int(value) if _is_whole(cls, name, value) else value for name, value in data.items()}
 
-    def unheeded(self) -> list[str]:
+    def unheeded(self, model: Model) -> list[str]:
         """The names of fields that are accepted and cannot be honoured."""
         return named(self)
 

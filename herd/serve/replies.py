@@ -45,7 +45,7 @@ class Dialect(Protocol):
         """The field that a refusal of the engine is about."""
         ...
 
-    def unheeded(self) -> list[str]:
+    def unheeded(self, model: Model) -> list[str]:
         """The names of fields that are accepted and cannot be honoured."""
         ...
 

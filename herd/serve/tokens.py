@@ -69,9 +69,9 @@ class TokenizeRequest(Body):
             raise ValueError("has `tools`, which only `messages` are told of")
         return self
 
-    def unheeded(self) -> list[str]:
+    def unheeded(self, model: Model) -> list[str]:
         """The names of fields that are accepted and cannot be honoured."""
-        return named(self, unknown_variables(self.chat_template_kwargs))
+        return named(self, unknown_variables(model.engine, self.chat_template_kwargs))
 
 
 class DetokenizeRequest(Body):
@@ -88,7 +88,7 @@ def routes(desk: Desk, models: Models) -> APIRouter:
     @router.post("/tokenize", response_model=Tokenized)
     async def tokenize(body: TokenizeRequest, http: Request) -> Response:
         model = _model(models, body.model, http)
-        http.scope["herd.account"].unheeded = body.unheeded()
+        http.scope["herd.account"].unheeded = body.unheeded(model)
         found = await asyncio.to_thread(_tokenized, model.engine, body)
         return Response(found, media_type="application/json")
 

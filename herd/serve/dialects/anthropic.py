@@ -254,7 +254,7 @@ class MessagesReply(Reply):
         blocks = [_block(said) for said in answer.order if not isinstance(said, Call) or said.is_whole]
         if answer.refusal is not None:
             blocks.append({"type": "text", "text": answer.refusal})
-        return self._message(blocks) | _ending(answer) | {"usage": _usage(counts, num_tokens(answers))}
+        return self._message(blocks) | self._ending(answer) | {"usage": _usage(counts, num_tokens(answers))}
 
     def opening(self, index: int, prompt: int = 0) -> Iterator[Event]:
         """The message as it begins."""
@@ -282,7 +282,7 @@ class MessagesReply(Reply):
     def closing(self, answers: Sequence[Speech], counts: Counts) -> Iterator[Event]:
         """How it ended."""
         usage = _usage(counts, num_tokens(answers))
-        yield {"type": "message_delta", "delta": _ending(answers[0]), "usage": usage}
+        yield {"type": "message_delta", "delta": self._ending(answers[0]), "usage": usage}
         yield {"type": "message_stop"}
 
     def written(self, event: Event) -> str:
@@ -296,6 +296,12 @@ class MessagesReply(Reply):
     def end(self) -> str:
         """Nothing: `message_stop` was the end."""
         return ""
+
+    def _ending(self, answer: Speech) -> dict[str, Any]:
+        stop = answer.stop if answer.stop in self.turn.params.stop else None  # not what the template ends turns with
+        reasons = {"length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
+        reason = reasons.get(answer.finish_reason or "", "stop_sequence" if stop else "end_turn")
+        return {"stop_reason": reason, "stop_sequence": stop if reason == "stop_sequence" else None}
 
     def _message(self, blocks: list[dict[str, Any]]) -> dict[str, Any]:
         head = {"id": self.id, "type": "message", "role": "assistant", "model": self.model, "content": blocks}
@@ -326,12 +332,6 @@ def _block(said: str | Call) -> dict[str, Any]:
     return {"type": "tool_use", "id": "toolu_" + said.id[5:], "name": said.name, "input": given}
 
 
-def _ending(answer: Speech) -> dict[str, Any]:
-    reasons = {"length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
-    reason = reasons.get(answer.finish_reason or "", "stop_sequence" if answer.stop else "end_turn")
-    return {"stop_reason": reason, "stop_sequence": answer.stop if reason == "stop_sequence" else None}
-
-
 def _usage(counts: Counts, output_tokens: int) -> dict[str, int]:
     """Anthropic's count of tokens: what was computed before stands apart."""
     return {
@@ -354,7 +354,7 @@ def routes(desk: Desk, models: Models) -> APIRouter:
     async def count_tokens(body: CountRequest, http: Request) -> dict[str, int]:
         model, talk = models.find_chat(body.model), body.conversation
         account = http.scope["herd.account"]
-        account.model, account.unheeded = model.name, body.unheeded()
+        account.model, account.unheeded = model.name, body.unheeded(model)
         try:
             prompt = await asyncio.to_thread(
                 conversation_prompt, model.engine, talk, tools=body.choice.tools, goes_on=body.goes_on(talk)

@@ -108,9 +108,9 @@ class ChatRequest(Generation):
             return "structured_outputs"
         return "tools" if self.choice.must_call else "response_format"
 
-    def unheeded(self) -> list[str]:
+    def unheeded(self, model: Model) -> list[str]:
         """The names of fields that are accepted and cannot be honoured."""
-        return named(self, unknown_variables(self.chat_template_kwargs))
+        return named(self, unknown_variables(model.engine, self.chat_template_kwargs))
 
     def turn(self) -> Turn:
         """What is asked for.

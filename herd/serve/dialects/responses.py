@@ -200,7 +200,7 @@ class _Asked:
         """The field that a refusal of the engine is about."""
         return self._body.field_of(message)
 
-    def unheeded(self) -> list[str]:
+    def unheeded(self, model: Model) -> list[str]:
         """The names of fields that are accepted and cannot be honoured."""
         also = iter(("store",)) if self._body.store and self._store is None else None
         return named(self._body, also)
