@@ -46,9 +46,12 @@ PRECISIONS = {
     "bfloat16": "BF16",
     "float16": "F16",
     "q8_0": "Q8_0",
+    "q6_k": "Q6_K",
+    "q5_k_m": "Q5_K_M",
+    "q4_k_m": "Q4_K_M",
     "q4_0": "Q4_0",
 }
-"""What weights can be written as, and GGUF's names; the last two only in GGUF."""
+"""What weights can be written as, and GGUF's names; those that begin with q only in GGUF."""
 
 _SPARE_DISK = 50_000_000
 _RESIDENT_BYTES = 500_000_000  # Python, PyTorch and the libraries they load

@@ -1,6 +1,7 @@
 """The quantized blocks of llama.cpp's files: 32 or 256 neighbouring weights of a row that share a scale.
 
-`quantize` gives the same bytes as ggml's reference; every type that is read can be turned back into numbers.
+`quantize` gives the bytes of ggml's reference (of the blocks of 256, in `kquants.py`, all but a few). Every type that
+is read can be turned back into numbers.
 
 Source: ggml-quants.c of ggml; the layouts of the blocks stand beside each function.
 """
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from herd.formats.gguf import TYPES
+from herd.formats.kquants import to_q4_k, to_q5_k, to_q6_k
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 """Types that are no blocks."""
@@ -52,7 +54,7 @@ def _pieces(source: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(source.split(step), target.split(step), strict=True)
 
 
-# ---- write: Q8_0, Q4_0 -----------------------------------------------------------------------------------------------
+# ---- write -----------------------------------------------------------------------------------------------------------
 
 
 def _to_q8_0(blocks: Tensor) -> Tensor:
@@ -81,7 +83,36 @@ def _fp16_bytes(scale: Tensor) -> Tensor:
     return scale.to(torch.float16).view(torch.uint8)
 
 
-QUANTIZERS: dict[str, Callable[[Tensor], Tensor]] = {"Q8_0": _to_q8_0, "Q4_0": _to_q4_0}
+def _to_q5_0(blocks: Tensor) -> Tensor:
+    """fp16 scale, 4 bytes of fifth bits, 16 bytes: the weight largest in size becomes -16."""
+    scale = blocks.gather(1, blocks.abs().argmax(1, keepdim=True)) / -16
+    numbers = (blocks * _inverse(scale) + 16.5).to(torch.uint8).clamp_max(31)
+    return torch.cat((_fp16_bytes(scale), _five_bits(numbers)), 1)
+
+
+def _to_q5_1(blocks: Tensor) -> Tensor:
+    """fp16 scale, fp16 least value, 4 bytes of fifth bits, 16 bytes."""
+    least = blocks.amin(1, keepdim=True)
+    scale = (blocks.amax(1, keepdim=True) - least) / 31
+    numbers = ((blocks - least) * _inverse(scale) + 0.5).to(torch.uint8).clamp_max(31)
+    return torch.cat((_fp16_bytes(scale), _fp16_bytes(least), _five_bits(numbers)), 1)
+
+
+def _five_bits(numbers: Tensor) -> Tensor:
+    """32 numbers of 5 bits in 20 bytes: the fifth bits, then two fours in a byte."""
+    fifth = (numbers.view(-1, 4, 8) >> 4 << torch.arange(8, dtype=torch.uint8)).sum(2, dtype=torch.uint8)
+    return torch.cat((fifth, numbers[:, :16] & 15 | (numbers[:, 16:] & 15) << 4), 1)
+
+
+QUANTIZERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "Q8_0": _to_q8_0,
+    "Q4_0": _to_q4_0,
+    "Q5_0": _to_q5_0,
+    "Q5_1": _to_q5_1,
+    "Q4_K": to_q4_k,
+    "Q5_K": to_q5_k,
+    "Q6_K": to_q6_k,
+}
 """The quantized types that are written."""
 
 

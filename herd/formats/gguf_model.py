@@ -19,6 +19,7 @@ from herd.errors import CheckpointError, ConfigError
 from herd.formats import ggml, gguf
 from herd.formats.gguf import GGUFFile, GGUFTensor
 from herd.formats.gguf_rope import TABLES, scaling_fields, scaling_tables, with_scaling
+from herd.formats.kquants import MIXES, type_in_mix
 from herd.formats.stored import StoredTensor, StoredWeights, check_fit, is_rotary, spans
 from herd.formats.tail import check_tail
 from herd.model.config import ModelConfig
@@ -36,7 +37,7 @@ _INNER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}
+_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18, "BF16": 32}
 _TORCH_NAMES = {name: str(dtype).removeprefix("torch.") for name, dtype in ggml.PLAIN.items()}
 _IDS = "herd.token_ids"  # a field of our own: what llama.cpp has no word for
 
@@ -177,20 +178,21 @@ def gguf_name(name: str) -> str:
     return f"blk.{layer}.{inner[rest]}.{kind}"
 
 
-def types_of(shapes: dict[str, tuple[int, ...]], type: str) -> dict[str, str]:
+def types_of(config: ModelConfig, shapes: dict[str, tuple[int, ...]], type: str) -> dict[str, str]:
     """In what each tensor is written, by Hugging Face's names.
 
-    Norms and biases stay float32. Beside Q4_0 the embedding and the head take Q8_0, where rounding costs the most. A
-    matrix whose rows are not whole blocks stays float16.
+    Norms and biases stay float32. Beside Q4_0 the embedding and the head take Q8_0, where rounding costs the most;
+    Q4_K_M, Q5_K_M and Q6_K are llama.cpp's mixes. A matrix whose rows are not whole blocks stays float16.
     """
     chosen = {}
     for name, shape in shapes.items():
-        wanted = "Q8_0" if type == "Q4_0" and not name.startswith("model.layers.") else type
         if len(shape) == 1:
             wanted = "F32"
-        elif shape[-1] % gguf.TYPES[wanted].num_weights:
-            wanted = "F16"
-        chosen[name] = wanted
+        elif type in MIXES:
+            wanted = type_in_mix(config, name, shape, type)
+        else:
+            wanted = "Q8_0" if type == "Q4_0" and not name.startswith("model.layers.") else type
+        chosen[name] = "F16" if shape[-1] % gguf.TYPES[wanted].num_weights else wanted
     return chosen
 
 
@@ -224,7 +226,7 @@ def plan_gguf(
     config: ModelConfig, shapes: dict[str, tuple[int, ...]], type: str
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Type and shape of every tensor of the file, by llama.cpp's names, in order."""
-    types = types_of(shapes, type)
+    types = types_of(config, shapes, type)
     plan = {gguf_name(name): (types[name], shape) for name, shape in shapes.items()}
     return {name: ("F32", tuple(table.shape)) for name, table in scaling_tables(config).items()} | plan
 
@@ -239,7 +241,7 @@ def write_gguf(
     """
     config = weights.config
     shapes = {key: tensor.shape for key, tensor in weights.tensors.items()}
-    plan, types = plan_gguf(config, shapes, type), types_of(shapes, type)
+    plan, types = plan_gguf(config, shapes, type), types_of(config, shapes, type)
     with open(path, "wb") as stream:
         stream.write(gguf.header(fields_of(config, tokenizer_fields, type, name), plan))
         for table in scaling_tables(config).values():

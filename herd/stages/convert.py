@@ -31,8 +31,8 @@ class ConvertSettings:
     """Folder or GGUF file to write; must not exist."""
     format: Literal["huggingface", "meta", "gguf"] | None = None
     """Format to write; default: GGUF where `out` ends in .gguf, else Hugging Face's."""
-    precision: Literal["float32", "bfloat16", "float16", "q8_0", "q4_0"] | None = None
-    """Numbers to write, q8_0 and q4_0 only in GGUF; default: as stored, bfloat16 for what is packed."""
+    precision: Literal["float32", "bfloat16", "float16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"] | None = None
+    """Numbers to write, q8_0 to q4_0 only in GGUF; default: as stored, bfloat16 for what is packed."""
     shards: int = 1
     """Files of Meta's format, one for each tensor-parallel rank."""
     check: bool = True

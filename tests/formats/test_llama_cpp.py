@@ -69,3 +69,23 @@ def test_llama_cpp_goes_on_with_the_same_tokens_until_two_are_equally_likely(var
         if token != int(best.indices[0]):
             assert best.values[0] - best.values[1] < CLOSE and place > 0
             return
+
+
+@pytest.mark.parametrize("precision", ["q4_k_m", "q5_k_m", "q6_k"])
+def test_llama_cpp_predicts_from_a_mix_what_herd_reads_in_it(precision, tmp_path):
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train(["some text about some words"], 600)
+    config = replace(TINY, vocab_size=tokenizer.vocab_size, hidden_size=256, intermediate_size=512)
+    model = LlamaForCausalLM(config)
+    initialize(model, 0)
+    checkpoint.save(model, tmp_path / "model", tokenizer)
+    convert(tmp_path / "model", tmp_path / "model.gguf", precision=precision)
+    prompt = torch.randint(0, 256, (PROMPT,)).tolist()
+    answer = llama_cpps_answer(tmp_path / "model.gguf", prompt)
+    again = checkpoint.load(tmp_path / "model.gguf", dtype=torch.float32)
+    with torch.no_grad():
+        logits = again(torch.tensor([prompt + answer]))[0, PROMPT - 1 : -1]
+    for row, token in zip(logits, answer, strict=True):
+        if token != int(row.argmax()):  # it rounds what it multiplies to 8 bits
+            assert row.max() - row[token] < 0.05 * row.std()
+            return
