@@ -12,6 +12,7 @@ from herd.errors import CapacityError, CheckpointError, ConfigError
 from herd.formats.checkpoint import Checkpoint, open_checkpoint
 from herd.infer.adapters import AdaptedLinear
 from herd.kernels import decoding
+from herd.log import say
 from herd.model.llama import Attend, LlamaForCausalLM, empty_model
 from herd.ops.compressed import LAYERS, Scheme, check_quantization, empty_like, takes
 from herd.ops.paged_attention import paged_attention
@@ -34,6 +35,18 @@ def load_model(
         quantize_layers(model, quantize)
     make_fast(model)
     return model
+
+
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """What an engine computes in, by its name or as PyTorch has it.
+
+    Raises:
+        ConfigError: it is none in which the engine computes.
+    """
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is not None and found not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ConfigError(f"dtype={dtype}: the engine computes in float32, bfloat16 or float16")
+    return found
 
 
 def open_drafter(path: Path | str, model: LlamaForCausalLM, tokenizer: Tokenizer) -> LlamaForCausalLM:
@@ -160,6 +173,9 @@ def quantize_layers(model: LlamaForCausalLM, scheme: Scheme) -> None:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and takes(scheme, name, num_layers)
     ]
+    if not names:
+        say(f"  quantize={scheme} changed nothing: only layers between the first and the last are rounded")
+        return
     if biased := next((name for name in names if model.get_submodule(name).bias is not None), None):
         raise CapacityError(f"quantize={scheme}: {biased} has a bias, which the quantized layers have no place for")
     try:

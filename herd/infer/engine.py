@@ -26,7 +26,7 @@ import torch.distributed as dist
 from herd.errors import ConfigError, RequestError
 from herd.formats.checkpoint import Checkpoint, open_checkpoint
 from herd.infer.adjust import Adjustment
-from herd.infer.build import Source, as_ids, check_ends, load_model
+from herd.infer.build import Source, as_dtype, as_ids, check_ends, load_model
 from herd.infer.guide import GuideMaker
 from herd.infer.inputs import Input, as_batch, is_encoded, is_one
 from herd.infer.loop import Loop
@@ -48,19 +48,20 @@ Answers = Completion | list[Completion]
 class Engine:
     """Generates text with one model.
 
-    `path` is a checkpoint folder or a run folder. `dtype` None keeps the checkpoint's own where this machine computes
-    in it well. `quantize` (int8, int4 or fp8) rounds the weights of the linear layers on loading. The cache of keys and
-    values takes `cache_bytes`, by default a quarter of the available memory; `max_sequences` answers grow at the same
-    time, and a step computes at most `max_prompt_tokens` tokens of new prompts beside them (512, on a GPU 4096). The
-    context is the model's own; a longer `max_context` than it was trained on is taken as it is (answers say how much
-    they repeat themselves). `cache_dtype="int8"` makes the cache half as large. `deterministic` computes each sequence
-    for itself, so that an answer never depends on what else runs: slower with many at once. `speculate` guesses tokens
-    ahead and verifies them together, where that gains (with `deterministic` always): "lookup" takes them from the text
-    so far, a path from a smaller model; the answers stay the same. `graphs=False` runs every step on a GPU launch by
-    launch instead of replaying decode steps as CUDA graphs (True on a CPU rehearses them, for tests). `group` splits
-    the model over processes that all run this engine on the same requests. Conversations are written by the own chat
-    template of the checkpoint, or in the format that `template` names (llama3, chatml, a file ...); `date` is today to
-    it; `read_special` reads special strings in prompts as their tokens: only for text that you wrote yourself.
+    `path` is a checkpoint folder or a run folder. `dtype` (PyTorch's, or its name) None keeps the checkpoint's own
+    where this machine computes in it well. `quantize` (int8, int4 or fp8) rounds the weights of the linear layers on
+    loading. The cache of keys and values takes `cache_bytes`, by default a quarter of the available memory;
+    `max_sequences` answers grow at the same time, and a step computes at most `max_prompt_tokens` tokens of new prompts
+    beside them (512, on a GPU 4096). The context is the model's own; a longer `max_context` than it was trained on is
+    taken as it is (answers say how much they repeat themselves). `cache_dtype="int8"` makes the cache half as large.
+    `deterministic` computes each sequence for itself, so that an answer never depends on what else runs: slower with
+    many at once. `speculate` guesses tokens ahead and verifies them together, where that gains (with `deterministic`
+    always): "lookup" takes them from the text so far, a path from a smaller model; the answers stay the same.
+    `graphs=False` runs every step on a GPU launch by launch instead of replaying decode steps as CUDA graphs (True on a
+    CPU rehearses them, for tests). `group` splits the model over processes that all run this engine on the same
+    requests. Conversations are written by the own chat template of the checkpoint, or in the format that `template`
+    names (llama3, chatml, a file ...); `date` is today to it; `read_special` reads special strings in prompts as their
+    tokens: only for text that you wrote yourself.
 
     Raises:
         CheckpointError: there is no language model at `path`.
@@ -72,7 +73,7 @@ class Engine:
         self,
         path: Path | str | Checkpoint,
         *,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         device: str = "cpu",
         quantize: Scheme | None = None,
         cache_bytes: int | None = None,
@@ -107,7 +108,7 @@ class Engine:
             decoding.start()
         with ThreadPoolExecutor(1) as beside:  # the tokenizer is Python's work, the weights are PyTorch's
             tokenizer = beside.submit(lambda: checkpoint.tokenizer)
-            model = load_model(checkpoint, dtype, device, quantize)
+            model = load_model(checkpoint, as_dtype(dtype), device, quantize)
         self._assemble(model, tokenizer.result(), options)
         # several processes have only a part of the weights each; and where they lie may show in a product's last digits
         self.loop.may_move = group is None and not deterministic

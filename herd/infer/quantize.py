@@ -18,6 +18,7 @@ from herd.formats.checkpoint import Checkpoint, open_checkpoint
 from herd.formats.folder import read_tensors
 from herd.formats.safetensors import INDEX, SINGLE, TensorInfo, save_tensors
 from herd.kernels import decoding
+from herd.log import say
 from herd.model.config import CAUSAL_LM, ModelConfig
 from herd.ops.compressed import SCHEMES, Scheme, pack_layer, packed_shapes, quantization_config, takes
 from herd.ops.quantized import GROUP
@@ -52,6 +53,8 @@ def quantize_folder(
             scheme does not fit.
     """
     plan = _plan(source, scheme)
+    if not plan.layers:
+        say(f"  {scheme} quantizes nothing here: only layers between the first and the last are rounded")
     decoding.wait()
     work = _Work(scheme, plan.layers, memory_bytes // 2)
     with atomic_folder(Path(target)) as aside:

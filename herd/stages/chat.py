@@ -46,6 +46,8 @@ class ChatSettings:
     """Remember what was typed for the next time (arrow up), in a file that only you can read."""
     device: str = "cpu"
     """Where the model runs: cpu or cuda."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Numbers to compute in; the checkpoint's own where this machine computes in them well, when not given."""
     quantize: Literal["int8", "int4", "fp8"] | None = None
     """Round the weights on loading."""
     engine: EngineSettings = EngineSettings()
@@ -77,5 +79,9 @@ def _speaker(settings: ChatSettings, params: SamplingParams) -> Speaker:
         return Client(str(settings.path), model=settings.model)
     from herd.serve.terminal.local import open_local
 
-    options = settings.engine.options() | {"device": settings.device, "quantize": settings.quantize}
+    options = settings.engine.options() | {
+        "device": settings.device,
+        "dtype": settings.dtype,
+        "quantize": settings.quantize,
+    }
     return open_local(Path(settings.path), params, **options)

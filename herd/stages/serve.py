@@ -41,6 +41,8 @@ class ServeSettings:
     """YAML file of `name: key`, for several clients; the names go into the log."""
     device: str = "cpu"
     """Where the models run: cpu or cuda."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Numbers to compute in; the checkpoint's own where this machine computes in them well, when not given."""
     quantize: Literal["int8", "int4", "fp8"] | None = None
     """Round the weights on loading; see `herd quantize` for a smaller copy on disk."""
     adapters: dict[str, Path] | None = None
@@ -75,7 +77,7 @@ def run(settings: ServeSettings) -> None:
     check_keys(keys)
     store = Store(settings.store) if settings.store is not None else None
     listener = bound(settings.host, settings.port)
-    engines = open_engines(paths, settings.engine, settings.device, quantize=settings.quantize)
+    engines = open_engines(paths, settings.engine, settings.device, dtype=settings.dtype, quantize=settings.quantize)
     for name, folder in (settings.adapters or {}).items():
         next(iter(engines.values())).add_adapter(name, folder)
     is_open = not (key or keys)

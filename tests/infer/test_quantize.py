@@ -390,3 +390,23 @@ def test_the_fp8_product_on_a_gpu_agrees_with_its_twin():
     torch.testing.assert_close(
         fp8_linear(x, weight, factor), reference_fp8_linear(x, weight, factor), rtol=2**-6, atol=0.2
     )
+
+
+@pytest.mark.parametrize("layers, is_said", [(1, True), (2, True), (3, False)])
+def test_fp8_says_where_there_is_no_layer_that_it_changes(layers, is_said, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("HERD_QUIET", raising=False)
+    save(tiny_model(num_hidden_layers=layers), tmp_path / "model", small_tokenizer())
+    Engine(tmp_path / "model", quantize="fp8", cache_bytes=1_000_000)
+    assert ("quantize=fp8 changed nothing" in capsys.readouterr().err) == is_said
+    assert (quantize_folder(tmp_path / "model", tmp_path / "small", "fp8").num_layers == 0) == is_said
+    assert ("fp8 quantizes nothing here" in capsys.readouterr().err) == is_said
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_numbers_to_compute_in_are_a_setting(dtype, tmp_path):
+    save(tiny_model(), tmp_path / "model", small_tokenizer())
+    engine = Engine(tmp_path / "model", dtype=dtype, cache_bytes=1_000_000)
+    assert engine.model.model.norm.weight.dtype == getattr(torch, dtype)
+    assert len(engine.generate([[1, 2, 3]], SamplingParams(temperature=0.0, max_tokens=4))[0].tokens) == 4
+    with pytest.raises(ConfigError, match="dtype=int8: the engine computes in float32, bfloat16 or float16"):
+        Engine(tmp_path / "model", dtype="int8")
