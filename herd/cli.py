@@ -37,7 +37,7 @@ STORY: dict[str, tuple[str, ...]] = {
     ),
     "From a corpus to a base model": ("pretrain", "average"),
     "From a base model to an assistant": ("distill", "sft", "reward", "reject", "dpo"),
-    "Measure and shrink": ("evaluate", "quantize", "report"),
+    "Measure and shrink": ("evaluate", "harness", "quantize", "report"),
     "Use": ("chat", "serve", "convert", "plan", "doctor", "sandbox"),
     "Look closer": ("inspect", "show", "template", "trace"),
 }

@@ -71,11 +71,11 @@ class Tree:
 
 
 def trees_of(continuations: Sequence[Continuation]) -> list[Tree]:
-    """Trees of continuations that have at least a quarter of their tokens in common."""
+    """Trees of continuations that have a quarter of their tokens in common; nobody needs what follows their last."""
     trees: list[Tree] = []
     last: Sequence[int] = ()
     for member in sorted(range(len(continuations)), key=lambda place: list(continuations[place].ids)):
-        ids = continuations[member].ids
+        ids = continuations[member].ids[:-1]
         shared = _shared(last, ids)
         if not trees or 4 * shared < len(ids) or len(trees[-1].tokens) + len(ids) - shared > TREE_TOKENS:
             trees.append(Tree())

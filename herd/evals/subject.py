@@ -37,12 +37,24 @@ class Subject(Protocol):
     def num_tokens(self, prompt: Prompt) -> int | None:
         """Tokens of a prompt; None where that is not known."""
 
+    def forget(self) -> None:
+        """Drop what is kept of earlier questions, so that answers do not depend on them."""
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Tokens read and written so far, where they are known; shared beginnings count in every prompt."""
+
 
 class Local:
     """A checkpoint on this machine; it is loaded when it is first asked."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.usage = {"tokens_read": 0, "tokens_written": 0}
+
+    def forget(self) -> None:
+        if "engine" in self.__dict__:
+            self.engine.weights_changed()
 
     @functools.cached_property
     def engine(self) -> Engine:
@@ -59,15 +71,23 @@ class Local:
 
     def likelihoods(self, asked: Sequence[tuple[Prompt, Sequence[Choice]]]) -> list[list[Likelihood]]:
         rows = [self._continuations(prompt, choices) for prompt, choices in asked]
-        flat = [one for row in rows for one in row]
+        found = iter(self.score([one for row in rows for one in row]))
+        return [[next(found) for _ in row] for row in rows]
+
+    def score(self, continuations: Sequence[Continuation]) -> list[Likelihood]:
+        """Likelihoods of continuations that are ids already.
+
+        Raises:
+            RequestError: one is longer than the context.
+        """
         context = self.engine.max_context
-        if (longest := max((len(one.ids) for one in flat), default=0)) > context:
+        if (longest := max((len(one.ids) - 1 for one in continuations), default=0)) > context:
             raise RequestError(
                 f"{self.path}: a prompt with its answer has {longest:,} tokens, the context is {context:,}; give the "
                 "task fewer shots or shorter prompts (nothing is cut silently)"
             )
-        found = iter(likelihoods(self._model, flat))
-        return [[next(found) for _ in row] for row in rows]
+        self.usage["tokens_read"] += sum(len(one.ids) for one in continuations)
+        return likelihoods(self._model, continuations)
 
     def _continuations(self, prompt: Prompt, choices: Sequence[Choice]) -> list[Continuation]:
         """The prompt with each choice as ids; a space at the seam goes with the choice."""
@@ -82,9 +102,16 @@ class Local:
         return found
 
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[str]:
-        answers = self.engine.generate(list(prompts), params)
+        return self.generate_from([self.engine.encode(prompt) for prompt in prompts], params)
+
+    def generate_from(self, prompts: Sequence[list[int]], params: SamplingParams) -> list[str]:
+        """Answers to prompts that are ids already."""
+        answers = self.engine.generate(list(prompts), params)  # type: ignore[arg-type]  # ids are taken too
         assert isinstance(answers, list)  # a list of prompts was given
-        return [answer.text for answer in answers if isinstance(answer, Completion)]
+        given = [answer for answer in answers if isinstance(answer, Completion)]
+        self.usage["tokens_read"] += sum(answer.prompt_tokens for answer in given)
+        self.usage["tokens_written"] += sum(len(answer.tokens) for answer in given)
+        return [answer.text for answer in given]
 
     def num_tokens(self, prompt: Prompt) -> int:
         return len(self.engine.encode(prompt))
@@ -97,7 +124,11 @@ class Endpoint:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.usage = {"tokens_read": 0}
         self._engine = RemoteEngine(url, key=os.environ.get("OPENAI_API_KEY"))
+
+    def forget(self) -> None:
+        pass  # nothing is kept here
 
     def likelihoods(self, asked: Sequence[tuple[Prompt, Sequence[Choice]]]) -> list[list[Likelihood]]:
         raise RequestError(
@@ -106,7 +137,9 @@ class Endpoint:
         )
 
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[str]:
-        return [answer.text for answer in self._engine.generate(list(prompts), params)]
+        answers = self._engine.generate(list(prompts), params)
+        self.usage["tokens_read"] += sum(answer.prompt_tokens for answer in answers)
+        return [answer.text for answer in answers]
 
     def num_tokens(self, prompt: Prompt) -> None:
         return None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from herd.evals.asking import RETRIEVED, Result, main_metric
-from herd.evals.statistics import compared
+from herd.evals.statistics import benjamini_hochberg, compared
 from herd.evals.task import Item, Task
 from herd.log import say
 from herd.types import Score
@@ -17,8 +18,8 @@ def is_part(score: Score, tasks: Sequence[str]) -> bool:
     return score.task not in tasks and any(score.task.endswith(f" {task}") for task in tasks)
 
 
-def show_table(title: str, scores: Sequence[Score]) -> None:
-    """One line per model, one column per task and metric, values with their interval."""
+def show_table(title: str, scores: Sequence[Score], published: Mapping[str, float]) -> None:
+    """One line per model, one column per task and metric, values with their interval; what others published below."""
     columns = list(dict.fromkeys((score.task, score.metric) for score in scores))
     models = list(dict.fromkeys(score.model for score in scores))
     found = {(score.model, score.task, score.metric): score for score in scores}
@@ -28,6 +29,8 @@ def show_table(title: str, scores: Sequence[Score]) -> None:
     for name in models:
         cells = [_cell(found.get((name, task, metric))) for task, metric in columns]
         say(f"    {name:<{width}}  " + "  ".join(f"{cell:<22}" for cell in cells).rstrip())
+    if published:
+        say("    published: " + ", ".join(f"{name} {value:.3f}" for name, value in published.items()))
 
 
 def verdict(
@@ -49,6 +52,55 @@ def verdict(
         word = "above" if last.low > 0 else "below" if last.high < 0 else "not clearly different from"
         parts.append(f"{models[-1]}: {word} the {RETRIEVED} ({last.value:+.3f}, {last.low:+.3f} to {last.high:+.3f})")
     return "; ".join(parts)
+
+
+def comparisons(
+    task: Task, items: Sequence[Item], results: Mapping[str, Sequence[Result]], models: Sequence[str], previous: bool
+) -> list[dict[str, Any]]:
+    """Each pair of models on the same questions of a task: difference, paired test, smallest detectable difference."""
+    metric = main_metric(task)
+    values = {name: [one["scores"][metric] for one in results[name]] for name in models}
+    groups = [item.group for item in items] if task.group else None
+    rows = []
+    for before, after in pairwise(models) if previous else ((models[0], other) for other in models[1:]):
+        found = compared(values[after], values[before], groups)
+        row: dict[str, Any] = {"task": task.name, "metric": metric, "model": after, "against": before, "n": len(items)}
+        row |= {"difference": found.difference.value, "low": found.difference.low, "high": found.difference.high}
+        rows.append(row | {"p": found.p, "detectable": found.detectable, "says": found.word})
+    return rows
+
+
+def show_comparisons(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The comparisons with their `q` over all of them; over several tasks only a small `q` makes a finding."""
+    for row, q in zip(rows, benjamini_hochberg([row["p"] for row in rows]), strict=True):
+        row["q"] = q
+        if len(rows) > 1 and q > 0.05:
+            row["says"] = "no difference shown"
+    if len(rows) > 1:
+        say(f"  {len(rows)} comparisons; one in twenty of those called better or worse may be chance:")
+        for row in rows:
+            what = f"{row['task']}: {row['model']} against {row['against']}"
+            say(
+                f"    {what}: {row['says']} ({row['difference']:+.3f}, {row['low']:+.3f} to {row['high']:+.3f}; "
+                f"q = {row['q']:.2g}; {row['n']} questions would show {row['detectable']:.3f})"
+            )
+    return rows
+
+
+def show_usage(rows: list[dict[str, Any]], prices: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    """What each model took for each task, and of models with a price what it cost."""
+    for row in rows:
+        if row["model"] in prices:
+            read, written = prices[row["model"]]
+            row["cost"] = (row.get("tokens_read", 0) * read + row.get("tokens_written", 0) * written) / 1e6
+    for name in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == name]
+        totals = {
+            key: sum(row.get(key, 0) for row in own) for key in ("seconds", "tokens_read", "tokens_written", "cost")
+        }
+        told = f"{totals['seconds']:.0f} s, {totals['tokens_read']:,} tokens read, {totals['tokens_written']:,} written"
+        say(f"  {name}: {told}" + (f", cost {totals['cost']:.4f}" if name in prices else ""))
+    return rows
 
 
 def decision(

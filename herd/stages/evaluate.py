@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
+import time
 from collections.abc import Callable
-from dataclasses import asdict, field
+from dataclasses import asdict, field, replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from herd.config import find_recipe, settings
 from herd.data.rows import write_rows
 from herd.errors import ConfigError, DataError
 from herd.evals.asking import Result, ask, baseline_results, samples_of, scores_of
-from herd.evals.subject import address_of, named, open_subject
-from herd.evals.table import decision, headlines, is_part, show_table
+from herd.evals.page import page
+from herd.evals.statistics import as_published
+from herd.evals.subject import Subject, address_of, named, open_subject
+from herd.evals.table import comparisons, decision, headlines, is_part, show_comparisons, show_table, show_usage
 from herd.evals.task import Item, Task, items_of, load_task, missing, paths_of
 from herd.evals.text import judge_needles, judge_text
 from herd.log import progress, say
@@ -24,7 +30,7 @@ from herd.run import Run, atomic_write, open_run
 from herd.types import Score
 
 CHUNK_ITEMS = 384
-"""Questions that are asked and kept together; each chunk has a fresh engine, so that stopping changes no answer."""
+"""Questions asked and kept together; nothing is remembered beyond them, so that stopping changes no answer."""
 
 
 @settings
@@ -33,8 +39,10 @@ class EvaluateSettings:
 
     out: Path
     """Run folder to write."""
-    tasks: list[Path]
+    tasks: list[Path] = field(default_factory=list)
     """Task files (YAML; see recipes/evals/), in the order of the tables."""
+    suite: str = ""
+    """More of them: `base` or `instruct` (the paper's, recipes/evals/suites/), or a YAML file with a list `tasks`."""
     path: list[Path] = field(default_factory=list)
     """Models: checkpoints, run folders, GGUF files, or addresses of OpenAI-compatible endpoints (http://HOST/v1)."""
     models: dict[str, Path] = field(default_factory=dict)
@@ -47,12 +55,18 @@ class EvaluateSettings:
     """Models that are asked for bits per byte and needles; default: all."""
     base_models: list[str] | None = None
     """Models that continue raw text; default: those that were not trained on conversations."""
+    sandbox: str = "full"
+    """Level of the sandbox in which programs run (docs/sandbox.md)."""
+    prices: dict[str, list[float]] = field(default_factory=dict)
+    """Of models by name: price of a million tokens read and of a million written, for the costs."""
     compare: Literal["first", "previous"] = "first"
     """Whether each model is compared with the first, or with the one before it."""
 
     def __post_init__(self):
-        if not self.tasks:
-            raise ValueError("tasks: name at least one task file")
+        if not self.tasks and not self.suite:
+            raise ValueError("tasks: name at least one task file, or a suite")
+        if any(len(pair) != 2 for pair in self.prices.values()):
+            raise ValueError("prices: two figures for each model, of a million tokens read and written")
         asked = {*(self.text_models or ()), *(self.base_models or ())}
         if asked and (unknown := asked - set(named(self.models, self.path))):
             raise ValueError(f"text_models and base_models may only name models; {min(unknown)} is not one of them")
@@ -61,9 +75,10 @@ class EvaluateSettings:
 
 
 def run(settings: EvaluateSettings) -> Path:
-    """Write `scores.jsonl`, `samples.jsonl` and perhaps `needle.json`, and show the scores as tables."""
+    """Write `scores.jsonl`, `samples.jsonl`, `samples.html` (the page) and more, and show the scores as tables."""
     models = named(settings.models, settings.path)
-    tasks = [load_task(find_recipe(file), settings.data, settings.limit) for file in settings.tasks]
+    files = [find_recipe(file) for file in [*settings.tasks, *_of_suite(settings.suite)]]
+    tasks = [replace(load_task(file, settings.data, settings.limit), sandbox=settings.sandbox) for file in files]
     if len({task.name for task in tasks}) < len(tasks):
         raise ConfigError(f"tasks: two have the same name among {', '.join(task.name for task in tasks)}")
     for why in filter(None, map(missing, tasks)):
@@ -74,7 +89,7 @@ def run(settings: EvaluateSettings) -> Path:
     inputs: dict[str, Any] = {f"model {name}": path for name, path in models.items() if not address_of(path)}
     for task in tasks:
         inputs[f"task {task.name}"] = paths_of(task)
-    inputs["tasks"] = [find_recipe(file) for file in settings.tasks]
+    inputs["tasks"] = files
     with open_run(settings.out, stage="evaluate", settings=settings, inputs=inputs) as run:
         if not run.finished:
             run.need(disk_bytes=20e6)
@@ -82,12 +97,46 @@ def run(settings: EvaluateSettings) -> Path:
     return run.path
 
 
+def _of_suite(name: str) -> list[Path]:
+    """The tasks of a suite: a shipped one by its name, or a file whose tasks lie beside it or among the recipes."""
+    if not name:
+        return []
+    file = find_recipe(Path(name if name.endswith((".yaml", ".yml")) else f"evals/suites/{name}.yaml"))
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"suite: {name} is none ({error}); there are `base`, `instruct`, or your own file") from None
+    names = found.get("tasks") if isinstance(found, dict) and set(found) == {"tasks"} else None
+    if not isinstance(names, list) or not names or not all(isinstance(one, str) for one in names):
+        raise ConfigError(f"{file}: expected `tasks:` with a list of task files, and nothing else")
+    with_ends = [one if one.endswith((".yaml", ".yml")) else f"{one}.yaml" for one in names]
+    return [file.parent / one if (file.parent / one).exists() else _shipped(one) for one in with_ends]
+
+
+def _shipped(name: str) -> Path:
+    among = find_recipe(Path("evals") / name)
+    return among if among.exists() else Path(name)
+
+
 def _judge(run: Run, settings: EvaluateSettings, models: dict[str, Path], tasks: list[Task]) -> None:
     scores: list[Score] = []
     samples: list[dict[str, Any]] = []
+    usage: list[dict[str, Any]] = []
     figures: dict[str, Any] = {}
+    differences: list[dict[str, Any]] = []
     of_text: list[Score] = []  # the manifest tells them of the first model, which was made for text
     text_models = {name: models[name] for name in settings.text_models or models}
+    items = {task.name: items_of(task) for task in tasks if task.ask in ("choices", "generate")}
+    answers: dict[tuple[str, str], list[Result]] = {}
+    for name, path in models.items():  # each is opened once
+        opened = functools.cache(functools.partial(open_subject, path))
+        for task in tasks:
+            if task.name in items:
+                found, used = _answers(run, settings, task, items[task.name], name, opened)
+                answers[task.name, name] = found
+                usage.append({"task": task.name, "model": name, "n": len(found)} | used)
+        del opened
+        gc.collect()
     for task in tasks:
         keep = partial(_kept, run, task)
         if task.ask == "bits_per_byte":
@@ -97,45 +146,68 @@ def _judge(run: Run, settings: EvaluateSettings, models: dict[str, Path], tasks:
             if grids:
                 atomic_write(run.path / "needle.json", json.dumps(grids))
         else:
-            items = items_of(task)
-            results = {name: _answers(settings, task, items, name, path, keep) for name, path in models.items()}
-            results |= baseline_results(task, items)
-            new = scores_of(task, items, results)
-            samples += samples_of(task, items, results)
-            figures = figures or decision(task, items, results, list(models), settings.compare == "previous")
+            asked = items[task.name]
+            results = {name: answers[task.name, name] for name in models} | baseline_results(task, asked)
+            new = scores_of(task, asked, results)
+            samples += samples_of(task, asked, results)
+            previous = settings.compare == "previous"
+            figures = figures or decision(task, asked, results, list(models), previous)
+            differences += comparisons(task, asked, results, list(models), previous)
         scores += new
         of_text += new if task.ask in ("bits_per_byte", "needle") else []
-        show_table(task.name, [score for score in new if not is_part(score, [task.name])])
+        show_table(task.name, [score for score in new if not is_part(score, [task.name])], task.published)
+    rows = [asdict(score) | {"paper_half": _paper_half(score)} for score in scores]
     if figures:
         say(f"  {figures['verdict']}")
         write_rows(run.path / "samples.jsonl", samples)
-    write_rows(run.path / "scores.jsonl", map(asdict, scores))
+        write_rows(run.path / "comparisons.jsonl", show_comparisons(differences))
+        usage = show_usage(usage, settings.prices)
+        write_rows(run.path / "usage.jsonl", usage)
+        published = {task.name: task.published for task in tasks}
+        text = page(rows, samples, differences, usage, published, list(models))
+        atomic_write(run.path / "samples.html", text)
+    write_rows(run.path / "scores.jsonl", rows)
     whole = [score for score in scores if not is_part(score, [task.name for task in tasks])]
     of_best = headlines(whole, figures.get("best", next(iter(models))))
     run.finish(of_best | headlines(of_text, next(iter(text_models))) | figures)
 
 
+def _paper_half(score: Score) -> float | None:
+    """Half the interval by the paper's formula, where it is a mean of figures from 0 to 1."""
+    fits = score.n and 0 <= score.value <= 1 and score.metric not in ("bits_per_byte", "gain_over_retrieved")
+    return round(as_published(score.value, score.n), 4) if fits else None
+
+
 def _answers(
+    run: Run,
     settings: EvaluateSettings,
     task: Task,
     items: list[Item],
     name: str,
-    path: Path,
-    keep: Callable[[str, Callable[[], Any]], Any],
-) -> list[Result]:
-    """A model's results, in chunks that an interrupted run does not ask again."""
+    opened: Callable[[], Subject],
+) -> tuple[list[Result], dict[str, float]]:
+    """A model's results and what they took, in chunks that an interrupted run does not ask again."""
     base = None if settings.base_models is None else name in settings.base_models
     results: list[Result] = []
+    used: dict[str, float] = {}
     with progress(f"{task.name}, {name}", total=len(items), unit="questions") as bar:
         for start in range(0, len(items), CHUNK_ITEMS):
             part = items[start : start + CHUNK_ITEMS]
-            results += keep(f"{name} {start}", partial(_asked, task, part, path, base))
+            found = _kept(run, task, f"{name} {start}", partial(_asked, task, part, opened, base))
+            results += found["results"]
+            for key, value in found["usage"].items():
+                used[key] = used.get(key, 0) + value
             bar.advance(len(part))
-    return results
+    return results, used
 
 
-def _asked(task: Task, items: list[Item], path: Path, base: bool | None) -> list[Result]:
-    return ask(task, items, open_subject(path), base)
+def _asked(task: Task, items: list[Item], opened: Callable[[], Subject], base: bool | None) -> dict[str, Any]:
+    subject = opened()
+    subject.forget()
+    before, begin = dict(subject.usage), time.perf_counter()
+    results = ask(task, items, subject, base)
+    used = {key: value - before[key] for key, value in subject.usage.items()}
+    return {"results": results, "usage": {"seconds": round(time.perf_counter() - begin, 2)} | used}
 
 
 def _kept(run: Run, task: Task, name: str, make: Callable[[], Any]) -> Any:

@@ -1,5 +1,6 @@
 """Evaluation from the command line: anybody's task file and rows, models side by side, continued when stopped."""
 
+import gzip
 import json
 import math
 
@@ -66,6 +67,41 @@ def test_ones_own_csv_and_ten_lines_of_yaml_are_an_evaluation(inputs, tmp_path):
     figures = read_manifest(out)["figures"]
     assert figures["best"] in ("one", "two")
     assert figures["verdict"].startswith("two against one: ")
+
+
+def test_a_suite_compares_models_over_tasks_and_its_page_shows_every_answer(inputs, tmp_path):
+    text = CHOICES.replace("mine.csv", str(inputs / "mine.csv")) + "published: {Best: 0.9}\n"
+    for name in ("first", "second"):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    (tmp_path / "suite.yaml").write_text("tasks: [first, second.yaml]\n")
+    out = evaluated(inputs, tmp_path / "e", f"suite={tmp_path / 'suite.yaml'}", "prices={one: [1, 2]}")
+    differences = rows_of(out / "comparisons.jsonl")
+    assert [row["task"] for row in differences] == ["first", "second"]
+    assert all(row["says"] == "no difference shown" and row["q"] >= row["p"] for row in differences)
+    assert all(row["detectable"] >= 0 for row in differences)
+    usage = rows_of(out / "usage.jsonl")
+    assert [(row["model"], "cost" in row) for row in usage] == [("one", True)] * 2 + [("two", False)] * 2
+    assert all(row["tokens_read"] > 0 for row in usage)
+    page = (out / "samples.html").read_text()
+    assert "published: Best" in page
+    assert "ours: one" in page
+    assert page.count("<details class='sample") == 6
+    assert "What is open?" in page
+    assert all(row["paper_half"] is not None for row in rows_of(out / "scores.jsonl"))
+    assert cli.main(["evaluate", str(inputs / "one"), "suite=nonesuch", f"out={tmp_path / 'f'}"]) == 2
+
+
+def test_the_papers_suites_pass_over_by_name_what_has_no_data(inputs, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("HERD_QUIET", raising=False)
+    (tmp_path / "bench-boolq").mkdir()
+    rows = [{"question": "is it open", "answer": True}, {"question": "is it a thing", "answer": False}]
+    text = "\n".join(map(json.dumps, rows))
+    (tmp_path / "bench-boolq" / "dev_closed_book.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    out = evaluated(inputs, tmp_path / "e", "suite=base", f"data={tmp_path}")
+    assert {row["task"] for row in rows_of(out / "scores.jsonl")} == {"boolq"}
+    told = capsys.readouterr()
+    assert "skipped: " in told.out + told.err
+    assert "github.com/hendrycks/test" in told.out + told.err
 
 
 def test_free_answers_to_plain_prompts_are_scored_by_name(inputs, tmp_path):

@@ -1,0 +1,141 @@
+"""An evaluation as one self-contained page: the tables, and every question with its answers and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+SHOWN = 200
+"""Questions of a task that the page shows; all are in `samples.jsonl`."""
+
+Row = Mapping[str, Any]
+_KNOWN = {"task", "model", "item", "group", "kind", "name", "question", "answer", "answers", "reference", "choices"}
+_KNOWN |= {"nats", "why"}
+
+
+def page(
+    scores: Sequence[Row],
+    samples: Sequence[Row],
+    differences: Sequence[Row],
+    usage: Sequence[Row],
+    published: Mapping[str, Mapping[str, float]],
+    models: Sequence[str],
+) -> str:
+    """The page; rows are those of the run folder's files."""
+    style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
+    head = "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+    filters = "".join(
+        f"<label><input type=radio name=filter id={name}{' checked' if name == 'all' else ''}> {text}</label>"
+        for name, text in (
+            ("all", "all"),
+            ("right", "all models right"),
+            ("wrong", "some model wrong"),
+            ("split", "one right, another wrong"),
+        )
+    )
+    parts = [_scores(scores, published, models), _differences(differences), _usage(usage)]
+    parts += [f"<h2>Questions and answers</h2><nav>{filters}</nav>"]
+    parts += [_samples(task, samples, models) for task in dict.fromkeys(row["task"] for row in samples)]
+    return f"{head}<title>Evaluation</title><style>{style}</style><body><h1>Evaluation</h1>{''.join(parts)}</html>\n"
+
+
+def _scores(scores: Sequence[Row], published: Mapping[str, Mapping[str, float]], models: Sequence[str]) -> str:
+    """Ours with the interval that fits and the paper's half interval; in columns of their own what others published."""
+    others = list(dict.fromkeys(name for figures in published.values() for name in figures))
+    found = {(row["task"], row["metric"], row["model"]): row for row in scores}
+    ours = list(dict.fromkeys(row["model"] for row in scores))
+    ours = [*[name for name in models if name in ours], *[name for name in ours if name not in models]]
+    lines = []
+    seen: set[str] = set()
+    for task, metric in dict.fromkeys((row["task"], row["metric"]) for row in scores):
+        cells = [_cell(found.get((task, metric, name))) for name in ours]
+        figures = published.get(task, {}) if task not in seen else {}
+        seen.add(task)
+        cells += [f"{figures[name]:.3f}" if name in figures else "" for name in others]
+        n = next(row["n"] for row in scores if (row["task"], row["metric"]) == (task, metric))
+        lines.append(
+            f"<tr><td>{escape(task)}<td>{escape(metric)}<td class=n>{n}" + "".join(f"<td class=n>{c}" for c in cells)
+        )
+    head = "<tr><th>task<th>metric<th>n" + "".join(f"<th>ours: {escape(name)}" for name in ours)
+    head += "".join(f"<th>published: {escape(name)}" for name in others)
+    note = "With the 95 % interval; in brackets half the interval by the paper's formula, 1.96 sqrt(S (1 - S) / N)."
+    return f"<h2>Scores</h2><p class=dim>{note}</p><div class=wide><table>{head}{''.join(lines)}</table></div>"
+
+
+def _cell(row: Row | None) -> str:
+    if row is None or not row["n"]:
+        return ""
+    span = f" <span class=dim>{row['low']:.3f} to {row['high']:.3f}</span>" if row["low"] is not None else ""
+    half = f" <span class=dim>[{row['paper_half']:.3f}]</span>" if row.get("paper_half") is not None else ""
+    return f"{row['value']:.3f}{span}{half}"
+
+
+def _differences(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    lines = "".join(
+        f"<tr><td>{escape(row['task'])}<td>{escape(row['model'])} against {escape(row['against'])}<td>{row['says']}"
+        f"<td class=n>{row['difference']:+.3f} <span class=dim>{row['low']:+.3f} to {row['high']:+.3f}</span>"
+        f"<td class=n>{row['p']:.2g}<td class=n>{row['q']:.2g}<td class=n>{row['detectable']:.3f}"
+        for row in rows
+    )
+    head = "<tr><th>task<th>models<th>says<th>difference<th>p<th>q<th>smallest detectable"
+    note = (
+        "On the same questions. p: paired test; q: over all rows (Benjamini-Hochberg). What is not shown may be there."
+    )
+    return f"<h2>Differences</h2><p class=dim>{note}</p><div class=wide><table>{head}{lines}</table></div>"
+
+
+def _usage(rows: Sequence[Row]) -> str:
+    lines = "".join(
+        f"<tr><td>{escape(row['task'])}<td>{escape(row['model'])}<td class=n>{row['n']}<td class=n>{row['seconds']:.1f}"
+        f"<td class=n>{row.get('tokens_read', 0):,}<td class=n>{row.get('tokens_written', 0):,}"
+        f"<td class=n>{row.get('cost', '')}"
+        for row in rows
+    )
+    head = "<tr><th>task<th>model<th>questions<th>seconds<th>tokens read<th>written<th>cost"
+    return f"<h2>What it took</h2><div class=wide><table>{head}{lines}</table></div>"
+
+
+def _samples(task: str, samples: Sequence[Row], models: Sequence[str]) -> str:
+    by_item: dict[int, list[Row]] = {}
+    for row in samples:
+        if row["task"] == task:
+            by_item.setdefault(row["item"], []).append(row)
+    shown = list(by_item.values())[:SHOWN]
+    more = f" <span class=dim>(the first {SHOWN} of {len(by_item)})</span>" if len(by_item) > SHOWN else ""
+    return f"<h3>{escape(task)}{more}</h3>" + "".join(map(_sample, shown))
+
+
+def _sample(rows: Sequence[Row]) -> str:
+    marks = {row["model"]: _main(row) for row in rows}
+    right = [name for name, value in marks.items() if value >= 1]
+    wrong = [name for name, value in marks.items() if value < 1]
+    kind = "right" if not wrong else "wrong split" if right else "wrong"
+    told = f"{', '.join(right)} right, {', '.join(wrong)} wrong" if right and wrong else ""
+    told = told or ", ".join(f"{name} {value:.2f}" for name, value in marks.items())
+    first = rows[0]
+    answers = "".join(
+        f"<p><b>{escape(row['model'])}</b> <span class=dim>{escape(_figures(row))}</span></p>"
+        f"<pre>{escape(str(row['answer']))}</pre>"
+        for row in rows
+    )
+    question = str(first["question"])
+    begin = next(iter(question.strip().splitlines()), "")[:110]
+    return (
+        f"<details class='sample {kind}'><summary>{escape(begin)}"
+        f" <span class=dim>{escape(told)}</span></summary><pre>{escape(question)}</pre>"
+        f"<p class=dim>right: {escape(str(first['reference'])[:2000])}</p>{answers}</details>"
+    )
+
+
+def _main(row: Row) -> float:
+    return next(float(value) for key, value in row.items() if key not in _KNOWN and isinstance(value, int | float))
+
+
+def _figures(row: Row) -> str:
+    values = [f"{key} {value:g}" for key, value in row.items() if key not in _KNOWN and isinstance(value, int | float)]
+    values += [f"{text!r} {nats:.2f}" for text, nats in zip(row.get("choices", ()), row.get("nats", ()))]
+    return ", ".join(values + ([f"why: {row['why']}"] if row.get("why") else []))
