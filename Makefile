@@ -3,11 +3,13 @@
 #   make demo PYTHON=python3.12                     another Python (3.11 to 3.13)
 #   make demo TORCH=torch TORCH_INDEX=              the CUDA build of PyTorch, for owners of an NVIDIA GPU (the default
 #                                                   where nvidia-smi is found)
+#   make test WORKERS=8                             so many files of tests at once, each with one thread of arithmetic
 
 PYTHON ?= python3
 VENV ?= .venv
 PAGES ?=
 DEMO ?= runs/demo
+WORKERS ?= 2
 
 ifeq ($(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu),gpu)
 TORCH ?= torch
@@ -25,10 +27,10 @@ demo: install
 	$(VENV)/bin/herd demo $(DEMO) $(if $(PAGES),--pages $(PAGES))
 
 test: dev
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 test-slow: dev
-	$(VENV)/bin/python -m pytest -m slow
+	$(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m slow
 
 soak: dev
 	$(VENV)/bin/python -m pytest -m soak

@@ -2,14 +2,14 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from hypothesis import settings
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several of us share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HERD_QUIET", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -19,7 +19,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 settings.register_profile("no hurry", settings(), deadline=None)  # a busy machine is no fault
 settings.load_profile("no hurry")
 
-ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
@@ -46,22 +45,6 @@ def base_model() -> BaseModel:
     if not (found.file.is_file() and found.folder.is_dir()):
         pytest.skip("the base model is not here: make base-model")
     return found
-
-
-@pytest.fixture(scope="session")
-def small_demo(tmp_path_factory) -> Path:
-    """Where `herd demo` has gone through the whole story once: `pages/` as a user would have them, and `runs/demo/`."""
-    folder = tmp_path_factory.mktemp("demo")
-    (folder / "pages").mkdir()
-    modules = (
-        "argparse ast base64 calendar cmd code codecs configparser csv datetime difflib dis email enum fileinput gzip "
-        "glob graphlib hashlib heapq hmac inspect json keyword locale logging mailbox netrc operator pathlib pickle"
-    )
-    pydoc = [sys.executable, "-m", "pydoc", "-w", *modules.split()]
-    subprocess.run(pydoc, cwd=folder / "pages", check=True, capture_output=True)
-    demo = [sys.executable, "-m", "herd", "demo", "pages=pages", "pretrain_tokens=30000"]
-    subprocess.run(demo, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,10 @@
-"""Every command that a page prints is understood; those on the demo's folders run there, the README's own chain on a
-stranger's pages."""
+"""Every command that a page prints is understood, and the README's own chain runs on a stranger's pages.
+
+Those on the demo's folders run in tests/stages/test_demo.py, where there is a demo.
+"""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import random
@@ -173,25 +174,3 @@ def test_the_readmes_chain_and_its_python_run_on_a_strangers_pages(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "mine/model.gguf").is_file() and (tmp_path / "mine/pretrain/checkpoint").is_dir()
-
-
-TASK = "ask: generate\ndata: questions.csv\nprompt: '{{ question }}'\nanswer: '{{ answer }}'\nscorer: token_f1\n"
-TALK = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
-
-
-@pytest.mark.slow
-def test_what_pages_print_about_the_demos_folders_runs_there(small_demo, monkeypatch):
-    monkeypatch.chdir(small_demo)
-    Path("mine.yaml").write_text(TASK)
-    Path("questions.csv").write_text("question,answer\nWhat is csv?,A format.\n")
-    Path("talks.jsonl").write_text(json.dumps(TALK) + "\n")
-    ran = []
-    for page, line in calls():
-        words = call(line)
-        if not any(word.rpartition("=")[2].startswith("runs/demo") for word in words) or words[0] == "serve":
-            continue  # tests/serve serves
-        monkeypatch.setattr(sys, "stdin", io.StringIO("What is csv?\n/quit\n"))
-        words = [f"{word}-{len(ran)}" if word.startswith("out=") else word for word in words]  # two pages, one folder
-        assert cli.main(words) == 0, f"{page}: {line}"
-        ran.append(command_of(words))
-    assert {"demo pages", "curate", "pretrain", "demo questions", "sft", "dpo", "evaluate", "show", "chat"} <= {*ran}

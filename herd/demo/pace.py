@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -40,9 +41,9 @@ SIZED = ("pretrain", "sft", "reward", "dpo", "demo preferences", "reject", "eval
 _ARITHMETIC_SHARE = 0.88  # of a step's time; the rest is the optimizer, saving, logging
 _SLOW = 3000  # tokens a second of the usual shape below which a smaller model is raised
 _SMALLER: dict[str, Any] = {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 352}
-_LEAST_SHARE = 0.1  # of its planned seconds that a step gets however late it is
-_PROBED_PROMPTS = 24
-_PASSES = {"dpo": 4 / 3}  # over the data, in those of training: the reference reads every pair once
+_LEAST_SHARE = 0.25  # of its planned seconds that a step gets however late it is: with less nothing is learned
+_PROBED_PROMPTS = 48
+_READ_FIRST = {"dpo": 1 / 3}  # of what an epoch takes: the reference reads every pair once
 _TEXT_SECONDS_SHARE = 0.4  # of evaluation: bits per byte and needles, which are not made smaller
 
 
@@ -118,12 +119,12 @@ class Pace:
             say(f"  {amount(tokens)} tokens at {amount(rate)} a second")
             return {"tokens": tokens, **shape}, tokens / rate
         if command in ("sft", "reward", "dpo"):
-            tokens = self._epoch_tokens(command, given) * _PASSES.get(command, 1)
-            rate = self._training_rate(given.batch.row_tokens)
-            epochs = min(given.epochs, float(f"{max(seconds * rate, given.batch.tokens) / tokens:.3g}"))
+            tokens, rate = self._epoch_tokens(command, given), self._training_rate(given.batch.row_tokens)
+            fitting = max(seconds * rate / tokens - _READ_FIRST.get(command, 0), given.batch.tokens / tokens)
+            epochs = min(given.epochs, float(f"{fitting:.3g}"))
             if epochs < given.epochs:
                 say(f"  {epochs:.3g} epochs of {given.epochs:.3g}: what {duration(seconds)} are enough for")
-            return {"epochs": epochs}, epochs * tokens / rate
+            return {"epochs": epochs}, (epochs + _READ_FIRST.get(command, 0)) * tokens / rate
         return self._sampled(command, given, seconds)
 
     def _sampled(self, command: str, given: Any, seconds: float) -> tuple[dict[str, Any], float]:
@@ -177,7 +178,9 @@ class Pace:
             model = empty_model(new_config(shape, open_tokenizer(self.folder / "tokenizer"), row_tokens), device="cpu")
             initialize(model, seed=0)
             batches = _loader(sources, row_tokens).batches(0)
-            rates[row_tokens] = _ARITHMETIC_SHARE * tokens_per_second(model.to(dtype).train(), next_token, batches, 5)
+            model.to(dtype).train()
+            found = [tokens_per_second(model, next_token, batches, repeats=0) for _ in range(6)]
+            rates[row_tokens] = _ARITHMETIC_SHARE * median(found[1:])  # the best would promise a busy machine too much
         return rates
 
     def _training_rate(self, row_tokens: int) -> float:

@@ -26,7 +26,7 @@ from herd.types import Batch, Loss
 
 Attend = Callable[[Tensor, Tensor, Tensor, Any, Any], Tensor]
 R = TypeVar("R")
-Objective = Callable[[Tensor, nn.Module, Batch], Loss]
+Objective = Callable[[Tensor, Any, Batch], Loss]  # of hidden states, a head and a batch
 
 
 class RMSNorm(nn.Module):
@@ -164,7 +164,7 @@ class LlamaForCausalLM(nn.Module):
         """Logits of one document a row: (B, T) -> (B, T, V)."""
         return self.lm_head.logits(_hidden_of_documents(self.model, tokens))
 
-    def run(self, objective: Callable[[Tensor, nn.Module, Batch], R], batch: Batch) -> R:
+    def run(self, objective: Callable[[Tensor, Any, Batch], R], batch: Batch) -> R:
         """The loss of a packed batch under an objective, or whatever else a function makes of the hidden states."""
         return objective(_hidden_of_batch(self.model, batch), self.lm_head, batch)
 
@@ -182,8 +182,8 @@ class LlamaForSequenceClassification(nn.Module):
         """Scores of one document a row: (B, T) -> (B, T, num_labels)."""
         return self.score(_hidden_of_documents(self.model, tokens))
 
-    def run(self, objective: Objective, batch: Batch) -> Loss:
-        """The loss of a packed batch under an objective; its head is the linear layer `score`."""
+    def run(self, objective: Callable[[Tensor, Any, Batch], R], batch: Batch) -> R:
+        """The same of scores: the head is the linear layer `score`."""
         return objective(_hidden_of_batch(self.model, batch), self.score, batch)
 
 

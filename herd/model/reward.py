@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from herd.model.config import SEQUENCE_CLASSIFICATION, ModelConfig
-from herd.model.llama import Attend, LlamaForCausalLM, LlamaForSequenceClassification, empty_model
+from herd.model.llama import Attend, Llama, LlamaForSequenceClassification, empty_model
 
 
-def as_reward_model(model: LlamaForCausalLM, seed: int, attend: Attend | None = None) -> LlamaForSequenceClassification:
+def as_reward_model(model: Llama, seed: int, attend: Attend | None = None) -> LlamaForSequenceClassification:
     """A reward model that starts from a language model's layers (shared, not copied), with a fresh small score head."""
     config = reward_config(model.config)
     reward = empty_model(config, attend)
+    assert isinstance(reward, LlamaForSequenceClassification)
     reward.model = model.model
     weight = model.model.norm.weight
     reward.score.weight = torch.nn.Parameter(fresh_score(config, seed).to(weight.device, weight.dtype))

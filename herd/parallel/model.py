@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -173,7 +174,7 @@ class ParallelModel(nn.Module):
         return self.stages[-1].losses if answers else []
 
     @torch.no_grad()
-    def run(self, function: Callable[[Tensor, nn.Module, Batch], Tensor], batch: Batch) -> Tensor:
+    def run(self, function: Callable[[Tensor, Any, Batch], Tensor], batch: Batch) -> Tensor:
         """What a function of hidden states, head and batch gives, forward only; of sharded and copied models.
 
         All ranks call it together, each with a batch of its own.

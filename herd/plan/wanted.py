@@ -20,12 +20,13 @@ from herd.train.optimizer import OptimizerSettings, is_narrow, mesh_faults
 from herd.train.schedule import BatchSettings, phases, steps_for
 
 PRETRAIN = "pretrain"
-STAGES = (PRETRAIN, "sft", "reward", "dpo")
+STAGES = (PRETRAIN, "sft", "distill", "reward", "dpo")
 """The stages that can be planned."""
 
-_WHOLE_ROWS = ("reward", "dpo")
+_WHOLE_ROWS = ("distill", "reward", "dpo")
 _TUNING_STEPS = 9_000  # of the paper's largest models (section 4.1.3: 8.5K to 9K)
 _TUNING_BATCH = 262_144  # tokens: the paper does not say
+_BYTES_IN_A_SHARD = 4  # of a token: uint32
 _BYTES_PER_TOKEN = 4.4  # about, of English text under Llama 3's tokenizer
 
 
@@ -79,7 +80,14 @@ class Wanted:
 def stage_of(file: Path) -> str:
     """The stage whose recipe this is: each has a setting of its own."""
     names = configs.recipe_keys(file)
-    own = {"conversations": "sft", "beta": "dpo", "nll": "dpo", "holdout": "reward", "pairs": "dpo"}
+    own = {
+        "teacher": "distill",
+        "conversations": "sft",
+        "beta": "dpo",
+        "nll": "dpo",
+        "holdout": "reward",
+        "pairs": "dpo",
+    }
     return next((stage for name, stage in own.items() if name in names), PRETRAIN)
 
 
@@ -159,7 +167,7 @@ def _start_of(recipe: Recipe, asked: Asked) -> str:
 def _tuning_phase(recipe: Recipe, asked: Asked) -> Phase:
     told, batch = recipe.settings, recipe.settings.batch
     rows = max(round(batch.tokens / batch.row_tokens), 1)
-    tokens = asked.tokens or told.epochs * _tokens_of(told.conversations if recipe.stage == "sft" else told.pairs)
+    tokens = asked.tokens or told.epochs * _tokens_learned(recipe)
     steps = max(round(tokens / (rows * batch.row_tokens)), 1) if tokens else _TUNING_STEPS
     optimizer, whole_rows = _optimizer_of(recipe, asked), recipe.stage in _WHOLE_ROWS
     return Phase(recipe.file.stem, batch.row_tokens, rows * batch.row_tokens, steps, optimizer, whole_rows)
@@ -168,6 +176,16 @@ def _tuning_phase(recipe: Recipe, asked: Asked) -> Phase:
 def _optimizer_of(recipe: Recipe, asked: Asked) -> OptimizerSettings:
     own, instead = recipe.settings.optimizer, asked.optimizer
     return replace(own, state=instead.state, lora=instead.lora) if is_narrow(instead) else own
+
+
+def _tokens_learned(recipe: Recipe) -> float:
+    """About how many tokens an epoch of a fine-tuning has; 0 where its data are not there yet."""
+    told = recipe.settings
+    if recipe.stage == "distill":
+        say(f"{recipe.file}: the teacher reads everything once before the student learns; that is not in this plan")
+    if recipe.stage == "distill" and told.shards:
+        return sum(part.stat().st_size for part in (told.shards / "train").glob("*.npy")) / _BYTES_IN_A_SHARD
+    return _tokens_of(told.pairs if recipe.stage in ("reward", "dpo") else told.conversations)
 
 
 def _tokens_of(files: list[Path]) -> float:

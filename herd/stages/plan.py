@@ -1,7 +1,7 @@
 """Say what a training run will take before it is started: memory, time, money, interruptions, the best layout.
 
-For one of Llama's sizes, a model folder or a recipe of `herd pretrain`, `sft`, `reward` or `dpo`, on any number of
-devices, without touching one:
+For one of Llama's sizes, a model folder or a recipe of `herd pretrain`, `sft`, `distill`, `reward` or `dpo`, on any
+number of devices, without touching one:
 
     herd plan 125M --devices here
     herd plan 8B --devices 64 --device h100
@@ -45,8 +45,8 @@ class PlanSettings:
     """A size (125M, 8B, 405B, llama2-70B), or a folder or config.json of a model; with a recipe for fine-tuning: what
     it starts from."""
     recipe: list[Path] = field(default_factory=list)
-    """Recipes of `herd pretrain`, in the order they are run: the stages of one model; or one of sft, reward or dpo."""
-    stage: Literal["auto", "pretrain", "sft", "reward", "dpo"] = "auto"
+    """Recipes of `herd pretrain`, in the order they are run: the stages of one model; or one of a fine-tuning."""
+    stage: Literal["auto", "pretrain", "sft", "distill", "reward", "dpo"] = "auto"
     """What is run; auto: by the recipe's own settings, else fine-tuning where `optimizer` is other than usual."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     """What is learned and in which number types (`state`, `lora`), instead of what the recipe says."""
@@ -133,15 +133,9 @@ def _machine(settings: PlanSettings) -> Machine:
     rate = found.matmul_bf16 if bf16 else found.matmul_fp32
     name = found.gpu or f"this CPU, {found.cores} cores"
     device = Device(name, rate, found.room, found.bandwidth, found.bandwidth, found.bandwidth, 1, 15.0 * found.cores)
-    return Machine(
-        device,
-        1,
-        efficiency=settings.efficiency or TRAINING_EFFICIENCY[found.device],
-        weight_bytes=2 if bf16 else 4,
-        on_gpu=found.gpu is not None,
-        restart_seconds=10,
-        storage_bandwidth=1e9,
-    )
+    efficiency = settings.efficiency or TRAINING_EFFICIENCY[found.device]
+    own = {"restart_seconds": 10.0, "storage_bandwidth": 1e9}
+    return Machine(device, 1, efficiency=efficiency, weight_bytes=2 if bf16 else 4, on_gpu=found.gpu is not None, **own)
 
 
 def _recipes(settings: PlanSettings) -> list[Recipe]:

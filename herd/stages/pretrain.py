@@ -6,14 +6,10 @@ and a learning-rate schedule.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import field, replace
-from functools import partial
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any
-
-import torch
 
 from herd.config import settings
 from herd.data.shards import open_heldout, open_trained_with
@@ -24,17 +20,13 @@ from herd.formats.checkpoint import Checkpoint, open_checkpoint
 from herd.formats.vocabulary import open_tokenizer
 from herd.log import say
 from herd.model.config import ModelConfig
-from herd.model.init import fresh_weights, initialize
-from herd.model.llama import Llama, empty_model
 from herd.model.shape import ModelSettings, dialled, new_config
-from herd.parallel.model import ParallelModel
-from herd.run import read_metrics
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.checkpoint import is_first
 from herd.train.hooks import at_shares
 from herd.train.job import Job, training
+from herd.train.metrics import headlines
 from herd.train.objectives import next_token
-from herd.train.placement import read_all
 from herd.train.saving import SavingSettings
 from herd.train.schedule import steps_for
 from herd.train.settings import TrainSettings
@@ -101,13 +93,15 @@ def run(settings: PretrainSettings) -> Path:
         tokenizer = open_tokenizer(settings.tokenizer)
         start = open_checkpoint(settings.checkpoint) if settings.checkpoint else None
         config = _config(settings, tokenizer, start)
-        job.start(config, tokenizer, partial(_model, settings, config, start, job))
+        drawn = {"seed": settings.seed, "embedding_range": settings.model.embedding_range}
+        job.start(config, tokenizer, lambda: job.placement.begin(start, job.dtype, **drawn))
         found = open_trained_with(settings.shards / "train", tokenizer.fingerprint, str(settings.tokenizer))
         sources = {name: documents.better_than(settings.min_quality) for name, documents in found.items()}
         num_steps = steps_for(settings.batch, settings.tokens)
         loader = job.loader(sources, num_steps, mixture=settings.mixture, mixture_at=settings.mixture_at)
-        writes = {"num_steps": num_steps, "loader": loader, "seed": settings.seed}
-        samples = sampler(job.run, job.model, tokenizer, settings.prompts, **writes)
+        samples = sampler(
+            job.run, job.model, tokenizer, settings.prompts, num_steps=num_steps, loader=loader, seed=settings.seed
+        )
         job.train(next_token, loader, num_steps, hooks=[at_shares(_SAMPLE_SHARES, samples)])
         if is_first():
             _finish(job, settings)
@@ -129,35 +123,9 @@ def _config(settings: PretrainSettings, tokenizer: Tokenizer, start: Checkpoint 
     return replace(config, rope_theta=theta, max_position_embeddings=row_tokens)
 
 
-def _model(
-    settings: PretrainSettings, config: ModelConfig, start: Checkpoint | None, job: Job
-) -> Llama | ParallelModel:
-    """The model that training begins with, or this process's part of it."""
-    dtype = job.dtype or (start.weights.dtype if start else torch.float32)
-    fresh = {"embedding_range": settings.model.embedding_range}
-
-    def whole() -> Llama:
-        if start is None:
-            model = empty_model(config, device="cpu")
-            initialize(model, settings.seed, **fresh)
-            return model.to(dtype)
-        model = start.load(dtype=dtype)
-        model.config = model.model.config = config
-        return model
-
-    def weights() -> Iterator[tuple[str, torch.Tensor]]:
-        return read_all(start.weights) if start else fresh_weights(empty_model(config), settings.seed, **fresh)
-
-    return job.placement.model(whole, weights, dtype)
-
-
 def _finish(job: Job, settings: PretrainSettings) -> None:
-    """Headlines: what was trained on, the loss over the last twentieth of the run, the typical speed, held-out bits."""
-    rows = read_metrics(job.run.path)
-    tail = rows[-max(len(rows) // 20, 1) :]
-    speeds = {name: median(row[name] for row in rows) for name in ("tokens_per_second", "mfu") if name in rows[0]}
-    figures = {"tokens": rows[-1]["tokens"], "loss": round(fmean(row["loss"] for row in tail), 4)}
-    figures |= {name: float(f"{value:.4g}") for name, value in speeds.items()}
+    """The run's headlines, held-out bits per byte among them."""
+    figures = headlines(job.run.path)
     job.put_together()
     if heldout := open_heldout(settings.shards):
         bits = heldout_bits_per_byte(job.model, heldout, settings.batch.row_tokens)

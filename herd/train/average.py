@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ def _mean(name: str, tensors: Sequence[dict[str, TensorInfo]], shares: Sequence[
         [(_, tensor)] = read_tensors({name: infos[name]})
         part = tensor.float().mul_(share) if tensor.dtype != torch.float32 else tensor * share
         total = part if total is None else total.add_(part)
+    assert total is not None  # there is a checkpoint
     return total.to(tensors[0][name].dtype)
 
 
@@ -73,7 +75,7 @@ def _check_same(first: Path, expected: dict[str, TensorInfo], folder: Path, foun
         raise CheckpointError(f"{folder} cannot be averaged with {first}: their rotary settings differ ({ropes})")
 
 
-def _rope(folder: Path) -> list:
+def _rope(folder: Path) -> list[Any]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return [config.get(name) for name in ("rope_theta", "rope_scaling", "rope_parameters")]
 

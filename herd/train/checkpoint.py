@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -240,7 +240,7 @@ def _together(act: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
     for one in found:
         if isinstance(one, OSError):
             raise one
-    return found
+    return [one for one in found if not isinstance(one, OSError)]
 
 
 def _make_room(folder: Path, aside: Path) -> None:
@@ -255,7 +255,7 @@ def _write(tensors: dict[str, Tensor], aside: Path, group: dist.ProcessGroup | N
         dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=alone)
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
     """The first line of what went wrong beneath DCP's own report."""
     if isinstance(error, dcp.api.CheckpointException):
         error = next(failure[0] for failure in error.failures.values())
@@ -270,17 +270,17 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _record(aside: Path, group: dist.ProcessGroup | None) -> dict[str, dict]:
+def _record(aside: Path, group: dist.ProcessGroup | None) -> dict[str, dict[str, Any]]:
     """Size and hash of each file, known to all processes; each reads its share of them."""
 
-    def of_share() -> dict[str, dict]:
+    def of_share() -> dict[str, dict[str, Any]]:
         files = _share(sorted(file for file in aside.iterdir() if file.name != _MANIFEST))
         return {file.name: {"bytes": file.stat().st_size, "sha256": _hash(file)} for file in files}
 
     return {name: record for part in _together(of_share, group) for name, record in part.items()}
 
 
-def _seal(aside: Path, target: Path, record: dict[str, dict]) -> None:
+def _seal(aside: Path, target: Path, record: dict[str, dict[str, Any]]) -> None:
     """The first process puts down what was written and gives it its name; from here on it counts."""
     if not is_first():
         return

@@ -12,15 +12,15 @@ import ctypes
 import importlib.util
 import os
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from herd.errors import ConfigError
 from herd.kernels.native import find_compiler, without_kernels
 from herd.log import say
+from herd.model.llama import Llama
 from herd.ops.attention import block_attention, packed_attention
 from herd.ops.float8 import use_float8
 
@@ -29,7 +29,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 Compile = Literal["auto", "on", "off"]
 
 
-def compile_model(model: nn.Module, wish: Compile) -> str:
+def compile_model(model: Llama, wish: Compile) -> str:
     """Make a Llama's blocks as fast as was wished, in place; returns in words what is compiled.
 
     Raises:
@@ -39,14 +39,14 @@ def compile_model(model: nn.Module, wish: Compile) -> str:
     fault = missing_compiler(device)
     if wish == "on" and fault:
         raise ConfigError(f"compile is `on`, but {fault}; install it, or set compile to `auto` or `off`")
-    blocks = list(model.model.layers)
+    blocks: list[Any] = list(model.model.layers)
     if wish == "off":
         for block in blocks:
             if block.self_attn.attend is packed_attention and device == "cpu":
                 block.self_attn.attend = block_attention
             block.before_attention = without_kernels(block.before_attention)
             block.after_attention = without_kernels(block.after_attention)
-        model.run = without_kernels(model.run)
+        setattr(model, "run", without_kernels(model.run))  # noqa: B010  (a method to the type checker)
         return "nothing"
     if wish == "on" or (device == "cuda" and not fault):
         for block in blocks:  # the compiled code is one for all of them: each brings its own weights
@@ -67,14 +67,14 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
-def recompute_layers(model: nn.Module, every: int) -> None:
+def recompute_layers(model: Llama, every: int) -> None:
     """Let every so-manieth block of a Llama keep only its input and compute the rest again backwards, in place."""
     for index, block in enumerate(model.model.layers):
         if every and index % every == 0:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def choose_float8(model: nn.Module, micro_tokens: int) -> None:
+def choose_float8(model: Llama, micro_tokens: int) -> None:
     """Multiply in float8 where it gains on this GPU, and say so.
 
     Raises:

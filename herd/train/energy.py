@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ class Energy:
     """Joules since the last reading, of all counters of this machine that can be read; none where there are none."""
 
     def __init__(self, rapl: Path = _RAPL):
-        self._counters = [_Rapl(zone) for zone in sorted(rapl.glob("intel-rapl:?")) if _readable(zone)]
+        self._counters: list[_Rapl | _Nvml] = [
+            _Rapl(zone) for zone in sorted(rapl.glob("intel-rapl:?")) if _readable(zone)
+        ]
         self._counters += _gpus()
 
     def __bool__(self) -> bool:
@@ -46,13 +49,13 @@ class _Nvml:
 
     def __init__(self, nvml: Any, index: int):
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        self._read = lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+        self._read: Callable[[], float] = lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
         self._last = self._read()
 
     def joules(self) -> float:
         now = self._read()
         spent, self._last = now - self._last, now
-        return spent / 1e3
+        return float(spent) / 1e3
 
 
 def _readable(zone: Path) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +55,7 @@ class LoraSettings:
     base: Literal["as_is", "nf4"] = "as_is"
     """How the frozen matrices are held: in the model's number type, or in 4 bits (QLoRA)."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.rank < 0 or self.alpha <= 0:
             raise ValueError("rank must be 0 or more and alpha positive")
         if self.rank and not self.targets:
@@ -64,6 +64,10 @@ class LoraSettings:
 
 class LoraLinear(nn.Module):
     """A frozen linear layer with a low-rank one beside it, which `fresh_adapters` gives its first values."""
+
+    packed: Tensor
+    scales: Tensor
+    weight: nn.Parameter | None
 
     def __init__(self, base: nn.Linear, options: LoraSettings) -> None:
         super().__init__()
@@ -92,7 +96,7 @@ class LoraLinear(nn.Module):
     @torch.no_grad()
     def merged(self) -> Tensor:
         """The weight of a plain linear layer that does the same (a base of 4 bits as it was rounded)."""
-        base = self.weight
+        base: Tensor | None = self.weight
         if base is None:
             base = dequantize(self.packed, self.scales, self.shape, torch.float32)
         return (base.float() + self.scale * self.lora_B.float() @ self.lora_A.float()).to(self.dtype)
@@ -119,7 +123,7 @@ def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def adapt(model: nn.Module, options: LoraSettings, device: torch.device | str | None = None) -> None:
+def adapt(model: Llama, options: LoraSettings, device: torch.device | str | None = None) -> None:
     """Freeze a Llama and make room for an adapter beside each chosen matrix, in place; a head that scores is learned
     whole.
 
@@ -128,17 +132,15 @@ def adapt(model: nn.Module, options: LoraSettings, device: torch.device | str | 
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for block in model.model.layers:
-        for parent in (block.self_attn, block.mlp):
+        for parent in (block.get_submodule("self_attn"), block.get_submodule("mlp")):
             for name in [name for name, _ in parent.named_children() if name in options.targets]:
                 setattr(parent, name, LoraLinear(getattr(parent, name).to(device), options))
     if hasattr(model, "score"):
-        model.score.weight.requires_grad_(True)
+        model.get_parameter("score.weight").requires_grad_(True)
 
 
 @torch.no_grad()
-def add_adapters(
-    model: nn.Module, options: LoraSettings, seed: int = 0, device: torch.device | str | None = None
-) -> None:
+def add_adapters(model: Llama, options: LoraSettings, seed: int = 0, device: torch.device | str | None = None) -> None:
     """`adapt` a Llama, its adapters as training begins."""
     adapt(model, options, device)
     for name, drawn in fresh_adapters(model, seed):
@@ -163,7 +165,7 @@ def has_adapters(model: nn.Module) -> bool:
     return any(isinstance(module, LoraLinear) for module in model.modules())
 
 
-def merged_model(model: nn.Module) -> Llama:
+def merged_model(model: Llama) -> Llama:
     """The plain Llama in memory that does the same as one with adapters; what they leave alone is shared."""
     plain = empty_model(model.config)
     weights = {name: _merged(model, name).to(_part(model, name).dtype) for name in plain.state_dict()}
@@ -173,14 +175,14 @@ def merged_model(model: nn.Module) -> Llama:
     return plain.eval()
 
 
-def save_merged(model: nn.Module, folder: Path, tokenizer: Tokenizer | None = None) -> None:
+def save_merged(model: Llama, folder: Path, tokenizer: Tokenizer | None = None) -> None:
     """Write the plain Llama that does the same as one with adapters; matrices are merged file by file."""
     plain = empty_model(model.config).state_dict()
     like = {name: weight.to(_part(model, name).dtype) for name, weight in plain.items()}
     save_weights(model.config, like, partial(_merged, model), folder, tokenizer)
 
 
-def save_adapters(model: nn.Module, folder: Path, base: str = "") -> Path:
+def save_adapters(model: Llama, folder: Path, base: str = "") -> Path:
     """Write the adapters as PEFT does (`adapter_config.json`, `adapter_model.safetensors`), and with them a head that
     scores; `base` names the model."""
     tensors, adapted = {}, {n: m for n, m in model.named_modules() if isinstance(m, LoraLinear)}
@@ -202,7 +204,7 @@ def save_adapters(model: nn.Module, folder: Path, base: str = "") -> Path:
         "inference_mode": True,
     }
     if hasattr(model, "score"):
-        tensors[f"{_PREFIX}score.weight"] = model.score.weight.detach().clone()
+        tensors[f"{_PREFIX}score.weight"] = model.get_parameter("score.weight").detach().clone()
         config |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
     with atomic_folder(folder) as aside:
         save_tensors(tensors, aside / "adapter_model.safetensors")
@@ -210,7 +212,7 @@ def save_adapters(model: nn.Module, folder: Path, base: str = "") -> Path:
     return folder
 
 
-def load_adapters(model: nn.Module, folder: Path) -> LoraSettings:
+def load_adapters(model: Llama, folder: Path) -> LoraSettings:
     """Put saved adapters (ours or PEFT's) into a plain Llama, in place; returns their settings.
 
     Raises:
@@ -232,11 +234,11 @@ def load_adapters(model: nn.Module, folder: Path) -> LoraSettings:
             for part in ("lora_A", "lora_B"):
                 _fill(getattr(module, part), tensors.get(f"{_PREFIX}{name}.{part}.weight"), f"{name}.{part}", folder)
     if config.get("modules_to_save"):
-        _fill(model.score.weight, tensors.get(f"{_PREFIX}score.weight"), "score", folder)
+        _fill(model.get_parameter("score.weight"), tensors.get(f"{_PREFIX}score.weight"), "score", folder)
     return options
 
 
-def _check_plain(model: nn.Module, folder: Path, config: dict) -> None:
+def _check_plain(model: nn.Module, folder: Path, config: dict[str, Any]) -> None:
     """Refuse what would change more than is read."""
     other = [name for name in _NOT_READ if config.get(name)] + ["bias"] * (config.get("bias", "none") != "none")
     whole = set(config.get("modules_to_save") or ()) - set(_SCORES if hasattr(model, "score") else ())

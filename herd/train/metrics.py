@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
+from typing import Any
 
 import torch.distributed as dist
 
@@ -43,15 +44,15 @@ class Totals:
         """Sum over all processes, if there are several."""
         if not (dist.is_available() and dist.is_initialized()):
             return
-        parts: list = [None] * dist.get_world_size()
+        parts: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(parts, (self.sums, self.seconds, self.asked_to_end, self.data_fault))
-        parts, seconds, asked, faults = zip(*parts)
+        sums, seconds, asked, faults = zip(*parts)
         if all(seconds):  # on a mesh work and waiting are interwoven, and not told apart
             self.ranks = stragglers(list(seconds))
         self.asked_to_end, self.data_fault = any(asked), next(filter(None, faults), "")
-        names = dict.fromkeys(name for part in parts for name in part)
+        names = dict.fromkeys(name for part in sums for name in part)
         none = (0.0, 0.0)
-        self.sums = {name: tuple(sum(part.get(name, none)[i] for part in parts) for i in (0, 1)) for name in names}
+        self.sums = {name: tuple(sum(part.get(name, none)[i] for part in sums) for i in (0, 1)) for name in names}
 
     @property
     def count(self) -> float:
@@ -82,6 +83,15 @@ class Speed:
         if self.flops_per_token and self.peak_flops:
             figures["mfu"] = rate * self.flops_per_token / self.peak_flops
         return figures
+
+
+def headlines(folder: Path) -> dict[str, float]:
+    """What a run says of itself: tokens, the mean loss over its last twentieth, the typical speed."""
+    rows = read_metrics(folder)
+    tail = rows[-max(len(rows) // 20, 1) :]
+    speeds = {name: median(row[name] for row in rows) for name in ("tokens_per_second", "mfu") if name in rows[0]}
+    figures = {"tokens": rows[-1]["tokens"], "loss": round(fmean(row["loss"] for row in tail), 4)}
+    return figures | {name: float(f"{value:.4g}") for name, value in speeds.items()}
 
 
 def last_means(path: Path, share: float = 0.05) -> dict[str, float]:

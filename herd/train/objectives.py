@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from herd.model.llama import Head
 from herd.types import IGNORE, Batch, Loss
 
 _CHUNK_TOKENS = 1024  # whose logits exist at a time, where the likeliest are looked for
 _LEAST_REST = 1e-6  # of the probability, which float32 cannot tell from nothing
 
 
-def next_token(hidden: Tensor, head: nn.Module, batch: Batch, *, sources: Sequence[str] = ()) -> Loss:
+def next_token(hidden: Tensor, head: Head, batch: Batch, *, sources: Sequence[str] = ()) -> Loss:
     """Cross entropy of every labelled token, for pre-training, long context, annealing and SFT alike.
 
     With the names of the loader's `sources` (rows ordered by source, as `PackedLoader` makes them) each has its own
@@ -37,7 +38,7 @@ def next_token(hidden: Tensor, head: nn.Module, batch: Batch, *, sources: Sequen
     return Loss(torch.stack(sums).sum(), num_labels.sum(), metrics)
 
 
-def reward_pairs(hidden: Tensor, head: nn.Module, batch: Batch) -> Loss:
+def reward_pairs(hidden: Tensor, head: nn.Linear, batch: Batch) -> Loss:
     """-log sigmoid(better score - worse score), summed over all comparisons of the batch; no margin.
 
     Columns `better` and `worse` (M, 2) give row and place of each response's last token; a pair with an edited
@@ -54,7 +55,7 @@ def reward_pairs(hidden: Tensor, head: nn.Module, batch: Batch) -> Loss:
     return Loss(-F.logsigmoid(margin).sum(), count, metrics)
 
 
-def dpo(hidden: Tensor, head: nn.Module, batch: Batch, *, beta: float = 0.1, nll: float = 0.2) -> Loss:
+def dpo(hidden: Tensor, head: Head, batch: Batch, *, beta: float = 0.1, nll: float = 0.2) -> Loss:
     """Direct preference optimisation with formatting tokens masked and an NLL term on the chosen response.
 
     Per pair: -log sigmoid(beta * ((policy - reference)(chosen) - (policy - reference)(rejected))) + nll * NLL(chosen).
@@ -85,7 +86,7 @@ def dpo(hidden: Tensor, head: nn.Module, batch: Batch, *, beta: float = 0.1, nll
     return Loss((nll * chosen_nll - F.logsigmoid(margin)).sum(), count, metrics)
 
 
-def distill(hidden: Tensor, head: nn.Module, batch: Batch) -> Loss:
+def distill(hidden: Tensor, head: Head, batch: Batch) -> Loss:
     """KL divergence from the teacher's next-token distribution to the model's, summed over all labelled places.
 
     Columns `teacher_ids` and `teacher_log_probs` (B, T, k) hold the teacher's k likeliest tokens, the likeliest first;
@@ -103,7 +104,7 @@ def distill(hidden: Tensor, head: nn.Module, batch: Batch) -> Loss:
     return Loss(divergence, count, {"agreement": ((student.argmax(1) == 0).sum().detach(), count)})
 
 
-def likeliest(hidden: Tensor, head: nn.Module, batch: Batch, *, k: int) -> tuple[Tensor, Tensor]:
+def likeliest(hidden: Tensor, head: Head, batch: Batch, *, k: int) -> tuple[Tensor, Tensor]:
     """The k likeliest tokens of every labelled place, the likeliest first, and their log-probabilities: (N, k)."""
     parts = []
     for states in hidden[batch.labels != IGNORE].split(_CHUNK_TOKENS):
@@ -113,27 +114,28 @@ def likeliest(hidden: Tensor, head: nn.Module, batch: Batch, *, k: int) -> tuple
     return ids, log_probs
 
 
-def reward_margins(hidden: Tensor, head: nn.Module, batch: Batch) -> Tensor:
+def reward_margins(hidden: Tensor, head: nn.Linear, batch: Batch) -> Tensor:
     """Better score minus worse score of every comparison of a batch: (M,) float32."""
     better, worse = (_scores(hidden, head, batch.columns[name]) for name in ("better", "worse"))
     return better - worse
 
 
-def response_log_probs(hidden: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def response_log_probs(hidden: Tensor, head: Head, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Of every labelled token of a response: its log-probability, which response, and whether it counts for DPO."""
     learned = batch.columns["response"] >= 0
     log_probs = head.log_probs(hidden[learned], batch.labels[learned])
     return log_probs, batch.columns["response"][learned], batch.columns["counted"][learned]
 
 
-def response_sums(hidden: Tensor, head: nn.Module, batch: Batch) -> Tensor:
+def response_sums(hidden: Tensor, head: Head, batch: Batch) -> Tensor:
     """The summed log-probability of every response of a batch, over the tokens that count for DPO: (2P,)."""
     log_probs, response, counted = response_log_probs(hidden, head, batch)
     return _sum_by(response, log_probs * counted, len(batch.columns["reference"]))
 
 
-def _scores(hidden: Tensor, head: nn.Module, places: Tensor) -> Tensor:
-    return head(hidden[places[:, 0], places[:, 1]]).float().squeeze(-1)
+def _scores(hidden: Tensor, head: nn.Linear, places: Tensor) -> Tensor:
+    scores: Tensor = head(hidden[places[:, 0], places[:, 1]])
+    return scores.float().squeeze(-1)
 
 
 def _rest(log_probs: Tensor) -> Tensor:

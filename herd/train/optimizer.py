@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -53,7 +53,7 @@ class OptimizerSettings:
     lora: LoraSettings = field(default_factory=LoraSettings)
     """Learn low-rank adapters instead of the weights themselves."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.embedding_multiplier <= 0:
             raise ValueError("learning_rate and embedding_multiplier must be positive")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
@@ -130,7 +130,8 @@ class FlatAdamW:
     def norm(self, count: float) -> float:
         """The global norm of the summed gradients divided by `count`."""
         parts = [part for group in self.groups for part in _norm_parts(group.sums())]
-        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(parts, dtype=torch.float32))).item() / count
+        norms = torch.stack(torch._foreach_norm(parts, dtype=torch.float32))
+        return float(torch.linalg.vector_norm(norms).item()) / count
 
     def step(self, learning_rate: float, count: float, norm: float) -> None:
         """Divide the summed gradients by `count`, clip them by their global `norm`, update, and forget them."""
@@ -170,7 +171,7 @@ class FlatAdamW:
             group.publish()
 
     @torch.no_grad()
-    def _narrow_step(self, group: _Group, options: dict, scale: float, seed: int) -> None:
+    def _narrow_step(self, group: _Group, options: dict[str, Any], scale: float, seed: int) -> None:
         """AdamW in float32 on a chunk at a time, written back with stochastic rounding, the same for the same seed."""
         moments, step = self._adamw.state[group.master], self.num_steps + 1
         (beta1, beta2), rate = options["betas"], options["lr"]
@@ -287,7 +288,7 @@ def kind_of(name: str, parameter: Tensor, options: OptimizerSettings) -> tuple[b
 
 def _grouped(
     model: nn.Module, options: OptimizerSettings
-) -> Iterable[tuple[dict[str, object], list[tuple[str, nn.Parameter]]]]:
+) -> Iterable[tuple[dict[str, Any], list[tuple[str, nn.Parameter]]]]:
     kinds: dict[tuple[bool, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

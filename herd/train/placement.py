@@ -19,7 +19,8 @@ from herd.errors import ConfigError
 from herd.formats.checkpoint import Checkpoint
 from herd.formats.stored import StoredWeights
 from herd.model.config import SEQUENCE_CLASSIFICATION, ModelConfig, num_parameters
-from herd.model.llama import Llama
+from herd.model.init import fresh_weights, initialize
+from herd.model.llama import Llama, empty_model
 from herd.model.reward import as_reward_model, fresh_score
 from herd.ops.probe import matmul_rate
 from herd.parallel.launch import agreed, num_processes, this_process
@@ -81,10 +82,32 @@ class Placement:
             if lora.rank:
                 add_adapters(model, lora, device=self.device)
             return model.to(self.device)
-        frozen = {"adapt": partial(adapt, options=lora), "base": weights} if lora.rank else {}
-        model = ParallelModel(self.config, self.parallel, Mesh(self.layout, self.device), dtype, **frozen)
-        model.materialize().fill(chain(weights(), fresh_adapters(model.whole())))
-        return model
+        given = (self.config, self.parallel, Mesh(self.layout, self.device), dtype)
+        part = (
+            ParallelModel(*given, adapt=partial(adapt, options=lora), base=weights)
+            if lora.rank
+            else ParallelModel(*given)
+        )
+        part.materialize().fill(chain(weights(), fresh_adapters(part.whole())))
+        return part
+
+    def begin(
+        self, start: Checkpoint | None, dtype: torch.dtype | None, *, seed: int, embedding_range: float | None
+    ) -> Llama | ParallelModel:
+        """A new model of the shape, drawn with `seed`, or the weights of `start` under it (its RoPE and context)."""
+        dtype = dtype or (start.weights.dtype if start else torch.float32)
+        fresh = partial(fresh_weights, seed=seed, embedding_range=embedding_range)
+
+        def whole() -> Llama:
+            if start is None:
+                model = empty_model(self.config, device="cpu")
+                initialize(model, seed, embedding_range=embedding_range)
+                return model.to(dtype)
+            model = start.load(dtype=dtype)
+            model.config = model.model.config = self.config
+            return model
+
+        return self.model(whole, lambda: read_all(start.weights) if start else fresh(empty_model(self.config)), dtype)
 
     def load(
         self, checkpoint: Checkpoint, *, dtype: torch.dtype | None = None, score_seed: int = 0

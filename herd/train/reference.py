@@ -33,8 +33,8 @@ def log_probs(
     processes each computes its share of the rows, and all get all.
     """
     phase = Phase(batch_tokens=row_tokens, row_tokens=row_tokens, mixture={"pairs": 1.0})
-    options = {"micro_tokens": micro_tokens, "columns": pairs.dpo_columns, "rank": rank, "world": world}
-    loader = PackedLoader({"pairs": pairs.documents}, [phase], **options)
+    columns, sources = pairs.dpo_columns, {"pairs": pairs.documents}
+    loader = PackedLoader(sources, [phase], micro_tokens=micro_tokens, columns=columns, rank=rank, world=world)
     sums = np.full(len(pairs.documents), np.nan)
     device = next(model.parameters()).device
     model.eval()

@@ -9,13 +9,13 @@ from dataclasses import field
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
 from herd.config import settings
 from herd.formats.checkpoint import save
+from herd.model.llama import Llama, LlamaForCausalLM
 from herd.parallel.model import ParallelModel
 from herd.run import Run, read_metrics
 from herd.tokenizer.tokenizer import Tokenizer
@@ -49,7 +49,7 @@ class SavingSettings:
     hang_seconds: float = 0.0
     """Seconds without any progress after which a process writes down its stacks and ends itself; 0: never."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.save_seconds <= 0 or self.log_steps < 1:
             raise ValueError("save_seconds and log_steps must be positive")
         counts = ("snapshots", "snapshot_steps", "keep_snapshots", "keep_every", "hang_seconds")
@@ -57,12 +57,17 @@ class SavingSettings:
             raise ValueError(f"{', '.join(counts)} must be 0 or more")
 
 
-def snapshots(model: nn.Module, run: Run, saving: SavingSettings) -> Callable[[int], None]:
+def snapshots(model: Llama | ParallelModel, run: Run, saving: SavingSettings) -> Callable[[int], None]:
     """What keeps the model as `checkpoints/step-...`, and of older ones those that `saving` says."""
     return partial(_snapshot, model, run.path, saving)
 
 
-def finish(model: nn.Module, run: Run, tokenizer: Tokenizer | None = None, figures: dict | None = None) -> None:
+def finish(
+    model: Llama | ParallelModel,
+    run: Run,
+    tokenizer: Tokenizer | None = None,
+    figures: dict[str, Any] | None = None,
+) -> None:
     """Write the trained model as `checkpoint/` (adapters merged, and apart as `adapter/`), complete the run's manifest,
     and only then let go of the state."""
     if not is_first():
@@ -75,16 +80,17 @@ def finish(model: nn.Module, run: Run, tokenizer: Tokenizer | None = None, figur
     discard_state(run.path / "state")
 
 
-def assembled(model: nn.Module, folder: Path) -> nn.Module:
+def assembled(model: Llama | ParallelModel, folder: Path) -> Llama:
     """The whole of a model on a mesh, from the run folder's newest state and what was frozen, which is mapped from its
     files where they hold it as it is; a model that is whole, as it is."""
     whole = _learned(model, folder)
-    if frozen := {name for name, parameter in whole.named_parameters() if parameter.is_meta}:
+    frozen = {name for name, parameter in whole.named_parameters() if parameter.is_meta}
+    if frozen and isinstance(model, ParallelModel):
         _set(whole, {name: weight.to(model.dtype) for name, weight in model.base() if name in frozen})
     return whole
 
 
-def _learned(model: nn.Module, folder: Path) -> nn.Module:
+def _learned(model: Llama | ParallelModel, folder: Path) -> Llama:
     """The whole of a model on a mesh, from the newest state, its frozen weights left out (on `meta`)."""
     if not isinstance(model, ParallelModel):
         return model
@@ -96,14 +102,14 @@ def _learned(model: nn.Module, folder: Path) -> nn.Module:
     return whole.eval()
 
 
-def _set(whole: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+def _set(whole: Llama, weights: dict[str, torch.Tensor]) -> None:
     """Put tensors into a model as its parameters, without a copy."""
     whole.load_state_dict(weights, strict=False, assign=True)
-    if hasattr(whole, "tie_weights"):
+    if isinstance(whole, LlamaForCausalLM):
         whole.tie_weights()
 
 
-def _snapshot(model: nn.Module, folder: Path, saving: SavingSettings, step: int) -> None:
+def _snapshot(model: Llama | ParallelModel, folder: Path, saving: SavingSettings, step: int) -> None:
     if not is_first():
         return
     whole = _learned(model, folder)
@@ -116,7 +122,7 @@ def _snapshot(model: nn.Module, folder: Path, saving: SavingSettings, step: int)
                 shutil.rmtree(old)
 
 
-def _best(snapshots: Sequence[Path], rows: Sequence[dict]) -> Path:
+def _best(snapshots: Sequence[Path], rows: Sequence[dict[str, Any]]) -> Path:
     """The snapshot with the lowest mean loss over the steps since the one before (a tenth of the run at most)."""
 
     def loss(path: Path) -> float:

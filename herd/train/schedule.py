@@ -24,7 +24,7 @@ class ScheduleSettings:
     steps: int | None = None
     """Steps that the fall is laid out over; a shorter run ends above the final share. The run's own when not given."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.warmup_steps < 0 or (self.steps is not None and self.steps < 1):
             raise ValueError("warmup_steps must be 0 or more, steps at least 1")
         if not 0 <= self.final_share <= 1:
@@ -48,7 +48,7 @@ class BatchSettings:
     first_row_tokens: int | None = None
     """Tokens of a row before the first doubling, where rows are shorter at first."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if min(self.tokens, self.row_tokens, self.micro_tokens) < 1:
             raise ValueError("tokens, row_tokens and micro_tokens must be positive")
         if sorted(self.double_at) != list(self.double_at) or not all(0 < share < 1 for share in self.double_at):

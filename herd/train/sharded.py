@@ -84,5 +84,5 @@ class ShardedAdamW:
 
     def _gradients(self) -> list[tuple[Tensor, int]]:
         """This rank's gradients, each with how many ranks have the same."""
-        shards = [shard for shard in self.shards if shard.parameter.grad is not None]
-        return [(local_part(shard.parameter.grad), shard.copies) for shard in shards]
+        gradients = ((shard.parameter.grad, shard.copies) for shard in self.shards)
+        return [(local_part(gradient), copies) for gradient, copies in gradients if gradient is not None]

@@ -19,13 +19,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from herd.config import settings
 from herd.errors import DataError
+from herd.model.llama import Llama, Objective
 from herd.parallel.chunk import local_part
 from herd.parallel.launch import from_all
 from herd.parallel.model import ParallelModel
@@ -53,7 +54,7 @@ class StabilitySettings:
     most: int = 20
     """Outliers after which a run is stopped all the same."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.rollback_steps < 1:
             raise ValueError("rollback_steps must be at least 1")
         if self.deviations < 0 or self.window_steps < _LEAST_STEPS or self.most < 0:
@@ -63,7 +64,7 @@ class StabilitySettings:
 class Monitor:
     """Compares each step's loss and gradient norm with those of the steps before."""
 
-    def __init__(self, options: StabilitySettings, rows: Iterable[dict] = ()):
+    def __init__(self, options: StabilitySettings, rows: Iterable[dict[str, Any]] = ()):
         self.options = options
         self._recent: deque[tuple[float, float]] = deque(maxlen=options.window_steps)
         for row in rows:
@@ -93,7 +94,7 @@ class Skips:
 
     def __init__(self, folder: Path, given: Sequence[str] = ()):
         self._file = folder / "skips.json"
-        self.found: list[dict] = read_record(self._file) if self._file.exists() else []
+        self.found: list[dict[str, Any]] = read_record(self._file) if self._file.exists() else []
         self._given = [step_range(text) for text in given]
 
     def place(self, step: int) -> int:
@@ -138,20 +139,20 @@ def step_range(text: str) -> tuple[int, int]:
     return numbers[0] - 1, numbers[-1]
 
 
-def culprit(model: nn.Module, objective: Callable, batches: Sequence[Batch]) -> str:
+def culprit(model: Llama | ParallelModel, objective: Objective, batches: Sequence[Batch]) -> str:
     """Where a number that is none appears first: forwards in a layer's result, else backwards in a gradient.
 
     Of several processes all call it together, each with its own batches; those that see it there are named.
     """
-    on_mesh = isinstance(model, ParallelModel)
-    models, device = (model.parts, model.mesh.device) if on_mesh else ([model], next(model.parameters()).device)
+    models: list[nn.Module] = [*model.parts] if isinstance(model, ParallelModel) else [model]
     model.zero_grad(set_to_none=True)
     with _watched(models) as found:
         try:
-            if on_mesh:
+            if isinstance(model, ParallelModel):
                 model.losses(objective, batches)
-                _look_at_losses([loss for stage in model.stages for loss in stage.losses], found)
+                _look_at_losses([loss for stage in model.stages for loss in cast(list[Loss], stage.losses)], found)
             else:
+                device = next(model.parameters()).device
                 _run(model, objective, [batch.to(device) for batch in batches], found)
             sightings = from_all(found or _bad_gradient(models))
         finally:
@@ -169,7 +170,7 @@ class _Sighting:
     name: str = field(compare=False)
 
 
-def _run(model: nn.Module, objective: Callable, batches: Sequence[Batch], found: list[_Sighting]) -> None:
+def _run(model: Llama, objective: Objective, batches: Sequence[Batch], found: list[_Sighting]) -> None:
     """Forward and backward, batch after batch, until something is found."""
     for batch in batches:
         loss = model.run(objective, batch)
@@ -187,8 +188,8 @@ def _watched(models: Sequence[nn.Module]) -> Iterator[list[_Sighting]]:
     found: list[_Sighting] = []
     calls = itertools.count()
 
-    def looks(name: str) -> Callable:
-        def look(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def looks(name: str) -> Callable[..., None]:
+        def look(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             call = next(calls)
             if not found and isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
                 found.append(_Sighting(False, _layer(name), call, f"the result of {name}"))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from herd.errors import ConfigError
 from herd.run import atomic_write
@@ -41,11 +41,20 @@ class Trackers:
             tracker.close()
 
 
+class _Tracker(Protocol):
+    def log(self, step: int, figures: dict[str, float]) -> None: ...
+
+    def rewind(self, step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class _TensorBoard:
     def __init__(self, folder: Path):
         _needed("tensorboard", "tensorboard")
         self._make = _needed("torch.utils.tensorboard", "tensorboard").SummaryWriter
-        self._folder, self._writer = str(folder / "tensorboard"), None
+        self._folder = str(folder / "tensorboard")
+        self._writer: Any = None
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         for name, value in figures.items():
@@ -100,7 +109,7 @@ class _Mlflow:
         self._mlflow.end_run()
 
 
-_KINDS = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow}
+_KINDS: dict[str, Callable[[Path], _Tracker]] = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow}
 
 
 def _needed(module: str, package: str) -> Any:

@@ -19,13 +19,12 @@ from dataclasses import replace
 from functools import partial
 
 import torch.distributed as dist
-from torch import nn
 
 from herd.data.loader import within_vocabulary
 from herd.errors import CheckpointError, ConfigError, DataError
 from herd.log import progress, say
 from herd.model.flops import flops_per_token
-from herd.model.llama import Objective
+from herd.model.llama import Llama, Objective
 from herd.parallel.launch import agreed, asked_to_end
 from herd.parallel.model import ParallelModel
 from herd.run import Run, read_metrics
@@ -68,7 +67,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Llama | ParallelModel,
         objective: Objective,
         run: Run,
         *,
@@ -93,7 +92,9 @@ class Trainer:
         keep_freed_memory()
         self.model, self.objective, self.run = model, objective, run
         self.folder = run.path / "state"
-        self.adamw = (ShardedAdamW if isinstance(model, ParallelModel) else FlatAdamW)(model, optimizer)
+        self.adamw: ShardedAdamW | FlatAdamW = (
+            ShardedAdamW(model, optimizer) if isinstance(model, ParallelModel) else FlatAdamW(model, optimizer)
+        )
         self.monitor, self.skips = Monitor(self.stability), Skips(run.path, skipped)
         self.hooks = [*hooks, every(self.saving.snapshot_steps, snapshots(model, run, self.saving))]
         self.peak_flops, self.label = peak_flops, label
@@ -151,6 +152,7 @@ class Trainer:
             for loss in self.model.losses(self.objective, readable):
                 totals.add(loss)
         else:
+            assert isinstance(self.adamw, FlatAdamW)
             device = next(self.model.parameters()).device
             for batch in readable:
                 loss = self.model.run(self.objective, batch.to(device))
@@ -375,7 +377,7 @@ class _Fit:
         return before(place) - left_out
 
 
-def tokens_per_second(model: nn.Module, objective: Objective, batches: Sequence[Batch], repeats: int = 2) -> float:
+def tokens_per_second(model: Llama, objective: Objective, batches: Sequence[Batch], repeats: int = 2) -> float:
     """How fast this machine trains: the best of a few passes forward and backward, without touching the weights."""
     best = math.inf
     for _ in range(repeats + 1):

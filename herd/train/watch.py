@@ -69,7 +69,8 @@ class Watchdog:
         try:
             with open(self.folder / f"hang{f'-rank-{self.rank}' if self.world > 1 else ''}.txt", "a") as file:
                 file.write(report + "\n")  # beside those of earlier starts
-            faulthandler.dump_traceback(self._stacks, all_threads=True)
+            if self._stacks:
+                faulthandler.dump_traceback(self._stacks, all_threads=True)
             print(f"rank {self.rank}: {report}", file=sys.stderr, flush=True)
         finally:
             os._exit(HUNG)  # a stuck collective cannot be asked to stop
@@ -93,7 +94,7 @@ def hang_report(folder: Path, world: int, step: int, doing: str, seconds: float)
         for rank, place in enumerate(places)
         if place is None or place[0] > least or (any(waiting) and not place[1].startswith(COLLECTIVE))
     ]
-    ahead = [rank for rank in behind if places[rank] and places[rank][0] > least]
+    ahead = [rank for rank in behind if (place := places[rank]) and place[0] > least]
     late = [rank for rank in behind if rank not in ahead]
     culprits = late or [rank for rank, place in enumerate(places) if place and place[0] == least]
     names = ", ".join(map(str, culprits))

@@ -261,6 +261,19 @@ def test_each_recipe_of_a_run_is_planned_with_its_own_layout(capsys):
     assert found == {("405b 1", 1, 128), ("405b 2", 1, 128), ("405b 3", 1, 128), ("405b-long", 16, 8)}
 
 
+def test_a_distillation_is_planned_by_what_it_learns_on_and_says_what_is_left_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("HERD_QUIET", raising=False)
+    (tmp_path / "pack/train").mkdir(parents=True)
+    (tmp_path / "pack/train/web-00000.npy").write_bytes(bytes(4 * 2**20))
+    file = tmp_path / "distill.yaml"
+    batch = "{tokens: 65536, row_tokens: 4096}"
+    file.write_text(f"teacher: big\ncheckpoint: small\nout: o\nshards: {tmp_path}/pack\nepochs: 2\nbatch: {batch}\n")
+    assert main(["plan", str(file), "1B", "--device", "h200", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["phases"][0]["steps"] == 2 * 2**20 // 65536
+    assert "the teacher reads everything once" in said.err
+
+
 def test_a_layout_that_needs_more_devices_than_there_are_is_not_planned_with(capsys, monkeypatch):
     monkeypatch.delenv("HERD_QUIET", raising=False)
     assert main(["plan", recipe("70b"), "--devices", "16", "--device", "b200", "--json"]) == 0

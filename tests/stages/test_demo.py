@@ -1,7 +1,9 @@
-"""The whole story: planned for ten minutes, and killed anywhere it ends where an undisturbed run ends."""
+"""The whole story: planned for ten minutes, killed anywhere it ends where an undisturbed run ends, and what pages print
+about its folders runs there."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -13,12 +15,30 @@ from pathlib import Path
 
 import pytest
 
-from herd import config
+from herd import cli, config
 from herd.errors import ConfigError
 from herd.run import read_manifest, read_metrics
 from herd.stages import find
 from herd.stages.demo import DemoSettings, read_story
 from herd.story import plan
+from tests.test_printed_commands import call, calls, command_of
+
+
+@pytest.fixture(scope="module")
+def small_demo(tmp_path_factory) -> Path:
+    """Where `herd demo` has gone through the whole story once: `pages/` as a user would have them, and `runs/demo/`."""
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "pages").mkdir()
+    modules = (
+        "argparse ast base64 calendar cmd code codecs configparser csv datetime difflib dis email enum fileinput gzip "
+        "glob graphlib hashlib heapq hmac inspect json keyword locale logging mailbox netrc operator pathlib pickle"
+    )
+    pydoc = [sys.executable, "-m", "pydoc", "-w", *modules.split()]
+    subprocess.run(pydoc, cwd=folder / "pages", check=True, capture_output=True)
+    demo = [sys.executable, "-m", "herd", "demo", "pages=pages", "pretrain_tokens=30000"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run(demo, cwd=folder, env=environment, check=True, capture_output=True)
+    return folder
 
 
 def steps(folder: Path) -> list[str]:
@@ -81,3 +101,25 @@ def test_a_demo_killed_at_random_moments_ends_like_an_undisturbed_one(small_demo
     ask = [sys.executable, "-m", "herd", "chat", str(killed), "json=true", "max_tokens=8"]
     answers = subprocess.run(ask, input="The module\n", capture_output=True, text=True, check=True)
     assert len([json.loads(line) for line in answers.stdout.splitlines()]) == 1
+
+
+TASK = "ask: generate\ndata: questions.csv\nprompt: '{{ question }}'\nanswer: '{{ answer }}'\nscorer: token_f1\n"
+TALK = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
+
+
+@pytest.mark.slow
+def test_what_pages_print_about_the_demos_folders_runs_there(small_demo, monkeypatch):
+    monkeypatch.chdir(small_demo)
+    Path("mine.yaml").write_text(TASK)
+    Path("questions.csv").write_text("question,answer\nWhat is csv?,A format.\n")
+    Path("talks.jsonl").write_text(json.dumps(TALK) + "\n")
+    ran = []
+    for page, line in calls():
+        words = call(line)
+        if not any(word.rpartition("=")[2].startswith("runs/demo") for word in words) or words[0] == "serve":
+            continue  # tests/serve serves
+        monkeypatch.setattr(sys, "stdin", io.StringIO("What is csv?\n/quit\n"))
+        words = [f"{word}-{len(ran)}" if word.startswith("out=") else word for word in words]  # two pages, one folder
+        assert cli.main(words) == 0, f"{page}: {line}"
+        ran.append(command_of(words))
+    assert {"demo pages", "curate", "pretrain", "demo questions", "sft", "dpo", "evaluate", "show", "chat"} <= {*ran}
