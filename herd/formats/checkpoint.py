@@ -23,14 +23,15 @@ from herd.formats.packed import unpacks
 from herd.formats.places import Format, find_checkpoint, format_of
 from herd.formats.safetensors import INDEX, SINGLE, TensorInfo, save_tensors
 from herd.formats.stored import StoredWeights, check_finite
-from herd.model.config import ModelConfig
+from herd.model.config import GENERATION, ModelConfig
 from herd.model.llama import Attend, Llama, LlamaForCausalLM, empty_model
 from herd.run import atomic_folder
 from herd.tokenizer.io import load_template, load_tokenizer, save_tokenizer
+from herd.tokenizer.specials import END_OF_TURN
+from herd.tokenizer.template import META_TEMPLATE
 from herd.tokenizer.tokenizer import Tokenizer
 
 MAX_SHARD_BYTES = 5_000_000_000
-GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,12 @@ class Checkpoint:
         Raises:
             DataError: there is none, or it is damaged or of a kind that is not supported.
         """
-        return read_vocabulary(self._container) if self.format == "gguf" else load_tokenizer(self.place)
+        if self.format == "gguf":
+            return read_vocabulary(self._container)
+        found = load_tokenizer(self.place)
+        if self.format == "meta" and found.special.get(END_OF_TURN) in self.config.eos_token_ids:
+            return found.with_template(META_TEMPLATE)  # Meta's files have no place for it
+        return found
 
     @cached_property
     def chat_template(self) -> str | None:
@@ -104,10 +110,9 @@ class Checkpoint:
             CheckpointError: a file is missing, damaged, or its tensors do not fit its configuration; or it is packed.
             ConfigError: it describes something other than a Llama.
         """
-        if self.format == "gguf":
-            return open_gguf(self._container)
-        if self.format == "meta":
-            return open_meta(self.place)
+        if self.format in ("gguf", "meta"):
+            found = open_gguf(self._container) if self.format == "gguf" else open_meta(self.place)
+            return replace(found, config=replace(found.config, as_read={}, generation=self.generation or None))
         return open_huggingface(self.place, self.config, self.table)
 
     @cached_property
@@ -222,8 +227,7 @@ def save_weights(
         if len(shards) > 1:
             _write_index(aside, files, shards, like, dtype)
         stored = dtype or next(iter(like.values())).dtype
-        _write_json(aside / "config.json", config.to_dict() | {"dtype": str(stored).removeprefix("torch.")})
-        _write_json(aside / GENERATION, generation_config(config))
+        write_configs(config, aside, stored)
         if tokenizer is not None:
             save_tokenizer(tokenizer, aside)
 
@@ -256,8 +260,10 @@ def _write_json(path: Path, values: dict) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def generation_config(config: ModelConfig) -> dict:
-    """Llama 3.1's own sampling settings, and the ids that begin and end a text."""
-    values = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
-    ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return values | {name: list(id) if isinstance(id, tuple) else id for name, id in ids.items() if id is not None}
+def write_configs(config: ModelConfig, folder: Path, dtype: torch.dtype) -> None:
+    """Write config.json with the number type of the weights, and generation_config.json."""
+    values = config.to_dict()
+    name = "torch_dtype" if "torch_dtype" in values and "dtype" not in values else "dtype"
+    _write_json(folder / "config.json", values | {name: str(dtype).removeprefix("torch.")})
+    if (generation := config.generation_config()) is not None:
+        _write_json(folder / GENERATION, generation)

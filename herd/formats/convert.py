@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from herd.errors import CapacityError, CheckpointError, DataError
 from herd.formats import gguf
-from herd.formats.checkpoint import GENERATION, MAX_SHARD_BYTES, Checkpoint, generation_config, open_checkpoint
+from herd.formats.checkpoint import MAX_SHARD_BYTES, Checkpoint, open_checkpoint, write_configs
 from herd.formats.compare import Difference, difference
 from herd.formats.folder import holds_weights
 from herd.formats.gguf_model import plan_gguf, write_gguf
@@ -36,7 +36,7 @@ from herd.formats.places import CONFIG, PARAMS, SUFFIX, Format
 from herd.formats.safetensors import plan_files, write_index, write_safetensors
 from herd.formats.stored import CHUNK_WEIGHTS, StoredWeights, expected_shapes
 from herd.log import progress, say, size
-from herd.model.config import ModelConfig
+from herd.model.config import GENERATION, ModelConfig
 from herd.run import atomic_folder
 from herd.tokenizer.io import save_tokenizer
 from herd.tokenizer.tokenizer import Tokenizer
@@ -265,8 +265,9 @@ def _write(checkpoint: Checkpoint, aside: Path, plan: Plan, shards: int, name: s
     else:
         yield from _write_huggingface(weights, aside, dtype)
     if tokenizer:
-        save_tokenizer(tokenizer, aside)
-    _write_generation_config(checkpoint, aside)
+        save_tokenizer(tokenizer, aside, with_ranks=plan.format == "meta")
+    if plan.format == "meta" and (generation := weights.config.generation_config()) is not None:
+        (aside / GENERATION).write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_huggingface(weights: StoredWeights, aside: Path, dtype: torch.dtype) -> Iterator[int]:
@@ -280,9 +281,7 @@ def _write_huggingface(weights: StoredWeights, aside: Path, dtype: torch.dtype) 
             yield written
     if len(files) > 1:
         write_index(aside, files, num_bytes)
-    values = weights.config.to_dict() | {"dtype": str(dtype).removeprefix("torch.")}
-    values.pop("quantization_config", None)
-    (aside / CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_configs(replace(weights.config, quantization_config=None), aside, dtype)
 
 
 def _rounded(weights: StoredWeights, name: str, dtype: torch.dtype) -> Iterator[Tensor]:
@@ -296,16 +295,6 @@ def _tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | None:
     except DataError as fault:
         say(f"  no tokenizer is written: {fault}")
         return None
-
-
-def _write_generation_config(checkpoint: Checkpoint, aside: Path) -> None:
-    """The source's own sampling settings, or Llama 3.1's with this model's ids."""
-    file = checkpoint.place / GENERATION
-    if file.is_file():
-        shutil.copyfile(file, aside / GENERATION)
-    else:
-        values = generation_config(checkpoint.config)
-        (aside / GENERATION).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 # ---- check -----------------------------------------------------------------------------------------------------------

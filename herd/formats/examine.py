@@ -21,10 +21,14 @@ from herd.log import size
 from herd.model.config import CAUSAL_LM, ModelConfig, num_parameters
 from herd.model.llama import Llama
 from herd.ops.probe import available_memory
+from herd.tokenizer.chat import ends, format_name, render, stops
+from herd.tokenizer.specials import END_OF_TURN
+from herd.tokenizer.splits import split_of
 from herd.tokenizer.tokenizer import Tokenizer
 
 _SAMPLED_ROWS = 4  # of each tensor, spread over it, unless all are read
 _LLAMA3_ROWS = 128_000
+_TURN_ENDS = (END_OF_TURN, "<|im_end|>", "<|end|>", "<end_of_turn>")
 _SENTENCES = (
     "The file is opened for reading. If there is no file of that name, an error is raised and nothing is changed. "
     "When the last line has been read, the file is closed."
@@ -64,9 +68,11 @@ def examine(path: Path | Checkpoint, *, weights: bool = False) -> dict[str, Any]
         and {
             "vocab_size": tokenizer.vocab_size,
             "special_tokens": len(tokenizer.special),
-            "stop_ids": list(tokenizer.stop_ids),
-            "chat_style": tokenizer.chat_style,
-            "chat_template": checkpoint.chat_template is not None,
+            "stop_ids": list(stops(tokenizer)),
+            "pre_tokenizer": split_of(tokenizer),
+            "opens_with": tokenizer.bos if tokenizer.add_bos else None,
+            "chat_format": format_name(tokenizer),
+            "end_of_turn": [tokenizer.decode([token]) for token in ends(tokenizer).ids] or list(ends(tokenizer).texts),
             "fingerprint": tokenizer.fingerprint,
         },
         "loaded": loaded,
@@ -103,8 +109,27 @@ def _tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer | None, list[str]]:
         return None, [f"no usable tokenizer: {fault}"]
 
 
+def _odd_format(checkpoint: Checkpoint, tokenizer: Tokenizer) -> list[str]:
+    """A chat template that does not run or ends no turn, or none where the configuration ends turns."""
+    if tokenizer.chat_template is None:
+        end = next(
+            (name for name in _TURN_ENDS if tokenizer.special.get(name) in checkpoint.config.eos_token_ids), None
+        )
+        return [f"no chat template, though {end} ends its answers: name a format with engine.template"] if end else []
+    odd = []
+    try:
+        render(tokenizer, [{"role": "user", "content": "Hello"}], generation_prompt=True)
+    except DataError as fault:
+        odd.append(f"its chat template does not write a plain question: {fault}")
+    found = ends(tokenizer)
+    if not odd and not found.ids:
+        behind = f"the text {found.texts[0]!r}" if found.texts else "nothing"
+        odd.append(f"its chat template ends a turn by no token of the vocabulary, but by {behind}")
+    return odd
+
+
 def _oddities(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> list[str]:
-    config, odd = checkpoint.config, []
+    config, odd = checkpoint.config, _odd_format(checkpoint, tokenizer) if tokenizer else []
     if tokenizer and tokenizer.vocab_size > config.vocab_size:
         odd.append(
             f"the tokenizer has {tokenizer.vocab_size:,} ids but the embedding only {config.vocab_size:,} rows: "
@@ -114,11 +139,11 @@ def _oddities(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> list[str]:
         odd.append(f"{config.vocab_size - tokenizer.vocab_size:,} embedding rows have no token (padding, perhaps)")
     if not config.eos_token_ids:
         odd.append("config.json names no eos_token_id: other engines may not know when to stop")
-    elif tokenizer and not set(config.eos_token_ids) & set(tokenizer.stop_ids):
-        odd.append(f"eos_token_id {list(config.eos_token_ids)} is none of the tokenizer's ends {tokenizer.stop_ids}")
-    if tokenizer and config.bos_token_id not in (None, tokenizer.special.get(tokenizer.bos)):
+    elif tokenizer and not set(config.eos_token_ids) & set(stops(tokenizer)):
+        odd.append(f"eos_token_id {list(config.eos_token_ids)} is none of the tokenizer's ends {stops(tokenizer)}")
+    if tokenizer and tokenizer.bos and config.bos_token_id not in (None, tokenizer.special[tokenizer.bos]):
         odd.append(
-            f"bos_token_id {config.bos_token_id} is not the tokenizer's {tokenizer.special.get(tokenizer.bos)}: the "
+            f"bos_token_id {config.bos_token_id} is not the tokenizer's {tokenizer.special[tokenizer.bos]}: the "
             "tokenizer of another model, perhaps"
         )
     if checkpoint.format == "huggingface" and not (checkpoint.place / GENERATION).is_file():

@@ -134,13 +134,24 @@ def config_of_params(
         num_hidden_layers=params["n_layers"],
         num_attention_heads=params["n_heads"],
         num_key_value_heads=params.get("n_kv_heads") or params["n_heads"],
-        max_position_embeddings=params.get("max_seq_len") or (131_072 if scaled else 8192),
+        max_position_embeddings=params.get("max_seq_len") or _context(params, vocab_size),
         rms_norm_eps=params.get("norm_eps", 1e-5),
         rope_theta=params.get("rope_theta", 10_000.0),
         rope_scaling=RopeScaling(factor=params.get("rope_scaling_factor") or 8.0) if scaled else None,
         tie_word_embeddings=tied,
         **token_ids,
     )
+
+
+def _context(params: dict[str, Any], vocab_size: int) -> int:
+    """What each generation was trained on, where params.json does not say; Llama 1 and 2 have few rows."""
+    if params.get("use_scaled_rope"):
+        return 131_072
+    if vocab_size not in (32_000, 32_016):  # the second is Code Llama's
+        return 8192
+    if params.get("rope_theta", 0.0) >= 1e6:
+        return 16_384
+    return 2048 if params.get("norm_eps", 1e-5) < 5e-6 else 4096
 
 
 def feed_forward_width(hidden_size: int, multiplier: float, multiple_of: int) -> int:

@@ -41,8 +41,9 @@ class Wording:
         """
         if tokenizer.chat_template is None:
             return False
-        own = tokenizer.chat_template == META_TEMPLATE and self.template is None
-        return not own or tokenizer.special.get(END_OF_TURN) in declared
+        if self.template is not None or own_style(tokenizer) != "meta":
+            return True
+        return tokenizer.eos == END_OF_TURN or tokenizer.special.get(END_OF_TURN) in declared
 
     def end_of_answer(self, tokenizer: Tokenizer, speaks_chat: bool) -> int | None:
         """The token that ends an answer, where a grammar has to say so."""

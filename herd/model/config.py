@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -67,6 +67,10 @@ class ModelConfig:
     """Outputs of a sequence classifier."""
     quantization_config: dict[str, Any] | None = field(default=None, hash=False)
     """How the weights on disk are quantized, as it stands in `config.json`."""
+    as_read: dict[str, Any] | None = field(default=None, compare=False, repr=False)
+    """All of the `config.json` that it was read from, which writing gives back; empty for one from another format."""
+    generation: dict[str, Any] | None = field(default=None, compare=False, repr=False)
+    """The generation_config.json beside it, which writing gives back."""
 
     def __post_init__(self) -> None:
         if self.num_key_value_heads is None:
@@ -134,7 +138,7 @@ class ModelConfig:
             ConfigError: it is not a Llama, or asks for something that this model does not have (a sliding window).
         """
         _check_is_llama(values)
-        known = {f.name for f in fields(cls)} - {"architecture", "rope_scaling", "num_labels"}
+        known = {f.name for f in fields(cls)} - {"architecture", "rope_scaling", "num_labels", "as_read", "generation"}
         taken = {name: value for name, value in values.items() if name in known and value is not None}
         missing = [f for f in _REQUIRED if f not in taken]
         if missing:
@@ -170,12 +174,44 @@ class ModelConfig:
         if not isinstance(values, dict):
             raise CheckpointError(f"{path} must hold a JSON object, not {type(values).__name__}.")
         try:
-            return cls.from_dict(values)
+            config = cls.from_dict(values)
         except ConfigError as fault:
             raise ConfigError(f"{path}: {fault}") from None
+        return replace(config, as_read=values, generation=_read_generation(path.with_name(GENERATION)))
 
     def to_dict(self) -> dict[str, Any]:
-        """What `config.json` holds, readable by transformers 4 and 5, vLLM, SGLang and llama.cpp's converter."""
+        """What `config.json` holds, readable by transformers 4 and 5, vLLM, SGLang and llama.cpp's converter.
+
+        What it was read from comes back word for word, but for what has changed since.
+        """
+        values = self._values()
+        if not self.as_read:
+            return values
+        before = ModelConfig.from_dict(self.as_read)._values()
+        changed = {name: value for name, value in values.items() if name not in before or before[name] != value}
+        gone = [name for name in before if name not in values]
+        if {"rope_scaling", "rope_theta"} & {*changed, *gone}:  # transformers 5 says it once more, elsewhere
+            gone.append("rope_parameters")
+            changed["rope_theta"] = values["rope_theta"]
+        return {name: value for name, value in self.as_read.items() if name not in gone} | changed
+
+    def generation_config(self) -> dict[str, Any] | None:
+        """What generation_config.json holds: as it was read, with the ids that end an answer now; None for no file.
+
+        A model of Herd's own gets Llama 3.1's sampling settings, one from a file without such settings its ids alone.
+        """
+        ids = {name: getattr(self, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        ids = {name: list(found) if isinstance(found, tuple) else found for name, found in ids.items()}
+        ids = {name: found for name, found in ids.items() if found is not None}
+        if self.as_read is None:
+            return {"do_sample": True, "temperature": 0.6, "top_p": 0.9} | ids
+        ends = {"eos_token_id": ids.get("eos_token_id")}
+        same = bool(self.as_read) and ModelConfig.from_dict(self.as_read).eos_token_id == self.eos_token_id
+        if self.generation is not None:
+            return self.generation if same else self.generation | ends
+        return None if same else ids
+
+    def _values(self) -> dict[str, Any]:
         values: dict[str, Any] = {"architectures": [self.architecture], "model_type": "llama"}
         values |= {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _WRITTEN_APART}
         if isinstance(self.eos_token_id, tuple):
@@ -197,7 +233,17 @@ _LARGEST = {
     "max_position_embeddings": 2**27,
 }  # widths: 2^24
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-_WRITTEN_APART = ("architecture", "num_labels", "quantization_config", "rope_scaling")
+_WRITTEN_APART = ("architecture", "num_labels", "quantization_config", "rope_scaling", "as_read", "generation")
+GENERATION = "generation_config.json"
+
+
+def _read_generation(file: Path) -> dict[str, Any] | None:
+    """What a generation_config.json says; None where there is none, or none that is a JSON object."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None
 
 
 def _check_kinds(values: dict[str, Any]) -> None:

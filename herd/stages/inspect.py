@@ -52,6 +52,10 @@ def _compare(checkpoint: Checkpoint, other: Path) -> Difference:
         return difference(first, second, lambda _: bar.advance(1))
 
 
+def _turn(ends: list[str]) -> str:
+    return f", the end of a turn is {' '.join(map(repr, ends))}" if ends else ""
+
+
 def _table(found: dict[str, Any]) -> str:
     config, tokenizer = found["config"], found["tokenizer"]
     heads = f"{config['num_attention_heads']} heads of {config['head_dim']}, {config['num_key_value_heads']} key-value"
@@ -60,7 +64,6 @@ def _table(found: dict[str, Any]) -> str:
     rope = f"theta {config['rope_theta']:,.0f}{_scaled(scaling)}"
     dtypes = ", ".join(f"{dtype} ({count} tensors)" for dtype, count in found["dtypes"].items())
     quantized = (config.get("quantization_config") or {}).get("format")
-    assumed = "" if tokenizer and tokenizer["chat_template"] else "; no template travels with it, this one is assumed"
     rows = {
         "format": {"huggingface": "Hugging Face", "meta": "Meta", "gguf": "GGUF"}[found["format"]],
         "architecture": found["architecture"],
@@ -72,8 +75,10 @@ def _table(found: dict[str, Any]) -> str:
         "context": f"{config['max_position_embeddings']:,} tokens, RoPE {rope}",
         "cache": f"{size(found['cache_bytes_per_token'])} a token in 16 bits",
         "tokenizer": tokenizer
-        and f"{tokenizer['vocab_size']:,} ids, {tokenizer['special_tokens']} special, stops at {tokenizer['stop_ids']}",
-        "chat format": tokenizer and f"Llama 3, style `{tokenizer['chat_style']}`{assumed}",
+        and f"{tokenizer['vocab_size']:,} ids, {tokenizer['special_tokens']} special, cut as "
+        f"{tokenizer['pre_tokenizer']}, {tokenizer['opens_with'] or 'nothing'} before a text",
+        "chat format": tokenizer and (tokenizer["chat_format"] or "none: a base model, which goes on with a text"),
+        "stops at": tokenizer and f"{tokenizer['stop_ids']}{_turn(tokenizer['end_of_turn'])}",
     }
     if loaded := found["loaded"]:
         rows["loaded"] = loaded if isinstance(loaded, str) else f"beside the file itself: {Difference(**loaded)}"

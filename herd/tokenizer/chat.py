@@ -100,6 +100,20 @@ def own_style(tokenizer: Tokenizer) -> Style | None:
     return _styles[tokenizer]
 
 
+_FAMILIES = (("<|im_start|>", "ChatML"), ("[INST]", "Llama 2 or Mistral"), ("<start_of_turn>", "Gemma"))
+
+
+def format_name(tokenizer: Tokenizer) -> str | None:
+    """The chat format in a word: `Llama 3, style meta`, a family's name, or `its own`; None without a template."""
+    template = tokenizer.chat_template
+    if template is None:
+        return None
+    if style := own_style(tokenizer):
+        return f"Llama 3, style {style}"
+    known = next((name for name, text in TEMPLATES.items() if text == template), None)
+    return known or next((name for sign, name in _FAMILIES if sign in template), "its own")
+
+
 def ends(tokenizer: Tokenizer) -> Ends:
     """What the format writes behind an answer; a text only where it has no token for it."""
     own = own_style(tokenizer)

@@ -95,7 +95,7 @@ def render(
     spans: Sequence[_Span] = []
     if masked and not continue_final:
         write = partial(_write, tokenizer, asked)
-        spans = written.generated or list(_spans_by_prefixes(write, talk, written.text))
+        spans = written.generated or list(_spans_by_prefixes(tokenizer, write, talk, written.text))
     ids, places = _encode(tokenizer, written.text, mark)
     mask = [False] * len(ids)
     for begin, end in spans:
@@ -117,14 +117,14 @@ def _mark(
 
 
 def _spans_by_prefixes(
-    write: Callable[..., jinja.Written], talk: Sequence[Mapping[str, Any]], whole: str
+    tokenizer: Tokenizer, write: Callable[..., jinja.Written], talk: Sequence[Mapping[str, Any]], whole: str
 ) -> Iterator[_Span]:
     for number, message in enumerate(talk):
         if message["role"] != "assistant":
             continue
         before = write(talk[:number], generation_prompt=True).text if number else ""
         through = write(talk[: number + 1], generation_prompt=False).text
-        if not whole.startswith(through):
+        if (common := _agreed(tokenizer, whole, through)) is None:
             raise DataError(
                 f"message {number}: the chat template writes it otherwise once others follow, so that what is to be "
                 "learned cannot be told; put {% generation %} and {% endgeneration %} around the assistant's part of "
@@ -140,7 +140,19 @@ def _spans_by_prefixes(
                     "{% generation %} and {% endgeneration %} around the assistant's part of the template"
                 )
             before = through[:place]
-        yield len(before), len(through)
+        yield len(before), max(common, len(before))
+
+
+def _agreed(tokenizer: Tokenizer, whole: str, through: str) -> int | None:
+    """How much of a text that ends with an answer stands in the whole; None where words are missing there.
+
+    Special strings at the end, with which some templates close every text, do not count.
+    """
+    if whole.startswith(through):
+        return len(through)
+    common = next(i for i, (one, other) in enumerate(zip(through, whole + "\0")) if one != other)
+    special = tokenizer.special_strings
+    return common if special and not special.sub("", through[common:]).strip() else None
 
 
 # ---- the template ----------------------------------------------------------------------------------------------------

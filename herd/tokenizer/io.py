@@ -220,16 +220,16 @@ def _does_what_tiktoken_does(data: dict[str, Any]) -> bool:
 # ---- write -----------------------------------------------------------------------------------------------------------
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str], *, for_transformers: bool = False) -> Path:
+def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str], *, with_ranks: bool = False) -> Path:
     """Write `tokenizer.model` (tiktoken ranks), `tokenizer.json` and its companions, which `transformers` loads.
 
-    What the tokenizer was read from comes back as it was; with `for_transformers` no ranks are added to it. The folder
+    What the tokenizer was read from comes back as it was; ranks are added to it only `with_ranks`. The folder
     may hold other files (a checkpoint's weights).
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = dict(tokenizer.beside or {})
-    if tokenizer.pieces is None and not (files and for_transformers):
+    if tokenizer.pieces is None and (with_ranks or not files):
         ranked = sorted(tokenizer.ranks.items(), key=lambda item: item[1])
         files[RANKS_FILE] = b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranked)
     if JSON_FILE not in files:

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tokenizers
 
+from herd.tokenizer.pieces import is_byte_level
 from herd.tokenizer.specials import SPLIT_PATTERN
+
+if TYPE_CHECKING:
+    from herd.tokenizer.tokenizer import Tokenizer
 
 
 class Split(NamedTuple):
@@ -136,6 +140,14 @@ def name_split(data: dict[str, Any]) -> str | None:
         if _ids(data | {"pre_tokenizer": pre_tokenizer(split), "model": model}) == wanted:
             return name
     return None
+
+
+def split_of(tokenizer: Tokenizer) -> str:
+    """How a tokenizer cuts text, in a word: llama.cpp's name, `sentencepiece`, or that it has none."""
+    if tokenizer.pieces is None:
+        return "llama-bpe"
+    data = json.loads(tokenizer.pieces)
+    return name_split(data) or "of its own" if is_byte_level(data) else "sentencepiece"
 
 
 def _pieces(step: dict[str, Any] | None) -> list[list[str]]:

@@ -28,12 +28,13 @@ META_TEMPLATE = """\
 {%- endfor %}
 {{- "Return function calls in JSON format.\\n\\n" }}
 {%- endif %}
-{{- message.content or "" }}
-{%- if message.tool_calls %}
-{%- if message.tool_calls | length > 1 %}
+{%- if message.tool_calls and message.tool_calls | length > 1 %}
 {{- raise_exception("only one tool call fits into a message of this format") }}
 {%- endif %}
-{%- set goes_on = true %}
+{%- if role == "assistant" %}
+{%- generation %}
+{{- message.content or "" }}
+{%- if message.tool_calls %}
 {%- set call = message.tool_calls[0].function or message.tool_calls[0] %}
 {{- "<|python_tag|>" }}
 {%- if call.name == "code_interpreter" %}
@@ -44,7 +45,11 @@ META_TEMPLATE = """\
 {{- {"type": "function", "name": call.name, "parameters": call.arguments} | tojson }}
 {%- endif %}
 {%- endif %}
-{{- "<|eom_id|>" if goes_on else "<|eot_id|>" }}
+{{- "<|eom_id|>" if goes_on or message.tool_calls else "<|eot_id|>" }}
+{%- endgeneration %}
+{%- else %}
+{{- (message.content or "") + "<|eot_id|>" }}
+{%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
 {{- "<|start_header_id|>assistant<|end_header_id|>\\n\\n" }}

@@ -30,6 +30,7 @@ from herd.ops.probe import best_dtype
 from herd.parallel.launch import agreed, joined, open_run_together
 from herd.parallel.model import ParallelModel
 from herd.run import Run, atomic_write, read_record
+from herd.tokenizer.chat import in_format
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.checkpoint import is_first
 from herd.train.hooks import Hook, evenly
@@ -84,7 +85,9 @@ class Job:
         """
         checkpoint = open_checkpoint(path)
         config = checkpoint.learnable_config()
-        self.start(reward_config(config) if scores else config, checkpoint.tokenizer, whole_rows=whole_rows)
+        tokenizer, template = checkpoint.tokenizer, getattr(self.settings, "template", None)
+        tokenizer = tokenizer if template is None else in_format(tokenizer, template)
+        self.start(reward_config(config) if scores else config, tokenizer, whole_rows=whole_rows)
         self._make = lambda: self.placement.load(checkpoint, dtype=self.dtype, score_seed=self.settings.seed)
         return checkpoint
 

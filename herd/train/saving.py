@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -74,10 +75,18 @@ def finish(
         return
     whole = assembled(model, run.path)
     if has_adapters(whole):
-        save_adapters(whole, run.path / "adapter")
+        save_adapters(whole, run.path / "adapter", _base(run.path))
     (save_merged if has_adapters(whole) else save)(whole, run.path / "checkpoint", tokenizer)
     run.finish(figures=figures)
     discard_state(run.path / "state")
+
+
+def _base(run: Path) -> str:
+    """The checkpoint that a run began with, as adapters name their base; empty where there was none."""
+    try:
+        return str(Path(json.loads((run / "inputs.json").read_text(encoding="utf-8"))["checkpoint"]["path"]).resolve())
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def assembled(model: Llama | ParallelModel, folder: Path) -> Llama:
@@ -113,7 +122,11 @@ def _snapshot(model: Llama | ParallelModel, folder: Path, saving: SavingSettings
     if not is_first():
         return
     whole = _learned(model, folder)
-    (save_adapters if has_adapters(whole) else save)(whole, folder / "checkpoints" / f"step-{step:08d}")
+    target = folder / "checkpoints" / f"step-{step:08d}"
+    if has_adapters(whole):
+        save_adapters(whole, target, _base(folder))
+    else:
+        save(whole, target)
     kept = sorted(path for path in (folder / "checkpoints").glob("step-*"))
     if saving.keep_snapshots:
         best = _best(kept, read_metrics(folder)) if saving.keep_best else None

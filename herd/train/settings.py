@@ -64,6 +64,8 @@ class TuneSettings(TrainSettings):
     """Checkpoint to start from, its tokenizer beside it."""
     epochs: float = 1.0
     """How often all rows are gone through."""
+    template: str | None = None
+    """Chat format (llama3, chatml, tulu, vicuna, or a .jinja file) for a checkpoint that has none; it travels on."""
     batch: BatchSettings = field(default_factory=lambda: BatchSettings(row_tokens=1024))
     """Batch size and row length; whatever is learned as a whole must fit into a row."""
     optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(learning_rate=1e-5))
