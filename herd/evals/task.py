@@ -17,6 +17,7 @@ from herd.evals.rows import files_of, rows_of
 from herd.evals.scorers import SCORERS
 from herd.evals.subject import Prompt
 from herd.evals.templates import expression_of, holds, render, value_of
+from herd.sandbox import languages
 
 _CHOICE_SCORERS = ("accuracy", "accuracy_norm", "accuracy_pmi", "mass")
 
@@ -217,13 +218,19 @@ def paths_of(task: Task) -> list[Path]:
 
 
 def missing(task: Task) -> str:
-    """Why a task cannot be asked: which file it lacks, and whence that comes; nothing where all are there."""
+    """Why a task cannot be asked: which file it lacks, and whence that comes, or which language's programs; nothing
+    where all are there."""
     wanted = [path for path in (task.data, task.shots_from, task.pool, *task.tables.values()) if path]
     absent = next((path for path in wanted if not _exists(path)), None)
     origin = f", from {task.source}" if task.source else ""
     if task.data is not None and task.data.is_file() and not task.data.stat().st_size:
         return f"{task.name}: {task.data} is empty, there is nothing to ask"
-    return f"{absent} is not there (expected: the rows of {task.name}{origin})" if absent else ""
+    if absent is not None:
+        return f"{absent} is not there (expected: the rows of {task.name}{origin})"
+    if task.scorer == "program" and task.language not in languages.LANGUAGES:
+        return f"{task.name}: the sandbox runs no {task.language}"
+    programs = languages.missing(task.language) if task.scorer == "program" else []
+    return f"{task.name}: {task.language} needs {', '.join(programs)}, not found on the PATH" if programs else ""
 
 
 def items_of(task: Task) -> list[Item]:
