@@ -5,14 +5,15 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from herd.errors import DataError
+from herd.parquet import tell_lost, whole_rows
 from herd.run import atomic_write
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".parquet")
@@ -71,12 +72,11 @@ def _object(file: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    number = 0
+    counts: Counter[str] = Counter()
     try:
-        for batch in pq.ParquetFile(file).iter_batches(1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{file}, row {number}", row
+        for number, row in enumerate(whole_rows(file, counts), 1):
+            yield f"{file}, row {number}", row
+        tell_lost(file, counts)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{file}: cannot be read as Parquet ({error})") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -15,6 +16,7 @@ from herd.data.split import is_held_out
 from herd.errors import DataError
 from herd.formats.vocabulary import open_tokenizer
 from herd.log import amount, progress, say
+from herd.parquet import tell_lost, whole_rows
 from herd.run import Run, atomic_write, open_run
 from herd.tokenizer.tokenizer import Tokenizer
 
@@ -74,9 +76,10 @@ def _pack_file(run: Run, settings: PackSettings, tokenizer: Tokenizer, file: Pat
         bar.advance(part["rows"])
         return part
     writers: dict[tuple[str, str], ShardWriter] = {}
-    rows = 0
-    for batch in pq.ParquetFile(file).iter_batches(_ROWS, columns=COLUMNS):
-        kept = [row for row in batch.to_pylist() if row["drop"] is None and row["text"]]
+    rows, counts = 0, Counter[str]()
+    source = whole_rows(file, counts, COLUMNS)
+    while batch := list(itertools.islice(source, _ROWS)):
+        kept = [row for row in batch if row["drop"] is None and row["text"]]
         encoded = tokenizer.encode_arrays([row["text"] for row in kept], bos=True, eos=True)
         for row, tokens in zip(kept, encoded):
             side = "heldout" if is_held_out(row["group"] or "", settings.holdout) else "train"
@@ -85,8 +88,9 @@ def _pack_file(run: Run, settings: PackSettings, tokenizer: Tokenizer, file: Pat
                 writers[key] = ShardWriter(run.path / side, key[1], number, tokenizer=tokenizer.fingerprint)
             quality = 1.0 if row["quality"] is None else row["quality"]
             writers[key].add(tokens, num_bytes=len(row["text"].encode()), quality=quality)
-        rows += batch.num_rows
-        bar.advance(batch.num_rows)
+        rows += len(batch)
+        bar.advance(len(batch))
+    tell_lost(file, counts)
     part = {"rows": rows, "train": {}, "heldout": {}}
     for (side, source), writer in writers.items():
         part[side][source] = writer.close()

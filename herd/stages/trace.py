@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from herd.config import settings
 from herd.curate.read.documents import parquet_files
 from herd.data.split import is_held_out
 from herd.errors import DataError
+from herd.parquet import whole_rows
 
 _COLUMNS = ("id", "url", "date", "title", "language", "source", "group", "place", "quality", "text")
 _EXCERPT = 300
@@ -100,15 +102,14 @@ def _row(file: Path, side: str, source: str, holdout: float, number: int) -> dic
     present = set(pq.ParquetFile(file).schema_arrow.names)
     columns = [name for name in _COLUMNS if name in present]
     count = 0
-    for batch in pq.ParquetFile(file).iter_batches(256, columns=[*columns, "drop"]):
-        for row in batch.to_pylist():
-            if row.pop("drop") is not None or not row["text"]:
-                continue
-            place = "heldout" if is_held_out(row["group"] or "", holdout) else "train"
-            if (place, row["source"] or "documents") == (side, source):
-                if count == number:
-                    return row
-                count += 1
+    for row in whole_rows(file, Counter(), [*columns, "drop"]):
+        if row.pop("drop") is not None or not row["text"]:
+            continue
+        place = "heldout" if is_held_out(row["group"] or "", holdout) else "train"
+        if (place, row["source"] or "documents") == (side, source):
+            if count == number:
+                return row
+            count += 1
     return None
 
 

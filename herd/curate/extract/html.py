@@ -20,11 +20,15 @@ from herd.errors import DataError
 MAX_HTML_CHARACTERS = 10_000_000
 MAX_TAGS = 300_000
 MAX_ATTRIBUTES = 1000
+MAX_COMPARISONS = 200_000_000
+"""Of a page's attributes: the parser compares each of a tag with all others, some 250 million a second."""
+_LONG_TAG = 300  # characters; what shorter ones cost all together is little
 _ATTRIBUTE = r"""(?:[\s/]*+[^\s/>][^\s/>=]*+(?:\s*+=\s*+(?:"[^"]*+"?|'[^']*+'?|[^\s>]*+))?+)"""
 _OPENING = re.compile(
     rf"<!--.*?(?:-->|\Z)|<(script|style)\b[^>]*>.*?(?:</\1|\Z)|<[a-zA-Z][^\s/>]*+{_ATTRIBUTE}*+", re.S | re.I
 )
 _MANY_ATTRIBUTES = re.compile(rf"<[a-zA-Z][^\s/>]*+{_ATTRIBUTE}{{{MAX_ATTRIBUTES}}}+")
+_ONE_ATTRIBUTE = re.compile(_ATTRIBUTE)
 _MANY_TAGS = 20_000
 _MAX_DEPTH = 400
 _LONG_TITLE_WORDS = 4
@@ -94,10 +98,21 @@ def _too_much(source: str) -> tuple[str, str] | None:
         return "page_size", f"{len(source):,} characters of HTML"
     if (tags := source.count("<")) > MAX_TAGS:
         return "page_tags", f"{tags:,} tags"
-    # the parser compares each attribute of a tag with all others; two characters are the shortest
-    long = (tag[0] for tag in _OPENING.finditer(source) if len(tag[0]) > 2 * MAX_ATTRIBUTES)
-    if any(map(_MANY_ATTRIBUTES.match, long)):
-        return "page_tags", f"a tag of {MAX_ATTRIBUTES:,} attributes"
+    problem = _many_attributes(source)
+    return ("page_tags", problem) if problem else None
+
+
+def _many_attributes(source: str) -> str | None:
+    """Whether the parser would compare attributes for long, and why."""
+    comparisons = 0
+    for tag in _OPENING.finditer(source):
+        if len(tag[0]) <= _LONG_TAG or tag[0].startswith("<!"):
+            continue
+        if len(tag[0]) > 2 * MAX_ATTRIBUTES and _MANY_ATTRIBUTES.match(tag[0]):
+            return f"a tag of {MAX_ATTRIBUTES:,} attributes"
+        comparisons += sum(1 for _ in _ONE_ATTRIBUTE.finditer(tag[0])) ** 2
+        if comparisons > MAX_COMPARISONS:
+            return "tags of hundreds of attributes, by the thousand"
     return None
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -26,6 +31,33 @@ TEXT_SCHEMA = pa.schema([*_DOCUMENT, ("kind", pa.string()), *((name, pa.list_(pa
 """Documents on their way: what the steps to come need beside the columns."""
 DOCUMENT_SCHEMA = pa.schema(_DOCUMENT)
 """The Arrow schema of curated documents."""
+
+
+PAGE_SECONDS = 20.0
+"""Of the processor, for one page; honest ones take milliseconds."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Stop what takes more time of the processor, where signals are to be had: in a main thread, not on Windows.
+
+    Raises:
+        TimeoutError: it took more. What the parser itself takes is bounded by what it is given.
+    """
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGPROF, _too_long)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def _too_long(number: int, frame: FrameType | None) -> None:
+    raise TimeoutError
 
 
 def extract_part(job: dict[str, Any]) -> dict[str, Any]:
@@ -110,10 +142,12 @@ def _document(row: dict[str, Any], replaced: int, steps: dict[str, Step], job: d
     if row["num_bytes"] > len(row["content"]):
         problem = ("page_size", f"{row['num_bytes']:,} bytes")
     else:
-        page = extract(row["content"], row["url"], row["charset"], row["kind"])
-        document |= {"text": page.text, "title": page.title, "code_lines": page.code_lines}
-        document |= {"aside_lines": list(page.aside_lines), "link_lines": list(page.link_lines)}
-        problem = page.problem or (None if page.text.strip() else ("empty", "no text on the page"))
+        problem = ("page_time", f"more than {PAGE_SECONDS:g} s of the processor")
+        with suppress(TimeoutError), time_limit(PAGE_SECONDS):
+            page = extract(row["content"], row["url"], row["charset"], row["kind"])
+            document |= {"text": page.text, "title": page.title, "code_lines": page.code_lines}
+            document |= {"aside_lines": list(page.aside_lines), "link_lines": list(page.link_lines)}
+            problem = page.problem or (None if page.text.strip() else ("empty", "no text on the page"))
     if problem:
         step.drop(row["url"], *problem, document["text"])
         return document | {"drop": problem[0], "drop_detail": problem[1]}

@@ -23,11 +23,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from herd.config import settings
 from herd.curate.ngrams import ngram_numbers, word_numbers, word_spans
 from herd.errors import DataError
+from herd.parquet import tell_lost, whole_rows
 
 _MAX_SHARED = 5  # texts of a benchmark that may share an n-gram before it counts as wording
 _SKIPPED_FIELDS = (
@@ -244,8 +244,10 @@ def _suffix(file: Path) -> str:
 def _rows(file: Path) -> Iterator[tuple[str, ...]]:
     try:
         if _suffix(file) == ".parquet":
-            for row in pq.read_table(file).to_pylist():
+            counts: Counter[str] = Counter()
+            for row in whole_rows(file, counts):
                 yield tuple(_texts(row))
+            tell_lost(file, counts)
             return
         with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as stream:
             content = stream.read().decode("utf-8", "replace")

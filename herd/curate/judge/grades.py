@@ -29,6 +29,7 @@ from herd.curate.read.pages import find_files, read_pages
 from herd.errors import DataError
 from herd.log import progress
 from herd.markup import read_markup
+from herd.parquet import tell_lost, whole_rows
 
 Ask = Callable[[list[str]], list[str]]
 """Answers of a model to some prompts, in order."""
@@ -191,8 +192,8 @@ def _is_curated(file: Path) -> bool:
 
 
 def _kept(file: Path) -> Iterator[dict[str, str]]:
-    with pq.ParquetFile(file) as parquet:
-        for batch in parquet.iter_batches(batch_size=512, columns=["id", "url", "text", "drop"]):
-            for row in batch.to_pylist():
-                if row["drop"] is None and (row["text"] or "").strip():
-                    yield {"id": row["id"], "url": row["url"], "text": row["text"]}
+    counts: Counter[str] = Counter()
+    for row in whole_rows(file, counts, ("id", "url", "text", "drop")):
+        if row["drop"] is None and (row["text"] or "").strip():
+            yield {"id": row["id"], "url": row["url"], "text": row["text"]}
+    tell_lost(file, counts)

@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from herd.curate.read.kinds import (
     ASSET_SUFFIXES,
@@ -34,6 +32,7 @@ from herd.curate.read.storage import file_size, list_files, location, modified, 
 from herd.curate.read.warc import read_warc
 from herd.errors import DataError
 from herd.log import say
+from herd.parquet import Length, read_rows
 
 MAX_PAGE_BYTES = 20_000_000
 """Pages over this size are not parsed; they are kept as dropped, with the reason."""
@@ -290,47 +289,14 @@ def _read_parquet(path: Path, counts: Counter, max_bytes: int) -> Iterator[RawPa
     number = 0
     try:
         with open_file(path) as stream:
-            schema = pq.read_schema(stream)
-            # nothing nested is of use, and a value that stands in many rows is held once
-            flat = [field for field in schema if field.name in _COLUMNS and not pa.types.is_nested(field.type)]
-            texts = [field.name for field in flat if _is_text(field.type)]
-            file = pq.ParquetFile(stream, read_dictionary=texts)
-            for batch in file.iter_batches(batch_size=256, columns=[field.name for field in flat]):
-                for row in _plain_rows(batch, max_bytes):
-                    counts["records"] += 1
-                    number += 1
-                    page = _row_page(row, f"{_name(path)}#{number}", counts, max_bytes)
-                    if page is not None:
-                        yield page
+            for row in read_rows(stream, counts, _COLUMNS, flat=True, max_bytes=max_bytes):
+                counts["records"] += 1
+                number += 1
+                page = _row_page(row, f"{_name(path)}#{number}", counts, max_bytes)
+                if page is not None:
+                    yield page
     except (OSError, MemoryError, pa.ArrowException):
         counts["corrupt"] += 1
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_binary(kind)
-
-
-def _plain_rows(batch: pa.RecordBatch, max_bytes: int) -> Iterator[dict[str, Any] | None]:
-    """A batch's rows as Python values, one at a time; only the length of a value over the limit.
-
-    None for a row that has none (a date past the calendar, broken UTF-8).
-    """
-    lengths = {name: _lengths(batch[name]) for name in batch.schema.names if pa.types.is_dictionary(batch[name].type)}
-    for number in range(len(batch)):
-        try:
-            sizes = {name: size[number] or 0 for name, size in lengths.items()}
-            long = {name: _Length(size) for name, size in sizes.items() if size > max_bytes}
-            yield {name: batch[name][number].as_py() for name in batch.schema.names if name not in long} | long
-        except (ValueError, LookupError, OverflowError, pa.ArrowException):
-            yield None
-
-
-def _lengths(column: pa.DictionaryArray) -> list[int | None]:
-    return pc.binary_length(column.dictionary).take(column.indices).to_pylist()
-
-
-class _Length(int):
-    """What is known of a value that is too long to be looked at: its bytes."""
 
 
 def _row_page(row: Any, place: str, counts: Counter, max_bytes: int) -> RawPage | None:
@@ -340,8 +306,8 @@ def _row_page(row: Any, place: str, counts: Counter, max_bytes: int) -> RawPage 
         return None
     html, text = row.get("html"), next((row[k] for k in ("text", "content", "raw_content") if row.get(k)), None)
     content = html or text
-    if isinstance(content, _Length):
-        url = place if isinstance(row.get("url"), _Length) else str(row.get("url") or place)
+    if isinstance(content, Length):
+        url = place if isinstance(row.get("url"), Length) else str(row.get("url") or place)
         return _page(url, "", "html" if html else "text", "", b"", int(content), place)
     if isinstance(content, str):
         content = content.encode("utf-8", "surrogatepass")

@@ -14,6 +14,7 @@ from herd.curate.read.encoding import decode
 from herd.curate.read.pages import find_files, read_pages
 from herd.errors import DataError
 from herd.log import say
+from herd.parquet import tell_lost, whole_rows
 
 
 class Text(NamedTuple):
@@ -57,16 +58,16 @@ def _files(path: Path) -> list[Path]:
 
 def _read_parquet(path: Path, seen: Callable[[int], object]) -> Iterator[Text]:
     try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if "text" not in names:
-                raise DataError(f"{path}: has no `text` column, only {', '.join(names)}")
-            wanted = [name for name in ("text", "source", "language", "group", "drop") if name in names]
-            for batch in file.iter_batches(batch_size=256, columns=wanted):
-                seen(batch.num_rows)
-                for row in batch.to_pylist():
-                    if row["text"] and row.get("drop") is None:
-                        yield Text(row["text"], *(row.get(key) or "" for key in ("source", "language", "group")))
+        names = pq.read_schema(path).names
+        if "text" not in names:
+            raise DataError(f"{path}: has no `text` column, only {', '.join(names)}")
+        counts: Counter[str] = Counter()
+        for row in whole_rows(path, counts, ("text", "source", "language", "group", "drop")):
+            seen(1)
+            if row["text"] and row.get("drop") is None:
+                yield Text(row["text"], *(row.get(key) or "" for key in ("source", "language", "group")))
+        seen(counts["rows lost"])
+        tell_lost(path, counts)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {error}") from None
 

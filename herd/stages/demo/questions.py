@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from herd.config import settings
 from herd.curate.read.pages import find_files, read_pages
@@ -16,6 +15,7 @@ from herd.demo.facts import facts_of
 from herd.demo.questions import QuestionSets, is_trained_on, make_questions, ranked
 from herd.errors import DataError
 from herd.log import say
+from herd.parquet import tell_lost, whole_rows
 from herd.run import open_run
 
 _COLUMNS = ["url", "title", "text", "source", "group", "drop"]
@@ -100,9 +100,9 @@ def read_documents(path: Path) -> Iterator[dict]:
         raise DataError(f"{path}: no documents (*.parquet) in it; make them with `herd curate`")
     for file in files:
         try:
-            with pq.ParquetFile(file) as table:
-                for batch in table.iter_batches(batch_size=64, columns=_COLUMNS):
-                    yield from (row for row in batch.to_pylist() if row["drop"] is None)
+            counts: Counter[str] = Counter()
+            yield from (row for row in whole_rows(file, counts, _COLUMNS) if row["drop"] is None)
+            tell_lost(file, counts)
         except (OSError, pa.ArrowException, KeyError) as error:
             raise DataError(
                 f"{file}: not a Parquet file of documents with the columns {', '.join(_COLUMNS)}: {error}"

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herd.curate.extract.html import extract, html_to_text
+from herd.curate.extract.part import time_limit
 from herd.errors import DataError
 
 SENTENCE = "The bees of the northern garden fly earlier in the year than anyone had written down before. "
@@ -258,3 +260,18 @@ def test_a_tag_of_very_many_attributes_is_not_parsed(before):
         page = before + "<p " + " ".join(form.format(n) for n in range(100_000)) + ">text"
         assert extract(page).problem == ("page_tags", "a tag of 1,000 attributes")
     assert extract(before + "<p " + " ".join(f"a{n}=1" for n in range(100)) + ">text</p>").problem is None
+
+
+def test_many_tags_of_many_attributes_are_not_parsed():
+    tag = "<a " + " ".join(f"a{i}" for i in range(600)) + ">x</a>"
+    assert extract(tag * 2000).problem[0] == "page_tags"
+    honest = "<p " + " ".join(f'data-a{i}="{"v" * 20}"' for i in range(30)) + ">some text</p>"
+    assert extract(honest * 2000).problem is None
+
+
+def test_what_takes_too_long_is_stopped_and_what_does_not_is_left_alone():
+    with time_limit(60):
+        assert sum(range(1000)) == 499_500
+    with pytest.raises(TimeoutError), time_limit(0.1):
+        while True:
+            re.search(r"(x+x+)+y", "x" * 40)
