@@ -193,6 +193,7 @@ def become(words: list[str], setting: Setting, streams: dict[str, int], hands: t
             signal.signal(number, signal.SIG_DFL)
         _limit(setting.job["limits"], setting.job["reserves_memory"], session=bool(hands))
         kernel.no_new_privileges()
+        kernel.drop_capabilities()  # of root, at the levels that have no user of their own for the box
         if "landlock" in setting.layers:
             kernel.landlock(setting.readable, [setting.home, *(f"/dev/{name}" for name in DEVICES)])
         if "seccomp" in setting.layers:

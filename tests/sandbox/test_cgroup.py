@@ -16,7 +16,7 @@ def tree(folder, controllers):
     ours = folder / "user.scope" / "house"
     ours.mkdir(parents=True)
     for place in (ours, ours.parent):
-        (place / "cgroup.handles[0]").write_text("")
+        (place / "cgroup.procs").write_text("")
         (place / "cgroup.subtree_control").write_text("")
     (ours.parent / "cgroup.subtree_control").write_text(controllers)
     return f"cgroup2 {folder} cgroup2 rw 0 0\n", "0::/user.scope/house\n"
@@ -46,7 +46,7 @@ def test_a_group_has_the_limits_of_its_box_and_takes_processes(tmp_path):
         "pids.max",
         "memory.swap.max",
         "memory.oom.group",
-        "cgroup.handles[0]",
+        "cgroup.procs",
         "cgroup.kill",
         "memory.events",
     ):
@@ -55,7 +55,7 @@ def test_a_group_has_the_limits_of_its_box_and_takes_processes(tmp_path):
     os.write(group.handles[0], b"0")
     read = {path.name: path.read_text().strip() for path in folder.iterdir()}
     assert (read["memory.max"], read["pids.max"], read["memory.swap.max"]) == ("1024", "7", "0")
-    assert read["cgroup.handles[0]"] == "0"
+    assert read["cgroup.procs"] == "0"
     (folder / "memory.events").write_text("low 0\noom_kill 0\n")
     assert not cgroup.killed_for_memory(group.handles[1])
     (folder / "memory.events").write_text("low 0\noom_kill 1\n")

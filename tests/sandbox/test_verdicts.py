@@ -22,7 +22,7 @@ def box():
         (ADD.replace("+", "-"), False, "AssertionError"),
         (ADD.replace("+", "+ undefined +"), False, "NameError: name 'undefined' is not defined"),
         ("1 +", False, "SyntaxError: invalid syntax"),
-        ("def add(a, b):\n    while True: pass", False, "cpu"),
+        ("def add(a, b):\n    while True: pass", False, "the limit"),
         (f"{ADD}import os; os._exit(0)", False, "it left before the end of its tests"),
         (f"{ADD}exit()", False, "it left before the end of its tests"),
         (f"{ADD}import os; os.abort()", False, "signal SIGABRT"),
@@ -31,7 +31,8 @@ def box():
 )  # fmt: skip
 def test_a_verdict_says_why(code, passed, why, box):
     verdict = run_tests(code, TESTS, timeout=1, box=box)
-    assert (verdict.passed, verdict.why) == (passed, why)
+    said = "the limit" if verdict.why in ("cpu", "time") else verdict.why  # a busy machine may meet the clock first
+    assert (verdict.passed, said) == (passed, why)
 
 
 def test_the_output_of_the_code_stays_its_own(box):
