@@ -22,7 +22,6 @@ def open_box(channel: socket.socket, job: dict[str, Any], group: tuple[int, int]
     user = _FIRST_USER + os.getpid() % 0x0FFFFFFF
     outer_root = False
     if "namespaces" in layers:
-        os.setgroups([]) if os.geteuid() == 0 else None
         outer_root = levels.enter_namespaces()
         _build_root(job, user if outer_root else os.geteuid())
     child = os.fork()

@@ -73,9 +73,10 @@ def enter_namespaces() -> bool:
     Real root makes the outer namespaces first and its user namespace last, as another user, so that nothing in the box
     ever owns a namespace. An ordinary user must begin with the user namespace, which gives the right to the others.
     """
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and _maps_every_user():
         try:
             kernel.unshare(kernel.NAMESPACES)
+            os.setgroups([])
             return True
         except PermissionError:
             pass  # root of a container without CAP_SYS_ADMIN: an ordinary user in this
@@ -83,6 +84,12 @@ def enter_namespaces() -> bool:
     kernel.unshare(kernel.NEWUSER | kernel.NAMESPACES)
     map_user(user, group)
     return False
+
+
+def _maps_every_user() -> bool:
+    """Whether root here is the machine's: that of a user namespace (a rootless container) has few users to give."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        return file.read().split() == ["0", "0", str(2**32 - 1)]
 
 
 def map_user(user: int, group: int) -> None:

@@ -74,7 +74,7 @@ ATTEMPTS = {
     "read memory across": "syscall({process_vm_readv}, parent, 0, 0, 0, 0, 0) >= 0 and escaped()",
     "environment of its parent": "open(f'/proc/{{parent}}/environ').read(); escaped()",
     "root of its parent": "os.path.exists(f'/proc/{{parent}}/root' + {secret!r}) and escaped()",
-    "descriptors of its parent": "os.listdir(f'/proc/{{parent}}/fd'); escaped()",
+    "descriptors of its parent": "os.readlink(f'/proc/{{parent}}/fd/0'); escaped()",
     "limits of its parent": "resource.prlimit(parent, resource.RLIMIT_CORE, "
     "resource.prlimit(parent, resource.RLIMIT_CORE)); escaped()",
     "processors of its parent": "os.sched_setaffinity(parent, os.sched_getaffinity(parent)); escaped()",
