@@ -17,7 +17,13 @@ import signal
 import sys
 import time
 
-REFUSED_EVENTS = ("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname", "webbrowser.open")
+REFUSED_EVENTS: tuple[str, ...] = (
+    "socket.connect",
+    "socket.bind",
+    "socket.getaddrinfo",
+    "socket.gethostbyname",
+    "webbrowser.open",
+)
 REFUSED_EVENTS += ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn")
 MAX_PAGE_BYTES = 20_000_000
 

@@ -153,11 +153,13 @@ def _start(names: list[str], folder: Path, seconds: float) -> subprocess.Popen:
     child = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=ENVIRONMENT, cwd=folder
     )
+    assert child.stdin is not None
     child.stdin.write("\n".join(names).encode())
     child.stdin.close()
     return child
 
 
 def _pump(child: subprocess.Popen, answers: SimpleQueue) -> None:
+    assert child.stdout is not None
     for line in child.stdout:
         answers.put(json.loads(line))

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from herd.errors import DataError
+from herd.types import Message
 
 _WORDS = re.compile(r"[^\W_]+|_")
 _ARTICLES = {"a", "an", "the"}
@@ -23,7 +24,7 @@ Question = Mapping[str, Any]
 # ---- rows ------------------------------------------------------------------------------------------------------------
 
 
-def prompt_of(question: Question) -> list[dict]:
+def prompt_of(question: Question) -> list[Message]:
     """The conversation up to and including the user's question, without the reference answer.
 
     Raises:

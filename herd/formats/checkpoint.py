@@ -233,7 +233,8 @@ def save_weights(
 
 
 def _shards(weights: dict[str, Tensor], dtype: torch.dtype | None) -> Iterator[list[str]]:
-    shard, used = [], 0
+    shard: list[str] = []
+    used = 0
     for name, tensor in weights.items():
         size = tensor.numel() * (dtype or tensor.dtype).itemsize
         if shard and used + size > MAX_SHARD_BYTES:

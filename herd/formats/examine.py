@@ -196,7 +196,8 @@ def _tensors(model: Llama) -> Iterator[tuple[str, Tensor]]:
 
 
 def _odd_weights(pieces: Iterator[tuple[str, Tensor]]) -> list[str]:
-    broken, nonzero = [], {}
+    broken: list[str] = []
+    nonzero: dict[str, bool] = {}
     for name, rows in pieces:
         if name not in broken and not torch.isfinite(rows).all():
             broken.append(name)

@@ -10,7 +10,7 @@ import io
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,7 +96,7 @@ class _Pickler(pickle.Pickler):
 
 
 def write_pth(
-    file: Path, plans: list[TensorPlan], dtype: torch.dtype, pieces: dict[str, Iterable[Tensor]]
+    file: Path, plans: list[TensorPlan], dtype: torch.dtype, pieces: Mapping[str, Iterable[Tensor]]
 ) -> Iterator[int]:
     """Write a table of tensors that `torch.load(weights_only=True)` reads; yields the bytes of each piece.
 
@@ -141,6 +141,7 @@ def _write_record(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
 def _aligned(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
     """The header of a record whose bytes begin at a multiple of 64, by an extra field of zeros."""
     info = zipfile.ZipInfo(f"{_ROOT}/{name}", _DATE)
+    assert archive.fp is not None
     begin = archive.fp.tell() + _HEADER_BYTES + len(info.filename) + 4
     filling = -begin % _ALIGNMENT
     info.extra = b"FB" + filling.to_bytes(2, "little") + bytes(filling)

@@ -11,7 +11,7 @@ import math
 import operator
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,7 +135,7 @@ def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
 
 
 def write_safetensors(
-    file: Path, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, pieces: dict[str, Iterable[Tensor]]
+    file: Path, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, pieces: Mapping[str, Iterable[Tensor]]
 ) -> Iterator[int]:
     """Write a file whose tensors come as rows in order, as `dtype` and contiguous; yields the bytes of each piece."""
     code = next(code for code, known in _DTYPES.items() if known == dtype)

@@ -42,7 +42,7 @@ class Moving:
 
     def __init__(self, model: nn.Module, places: list[_Place], num_bytes: int) -> None:
         self._model = weakref.ref(model)
-        self._room, self._moved = _large_pages(num_bytes), {}
+        self._room, self._moved = _large_pages(num_bytes), dict[int, Tensor]()
         found = (place.tensor.detach() for place in places)  # the memory as it is now, whatever a place may hold later
         by_pointer = {tensor.data_ptr(): tensor for tensor in found}  # a tied embedding is one
         self._sources = list(by_pointer.values())

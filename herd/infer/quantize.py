@@ -138,7 +138,7 @@ def _write_shards(aside: Path, tensors: dict[str, TensorInfo], work: _Work) -> i
         save_tensors(shard, file)
         parts.append((file, list(shard)))
         num_bytes += sum(tensor.nbytes for tensor in shard.values())
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, (file, names) in enumerate(parts, 1):
         name = SINGLE if len(parts) == 1 else f"model-{number:05d}-of-{len(parts):05d}.safetensors"
         file.rename(aside / name)

@@ -125,7 +125,8 @@ class Scheduler:
 
         Full blocks are shared; the last one, if it is not full, is copied for each, as (from, to).
         """
-        siblings, copies = [], []
+        siblings: list[Answer] = []
+        copies: list[tuple[int, int]] = []
         if len(leader.request.answers) == 1:
             return siblings, copies
         num_shared, rest = divmod(leader.num_computed, self.allocator.block_size)

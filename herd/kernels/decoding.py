@@ -153,6 +153,7 @@ def linear(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor | N
         return None
     x = x.contiguous()
     out = x.new_empty((*x.shape[:-1], weight.shape[0]))
+    assert _library is not None
     call = _library.linear
     layer = (ctypes.c_int64 * 5)(*description)
     call(layer, x.data_ptr(), out.data_ptr(), rows, x.shape[-1], torch.get_num_threads())

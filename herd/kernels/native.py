@@ -55,6 +55,13 @@ def library(name: str) -> ctypes.CDLL | None:
         return None
 
 
+def loaded(name: str) -> ctypes.CDLL:
+    """The same, where it is known to be there."""
+    found = library(name)
+    assert found is not None
+    return found
+
+
 def layer_kernels(*tensors: Tensor) -> ctypes.CDLL | None:
     """The kernels for what stands between matmuls, where they take tensors like these (bfloat16, whole); else None."""
     if torch.compiler.is_compiling() or _switched_off.get():  # a compiler fuses the plain form with what is around it

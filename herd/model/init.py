@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import nn
@@ -32,7 +33,7 @@ def fresh_weights(
     model: nn.Module, seed: int, *, embedding_range: float | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The weights that `initialize` sets, one float32 tensor at a time; of `model` only names and shapes are used."""
-    config: ModelConfig = model.config
+    config = cast(ModelConfig, model.config)
     generator = torch.Generator().manual_seed(seed)
     residual = config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
     for name, parameter in model.named_parameters():

@@ -134,7 +134,7 @@ class Head(nn.Linear):
         """(..., D) -> (..., V)."""
         return F.linear(hidden, self.weight)
 
-    forward = logits
+    forward = logits  # type: ignore[assignment]  (its argument has our name)
 
     def cross_entropy_sum(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Summed negative log-likelihood of the labels that are not IGNORE: (..., D), (...) -> () float32."""
@@ -189,7 +189,10 @@ class LlamaForSequenceClassification(nn.Module):
 
 Llama = LlamaForCausalLM | LlamaForSequenceClassification
 
-_CLASSES = {CAUSAL_LM: LlamaForCausalLM, SEQUENCE_CLASSIFICATION: LlamaForSequenceClassification}
+_CLASSES: dict[str, Callable[[ModelConfig, Attend], Llama]] = {
+    CAUSAL_LM: LlamaForCausalLM,
+    SEQUENCE_CLASSIFICATION: LlamaForSequenceClassification,
+}
 
 
 def empty_model(config: ModelConfig, attend: Attend | None = None, device: str = "meta") -> Llama:
@@ -203,7 +206,7 @@ class _NoRandomNumbers(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func in _DRAWING:
-            return args[0] if args else kwargs["tensor"]
+            return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
 
 

@@ -65,5 +65,6 @@ class _Nf4Linear(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor):
-        weight = dequantize(*ctx.saved_tensors, ctx.shape, grad.dtype)
+        packed, scales = ctx.saved_tensors
+        weight = dequantize(packed, scales, ctx.shape, grad.dtype)
         return torch.matmul(grad, weight), None, None, None

@@ -35,7 +35,7 @@ def best_dtype(device: str = "cpu") -> torch.dtype:
     if device != "cpu":
         return torch.bfloat16
     rates = {dtype: matmul_rate(dtype, size=512, seconds=0.15) for dtype in (torch.float32, torch.bfloat16)}
-    return max(rates, key=rates.get)
+    return max(rates, key=rates.__getitem__)
 
 
 def best_seconds(work: Callable[[], object], seconds: float, device: str) -> float:
@@ -57,7 +57,7 @@ def available_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = _meminfo_available() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return min(free, _container_room())
+    return int(min(free, _container_room()))
 
 
 def _meminfo_available() -> int | None:

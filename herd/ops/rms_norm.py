@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from herd.kernels import device as device_kernels
-from herd.kernels.native import counts, layer_kernels, library, pointers
+from herd.kernels.native import counts, layer_kernels, loaded, pointers
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -67,7 +67,7 @@ class _NativeRMSNorm(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         out, scale = torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=torch.float32)
         tensors = *pointers(x, weight), ctypes.c_float(eps), *pointers(out, scale)
-        library("native_layers").rms_norm_forward(*_sizes(x), *tensors, torch.get_num_threads())
+        loaded("native_layers").rms_norm_forward(*_sizes(x), *tensors, torch.get_num_threads())
         ctx.save_for_backward(x, weight, scale)
         return out
 
@@ -77,7 +77,7 @@ class _NativeRMSNorm(torch.autograd.Function):
         x, weight, scale = ctx.saved_tensors
         grad, grad_x, grad_weight = grad.contiguous(), torch.empty_like(x), torch.empty_like(weight)
         tensors = pointers(x, weight, scale, grad, grad_x, grad_weight)
-        library("native_layers").rms_norm_backward(*_sizes(x), *tensors, torch.get_num_threads())
+        loaded("native_layers").rms_norm_backward(*_sizes(x), *tensors, torch.get_num_threads())
         return grad_x, grad_weight, None
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from herd.kernels import device as device_kernels
-from herd.kernels.native import counts, layer_kernels, library, pointers
+from herd.kernels.native import counts, layer_kernels, loaded, pointers
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -66,12 +66,13 @@ class _NativeRotary(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor):
-        return _native_turned(grad.contiguous(), *ctx.saved_tensors, -1.0), None, None
+        cos, sin = ctx.saved_tensors
+        return _native_turned(grad.contiguous(), cos, sin, -1.0), None, None
 
 
 def _native_turned(x: Tensor, cos: Tensor, sin: Tensor, direction: float) -> Tensor:
     out = torch.empty_like(x)
     sizes = counts(x.shape[0] * x.shape[1], *x.shape[2:])
     tensors = *pointers(x, cos, sin), ctypes.c_float(direction), *pointers(out)
-    library("native_layers").rotary(*sizes, *tensors, torch.get_num_threads())
+    loaded("native_layers").rotary(*sizes, *tensors, torch.get_num_threads())
     return out

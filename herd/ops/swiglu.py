@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from herd.kernels import device as device_kernels
-from herd.kernels.native import counts, layer_kernels, library, pointers
+from herd.kernels.native import counts, layer_kernels, loaded, pointers
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -35,9 +35,7 @@ class _NativeSwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
         out = torch.empty_like(gate)
-        library("native_layers").swiglu_forward(
-            *counts(gate.numel()), *pointers(gate, up, out), torch.get_num_threads()
-        )
+        loaded("native_layers").swiglu_forward(*counts(gate.numel()), *pointers(gate, up, out), torch.get_num_threads())
         ctx.save_for_backward(gate, up)
         return out
 
@@ -47,5 +45,5 @@ class _NativeSwiGLU(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         grad, grad_gate, grad_up = grad.contiguous(), torch.empty_like(gate), torch.empty_like(up)
         tensors = pointers(gate, up, grad, grad_gate, grad_up)
-        library("native_layers").swiglu_backward(*counts(gate.numel()), *tensors, torch.get_num_threads())
+        loaded("native_layers").swiglu_backward(*counts(gate.numel()), *tensors, torch.get_num_threads())
         return grad_gate, grad_up

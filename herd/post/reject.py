@@ -6,6 +6,7 @@ Source: The Llama 3 Herd of Models, section 4.2.2 (K between 10 and 30 there).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def selection_figures(
     """What the selection was worth: mean reward of all samples and of the chosen, and, over the rows that have a
     reference, token F1 to it of all samples, of the chosen and of the best."""
     asked = [(q, t, r) for q, t, r in zip(questions, answers, rewards, strict=True) if t]
-    figures = {
+    figures: dict[str, list[Any]] = {
         "reward_of_samples": [np.mean(scores) for _, _, scores in asked],
         "reward_of_chosen": [max(scores) for _, _, scores in asked],
     }

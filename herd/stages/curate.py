@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def run(settings: CurateSettings) -> Path:
     """
     files = find_files(settings.pages)
     pages = [identity(path) if location(path) else path for path in settings.pages]
-    inputs = {"pages": pages, "lists": rule_files(settings.rules)}
+    inputs: dict[str, Sequence[Path | str]] = {"pages": pages, "lists": rule_files(settings.rules)}
     with open_run(settings.out, stage="curate", settings=settings, inputs=inputs) as run:
         if run.finished:
             return run.path

@@ -45,7 +45,7 @@ class DpoSettings(TuneSettings):
 
 def run(settings: DpoSettings) -> Path:
     """Compute the reference's log-probabilities once, train, and write `checkpoint/`."""
-    inputs = {"pairs": settings.pairs, "checkpoint": settings.checkpoint}
+    inputs: dict[str, Path | list[Path] | None] = {"pairs": settings.pairs, "checkpoint": settings.checkpoint}
     with training(settings, "dpo", inputs) as job:
         if job.finished:
             return settings.out

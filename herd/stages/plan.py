@@ -74,7 +74,7 @@ class PlanSettings:
     """Print one JSON object."""
 
     def __post_init__(self):
-        if self.devices != _HERE and self.devices < 1:
+        if isinstance(self.devices, int) and self.devices < 1:
             raise ValueError("devices must be at least 1, or `here`")
         if self.efficiency is not None and not 0 < self.efficiency <= 1:
             raise ValueError("efficiency is a share: above 0 and at most 1")
@@ -114,10 +114,9 @@ def run(settings: PlanSettings) -> int:
     best = distinct(ranked(wanted.model, machine, wanted.phases[0]))[: settings.layouts]
     would_fit = _remedies(wanted, machine, too_big[-1]) if too_big else []
     if settings.json:
-        told = json_format.dumps(as_dict(wanted.model, machine, projection, best, settings.cost, would_fit), indent=1)
+        print(json_format.dumps(as_dict(wanted.model, machine, projection, best, settings.cost, would_fit), indent=1))
     else:
-        told = table(wanted.model, machine, projection, best, settings.cost, would_fit)
-    print(told)
+        print(table(wanted.model, machine, projection, best, settings.cost, would_fit))
     return _NOT_FITTING if too_big else 0
 
 
@@ -126,7 +125,7 @@ def _remedies(wanted: Wanted, machine: Machine, phase: Phase) -> list[Remedy]:
 
 
 def _machine(settings: PlanSettings) -> Machine:
-    if settings.devices != _HERE:
+    if isinstance(settings.devices, int):
         return Machine(DEVICES[settings.device], settings.devices, efficiency=settings.efficiency or EFFICIENCY)
     found = measure()
     bf16 = found.matmul_bf16 >= found.matmul_fp32 or found.gpu is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from herd.config import settings
 from herd.data.rows import read_rows, write_rows
@@ -102,7 +103,7 @@ def _rewards(run: Run, settings: RejectSettings, questions: list[dict], answers:
             part = run.path / "state" / f"rewards-{start:06d}.json"
             batch = list(zip(questions, answers, strict=True))[start : start + _CHUNK_QUESTIONS]
             if not part.exists():
-                pairs = [
+                pairs: list[Any] = [
                     [*prompt_of(question), {"role": "assistant", "content": text}]
                     for question, texts in batch
                     for text in texts

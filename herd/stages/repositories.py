@@ -7,6 +7,7 @@ import io
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from herd.config import settings
 from herd.curate.read.repository import open_repository, rows
@@ -45,7 +46,7 @@ def run(settings: RepositoriesSettings) -> Path:
     with open_run(settings.out, stage="repositories", settings=settings, inputs=inputs) as run:
         if run.finished:
             return run.path
-        buffer, told = io.BytesIO(), []
+        buffer, told = io.BytesIO(), list[dict[str, Any]]()
         with (
             gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as file,
             progress("repositories", total=len(found), unit="repositories") as bar,

@@ -32,7 +32,10 @@ class SftSettings(TuneSettings):
 
 def run(settings: SftSettings) -> Path:
     """Train, and write `checkpoint/` with the tokenizer beside the weights."""
-    inputs = {"conversations": settings.conversations, "checkpoint": settings.checkpoint}
+    inputs: dict[str, Path | list[Path] | None] = {
+        "conversations": settings.conversations,
+        "checkpoint": settings.checkpoint,
+    }
     with training(settings, "sft", inputs) as job:
         if job.finished:
             return settings.out

@@ -62,7 +62,7 @@ def _load(settings: TemplateSettings) -> tuple[Tokenizer, str]:
 
 
 def _own(path: Path | None) -> list[Talk]:
-    talks = []
+    talks: list[Talk] = []
     for place, row in read_rows(path) if path else ():
         if len(talks) == _MAX_OWN:
             break

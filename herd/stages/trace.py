@@ -62,7 +62,7 @@ def trace(
     """
     manifest, pack = _manifest(shard), shard.resolve().parent.parent
     ends = manifest["document_ends"]
-    number = document if token is None else int(np.searchsorted(ends, token, side="right"))
+    number = int(np.searchsorted(ends, token, side="right")) if token is not None else document or 0
     if number >= len(ends):
         raise DataError(f"{shard}: holds {len(ends):,} documents and {ends[-1] if ends else 0:,} tokens, no such place")
     index = json_format.loads((pack / "index.json").read_text(encoding="utf-8"))
