@@ -17,12 +17,13 @@ from herd.formats.folder import tensors_in_folder
 from herd.formats.gguf import GGUFFile, read_gguf
 from herd.formats.gguf_model import open_gguf
 from herd.formats.gguf_vocabulary import read_template, read_vocabulary
-from herd.formats.huggingface import holds_packed, load_huggingface, open_huggingface
+from herd.formats.huggingface import has_own_head, holds_packed, load_huggingface, open_huggingface
 from herd.formats.meta import open_meta
 from herd.formats.packed import unpacks
 from herd.formats.places import Format, find_checkpoint, format_of
 from herd.formats.safetensors import INDEX, SINGLE, TensorInfo, save_tensors
 from herd.formats.stored import StoredWeights, check_finite
+from herd.log import say
 from herd.model.config import GENERATION, ModelConfig
 from herd.model.llama import Attend, Llama, LlamaForCausalLM, empty_model
 from herd.run import atomic_folder
@@ -50,7 +51,13 @@ class Checkpoint:
             CheckpointError: it is damaged.
             ConfigError: it describes something other than a Llama.
         """
-        return ModelConfig.from_folder(self.place) if self.format == "huggingface" else self.weights.config
+        if self.format != "huggingface":
+            return self.weights.config
+        config = ModelConfig.from_folder(self.place)
+        if config.tie_word_embeddings and has_own_head(self.place):
+            say(f"  {self.place}: config.json ties the head to the embedding, but another one is stored; that is used")
+            return replace(config, tie_word_embeddings=False)
+        return config
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -167,7 +167,8 @@ class _Reader:
             raise CheckpointError(f"{self.path} is no GGUF file: it does not begin with {MAGIC.decode()!r}.")
         version = self.number("I", "its version")
         if version not in (2, VERSION):
-            raise CheckpointError(f"{self.path} is GGUF of version {version}; versions 2 and {VERSION} are read.")
+            how = "for big-endian machines" if version >> 16 else f"of version {version}"
+            raise CheckpointError(f"{self.path} is GGUF {how}; versions 2 and {VERSION}, little-endian, are read.")
         num_tensors = self.count(24, "tensors")
         num_fields = self.count(12, "fields")
         fields: dict[str, Any] = {}

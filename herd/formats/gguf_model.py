@@ -22,6 +22,7 @@ from herd.formats.gguf_rope import TABLES, scaling_fields, scaling_tables, with_
 from herd.formats.kquants import MIXES, type_in_mix
 from herd.formats.stored import StoredTensor, StoredWeights, check_fit, is_rotary, spans
 from herd.formats.tail import check_tail
+from herd.log import say
 from herd.model.config import ModelConfig
 from herd.model.rope import halves_to_interleaved
 
@@ -40,6 +41,30 @@ _INNER = {
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18, "BF16": 32}
 _TORCH_NAMES = {name: str(dtype).removeprefix("torch.") for name, dtype in ggml.PLAIN.items()}
 _IDS = "herd.token_ids"  # a field of our own: what llama.cpp has no word for
+
+_FOREIGN = {
+    "llama.attention.causal": (True, "attention to what comes later"),
+    "llama.attention.sliding_window": (0, "a sliding window"),
+    "llama.attention.scale": (0.0, "attention scaled in another way (Granite)"),
+    "llama.attention.clamp_kqv": (0.0, "clamped queries, keys and values"),
+    "llama.attention.max_alibi_bias": (0.0, "positions by ALiBi"),
+    "llama.attn_logit_softcapping": (0.0, "capped attention"),
+    "llama.final_logit_softcapping": (0.0, "capped logits"),
+    "llama.logit_scale": (1.0, "scaled logits (Granite)"),
+    "llama.embedding_scale": (1.0, "a scaled embedding (Granite)"),
+    "llama.residual_scale": (1.0, "scaled residuals (Granite)"),
+    "llama.use_parallel_residual": (False, "attention beside the feed-forward layer"),
+    "llama.attention.layer_norm_epsilon": (0.0, "LayerNorm"),
+}
+"""The value under which each field changes nothing, and what it would change."""
+_FIELDS = {
+    f"llama.{name}"
+    for name in (
+        "vocab_size", "context_length", "embedding_length", "block_count", "feed_forward_length", "expert_count",
+        "expert_used_count", "tensor_data_layout", "attention.head_count", "attention.head_count_kv",
+        "attention.key_length", "attention.value_length", "attention.layer_norm_rms_epsilon",
+    )
+}  # fmt: skip
 
 TYPES = tuple(_FILE_TYPES)
 """The types in which weights are written."""
@@ -109,8 +134,22 @@ def config_of_file(file: GGUFFile) -> ModelConfig:
 def _check_is_llama(fields: dict[str, Any], path: Path) -> None:
     if (architecture := fields.get("general.architecture")) != "llama":
         raise ConfigError(f"{path}: general.architecture is {architecture!r}; only 'llama' is supported.")
+    if (kind := fields.get("general.type", "model")) != "model":
+        raise ConfigError(
+            f"{path}: general.type is {kind!r}: a part of a model (an adapter, a projector), not a model."
+        )
     if fields.get("llama.expert_count"):
         raise ConfigError(f"{path}: a mixture of {fields['llama.expert_count']} experts (Mixtral); a Llama has none.")
+    for key, (neutral, what) in _FOREIGN.items():
+        if fields.get(key) not in (None, neutral):
+            raise ConfigError(f"{path}: the field {key} is {fields[key]!r}: {what}; only a Llama is computed here.")
+    keys, values = (fields.get(f"llama.attention.{name}_length") for name in ("key", "value"))
+    if None not in (keys, values) and keys != values:
+        raise ConfigError(f"{path}: keys of {keys} channels and values of {values}; a Llama's are alike.")
+    unknown = [key for key in fields if key.startswith("llama.") and key not in (*_FIELDS, *_FOREIGN)]
+    unknown = [key for key in unknown if not key.startswith("llama.rope.")]  # they are looked at in `gguf_rope.py`
+    if unknown:
+        say(f"  {path}: passed over, as llama.cpp does it: {', '.join(unknown)}")
 
 
 def _field(file: GGUFFile, key: str, kind: type, default: Any = None) -> Any:

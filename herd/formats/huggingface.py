@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from herd.errors import CheckpointError
-from herd.formats.folder import read_tensors
+from herd.formats.folder import mapped, read_tensors, tensors_in_folder
 from herd.formats.packed import unpacked, unpacks
 from herd.formats.safetensors import TensorInfo
 from herd.formats.stored import StoredWeights, check_finite, check_fit, some_tensors
@@ -99,6 +99,19 @@ def without_leftovers(tensors: dict[str, TensorInfo], config: ModelConfig) -> di
         for name, info in tensors.items()
         if not name.endswith("rotary_emb.inv_freq") and not (name == "lm_head.weight" and config.tie_word_embeddings)
     }
+
+
+def has_own_head(folder: Path) -> bool:
+    """Whether a head is stored that is not the embedding once more; False where no weights can be looked at."""
+    names = ("lm_head.weight", "model.embed_tokens.weight")
+    try:
+        tensors = tensors_in_folder(folder)
+        if not all(name in tensors for name in names):
+            return False
+        head, embedding = (mapped(tensors[name].file, name) for name in names)
+    except CheckpointError:
+        return False
+    return head.shape != embedding.shape or not (torch.equal(head[:8], embedding[:8]) and torch.equal(head, embedding))
 
 
 def holds_packed(config: ModelConfig, tensors: dict[str, TensorInfo], folder: Path) -> bool:

@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,18 @@ def meta_config(file: Path, shards: list[dict[str, Tensor]]) -> ModelConfig:
         raise ConfigError(f"{file}: {fault}") from None
 
 
+_FOREIGN = {
+    "sliding_window": "a sliding window (Mistral)",
+    "moe": "a mixture of experts (Mixtral)",
+    "moe_args": "a mixture of experts (Llama 4)",
+    "quantization_args": "weights quantized for ExecuTorch",
+    "lora_args": "weights with an adapter beside them",
+    "use_qk_norm": "norms of queries and keys (Llama 4)",
+    "attention_chunk_size": "attention in chunks (Llama 4)",
+    "nope_layer_interval": "layers without positions (Llama 4)",
+}  # of params.json, by tools that write it like Meta's
+
+
 def read_params(file: Path) -> dict[str, Any]:
     """The content of params.json.
 
@@ -126,6 +139,9 @@ def config_of_params(
     params: dict[str, Any], vocab_size: int, intermediate_size: int, tied: bool, token_ids: dict[str, Any]
 ) -> ModelConfig:
     """A params.json together with what has to be read off the weights."""
+    for key, what in _FOREIGN.items():
+        if params.get(key):
+            raise ConfigError(f"{key} is {params[key]!r}: {what}; only a Llama is computed here.")
     scaled = bool(params.get("use_scaled_rope"))
     return ModelConfig(
         vocab_size=vocab_size,
@@ -134,10 +150,11 @@ def config_of_params(
         num_hidden_layers=params["n_layers"],
         num_attention_heads=params["n_heads"],
         num_key_value_heads=params.get("n_kv_heads") or params["n_heads"],
+        head_dim=params.get("head_dim"),
         max_position_embeddings=params.get("max_seq_len") or _context(params, vocab_size),
         rms_norm_eps=params.get("norm_eps", 1e-5),
         rope_theta=params.get("rope_theta", 10_000.0),
-        rope_scaling=RopeScaling(factor=params.get("rope_scaling_factor") or 8.0) if scaled else None,
+        rope_scaling=_scaling(params) if scaled else None,
         tie_word_embeddings=tied,
         **token_ids,
     )
@@ -152,6 +169,12 @@ def _context(params: dict[str, Any], vocab_size: int) -> int:
     if params.get("rope_theta", 0.0) >= 1e6:
         return 16_384
     return 2048 if params.get("norm_eps", 1e-5) < 5e-6 else 4096
+
+
+def _scaling(params: dict[str, Any]) -> RopeScaling:
+    return RopeScaling(
+        factor=params.get("rope_scaling_factor") or 8.0, high_freq_factor=params.get("rope_high_freq_factor") or 4.0
+    )
 
 
 def feed_forward_width(hidden_size: int, multiplier: float, multiple_of: int) -> int:
@@ -270,10 +293,12 @@ def params_of(config: ModelConfig) -> dict[str, Any]:
         CheckpointError: Meta's format has no word for something that this model has.
     """
     scaling, usual = config.rope_scaling, RopeScaling()
-    if scaling and (not isinstance(scaling, RopeScaling) or RopeScaling(factor=scaling.factor) != scaling):
+    if scaling and (
+        not isinstance(scaling, RopeScaling)
+        or replace(usual, factor=scaling.factor, high_freq_factor=scaling.high_freq_factor) != scaling
+    ):
         raise CheckpointError(
-            "Meta's format knows only Llama 3.1's RoPE scaling (low_freq_factor 1, high_freq_factor 4, 8192 tokens), "
-            f"not {scaling}."
+            f"Meta's format knows only Llama 3.1's RoPE scaling (low_freq_factor 1, 8192 tokens), not {scaling}."
         )
     if config.head_dim * config.num_attention_heads != config.hidden_size:
         raise CheckpointError(f"Meta's format has no word for a head_dim of {config.head_dim} at this width.")
@@ -292,6 +317,8 @@ def params_of(config: ModelConfig) -> dict[str, Any]:
     }
     if scaling and scaling.factor != usual.factor:
         params["rope_scaling_factor"] = scaling.factor
+    if scaling and scaling.high_freq_factor != usual.high_freq_factor:
+        params["rope_high_freq_factor"] = scaling.high_freq_factor
     if config.max_position_embeddings != (131_072 if scaling else 8192):
         params["max_seq_len"] = config.max_position_embeddings
     return params

@@ -143,15 +143,13 @@ class ModelConfig:
         missing = [f for f in _REQUIRED if f not in taken]
         if missing:
             raise ConfigError(f"config.json lacks {', '.join(missing)}.")
-        rope = values.get("rope_parameters") or {}  # transformers 5 keeps theta and scaling in one place
-        taken.setdefault("rope_theta", rope.get("rope_theta", 10_000.0))
+        rope = (
+            values.get("rope_scaling") or values.get("rope_parameters") or {}
+        )  # `transformers` takes them in this order
+        taken["rope_theta"] = rope.get("rope_theta") or taken.get("rope_theta", 10_000.0)
         taken.setdefault("rms_norm_eps", 1e-6)
         taken.setdefault("max_position_embeddings", 2048)
-        scaling = scaling_of(
-            values.get("rope_scaling") or rope,
-            taken["max_position_embeddings"],
-            values.get("original_max_position_embeddings"),
-        )
+        scaling = scaling_of(rope, taken["max_position_embeddings"], values.get("original_max_position_embeddings"))
         architecture = (values.get("architectures") or [CAUSAL_LM])[0]
         labels = len(values["id2label"]) if values.get("id2label") else values.get("num_labels", 1)
         return cls(rope_scaling=scaling, architecture=architecture, num_labels=labels, **taken)

@@ -48,9 +48,9 @@ def check_computes_a_llama(values: dict[str, Any]) -> None:
     Raises:
         ConfigError: it does, with the name of the key.
     """
-    rope = values.get("rope_parameters") or {}
+    places = [values, *(values.get(name) or {} for name in ("rope_scaling", "rope_parameters"))]
     for key, (neutral, what) in _FOREIGN.items():
-        for value in (values.get(key), rope.get(key)):
+        for value in (place.get(key) for place in places):
             if value not in neutral:
                 raise ConfigError(f"{key} is not {neutral[-1]!r} but {value!r}: {what}; only a Llama is computed here.")
     _check_window(values)

@@ -391,3 +391,31 @@ def test_nothing_in_a_pickle_is_executed(folder):
     (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(CheckpointError):
         checkpoint.load(folder)
+
+
+@torch.no_grad()
+def test_a_head_stored_beside_a_tied_embedding_is_used_where_it_is_another_as_transformers_does(folder, tmp_path):
+    edit_config(folder, tie_word_embeddings=True)
+    ours, theirs = checkpoint.load(folder), transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert ours.lm_head.weight is not ours.model.embed_tokens.weight and not ours.config.tie_word_embeddings
+    torch.testing.assert_close(ours(TOKENS), theirs(TOKENS).logits, atol=1e-5, rtol=0)
+    convert(folder, tmp_path / "again")
+    assert torch.equal(checkpoint.load(tmp_path / "again")(TOKENS), ours(TOKENS))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"rope_theta": 10_000.0, "rope_parameters": {"rope_type": "default", "rope_theta": 70_000.0}},
+        {"rope_theta": 70_000.0, "rope_scaling": None, "rope_parameters": None},
+        {
+            "rope_theta": 70_000.0,
+            "rope_scaling": {"type": "linear", "factor": 1.0},
+            "rope_parameters": {"rope_theta": 5},
+        },
+    ],
+)
+def test_of_two_bases_that_are_named_the_one_that_transformers_takes_is_taken(values):
+    plain = {name: value for name, value in TINY.to_dict().items() if not name.startswith("rope_")}
+    theirs = transformers.LlamaConfig(**plain | json.loads(json.dumps(values)))
+    assert ModelConfig.from_dict(plain | values).rope_theta == theirs.rope_parameters["rope_theta"] == 70_000.0

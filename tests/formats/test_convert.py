@@ -449,6 +449,11 @@ def _table(content: bytes, folder):
     [
         ({"general.architecture": "qwen2"}, "general.architecture is 'qwen2'"),
         ({"llama.expert_count": 8}, "a mixture of 8 experts"),
+        ({"general.type": "adapter"}, "general.type is 'adapter': a part of a model"),
+        ({"llama.attention.sliding_window": 4096}, "attention.sliding_window is 4096: a sliding window"),
+        ({"llama.attention.causal": False}, "attention.causal is False: attention to what comes later"),
+        ({"llama.logit_scale": 8.0}, "llama.logit_scale is 8.0: scaled logits"),
+        ({"llama.attention.value_length": 4}, "keys of 8 channels and values of 4"),
         ({"llama.rope.scaling.type": "ntk"}, "RoPE scaling of the type 'ntk'"),
         ({"llama.attention.head_count": 3}, "not a multiple"),
         ({"llama.block_count": "two"}, "llama.block_count is 'two', expected one int"),

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from herd.errors import CheckpointError
+from herd.errors import CheckpointError, ConfigError
 from herd.formats import checkpoint, meta
+from herd.formats.convert import convert
 from herd.model.config import ModelConfig, RopeScaling, num_parameters
 from herd.model.init import initialize
 from herd.model.llama import LlamaForCausalLM
@@ -170,3 +171,28 @@ def test_a_truncated_or_incomplete_set_of_files_is_named(model, tmp_path):
     (tmp_path / "meta" / "params.json").unlink()
     with pytest.raises(CheckpointError, match=r"params\.json"):
         checkpoint.load(tmp_path / "meta")
+
+
+@pytest.mark.parametrize(
+    "params, message",
+    [
+        ({"sliding_window": 4096}, "sliding_window is 4096: a sliding window"),
+        ({"moe": {"num_experts": 8}}, "moe is .*: a mixture of experts"),
+        ({"quantization_args": {"group_size": 256}}, "quantization_args is .*: weights quantized for ExecuTorch"),
+    ],
+)
+def test_params_that_ask_for_something_else_than_a_llama_are_refused(params, message, model, tmp_path):
+    write(tmp_path / "meta", model, 1)
+    file = tmp_path / "meta" / "params.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | params))
+    with pytest.raises(ConfigError, match=message):
+        checkpoint.load(tmp_path / "meta")
+
+
+def test_a_high_frequency_factor_of_its_own_is_read_and_written(model, tmp_path):
+    write(tmp_path / "meta", model, 1)
+    file = tmp_path / "meta" / "params.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rope_high_freq_factor": 2.0}))
+    convert(tmp_path / "meta", tmp_path / "again", format="meta")
+    for place in ("meta", "again"):
+        assert checkpoint.open_checkpoint(tmp_path / place).config.rope_scaling == RopeScaling(high_freq_factor=2.0)
