@@ -356,7 +356,7 @@ def _requests(
     for number, item in enumerate(turn.inputs):
         try:
             prompt = _encode(engine, turn, item)
-            max_tokens = _max_tokens(engine, desk.limits, len(prompt), turn.max_tokens)
+            max_tokens = _max_tokens(engine, desk.limits, len(prompt), turn)
             params = replace(turn.params, max_tokens=max_tokens, adapter=model.adapter)
             requests.append(engine.request(prompt, params, conveyor.listener(number * params.n), owner=owner))
         except (RequestError, DataError) as error:
@@ -381,9 +381,11 @@ def _encode(engine: Engine, turn: Turn, item: Input | list[int]) -> list[int]:
     )
 
 
-def _max_tokens(engine: Engine, limits: Limits, prompt_tokens: int, wanted: int | None) -> int:
+def _max_tokens(engine: Engine, limits: Limits, prompt_tokens: int, turn: Turn) -> int:
     """The longest answer: what the request asks for if it fits, else what fits within the server's own limit."""
-    room = engine.max_context - prompt_tokens
+    room, wanted = engine.max_context - prompt_tokens, turn.max_tokens
+    if wanted is not None and turn.is_ceiling:
+        return max(min(room, wanted), 1)
     if wanted is None:
         return max(min(room, limits.max_tokens), 1)
     if 0 < room < wanted:

@@ -15,9 +15,10 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel
+from starlette.middleware.cors import CORSMiddleware
 
 from herd.infer.engine import Engine
-from herd.serve import errors, tokens
+from herd.serve import browsers, errors, tokens
 from herd.serve.answers import Desk
 from herd.serve.dialects import anthropic, chat, completions, responses
 from herd.serve.documents import (
@@ -32,6 +33,7 @@ from herd.serve.limits import Allowances, BodyLimit, Gate, Guesses, HostCheck, K
 from herd.serve.metrics import Metrics
 from herd.serve.models import Models
 from herd.serve.store import Store
+from herd.serve.tracing import Tracing
 from herd.serve.trials import Trials
 from herd.serve.turn import Guard, Tool
 from herd.serve.worker import Worker
@@ -84,12 +86,15 @@ def create_app(
     guards: Sequence[Guard] = (),
     own_tools: Sequence[Tool] = (),
     store: Store | None = None,
+    origins: Sequence[str] = (),
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The application around one engine, called `name`, or several by their names.
 
     `key`, or one of `keys` (by their owners' names), must come with every request but those for the page, `/health` and
     `/metrics`. With `hosts`, only requests to those host names are answered. `guards` look at every turn, `own_tools`
     are told to the model in every conversation and run here. Responses are kept in the `store`, where there is one.
+    Pages of these `origins` may read answers.
     """
     server = Server(engines if isinstance(engines, Mapping) else {name: engines})
     limits, journal = limits or Limits(), journal or Journal()
@@ -117,7 +122,11 @@ def create_app(
     )
     if hosts is not None:
         app.add_middleware(HostCheck, hosts=hosts)
-    app.add_middleware(Bookkeeping, journal=journal, metrics=metrics, allowances=allowances)
+    if origins:
+        rules: dict[str, Any] = {"allow_methods": ["*"], "allow_headers": ["*"], "expose_headers": browsers.EXPOSED}
+        app.add_middleware(CORSMiddleware, allow_origins=list(origins), **rules)
+    app.add_middleware(browsers.Head)
+    app.add_middleware(Bookkeeping, journal=journal, metrics=metrics, allowances=allowances, tracing=tracing)
     errors.install(app, KNOWN_FIELDS)
     desk = Desk(
         server.worker,

@@ -13,12 +13,14 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from herd.serve.account import Account
 from herd.serve.connections import LINES_PER_SECOND, Sparing
 from herd.serve.limits import Allowances
 from herd.serve.metrics import Metrics
+from herd.serve.tracing import Tracing
 
 Form = Literal["text", "json", "off"]
 
@@ -78,8 +80,16 @@ class Journal:
 class Bookkeeping:
     """Opens an account for every request, names it in `x-request-id`, and closes it when the answer is out."""
 
-    def __init__(self, app: ASGIApp, journal: Journal, metrics: Metrics, allowances: Allowances) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        journal: Journal,
+        metrics: Metrics,
+        allowances: Allowances,
+        tracing: Tracing | None = None,
+    ) -> None:
         self.app, self.journal, self.metrics, self.allowances = app, journal, metrics, allowances
+        self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -106,6 +116,8 @@ class Bookkeeping:
                 self.allowances.spend_tokens(account.owner, account.prompt_tokens + account.completion_tokens)
             self.metrics.observe(account)
             self.journal.write(account)
+            if self.tracing is not None:
+                self.tracing.write(account, Headers(scope=scope))
 
 
 def _name(field: str) -> str:

@@ -75,6 +75,8 @@ class ServeLog:
     """`text` for people, `json` for programs, `off` for no lines."""
     with_text: bool = False
     """Also what was asked and answered (form json only): it is not kept otherwise."""
+    traces: bool = False
+    """Spans for OpenTelemetry, without what was asked and answered, to where its variables say (OTEL_...)."""
 
     def __post_init__(self):
         if self.with_text and self.form != "json":

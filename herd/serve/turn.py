@@ -24,6 +24,7 @@ class Turn:
     inputs: Sequence[Input | list[int]]  # prompts as text or ids, or conversations; each is answered by itself
     params: SamplingParams  # but for the longest answer
     max_tokens: int | None = None  # longest answer; what fits, within the server's limit, when None
+    is_ceiling: bool = False  # that many at most: what fits where that is less
     tools: Sequence[dict[str, Any]] = ()  # that the model is told of, as OpenAI writes them
     one_call: bool = False  # of an answer that holds several, the first
     must_call: bool = False  # the form of the answer allows nothing but a call

@@ -7,6 +7,7 @@ says otherwise. Ctrl-C stops: answers in progress may end first, a second Ctrl-C
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +20,10 @@ from herd.serve.keys import check_keys, read_keys
 from herd.serve.server import LOOPBACK, announce, begin_to_listen, bound, open_engines, serve, settle
 from herd.serve.settings import ServeLimits, ServeLog
 from herd.serve.store import Store
+from herd.serve.tracing import Tracing
 
 KEY_VARIABLE = "HERD_KEY"
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 
 
 @settings
@@ -49,6 +52,8 @@ class ServeSettings:
     """LoRA adapters (PEFT folders) of the first model, by the model ids that clients give."""
     store: Path | None = None
     """SQLite file that keeps responses for `previous_response_id`; nothing is kept when not given."""
+    origins: list[str] | None = None
+    """Origins (https://page.example) whose pages may read answers in a browser; * for any; none when not given."""
     engine: EngineSettings = EngineSettings()
     """How each model is run."""
     limits: ServeLimits = ServeLimits()
@@ -64,6 +69,9 @@ class ServeSettings:
         for name in (*(self.name or ()), *(self.adapters or ())):
             if not name.strip() or not name.isprintable():
                 raise ValueError(f"{name!r} is no name that clients could give; take letters and digits")
+        for origin in self.origins or ():
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"origins: {origin!r} is none; write https://page.example, with a port if it has one")
         if not 0 <= self.port <= 65535:
             raise ValueError("port must be from 0 to 65535")
 
@@ -76,6 +84,7 @@ def run(settings: ServeSettings) -> None:
     check_keys({KEY_VARIABLE if settings.key is None else "key": key} if key else {})
     check_keys(keys)
     store = Store(settings.store) if settings.store is not None else None
+    tracing = Tracing() if settings.log.traces else None
     listener = bound(settings.host, settings.port)
     engines = open_engines(paths, settings.engine, settings.device, dtype=settings.dtype, quantize=settings.quantize)
     for name, folder in (settings.adapters or {}).items():
@@ -88,6 +97,8 @@ def run(settings: ServeSettings) -> None:
         limits=settings.limits.for_app(),
         journal=Journal(settings.log.form, with_text=settings.log.with_text),
         store=store,
+        origins=settings.origins or (),
+        tracing=tracing,
         hosts=LOOPBACK if is_open and settings.host in LOOPBACK else None,
     )
     settle()

@@ -122,6 +122,10 @@ def test_the_last_message_may_be_the_beginning_of_the_answer(server, http):
     assert counted == len(server.engine.encode(ASK["messages"])) + len(server.engine.tokenizer.encode("It is"))
 
 
+def test_the_longest_answer_may_be_longer_than_fits(http):
+    assert post(http, **forced("Sunny.", max_tokens=128_000))["stop_reason"] == "end_turn"
+
+
 def test_a_call_can_be_required_and_a_text_can_have_a_form(http):
     for choice in ({"type": "any"}, {"type": "tool", "name": "get_weather", "disable_parallel_tool_use": True}):
         (block,) = post(http, tools=[WEATHER], tool_choice=choice)["content"]

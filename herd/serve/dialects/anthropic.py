@@ -226,6 +226,7 @@ class MessagesRequest(CountRequest):
             inputs=[conversation],
             params=self.sampling(),
             max_tokens=self.max_tokens,
+            is_ceiling=True,  # the field is required, so clients send what the largest model can
             tools=[dict(tool) for tool in self.choice.tools],
             one_call=self.tool_choice is not None and self.tool_choice.disable_parallel_tool_use,
             must_call=self.choice.must_call,
