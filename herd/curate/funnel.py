@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from herd.curate.privacy.personal import mask_pii
 from herd.run import atomic_write
 
 EXAMPLES_PER_REASON = 3
@@ -56,16 +57,19 @@ class Step:
                 self.examples.append(example)
 
     def drop(self, url: str, reason: str, detail: str, text: str) -> None:
-        """Count a dropped document and keep the first few of each reason as examples."""
+        """Count a dropped document and keep the first few of each reason as examples, personal data masked."""
         self.reasons[reason] += 1
         if self.reasons[reason] <= EXAMPLES_PER_REASON:
-            example = {"url": url, "reason": reason, "detail": detail, "text": _excerpt(text, detail)}
+            shown = mask_pii(_excerpt(text, detail))[0]
+            example = {"url": url, "reason": reason, "detail": mask_pii(detail)[0], "text": shown}
             self.examples.append(example)
 
     def show_line(self, url: str, line: str) -> None:
         """Keep the first few lines that were taken out of documents which stay."""
         if len(self.lines) < EXAMPLES_PER_REASON:
-            self.lines.append({"url": url, "reason": LINES, "detail": "taken out", "text": line[:_EXAMPLE_CHARACTERS]})
+            self.lines.append(
+                {"url": url, "reason": LINES, "detail": "taken out", "text": mask_pii(line[:_EXAMPLE_CHARACTERS])[0]}
+            )
 
     def room_for(self, reason: str, documents: int) -> int:
         """For how many of so many documents dropped for a reason `drop` still keeps examples."""

@@ -378,3 +378,21 @@ def test_rows_lists_and_code_that_many_pages_share_survive_while_their_notices_g
     assert sum("All rights" in text for text in texts) == 1
     step = next(s for s in json.loads((out / "funnel.json").read_text())["steps"] if s["name"] == "line_dedup")
     assert step["notes"]["lines dropped"] == 11 and "All rights" in step["lines"][0]["text"]
+
+
+def test_personal_data_is_masked_also_in_what_is_dropped_and_in_the_funnel(tmp_path):
+    mail = "jane.doe@garden.org"
+    triples = zip(WORDS, VERBS * 20, reversed(WORDS), strict=False)
+    good = " ".join(f"The {a} {b} the {c}, and that was it." for a, b, c in triples)
+    pages = {"short": f"Write to {mail} now.", "kept": good, "copy": good + f" {mail}"}
+    for name, text in pages.items():
+        (tmp_path / f"{name}.html").write_text(f"<html><title>Mail {mail}</title><body><p>{text}</p></body></html>")
+    out = tmp_path / "out"
+    settings = CurateSettings(out=out, pages=[tmp_path / f"{name}.html" for name in pages], work=Work(processes=1))
+    settings.rules.heuristics.skip = ["gopher_top_ngram", "gopher_repeated_ngrams"]
+    run_stage(settings)
+    written = [out / "funnel.json", out / "funnel.html"]
+    assert all(mail not in file.read_text() for file in written)
+    rows = pq.read_table(out / "documents").to_pylist()
+    assert len(rows) == 3 and mail not in json.dumps(rows) and "email@example.com" in json.dumps(rows)
+    assert any(row["drop"] and row["text"] for row in rows)

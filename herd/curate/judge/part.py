@@ -32,6 +32,8 @@ def judge_part(job: dict[str, Any]) -> dict[str, Any]:
         clean = partial(_clean_lines, number, lines, rules.titles)
         if row["drop"] is None and take_step(row, steps["line_dedup"], clean):
             judge.judge(row, steps)
+    for row in rows:
+        judge.mask_rest(row)
     table = pa.Table.from_pylist(rows, TEXT_SCHEMA).select(DOCUMENT_SCHEMA.names)
     file = Path(job["out"]) / "documents" / f"{name}.parquet"
     save_table(table, file, durable=True)

@@ -1,8 +1,9 @@
 """Personal data: found by pattern, confirmed by checksum where the format has one, and masked.
 
 Digits are looked at once: every run of digits and the signs that part them is taken out by one pattern, and what it may
-be (address, card, account, telephone, identity number) is decided on the run alone. Numbers without a form of their own
-count as identity numbers only next to a word that says so.
+be (address, card, account, telephone, identity number) is decided on the run, what stands before it and what follows.
+Numbers without a form of their own count as telephones or identity numbers only next to a word that says so. A date at
+the start of a run is none of it, and several numbers in one run are told apart.
 
 Source: the Llama 3 paper, section 3.1.1 (personal information is removed); FineWeb masks e-mail and public IP addresses
 with reserved ones, which keeps the sentence natural; ISO 13616 (IBAN), ISO/IEC 7812 (Luhn).
@@ -13,7 +14,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from herd.curate.privacy.identity import is_identity_number
@@ -32,25 +33,51 @@ MASKS = {
 
 KINDS = tuple(MASKS)
 
-_EMAIL = re.compile(r"(?<![\w.%+-])[A-Za-z0-9][\w.%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}\b", re.ASCII)
-_IP6 = re.compile(r"[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?![\w:.]*[\w:])")  # global unicast
-_RUN = re.compile(r"(?<![\w])[+(]?\d[\d .()/\-]{5,34}\d(?!\d)", re.ASCII)  # what a number with its signs is made of
+_LETTERS = r"A-Za-z\u00c0-\u024f\u0370-\u04ff"  # of names in scripts that put spaces between words
+_EMAIL = re.compile(
+    rf"(?<![{_LETTERS}0-9_.%+-])[{_LETTERS}0-9][{_LETTERS}0-9_.%+-]{{0,63}}@(?:[{_LETTERS}0-9-]{{1,63}}\.)+[{_LETTERS}]{{2,24}}"
+    rf"(?![{_LETTERS}0-9])"
+)
+# icon@2x.png is a picture, decorators@module.py code; .com.py is Paraguay
+_ASSET = re.compile(r"@\dx\.|\.(?:png|jpe?g|gif|webp|svg|js|css)$|@[^.]*\.py$", re.I)
+_IP6 = re.compile(  # global unicast; a port may follow a whole one
+    r"[23][0-9A-Fa-f]{3}(?::[0-9A-Fa-f]{1,4}){7}(?![0-9A-Fa-f])|[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?![\w:.]*[\w:])"
+)
+_RUN = re.compile(  # what a number with its signs is made of
+    r"(?<!\w)(?:\+[ \xa0]?)?\(?\+?\d(?:(?:\)[ \xa0./-]?|[ \xa0]\(?|[.–/-]\(?|\(| - )?\d){3,37}(?!\d)", re.ASCII
+)
 _LETTERED = re.compile(
     r"\b(?=[A-Z0-9]*\d)[A-Z]{1,6}[ -]?\d[A-Z0-9 -]{6,38}\b"  # letters first: Italy, Spain's NIE, IBAN-like
-    r"|\b\d{7,8}[- ]?[A-Z]\b|\b\d{6}[-+A]\d{3}[0-9A-Y]\b|\b\d{17}X\b",  # a letter last: Spain, Finland, China
+    r"|\b\d{7,8}[- ]?[A-Z]\b|\b\d{6}[-+A]\d{3}[0-9A-Y]\b|\b\d{17}X\b"  # a letter last: Spain, Finland, China
+    r"|\b[A-Z]{2} \d\d \d\d \d\d [A-D]\b",  # Britain
     re.ASCII,
 )
 _IP = re.compile(r"(?:\d{1,3}\.){3}\d{1,3}")
 _CARD = re.compile(r"\d(?:[ -]?\d){12,18}(?!\d)")
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b", re.ASCII)
 _PHONE = re.compile(
-    r"\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){1,5}"  # +49 30 1234 5678
-    r"|\(\d{3,4}\) ?\d{3,4}[-. ]\d{4}|\d{3}([-.])\d{3}\1\d{4}"  # (555) 123-4567, 555-123-4567
+    r"(?:\+[ \xa0]?|00)[1-9]\d{0,2}[ \xa0.–-]?(?:\(\d{1,5}\)[ \xa0.-]?)?\d{1,5}(?:[ \xa0.–/-]{1,1}\d{2,5}|\d){0,9}"
+    r"|\(0?\d{2,5}\)[ \xa0/-]?\d{2,5}(?:[-. \xa0]\d{2,5}){0,3}"  # (555) 123-4567, (09193) 35056
+    r"|\d{3}([-.])\d{3}\1\d{4}"  # 555-123-4567
     r"|1[-.]\d{3}[-.]\d{3}[-.]\d{4}"  # 1-555-123-4567
-    r"|0\d{1,4}[ /-]\d{2,4}(?:[ /-]?\d{2,4}){1,3}"  # 030 1234 5678, 06 12 34 56 78
+    r"|0\d{1,4}[ \xa0/-]\d{2,4}(?:[ \xa0/-]?\d{2,4}){1,3}"  # 030 1234 5678, 06 12 34 56 78
+)
+_ANY_PHONE = re.compile(r"\+?[ \xa0]?\(?\+?\d(?:[ \xa0().–/-]{0,3}\d){6,16}")
+_EXTENSION = re.compile(r"[ ]?(?:x|ext\.?|#)[ ]?\d{1,6}(?!\w)", re.I)
+_PHONE_BEFORE = re.compile(
+    r"phone|\btel\b|t[eé]l[eé]?f|\bt[eé]l\b|\btlf|fax|mobil|\bmob\b|\bcell|handy|\bcall|\bdial|\bring\b|\breach|contact|hotline|"
+    r"whatsapp|\bsms\b|viber|m[oó]vil|celular|\bportable\b|\bgsm\b|kom[oó]rk|\btelefon|kontakt|rufen|anruf|\bappel|\bllam|"
+    r"\bchiam|\bligue|\bligar|\bbel(?:len)?\b|zadzwo|\bzavol|тел|моб|звон|電話|电话|手机|手機|携帯|휴대|전화|연락|โทร|เบอร์|"
+    r"फ़ोन|मोबाइल|هاتف|جوال|טלפון|נייד|☎|📞|✆",
+    re.I,
+)
+_CARD_BEFORE = re.compile(
+    r"card|karte|carte|tarjeta|cart[aã]|karta|visa|mastercard|amex|\bcc\b|kort|credit|カード|卡", re.I
 )
 _NO_NUMBER_BEFORE = re.compile(
-    r"(?:[\w#=$€£.,/:-]|(?:version|release|build|rev|isbn|issn|doi|pmid|arxiv|ean|rfc)\b.{0,12})$", re.I
+    r"(?:[\w#$€£¥]|[\d\w][.,/-]|\b(?:version|release|build|rev|pp|isbn|issn|doi|pmid|arxiv|ean|rfc|gtin|sku|patent|"
+    r"lotto|loto|lottery|tirage|ziehung|draw|oclc|bibcode)\b.{0,12}|(?:https?:|www\.)\S{0,60})$",
+    re.I,
 )
 _VERSION_BEFORE = re.compile(
     r"(?:\bv|ver\.?|version|release|build|python|chrome|firefox|\brev|section|§|==|[<>~^]=?)\s*:?\s*$", re.I
@@ -67,7 +94,6 @@ _RESERVED_DOMAINS = (
     "localhost",
     ".local",
 )
-_FILE_ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".js", ".css", ".py")  # icon@2x.png
 _CONTEXT_CHARACTERS = 40
 
 
@@ -92,8 +118,7 @@ def find_pii(text: str, kinds: Iterable[str] = KINDS) -> list[Found]:
     in_runs = [kind for kind in wanted if kind in _RUN_KINDS]
     if in_runs:
         for match in _RUN.finditer(text):
-            if one := _judge_run(text, match, in_runs):
-                found.append(one)
+            found += _judge_run(text, match, in_runs)
     order = {kind: rank for rank, kind in enumerate(KINDS)}
     taken: list[Found] = []
     for one in sorted(found, key=lambda one: (one.start, order[one.kind])):
@@ -127,7 +152,7 @@ def _emails(text: str) -> Iterable[tuple[int, int]]:
         return
     for match in _EMAIL.finditer(text):
         domain = match[0].rpartition("@")[2].lower()
-        if not domain.endswith(_RESERVED_DOMAINS) and not domain.endswith(_FILE_ENDINGS):
+        if not domain.endswith(_RESERVED_DOMAINS) and not _ASSET.search(match[0]):
             yield match.span()
 
 
@@ -156,10 +181,13 @@ def _lettered_ids(text: str) -> Iterable[tuple[int, int]]:
 def _ip6(text: str) -> Iterable[tuple[int, int]]:
     if "::" in text or text.count(":") > 5:
         for match in _IP6.finditer(text):
-            before = text[match.start() - 1 : match.start()]
-            if not (before.isalnum() or before in ("_", ":", ".")) and _is_public_ip(match[0]):
+            before = text[max(0, match.start() - 2) : match.start()]
+            joined = before[-1:].isalnum() or before[-1:] in ("_", ".") or _IP6_GOES_ON.search(before)
+            if not joined and _is_public_ip(match[0]):
                 yield match.span()
 
+
+_IP6_GOES_ON = re.compile(r"[0-9A-Fa-f:]:$")  # `IP:2001:...` begins with a word, not with a group
 
 _FINDERS: dict[str, Callable[[str], Iterable[tuple[int, int]]]] = {
     "secret": find_secrets,
@@ -175,44 +203,113 @@ _FINDERS: dict[str, Callable[[str], Iterable[tuple[int, int]]]] = {
 _RUN_KINDS = ("id", "ip", "card", "phone")
 
 
-def _judge_run(text: str, match: re.Match, kinds: list[str]) -> Found | None:
-    """What a run of digits is, if it is anybody's."""
-    start, run = match.start(), match[0]
-    num_digits = sum(map(str.isdigit, run))
-    if num_digits < 4 or _DATE.match(run) or _is_one_number(text, match):
-        return None
+def _judge_run(text: str, match: re.Match, kinds: list[str]) -> Iterator[Found]:
+    """What a run of digits is, if it is anybody's; each number of several."""
+    start, end = match.span()
+    if date := _DATE.match(match[0]):
+        start += date.end()
+        if start >= end or text[start] not in " \xa0":
+            return
+        start += 1
+    while start < end:
+        found = _judge_number(text, start, end, kinds)
+        if found is None:
+            return
+        if found.kind:
+            yield found
+        start = found.end
+        while start < end and not (text[start].isdigit() or text[start] in "+("):
+            start += 1
+
+
+def _judge_number(text: str, start: int, end: int, kinds: list[str]) -> Found | None:
+    """The number that a run begins with, or None where it is nobody's."""
+    run = text[start:end]
     before = text[max(0, start - _CONTEXT_CHARACTERS) : start]
-    if "ip" in kinds and run.count(".") >= 3 and (ip := _IP.fullmatch(run.strip("() "))):
-        is_version = _VERSION_BEFORE.search(before) or (_is_small(ip[0]) and not _ADDRESS_BEFORE.search(before))
+    if "ip" in kinds and run.count(".") >= 3 and (ip := _IP.match(run.lstrip("("))):
         start += run.index(ip[0])
+        follows = text[start + ip.end() - ip.start() :][:2]
+        if follows[:1].isalnum() or (follows[:1] in (".", "-", "/", "_") and follows[1:].isalnum()):
+            return None
+        is_version = _VERSION_BEFORE.search(before) or (_is_small(ip[0]) and not _ADDRESS_BEFORE.search(before))
         return Found(start, start + len(ip[0]), "ip") if not is_version and _is_public_ip(ip[0]) else None
-    if num_digits < 8 or (before and _NO_NUMBER_BEFORE.search(before)):
+    if sum(map(str.isdigit, run)) < 7 or (before and _NO_NUMBER_BEFORE.search(before)):
         return None
-    if "card" in kinds and (card := _CARD.match(run)) and _is_grouped(card[0]) and is_card_number(card[0]):
+    goes_on = _goes_on(text, end)
+    card = _CARD.match(run) if "card" in kinds and not goes_on else None
+    is_card = card and _is_grouped(card[0]) and is_card_number(card[0])
+    if card and is_card and (_CARD_BEFORE.search(before) or _is_issued(card[0])):
         return Found(start, start + card.end(), "card")
-    if "id" in kinds and is_identity_number(run.strip("() "), before):
-        return Found(start, match.end(), "id")
-    phone = _PHONE.match(run) if "phone" in kinds else None
-    if phone and 9 <= sum(map(str.isdigit, phone[0])) <= 15 and _ends_well(text, start + phone.end()):
-        return Found(start, start + phone.end(), "phone")
-    return None
+    if "id" in kinds and not goes_on and is_identity_number(run.strip("() "), before):
+        return Found(start, end, "id")
+    return _phone(text, start, end, before) if "phone" in kinds else None
 
 
-def _is_one_number(text: str, match: re.Match) -> bool:
-    """Whether a run is part of a figure, a name or a hash: a letter or a decimal part touches it."""
-    after = text[match.end() : match.end() + 2]
+def _phone(text: str, start: int, end: int, before: str) -> Found | None:
+    """A telephone number at the start of a run: of a form of its own, or next to a word that says so."""
+    run = text[start:end]
+    if _YEARS.match(run.lstrip("(")):
+        return None
+    labelled = _PHONE_BEFORE.search(before) is not None
+    found = _PHONE.match(run)
+    if found is None and not labelled:
+        return None
+    if labelled:
+        whole = _ANY_PHONE.match(run)
+        if found is None or (whole and whole.end() > found.end() and _num_digits(whole[0]) <= _MAX_PHONE_DIGITS):
+            found = whole
+    if found is None or not (7 if labelled else 9) <= _num_digits(found[0]) <= _MAX_PHONE_DIGITS:
+        return None
+    if not labelled and (_is_series(found[0]) or before.endswith((",", "/", "-", "="))):
+        return None
+    stop = start + found.end()
+    if stop == end and (extension := _EXTENSION.match(text, stop)):
+        stop = extension.end()
+    elif (stop == end and _goes_on(text, stop)) or (stop < end and text[stop] not in " \xa0" and not labelled):
+        return None
+    return Found(start, stop, "phone")
+
+
+_MAX_PHONE_DIGITS = 15
+_YEARS = re.compile(r"(?:19|20)\d\d ?[-–/] ?(?:19|20)\d\d(?!\d)")
+
+
+def _num_digits(value: str) -> int:
+    return sum(map(str.isdigit, value))
+
+
+def _is_series(value: str) -> bool:
+    """Whether groups of two digits only rise: numbers of a lottery, years, weeks."""
+    groups = [int(group) for group in re.findall(r"\d+", value)]
+    return len(groups) > 3 and all(group < 100 for group in groups) and groups == sorted(set(groups))
+
+
+def _goes_on(text: str, end: int) -> bool:
+    """Whether a run is part of a figure, a name or a hash: a letter or a decimal part touches its end."""
+    after = text[end : end + 2]
     return bool(after) and (after[0].isalnum() or after[0] == "_" or (after[0] in ".,-/:" and after[1:].isalnum()))
-
-
-def _ends_well(text: str, end: int) -> bool:
-    after = text[end : end + 1]
-    return not (after.isalnum() or after in ("/", "-", "_"))
 
 
 def _is_grouped(value: str) -> bool:
     """Cards are written whole or in groups of three to six digits, with one sign."""
     groups = re.split(r"[ -]", value)
     return len(groups) == 1 or (all(3 <= len(group) <= 7 for group in groups) and len(set(value) & {" ", "-"}) == 1)
+
+
+def _is_issued(value: str) -> bool:
+    """Whether digits begin and are as long as an issuer's cards."""
+    digits = re.sub(r"\D", "", value)
+    return any(len(digits) in lengths and start.match(digits) for start, lengths in _ISSUERS)
+
+
+_ISSUERS = (
+    (re.compile(r"4"), (13, 16, 19)),
+    (re.compile(r"5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)"), (16,)),
+    (re.compile(r"3[47]"), (15,)),
+    (re.compile(r"6011|64[4-9]|65|62"), (16, 17, 18, 19)),
+    (re.compile(r"35(?:2[89]|[3-8])"), (16,)),
+    (re.compile(r"30[0-5]|36|38|39"), (14,)),
+)
 
 
 def _is_small(ip: str) -> bool:

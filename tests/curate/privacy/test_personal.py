@@ -1,5 +1,7 @@
 """Personal data and secrets are masked; what only looks like them stays."""
 
+import gzip
+import json
 import random
 import string
 import sysconfig
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from herd.curate.privacy.identity import FORMATS, identity_format
 from herd.curate.privacy.personal import KINDS, MASKS, find_pii, is_card_number, is_iban, mask_pii
 from herd.curate.privacy.secrets import is_random
+from tests.curate.privacy.people import SEEN, UNSEEN, samples
 
 DRAW = random.Random(7)
 
@@ -224,3 +227,73 @@ def test_personal_data_in_any_company_is_masked_without_harm(pieces):
     text = "".join(pieces)
     masked, counts = mask_pii(text, ("email", "iban", "card", "ip"))
     assert counts.total() <= len(pieces) * 2 and (masked == text) == (not counts)
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("name@host.com.py writes", "email@example.com writes"),
+        ("Mail: info@bücher.de.", "Mail: email@example.com."),
+        ("пишите на почта@пример.рф!", "пишите на email@example.com!"),
+        ("联系abc@mail.cn谢谢", "联系email@example.com谢谢"),
+        ("Phone:617-482-9931", "Phone:+1 555 0100"),
+        ("On 12/03/2021 617-482-9931 rang.", "On 12/03/2021 +1 555 0100 rang."),
+        ("617-482-9931, 617-482-9932", "+1 555 0100, +1 555 0100"),
+        ("Tel: 617-482-9931 / 617-482-9932.", "Tel: +1 555 0100 / +1 555 0100."),
+        ("from 8.8.4.4:8080", "from 192.0.2.1:8080"),
+        ("IP:8.8.4.4", "IP:192.0.2.1"),
+        ("IP:2a00:1450:4001:82b:0:0:0:200e:80", "IP:192.0.2.1:80"),
+        ("Card:4111111111111111", "Card:[card number]"),
+        ("SSN:536-90-4399", "SSN:[identity number]"),
+        ("NINO: AB 12 34 56 C", "NINO: [identity number]"),
+        ("+49(0)1549 90951 x12", "+1 555 0100"),
+    ],
+)
+def test_what_stands_before_and_behind_hides_no_personal_data(text, masked):
+    assert mask_pii(text)[0] == masked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Lotto 03 11 22 34 45",
+        "The winning numbers are 03 11 22 34 45 today.",
+        "(1967-1968) and 1999-2000, on channel 5",
+        "doi 10.1016/j.cell.2020.01.021, pp. 555-123-4567",
+        "https://a.org/item/4155552671 and order-415-555-2671-b",
+        "0.415555267112 and $415,555,2671",
+    ],
+)
+def test_numbers_of_other_kinds_stay(text):
+    assert mask_pii(text)[1] == {}
+
+
+def recall(locales):
+    found = total = 0
+    for locale in locales:
+        for text, _, values in samples(locale, 120, seed=11):
+            spans = find_pii(text)
+            for value in values:
+                start, end = text.index(value), text.index(value) + len(value)
+                found += any(one.start <= start + 2 and one.end >= end - 2 for one in spans)
+                total += 1
+    return found, total
+
+
+def test_the_data_of_made_up_people_of_twelve_countries_is_found():
+    for locales in (SEEN, UNSEEN):
+        found, total = recall(locales)
+        assert found >= 0.97 * total
+
+
+def test_numbers_in_real_texts_are_hardly_ever_taken_for_personal_data(shared_data):
+    """Lines with seven digits and more; government notices are left out, since their numbers are real ones."""
+    lines = []
+    for file in sorted(shared_data.glob("text-*/*.gz")):
+        if "thaigov" not in str(file):
+            with gzip.open(file, "rt", encoding="utf-8", errors="replace") as rows:
+                texts = (json.loads(row).get("text", "") if ".jsonl" in file.name else row for row in rows)
+                lines += [line for text in texts for line in str(text).split("\n") if sum(map(str.isdigit, line)) >= 7]
+    found = sum(len(find_pii(line)) for line in lines)
+    hits, _ = recall((*SEEN, *UNSEEN))
+    assert len(lines) > 1000 and hits / (hits + found) >= 0.97
