@@ -388,8 +388,10 @@ def test_personal_data_is_masked_also_in_what_is_dropped_and_in_the_funnel(tmp_p
     for name, text in pages.items():
         (tmp_path / f"{name}.html").write_text(f"<html><title>Mail {mail}</title><body><p>{text}</p></body></html>")
     out = tmp_path / "out"
-    settings = CurateSettings(out=out, pages=[tmp_path / f"{name}.html" for name in pages], work=Work(processes=1))
-    settings.rules.heuristics.skip = ["gopher_top_ngram", "gopher_repeated_ngrams"]
+    rules = Rules(heuristics=Heuristics(skip=["gopher_top_ngram", "gopher_repeated_ngrams"]))
+    settings = CurateSettings(
+        out=out, pages=[tmp_path / f"{name}.html" for name in pages], rules=rules, work=Work(processes=1)
+    )
     run_stage(settings)
     written = [out / "funnel.json", out / "funnel.html"]
     assert all(mail not in file.read_text() for file in written)
