@@ -121,6 +121,21 @@ def _kind(row: dict[str, Any]) -> str:
     return "maths" if 150 * text.count("\\") >= max(len(text), 1500) else "prose"
 
 
+_NO_RULES = {KEPT, "bytes", "near_duplicate", "url_older_copy", "source_of_page", "page_size", "empty", "binary"}
+
+
+def heavy_losses(funnel: dict[str, Any], least: int = 10) -> list[str]:
+    """One sentence for each source of which the rules dropped more than half, with the reasons that took most."""
+    told = []
+    for source, counts in funnel.get("tables", {}).get("source", {}).items():
+        judged = sum(n for name, n in counts.items() if name == KEPT or name not in _NO_RULES)
+        lost = Counter({name: n for name, n in counts.items() if name not in _NO_RULES})
+        if judged >= least and lost.total() > judged / 2:
+            most = ", ".join(f"{name} {n:,}" for name, n in lost.most_common(3))
+            told.append(f"the rules dropped {lost.total():,} of {judged:,} documents of `{source}`: {most}")
+    return told
+
+
 def domain(url: str) -> str:
     """The host of a URL without `www.`; for files, what they are read from."""
     try:

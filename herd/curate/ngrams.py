@@ -1,14 +1,19 @@
 """Words as 64-bit numbers, many at a time: what outliers, decontamination and the small classifiers count.
 
-A word is a run of letters and digits in lower case; in scripts that put no spaces between words (Chinese, Japanese,
-Thai, Lao, Khmer, Burmese) every character counts as one. The number of a word is a polynomial of its characters modulo
+A word is a run of letters and digits in lower case. In scripts that put no spaces between words every character stands
+alone and counts as a part of one: half of a word in Chinese and Japanese, a quarter in Thai, Lao, Khmer and Burmese. An
+n-gram of words is then as many characters as make up n words, whatever scripts they are mixed of.
+
+The number of a word is a polynomial of its characters modulo
 2^64 (Karp and Rabin 1987), taken for all words at once from running sums, then mixed. Numbers are the same everywhere.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +23,53 @@ _CHUNK_CHARACTERS = 1 << 17  # small enough to stay in the processor's cache
 _NUM_CODES = 0x32000  # above lie private use and unassigned planes: no words
 _SPACELESS = [(0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x4DBF)]
 _SPACELESS += [(0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x31FFF)]
+SPACELESS = "".join(f"{chr(first)}-{chr(last)}" for first, last in _SPACELESS)
+"""The scripts without spaces, as the inside of a regular expression's class."""
+CHARACTERS_PER_WORD = {"zh": 2, "ja": 2, "th": 4, "lo": 4, "km": 4, "my": 4}
+"""Languages that put no spaces between words, and how many characters make up a word on average."""
+WORD_WEIGHT = 4
+"""What a whole word weighs; a character that stands alone weighs as much less as more of them make up a word."""
+_QUARTERS_END = 0x2000  # the scripts below it have four characters to a word, those above two
+_SPACED_OR_ALONE = re.compile(rf"[{SPACELESS}]|[^\s{SPACELESS}]+")
 _OTHER, _WORD, _ALONE = 0, 1, 2
+
+
+class Words(NamedTuple):
+    """The words of a text in order."""
+
+    numbers: np.ndarray  # (words,) uint64
+    weights: np.ndarray  # (words,) int64, `WORD_WEIGHT` for a whole word
+
+
+def split_words(text: str, language: str = "") -> list[str]:
+    """What spaces part, with punctuation; in languages without spaces, characters by themselves."""
+    return _SPACED_OR_ALONE.findall(text) if language in CHARACTERS_PER_WORD else text.split()
+
+
+def weighed_words(text: str) -> Words:
+    """The numbers of a text's words, and what each weighs by its script."""
+    numbers = word_numbers(text)
+    if text.isascii():
+        return Words(numbers, np.full(len(numbers), WORD_WEIGHT, dtype=np.int64))
+    weights = [_chunk_weights(chunk) for chunk in _chunks(text)]
+    return Words(numbers, np.concatenate(weights) if weights else np.empty(0, dtype=np.int64))
+
+
+def weighed_ngrams(words: Words, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """One number for each n words in a row by weight, and where it ends: (m,) uint64 and (m,) int64.
+
+    The first begins at the first word, the next at the second and so on, as long as n words' weight is left.
+    """
+    ends = np.concatenate([[0], np.cumsum(words.weights)])
+    stop = np.searchsorted(ends, ends[:-1] + WORD_WEIGHT * n)
+    count = int((stop <= len(words.numbers)).sum())
+    stop = stop[:count]
+    powers, inverses = _powers(max(len(words.numbers), _CHUNK_CHARACTERS))
+    sums = np.zeros(len(words.numbers) + 1, dtype=np.uint64)
+    np.cumsum(words.numbers * powers[: len(words.numbers)], out=sums[1:])
+    return _mixed(
+        (sums[stop] - sums[:count]) * inverses[:count] + stop.astype(np.uint64) - np.arange(count, dtype=np.uint64)
+    ), stop
 
 
 def word_numbers(text: str) -> np.ndarray:
@@ -61,6 +112,14 @@ def _chunks(text: str) -> Iterator[str]:
             end = space + 1 if space > start else end
         yield text[start:end]
         start = end
+
+
+def _chunk_weights(chunk: str) -> np.ndarray:
+    codes = _codes(chunk.lower())
+    kinds = _kinds()[np.minimum(codes, _NUM_CODES)]
+    starts, _ = _bounds(kinds)
+    alone = np.where(codes[starts] < _QUARTERS_END, WORD_WEIGHT // 4, WORD_WEIGHT // 2)
+    return np.where(kinds[starts] == _ALONE, alone, WORD_WEIGHT)
 
 
 def _codes(chunk: str) -> np.ndarray:

@@ -10,6 +10,7 @@ are missing or damaged. Between the maps stand the steps over the whole corpus (
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
@@ -46,6 +47,7 @@ from herd.curate.read.pages import RawPage, page_made_of, read_pages
 from herd.curate.read.storage import file_size
 from herd.errors import DataError
 
+_TITLE = re.compile(rb"<title[^>]*>([^<]{1,300})", re.I)
 _RAW = pa.schema(
     [(name, pa.string()) for name in ("id", "url", "date", "kind", "charset", "source", "place")]
     + [("content", pa.large_binary()), ("num_bytes", pa.int64()), ("drop", pa.string()), ("drop_detail", pa.string())]
@@ -190,7 +192,10 @@ def _through_gate(page: RawPage, gate: AddressGate, step: Step) -> dict[str, Any
     made = page_made_of(page.url)
     number = -2 if made else _date_number(page.date)  # a page is worth more than the source that it is made of
     dated = date_of(page.url, page.date, page.content if page.kind in ("html", "text") else b"")
-    row = page._asdict() | {"url_key": _key(dedup.normal_url(made or page.url)), "date_number": number}
+    address = dedup.normal_url(made or page.url)
+    if dedup.has_session(page.url) and (title := _TITLE.search(page.content[:20_000])):
+        address += "\0" + title[1].decode("utf-8", "replace")  # without its id an address means one page by one title
+    row = page._asdict() | {"url_key": _key(address), "date_number": number}
     row["date"] = dated.date
     step.documents_in += 1
     step.bytes_in += page.num_bytes
@@ -242,7 +247,7 @@ def _extract(
     least = (0.3 if rules.languages else 0.0) if least is None else least
     options: dict[str, Any] = {"languages": rules.languages, "probability": least}
     options |= {"probabilities": rules.language_probabilities, "foreign": rules.foreign_paragraphs}
-    options |= {"documents": to_dict(documents), "lines": lines.enabled}
+    options |= {"documents": to_dict(documents), "lines": lines.enabled, "group": rules.group}
     jobs = [{"state": str(corpus.state), "name": name, **options} for name in corpus.names]
     _run_part_steps(extract_part, jobs, corpus.state / "text", "", ("extract", "language"), funnel, work, "extract")
 

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from herd.config import settings
 from herd.curate.dedup.duplicates import DocumentDedup, LineDedup
+from herd.curate.estimate import estimate
+from herd.curate.funnel import heavy_losses
 from herd.curate.funnel_page import page
 from herd.curate.judge.documents import Rules, rule_files
 from herd.curate.pipeline import Work, curate
 from herd.curate.read.pages import find_files
-from herd.curate.read.storage import file_size, identity, location
+from herd.curate.read.storage import identity, location
 from herd.log import say, size
 from herd.run import atomic_write, open_run
 
@@ -49,8 +51,8 @@ def run(settings: CurateSettings) -> Path:
     with open_run(settings.out, stage="curate", settings=settings, inputs=inputs) as run:
         if run.finished:
             return run.path
-        num_bytes = sum(file_size(file) for file in files)
-        run.need(disk_bytes=20 * num_bytes, seconds=5 + num_bytes / 500_000)
+        expected = estimate(files, settings.rules, settings.work.processes, settings.work.max_page_bytes)
+        run.need(disk_bytes=expected.disk_bytes, seconds=expected.seconds)
         figures = curate(files, run.path, settings.rules, settings.documents, settings.lines, settings.work)
         atomic_write(run.path / "funnel.html", page(json.loads((run.path / "funnel.json").read_text()), "The funnel"))
         kept, read = figures["documents"], figures["documents_read"]
@@ -58,6 +60,8 @@ def run(settings: CurateSettings) -> Path:
             say(f"  {figures['corrupt']:,} damaged records skipped")
         if settings.rules.cutoff and figures["undated"]:
             say(f"  {figures['undated']:,} pages have no date that can be read: the cutoff cannot tell, and they stay")
+        for told in heavy_losses(json.loads((run.path / "funnel.json").read_text())):
+            say(f"  {told}")
         say(f"  {kept:,} of {read:,} documents kept, {size(figures['bytes'])} of text")
         say(f"  what was dropped, and why: {run.path / 'funnel.html'}")
         run.finish(figures)

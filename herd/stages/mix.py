@@ -45,6 +45,8 @@ class MixSettings:
             raise ValueError("bytes must be at least 1")
         if not self.sources:
             raise ValueError("sources: give at least one name with its documents")
+        if empty := [name for name, path in self.sources.items() if path == Path()]:
+            raise ValueError(f"sources: `{empty[0]}` is empty; give the folder of its documents")
         if odd := [name for name in self.sources if not _NAME.match(name)]:
             raise ValueError(f"sources: {odd[0]!r} becomes a file's name; use letters, digits, `-`, `_` and `.`")
         if not all(map(math.isfinite, (self.max_epochs, *self.weights.values()))):

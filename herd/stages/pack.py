@@ -6,11 +6,13 @@ import itertools
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Annotated
 
 import pyarrow.parquet as pq
+from pydantic import BeforeValidator
 
 from herd.config import settings
-from herd.curate.read.documents import COLUMNS, parquet_files
+from herd.curate.read.documents import COLUMNS, as_list, parquet_files
 from herd.data.shards import ShardWriter
 from herd.data.split import is_held_out
 from herd.errors import DataError
@@ -27,8 +29,8 @@ _ROWS = 256  # documents encoded together
 class PackSettings:
     """Cut curated documents into token shards."""
 
-    documents: Path
-    """Run folder of `herd curate`, or a folder of Parquet files with its columns."""
+    documents: Annotated[list[Path], BeforeValidator(as_list)]
+    """Run folders of `herd curate`, or folders of Parquet files with its columns; one or a list."""
     tokenizer: Path
     """Tokenizer: a run folder of `herd tokenizer`, a checkpoint, or a tokenizer file."""
     out: Path
@@ -47,7 +49,7 @@ def run(settings: PackSettings) -> Path:
     with open_run(settings.out, stage="pack", settings=settings, inputs=inputs) as run:
         if run.finished:
             return run.path
-        files = parquet_files(settings.documents)
+        files = [file for path in as_list(settings.documents) for file in parquet_files(path)]
         num_documents = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
         run.need(disk_bytes=2 * sum(file.stat().st_size for file in files))
         tokenizer = open_tokenizer(settings.tokenizer)
@@ -55,7 +57,8 @@ def run(settings: PackSettings) -> Path:
             parts = [_pack_file(run, settings, tokenizer, file, number, bar) for number, file in enumerate(files)]
         totals = {side: _sum(part[side] for part in parts) for side in ("train", "heldout")}
         if not sum(counts["tokens"] for counts in totals["train"].values()):
-            raise DataError(f"{settings.documents}: no document was kept for training; see the reasons in its report")
+            folders = ", ".join(map(str, as_list(settings.documents)))
+            raise DataError(f"{folders}: no document was kept for training; see the reasons in its report")
         index = {"tokenizer": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size, "holdout": settings.holdout}
         atomic_write(run.path / "index.json", json.dumps(index | totals, indent=1))
         figures = {

@@ -51,6 +51,10 @@ class QualitySettings:
             raise ValueError("give one of: positives with negatives; positive_urls with documents; labelled; rubric")
         if bool(self.positives) != bool(self.negatives):
             raise ValueError("positives and negatives belong together")
+        if both := {path.resolve() for path in self.positives or ()} & {
+            path.resolve() for path in self.negatives or ()
+        }:
+            raise ValueError(f"positives and negatives: {min(both)} is in both; a text is one or the other")
         if (self.positive_urls or self.rubric) and not self.documents:
             raise ValueError("documents: which documents are sampled?")
         if self.rubric and not (self.judge.endpoint or self.judge.checkpoint):

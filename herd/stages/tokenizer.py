@@ -9,8 +9,12 @@ from collections import Counter
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator
 
 from herd.config import settings
+from herd.curate.read.documents import as_list
 from herd.curate.read.texts import num_rows, read_texts
 from herd.data.split import is_held_out
 from herd.errors import ConfigError, DataError
@@ -35,8 +39,8 @@ class TokenizerSettings:
 
     out: Path
     """Run folder to write; the tokenizer lies directly in it."""
-    documents: Path
-    """Documents: a run folder of `herd curate`, or any folder or file of Parquet, JSONL or text."""
+    documents: Annotated[list[Path], BeforeValidator(as_list)]
+    """Documents: run folders of `herd curate`, or any folders and files of Parquet, JSONL or text; one or a list."""
     vocab_size: int = 8192
     """Rows of the vocabulary, the 256 special tokens included (Llama 3: 128256)."""
     base: Path | None = None
@@ -123,7 +127,8 @@ def _count(settings: TokenizerSettings, saved: Path) -> PretokenCounts:
             islice(texts, begun, None), counts=counts, max_distinct=settings.max_pretokens, after_batch=after_batch
         )
     if not counts.num_texts:
-        raise DataError(f"{settings.documents}: no document to train on: all are dropped, empty or held out")
+        folders = ", ".join(map(str, as_list(settings.documents)))
+        raise DataError(f"{folders}: no document to train on: all are dropped, empty or held out")
     return counts
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from herd.config import settings
-from herd.curate.read.documents import parquet_files
+from herd.curate.read.documents import as_list, parquet_files
 from herd.data.split import is_held_out
 from herd.errors import DataError
 from herd.parquet import whole_rows
@@ -30,8 +30,8 @@ class TraceSettings:
     """Number of the document in the shard, from 0."""
     token: int | None = None
     """Or the place of a token in the shard, from 0: the document that holds it."""
-    documents: Path | None = None
-    """The documents that were packed; default: as the pack's run folder names them."""
+    documents: list[Path] | None = None
+    """The documents that were packed, as many folders; default: as the pack's run folder names them."""
     json: bool = False
     """Print one JSON object instead of lines."""
 
@@ -53,7 +53,7 @@ def run(settings: TraceSettings) -> None:
 
 
 def trace(
-    shard: Path, *, document: int | None = None, token: int | None = None, documents: Path | None = None
+    shard: Path, *, document: int | None = None, token: int | None = None, documents: Path | list[Path] | None = None
 ) -> dict[str, Any]:
     """What `herd trace` prints, as plain values.
 
@@ -66,12 +66,11 @@ def trace(
     if number >= len(ends):
         raise DataError(f"{shard}: holds {len(ends):,} documents and {ends[-1] if ends else 0:,} tokens, no such place")
     index = json_format.loads((pack / "index.json").read_text(encoding="utf-8"))
-    folder = documents or Path(
-        json_format.loads((pack / "inputs.json").read_text(encoding="utf-8"))["documents"]["path"]
-    )
-    if not folder.exists():
-        raise DataError(f"{folder}: the documents that were packed are not there; say where they are: documents=...")
-    files = parquet_files(folder)
+    packed = json_format.loads((pack / "inputs.json").read_text(encoding="utf-8"))["documents"]["path"]
+    folders = [Path(folder) for folder in as_list(documents or packed)]
+    if gone := [folder for folder in folders if not folder.exists()]:
+        raise DataError(f"{gone[0]}: the documents that were packed are not there; say where they are: documents=...")
+    files = [file for folder in folders for file in parquet_files(folder)]
     file = files[min(int(shard.stem.rpartition("-")[2]), len(files) - 1)]
     row = _row(file, shard.resolve().parent.name, manifest["source"], index["holdout"], number)
     if row is None or len(row["text"].encode()) != manifest["document_bytes"][number]:

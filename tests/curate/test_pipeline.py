@@ -120,7 +120,7 @@ def test_the_result_has_the_columns_of_the_house(result):
     rows, _, _ = result
     assert list(next(iter(rows.values()))) == list(DOCUMENT_COLUMNS) == DOCUMENT_SCHEMA.names
     row = rows["http://bees.org/1"]
-    assert row["language"] == "en" and row["source"] == "web" and row["group"] == row["url"] and row["title"] == "Bees"
+    assert row["language"] == "en" and row["source"] == "web" and row["group"] == "bees.org" and row["title"] == "Bees"
     assert (
         row["date"] == "2024-01-01T00:00:00Z"
         and 0 < row["quality"] <= 1
@@ -384,7 +384,7 @@ def test_personal_data_is_masked_also_in_what_is_dropped_and_in_the_funnel(tmp_p
     mail = "jane.doe@garden.org"
     triples = zip(WORDS, VERBS * 20, reversed(WORDS), strict=False)
     good = " ".join(f"The {a} {b} the {c}, and that was it." for a, b, c in triples)
-    pages = {"short": f"Write to {mail} now.", "kept": good, "copy": good + f" {mail}"}
+    pages = {"short": f"Write to {mail} now.", "kept": good, "copy": f"{mail} writes. " + good}
     for name, text in pages.items():
         (tmp_path / f"{name}.html").write_text(f"<html><title>Mail {mail}</title><body><p>{text}</p></body></html>")
     out = tmp_path / "out"

@@ -109,3 +109,28 @@ def test_every_token_leads_back_to_its_page(tmp_path, sources):
 def test_names_that_leave_the_folder_and_weights_that_are_no_numbers_are_refused(words):
     with pytest.raises(ConfigError):
         load(mix.MixSettings, None, [*words, "out=mix"])
+
+
+def test_several_folders_of_documents_are_packed_and_learned_from_in_one_way(tmp_path, sources):
+    folders = list(sources.values())
+    packed = load(
+        pack.PackSettings,
+        None,
+        [
+            f"documents=[{folders[0]},{folders[1]}]",
+            f"tokenizer={tmp_path}/tokenizer",
+            f"out={tmp_path}/both",
+            "holdout=0",
+        ],
+    )
+    pack.run(packed)
+    index = json.loads((tmp_path / "both/index.json").read_text())
+    assert sum(row["documents"] for row in index["train"].values()) == 220
+    shards = sorted((tmp_path / "both/train").glob("*.npy"))
+    urls = {trace.trace(shard, document=0)["url"] for shard in shards}
+    assert any("general" in url for url in urls) and any("code" in url for url in urls)
+
+
+def test_an_empty_source_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="`general` is empty"):
+        load(mix.MixSettings, None, ['sources={general: ""}', "weights={general: 1}", f"out={tmp_path}/x"])

@@ -95,6 +95,12 @@ def test_the_grades_of_a_judge_are_distilled(pages, judge):
     assert model.score(page(900, True)) > 0.6 > 0.4 > model.score(page(901, False))
 
 
+def test_a_file_that_is_good_and_bad_at_once_is_refused(pages, capsys):
+    words = [f"positives={pages}/good.jsonl", f"negatives=[{pages}/bad.jsonl,{pages}/good.jsonl]"]
+    assert main(["quality", f"out={pages}/both", *words]) == 2
+    assert "is in both" in capsys.readouterr().err
+
+
 def test_a_judge_with_a_cache_is_asked_once_and_its_cost_is_told(pages, judge, capsys, monkeypatch):
     monkeypatch.setenv("HERD_QUIET", "")
     words = [f"documents=[{pages}/good.jsonl,{pages}/bad.jsonl]", "rubric=recipes/rubrics/quality.yaml"]

@@ -110,6 +110,12 @@ def _is_noise(name: str, value: str) -> bool:
     return name in _TRACKING or name.startswith("utm_")
 
 
+def has_session(url: str) -> bool:
+    """Whether an address holds a session's id, which its normal form leaves out."""
+    query = url.partition("?")[2]
+    return bool(query) and any(k.lower() in _SESSION and _is_noise(k.lower(), v) for k, v in parse_qsl(query))
+
+
 def older_copies(url_keys: np.ndarray, dates: np.ndarray) -> np.ndarray:
     """For each document the index of the newer copy of its URL that replaces it, or -1 where it is the newest itself.
 
@@ -129,7 +135,10 @@ def older_copies(url_keys: np.ndarray, dates: np.ndarray) -> np.ndarray:
 
 
 def signatures(texts: pa.Array, options: DocumentDedup) -> np.ndarray:
-    """MinHash signatures of texts, (N, bands * rows) uint32, of lower-cased words without punctuation."""
+    """MinHash signatures of texts, (N, bands * rows) uint32, of lower-cased words without punctuation.
+
+    In scripts without spaces every character is a word, as in `herd.curate.ngrams`.
+    """
     count = options.bands * options.rows
     hashes = minhash(_WORDS, num_hashes=count, ngram_size=options.ngram_words, seed=options.seed)
     found = _evaluate({"text": texts}, minhash=hashes)["minhash"]
@@ -137,7 +146,14 @@ def signatures(texts: pa.Array, options: DocumentDedup) -> np.ndarray:
     return pa.concat_arrays(flat).to_numpy(zero_copy_only=False).reshape(-1, count) if flat else _no_signatures(count)
 
 
-_WORDS = col("text").lower().regexp_replace(r"[^\p{L}\p{N}]+", " ").regexp_replace(r"^ | $", "")
+_ALONE = r"([\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]\p{M}*)"  # no spaces part these
+_WORDS = (
+    col("text")
+    .lower()
+    .regexp_replace(_ALONE, " $1 ")
+    .regexp_replace(r"[^\p{L}\p{N}]+", " ")
+    .regexp_replace(r"^ | $", "")
+)
 
 
 def _evaluate(columns: dict[str, pa.Array], **expressions: daft.Expression) -> pa.Table:

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from types import FrameType
@@ -15,10 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import tldextract
 
 from herd.curate.dedup import duplicates as dedup
 from herd.curate.dedup.steps import DOCUMENT_FACTS
 from herd.curate.extract.html import extract
+from herd.curate.filters.addresses import host
 from herd.curate.filters.language import foreign_lines, language
 from herd.curate.filters.text import LINE_RANGES, keep_lines
 from herd.curate.funnel import Step
@@ -120,7 +123,13 @@ def _structured(table: pa.Table, prose: np.ndarray, lengths: np.ndarray) -> np.n
 
 def _document(row: dict[str, Any], replaced: int, steps: dict[str, Step], job: dict[str, Any]) -> dict[str, Any]:
     document = {key: row[key] for key in ("id", "url", "date", "kind", "source", "place")}
-    document |= {"group": _group(row["url"]), "title": "", "text": "", "language": "", "quality": 0.0}
+    document |= {
+        "group": group_of(row["url"], job.get("group", "site")),
+        "title": "",
+        "text": "",
+        "language": "",
+        "quality": 0.0,
+    }
     document |= {
         "drop": row["drop"],
         "drop_detail": row["drop_detail"],
@@ -179,13 +188,27 @@ def _with_language(document: dict, kind: str, size: int, step: Step, job: dict[s
     return document
 
 
-def _group(url: str) -> str:
-    """What must not be torn apart: the top-level module of a library page, a repository, else the page."""
+_DOMAINS = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)  # the list that its package holds: no network
+
+
+def group_of(url: str, kind: str = "site") -> str:
+    """What must not be torn apart: a site, the top-level module of a library page, a repository, else the page.
+
+    `kind` says what counts as a site: its registered domain (`site`), its `host`, or each `page`.
+    """
     if url.startswith("git:"):
         return url.partition("@")[0]
+    if url.startswith(("http://", "https://")):
+        name = host(url)
+        return url if kind == "page" or not name else name if kind == "host" else _registered(name)
     if not url.startswith("python://"):
         return url
     path = url.split("/", 4)[4] if url.count("/") >= 4 else url
     if path.startswith("topics."):
         return path.removesuffix(".html")
     return path.split("/")[0].removesuffix(".html").removesuffix(".py").split(".")[0]
+
+
+@lru_cache(maxsize=100_000)
+def _registered(name: str) -> str:
+    return _DOMAINS(name).top_domain_under_public_suffix or name

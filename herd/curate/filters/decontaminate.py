@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from herd.config import settings
-from herd.curate.ngrams import ngram_numbers, word_numbers, word_spans
+from herd.curate.ngrams import WORD_WEIGHT, Words, weighed_ngrams, weighed_words, word_spans
 from herd.errors import DataError
 from herd.parquet import tell_lost, whole_rows
 
@@ -62,6 +62,8 @@ class Contamination:
     """How many of those short runs, as a share (0 to 1)."""
     action: Literal["drop", "flag"] = "drop"
     """Whether such documents are dropped, or only counted and shown."""
+    most_documents: int = 100
+    """Runs of words that stand in more documents of the corpus than this are common property and no leak."""
 
     def __post_init__(self):
         if not 2 <= self.short_words <= self.long_words:
@@ -101,15 +103,17 @@ class Benchmarks:
 
     def __post_init__(self):
         self._rows: list[tuple[str, int]] = []  # question -> benchmark, row
-        texts: dict[tuple[str, bytes], tuple[np.ndarray, list[int]]] = {}  # each text's words, and its questions
+        texts: dict[tuple[str, bytes], tuple[Words, list[int]]] = {}  # each text's words, and its questions
         for question in read_questions(self.options.benchmarks):
             self.num_questions[question.benchmark] = self.num_questions.get(question.benchmark, 0) + 1
             for text in question.texts:
-                words = word_numbers(text)
-                if len(words) >= self.options.short_words:
-                    texts.setdefault((question.benchmark, words.tobytes()), (words, []))[1].append(len(self._rows))
+                words = weighed_words(text)
+                if words.weights.sum() >= WORD_WEIGHT * self.options.short_words:
+                    key = question.benchmark, words.numbers.tobytes()
+                    texts.setdefault(key, (words, []))[1].append(len(self._rows))
             self._rows.append((question.benchmark, question.row))
         self.names = list(self.num_questions)
+        self.common: frozenset[int] = frozenset()
         self._tables = self._build(texts)
         self._count_short()
         if self.options.benchmarks and not texts:
@@ -118,22 +122,24 @@ class Benchmarks:
                 "shorter ones cannot be told from chance"
             )
 
-    def _build(self, texts: dict[tuple[str, bytes], tuple[np.ndarray, list[int]]]) -> dict[int, Table]:
+    def _build(self, texts: dict[tuple[str, bytes], tuple[Words, list[int]]]) -> dict[int, Table]:
         """The tables of long and short n-grams, without those that are mostly wording."""
         n = self.options.short_words
         of_benchmark: dict[str, list[np.ndarray]] = {}
         for (name, _), (words, _) in texts.items():
-            of_benchmark.setdefault(name, []).append(np.unique(ngram_numbers(words, n)))
+            of_benchmark.setdefault(name, []).append(np.unique(weighed_ngrams(words, n)[0]))
         wording = {name: _common(keys) for name, keys in of_benchmark.items()}
         found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {self.options.long_words: [], n: []}
         for (name, _), (words, questions) in texts.items():
-            is_wording = np.zeros(len(words), dtype=bool)
-            for place in np.flatnonzero(np.isin(ngram_numbers(words, n), wording[name])).tolist():
-                is_wording[place : place + n] = True
+            is_wording = np.zeros(len(words.numbers), dtype=bool)
+            numbers, ends = weighed_ngrams(words, n)
+            for place in np.flatnonzero(np.isin(numbers, wording[name])).tolist():
+                is_wording[place : ends[place]] = True
             before = np.concatenate([[0], is_wording.cumsum()])
             for length, pairs in found.items():
-                keys = ngram_numbers(words, length)
-                is_content = before[length:][: len(keys)] - before[: len(keys)] <= length / 2
+                keys, ends = weighed_ngrams(words, length)
+                starts = np.arange(len(keys))
+                is_content = before[ends] - before[starts] <= (ends - starts) / 2
                 keys = np.unique(keys[is_content])
                 pairs += [(keys, np.full(len(keys), question)) for question in questions]
         return {length: _table(pairs) for length, pairs in found.items()}
@@ -151,28 +157,43 @@ class Benchmarks:
 
     def find(self, text: str) -> list[Hit]:
         """The questions that stand in a text."""
-        words = word_numbers(text)
-        hits: dict[int, tuple[int, int]] = {}  # question -> first word, words
+        words = weighed_words(text)
+        hits: dict[int, tuple[int, int]] = {}  # question -> first word, end
         shared: Counter = Counter()
-        first: dict[int, int] = {}
+        first: dict[int, tuple[int, int]] = {}
         for n, table in self._tables.items():
-            for place, question in _matches(ngram_numbers(words, n), table):
+            numbers, ends = weighed_ngrams(words, n)
+            for place, question in _matches(numbers, table, self.common):
                 if n == self.options.long_words:
-                    hits.setdefault(question, (place, n))
+                    hits.setdefault(question, (place, int(ends[place])))
                 elif question not in hits:
                     shared[question] += 1
-                    first.setdefault(question, place)
+                    first.setdefault(question, (place, int(ends[place])))
         for question, count in shared.items():
             if question not in hits and count >= max(2, self.options.short_share * self._short_totals[question]):
-                hits[question] = (first[question], self.options.short_words)
+                hits[question] = first[question]
         if not hits:
             return []
         spans = word_spans(text)
         return [
-            Hit(*self._rows[question], text[spans[place][0] : spans[min(place + n, len(spans)) - 1][1]])
-            for question, (place, n) in sorted(hits.items())
+            Hit(*self._rows[question], text[spans[place][0] : spans[min(end, len(spans)) - 1][1]])
+            for question, (place, end) in sorted(hits.items())
             if place < len(spans)
         ]
+
+    def ngrams_in(self, text: str) -> list[int]:
+        """The benchmarks' n-grams that stand in a text: to count in how many documents each does."""
+        words = weighed_words(text)
+        found: set[int] = set()
+        for n, table in self._tables.items():
+            numbers, _ = weighed_ngrams(words, n)
+            found.update(int(numbers[place]) for place, _ in _matches(numbers, table))
+        return sorted(found)
+
+    def leave_out(self, documents: Counter[int]) -> int:
+        """Take n-grams for common property that stand in too many documents; returns how many they are."""
+        self.common = frozenset(n for n, count in documents.items() if count > self.options.most_documents)
+        return len(self.common)
 
 
 Table = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -194,8 +215,8 @@ def _table(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Table:
     return keys[order], bitmap, questions[order]
 
 
-def _matches(numbers: np.ndarray, table: Table) -> Iterator[tuple[int, int]]:
-    """Place in the text and question of every n-gram that is a benchmark's; each n-gram once."""
+def _matches(numbers: np.ndarray, table: Table, common: frozenset[int] = frozenset()) -> Iterator[tuple[int, int]]:
+    """Place in the text and question of every n-gram that is a benchmark's and not common; each n-gram once."""
     keys, bitmap, questions = table
     if not len(keys) or not len(numbers):
         return
@@ -204,7 +225,7 @@ def _matches(numbers: np.ndarray, table: Table) -> Iterator[tuple[int, int]]:
     for place in places.tolist():
         number = numbers[place]
         start = int(np.searchsorted(keys, number))
-        if start == len(keys) or keys[start] != number or int(number) in seen:
+        if start == len(keys) or keys[start] != number or int(number) in seen or int(number) in common:
             continue
         seen.add(int(number))
         while start < len(keys) and keys[start] == number:

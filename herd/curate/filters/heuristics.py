@@ -135,6 +135,16 @@ def no_notices(lines: list[str]) -> list[bool]:
     return [len(line) > _MAX_NOTICE_CHARACTERS or not _NOTICE.search(line) for line in lines]
 
 
+def punctuated(lines: list[str], least_words: int = 3) -> list[bool]:
+    """For each line whether it is empty or a sentence: three words and more that end in a mark (C4, section 2.2)."""
+    return [
+        not line.strip() or (line.rstrip().endswith(_TERMINAL) and len(line.split()) >= least_words) for line in lines
+    ]
+
+
+_TERMINAL = (".", "!", "?", '"', "”", "。", "！", "？", "।", "؟")
+
+
 def has_notices(text: str) -> bool:
     """Whether a text may hold such lines: a search that ignores case is slow, and most pages hold none."""
     folded = text.casefold()

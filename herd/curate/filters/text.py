@@ -11,16 +11,12 @@ from typing import Any
 import numpy as np
 
 from herd.curate.filters.structure import is_label, looks_like_code, running_text, without
-from herd.curate.ngrams import word_numbers
+from herd.curate.ngrams import CHARACTERS_PER_WORD, split_words, word_numbers
 
 Reason = tuple[str, str]
 """Why a document is dropped: the rule's name and the figure that broke it."""
 
 
-_SPACELESS = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
-_SPACELESS_WORD = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}]+")
-_CHARACTERS_PER_WORD = {"zh": 2, "ja": 2, "th": 4, "lo": 4, "km": 4, "my": 4}
-"""Languages that put no spaces between words, and how many characters make up a word on average."""
 _STOP_WORDS = {
     "en": "the be to of and that have with",
     "de": "der die und in den von zu das mit sich des auf ist im dem nicht ein eine",
@@ -87,7 +83,7 @@ class Text:
     def __init__(self, text: str, language: str = "en", aside: Sequence[int] = (), links: Sequence[int] = ()):
         self.text = text
         self.language = language
-        self.word_characters = _CHARACTERS_PER_WORD.get(language, 0)  # 0: spaces part the words
+        self.word_characters = CHARACTERS_PER_WORD.get(language, 0)  # 0: spaces part the words
         self._aside, self._links = aside, links
 
     @cached_property
@@ -112,7 +108,7 @@ class Text:
     @cached_property
     def words(self) -> list[str]:
         """What spaces part; in languages without spaces, single characters."""
-        return _SPACELESS_WORD.findall(self.text) if self.word_characters else self.text.split()
+        return split_words(self.text, self.language)
 
     @cached_property
     def lower_words(self) -> list[str]:

@@ -28,6 +28,7 @@ from herd.curate.filters.heuristics import (
     ListedWords,
     has_notices,
     no_notices,
+    punctuated,
     reasons,
 )
 from herd.curate.filters.outliers import Outliers, WordCounts, load_counts, save_counts
@@ -60,6 +61,8 @@ class Judge:
             kind: _score_model(path) for kind, path in rules.quality.classifiers.items()
         }
         self.benchmarks = _benchmarks(rules.contamination) if rules.contamination.benchmarks else None
+        if self.benchmarks and state is not None and (state / _COMMON).exists():
+            self.benchmarks.leave_out(Counter({int(n): 1 << 62 for n in np.load(state / _COMMON)}))
         self._knowledge = _class_model(rules.quality) if rules.quality.knowledge else None
         self._shares = dict(rules.quality.keep_shares)
         if state is not None and (state / _SHARES).exists():
@@ -84,6 +87,10 @@ class Judge:
         if options.notices == "drop" and kind is None and not technical and has_notices(row["text"]):
             keep = no_notices(row["text"].split("\n"))
             step.notes["notice lines dropped"] += len(keep) - sum(keep)
+            keep_lines(row, keep)
+        if options.unpunctuated == "drop" and kind is None and not technical:
+            keep = punctuated(row["text"].split("\n"))
+            step.notes["lines without punctuation dropped"] += len(keep) - sum(keep)
             keep_lines(row, keep)
         text = text_of(row)
         kinds = [kind or "prose", *(["rare domain"] if not self._is_common(host(row["url"])) else [])]
@@ -148,8 +155,12 @@ class Judge:
         classifier = self._classifiers.get(kind, self._classifiers.get("all"))
         row["quality"] = classifier.score(row["text"]) if classifier else quality(row["text"], row["kind"] == "code")
         step.tables[f"score of {kind}"][f"{int(min(row['quality'], 0.999) * 20) / 20:.2f}"] += 1
-        least = self.rules.quality.min_score
-        return None if row["quality"] >= least else ("quality", f"score {row['quality']:.2f}")
+        if row["quality"] >= self.rules.quality.min_score:
+            return None
+        if kind in self.rules.heuristics.exempt and kind not in self._classifiers:
+            step.tables[f"{kind}: spared"]["quality"] += 1  # no score was made for such pages
+            return None
+        return "quality", f"score {row['quality']:.2f}"
 
     def _knowledge_step(self, row: dict[str, Any], step: Step) -> Reason | None:
         """Hold back what there is too much of: by the document's id, so that a re-run keeps the same ones."""
@@ -172,13 +183,14 @@ class Judge:
 FITTED = "keys/outliers.npz"
 _DOMAINS = "keys/domains.npy"
 _SHARES = "keys/shares.json"
+_COMMON = "keys/common.npy"
 _RARE_DOMAIN_PAGES = 5
 _DOMAIN_BUCKETS = 1 << 20
 
 
 def needs_fitting(rules: Rules) -> bool:
     """Whether the judge needs a pass over the corpus before it begins."""
-    return rules.heuristics.enabled or rules.quality.max_class_share is not None
+    return rules.heuristics.enabled or rules.quality.max_class_share is not None or bool(rules.contamination.benchmarks)
 
 
 def count_part(job: dict[str, Any]) -> dict[str, Any]:
@@ -190,6 +202,8 @@ def count_part(job: dict[str, Any]) -> dict[str, Any]:
     rules = rules_from_json(job["rules"])
     options = rules.heuristics
     knowledge = _class_model(rules.quality) if rules.quality.max_class_share is not None else None
+    benchmarks = _benchmarks(rules.contamination) if rules.contamination.benchmarks else None
+    ngrams: Counter[int] = Counter()
     classes: Counter = Counter()
     counted: dict[str, WordCounts] = {}
     domains = np.zeros(_DOMAIN_BUCKETS, dtype=np.uint32)
@@ -197,6 +211,8 @@ def count_part(job: dict[str, Any]) -> dict[str, Any]:
         if row["drop"] is not None or number in copies:
             continue
         domains[_domain_bucket(host(row["url"]))] += 1
+        if benchmarks:
+            ngrams.update(benchmarks.ngrams_in(row["text"]))
         if knowledge:
             classes[knowledge.label(row["text"])[0]] += 1
         is_prose = row["kind"] != "code" and row["source"] not in options.technical_sources
@@ -210,7 +226,9 @@ def count_part(job: dict[str, Any]) -> dict[str, Any]:
             counted.setdefault(row["language"], WordCounts()).add(row["text"])
     file = state / "keys" / f"{name}.words.npz"
     save_counts(counted, file, domains=domains)
-    write_record(file.with_suffix(".json"), len(rows), [file], classes=dict(classes))
+    leaks = np.array([list(ngrams), list(ngrams.values())], dtype=np.uint64)
+    save_array(leaks, file.with_suffix(".npy"))
+    write_record(file.with_suffix(".json"), len(rows), [file, file.with_suffix(".npy")], classes=dict(classes))
     return {}
 
 
@@ -221,6 +239,13 @@ def fit(parts: list[str], state: Path, rules: Rules) -> None:
         classes = sum((Counter(record["classes"]) for record in records), Counter())
         atomic_write(state / _SHARES, json.dumps(shares_under_cap(classes, rules.quality.max_class_share)))
     files = [state / "keys" / f"{name}.words.npz" for name in parts]
+    if rules.contamination.benchmarks:
+        ngrams: Counter[int] = Counter()
+        for file in files:
+            numbers, counts = np.load(file.with_suffix(".npy"))
+            ngrams.update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
+        most = rules.contamination.most_documents
+        save_array(np.array([n for n, count in ngrams.items() if count > most], np.uint64), state / _COMMON)
     Outliers.fit(load_counts(files)).save(state / FITTED)
     domains = np.zeros(_DOMAIN_BUCKETS, dtype=np.uint32)
     for file in files:

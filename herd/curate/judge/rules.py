@@ -25,6 +25,8 @@ class Heuristics:
     """Whether to apply the Gopher, C4 and FineWeb rules."""
     notices: Literal["drop", "keep"] = "drop"
     """Whether short lines of prose about JavaScript, cookies and terms are taken out (C4)."""
+    unpunctuated: Literal["keep", "drop"] = "keep"
+    """Whether lines of prose that do not end in a mark are taken out, as C4 did; headings and lists go with them."""
     skip: list[str] = field(default_factory=list)
     """Filters that are not applied, by name (`fineweb_short_lines`)."""
     limits: dict[str, Limits] = field(default_factory=dict)
@@ -70,7 +72,7 @@ class Quality:
     classifiers: dict[Literal["all", "prose", "code", "maths"], Path] = field(default_factory=dict)
     """Kind of page to a classifier that `herd quality` trained; other kinds get a score by transparent measures."""
     min_score: float = 0.0
-    """Least score, 0 to 1."""
+    """Least score, 0 to 1; exempt kinds (`heuristics.exempt`) are held to it by a classifier of their own only."""
     knowledge: Path | None = None
     """A classifier of knowledge classes."""
     keep_shares: dict[str, float] = field(default_factory=dict)
@@ -107,6 +109,8 @@ class Rules:
     privacy: Privacy = field(default_factory=Privacy)
     quality: Quality = field(default_factory=Quality)
     contamination: Contamination = field(default_factory=Contamination)
+    group: Literal["site", "host", "page"] = "site"
+    """What `herd pack` holds out as a whole: registered domains (`bees.co.uk`), hosts, or single pages."""
     titles: bool = True
     """Whether a page's text begins with its title where it does not say it itself."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -10,6 +11,11 @@ from herd.errors import DataError
 
 COLUMNS = ["text", "source", "group", "quality", "drop"]
 """What every reader of them needs."""
+
+
+def as_list(given: Any) -> Any:
+    """One path as a list of one: settings that take documents take one or several."""
+    return list(given) if isinstance(given, list | tuple) else [given]
 
 
 def parquet_files(path: Path) -> list[Path]:

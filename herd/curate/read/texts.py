@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from herd.curate.read.documents import as_list
 from herd.curate.read.encoding import decode
 from herd.curate.read.pages import find_files, read_pages
 from herd.errors import DataError
@@ -26,24 +27,24 @@ class Text(NamedTuple):
     group: str
 
 
-def read_texts(path: Path, seen: Callable[[int], object] = lambda rows: None) -> Iterator[Text]:
-    """The kept documents of a `herd curate` folder, or the rows and files of any other folder or file, in order.
+def read_texts(paths: Path | list[Path], seen: Callable[[int], object] = lambda rows: None) -> Iterator[Text]:
+    """The kept documents of `herd curate` folders, or the rows and files of any other folders or files, in order.
 
     `seen` hears of the rows as they are read, dropped ones too.
 
     Raises:
         DataError: nothing there to read, a damaged Parquet file, or one without a `text` column.
     """
-    for file in _files(path):
+    for file in (file for path in as_list(paths) for file in _files(path)):
         if file.suffix == ".parquet":
             yield from _read_parquet(file, seen)
         else:
             yield from _read_pages(file, seen)
 
 
-def num_rows(path: Path) -> int | None:
+def num_rows(paths: Path | list[Path]) -> int | None:
     """How many rows `read_texts` will see, where the files say so: None unless all are Parquet."""
-    files = _files(path)
+    files = [file for path in as_list(paths) for file in _files(path)]
     if any(file.suffix != ".parquet" for file in files):
         return None
     try:
