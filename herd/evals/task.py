@@ -13,6 +13,7 @@ from herd.config import load, settings
 from herd.errors import DataError
 from herd.evals.answers import prompt_of, question_text, reference_of
 from herd.evals.graders import GRADERS
+from herd.evals.imported import harness_task, is_harness_task
 from herd.evals.rows import files_of, rows_of
 from herd.evals.scorers import SCORERS
 from herd.evals.subject import Prompt
@@ -188,12 +189,12 @@ def _as_question(text: str) -> str:
 
 
 def load_task(file: Path, data: Path | None, limit: int | None = None) -> Task:
-    """A task with the paths of its data resolved.
+    """A task, ours or one of lm-evaluation-harness's, with the paths of its data resolved.
 
     Raises:
         ConfigError: it is no task; all its faults are told.
     """
-    task = load(Task, file)
+    task = load(Task, values=harness_task(file), where=str(file)) if is_harness_task(file) else load(Task, file)
     paths = {name: getattr(task, name) for name in ("data", "shots_from", "pool")}
     found: dict[str, Any] = {name: _found(path, file.parent, data) for name, path in paths.items() if path}
     found["tables"] = {name: _found(path, file.parent, data) for name, path in task.tables.items()}
