@@ -1,18 +1,18 @@
 """Decoding and prompt speed on this CPU: Herd's engine beside `transformers` and llama.cpp, taking turns in one run.
 
-    python -m venv LLAMA && CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON" \\
-        LLAMA/bin/pip install llama-cpp-python                       # with AVX-512 and AMX off: see the issue
+    python -m venv LLAMA && CMAKE_ARGS="-DGGML_NATIVE=ON" LLAMA/bin/pip install --no-binary :all: llama-cpp-python
     python benchmarks/infer.py --prepare FOLDER --llamacpp LLAMA/bin/python
     OMP_WAIT_POLICY=PASSIVE python benchmarks/infer.py FOLDER [--tasks decode,prompt,many,context] [--rounds 3]
 
 Weights are random, in Llama 3.2 1B's shape; answers are greedy and never stop early. `decode` is one answer at a time
 after a short prompt; `prompt` is 512 new tokens; `many` is 16 requests at once, all tokens in and out counted;
-`avx2` and `avx2-prompt` leave Herd no instructions that a processor without AVX-512 has not (llama.cpp as built above
-has no more either); `context` decodes behind a prompt of 8192 tokens, `long` behind one of 32,000. Each contestant is a
-process of its own; they take turns and the median of the turns counts. `start` (alone) times `herd chat` up to its
-first token; `cost` (alone) tells what a token costs Herd behind 8192 and 32,000 others, turn by turn with short ones,
-beside the time in which plain reads fetch so many keys and values. The rates of plain reads and of matmuls are measured
-in the same run. Results go to benchmarks/results/infer-1b.json.
+`avx2` and `avx2-prompt` leave Herd no instructions that a processor without AVX-512 has not (build llama.cpp with
+"-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON" for them; wheels are such builds too); `context` decodes
+behind a prompt of 8192 tokens, `long` behind one of 32,000. Each contestant is a process of its own; they take turns
+and the median of the turns counts. `start` (alone) times `herd chat` up to its first token; `cost` (alone) tells what a
+token costs Herd behind 8192 and 32,000 others, turn by turn with short ones, beside the time in which plain reads fetch
+so many keys and values. The rates of plain reads and of matmuls are measured in the same run. Results go to
+benchmarks/results/infer-1b.json.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -63,6 +64,10 @@ CONTESTANTS = {
     "llama.cpp Q8_0": ("llamacpp", {"file": "Q8_0.gguf"}),
     "llama.cpp Q4_0": ("llamacpp", {"file": "Q4_0.gguf"}),
 }
+INSTRUCTIONS = {  # Linux's names and llama.cpp's
+    "avx2": "AVX2", "avx512f": "AVX512", "avx512_vnni": "AVX512_VNNI", "avx512_bf16": "AVX512_BF16",
+    "amx_int8": "AMX_INT8",
+}  # fmt: skip
 SWITCHES = {  # processors of another kind: PyTorch is told too
     "0": {"HERD_NATIVE": "0"},
     "avx2": {"HERD_NATIVE": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
@@ -357,11 +362,25 @@ def write(arguments: argparse.Namespace, speeds: dict, reads: dict, rates: dict,
             "tokens_per_second": {name: round(median(found), 2) for name, found in by_name.items()},
             "all_turns": {name: [round(one, 2) for one in found] for name, found in by_name.items()},
             "plain_reads_after_each_turn": {n: [round(one, 1) for one in found] for n, found in reads[task].items()},
+            "llama_cpp_build": peer_build(statuses),
             "paths": {name: found.get("status") or found.get("system") for name, found in statuses.items()},
         }
     save(entries)
+    print(f"llama.cpp: {peer_build(statuses)}", file=sys.stderr)
     print(json.dumps({task: entries[task]["tokens_per_second"] for task in speeds}, indent=1))
     print(json.dumps(rates))
+
+
+def peer_build(statuses: dict[str, dict]) -> str | None:
+    """For which instructions the llama.cpp was built that was measured, and which of this processor's it leaves out."""
+    system = next((found["system"] for found in statuses.values() if found.get("system")), None)
+    if system is None:
+        return None
+    built = set(re.findall(r"(\w+) = 1", system))
+    flags = set(Path("/proc/cpuinfo").read_text().split()) if Path("/proc/cpuinfo").exists() else set()
+    unused = [name for flag, name in INSTRUCTIONS.items() if flag in flags and name not in built]
+    widest = "AVX-512" if "AVX512" in built else "AVX2" if "AVX2" in built else "no wide instructions"
+    return f"{widest}, without this processor's {', '.join(unused)}" if unused else f"{widest}, native"
 
 
 def about(arguments: argparse.Namespace) -> dict:
