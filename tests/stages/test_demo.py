@@ -31,7 +31,7 @@ def small_demo(tmp_path_factory) -> Path:
     (folder / "pages").mkdir()
     modules = (
         "argparse ast base64 calendar cmd code codecs configparser csv datetime difflib dis email enum fileinput gzip "
-        "glob graphlib hashlib heapq hmac inspect json keyword locale logging mailbox netrc operator pathlib pickle"
+        "glob graphlib hashlib heapq hmac inspect json keyword locale"
     )
     pydoc = [sys.executable, "-m", "pydoc", "-w", *modules.split()]
     subprocess.run(pydoc, cwd=folder / "pages", check=True, capture_output=True)
