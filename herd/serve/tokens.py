@@ -25,6 +25,7 @@ from herd.serve.forms import MAX_TOOLS, Tool
 from herd.serve.messages import ChatMessage
 from herd.serve.models import Model, Models
 from herd.serve.prompts import conversation_prompt, unknown_variables
+from herd.serve.reading import Apart
 from herd.serve.unheeded import named
 
 MAX_TEXT = 1_000_000  # characters that /tokenize takes
@@ -83,7 +84,7 @@ class DetokenizeRequest(Body):
 
 def routes(desk: Desk, models: Models) -> APIRouter:
     """The router of this file's routes."""
-    router = APIRouter(responses=REFUSALS)
+    router = APIRouter(responses=REFUSALS, route_class=Apart)
 
     @router.post("/tokenize", response_model=Tokenized)
     async def tokenize(body: TokenizeRequest, http: Request) -> Response:

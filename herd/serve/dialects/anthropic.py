@@ -23,6 +23,7 @@ from herd.serve.forms import MAX_TOOLS, Choice
 from herd.serve.messages import CalledFunction, said
 from herd.serve.models import Model, Models
 from herd.serve.prompts import conversation_prompt
+from herd.serve.reading import Apart
 from herd.serve.replies import Counts, Event, Reply, num_tokens
 from herd.serve.speech import Speech
 from herd.serve.tools import Begun, Call, Ended, Grown, Part, Words
@@ -345,7 +346,7 @@ def _usage(counts: Counts, output_tokens: int) -> dict[str, int]:
 
 def routes(desk: Desk, models: Models) -> APIRouter:
     """The router of this dialect."""
-    router = APIRouter(prefix="/v1/messages")
+    router = APIRouter(prefix="/v1/messages", route_class=Apart)
 
     @router.post("", response_model=None, responses=streamed(AnthropicMessage))
     async def messages(body: MessagesRequest, http: Request) -> Response:

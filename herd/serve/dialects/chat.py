@@ -18,6 +18,7 @@ from herd.serve.forms import MAX_TOOLS, AllowedChoice, Choice, ResponseFormat, T
 from herd.serve.messages import ChatMessage
 from herd.serve.models import Model, Models
 from herd.serve.prompts import unknown_variables
+from herd.serve.reading import Apart
 from herd.serve.replies import Counts, Event, Reply, num_tokens, token_object, usage_of
 from herd.serve.speech import Speech, Unscored
 from herd.serve.tools import Begun, Call, Grown, Part, Words
@@ -225,7 +226,7 @@ def call_object(call: Call, arguments: str) -> dict[str, Any]:
 
 def routes(desk: Desk, models: Models) -> APIRouter:
     """The router of this dialect."""
-    router = APIRouter(prefix="/v1")
+    router = APIRouter(prefix="/v1", route_class=Apart)
 
     @router.post("/chat/completions", response_model=None, responses=streamed(ChatCompletion))
     async def chat_completions(body: ChatRequest, http: Request) -> Response:

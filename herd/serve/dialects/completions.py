@@ -15,6 +15,7 @@ from herd.serve.answers import Desk, answer
 from herd.serve.body import Generation, Inputs, OnlyEmpty
 from herd.serve.documents import TextCompletion, streamed
 from herd.serve.models import Model, Models
+from herd.serve.reading import Apart
 from herd.serve.replies import Counts, Event, Reply, num_tokens, usage_of
 from herd.serve.speech import Speech, Unscored
 from herd.serve.tools import Part, Words
@@ -172,7 +173,7 @@ class _Places:
 
 def routes(desk: Desk, models: Models) -> APIRouter:
     """The router of this dialect."""
-    router = APIRouter(prefix="/v1")
+    router = APIRouter(prefix="/v1", route_class=Apart)
 
     @router.post("/completions", response_model=None, responses=streamed(TextCompletion))
     async def completions(body: CompletionRequest, http: Request) -> Response:

@@ -21,6 +21,7 @@ from herd.serve.documents import REFUSALS, ResponseDeleted, ResponseItems, Respo
 from herd.serve.errors import ApiError
 from herd.serve.forms import MAX_TOOLS, Choice, ToolFunction
 from herd.serve.models import Model, Models
+from herd.serve.reading import Apart
 from herd.serve.replies import Reply
 from herd.serve.store import Store
 from herd.serve.turn import Turn
@@ -236,7 +237,7 @@ def _tool(tool: ResponseTool) -> dict[str, Any]:
 
 def routes(desk: Desk, models: Models, store: Store | None) -> APIRouter:
     """The router of this dialect."""
-    router = APIRouter(prefix="/v1/responses")
+    router = APIRouter(prefix="/v1/responses", route_class=Apart)
 
     @router.post("", response_model=None, responses=streamed(ResponseObject))
     async def create(body: ResponsesRequest, http: Request) -> Response:
