@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from herd.errors import ConfigError
 from herd.model.config import CAUSAL_LM, ModelConfig
+from herd.model.scaling import DynamicScaling, LongScaling
 from herd.parallel.settings import DIMENSIONS, ParallelSettings
 
 
@@ -141,6 +142,9 @@ def check(config: ModelConfig, settings: ParallelSettings, world: int, row_token
 
 
 def _faults(config: ModelConfig, settings: ParallelSettings, row_tokens: int | None) -> Iterator[str]:
+    if settings.context > 1 and isinstance(config.rope_scaling, DynamicScaling | LongScaling):
+        kind = config.rope_scaling.kind
+        yield f"context={settings.context}: {kind} scaling turns a text by its length, which no process would know"
     tensor, context = settings.tensor, settings.context
     for name in ("num_key_value_heads", "num_attention_heads", "intermediate_size", "vocab_size"):
         if getattr(config, name) % tensor:

@@ -7,6 +7,7 @@ import pytest
 from herd import config
 from herd.errors import ConfigError
 from herd.model.config import ModelConfig
+from herd.model.scaling import DynamicScaling
 from herd.parallel.layout import Layout, check, layers_of_stages
 from herd.parallel.settings import ParallelSettings
 
@@ -83,3 +84,10 @@ def test_a_model_whose_matrices_add_biases_is_not_split_by_tensor(name):
 def test_settings_that_contradict_themselves_are_refused(word, message):
     with pytest.raises(ConfigError, match=message):
         config.load(ParallelSettings, None, [word])
+
+
+def test_a_scaling_that_goes_by_a_texts_length_is_not_split_by_context():
+    dynamic = replace(BIG, rope_scaling=DynamicScaling(factor=2.0))
+    with pytest.raises(ConfigError, match="context=2: dynamic scaling turns a text by its length"):
+        check(dynamic, ParallelSettings(context=2), 2, row_tokens=64)
+    assert check(dynamic, ParallelSettings(shard=2), 2, row_tokens=64)
