@@ -34,6 +34,7 @@ STORY: dict[str, tuple[str, ...]] = {
         "mix",
         "tokenizer",
         "pack",
+        "ngrams",
     ),
     "From a corpus to a base model": ("pretrain", "average"),
     "From a base model to an assistant": ("distill", "sft", "reward", "reject", "dpo"),

@@ -18,7 +18,8 @@ import yaml
 from herd.config import find_recipe, settings
 from herd.data.rows import write_rows
 from herd.errors import ConfigError, DataError
-from herd.evals.asking import Result, ask, baseline_results, samples_of, scores_of
+from herd.evals.asking import Result, ask, baseline_results, main_metric, samples_of, scores_of
+from herd.evals.contamination import contamination, overlaps, told
 from herd.evals.page import page
 from herd.evals.statistics import as_published
 from herd.evals.subject import Subject, address_of, named, open_subject
@@ -57,6 +58,8 @@ class EvaluateSettings:
     """Models that continue raw text; default: those that were not trained on conversations."""
     sandbox: str = "full"
     """Level of the sandbox in which programs run (docs/sandbox.md)."""
+    ngrams: Path | None = None
+    """Index of the training corpus (`herd ngrams`), for the tasks' contamination."""
     prices: dict[str, list[float]] = field(default_factory=dict)
     """Of models by name: price of a million tokens read and of a million written, for the costs."""
     compare: Literal["first", "previous"] = "first"
@@ -124,6 +127,7 @@ def _judge(run: Run, settings: EvaluateSettings, models: dict[str, Path], tasks:
     usage: list[dict[str, Any]] = []
     figures: dict[str, Any] = {}
     differences: list[dict[str, Any]] = []
+    contaminated: list[dict[str, Any]] = []
     of_text: list[Score] = []  # the manifest tells them of the first model, which was made for text
     text_models = {name: models[name] for name in settings.text_models or models}
     items = {task.name: items_of(task) for task in tasks if task.ask in ("choices", "generate")}
@@ -152,6 +156,10 @@ def _judge(run: Run, settings: EvaluateSettings, models: dict[str, Path], tasks:
             samples += samples_of(task, asked, results)
             previous = settings.compare == "previous"
             figures = figures or decision(task, asked, results, list(models), previous)
+            if settings.ngrams is not None:
+                known = contamination(overlaps(settings.ngrams, asked), _main_values(task, answers, list(models)))
+                contaminated.append({"task": task.name} | known)
+                say(f"  contamination, {told(task.name, known)}")
             differences += comparisons(task, asked, results, list(models), previous)
         scores += new
         of_text += new if task.ask in ("bits_per_byte", "needle") else []
@@ -160,6 +168,8 @@ def _judge(run: Run, settings: EvaluateSettings, models: dict[str, Path], tasks:
     if figures:
         say(f"  {figures['verdict']}")
         write_rows(run.path / "samples.jsonl", samples)
+        if contaminated:
+            write_rows(run.path / "contamination.jsonl", contaminated)
         write_rows(run.path / "comparisons.jsonl", show_comparisons(differences))
         usage = show_usage(usage, settings.prices)
         write_rows(run.path / "usage.jsonl", usage)
@@ -170,6 +180,12 @@ def _judge(run: Run, settings: EvaluateSettings, models: dict[str, Path], tasks:
     whole = [score for score in scores if not is_part(score, [task.name for task in tasks])]
     of_best = headlines(whole, figures.get("best", next(iter(models))))
     run.finish(of_best | headlines(of_text, next(iter(text_models))) | figures)
+
+
+def _main_values(task: Task, answers: dict[tuple[str, str], list[Result]], models: list[str]) -> dict[str, list[float]]:
+    """Of each model the values of the metric that decides."""
+    metric = main_metric(task)
+    return {name: [one["scores"][metric] for one in answers[task.name, name]] for name in models}
 
 
 def _paper_half(score: Score) -> float | None:
