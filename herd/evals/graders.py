@@ -113,7 +113,7 @@ def _ifeval_checkers() -> Any:
         importlib.import_module("langdetect").DetectorFactory.seed = 0  # it draws at random otherwise
     except ImportError as error:
         raise ConfigError(
-            f"IFEval's checkers are lm-evaluation-harness's ({error}): pip install 'herd-lm[eval]'"
+            f"IFEval's checkers are lm-evaluation-harness's ({error}): pip install '.[eval]'"
         ) from None
     finally:
         os.environ.pop("LOCAL_RANK") if before is None else os.environ.update(LOCAL_RANK=before)

@@ -77,7 +77,7 @@ def _sacrebleu() -> Any:
     try:
         return importlib.import_module("sacrebleu")
     except ImportError:
-        raise ConfigError("chrf and bleu are sacrebleu's: pip install 'herd-lm[eval]'") from None
+        raise ConfigError("chrf and bleu are sacrebleu's: pip install '.[eval]'") from None
 
 
 SCORERS: Mapping[str, Scorer] = {

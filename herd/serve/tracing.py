@@ -36,7 +36,7 @@ class Tracing:
             self._propagate = importlib.import_module("opentelemetry.propagate")
             provider = provider or _sending()
         except ImportError:
-            raise ConfigError('log.traces: OpenTelemetry is not installed: pip install "herd-lm[tracing]"') from None
+            raise ConfigError("log.traces: OpenTelemetry is not installed: pip install '.[tracing]'") from None
         self._tracer = provider.get_tracer("herd.serve")
 
     def write(self, account: Account, headers: Mapping[str, str]) -> None:

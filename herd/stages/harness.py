@@ -62,7 +62,7 @@ def _evaluated(settings: HarnessSettings) -> dict[str, Any]:
         managers = importlib.import_module("lm_eval.tasks")
         models = importlib.import_module("herd.evals.harness")
     except ImportError as error:
-        raise ConfigError(f"the harness is not installed ({error}): pip install 'herd-lm[eval]'") from None
+        raise ConfigError(f"the harness is not installed ({error}): pip install '.[eval]'") from None
     with contextlib.redirect_stdout(io.StringIO()):
         manager = managers.TaskManager(include_path=str(settings.tasks_folder), include_defaults=False)
         known = sorted(manager.all_tasks)
