@@ -106,11 +106,12 @@ def _many_attributes(source: str) -> str | None:
     """Whether the parser would compare attributes for long, and why."""
     comparisons = 0
     for tag in _OPENING.finditer(source):
-        if len(tag[0]) <= _LONG_TAG or tag[0].startswith("<!"):
+        opening = tag[0].partition(">")[0] if tag[1] else tag[0]  # a script's own text has no attributes
+        if len(opening) <= _LONG_TAG or opening.startswith("<!"):
             continue
-        if len(tag[0]) > 2 * MAX_ATTRIBUTES and _MANY_ATTRIBUTES.match(tag[0]):
+        if len(opening) > 2 * MAX_ATTRIBUTES and _MANY_ATTRIBUTES.match(opening):
             return f"a tag of {MAX_ATTRIBUTES:,} attributes"
-        comparisons += sum(1 for _ in _ONE_ATTRIBUTE.finditer(tag[0])) ** 2
+        comparisons += sum(1 for _ in _ONE_ATTRIBUTE.finditer(opening)) ** 2
         if comparisons > MAX_COMPARISONS:
             return "tags of hundreds of attributes, by the thousand"
     return None

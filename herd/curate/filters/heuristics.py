@@ -80,11 +80,14 @@ def gopher_ellipses(text: Text, most: float = 0.3) -> Reason | None:
 
 def gopher_letters(text: Text, least: float = 0.8) -> Reason | None:
     """Drop pages where fewer than 80 % of the words hold a letter."""
-    if text.word_characters:
-        share = _share(text.words, lambda word: any(map(str.isalpha, word)) or unicodedata.category(word[0]) in _MARKS)
-    else:
-        share = len(_LETTERED_WORD.findall(text.text)) / len(text.words) if text.words else 0.0
+    share = _lettered_share(text)
     return None if share >= least else ("gopher_letters", f"{share:.0%} of words")
+
+
+def _lettered_share(text: Text) -> float:
+    if text.word_characters:
+        return _share(text.words, lambda word: any(map(str.isalpha, word)) or unicodedata.category(word[0]) in _MARKS)
+    return len(_LETTERED_WORD.findall(text.text)) / len(text.words) if text.words else 0.0
 
 
 def gopher_stop_words(text: Text, least: float = 2) -> Reason | None:
@@ -199,7 +202,7 @@ def structured_words(text: Text, least: float = 0.3) -> Reason | None:
     """Drop pages of tables and lists alone where under 30 % of the words hold a letter."""
     if text.prose is not None or not text.words:
         return None
-    share = len(_LETTERED_WORD.findall(text.text)) / len(text.words)
+    share = _lettered_share(text)
     return None if share >= least else ("structured_words", f"{share:.0%} of words have a letter")
 
 
@@ -291,7 +294,9 @@ TECHNICAL_FILTERS: tuple[Filter, ...] = (technical_word_count, technical_repetit
 
 _LONG_WORDS: Limits = {"gopher_word_length": {"most": 14}}  # words that carry whole clauses
 _DENSE_LINES: Limits = {"fineweb_short_lines": {"characters": 12}}  # a character says as much as two or three letters
+_LONG_NAMES: Limits = {"gopher_repeated_ngrams": {"most_5": 0.35, "most_10": 0.25}}  # a name is an n-gram by itself
 LANGUAGE_LIMITS: dict[str, Limits] = {
+    **dict.fromkeys(("th", "lo", "km", "my"), _LONG_NAMES),
     **dict.fromkeys(("fi", "et", "hu", "tr", "kk", "az", "uz", "ka", "eu", "ta", "te", "ml", "de"), _LONG_WORDS),
     **dict.fromkeys(("zh", "ja"), _DENSE_LINES),
     "ko": {"gopher_word_length": {"least": 1.5}, "fineweb_short_lines": {"characters": 15}},

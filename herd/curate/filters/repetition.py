@@ -14,6 +14,9 @@ from herd.curate.filters.text import Reason, Text
 _LEAST_TOP_COUNT = 4  # a short page that names its subject three times is no spun text
 
 
+_LEAST_SIZE = 0.05  # of the characters: the names of who speaks come again and again, and are a small part of it
+
+
 def gopher_repeated_lines(text: Text, most_lines: float = 0.3, most_characters: float = 0.2) -> Reason | None:
     """Drop pages where repeated lines are over 30 % of the lines or 20 % of the characters."""
     return repeats("gopher_repeated_lines", "lines", text.lines, most_lines, most_characters)
@@ -31,7 +34,7 @@ def repeats(name: str, unit: str, pieces: list[str], most: float, most_character
         return None
     repeats = [piece for piece, count in Counter(pieces).items() for _ in range(count - 1)]
     by_count, by_size = len(repeats) / len(pieces), sum(map(len, repeats)) / max(1, sum(map(len, pieces)))
-    if by_count > most:
+    if by_count > most and by_size > _LEAST_SIZE:
         return name, f"{by_count:.0%} of {unit}"
     return (name, f"{by_size:.0%} of characters") if by_size > most_characters else None
 

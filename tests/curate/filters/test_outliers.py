@@ -3,12 +3,17 @@
 import random
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from herd.curate.dedup.duplicates import DocumentDedup, LineDedup
 from herd.curate.filters.outliers import Outliers, WordCounts, load_counts, save_counts
+from herd.curate.judge.documents import Heuristics, Quality, Rules
 from herd.curate.ngrams import ngram_numbers, word_numbers, word_spans
+from herd.curate.pipeline import Work, curate
+from herd.curate.read.pages import find_files
 
 WORDS = [a + b + c for a in "bdfklmnprstvz" for b in "aeiou" for c in ("n", "ra", "sto", "lu", "mer")]
 
@@ -87,3 +92,29 @@ def test_counts_of_parts_add_up_and_what_was_fitted_can_be_kept(fitted, tmp_path
     again.save(tmp_path / "fitted.npz")
     loaded = Outliers.load(tmp_path / "fitted.npz")
     assert loaded.distance(page(9), "xx") == again.distance(page(9), "xx") == fitted.distance(page(9), "xx")
+
+
+def test_twenty_planted_technical_pages_survive_outliers_and_a_least_score(tmp_path):
+    draw = random.Random(8)
+    ends = ("", "s", "keeper", "land", "wood")
+    words = [a + b for a in ("bee", "hive", "garden", "river", "stone", "light") for b in ends]
+    pages = {}
+    for n in range(260):
+        lines = [" ".join(draw.choice(words) for _ in range(12)) for _ in range(8)]
+        pages[f"prose{n}"] = "".join(
+            f"<p>The {line}, and that of the {line[::-1]}, have it with them.</p>" for line in lines
+        )
+    for n in range(20):
+        code = "\n".join(f"def f_{n}_{i}(x: int) -> int:\n    return x ** {i * n + 3} % {i + 7}" for i in range(25))
+        pages[f"tech{n}"] = (
+            f"<h1>Module {n}</h1><p>The functions of module {n} raise x to a power.</p><pre>{code}</pre>"
+        )
+    for name, body in pages.items():
+        (tmp_path / f"{name}.html").write_text(f"<html><body><main>{body}</main></body></html>")
+    rules = Rules(heuristics=Heuristics(outliers=3.0), quality=Quality(min_score=0.4))
+    out = tmp_path / "out"
+    out.mkdir()
+    curate(find_files([tmp_path]), out, rules, DocumentDedup(enabled=False), LineDedup(), Work(processes=1))
+    rows = pq.read_table(out / "documents").to_pylist()
+    technical = [row for row in rows if "/tech" in row["url"]]
+    assert len(technical) == 20 and all(row["drop"] is None for row in technical)

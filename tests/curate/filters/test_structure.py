@@ -1,5 +1,8 @@
 """Tables, lists, code and verse are not held to rules for prose."""
 
+import gzip
+import json
+
 from herd.curate.extract.html import extract
 from herd.curate.filters.heuristics import WEB_FILTERS, reasons
 from herd.curate.filters.structure import is_broken_at_a_width, is_verse, running_text
@@ -78,3 +81,19 @@ def test_ranges_of_lines_move_when_lines_go():
     row = {"text": "a\n\nb\n\nx = 1\ny = 2\n\nc", "code_lines": [4, 6], "aside_lines": [2, 3], "link_lines": []}
     keep_lines(row, [False, True, False, True, True, True, True, True])
     assert row["text"] == "x = 1\ny = 2\n\nc" and row["code_lines"] == [0, 2] and row["aside_lines"] == []
+
+
+def test_the_names_of_who_speaks_are_no_repetition():
+    lines = [f"{INTRO} That is the answer number {n}, and no other was like it." for n in range(20)]
+    talk = Text(
+        "\n".join(line for n, answer in enumerate(lines) for line in ("Anne:" if n % 2 else "Sun:", answer)), "en"
+    )
+    assert "gopher_repeated_lines" not in [reason for reason, _ in reasons(talk, WEB_FILTERS, whole=True)]
+
+
+def test_four_of_five_thai_news_stay_and_honest_pages_have_no_bombs_of_attributes(shared_data):
+    with gzip.open(shared_data / "text-thaigov/docs.jsonl.gz", "rt", encoding="utf-8") as rows:
+        news = [json.loads(row)["text"] for row in rows][:100]
+    assert sum(not drops(Text(text, "th")) for text in news) >= 80
+    with gzip.open(shared_data / "html-article-extraction/pages.jsonl.gz", "rt", encoding="utf-8") as rows:
+        assert not any(extract(json.loads(row)["html"]).problem for row in rows)
