@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from herd.serve.body import NoEffect, Open
+from herd.serve.body import MAX_MESSAGES, NoEffect, Open
 from herd.serve.unheeded import Unheeded
 from herd.types import Message, ToolCall
 
@@ -40,7 +40,7 @@ class TextPart(Open):
         return self.refusal if self.type == "refusal" else self.text
 
 
-Content = str | Annotated[list[TextPart], Field(fail_fast=True)]
+Content = str | Annotated[list[TextPart], Field(max_length=MAX_MESSAGES, fail_fast=True)]
 
 
 def text_of(content: Content | None) -> str:

@@ -126,6 +126,12 @@ def test_a_body_without_a_type_is_refused(open_server):
             assert response.status_code == 400 and "Content-Type" in response.text
 
 
+def test_a_message_of_very_many_parts_is_refused(open_server):
+    body = CHAT | {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 60_000}]}
+    response = httpx.post(open_server.url + "/v1/chat/completions", json=body, timeout=30)
+    assert response.status_code == 400 and "messages.0.content" in response.json()["error"]["message"]
+
+
 def test_a_body_of_very_many_values_is_refused_and_long_texts_are_not(open_server):
     many = b'{"prompt": [' + b"{}," * 500_000 + b"{}]}"
     headers = {"Content-Type": "application/json"}
