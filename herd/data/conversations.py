@@ -6,22 +6,20 @@ document of a packed row, so none sees another.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from herd.data.rows import read_rows
+from herd.data.shapes import talks_of
 from herd.data.shards import Documents, in_memory
+from herd.data.talks import Notes, Talk
 from herd.errors import DataError
 from herd.log import say
-from herd.tokenizer.chat import render, require_trained
+from herd.tokenizer.chat import own_style, render, require_trained
+from herd.tokenizer.llama3 import Rendered, Style
 from herd.tokenizer.tokenizer import Tokenizer
-from herd.types import Message
-
-_SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-_SHAREGPT_ROLES |= {"tool": "ipython", "observation": "ipython"}
-_PROMPTS, _ANSWERS = ("prompt", "instruction", "question"), ("completion", "response", "output", "answer")
 
 
 def load_conversations(paths: Path | Sequence[Path], tokenizer: Tokenizer, row_tokens: int) -> dict[str, Documents]:
@@ -38,21 +36,27 @@ def pack_conversations(
 ) -> dict[str, Documents]:
     """The same from rows in memory, each with where it came from (for error messages)."""
     rendered: dict[str, list[Any]] = {}
-    too_long = 0
+    too_long, notes = 0, Notes()
     for place, row in rows:
         try:
-            conversation = require_trained(render(tokenizer, as_messages(row), tools=as_tools(row)))
+            conversations = [render_talk(tokenizer, talk, notes) for talk in talks_of(row, notes)]
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
-        if len(conversation.tokens) - 1 > row_tokens:
-            too_long += 1
-        else:
-            rendered.setdefault(str(row.get("source") or "conversations"), []).append(conversation)
+        for conversation in conversations:
+            if len(conversation.tokens) - 1 > row_tokens:
+                too_long += 1
+            else:
+                rendered.setdefault(str(row.get("source") or "conversations"), []).append(conversation)
+    notes.tell()
     if too_long:
         say(f"  {too_long} conversations are longer than a row of {row_tokens} tokens and were left out")
     if not rendered:
         why = (
-            f"all {too_long} are longer than a row of {row_tokens} tokens; raise row_tokens" if too_long else "no rows"
+            f"{too_long} are longer than a row of {row_tokens} tokens; raise row_tokens"
+            if too_long
+            else f"{', '.join(notes.left_out)} and nothing else"
+            if notes.left_out
+            else "no rows"
         )
         raise DataError(f"no conversation to train on: {why}")
     return {
@@ -66,58 +70,34 @@ def pack_conversations(
     }
 
 
-def as_messages(row: dict[str, Any]) -> list[Message]:
-    """The messages of a row: `messages` as they are, ShareGPT's `conversations`, or a prompt and its answer.
+def render_talk(tokenizer: Tokenizer, talk: Talk, notes: Notes, *, style: Style | None = None) -> Rendered:
+    """Tokens and loss mask of a conversation; what its rows switch off is not learned.
 
     Raises:
-        DataError: the row is none of these.
+        DataError: the template refuses it, nothing in it is learned, or its messages cannot be told apart in it.
     """
-    if row.get("messages") is not None:
-        return _listed(row["messages"], "messages")
-    if row.get("conversations") is not None:
-        return [_from_sharegpt(turn) for turn in _listed(row["conversations"], "conversations")]
-    prompt = next((row[name] for name in _PROMPTS if row.get(name)), None)
-    answer = next((row[name] for name in _ANSWERS if row.get(name)), None)
-    if isinstance(prompt, list) and isinstance(answer, list):
-        return [*prompt, *answer]
-    if not isinstance(prompt, str) or not isinstance(answer, str):
-        raise DataError(
-            "not a conversation: expected `messages` [{role, content}], `conversations` [{from, value}], or a prompt "
-            f"({'/'.join(_PROMPTS)}) and its answer ({'/'.join(_ANSWERS)}); "
-            f"the row has {', '.join(map(str, row)) or 'nothing'}"
-        )
-    system = [Message(role="system", content=row["system"])] if isinstance(row.get("system"), str) else []
-    extra = row.get("input")
-    user = f"{prompt}\n\n{extra}" if isinstance(extra, str) and extra else prompt
-    return [*system, Message(role="user", content=user), Message(role="assistant", content=answer)]
+    _count_unwritten(tokenizer, talk, notes)
+    rendered = require_trained(render(tokenizer, talk.messages, style=style, tools=talk.tools))
+    return rendered if all(talk.trained) else Rendered(rendered.tokens, switched(rendered.mask, talk.trained))
 
 
-def as_tools(row: dict[str, Any]) -> list[Any] | None:
-    """The tools that a conversation offers: its `tools`, as a list or as the JSON of one.
+def switched(mask: Sequence[bool], trained: Sequence[bool]) -> list[bool]:
+    """The loss mask with only those of the assistant's messages that are to be learned.
 
     Raises:
-        DataError: it is neither.
+        DataError: the mask has another number of stretches than there are messages.
     """
-    tools = row.get("tools")
-    try:
-        tools = json.loads(tools) if isinstance(tools, str) and tools else tools or None
-    except ValueError as error:
-        raise DataError(f"`tools` is no JSON ({error})") from None
-    if tools is not None and not isinstance(tools, list):
-        raise DataError(f"`tools` is {type(tools).__name__}, expected a list")
-    return tools
+    stretches = [(on, len(list(run))) for on, run in groupby(mask)]
+    if sum(on for on, _ in stretches) != len(trained):
+        raise DataError("the chat template joins the assistant's messages, so that none can be switched off alone")
+    switches = iter(trained)
+    return [on for on, length in ((on and next(switches), length) for on, length in stretches) for _ in range(length)]
 
 
-def _listed(value: Any, name: str) -> list[Any]:
-    if not isinstance(value, list) or not value:
-        raise DataError(f"`{name}` must be a list of messages, not empty")
-    return value
-
-
-def _from_sharegpt(turn: Any) -> Message:
-    if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-        raise DataError("a turn of `conversations` must have `from` and `value`")
-    role = _SHAREGPT_ROLES.get(str(turn.get("from")))
-    if role is None:
-        raise DataError(f"unknown speaker {turn.get('from')!r}; expected one of {', '.join(_SHAREGPT_ROLES)}")
-    return Message(role=role, content=turn["value"])
+def _count_unwritten(tokenizer: Tokenizer, talk: Talk, notes: Notes) -> None:
+    """Count what messages say beside their content and the checkpoint's template does not write."""
+    written = (tokenizer.chat_template or "") if own_style(tokenizer) is None else ""
+    for message in talk.messages:
+        for key in ("reasoning_content", "name"):
+            if key in message and key not in written and not (key == "name" and message["role"] == "ipython"):
+                notes.unread[f"`{key}` of messages"] += 1

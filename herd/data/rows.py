@@ -1,9 +1,12 @@
-"""Rows of data as people keep them: JSON lines (plain, gz, zst) and Parquet."""
+"""Rows of data as people keep them: JSON lines (plain, gz, zst), Parquet, JSON arrays, CSV and TSV (plain, gz, zst)."""
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +19,11 @@ from herd.errors import DataError
 from herd.parquet import tell_lost, whole_rows
 from herd.run import atomic_write
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".parquet")
+_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".parquet")
+_TABLES = tuple(kind + packed for kind in (".csv", ".tsv") for packed in ("", ".gz", ".zst"))
+_WHOLE = tuple(".json" + packed for packed in ("", ".gz", ".zst"))
+SUFFIXES = (*_LINES, *_TABLES, *_WHOLE)
+_SPLIT = re.compile(r"(?:^|[._-])(train|test|val|valid|validation|dev|eval)(?=[._-])", re.IGNORECASE)
 
 
 def read_rows(paths: Path | Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -27,20 +34,78 @@ def read_rows(paths: Path | Sequence[Path]) -> Iterator[tuple[str, dict[str, Any
     """
     for path in [paths] if isinstance(paths, str | Path) else paths:
         for file in _files(Path(path)):
-            yield from _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file)
+            yield from _rows(file)
 
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
-        if not files:
-            raise DataError(f"{path}: no data files; expected {', '.join(SUFFIXES)}")
-        return files
+        return _files_in(path)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if not path.name.endswith(SUFFIXES):
         raise DataError(f"{path}: expected a file that ends with {', '.join(SUFFIXES)}")
     return [path]
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """A folder's data files; documents (`.json`), which may be anything's settings, only where there are no others."""
+    names = sorted(file for file in folder.iterdir() if file.name.endswith(SUFFIXES))
+    files = [file for file in names if not file.name.endswith(_WHOLE)] or names
+    if not files:
+        raise DataError(f"{folder}: no data files; expected {', '.join(SUFFIXES)}")
+    splits = {hit[1].lower() for file in files if (hit := _SPLIT.search(file.name))}
+    if "train" in splits and len(splits) > 1:
+        raise DataError(
+            f"{folder}: holds the splits {', '.join(sorted(splits))}, which are not to be mixed; name the files to "
+            f"read, such as {next(file for file in files if 'train' in file.name.lower())}"
+        )
+    return files
+
+
+def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    if file.suffix == ".parquet":
+        return _parquet_rows(file)
+    if file.name.endswith(_TABLES):
+        return _table_rows(file)
+    return _document_rows(file) if file.name.endswith(_WHOLE) else _json_rows(file)
+
+
+def _document_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON list; a file of JSON lines that is called `.json` is read as that."""
+    try:
+        with _open(file) as stream:
+            text = stream.read()
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise DataError(f"{file}: damaged or truncated ({error})") from None
+    if not text.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip():
+                yield f"{file}, row {number}", _object(file, number, line)
+        return
+    try:
+        rows = json.loads(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: not valid JSON ({error})") from None
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise DataError(f"{file}, row {number}: expected an object, got {type(row).__name__}")
+        yield f"{file}, row {number}", row
+
+
+def _table_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a table with a header; every value is text."""
+    csv.field_size_limit(1 << 30)  # its own limit of 128 KiB is less than an article
+    try:
+        with _open(file) as stream:
+            text = io.StringIO(stream.read().decode("utf-8-sig"), newline="")
+        reader = csv.DictReader(text, delimiter="\t" if ".tsv" in file.suffixes else ",")
+        for number, row in enumerate(reader, 1):
+            if None in row or None in row.values():
+                columns = len(reader.fieldnames or ())
+                raise DataError(f"{file}, row {number} (line {reader.line_num}): expected {columns} columns")
+            yield f"{file}, row {number}", row
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error, pa.ArrowException) as error:
+        raise DataError(f"{file}: cannot be read as CSV ({error})") from None
 
 
 def _json_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -10,12 +10,14 @@ from rich.console import Console
 from rich.text import Text
 
 from herd.config import settings
-from herd.data.conversations import as_messages, as_tools
+from herd.data.conversations import render_talk
 from herd.data.rows import read_rows
+from herd.data.shapes import talks_of
+from herd.data.talks import Notes
 from herd.errors import DataError
 from herd.formats.vocabulary import open_tokenizer
 from herd.tokenizer import Tokenizer
-from herd.tokenizer.chat import Rendered, render
+from herd.tokenizer.chat import Rendered
 
 
 @settings
@@ -43,16 +45,18 @@ def run(settings: ShowSettings) -> None:
     tokenizer = open_tokenizer(settings.tokenizer)
     console = Console(highlight=False, soft_wrap=True)
     begin = settings.first - 1
-    shown = 0
+    shown, notes = 0, Notes()
     for place, row in islice(read_rows(settings.path), begin, begin + settings.number):
         try:
-            rendered = render(tokenizer, as_messages(row), style=settings.style, tools=as_tools(row))
+            talks = [render_talk(tokenizer, talk, notes, style=settings.style) for talk in talks_of(row, notes)]
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
-        num_trained = sum(rendered.mask)
-        console.rule(Text(f"{place}: {len(rendered.tokens)} tokens, {num_trained} trained"), style="dim")
-        console.print(colour(tokenizer, rendered, marks=not console.is_terminal))
         shown += 1
+        for rendered in talks:
+            num_trained = sum(rendered.mask)
+            console.rule(Text(f"{place}: {len(rendered.tokens)} tokens, {num_trained} trained"), style="dim")
+            console.print(colour(tokenizer, rendered, marks=not console.is_terminal))
+    notes.tell()
     if not shown:
         raise DataError(f"{settings.path}: has no conversation {settings.first}")
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from herd.config import settings
-from herd.data.conversations import as_messages, as_tools
 from herd.data.rows import read_rows
+from herd.data.shapes import talks_of
+from herd.data.talks import Notes
 from herd.errors import DataError
 from herd.formats.vocabulary import open_tokenizer
 from herd.tokenizer import Tokenizer
@@ -63,14 +64,19 @@ def _load(settings: TemplateSettings) -> tuple[Tokenizer, str]:
 
 def _own(path: Path | None) -> list[Talk]:
     talks: list[Talk] = []
+    notes = Notes()
     for place, row in read_rows(path) if path else ():
         if len(talks) == _MAX_OWN:
             break
-        messages = as_messages(row)
-        while messages and messages[-1].get("role") == "assistant":  # the template's prompt for an answer comes next
-            messages = messages[:-1]
-        if messages:
-            talks.append(Talk(place, messages, as_tools(row)))
+        for talk in talks_of(row, notes):
+            messages = talk.messages
+            while (
+                messages and messages[-1].get("role") == "assistant"
+            ):  # the template's prompt for an answer comes next
+                messages = messages[:-1]
+            if messages:
+                talks.append(Talk(place, messages, talk.tools))
+    notes.tell()
     return talks
 
 

@@ -5,8 +5,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from herd.data.conversations import as_messages, load_conversations
+from herd.data.conversations import load_conversations
 from herd.data.loader import PackedLoader, Phase
+from herd.data.shapes import talks_of
+from herd.data.talks import Notes
 from herd.errors import DataError
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.types import IGNORE
@@ -68,7 +70,10 @@ def test_parquet_gzip_and_folders_are_read_like_json_lines(tmp_path):
     ],
 )
 def test_the_common_chat_formats_are_read_as_they_are(row):
-    assert as_messages(row) == [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    assert talks_of(row, Notes())[0].messages == [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a"},
+    ]
 
 
 def test_a_conversation_longer_than_a_row_is_left_out_never_cut(tmp_path):

@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from herd.data.conversations import as_messages
+from herd.data.shapes import talks_of
+from herd.data.talks import Notes
 from herd.infer.engine import Engine
 from herd.serve.app import create_app
 from tests.infer.models import small_tokenizer, tiny_model
@@ -274,7 +275,7 @@ def test_conversations_are_taken_out_and_read_in_again(page, tmp_path):
     with page.expect_download() as everything:
         page.click("#export")
     (line,) = everything.value.path().read_text(encoding="utf-8").splitlines()
-    assert [message["role"] for message in as_messages(json.loads(line))] == ["user", "assistant"]
+    assert [message["role"] for message in talks_of(json.loads(line), Notes())[0].messages] == ["user", "assistant"]
     page.click("#clear")
     page.click("#clear")
     assert page.locator(".list .row").count() == 0

@@ -14,7 +14,8 @@ import time
 
 import pytest
 
-from herd.data.conversations import as_messages
+from herd.data.shapes import talks_of
+from herd.data.talks import Notes
 from herd.errors import CapacityError, RequestError
 from herd.infer.engine import Engine
 from herd.serve.terminal.local import Local
@@ -132,7 +133,11 @@ def test_a_conversation_is_saved_as_training_reads_it_and_loaded_again(folders, 
     typing(monkeypatch, "/system Be brief.", "Hello", f"/save {file}", "/reset", "/system", f"/load {file}")
     converse(talk, "chat")
     assert talk.system == "Be brief." and talk.messages[0]["content"] == "Hello"
-    assert [message["role"] for message in as_messages(json.loads(file.read_text()))] == ["system", "user", "assistant"]
+    assert [message["role"] for message in talks_of(json.loads(file.read_text()), Notes())[0].messages] == [
+        "system",
+        "user",
+        "assistant",
+    ]
     file.write_text("not json")
     typing(monkeypatch, "/load", f"/load {file}", f"/load {tmp_path}/nothing", f"/save {file}/talk.jsonl")
     converse(talk, "chat")

@@ -1,0 +1,244 @@
+"""The shapes in which conversations are published, as one table: what a row needs to be of a shape, and how it is read.
+
+The first shape that fits is taken. Keys with text that it does not read are counted and named.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from herd.data.talks import (
+    LeftOut,
+    Notes,
+    Talk,
+    asked,
+    calls_in,
+    dialogue_of,
+    said,
+    talk_of,
+    tools_of,
+    turns_of,
+)
+from herd.errors import DataError
+from herd.types import Message
+
+Row = Mapping[str, Any]
+_Turns = list[tuple[Message, bool]]
+
+LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue", "utterances", "data")
+PROMPTS = ("prompt", "instruction", "question", "query", "problem", "input")
+ANSWERS = ("completion", "response", "output", "answer", "answers", "solution")
+SYSTEMS, EXTRAS = ("system", "system_prompt", "system_message"), ("input", "context")
+ABOUT = ("source", "group", "name", "kind")  # what other parts of Herd read
+_OFFERED = ("tools", "functions")
+
+
+class Shape(NamedTuple):
+    """A way in which conversations are published."""
+
+    name: str
+    fits: Callable[[Row], bool]
+    read: Callable[[Row, Notes], Iterable[Talk]]
+    keys: Callable[[Row], Iterable[str]]  # those that it reads
+
+
+def talks_of(row: Row, notes: Notes) -> list[Talk]:
+    """The conversations of a row, none where it is left out (which `notes` counts).
+
+    Raises:
+        DataError: the row has no known shape, or is damaged.
+    """
+    shape = next((shape for shape in SHAPES if shape.fits(row)), None)
+    if shape is None:
+        raise DataError(_unknown(row))
+    try:
+        if _is_bad(row):
+            raise LeftOut("answers that are labelled as bad")
+        talks = list(shape.read(row, notes))
+    except LeftOut as reason:
+        notes.left_out[str(reason)] += 1
+        return []
+    count_unread(row, shape.keys(row), talks, notes)
+    return talks
+
+
+def count_unread(row: Row, keys: Iterable[str], talks: Iterable[Talk], notes: Notes) -> None:
+    """Count the row's keys with text that are not among `keys`, but for a copy of what a message says."""
+    told, read = {message.get("content") for talk in talks for message in talk.messages}, {*keys, *ABOUT}
+    for key, value in row.items():
+        if key not in read and _has_text(value) and not (isinstance(value, str) and value in told):
+            notes.unread[f"`{key}`"] += 1
+
+
+def _has_text(value: Any) -> bool:
+    if isinstance(value, Mapping | list):
+        return any(_has_text(one) for one in (value.values() if isinstance(value, Mapping) else value))
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _unknown(row: Row) -> str:
+    has = f"the row has {', '.join(map(str, row)) or 'nothing'}"
+    if row.get("chosen") is not None and row.get("rejected") is not None:
+        return f"not a conversation but a preference pair, for `herd reward` and `herd dpo`; {has}"
+    if "parent_id" in row and "message_id" in row:
+        return f"not a conversation: one message of a tree; export whole trees (`prompt` with its `replies`); {has}"
+    hint = " (raw text is for `herd pack` and `herd pretrain`)" if row.get("text") else ""
+    return (
+        "not a conversation: expected `messages` [{role, content}], `conversations` [{from, value}], or a prompt "
+        f"({'/'.join(PROMPTS)}) and its answer ({'/'.join(ANSWERS)}); {has}{hint}"
+    )
+
+
+def _is_bad(row: Row) -> bool:
+    """Whether the row is KTO's with `label` false, or has a reward of 0 or less."""
+    reward = row.get("reward")
+    bad_reward = "generation" in row and isinstance(reward, int | float) and reward <= 0
+    return bad_reward or row.get("label") is False or ("completion" in row and row.get("label") in ("False", "false"))
+
+
+def system_of(row: Row) -> str | None:
+    """The system prompt that stands beside the messages."""
+    return next((row[name] for name in SYSTEMS if isinstance(row.get(name), str) and row[name].strip()), None)
+
+
+def with_system(row: Row, turns: _Turns) -> _Turns:
+    """The messages behind the row's system prompt.
+
+    Raises:
+        DataError: they have another one.
+    """
+    system = system_of(row)
+    own = next((message["content"] for message, _ in turns[:1] if message["role"] == "system"), None)
+    if system is None or own == system:
+        return turns
+    if own is not None:
+        raise DataError("two system prompts, one beside the messages and one in them; keep one")
+    return [(said("system", system), False), *turns]
+
+
+def before_answer(row: Row, notes: Notes) -> _Turns:
+    """System prompt, history and what is asked. Of them only the history's answers are learned."""
+    name, extra = _asking(row)
+    prompt = row[name] if extra is None else f"{row[name]}\n\n{row[extra]}"
+    history = turns_of(row["history"], "history", notes) if row.get("history") else []
+    return with_system(row, [*history, *((message, False) for message, _ in asked(prompt, name, notes))])
+
+
+def _asking(row: Row) -> tuple[str, str | None]:
+    """The key that asks, and the one with what the question is about."""
+    name = next(name for name in PROMPTS if row.get(name))
+    extras = (key for key in EXTRAS if key != name and isinstance(row.get(key), str) and row[key].strip())
+    return name, next(extras, None) if isinstance(row[name], str) else None
+
+
+def asking_keys(row: Row) -> tuple[str, ...]:
+    """The keys that `before_answer` and `tools_of` read."""
+    name, extra = _asking(row)
+    return name, extra or name, "history", *SYSTEMS, *_OFFERED
+
+
+def _messages(row: Row, notes: Notes) -> Iterable[Talk]:
+    name = next(name for name in LISTS if row.get(name) is not None)
+    yield talk_of(with_system(row, turns_of(row[name], name, notes)), tools_of(row))
+
+
+def _prompt_and_answer(row: Row, notes: Notes) -> Iterable[Talk]:
+    turns, name = before_answer(row, notes), _answering(row)
+    if not row.get(name):
+        raise LeftOut("rows with an empty answer")
+    answer = row[name]
+    if name == "answers" and isinstance(answer, str) and row.get("tools"):
+        answer = {"tool_calls": calls_in(answer, notes), "role": "assistant"}
+    elif isinstance(answer, str):
+        answer = {"content": said("assistant", answer)["content"], "role": "assistant"}
+    elif isinstance(answer, Mapping) and isinstance(answer.get("text"), list):  # SQuAD's
+        texts = [text for text in answer["text"] if isinstance(text, str)] or [""]
+        answer = said("assistant", texts[0])
+    turns = turns + turns_of(answer if isinstance(answer, list) else [answer], name, notes)
+    yield talk_of(turns, tools_of(row))
+
+
+def _answering(row: Row) -> str:
+    """The key that answers: the first with something in it."""
+    names = [name for name in ANSWERS if name in row and name != _asking(row)[0]]
+    return next((name for name in names if row[name]), names[0])
+
+
+def _instances(row: Row, notes: Notes) -> Iterable[Talk]:
+    for instance in row["instances"]:
+        yield from _prompt_and_answer({**row, **instance}, notes)
+
+
+def _rewarded(row: Row, notes: Notes) -> Iterable[Talk]:
+    turns = []
+    for turn in [*row["context"], row["generation"]]:
+        if isinstance(turn.get("response"), Mapping):
+            turn = {"role": "tool", "content": json.dumps(turn["response"], ensure_ascii=False)}
+        turns += turns_of([turn], "context", notes)
+    yield talk_of([(message, number == len(turns) - 1) for number, (message, _) in enumerate(turns)], tools_of(row))
+
+
+def _asked_in_turn(row: Row, notes: Notes) -> Iterable[Talk]:
+    answers = row.get("reference_answer") or row.get("reference")
+    if not answers or len(answers) != len(row["turns"]):
+        raise LeftOut("questions without an answer")
+    pairs = [[question, answer] for question, answer in zip(row["turns"], answers, strict=True)]
+    yield talk_of(turns_of(pairs, "turns", notes))
+
+
+def _dialogue(row: Row, notes: Notes) -> Iterable[Talk]:
+    yield talk_of(with_system(row, [(message, True) for message in dialogue_of(row["text"]) or []]))
+
+
+def rank_of(node: Row) -> float:
+    """The place of a reply among its sisters; one without comes last."""
+    return float("inf") if node.get("rank") is None else float(node["rank"])
+
+
+def _tree(row: Row, notes: Notes) -> Iterable[Talk]:
+    """Of the assistant's replies the best, of the user's every one."""
+    open_paths: list[list[Row]] = [[row["prompt"]]]
+    while open_paths:
+        path = open_paths.pop()
+        replies = [reply for reply in path[-1].get("replies") or [] if reply.get("text")]
+        if path[-1]["role"] == "prompter" and replies:
+            notes.left_out["lower ranked replies of trees"] += len(replies) - 1
+            replies = [min(replies, key=rank_of)]
+        open_paths += [[*path, reply] for reply in reversed(replies)]
+        if replies:
+            continue
+        spoken = path if path[-1]["role"] == "assistant" else path[:-1]
+        if spoken:
+            yield talk_of([(said(_role(node), node["text"]), True) for node in spoken])
+        else:
+            notes.left_out["questions without an answer"] += 1
+
+
+def _role(node: Row) -> str:
+    return "assistant" if node["role"] == "assistant" else "user"
+
+
+def _has_answer_key(row: Row) -> bool:
+    prompts = [name for name in PROMPTS if row.get(name)]
+    return bool(prompts) and any(name in row and name != prompts[0] for name in ANSWERS)
+
+
+SHAPES = (
+    Shape("messages", lambda row: any(row.get(name) is not None for name in LISTS), _messages,
+          lambda row: (next(name for name in LISTS if row.get(name) is not None), *SYSTEMS, *_OFFERED)),
+    Shape("message tree", lambda row: isinstance(row.get("prompt"), Mapping) and "replies" in row["prompt"], _tree,
+          lambda row: ("prompt", "message_tree_id")),
+    Shape("tasks with instances", lambda row: isinstance(row.get("instances"), list), _instances,
+          lambda row: ("instances", *asking_keys(row))),
+    Shape("rewarded turn", lambda row: isinstance(row.get("context"), list) and "generation" in row, _rewarded,
+          lambda row: ("context", "generation", *_OFFERED)),
+    Shape("questions in turn", lambda row: isinstance(row.get("turns"), list), _asked_in_turn,
+          lambda row: ("turns", "reference_answer", "reference")),
+    Shape("prompt and answer", _has_answer_key, _prompt_and_answer,
+          lambda row: (*asking_keys(row), _answering(row))),
+    Shape("dialogue in one text", lambda row: isinstance(row.get("text"), str) and bool(dialogue_of(row["text"])),
+          _dialogue, lambda row: ("text", *SYSTEMS)),
+)  # fmt: skip
+"""The table, in the order in which shapes are tried."""

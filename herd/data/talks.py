@@ -1,0 +1,262 @@
+"""Anybody's messages in Herd's own form: whatever a message says is heard, or counted and named once.
+
+Roles and keys of OpenAI, ShareGPT and its dialects, OpenAssistant, Anthropic's dialogues and Taskmaster are known.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from herd.errors import DataError
+from herd.log import say
+from herd.types import Message
+
+_SPEAKERS = {
+    "user": ("user", "human", "prompter", "usr", "customer"),
+    "assistant": ("assistant", "gpt", "model", "bot", "agent", "ai", "chatgpt", "bing", "bard", "claude"),
+    "system": ("system", "developer"),
+    "ipython": ("tool", "ipython", "observation", "function", "function_response", "tool_response"),
+    "call": ("function_call", "tool_call"),
+}
+ROLES = {name: role for role, names in _SPEAKERS.items() for name in names}
+"""A role or speaker in somebody's data -> Herd's; `call` is the assistant's message that is a call in JSON."""
+
+_ROLE_KEYS, _TEXT_KEYS = ("role", "from", "speaker", "user"), ("content", "value", "text", "utterance")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_SWITCHES = ("train", "training", "trainable")
+_KEPT = ("name", "tool_call_id")
+_HEARD = {*_ROLE_KEYS, *_TEXT_KEYS, *_REASONING, *_SWITCHES, *_KEPT, "id", "weight", "refusal"}
+_RENDERED = re.compile(
+    r"\s*(<s>|<\|begin_of_text\|>|<bos>)?\s*"
+    r"(<\|im_start\|>|<\|start_header_id\|>|\[INST\]|<start_of_turn>|<\|(user|system|assistant|prompter)\|>"
+    r"|### ?Instruction)"
+)
+_SPOKEN = re.compile(r"(?:^|\n\n)\s*(Human|Assistant): ?|(?:^|\n)\s*### (Human|Assistant): ?")
+
+
+class LeftOut(Exception):
+    """A row that is read rightly and not learned from; the text is the reason."""
+
+
+class Notes:
+    """What was left out, changed or not read while rows were read, with how often."""
+
+    def __init__(self) -> None:
+        self.left_out: Counter[str] = Counter()
+        self.changed: Counter[str] = Counter()
+        self.unread: Counter[str] = Counter()
+
+    def tell(self) -> None:
+        """Say each kind once, with counts."""
+        for title, counts in (("left out", self.left_out), ("changed", self.changed), ("not read", self.unread)):
+            if counts:
+                say(f"  {title}: " + ", ".join(f"{what} ({count:,})" for what, count in counts.most_common()))
+
+
+@dataclass(frozen=True)
+class Talk:
+    """A conversation, its tools, and for each of the assistant's messages whether it is learned."""
+
+    messages: list[Message]
+    trained: list[bool]
+    tools: list[Any] | None = None
+
+
+def talk_of(turns: Sequence[tuple[Message, bool]], tools: list[Any] | None = None) -> Talk:
+    """The conversation of messages with their switches.
+
+    Raises:
+        LeftOut: the assistant's messages are all switched off.
+    """
+    trained = [on for message, on in turns if message.get("role") == "assistant"]
+    if trained and not any(trained):
+        raise LeftOut("conversations with nothing switched on to learn")
+    return Talk([message for message, _ in turns], trained, tools)
+
+
+def turns_of(value: Any, name: str, notes: Notes) -> list[tuple[Message, bool]]:
+    """The messages of a list (objects, pairs of user and assistant, or texts in turn), each with whether it is learned.
+
+    Raises:
+        DataError: it is no such list.
+    """
+    value = _unpacked(value)
+    if not isinstance(value, list) or not value:
+        raise DataError(f"`{name}` must be a list of messages, not empty")
+    if all(isinstance(one, str) for one in value):
+        return [(said("user" if i % 2 == 0 else "assistant", text), True) for i, text in enumerate(value)]
+    turns: list[tuple[Message, bool]] = []
+    for one in value:
+        if isinstance(one, Mapping) and isinstance(one.get("human"), str) and isinstance(one.get("assistant"), str):
+            one = (one["human"], one["assistant"])
+        if isinstance(one, Sequence) and len(one) == 2 and all(isinstance(text, str) for text in one):
+            turns += [(said("user", one[0]), True), (said("assistant", one[1]), True)]
+        else:
+            turns.append(_message(one, name, notes))
+    return turns
+
+
+def said(role: str, text: str) -> Message:
+    """A message of plain text.
+
+    Raises:
+        DataError: the text is a conversation that a chat template has written already.
+        LeftOut: it is an empty answer.
+    """
+    if (hit := _RENDERED.match(text)) and role != "system":
+        raise DataError(
+            f"the text is rendered already (it begins with {hit[0].strip()!r}): give the messages themselves, the "
+            "checkpoint's own template writes them"
+        )
+    if role == "assistant" and not text.strip():
+        raise LeftOut("rows with an empty answer")
+    return Message(role=role, content=text)
+
+
+def dialogue_of(text: str) -> list[Message] | None:
+    """The messages of a dialogue in one text (`Human:` and `Assistant:`, `### Human:`), None if it is none."""
+    marks = list(_SPOKEN.finditer(text))
+    if not marks or text[: marks[0].start()].strip() or marks[0][1] != "Human" != marks[0][2]:
+        return None
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    roles = [ROLES[(mark[1] or mark[2]).lower()] for mark in marks]
+    spoken = [text[mark.end() : end].strip() for mark, end in zip(marks, ends, strict=True)]
+    messages = [Message(role=role, content=content) for role, content in zip(roles, spoken, strict=True)]
+    while len(messages) > 1 and messages[-1]["role"] == "assistant" and not messages[-1]["content"]:
+        messages.pop()  # the opening of an answer that stands elsewhere
+    return messages
+
+
+def asked(value: Any, name: str, notes: Notes) -> list[tuple[Message, bool]]:
+    """The messages of a prompt: a text, a dialogue in one text, or a list."""
+    if isinstance(value, str):
+        return [(message, False) for message in dialogue_of(value) or [said("user", value)]]
+    return turns_of(value, name, notes)
+
+
+def tools_of(row: Mapping[str, Any]) -> list[Any] | None:
+    """The tools that a conversation offers: its `tools` or `functions`, as a list or as the JSON of one.
+
+    Raises:
+        DataError: it is neither.
+    """
+    tools = row.get("tools") or row.get("functions")
+    try:
+        tools = json.loads(tools) if isinstance(tools, str) and tools else tools or None
+    except ValueError as error:
+        raise DataError(f"`tools` is no JSON ({error})") from None
+    if tools is not None and not isinstance(tools, list):
+        raise DataError(f"`tools` is {type(tools).__name__}, expected a list")
+    return [without_nulls(tool)[0] if isinstance(tool, Mapping) else tool for tool in tools] if tools else None
+
+
+def without_nulls(value: Any) -> tuple[Any, int]:
+    """The value without the keys that are null, as Parquet gives every object all keys of the column; and how many."""
+    if isinstance(value, Mapping):
+        inner = {key: without_nulls(one) for key, one in value.items() if one is not None}
+        nulls = sum(one is None for one in value.values()) + sum(count for _, count in inner.values())
+        return {key: one for key, (one, _) in inner.items()}, nulls
+    if isinstance(value, list):
+        parts = [without_nulls(one) for one in value]
+        return [one for one, _ in parts], sum(count for _, count in parts)
+    return value, 0
+
+
+def _unpacked(value: Any) -> Any:
+    """A list that a table holds as JSON."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise DataError(f"a list of messages is no JSON ({error})") from None
+    return value
+
+
+def _message(turn: Any, name: str, notes: Notes) -> tuple[Message, bool]:
+    if not isinstance(turn, Mapping):
+        raise DataError(f"`{name}` holds a {type(turn).__name__}, expected messages with role and content")
+    key = next((key for key in _ROLE_KEYS if isinstance(turn.get(key), str)), None)
+    if key is None:
+        raise DataError(f"a message of `{name}` has no role; expected role and content, or from and value")
+    role = ROLES.get(turn[key].lower(), turn[key] if key == "role" else None)
+    if role is None:
+        raise DataError(f"unknown speaker {turn[key]!r}; expected one of {', '.join(ROLES)}")
+    content, calls = _content(turn, name), _calls(turn, notes)
+    if role == "call":
+        role, calls, content = "assistant", calls_in(content or "", notes), ""
+    if content is None and isinstance(turn.get("refusal"), str):
+        content = turn["refusal"]
+    if role == "assistant" and not calls and not (content or "").strip():
+        raise LeftOut("conversations with an empty answer")
+    message: dict[str, Any] = {"role": role, "content": content or ""}
+    if calls:
+        message["tool_calls"] = calls
+    message |= {key: turn[key] for key in _KEPT if turn.get(key)}
+    if reasoning := next((turn[key] for key in _REASONING if isinstance(turn.get(key), str) and turn[key]), None):
+        message["reasoning_content"] = reasoning
+    for key, one in turn.items():
+        if key not in _HEARD and isinstance(one, str) and one.strip():
+            notes.unread[f"`{key}` of messages"] += 1
+    return cast(Message, message), _is_on(turn, notes)
+
+
+def _is_on(turn: Mapping[str, Any], notes: Notes) -> bool:
+    weight = turn.get("weight")
+    if isinstance(weight, int | float) and weight not in (0, 1):
+        notes.changed["weights of messages that are neither 0 nor 1, taken as 1"] += 1
+    return weight != 0 and not any(turn.get(name) in (False, "false", "False") for name in _SWITCHES)
+
+
+def _content(turn: Mapping[str, Any], name: str) -> str | None:
+    content = next((turn[key] for key in _TEXT_KEYS if turn.get(key) is not None), None)
+    if isinstance(content, list):
+        texts: list[Any] = [_part(part) for part in content]
+        if not all(isinstance(text, str) for text in texts):
+            raise DataError(f"a message of `{name}` holds a part that is no text; only text is learned from")
+        return "".join(texts)
+    if isinstance(content, Mapping):  # what a tool answered, as an object
+        return json.dumps(content, ensure_ascii=False)
+    if content is not None and not isinstance(content, str):
+        raise DataError(f"a message of `{name}` has content of {type(content).__name__}, expected text")
+    if content and _RENDERED.match(content):
+        said("user", content)
+    return content
+
+
+def _part(part: Any) -> Any:
+    return part.get("text") or part.get("refusal") if isinstance(part, Mapping) else part
+
+
+def _calls(turn: Mapping[str, Any], notes: Notes) -> list[Any]:
+    """Calls of functions, OpenAI's legacy `function_call` and Taskmaster's `api` among them."""
+    calls = list(turn.get("tool_calls") or [])
+    if isinstance(turn.get("function_call"), Mapping) and turn["function_call"].get("name"):
+        calls.append(turn["function_call"])
+    if isinstance(turn.get("api"), Mapping):
+        calls += [{"name": name, "arguments": arguments or {}} for name, arguments in turn["api"].items()]
+    return [_call(call, notes) for call in calls]
+
+
+def _call(call: Any, notes: Notes) -> Any:
+    plain, nulls = without_nulls(call)
+    if nulls:
+        notes.changed["null arguments of calls, as tables add them, taken out"] += nulls
+    return plain
+
+
+def calls_in(text: str, notes: Notes) -> list[Any]:
+    """Calls that stand as JSON in a text: one object with name and arguments, or a list of them.
+
+    Raises:
+        DataError: they do not.
+    """
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"a function call is no JSON ({error})") from None
+    return [_call(call, notes) for call in (found if isinstance(found, list) else [found])]
