@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from herd.data.rows import write_rows
-from herd.demo.pace import Pace
+from herd.demo.pace import SIZED, Pace
 from herd.run import FORMAT
+from herd.stages import find
+from herd.stages.demo import DemoSettings, read_story
 from herd.stages.pretrain import PretrainSettings
 from herd.stages.reject import RejectSettings
 from herd.stages.sft import SftSettings
+from herd.story import plan
 from herd.tokenizer.io import save_tokenizer
 from herd.tokenizer.tokenizer import Tokenizer
 
@@ -50,6 +53,19 @@ def test_a_step_gets_its_planned_seconds_and_less_where_others_were_late(tmp_pat
     assert pace(tmp_path, seconds=135).seconds_for("pretrain") == pytest.approx(100 * (135 - 60) / 230)
     took(tmp_path, "pages", 500)
     assert pace(tmp_path).seconds_for("pretrain") == pytest.approx(25)  # late as it is, something is learned
+
+
+@pytest.mark.parametrize("slowness", [0.7, 1.0, 2.0, 3.0])
+def test_the_whole_ends_in_its_time_however_long_the_steps_take_that_cannot_be_made_smaller(tmp_path, slowness):
+    story = read_story(DemoSettings(path=tmp_path))
+    commands = {act.name: act.step.run for act in plan(story, find) if act.step.run}
+    spent = 0.0
+    for name, planned in story.seconds.items():
+        paces = Pace(tmp_path, commands, story.seconds, 580, None)
+        seconds = paces.seconds_for(name) if commands[name] in SIZED else slowness * planned
+        took(tmp_path, name, seconds)
+        spent += seconds
+    assert spent == pytest.approx(580, rel=0.02)
 
 
 def test_a_slower_machine_trains_on_less(tmp_path):
