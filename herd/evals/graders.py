@@ -112,9 +112,7 @@ def _ifeval_checkers() -> Any:
         library: Any = importlib.import_module("lm_eval.tasks.ifeval.instructions_util")
         importlib.import_module("langdetect").DetectorFactory.seed = 0  # it draws at random otherwise
     except ImportError as error:
-        raise ConfigError(
-            f"IFEval's checkers are lm-evaluation-harness's ({error}): pip install '.[eval]'"
-        ) from None
+        raise ConfigError(f"IFEval's checkers are lm-evaluation-harness's ({error}): pip install '.[eval]'") from None
     finally:
         os.environ.pop("LOCAL_RANK") if before is None else os.environ.update(LOCAL_RANK=before)
     try:
