@@ -196,9 +196,7 @@ def _responses(row: dict[str, Any], tokenizer: Tokenizer) -> list[_Response]:
     for name, response in texts.items():
         prompt, answer = _prompt_and_answer(row.get("prompt"), response, name)
         rendered = render(tokenizer, [*prompt, answer])
-        before = len(render(tokenizer, prompt, generation_prompt=True).tokens)
-        trained = np.arange(len(rendered.tokens) + 1) >= before
-        trained[-1] = False
+        trained = np.array([*_last_answer(rendered.mask), False])
         known = row.get(f"ref_{name}")
         made.append(
             _Response(
@@ -212,6 +210,13 @@ def _responses(row: dict[str, Any], tokenizer: Tokenizer) -> list[_Response]:
             )
         )
     return made
+
+
+def _last_answer(mask: Sequence[bool]) -> list[bool]:
+    """Of what is trained on in a conversation, the last message."""
+    end = max((i for i, trained in enumerate(mask) if trained), default=-1) + 1
+    begin = next((i + 1 for i in range(end - 1, -1, -1) if not mask[i]), 0)
+    return [begin <= i < end for i in range(len(mask))]
 
 
 def _strength(row: dict[str, Any]) -> int:

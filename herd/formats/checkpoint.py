@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from herd.errors import CheckpointError
+from herd.errors import CheckpointError, ConfigError
 from herd.formats.folder import tensors_in_folder
 from herd.formats.gguf import GGUFFile, read_gguf
 from herd.formats.gguf_model import open_gguf
@@ -119,7 +119,10 @@ class Checkpoint:
         """
         if self.format in ("gguf", "meta"):
             found = open_gguf(self._container) if self.format == "gguf" else open_meta(self.place)
-            return replace(found, config=replace(found.config, as_read={}, generation=self.generation or None))
+            told = {"as_read": {}, "generation": self.generation or None}
+            if self.format == "gguf":
+                told |= _carried_back(self._container, found.config)
+            return replace(found, config=replace(found.config, **told))
         return open_huggingface(self.place, self.config, self.table)
 
     @cached_property
@@ -266,6 +269,25 @@ def _write_index(folder: Path, files: list[str], shards: list[list[str]], weight
 
 def _write_json(path: Path, values: dict) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+_CARRIED = {"herd.config": "as_read", "herd.generation": "generation"}  # GGUF fields of our own
+
+
+def carried(config: ModelConfig) -> dict[str, Any]:
+    """What a GGUF file keeps of the files that a configuration was read from, so that a folder comes back as it was."""
+    return {key: value for key, name in _CARRIED.items() if (value := getattr(config, name))}
+
+
+def _carried_back(file: GGUFFile, config: ModelConfig) -> dict[str, Any]:
+    """The same, if it still describes this model: other tools change a file's fields, and pass over these."""
+    try:
+        told = {name: json.loads(file.fields[key]) for key, name in _CARRIED.items() if key in file.fields}
+        before = ModelConfig.from_dict(told.get("as_read", {}))
+    except (ValueError, TypeError, RecursionError, ConfigError):
+        return {}
+    same = all(getattr(before, name) == getattr(config, name) for name in ("hidden_size", "vocab_size", "rope_scaling"))
+    return told if same and before.num_hidden_layers == config.num_hidden_layers else {}
 
 
 def write_configs(config: ModelConfig, folder: Path, dtype: torch.dtype) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from herd.errors import CapacityError, CheckpointError, DataError
 from herd.formats import gguf
-from herd.formats.checkpoint import MAX_SHARD_BYTES, Checkpoint, open_checkpoint, write_configs
+from herd.formats.checkpoint import MAX_SHARD_BYTES, Checkpoint, carried, open_checkpoint, write_configs
 from herd.formats.compare import Difference, difference
 from herd.formats.folder import holds_weights
 from herd.formats.gguf_model import plan_gguf, write_gguf
@@ -257,6 +257,7 @@ def _write(checkpoint: Checkpoint, aside: Path, plan: Plan, shards: int, name: s
     weights, tokenizer = checkpoint.weights, _tokenizer_of(checkpoint)
     if plan.format == "gguf":
         fields = gguf_fields(tokenizer, weights.config.vocab_size) if tokenizer else {"tokenizer.ggml.model": "none"}
+        fields |= {key: json.dumps(value) for key, value in carried(weights.config).items()}
         yield from write_gguf(weights, aside, PRECISIONS[plan.precision], fields, name)
         return
     dtype = _dtype(plan.precision, plan.format)

@@ -19,6 +19,7 @@ from typing import Any
 from herd.errors import DataError
 from herd.formats.gguf import GGUFFile
 from herd.tokenizer.alphabet import is_byte_piece, write_bytes
+from herd.tokenizer.beside import CONFIG_FILE, MAP_FILE
 from herd.tokenizer.bpe import merges
 from herd.tokenizer.io import parts_of_json
 from herd.tokenizer.pieces import adds_a_space, is_byte_level, split_merges
@@ -40,6 +41,7 @@ class TokenType(IntEnum):
 
 
 _TEMPLATE = "tokenizer.chat_template"
+_BESIDE, _CARRIED = "herd.beside.", (CONFIG_FILE, MAP_FILE)  # fields of our own, so that a folder comes back as it was
 
 
 def gguf_fields(tokenizer: Tokenizer, num_rows: int | None = None) -> dict[str, Any]:
@@ -72,6 +74,7 @@ def gguf_fields(tokenizer: Tokenizer, num_rows: int | None = None) -> dict[str, 
         **{f"tokenizer.ggml.{role}_token_id": token_id for role, token_id in ids.items()},
         "tokenizer.ggml.add_bos_token": tokenizer.add_bos,
         **template,
+        **{_BESIDE + name: content.decode() for name, content in (tokenizer.beside or {}).items() if name in _CARRIED},
     }
 
 
@@ -187,6 +190,9 @@ def _parts(fields: dict[str, Any], path: Path) -> dict[str, Any]:
         "chat_template": template if isinstance(template, str) else None,
     }
     parts |= {"bos": named.get("bos"), "eos": named.get("eos"), "pad": named.get("padding")}
+    kept = {name: value for name in _CARRIED if isinstance(value := fields.get(_BESIDE + name), str)}
+    if CONFIG_FILE in kept:
+        parts["beside"] = {name: text.encode() for name, text in kept.items()}
     parts["ends"] = [named[role] for role in ("eot", "eom") if role in named]
     parts.pop("rows")
     return parts

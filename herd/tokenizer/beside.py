@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "tokenizer_config.json"
 MAP_FILE = "special_tokens_map.json"
+VOCABULARY = "tokenizer.json"
 TEMPLATE_FILE, TEMPLATE_JSON, TEMPLATES = "chat_template.jinja", "chat_template.json", "additional_chat_templates"
 DEFAULT, TOOL_USE = "default", "tool_use"
-_KEPT = (CONFIG_FILE, MAP_FILE, TEMPLATE_FILE, TEMPLATE_JSON, "added_tokens.json", "tokenizer.json", "tokenizer.model")
+_KEPT = (CONFIG_FILE, MAP_FILE, TEMPLATE_FILE, TEMPLATE_JSON, "added_tokens.json", VOCABULARY, "tokenizer.model")
 _IDS = ("config.json", "generation_config.json")
-_BOS_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "CodeLlamaTokenizerFast")
 
 
 class _NamedToken(TypedDict):
@@ -80,7 +80,9 @@ def read(
                 special.setdefault(name, rows[name])
             parts[role] = name if role != "pad" or name in special else None
         parts["special"] = special
-        parts["add_bos"] = _adds_bos(config, bool(found.get("add_bos")))
+        parts["add_bos"] = bool(found.get("add_bos"))
+        if isinstance(told := config.get("add_bos_token"), bool) and not (folder / VOCABULARY).exists():
+            parts["add_bos"] = told  # a tokenizer.json says it itself, and `transformers` goes by that
     else:  # ranks, whose special tokens are Llama 3's
         parts |= {role: name for role in ("bos", "eos") if (name := _name(config.get(f"{role}_token")))}
     files = {name: folder / name for name in _KEPT}
@@ -108,14 +110,6 @@ def _named(
 def _name(token: Any) -> str | None:
     name = token.get("content") if isinstance(token, Mapping) else token
     return name if isinstance(name, str) and name else None
-
-
-def _adds_bos(config: Mapping[str, Any], by_itself: bool) -> bool:
-    """The setting where there is one; Llama's class has one by default; else what the vocabulary does by itself."""
-    told = config.get("add_bos_token")
-    if isinstance(told, bool):
-        return told
-    return by_itself or config.get("tokenizer_class") in _BOS_CLASSES
 
 
 def template(folder: Path) -> str | None:

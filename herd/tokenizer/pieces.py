@@ -23,7 +23,8 @@ class PieceEncoding:
         data = json.loads(content) | {"post_processor": None}
         self._with_special = tokenizers.Tokenizer.from_str(json.dumps(data))
         kept = [token for token in data.get("added_tokens") or [] if token["content"] in visible]
-        self._plain = tokenizers.Tokenizer.from_str(json.dumps(data | {"added_tokens": kept}))
+        model = data["model"] | {"vocab": _unreachable(data["model"], special.keys() - set(visible))}
+        self._plain = tokenizers.Tokenizer.from_str(json.dumps(data | {"added_tokens": kept, "model": model}))
         read = read_bytes if is_byte_level(data) else read_piece
         vocabulary = self._with_special.get_vocab(with_added_tokens=True)
         names = {token_id: name for name, token_id in special.items()}
@@ -93,6 +94,21 @@ def places_of(text: str, sizes: Sequence[int]) -> list[tuple[int, int]]:
 def split_merges(pairs: list[str] | list[tuple[str, str]]) -> list[tuple[str, ...]]:
     """Merges as pairs; older files write them as one string with a space."""
     return [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in pairs]
+
+
+def _unreachable(model: dict, special: Collection[str]) -> list | dict:
+    """The rows with special tokens under names that no text holds: Unigram, and BPE that takes whole pieces first,
+    would find them in a text by their own."""
+    if isinstance(model["vocab"], list):
+        return [[_hidden(i) if name in special else name, score] for i, (name, score) in enumerate(model["vocab"])]
+    if not model.get("ignore_merges"):
+        return model["vocab"]
+    kept = model.get("unk_token")
+    return {_hidden(i) if name in special and name != kept else name: i for name, i in model["vocab"].items()}
+
+
+def _hidden(row: int) -> str:
+    return f"\ufdd0{row}"
 
 
 def _encoded(tokenizer: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
