@@ -108,9 +108,9 @@ def _signed(value: int) -> int:
 def pieces_json(pieces: Sequence[Piece], *, opens_with_space: bool, unigram: bool = False) -> dict[str, Any]:
     """Scored pieces, whose places are their ids, as a `tokenizer.json`.
 
-    Unused rows have no name there. A space opens every stretch of text between special tokens, as llama.cpp and
-    `transformers` have it; SentencePiece itself opens only the first where a user's own symbol comes between. BPE: of
-    the neighbours that make a piece, those of the best score are merged first.
+        Unused rows have no name there. A space opens every stretch of text between special tokens, as llama.cpp and
+    `transformers` have it; SentencePiece itself opens only the first where a symbol of a user's comes between.
+    BPE: of the neighbours that make a piece, those of the best score are merged first.
     """
     rows = {i: piece for i, piece in enumerate(pieces) if piece.kind != UNUSED}
     unknown = next((i for i, piece in rows.items() if piece.kind == UNKNOWN), None)
