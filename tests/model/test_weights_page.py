@@ -5,18 +5,21 @@ from pathlib import Path
 
 from herd import cli
 from herd.formats import checkpoint
+from herd.formats.convert import convert
 from herd.model.config import ModelConfig
 from herd.model.init import initialize
 from herd.model.llama import LlamaForCausalLM
 from herd.tokenizer.tokenizer import Tokenizer
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "weights.md"
-NAME = "Llama-3.1-8B-Instruct"
+FILE, FOLDER, META = "SmolLM2-135M-Instruct.Q4_1.gguf", "Llama-3.1-8B-Instruct", "Meta-Llama-3-8B"
 
 
-def test_the_five_commands_work_in_their_order(tmp_path, monkeypatch, capsys):
-    commands = [line.split()[1:] for line in PAGE.read_text().splitlines() if line.startswith("    herd ")][:5]
-    assert [words[0] for words in commands] == ["inspect", "chat", "convert", "inspect", "chat"]
+def test_the_first_commands_work_in_their_order(tmp_path, monkeypatch, capsys):
+    lines = [line.partition("#")[0] for line in PAGE.read_text().splitlines() if line.startswith("    herd ")]
+    commands = [line.split()[1:] for line in lines][:7]
+    assert [words[0] for words in commands] == ["inspect"] * 3 + ["chat", "convert", "convert", "inspect"]
+    assert [words[1] for words in commands[:3]] == [FILE, FOLDER, META]
     tokenizer = Tokenizer.train(["some text about some words"], 600)
     config = ModelConfig(
         vocab_size=tokenizer.vocab_size,
@@ -32,7 +35,9 @@ def test_the_five_commands_work_in_their_order(tmp_path, monkeypatch, capsys):
     model = LlamaForCausalLM(config)
     initialize(model, 0)
     monkeypatch.chdir(tmp_path)
-    checkpoint.save(model, NAME, tokenizer)
+    checkpoint.save(model, FOLDER, tokenizer)
+    convert(FOLDER, FILE)
+    convert(FOLDER, META, format="meta")
     for words in commands:
         monkeypatch.setattr("sys.stdin", io.StringIO("some words\n"))
         short = ["max_tokens=4"] if words[0] == "chat" else []
