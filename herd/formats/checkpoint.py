@@ -119,7 +119,7 @@ class Checkpoint:
         """
         if self.format in ("gguf", "meta"):
             found = open_gguf(self._container) if self.format == "gguf" else open_meta(self.place)
-            told = {"as_read": {}, "generation": self.generation or None}
+            told: dict[str, Any] = {"as_read": {}, "generation": self.generation or None}
             if self.format == "gguf":
                 told |= _carried_back(self._container, found.config)
             return replace(found, config=replace(found.config, **told))
