@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import field
 from pathlib import Path
 
@@ -50,6 +51,10 @@ def run(settings: DecontaminateSettings) -> Path:
         if run.finished:
             return run.path
         benchmarks = Benchmarks(settings.benchmarks)
+        counts = Counter(n for d in read_documents(settings.documents) for n in benchmarks.ngrams_in(d["text"]))
+        if common := benchmarks.leave_out(counts):
+            most = settings.benchmarks.most_documents
+            say(f"  {common:,} runs of words stand in more than {most:,} documents: common property, no leak")
         report, found = ContaminationReport(), []
         for document in read_documents(settings.documents):
             hits = benchmarks.find(document["text"])

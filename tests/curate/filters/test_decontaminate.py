@@ -137,3 +137,19 @@ def test_json_over_several_lines_and_long_csv_fields_are_read(tmp_path):
     (tmp_path / "b.csv").write_text("question\n" + '"' + "bee " * 50_000 + '"')
     assert [question.texts for question in read_questions([tmp_path / "a.json"])] == [(sentence(1, 9),)]
     assert len(list(read_questions([tmp_path / "b.csv"]))) == 2
+
+
+def test_the_command_leaves_common_property_out(bench, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HERD_QUIET", "")
+    question = bench[1][4]["question"]
+    rows = [
+        {"id": str(i), "url": f"u{i}", "text": f"{sentence(2000 + i, 30)} {question}", "drop": None} for i in range(30)
+    ]
+    types = pa.schema([(name, pa.string()) for name in rows[0]])
+    pq.write_table(pa.Table.from_pylist(rows, types), tmp_path / "docs.parquet")
+    words = [f"documents={tmp_path}/docs.parquet", f"benchmarks.benchmarks={bench[0]}", "write=false"]
+    assert main(["decontaminate", f"out={tmp_path}/few", *words, "benchmarks.most_documents=20"]) == 0
+    assert json.loads((tmp_path / "few/report.json").read_text())["contaminated"] == 0
+    assert "common property" in capsys.readouterr().err
+    assert main(["decontaminate", f"out={tmp_path}/all", *words]) == 0
+    assert json.loads((tmp_path / "all/report.json").read_text())["contaminated"] == 30
