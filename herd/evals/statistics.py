@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -53,10 +53,14 @@ def summary(
     """A mean with the interval that fits: of the means of `kinds`, over whole groups, Wilson's of yes and no, or the
     bootstrap's."""
     if kinds is not None and len(set(kinds)) > 1:
-        return of_kinds(values, kinds)
-    if groups is not None and 1 < len(set(groups)) < len(values):
-        return clustered(values, groups)
-    return wilson(values) if _is_binary(values) else bootstrap(values)
+        found = of_kinds(values, kinds)
+    elif groups is not None and 1 < len(set(groups)) < len(values):
+        found = clustered(values, groups)
+    else:
+        found = wilson(values) if _is_binary(values) else bootstrap(values)
+    if len(values) and min(values) >= 0 and max(values) <= 1:  # so is what they are drawn from
+        return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+    return found
 
 
 def _is_binary(values: Sequence[float]) -> bool:
@@ -112,6 +116,9 @@ def of_kinds(values: Sequence[float], kinds: Sequence[str]) -> Interval:
     _, kind = np.unique(np.asarray(kinds, dtype=str), return_inverse=True)
     sizes = np.bincount(kind)
     means = np.bincount(kind, array) / sizes
+    if len(array) < 2 * len(sizes):  # too few of each to see how they vary within: the kinds are the sample
+        found = wilson(means.tolist()) if _is_binary(means.tolist()) else bootstrap(means)
+        return replace(found, n=len(array))
     spread = np.bincount(kind, (array - means[kind]) ** 2) / np.maximum(sizes - 1, 1) / sizes
     pooled = ((array - means[kind]) ** 2).sum() / max(len(array) - len(sizes), 1)
     spread = np.where(sizes > 1, spread, pooled)  # a kind of one question tells nothing of its own spread

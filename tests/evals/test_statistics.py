@@ -52,6 +52,16 @@ def test_the_mean_of_kinds_counts_small_kinds_as_much_as_large_ones():
     assert 0.93 <= coverage(draw, 0.6, lambda values: statistics.summary(values, kinds=kinds)) <= 0.97
 
 
+def test_one_question_of_each_kind_is_as_good_as_so_many_questions():
+    values = [1.0] * 10 + [0.0] * 10
+    assert statistics.summary(values, kinds=[str(place) for place in range(20)]) == statistics.summary(values)
+
+
+def test_figures_from_0_to_1_have_intervals_from_0_to_1():
+    groups = [str(place // 2) for place in range(20)]
+    assert statistics.summary([0.1] + [0.0] * 19, groups).low == 0.0
+
+
 def test_an_interval_is_not_empty_where_all_answers_are_right():
     groups = [str(place // 5) for place in range(N)]
     assert statistics.summary([1.0] * N).low < 0.94
