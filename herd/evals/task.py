@@ -36,7 +36,7 @@ class Task:
     """Its name in tables; default: the file's."""
     source: str = ""
     """Where the data comes from; told where it is missing."""
-    published: dict[str, float] = field(default_factory=dict)
+    published: dict[str, float] | None = None
     """Figures that others published for this protocol, by model; shown in a column of their own."""
     columns: list[str] | None = None
     """Names of the columns of a CSV without a header."""

@@ -163,7 +163,7 @@ def _judge(run: Run, settings: EvaluateSettings, models: dict[str, Path], tasks:
             differences += comparisons(task, asked, results, list(models), previous)
         scores += new
         of_text += new if task.ask in ("bits_per_byte", "needle") else []
-        show_table(task.name, [score for score in new if not is_part(score, [task.name])], task.published)
+        show_table(task.name, [score for score in new if not is_part(score, [task.name])], task.published or {})
     rows = [asdict(score) | {"paper_half": _paper_half(score)} for score in scores]
     if figures:
         say(f"  {figures['verdict']}")
@@ -173,7 +173,7 @@ def _judge(run: Run, settings: EvaluateSettings, models: dict[str, Path], tasks:
         write_rows(run.path / "comparisons.jsonl", show_comparisons(differences))
         usage = show_usage(usage, settings.prices)
         write_rows(run.path / "usage.jsonl", usage)
-        published = {task.name: task.published for task in tasks}
+        published = {task.name: task.published or {} for task in tasks}
         text = page(rows, samples, differences, usage, published, list(models))
         atomic_write(run.path / "samples.html", text)
     write_rows(run.path / "scores.jsonl", rows)

@@ -1,6 +1,7 @@
 """Every shipped task: it reads its data, its right answers earn all, and others nothing."""
 
 import gzip
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,3 +137,24 @@ def test_a_task_whose_data_is_absent_says_which_file_of_which_source_it_wants(tm
         task = load_task(file, tmp_path)
         assert task.source in told
         assert str(tmp_path) in told
+
+
+def test_the_robustness_variants_ask_the_same_questions_with_the_same_right_answers(shared_data):
+    plain = items_of(load_task(RECIPES / "mmlu.yaml", shared_data, limit=20))
+    variants = sorted((RECIPES / "robustness").glob("*.yaml"))
+    assert len(variants) == 10
+    for file in variants:
+        task = load_task(file, shared_data, limit=20)
+        for item, other in zip(items_of(task), plain, strict=True):
+            right = other.row["choices"]["ABCD".index(other.row["answer"])]
+            label = item.choices[item.best]
+            assert re.search(rf"(?m)(^|[( ]){re.escape(label)}[.)] {re.escape(right)}", item.text), (
+                file.name,
+                item.text,
+            )
+
+
+def test_no_task_shows_figures_that_were_published_for_another():
+    for file in TASKS:
+        if load_task(file, None).published:
+            assert "\npublished: {" in file.read_text(), file
