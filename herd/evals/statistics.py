@@ -117,7 +117,7 @@ def of_kinds(values: Sequence[float], kinds: Sequence[str]) -> Interval:
     sizes = np.bincount(kind)
     means = np.bincount(kind, array) / sizes
     if len(array) < 2 * len(sizes):  # too few of each to see how they vary within: the kinds are the sample
-        found = wilson(means.tolist()) if _is_binary(means.tolist()) else bootstrap(means)
+        found = wilson(means.tolist()) if _is_binary(means.tolist()) else bootstrap(means.tolist())
         return replace(found, n=len(array))
     spread = np.bincount(kind, (array - means[kind]) ** 2) / np.maximum(sizes - 1, 1) / sizes
     pooled = ((array - means[kind]) ** 2).sum() / max(len(array) - len(sizes), 1)
