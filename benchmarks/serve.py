@@ -1,11 +1,12 @@
 """What the server costs beside the engine alone; requests per second beside `transformers serve` and llama.cpp's.
 
-    python benchmarks/serve.py [--rounds 3]
+    python benchmarks/serve.py [--rounds 3] [--before COMMIT]
 
 All run the demo's shape with random weights in bfloat16, greedy, chat answers of 64 tokens, taking turns in one run.
 `one` is a client alone with a streamed answer; `many` is 16 clients at once. The engine alone is called in this
 process; the servers are processes of their own, reached over localhost, with the clients in this process taking their
-share of the same cores. Medians of the rounds go to benchmarks/results/serve.json.
+share of the same cores. Medians of the rounds go to benchmarks/results/serve.json. With `--before`, the server as it
+was at a commit takes its turns too.
 """
 
 from __future__ import annotations
@@ -50,13 +51,21 @@ Run = Callable[[int], dict[str, float]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    rounds, measured = parser.parse_args().rounds, commit()
+    parser.add_argument("--before", help="a commit whose server is measured beside this one")
+    given = parser.parse_args()
+    rounds, measured = given.rounds, commit()
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
         folder = Path(place) / "model"
         build(folder)
         contestants: dict[str, Run] = {"engine alone": alone(folder)}
         herd = stack.enter_context(serving(folder, threads=None))
         contestants["herd serve"] = over_http(herd.url, "model")
+        if given.before:
+            earlier = stack.enter_context(checked_out(given.before))
+            words = ["herd", "serve", str(folder), "name=model", "log.form=off"]
+            command = ["env", f"PYTHONPATH={earlier}", sys.executable, "-m", *words, f"port={PORT - 1}"]
+            before = stack.enter_context(peer(command, PORT - 1, in_words=True))
+            contestants[f"herd serve at {given.before}"] = over_http(before, "model")
         failed = {}
         for number, (name, command) in enumerate(peers(folder).items()):
             try:
@@ -154,15 +163,16 @@ def rates(tokens: int, clients: int, seconds: float) -> dict[str, float]:
 
 
 @contextmanager
-def peer(command: list[str], port: int) -> Iterator[str]:
-    """Another server on a port.
+def peer(command: list[str], port: int, *, in_words: bool = False) -> Iterator[str]:
+    """Another server on a port, which stands behind its words unless it is in them.
 
     Raises:
         RuntimeError: it does not answer.
     """
     with tempfile.TemporaryFile("w+") as told:
         environment_ = os.environ | {"HF_HUB_OFFLINE": "1"}
-        process = subprocess.Popen([*command, str(port)], stdout=told, stderr=told, env=environment_)
+        words = command if in_words else [*command, str(port)]
+        process = subprocess.Popen(words, stdout=told, stderr=told, env=environment_, cwd=tempfile.gettempdir())
         try:
             url, until = f"http://localhost:{port}", time.monotonic() + 90
             while True:
@@ -225,6 +235,20 @@ def write(figures: dict[str, dict], failed: dict[str, str], rounds: int, measure
     }
     RESULTS.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(entry, indent=1))
+
+
+@contextmanager
+def checked_out(revision: str) -> Iterator[Path]:
+    """The files of a commit, in a folder of their own."""
+    root = Path(__file__).resolve().parent.parent
+    with tempfile.TemporaryDirectory() as place:
+        subprocess.run(
+            ["git", "worktree", "add", "--detach", place, revision], cwd=root, check=True, capture_output=True
+        )
+        try:
+            yield Path(place)
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", place], cwd=root, check=True)
 
 
 def commit() -> str:

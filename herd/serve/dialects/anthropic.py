@@ -42,7 +42,7 @@ class Block(Open):
     name: str | None = Field(None, max_length=256)
     input: dict[str, Any] | None = None
     tool_use_id: str | None = None
-    content: str | Annotated[list[Block], Field(fail_fast=True)] | None = None
+    content: str | Annotated[list[Block], Field(max_length=MAX_MESSAGES, fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def _is_known(self) -> Block:
@@ -54,7 +54,7 @@ class Block(Open):
         return self
 
 
-Blocks = str | Annotated[list[Block], Field(fail_fast=True)]
+Blocks = str | Annotated[list[Block], Field(max_length=MAX_MESSAGES, fail_fast=True)]
 
 
 def text_of(content: Blocks | None) -> str:
