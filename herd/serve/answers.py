@@ -59,8 +59,7 @@ async def answer(desk: Desk, model: Model, http: Request, body: Dialect) -> Resp
     """
     account: Account = http.scope["herd.account"]
     account.model = model.name
-    turn = await asyncio.to_thread(_turn, body)
-    account.unheeded = await asyncio.to_thread(body.unheeded, model)
+    turn, account.unheeded = await asyncio.to_thread(lambda: (_turn(body), body.unheeded(model)))
     turn, refusal = _with_own_tools(turn, desk.tools), None
     try:
         for guard in desk.guards:
