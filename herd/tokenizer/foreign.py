@@ -22,6 +22,7 @@ from herd.tokenizer.llama3 import Rendered
 from herd.tokenizer.tokenizer import Tokenizer
 
 _Span = tuple[int, int]
+_TOOL = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}
 _PROBE, _QUESTION = "where-does-an-answer-end", "what-is-asked"
 
 
@@ -109,7 +110,7 @@ def _mark(
     """Mark the tokens of a stretch; where it was found by prefixes, up to the token that ends the turn."""
     inside = [i for i, (first, last) in enumerate(places) if first < end and last > begin]
     if not whole:
-        stops = set(tokenizer.stop_ids) | set(ends(tokenizer).ids)
+        stops = ends(tokenizer).ids or tokenizer.stop_ids
         last = max((i for i in inside if ids[i] in stops), default=None)
         inside = inside if last is None else [i for i in inside if i <= last]
     for i in inside:
@@ -152,7 +153,10 @@ def _agreed(tokenizer: Tokenizer, whole: str, through: str) -> int | None:
         return len(through)
     common = next(i for i, (one, other) in enumerate(zip(through, whole + "\0")) if one != other)
     special = tokenizer.special_strings
-    return common if special and not special.sub("", through[common:]).strip() else None
+    if special is None:
+        return None
+    common = min([common, *(hit.start() for hit in special.finditer(through) if hit.start() < common < hit.end())])
+    return None if special.sub("", through[common:]).strip() else common
 
 
 # ---- the template ----------------------------------------------------------------------------------------------------
@@ -280,10 +284,14 @@ def ends(tokenizer: Tokenizer) -> Ends:
 def _ends(tokenizer: Tokenizer) -> Ends:
     question = {"role": "user", "content": _QUESTION}
     talk = [question, {"role": "assistant", "content": _PROBE}]
-    try:
-        answered = _write(tokenizer, Asked(), talk, generation_prompt=False).text.rpartition(_PROBE)[2]
-        followed = _write(tokenizer, Asked(), [*talk, question], generation_prompt=False).text.rpartition(_PROBE)[2]
-    except DataError:
+    for asked in (Asked(), Asked(tools=[_TOOL])):  # some templates are for conversations with tools alone
+        try:
+            answered = _write(tokenizer, asked, talk, generation_prompt=False).text.rpartition(_PROBE)[2]
+            followed = _write(tokenizer, asked, [*talk, question], generation_prompt=False).text.rpartition(_PROBE)[2]
+            break
+        except DataError:
+            continue
+    else:
         return Ends()
     special = tokenizer.special_ids
     for tail in (answered, followed):

@@ -1,4 +1,4 @@
-"""Ten small chat templates with the constructs of published families, and conversations to put through them."""
+"""Eleven small chat templates with the constructs of published families, and conversations to put through them."""
 
 # ruff: noqa: E501 - templates are written as publishers write them
 
@@ -108,6 +108,11 @@ message['content'] + '\n' }}{% elif message['role'] == 'user' %}{{ '<|user|>\n' 
 {% endif %}{% for message in messages %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}\
 {% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + \
 '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}""",
+    "phi": """{% for message in messages %}{% if message['role'] == 'system' and message['content'] %}\
+{{ '<|im_start|>system\n' + message['content'] + '<|END|>\n' }}{% elif message['role'] == 'user' %}\
+{{ '<|im_start|>user\n' + message['content'] + '<|END|>\n' }}{% elif message['role'] == 'assistant' %}\
+{{ '<|im_start|>assistant\n' + message['content'] + '<|END|>\n' }}{% endif %}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% else %}{{ eos_token }}{% endif %}""",
     "qwen": """{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}\
 {%- endif %}
 {%- set ns = namespace(last=messages|length - 1, searching=true) %}

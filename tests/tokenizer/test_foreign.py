@@ -14,7 +14,7 @@ from herd.tokenizer.chat import ends, formatting_mask, in_format, render, requir
 from herd.tokenizer.foreign import Asked
 from herd.tokenizer.io import load_tokenizer
 from tests.tokenizer import templates
-from tests.tokenizer.templates import ANSWER, CALLED, DOCUMENTS, RESULT, SYSTEM, TALKS, TEMPLATES, TOOLS, USER
+from tests.tokenizer.templates import ANSWER, CALLED, DOCUMENTS, RESULT, TALKS, TEMPLATES, TOOLS, USER
 from tests.tokenizer.wild import TEXTS
 
 
@@ -132,6 +132,7 @@ ENDS = {
     "vicuna": "<|finish|>",
     "mistral": "<|finish|>",
     "gemma": "<end_of_turn>",
+    "phi": "<|END|>",
     "qwen": "<|im_end|>",
     "command": "<|END|>",
 }
@@ -150,9 +151,9 @@ def test_answers_and_what_ends_them_are_trained_on_and_the_end_is_a_stop(checkpo
 
 def test_every_turn_is_trained_on_where_prefixes_agree_and_else_it_is_refused_by_name(checkpoint):
     talk = TALKS["finished turns"]
-    for name in ("chatml", "tulu", "hermes", "llama2", "vicuna", "r1"):
+    for name in ("chatml", "tulu", "hermes", "llama2", "vicuna", "r1", "phi"):
         ours, _ = checkpoint(name)
-        texts = trained_texts(ours, [message for message in talk if name != "gemma" or message is not SYSTEM])
+        texts = trained_texts(ours, talk)
         assert [text.strip().removesuffix(ENDS[name]).strip() for text in texts] == [
             ANSWER["content"],
             talk[-1]["content"],
