@@ -13,24 +13,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from herd.data.choices import RANKS, Choice, choices_of
+from herd.data.conversations import switched
 from herd.data.loader import Placed
 from herd.data.rows import read_rows
 from herd.data.shards import Documents, in_memory
 from herd.data.split import is_held_out
+from herd.data.talks import Notes
 from herd.errors import DataError
 from herd.log import say
 from herd.tokenizer.chat import formatting_mask, render
 from herd.tokenizer.tokenizer import Tokenizer
-from herd.types import Message
-
-RANKS = ("edited", "chosen", "rejected")
-"""The responses of a pair, best first."""
 
 STRENGTHS = ("marginally_better", "slightly_better", "better", "significantly_better")
 """How much the chosen response is better, in annotators' four grades; a row that does not say counts as `better`."""
@@ -129,34 +128,39 @@ def load_pairs(
 ) -> Pairs:
     """The pairs of JSONL or Parquet files: `prompt`, `chosen`, `rejected`, perhaps `edited` (better than chosen).
 
-    A prompt is a list of messages or a text; a response is a text, or a list of messages whose last is the response.
-    Pairs of less than `min_strength`, and those that together do not fit into a row, are left out and counted.
+    Other published forms are read too (`herd.data.choices`). A prompt is a list of messages or a text; a response is a
+    text, or the messages that follow the prompt or hold it. Pairs of less than `min_strength`, with equal responses or
+    different prompts, and those that together do not fit into a row, are left out and counted.
 
     Raises:
-        DataError: a row is no pair, its responses are the same, or no pair fits into a row.
+        DataError: a row is no pair, or no pair is left.
     """
     responses: list[_Response] = []
     too_long = too_weak = num_pairs = 0
+    notes = Notes()
     for place, row in read_rows(paths):
         try:
-            pair = _responses(row, tokenizer)
             weak = _strength(row) < STRENGTHS.index(min_strength)
+            pairs = [_responses(row, choice, tokenizer) for choice in choices_of(row, notes)]
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
-        if weak:
-            too_weak += 1
-            continue
-        if sum(len(response.tokens) - 1 for response in pair) > row_tokens:
-            too_long += 1
-            continue
-        responses += [replace(response, bundle=num_pairs) for response in pair]
-        num_pairs += 1
+        for pair in pairs:
+            if weak:
+                too_weak += 1
+                continue
+            if sum(len(response.tokens) - 1 for response in pair) > row_tokens:
+                too_long += 1
+                continue
+            responses += [replace(response, bundle=num_pairs) for response in pair]
+            num_pairs += 1
+    notes.tell()
     if too_long or too_weak:
         say(f"  left out: {too_long} pairs longer than a row of {row_tokens} tokens, {too_weak} of similar responses")
     if not responses:
         raise DataError(
             f"no pair to train on: {too_long} are longer than a row of {row_tokens} tokens (raise row_tokens), "
             f"{too_weak} are less than {min_strength}"
+            + "".join(f", {count} {what}" for what, count in notes.left_out.items())
         )
     return Pairs(
         documents=in_memory(
@@ -186,37 +190,26 @@ class _Response:
     bundle: int = -1
 
 
-def _responses(row: dict[str, Any], tokenizer: Tokenizer) -> list[_Response]:
-    texts = {name: row[name] for name in RANKS if row.get(name) is not None}
-    if missing := {"chosen", "rejected"} - texts.keys():
-        raise DataError(f"not a preference pair: it lacks `{min(missing)}`")
-    if len({str(text) for text in texts.values()}) < len(texts):
-        raise DataError("not a preference pair: two of its responses are the same")
+def _responses(row: dict[str, Any], choice: Choice, tokenizer: Tokenizer) -> list[_Response]:
     made = []
-    for name, response in texts.items():
-        prompt, answer = _prompt_and_answer(row.get("prompt"), response, name)
-        rendered = render(tokenizer, [*prompt, answer])
-        trained = np.array([*_last_answer(rendered.mask), False])
+    before = sum(message["role"] == "assistant" for message in choice.prompt)
+    for name, response in choice.responses.items():
+        rendered = render(tokenizer, [*choice.prompt, *response], tools=choice.tools)
+        answers = sum(message["role"] == "assistant" for message in response)
+        trained = switched(rendered.mask, [False] * before + [True] * answers)
         known = row.get(f"ref_{name}")
         made.append(
             _Response(
                 tokens=[*rendered.tokens, tokenizer.pad_id],
-                trained=trained,
+                trained=np.array([*trained, False]),
                 formatting=np.array([*formatting_mask(tokenizer, rendered.tokens), True]),
                 rank=RANKS.index(name),
                 reference=float("nan") if known is None else float(known),
-                group=str(row.get("name") or row.get("group") or prompt[-1].get("content")),
+                group=str(row.get("name") or row.get("group") or choice.group or choice.prompt[-1].get("content")),
                 kind=str(row.get("kind") or ""),
             )
         )
     return made
-
-
-def _last_answer(mask: Sequence[bool]) -> list[bool]:
-    """Of what is trained on in a conversation, the last message."""
-    end = max((i for i, trained in enumerate(mask) if trained), default=-1) + 1
-    begin = next((i + 1 for i in range(end - 1, -1, -1) if not mask[i]), 0)
-    return [begin <= i < end for i in range(len(mask))]
 
 
 def _strength(row: dict[str, Any]) -> int:
@@ -224,18 +217,3 @@ def _strength(row: dict[str, Any]) -> int:
     if name not in STRENGTHS:
         raise DataError(f"unknown strength {name!r}; expected one of {', '.join(STRENGTHS)}")
     return STRENGTHS.index(name)
-
-
-def _prompt_and_answer(prompt: Any, response: Any, name: str) -> tuple[list[Message], Message]:
-    if isinstance(response, list) and response:
-        answer = response[-1]
-        before = prompt if prompt is not None else response[:-1]
-    else:
-        answer, before = Message(role="assistant", content=response), prompt
-    if isinstance(before, str):
-        before = [Message(role="user", content=before)]
-    if not isinstance(before, list) or not before:
-        raise DataError("`prompt` must be a text or a list of messages, not empty")
-    if not isinstance(answer, dict) or answer.get("role") != "assistant" or not isinstance(answer.get("content"), str):
-        raise DataError(f"`{name}` must be a text, or messages of which the last is the assistant's")
-    return before, cast(Message, answer)

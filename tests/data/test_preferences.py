@@ -102,7 +102,8 @@ def test_responses_given_as_messages_are_read(tmp_path):
     ("row", "message"),
     [
         ({"prompt": "q", "chosen": "a"}, "row 1: .*lacks `rejected`"),
-        ({"prompt": "q", "chosen": "a", "rejected": "a"}, "row 1: .*the same"),
+        ({"prompt": "q", "chosen": "a", "rejected": "a"}, "no pair to train on.*the same"),
+        ({"prompt": "q", "completion": "a", "label": True}, "row 1: .*KTO's form"),
         ({"chosen": "a", "rejected": "b"}, "row 1: `prompt` must be"),
         ({"prompt": "q", "chosen": 3, "rejected": "b"}, "row 1: `chosen` must be a text"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "strength": "huge"}, "row 1: unknown strength 'huge'"),
