@@ -80,6 +80,7 @@ def _prompt(row: Row, notes: Notes) -> list[Message]:
 
 
 def _response(value: Any, name: str, notes: Notes) -> list[Message]:
+    value = None if value != value else value  # NaN, as tables write nothing
     if value is None or isinstance(value, str):
         messages = dialogue_of(value or "") or [said("assistant", value or "")]
         if messages[-1]["role"] != "assistant":
