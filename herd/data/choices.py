@@ -166,7 +166,16 @@ def _two(row: Row, notes: Notes) -> Iterable[Choice]:
     answers = {"chosen": names[0 if first else 1], "rejected": names[1 if first else 0]}
     asks_itself = isinstance(row.get("history"), str)
     prompt = [message for message, _ in asked(row["history"], "history", notes)] if asks_itself else _prompt(row, notes)
-    yield joined(prompt, {rank: _response(row[name], name, notes) for rank, name in answers.items()}, tools_of(row))
+    texts = {rank: _as_text(row[name], notes) for rank, name in answers.items()}
+    yield joined(prompt, {rank: _response(text, answers[rank], notes) for rank, text in texts.items()}, tools_of(row))
+
+
+def _as_text(value: Any, notes: Notes) -> Any:
+    """A response, one that a table has made a number or a truth value as text again."""
+    if not isinstance(value, bool | int | float) or value != value:
+        return value
+    notes.changed["responses stored as a number or truth value, taken as text"] += 1
+    return str(value)
 
 
 def _by_vote(row: Row) -> bool | None:
