@@ -265,6 +265,8 @@ WEB_FILTERS: tuple[Filter, ...] = (
     gopher_repeated_paragraphs,
     gopher_top_ngram,
     gopher_repeated_ngrams,
+    structured_words,
+    structured_repetition,
     c4_placeholder,
     c4_curly_bracket,
     c4_sentences,
@@ -272,8 +274,6 @@ WEB_FILTERS: tuple[Filter, ...] = (
     fineweb_short_lines,
     fineweb_repeated_characters,
     fineweb_lines_to_words,
-    structured_words,
-    structured_repetition,
 )
 """For prose, in order: the first reason is the one recorded."""
 
