@@ -21,9 +21,10 @@ import torch
 
 from herd.data.loader import Columns, PackedLoader
 from herd.data.shards import Documents
+from herd.errors import CheckpointError
 from herd.formats.checkpoint import Checkpoint, open_checkpoint
 from herd.log import amount, say
-from herd.model.config import ModelConfig, num_parameters
+from herd.model.config import SEQUENCE_CLASSIFICATION, ModelConfig, num_parameters
 from herd.model.llama import Llama, Objective
 from herd.model.reward import reward_config
 from herd.ops.probe import best_dtype
@@ -43,6 +44,7 @@ from herd.train.sources import BatchSource
 from herd.train.trainer import Trainer
 
 _CHOICES = "choices.json"
+_FEW_STEPS = 20  # of a whole run; fewer are said
 
 
 @contextmanager
@@ -85,6 +87,11 @@ class Job:
         """
         checkpoint = open_checkpoint(path)
         config = checkpoint.learnable_config()
+        if config.architecture == SEQUENCE_CLASSIFICATION and not scores:
+            raise CheckpointError(
+                f"{path} is a reward model, and a language model is to be trained; give the checkpoint that it was "
+                "made from, or another one that writes text"
+            )
         tokenizer, template = checkpoint.tokenizer, getattr(self.settings, "template", None)
         tokenizer = tokenizer if template is None else in_format(tokenizer, template)
         self.start(reward_config(config) if scores else config, tokenizer, whole_rows=whole_rows)
@@ -155,8 +162,21 @@ class Job:
     ) -> dict[str, Any]:
         """Go through all rows `epochs` times; the figures of the run's end."""
         num_steps = self.steps(sources, epochs)
+        self._tell_little(num_steps, epochs)
         self.train(objective, self.loader(sources, num_steps, mixture=mixture, columns=columns), num_steps)
         return {"steps": num_steps} | last_means(self.run.path)
+
+    def _tell_little(self, num_steps: int, epochs: float) -> None:
+        """Say where the data make so few steps that little can be learned, and what would make more of them."""
+        if num_steps >= _FEW_STEPS:
+            return
+        batch = self.settings.batch
+        more = [f"epochs={-(-_FEW_STEPS * epochs // num_steps):.0f}"]
+        rows = max(1, batch.tokens * num_steps // _FEW_STEPS // batch.row_tokens)
+        if (smaller := rows * batch.row_tokens) < batch.tokens:
+            more.insert(0, f"batch.tokens={smaller} (a step of fewer rows, now {batch.tokens})")
+        made = f"{num_steps} step{'s' * (num_steps > 1)}"
+        say(f"  the data make {made}, which is too little to learn much; more come from {' or '.join(more)}")
 
     def train(
         self,

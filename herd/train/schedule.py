@@ -69,14 +69,16 @@ class BatchSettings:
 def learning_rate(schedule: ScheduleSettings, peak: float, step: int, num_steps: int) -> float:
     """The learning rate of optimizer step `step` (counted from 0) of a run of `num_steps`.
 
-    The first step of a warm-up of w steps has 1/w of the peak; the last step of a falling shape has the final share.
+    The first step of a warm-up of w steps has 1/w of the peak, its last one (without a warm-up the run's first) all of
+    it; the last step of a falling shape has the final share. A single step has the peak.
     """
     warmup = min(schedule.warmup_steps, num_steps)
     if step < warmup:
         return peak * (step + 1) / warmup
     if schedule.shape == "constant":
         return peak
-    progress = min((step + 1 - warmup) / max((schedule.steps or num_steps) - warmup, 1), 1.0)
+    at_peak = max(warmup - 1, 0)
+    progress = min((step - at_peak) / max((schedule.steps or num_steps) - 1 - at_peak, 1), 1.0)
     fall = 1 - progress if schedule.shape == "linear" else (1 + math.cos(math.pi * progress)) / 2
     return peak * (schedule.final_share + (1 - schedule.final_share) * fall)
 

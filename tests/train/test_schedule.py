@@ -15,7 +15,8 @@ def test_warm_up_is_linear_and_reaches_the_peak():
 def test_cosine_ends_at_its_final_share_and_is_halfway_in_the_middle():
     found = rates(shape="cosine", final_share=0.1)
     assert found[-1] == pytest.approx(0.2)
-    assert found[49] == pytest.approx(1.1)
+    assert found[0] == 2.0
+    assert (found[49] + found[50]) / 2 == pytest.approx(1.1)
     assert found == sorted(found, reverse=True)
 
 
@@ -27,6 +28,15 @@ def test_linear_goes_to_exactly_zero():
 
 def test_constant_stays():
     assert set(rates(shape="constant")) == {2.0}
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear", "constant"])
+def test_one_step_is_learned_at_the_peak_and_two_end_at_the_final_share(shape):
+    assert rates(num_steps=1, shape=shape) == [2.0]
+    assert rates(num_steps=2, shape=shape, final_share=0.1)[0] == 2.0
+    if shape != "constant":
+        assert rates(num_steps=2, shape=shape, final_share=0.1)[1] == pytest.approx(0.2)
+        assert rates(num_steps=3, shape=shape, final_share=0.1, warmup_steps=2) == pytest.approx([1.0, 2.0, 0.2])
 
 
 def test_a_warm_up_longer_than_the_run_is_cut():

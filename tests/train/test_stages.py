@@ -278,3 +278,28 @@ def test_a_damaged_reference_is_one_clear_error(tmp_path, checkpoint):
         file.write_bytes(content)
         with pytest.raises(CheckpointError, match="delete it, and the reference is computed once more"):
             read_log_probs(file, 4)
+
+
+def test_a_reward_model_is_no_language_model_to_train(tmp_path, checkpoint):
+    given = {"pairs": pairs(tmp_path), "checkpoint": checkpoint, "out": tmp_path / "reward", "holdout": 0.0}
+    model = reward.run(settings_of(reward, "RewardSettings", **given, **QUICK))
+    values = {"conversations": conversations(tmp_path), "checkpoint": model, "out": tmp_path / "sft"}
+    with pytest.raises(CheckpointError, match="is a reward model, and a language model"):
+        sft.run(settings_of(sft, "SftSettings", **values, **QUICK))
+    with pytest.raises(CheckpointError, match="is a reward model, and a language model"):
+        values = {"pairs": given["pairs"], "checkpoint": model, "out": tmp_path / "dpo"}
+        dpo.run(settings_of(dpo, "DpoSettings", **values, **QUICK))
+
+
+def test_too_little_data_is_said_with_settings_that_make_more_steps(tmp_path, checkpoint, capsys, monkeypatch):
+    monkeypatch.delenv("HERD_QUIET", raising=False)
+    rows = [{"prompt": text(n), "completion": text(n + 1)} for n in range(10)]
+    values = {"conversations": write_json(tmp_path / "rows.jsonl", rows), "checkpoint": checkpoint, "epochs": 1}
+    options = {"batch__tokens": 8192, "batch__row_tokens": 256, "optimizer__learning_rate": 0.01}
+    path = sft.run(settings_of(sft, "SftSettings", out=tmp_path / "one", **values, **options))
+    said = capsys.readouterr().err
+    assert read_manifest(path)["figures"]["steps"] == 1
+    assert "the data make 1 step, which" in said and "batch.tokens=256" in said and "epochs=20" in said
+    before, after = load_file(checkpoint / "model.safetensors"), load_file(path / "checkpoint/model.safetensors")
+    moved = max(float((after[name].float() - before[name].float()).abs().max()) for name in before)
+    assert moved > 0.005  # Adam's first step is as long as the rate: at its peak, not at the last step's share
