@@ -16,6 +16,7 @@ from herd.data.talks import (
     asked,
     calls_in,
     dialogue_of,
+    has_text,
     said,
     talk_of,
     tools_of,
@@ -68,14 +69,8 @@ def count_unread(row: Row, keys: Iterable[str], talks: Iterable[Talk], notes: No
     """Count the row's keys with text that are not among `keys`, but for a copy of what a message says."""
     told, read = {message.get("content") for talk in talks for message in talk.messages}, {*keys, *ABOUT}
     for key, value in row.items():
-        if key not in read and _has_text(value) and not (isinstance(value, str) and value in told):
+        if key not in read and has_text(value) and not (isinstance(value, str) and value in told):
             notes.unread[f"`{key}`"] += 1
-
-
-def _has_text(value: Any) -> bool:
-    if isinstance(value, Mapping | list):
-        return any(_has_text(one) for one in (value.values() if isinstance(value, Mapping) else value))
-    return isinstance(value, str) and bool(value.strip())
 
 
 def _unknown(row: Row) -> str:
@@ -92,10 +87,11 @@ def _unknown(row: Row) -> str:
 
 
 def _is_bad(row: Row) -> bool:
-    """Whether the row is KTO's with `label` false, or has a reward of 0 or less."""
-    reward = row.get("reward")
-    bad_reward = "generation" in row and isinstance(reward, int | float) and reward <= 0
-    return bad_reward or row.get("label") is False or ("completion" in row and row.get("label") in ("False", "false"))
+    """Whether a response is labelled as bad (KTO's `label`, `kto_tag`), or has a reward of 0 or less."""
+    if "generation" in row:
+        return isinstance(row.get("reward"), int | float) and row["reward"] <= 0
+    of_kto = "completion" in row or any(row.get(name) is not None for name in LISTS)
+    return of_kto and any(row.get(name) in (False, "False", "false") for name in ("label", "kto_tag"))
 
 
 def system_of(row: Row) -> str | None:
@@ -146,7 +142,7 @@ def _messages(row: Row, notes: Notes) -> Iterable[Talk]:
 
 def _prompt_and_answer(row: Row, notes: Notes) -> Iterable[Talk]:
     turns, name = before_answer(row, notes), _answering(row)
-    if not row.get(name):
+    if row.get(name) in (None, "", [], {}):
         raise LeftOut("rows with an empty answer")
     answer = row[name]
     if name == "answers" and isinstance(answer, str) and row.get("tools"):

@@ -31,6 +31,7 @@ _REASONING = ("reasoning_content", "reasoning", "thinking")
 _SWITCHES = ("train", "training", "trainable")
 _KEPT = ("name", "tool_call_id")
 _HEARD = {*_ROLE_KEYS, *_TEXT_KEYS, *_REASONING, *_SWITCHES, *_KEPT, "id", "weight", "refusal"}
+_HEARD |= {"tool_calls", "function_call", "api"}
 _RENDERED = re.compile(
     r"\s*(<s>|<\|begin_of_text\|>|<bos>)?\s*"
     r"(<\|im_start\|>|<\|start_header_id\|>|\[INST\]|<start_of_turn>|<\|(user|system|assistant|prompter)\|>"
@@ -167,6 +168,13 @@ def without_nulls(value: Any) -> tuple[Any, int]:
     return value, 0
 
 
+def has_text(value: Any) -> bool:
+    """Whether there is text in a value or anywhere below it."""
+    if isinstance(value, Mapping | list):
+        return any(has_text(one) for one in (value.values() if isinstance(value, Mapping) else value))
+    return isinstance(value, str) and bool(value.strip())
+
+
 def _unpacked(value: Any) -> Any:
     """A list that a table holds as JSON."""
     if isinstance(value, str) and value.lstrip().startswith("["):
@@ -200,7 +208,7 @@ def _message(turn: Any, name: str, notes: Notes) -> tuple[Message, bool]:
     if reasoning := next((turn[key] for key in _REASONING if isinstance(turn.get(key), str) and turn[key]), None):
         message["reasoning_content"] = reasoning
     for key, one in turn.items():
-        if key not in _HEARD and isinstance(one, str) and one.strip():
+        if key not in _HEARD and has_text(one):
             notes.unread[f"`{key}` of messages"] += 1
     return cast(Message, message), _is_on(turn, notes)
 

@@ -99,6 +99,28 @@ def test_a_call_of_a_function_is_one_in_every_dialect(row):
     assert call.get("function", call) == CALL
 
 
+def test_nulls_that_parquet_adds_to_arguments_are_taken_out_and_counted(tmp_path):
+    calls = [CALL, {"name": "clock", "arguments": {"zone": "CET"}}]
+    talks = [[USER, {"role": "assistant", "content": "", "tool_calls": [call]}] for call in calls]
+    pq.write_table(pa.Table.from_pylist([{"messages": talk} for talk in talks]), tmp_path / "rows.parquet")
+    notes = Notes()
+    found = [talk for _, row in read_rows(tmp_path / "rows.parquet") for talk in read(row, notes)]
+    assert [talk.messages[1]["tool_calls"] for talk in found] == [[call] for call in calls]
+    assert notes.changed.total() == 2
+
+
+def test_what_stands_below_a_message_and_is_not_read_is_named():
+    notes = Notes()
+    read({"messages": [USER | {"annotations": [{"value": "get_menu"}], "index": 0}, ANSWER]}, notes)
+    assert notes.unread == {"`annotations` of messages": 1}
+
+
+def test_a_label_of_another_task_drops_no_row():
+    assert spoken({"question": "q", "answer": "a", "label": False}) == QA
+    assert read({"messages": [USER, ANSWER], "label": False}) == []
+    assert read({"conversations": [USER, ANSWER], "kto_tag": False}) == []
+
+
 def test_parallel_calls_stay_together_and_their_answers_follow():
     calls = [{"id": str(i), "type": "function", "function": CALL} for i in range(2)]
     answers = [{"role": "tool", "tool_call_id": str(i), "content": "rain"} for i in range(2)]
