@@ -107,7 +107,10 @@ def _supervise(
     os.chdir(home)
     os.mkdir(HIDDEN)
     folder = Folder(home)
-    folder.put(job["files"])
+    if refused := folder.put(job["files"]):  # a program without its input would end well or badly for nothing
+        said = "; ".join(f"{name!r} {why}" for name, why in refused.items())
+        frames.send(channel, {"fault": f"{said}; the limit disk_bytes is {job['limits']['disk_bytes']}"})
+        return
     setting = Setting(job, layers, home, ["/"] if inside else [*job["visible"], *job["packages"].values()], group)
     if job["session"]:
         frames.send(channel, {"open": True})

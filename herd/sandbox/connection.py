@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class Connection:
         with theirs:
             self._warden = subprocess.Popen(command, stdin=theirs.fileno(), env={}, cwd="/")
         self._channel = ours
+        self._turn = threading.Lock()  # two threads would take each other's answers
 
     @property
     def process(self) -> int:
@@ -41,12 +43,17 @@ class Connection:
         Raises:
             SandboxError: the warden has gone, could not do it, or did not answer in time.
         """
-        try:
-            self._channel.settimeout(seconds)
-            frames.send(self._channel, message)
-            answer = frames.receive(self._channel)
-        except OSError as error:
-            raise SandboxError(f"the sandbox's own process is gone ({error}); open a new one") from None
+        with self._turn:
+            try:
+                self._channel.settimeout(seconds)
+                frames.send(self._channel, message)
+                answer = frames.receive(self._channel)
+            except OSError as error:
+                self._hang_up()
+                raise SandboxError(f"the sandbox's own process is gone ({error}); open a new one") from None
+            except BaseException:  # Ctrl-C: the answer that comes late must not be taken for the next one's
+                self._hang_up()
+                raise
         if answer is None or "fault" in answer:
             said = answer["fault"] if answer else "its process ended"
             raise SandboxError(f"the sandbox could not run it: {said}")
@@ -54,8 +61,7 @@ class Connection:
 
     def close(self) -> None:
         """End the warden and whatever it runs, and remove the folder."""
-        with contextlib.suppress(OSError):
-            self._channel.shutdown(socket.SHUT_RDWR)  # closing alone tells nobody while a thread waits for an answer
+        self._hang_up()
         self._channel.close()
         try:
             self._warden.wait(_CLOSE_SECONDS)
@@ -63,3 +69,7 @@ class Connection:
             self._warden.kill()
             self._warden.wait()
         shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def _hang_up(self) -> None:
+        with contextlib.suppress(OSError):
+            self._channel.shutdown(socket.SHUT_RDWR)  # closing alone tells nobody while a thread waits for an answer

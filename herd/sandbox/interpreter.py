@@ -23,12 +23,13 @@ def main() -> None:
     with open(3, "rb") as cells:
         while head := cells.read(8):
             number += 1
-            status = run(cells.read(int.from_bytes(head, "little")).decode(), module.__dict__, f"<cell {number}>")
+            code = cells.read(int.from_bytes(head, "little")).decode("utf-8", "surrogatepass")
+            status = run(code, module.__dict__, f"<cell {number}>")
             if os.getpid() != own:
                 os._exit(status)  # a child that the cell has forked has run out of its code
             plots = save_plots(plots)
             for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(OSError, ValueError):
+                with contextlib.suppress(Exception):  # a cell may have put anything in their place
                     stream.flush()
             os.write(4, bytes([status]))
 

@@ -56,10 +56,14 @@ def steps(name: str, environment: str) -> list[list[str]]:
 def visible(name: str) -> list[str]:
     """The folders of the system that code in a language may read."""
     prefixes = [sys.base_prefix] if name == "python" else []
+    home = os.path.realpath(os.path.expanduser("~"))
     for program in LANGUAGES[name].programs:
         path = _program(program) or ""
         if not path.startswith("/usr/"):
-            prefixes.append(os.path.dirname(os.path.dirname(path)))
+            prefix = os.path.dirname(os.path.dirname(path))
+            # ~/bin/node stands in the user's home, ~/.local beside his keys: there the program alone is shown.
+            whole = os.path.commonpath([prefix, home]) != prefix and prefix != f"{home}/.local"
+            prefixes.append(prefix if whole else path)
     return [*_SYSTEM, *(prefix for prefix in prefixes if prefix not in ("/usr", "/", ""))]
 
 

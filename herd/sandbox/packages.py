@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -25,13 +26,24 @@ class Packages:
     places: dict[str, str]  # path in site-packages: path on this machine
 
 
-@cache
-def chosen(names: tuple[str, ...]) -> Packages:
+def chosen(names: Sequence[str]) -> Packages:
     """The installed packages of these names with everything they need that is installed.
 
     Raises:
         ConfigError: one is not installed, or is installed in a way that leaves no files to show (editable).
     """
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise ConfigError(f"packages: expected a list of names such as ['numpy'], got {names!r}")
+    for name in names:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"packages: {name!r} is no package's name; expected one such as `numpy`, nothing after it"
+            )
+    return _chosen(tuple(names))
+
+
+@cache
+def _chosen(names: tuple[str, ...]) -> Packages:
     if not names:
         return Packages({}, "", {})
     found: dict[str, metadata.Distribution] = {}

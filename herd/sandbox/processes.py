@@ -68,7 +68,7 @@ class Program:
         self.out, self.status, self.why, self._limits = out, 0, "ended", limits
         with contextlib.suppress(BlockingIOError):
             os.read(self._done, 1 << 16)  # a byte that nobody asked for is no answer to this cell
-        data = code.encode()
+        data = code.encode("utf-8", "surrogatepass")
         self._unsent = bytearray(len(data).to_bytes(8, "little") + data)
         self._used_before = used()[1]
         _signal_all(signal.SIGCONT)
@@ -119,7 +119,7 @@ class Program:
         if self.why == "ended" and self._group is not None and cgroup.killed_for_memory(self._group[1]):
             self.why = "memory"
         if self.why == "ended" and self.status < 0:
-            self.why = "cpu" if -self.status == signal.SIGXCPU else f"signal {signal.Signals(-self.status).name}"
+            self.why = "cpu" if -self.status == signal.SIGXCPU else f"signal {_signal_name(-self.status)}"
 
     def _wait(self, seconds: float) -> tuple[bool, bool]:
         """Move what can be moved; whether the program has ended, and whether a cell is done."""
@@ -285,6 +285,13 @@ def _signal_all(number: int) -> None:
     for pid in descendants():
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)  # one of the real-time signals, most of which have no name
 
 
 def _states(pid: int) -> list[bytes]:

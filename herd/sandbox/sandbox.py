@@ -19,6 +19,7 @@ from typing import Any
 from herd.errors import ConfigError, SandboxError
 from herd.sandbox import cgroup, environment, languages, levels
 from herd.sandbox.connection import Connection
+from herd.sandbox.files import MAX_DEPTH
 from herd.sandbox.packages import Packages, chosen
 
 _ENVIRONMENT = {
@@ -27,6 +28,18 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MPLBACKEND": "Agg",
+}
+
+
+_BOUNDS = {  # the kind of a limit, its least and its greatest value
+    "wall_seconds": ("seconds", 0.001, 10**8),
+    "cpu_seconds": ("seconds", 0.001, 10**8),
+    "memory_bytes": ("a whole number", 1 << 20, 1 << 60),
+    "disk_bytes": ("a whole number", 4096, 1 << 60),  # 0 would mean half of the machine's memory
+    "output_bytes": ("a whole number", 0, 1 << 60),
+    "returned_bytes": ("a whole number", 0, 1 << 60),
+    "num_processes": ("a whole number", 1, 1 << 30),
+    "open_files": ("a whole number", 16, 1 << 30),
 }
 
 
@@ -42,6 +55,18 @@ class Limits:
     returned_bytes: int = 16 << 20  # files that come back
     num_processes: int = 64
     open_files: int = 256  # each process
+
+    def __post_init__(self) -> None:
+        """Refuse what is no limit: a NaN would never be over, a negative one would mean none to the kernel.
+
+        Raises:
+            ConfigError: a limit of the wrong kind or out of bounds.
+        """
+        for name, (kind, least, most) in _BOUNDS.items():
+            value: Any = getattr(self, name)
+            fits = type(value) is int or (kind == "seconds" and type(value) is float)
+            if not fits or not least <= value <= most:
+                raise ConfigError(f"limit {name}: expected {kind} from {least} to {most}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -77,7 +102,7 @@ class Sandbox:
     """
 
     def __init__(self, level: str = "full", *, allow_weaker: bool = False, packages: Sequence[str] = ()):
-        self.packages = chosen(tuple(packages))
+        self.packages = chosen(packages)
         self.place = Place(checked_level(level, allow_weaker), self.packages)
 
     @property
@@ -91,11 +116,16 @@ class Sandbox:
         """Run `code` in an empty folder with `files` beside it; nothing of the run outlives it but the result.
 
         Raises:
-            ConfigError: an unknown language, one whose programs are not here, or a file's name that leads elsewhere.
-            SandboxError: the box could not be put up.
+            ConfigError: an unknown language, one whose programs are not here, code, a limit or a file that cannot be.
+            SandboxError: the box could not be put up, or the files do not fit into it.
         """
-        job = self.place.job(language, limits or Limits())
-        job["files"] = encoded(files) | encoded({languages.LANGUAGES[language].file: code.encode()})
+        program = checked_text("code", code).encode("utf-8", "surrogatepass")
+        job = self.place.job(language, checked_limits(limits))
+        try:
+            job["files"] = encoded(files, {languages.LANGUAGES[language].file: program})
+        except ConfigError:
+            self.place.clear(job)
+            raise
         try:
             return self.place.result(self.place.connection.ask(job))
         finally:
@@ -133,11 +163,13 @@ class Place:
 
     def job(self, language: str, limits: Limits) -> dict[str, Any]:
         """A job without files, whose folder must be cleared in the end."""
-        known = languages.LANGUAGES.get(language)
+        known = languages.LANGUAGES.get(language) if isinstance(language, str) else None
         if known is None:
             raise ConfigError(f"no language `{language}`; there are: {', '.join(languages.LANGUAGES)}")
         if absent := languages.missing(language):
             raise ConfigError(f"{language} needs {', '.join(absent)}, not found on the PATH; install it")
+        if not os.path.isdir(self._root):
+            raise SandboxError("the sandbox is closed; open a new one")
         python = language == "python"
         return {
             "session": False,
@@ -178,7 +210,9 @@ class Pool:
         allow_weaker: bool = False,
         packages: Sequence[str] = (),
     ):
-        num_workers = workers or len(os.sched_getaffinity(0))
+        num_workers = len(os.sched_getaffinity(0)) if workers is None else workers
+        if not isinstance(num_workers, int) or num_workers < 1:
+            raise ConfigError(f"workers: expected a whole number from 1 on, got {workers!r}")
         self._all = [Sandbox(level, allow_weaker=allow_weaker, packages=packages) for _ in range(num_workers)]
         self._free: SimpleQueue[Sandbox] = SimpleQueue()
         for one in self._all:
@@ -244,17 +278,55 @@ def checked_level(level: str, allow_weaker: bool) -> str:
     )
 
 
-def encoded(files: dict[str, bytes] | None) -> dict[str, str]:
-    """Files as a job carries them.
+def checked_limits(limits: Limits | None) -> Limits:
+    """Limits as they are, the usual ones for None."""
+    if limits is not None and not isinstance(limits, Limits):
+        raise ConfigError(f"limits: expected Limits(...), got {limits!r}")
+    return Limits() if limits is None else limits
+
+
+def checked_text(name: str, text: str) -> str:
+    """A text as it is; whatever else is refused, as `None` is a program that ends well."""
+    if not isinstance(text, str):
+        raise ConfigError(f"{name}: expected text, got {type(text).__name__}")
+    return text
+
+
+def encoded(files: dict[str, bytes] | None, own: dict[str, bytes] | None = None) -> dict[str, str]:
+    """Files as a job carries them; `own` is the program's own file.
 
     Raises:
-        ConfigError: a name that leads elsewhere.
+        ConfigError: a name that leads elsewhere or stands for two files, or contents that are no bytes.
     """
-    return {_plain(name): base64.b64encode(data).decode() for name, data in (files or {}).items()}
+    if files is not None and not isinstance(files, dict):
+        raise ConfigError(f"files: expected a dictionary of names and bytes, got {type(files).__name__}")
+    found: dict[str, str] = {}
+    for name, data in [*(own or {}).items(), *(files or {}).items()]:
+        path = _plain(name)
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise ConfigError(f"{name!r}: expected the file's bytes, got {type(data).__name__}")
+        if path in found:
+            raise ConfigError(
+                f"{name!r}: there is another file of this name (the code itself is one); name it otherwise"
+            )
+        found[path] = base64.b64encode(data).decode()
+    for path in found:
+        if above := [str(one) for one in PurePosixPath(path).parents if str(one) in found]:
+            raise ConfigError(f"{path!r}: {above[0]!r} is a file, not a folder; name one of them otherwise")
+    return found
 
 
 def _plain(name: str) -> str:
+    said = f"{name!r}: expected a file's name inside the box, such as `data/in.csv`"
+    if not isinstance(name, str):
+        raise ConfigError(said)
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or path.parts[0] == ".tmp" or "\0" in name:
-        raise ConfigError(f"{name!r}: expected a file's name inside the box, such as `data/in.csv`")
+        raise ConfigError(said)
+    try:
+        too_long = [part for part in path.parts if len(part.encode()) > 255]
+    except UnicodeEncodeError:
+        raise ConfigError(f"{said}, in Unicode without lone surrogates") from None
+    if too_long or len(path.parts) > MAX_DEPTH:
+        raise ConfigError(f"{said}, each part at most 255 bytes, {MAX_DEPTH} parts at most")
     return str(path)

@@ -19,6 +19,7 @@ _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _KILL, _ALLOW, _ERROR = 0x80000000, 0x7FFF0000, 0x00050000
 _NEW_NAMESPACES = 0x7E020080  # every CLONE_NEW* bit of clone's flags
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # typing into the terminal of whoever started us
+_F_SETSIG = 10  # fcntl: have SIGCONT sent when a pipe moves, which would wake a frozen process
 
 _REFUSED: dict[str, tuple[int | None, int | None]] = {  # x86-64, arm64
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272),
@@ -43,6 +44,7 @@ _NOT_THERE: dict[str, tuple[int | None, int | None]] = {  # answered with ENOSYS
     "clone3": (435, 435),  # its flags lie in memory, where a filter cannot look
     "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
     "memfd_create": (319, 279), "memfd_secret": (447, 447),
+    "timer_create": (222, 107),  # its signal may be SIGCONT, which would wake a frozen process
 }  # fmt: skip
 
 _OWN_ONLY: dict[str, tuple[int, int, int]] = {  # calls on another process of the user; the last is the argument
@@ -69,6 +71,7 @@ def program(machine: str | None = None) -> bytes:
     lines += _on_argument((56, 220)[at], 0, (_ANY_BIT, 0, 1, _NEW_NAMESPACES), refuse)
     for command in (_TIOCSTI, _TIOCLINUX):
         lines += _on_argument((16, 29)[at], 1, (_EQUAL, 0, 1, command), refuse)
+    lines += _on_argument((72, 25)[at], 1, (_EQUAL, 0, 1, _F_SETSIG), refuse)
     lines.append((_RETURN, 0, 0, _ALLOW))
     return b"".join(struct.pack("=HBBI", *line) for line in lines)
 

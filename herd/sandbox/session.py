@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from herd.errors import SandboxError
 from herd.sandbox.packages import chosen
-from herd.sandbox.sandbox import Limits, Place, Result, checked_level, encoded
+from herd.sandbox.sandbox import Limits, Place, Result, checked_level, checked_limits, checked_text, encoded
 
 _GRACE_SECONDS = 15.0  # to be stopped, frozen or killed, and to answer, once a cell's own clock has run out
 
@@ -35,8 +35,8 @@ class Session:
         files: dict[str, bytes] | None = None,
         limits: Limits | None = None,
     ):
-        self.limits = limits or Limits()
-        self.packages = chosen(tuple(packages))
+        self.limits = checked_limits(limits)
+        self.packages = chosen(packages)
         given = encoded(files)
         self._place = Place(checked_level(level, allow_weaker), self.packages)
         self.level = self._place.level
@@ -55,11 +55,15 @@ class Session:
 
         Raises:
             SandboxError: the session's process has gone; open a new one.
-            ConfigError: a file's name that leads elsewhere.
+            ConfigError: code, a limit or a file's name that cannot be.
         """
-        bounds = limits or self.limits
-        cell = {"code": code, "files": encoded(files), "limits": asdict(bounds)}
-        return self._place.result(self._place.connection.ask(cell, bounds.wall_seconds + _GRACE_SECONDS))
+        bounds = self.limits if limits is None else checked_limits(limits)
+        cell = {"code": checked_text("code", code), "files": encoded(files), "limits": asdict(bounds)}
+        try:
+            return self._place.result(self._place.connection.ask(cell, bounds.wall_seconds + _GRACE_SECONDS))
+        except SandboxError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """End everything that runs in it; its files are gone."""

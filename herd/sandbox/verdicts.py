@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from herd.sandbox.sandbox import Limits, Pool, Result, Sandbox
+from herd.sandbox.sandbox import Limits, Pool, Result, Sandbox, checked_limits, checked_text
 
 _PATIENCE = 3  # seconds by the clock for each of the processor, so that a busy machine changes no verdict
 
@@ -31,6 +31,7 @@ def run_tests(
 
     Raises:
         SandboxError: the box could not be put up, or its level is not to be had.
+        ConfigError: code or tests that are no text, a limit that cannot be.
     """
     if box is None:
         with Sandbox() as box:
@@ -49,12 +50,14 @@ def run_many_tests(
 
 
 def _program(code: str, tests: str) -> tuple[str, str]:
+    checked_text("code", code)
+    checked_text("tests", tests)
     mark = secrets.token_hex(16)
     return f"{code}\n\n{tests}\n\nimport os as _os\n_os.write(1, b'\\n{mark}')\n", mark
 
 
 def _limits(timeout: float, limits: Limits | None) -> Limits:
-    return replace(limits or Limits(), cpu_seconds=timeout, wall_seconds=_PATIENCE * timeout)
+    return replace(checked_limits(limits), cpu_seconds=timeout, wall_seconds=_PATIENCE * timeout)
 
 
 def _verdict(result: Result, mark: str) -> Verdict:

@@ -108,6 +108,9 @@ ATTEMPTS = {
     "except OSError as error: error.errno == 6 and escaped()",
     "inherited descriptors": "[f for f in map(int, os.listdir('/proc/self/fd')) if f > 3] and escaped()",
     "inherited environment": "'HERD_SECRET' in os.environ and escaped()",
+    "a timer that wakes the frozen": "event = ctypes.create_string_buffer(64)\n"
+    "event[8] = signal.SIGCONT\nreached({timer_create}, 1, event, ctypes.create_string_buffer(8)) and escaped()",
+    "a pipe that wakes the frozen": "import fcntl\nfcntl.fcntl(os.pipe()[0], 10, signal.SIGCONT); escaped()",
     "memfd": "os.memfd_create('x'); escaped()",
     "System V memory": "libc.shmget(0, 4096, 0o1600) >= 0 and escaped()",
     "raise a limit": "soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)\n"
@@ -123,7 +126,7 @@ CALLS = {  # x86-64, arm64
     "pidfd_send_signal": (424, 424), "pidfd_open": (434, 434), "process_vm_readv": (310, 270), "syslog": (103, 116),
     "init_module": (175, 105), "io_uring_setup": (425, 425), "bpf": (321, 280), "perf_event_open": (298, 241),
     "fanotify_init": (300, 262), "userfaultfd": (323, 282), "keyctl": (250, 219), "open_by_handle_at": (304, 265),
-    "personality": (135, 92),
+    "personality": (135, 92), "timer_create": (222, 107),
 }  # fmt: skip
 
 
@@ -243,7 +246,7 @@ def test_files_that_are_swapped_for_links_bring_nothing_of_the_host(level, host)
 
 
 HOGS = {
-    "a fork bomb": ("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", {"time", "cpu"}),
+    "a fork bomb": ("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", {"time", "cpu", "memory"}),
     "memory": ("x = []\nwhile True: x.append(bytearray(10**7))", {"ended", "memory"}),
     "memory of many": (
         "import os, time, mmap\nfor _ in range(6):\n    if os.fork() == 0: break\n"
