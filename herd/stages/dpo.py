@@ -26,8 +26,8 @@ class DpoSettings(TuneSettings):
     """Tune a fine-tuned model on preference pairs."""
 
     pairs: list[Path]
-    """JSONL or Parquet files (or folders of them) of `prompt`, `chosen`, `rejected`; an `edited` response replaces
-    the chosen one."""
+    """JSONL, JSON, CSV or Parquet files (or folders of them) of preferences in any form that docs/tuning.md lists; an
+    `edited` response replaces the chosen one."""
     checkpoint: Path
     """Checkpoint to start from, which is the reference too; its tokenizer beside it."""
     beta: float = 0.1

@@ -25,7 +25,7 @@ class RewardSettings(TuneSettings):
     """Train a reward model on preference pairs."""
 
     pairs: list[Path]
-    """JSONL or Parquet files (or folders of them) of `prompt`, `chosen`, `rejected` and perhaps `edited`."""
+    """JSONL, JSON, CSV or Parquet files (or folders of them) of preferences in any form that docs/tuning.md lists."""
     holdout: float = 0.1
     """Share (0 to 1) of the prompts kept aside to measure accuracy on."""
     min_strength: Literal["marginally_better", "slightly_better", "better", "significantly_better"] = "better"

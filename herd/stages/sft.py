@@ -21,7 +21,7 @@ class SftSettings(TuneSettings):
     """Fine-tune a language model on conversations."""
 
     conversations: list[Path]
-    """JSONL or Parquet files (or folders of them) of `messages`; ShareGPT and prompt/answer rows are read too."""
+    """JSONL, JSON, CSV or Parquet files (or folders of them) of conversations in any form that docs/tuning.md lists."""
     epochs: float = 2.0
     """How often all conversations are gone through."""
     mixture: dict[str, float] = field(default_factory=dict)

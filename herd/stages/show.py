@@ -25,7 +25,7 @@ class ShowSettings:
     """Print conversations with their special tokens; trained tokens are green (between ⟦ and ⟧ where no colour is)."""
 
     path: Path
-    """File or folder of conversations (JSONL or Parquet), as `herd sft` takes them."""
+    """File or folder of conversations, as `herd sft` takes them."""
     tokenizer: Path = Path("runs/demo")
     """Checkpoint or tokenizer folder."""
     first: int = 1
