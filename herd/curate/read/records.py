@@ -134,6 +134,8 @@ class _Zstd:
             return None
         self.file.seek(position)
         frame = self.file.read(end - position)
+        if self._swallows(position, frame, end):
+            return None
         if frame[1:4] == _SKIPPABLE:
             self.dictionary = self.dictionary or (frame if frame.startswith(_DICTIONARY) else b"")
             return end
@@ -144,6 +146,20 @@ class _Zstd:
         except (OSError, ValueError, EOFError):
             return None
         return end
+
+    def _is_followed(self, position: int) -> bool:
+        """Whether another frame, or nothing, begins there."""
+        self.file.seek(position)
+        head = self.file.read(4)
+        return not head or head == _ZSTD or head[1:] == _SKIPPABLE
+
+    def _swallows(self, position: int, frame: bytes, end: int) -> bool:
+        """Whether whole frames lie in this one, which was cut: bytes stored as they are have no checksum of their own."""
+        inner = frame.find(_ZSTD, 1)
+        place = position + inner if inner > 0 else None
+        while place is not None and place < end:
+            place = self._end(place)
+        return place is not None and (place == end or (not self._is_followed(end) and self._is_followed(place)))
 
     def goes_on(self, position: int) -> bool:
         """Whether the frame there begins with no record: none was met that does."""
