@@ -154,7 +154,7 @@ class _Zstd:
         return not head or head == _ZSTD or head[1:] == _SKIPPABLE
 
     def _swallows(self, position: int, frame: bytes, end: int) -> bool:
-        """Whether whole frames lie in this one, which was cut: bytes stored as they are have no checksum of their own."""
+        """Whether whole frames lie in this one, which was cut: bytes stored as they are have no checksum."""
         inner = frame.find(_ZSTD, 1)
         place = position + inner if inner > 0 else None
         while place is not None and place < end:
