@@ -90,8 +90,8 @@ class SplitHead(Head):
         self.register_parameter("bias", None)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., V), put together."""
-        return gather(F.linear(hidden, self.weight), self.group, hidden.ndim - 1)
+        """(..., D) -> (..., V), put together: each process makes the same of them, so backward adds up nothing."""
+        return _GatherSame.apply(F.linear(hidden, self.weight), self.group)
 
     forward = logits
 
@@ -116,6 +116,18 @@ class _Gather(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor):
         return _reduce_scatter(grad, ctx.group, ctx.dim), None, None
+
+
+class _GatherSame(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _all_gather(x, group, x.ndim - 1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor):
+        return grad.chunk(ctx.group.size(), -1)[ctx.group.rank()].contiguous(), None
 
 
 class _ScatterSum(torch.autograd.Function):

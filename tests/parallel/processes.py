@@ -24,6 +24,7 @@ from herd.parallel.settings import ParallelSettings
 from herd.train.lora import LoraSettings, adapt, add_adapters
 from herd.train.metrics import Totals
 from herd.train.objectives import next_token
+from herd.types import IGNORE
 from tests.train.tiny import VOCABULARY, tiny_loader
 
 NUM_STEPS = 2
@@ -62,7 +63,10 @@ def whole_model(config: ModelConfig, lora: LoraSettings | None = None):
 
 
 def sources_loss(hidden, head, batch):
-    return next_token(hidden, head, batch, sources=("library", "pydoc"))
+    """Cross entropy from the head's sums, and a term of its logits themselves (z-loss)."""
+    loss = next_token(hidden, head, batch, sources=("library", "pydoc"))
+    z = head.logits(hidden[batch.labels != IGNORE]).float().logsumexp(-1).square().sum()
+    return loss._replace(sum=loss.sum + 0.1 * z)
 
 
 def alone(config: ModelConfig, lora: LoraSettings | None = None) -> list[tuple[dict, dict]]:
