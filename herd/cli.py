@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
@@ -39,8 +40,8 @@ STORY: dict[str, tuple[str, ...]] = {
     "From a corpus to a base model": ("pretrain", "average"),
     "From a base model to an assistant": ("distill", "sft", "reward", "reject", "dpo"),
     "Measure and shrink": ("evaluate", "harness", "quantize", "report"),
-    "Use": ("chat", "serve", "convert", "plan", "doctor", "sandbox"),
-    "Look closer": ("inspect", "show", "template", "trace"),
+    "Use": ("chat", "serve", "convert", "plan", "doctor"),
+    "Look closer": ("inspect", "show", "template", "trace", "sandbox"),
 }
 """The verbs in the order of the story; each is `herd/stages/<verb>.py`, or a family `herd/stages/<verb>/`."""
 
@@ -128,6 +129,8 @@ def _which(verb: str, words: list[str]) -> tuple[str, list[str]]:
         raise ConfigError(f"`herd {verb}` is now `herd {renamed.VERBS[verb]}`")
     known = commands()
     if verb not in (name.split()[0] for name in known):
+        if verb.isidentifier() and verb[0] != "_" and (file := next(_files(verb), None)):
+            raise ConfigError(f"no command `{verb}`: {file} is there, but `STORY` in {__file__} does not name it")
         raise ConfigError(f"no command `{verb}`{_nearest(verb, known)}")
     first = words[0] if words else ""
     if f"{verb} {first}" in known:
@@ -219,9 +222,13 @@ def _parsed(command: str) -> ast.Module:
 
 def _file(command: str) -> Path:
     """The file of a stage, or the `__init__.py` of a family."""
+    return next(_files(command))
+
+
+def _files(command: str) -> Iterator[Path]:
     places = [Path(folder, *command.split()) for folder in stages.__path__]
     files = [file for place in places for file in (place / "__init__.py", place.with_suffix(".py"))]
-    return next(file for file in files if file.is_file())
+    return (file for file in files if file.is_file())
 
 
 def _family_help(family: str) -> str:

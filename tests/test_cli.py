@@ -21,7 +21,8 @@ def test_the_overview_names_every_verb_without_loading_pytorch():
     for verb in VERBS:
         assert (f"\n  {verb} " in result.stdout) != (verb in BRIEF)
     assert all(f", {verb}" in result.stdout or f": {verb}" in result.stdout for verb in BRIEF)
-    assert len(result.stdout.splitlines()) <= 40
+    full = "the first help screen has 40 lines: move a verb to a group of `cli.BY_NAME_ONLY`"
+    assert len(result.stdout.splitlines()) <= 40, full
 
 
 def test_the_overview_comes_at_once():
@@ -51,6 +52,14 @@ def test_every_stage_file_is_a_verb():
     families = [file.parent.name for file in folder.glob("*/__init__.py")]
     assert {file.parts[0] for file in files} | set(families) == set(VERBS)
     assert {" ".join(file.parts) for file in files} - set(families) == set(cli.commands()) - set(families)
+
+
+def test_a_stage_that_no_group_names_is_told_apart_from_a_slip(monkeypatch, capsys):
+    monkeypatch.setitem(cli.STORY, "Look closer", ("inspect",))
+    assert cli.main(["sandbox"]) == cli.USER_ERROR
+    assert "sandbox.py is there, but `STORY`" in capsys.readouterr().err
+    assert cli.main(["sandbx"]) == cli.USER_ERROR
+    assert "is there" not in capsys.readouterr().err
 
 
 # ---- families --------------------------------------------------------------------------------------------------------

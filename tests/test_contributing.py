@@ -103,3 +103,4 @@ def test_the_shown_objective_trains_a_model(tmp_path):
     assert losses[-1] < losses[0] and figures["nll"] > 0
     assert (tmp_path / "run/checkpoint/model.safetensors").is_file()
     assert "gamma" in ran(code, "focal", "--help")
+    assert len(ran(code, "--help").splitlines()) <= 40
