@@ -275,6 +275,7 @@ def _verdict(runs: Sequence[StageRun]) -> str:
 
 def _dialogues(runs: Sequence[StageRun]) -> str:
     rows = [row for run in runs if run.stage == "evaluate" for row in run.rows("samples.jsonl") if row.get("question")]
+    rows = [row for row in rows if "left_out" not in row]
     if not rows:
         return ""
     parts = [
@@ -377,11 +378,13 @@ def _pivot(scores: Sequence[dict[str, Any]]) -> str:
 
 
 def _score(score: dict[str, Any]) -> str:
+    if (left := len(score.get("left_out", ()))) and not score["n"]:
+        return f"<small>all {left} left out</small>"
     if score.get("low") is not None:
         spread = f"{score['low']:.3f} to {score['high']:.3f}"
     else:
         spread = f"± {1.96 * score['stderr']:.3f}" if score.get("stderr") else ""
-    return f"<b>{score['value']:.3f}</b> <small>{spread}</small>"
+    return f"<b>{score['value']:.3f}</b> <small>{spread}{f', {left} left out' if left else ''}</small>"
 
 
 def _value(key: str, value: Any) -> str:

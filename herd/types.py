@@ -166,3 +166,5 @@ class Score:
     low: float | None = None  # 95 % confidence interval
     high: float | None = None
     model: str = ""  # the checkpoint's name in the comparison; a baseline has its own
+    left_out: tuple[int, ...] = ()  # questions (`item` in samples.jsonl) beyond the model's context, not among the n
+    fewer_shots: tuple[int, ...] = ()  # questions asked with fewer examples, so that they fit

@@ -15,7 +15,7 @@ from herd.evals.retrieval import retrieved_answers, shuffled_answers
 from herd.evals.rows import rows_of
 from herd.evals.scorers import SCORERS
 from herd.evals.statistics import summary
-from herd.evals.subject import Subject
+from herd.evals.subject import Prompt, Subject, TooLong
 from herd.evals.task import Item, Task
 from herd.types import SamplingParams, Score
 
@@ -23,23 +23,61 @@ RETRIEVED, SHUFFLED = "retrieved answer of another question", "random answer of 
 """Names of the baselines in tables."""
 
 Result = dict[str, Any]
-"""Of one item: `answer`, the scores by metric, and `prompt_tokens` where they are known."""
+"""Of one item: `answer` and the scores by metric. Without scores, `left_out` says why it could not be asked; `shots` is
+there where it was asked with fewer examples than the task's."""
 
 
 def ask(task: Task, items: Sequence[Item], subject: Subject, base: bool | None = None) -> list[Result]:
-    """Results in the items' order; `base` says that the subject continues raw text, whatever it says itself."""
+    """Results in the items' order; `base` says that the subject continues raw text, whatever it says itself.
+
+    An item beyond the context is asked with fewer examples where the task says so, and else left out.
+    """
     chat = subject.speaks_chat if base is None else not base
+    asked, results = list(items), _asked(task, items, subject, chat)
+    while places := [place for place in range(len(asked)) if _may_shrink(task, asked[place], results[place])]:
+        for place in places:
+            asked[place] = replace(asked[place], examples=asked[place].examples[:-1])
+        again = _asked(task, [asked[place] for place in places], subject, chat)
+        for place, one in zip(places, again, strict=True):
+            results[place] = one | {"shots": len(asked[place].examples)}
+    return results
+
+
+def _may_shrink(task: Task, item: Item, result: Result) -> bool:
+    return task.drop_shots and "left_out" in result and bool(item.examples)
+
+
+def answered(results: Mapping[str, Sequence[Result]], models: Sequence[str]) -> list[int]:
+    """Places of the items that none of these models left out."""
+    rows = [results[name] for name in models]
+    return [place for place, ones in enumerate(zip(*rows, strict=True)) if not any("left_out" in one for one in ones)]
+
+
+def _asked(task: Task, items: Sequence[Item], subject: Subject, chat: bool) -> list[Result]:
     prompts = [item.prompt(task, chat) for item in items]
     if task.ask == "choices":
         return _choose(task, items, prompts, subject)
     raw = bool(prompts) and isinstance(prompts[0], str)
     stop = tuple(task.stop) or (("\n",) if raw else ())
     params = SamplingParams(temperature=task.temperature, top_p=1.0, max_tokens=task.max_tokens, stop=stop)
-    drawn = [
-        graded(task, items, subject.generate(prompts, replace(params, seed=task.seed + number)))
-        for number in range(task.samples)
+    first = subject.generate(prompts, replace(params, seed=task.seed))
+    fits = [not isinstance(text, TooLong) for text in first]
+    kept = [item for item, fit in zip(items, fits) if fit]
+    asked = [prompt for prompt, fit in zip(prompts, fits) if fit]
+    if not kept:
+        return _in_place(first, [])
+    draws = [first, *(subject.generate(asked, replace(params, seed=task.seed + n)) for n in range(1, task.samples))]
+    drawn = [graded(task, kept, [text for text in draw if isinstance(text, str)]) for draw in draws]
+    together = drawn[0] if task.samples == 1 else [_together(task, ones) for ones in zip(*drawn, strict=True)]
+    return _in_place(first, together)
+
+
+def _in_place(found: Sequence[Any], results: Sequence[Result]) -> list[Result]:
+    """A result for each item: of what was too long that it was."""
+    rest = iter(results)
+    return [
+        {"answer": "", "scores": {}, "left_out": one.why} if isinstance(one, TooLong) else next(rest) for one in found
     ]
-    return drawn[0] if task.samples == 1 else [_together(task, results) for results in zip(*drawn, strict=True)]
 
 
 def graded(task: Task, items: Sequence[Item], texts: Sequence[str]) -> list[Result]:
@@ -68,7 +106,7 @@ def _together(task: Task, results: Sequence[Result]) -> Result:
     return {"answer": results[0]["answer"], "answers": [one["answer"] for one in results], "scores": scores}
 
 
-def _choose(task: Task, items: Sequence[Item], prompts: Sequence[Any], subject: Subject) -> list[Result]:
+def _choose(task: Task, items: Sequence[Item], prompts: Sequence[Prompt], subject: Subject) -> list[Result]:
     texts: list[list[Choice]] = []
     for item in items:
         befores = item.before or [""] * len(item.choices)
@@ -79,6 +117,8 @@ def _choose(task: Task, items: Sequence[Item], prompts: Sequence[Any], subject: 
         alone = subject.likelihoods([("", choices) for choices in texts])
     results = []
     for item, ones, free in zip(items, found, alone, strict=True):
+        if isinstance(ones, TooLong) or isinstance(free, TooLong):
+            continue
         by = {
             "accuracy": [one.nats for one in ones],
             "accuracy_norm": [
@@ -93,7 +133,7 @@ def _choose(task: Task, items: Sequence[Item], prompts: Sequence[Any], subject: 
             scores = {"mass": _mass(by["accuracy"], item.rights)} | scores
         answer = item.choices[picked[main_metric(task) if task.scorer in by else "accuracy"]]
         results.append({"answer": answer, "scores": scores, "nats": [round(one.nats, 4) for one in ones]})
-    return results
+    return _in_place([free if isinstance(free, TooLong) else one for one, free in zip(found, alone)], results)
 
 
 def _mass(nats: Sequence[float], rights: Set[int]) -> float:
@@ -140,30 +180,45 @@ def scores_of(task: Task, items: Sequence[Item], results: Mapping[str, Sequence[
     scores = []
     kinds = sorted({item.kind for item in items if item.kind})
     for name, found in results.items():
-        for metric in found[0]["scores"] if found else ():
-            values = [one["scores"][metric] for one in found]
-            scores.append(_score(task, task.name, metric, name, values, items))
+        ones = list(zip(items, found, strict=True))
+        metrics = next((list(one["scores"]) for one in found if one["scores"]), [main_metric(task)])
+        for metric in metrics if found else ():
+            scores.append(_score(task, task.name, metric, name, ones))
             if RETRIEVED in results and name not in (RETRIEVED, SHUFFLED):
-                gain = [a - b["scores"][metric] for a, b in zip(values, results[RETRIEVED], strict=True)]
-                scores.append(_score(task, task.name, "gain_over_retrieved", name, gain, items))
+                gains = [_gain(metric, one, other) for one, other in zip(found, results[RETRIEVED], strict=True)]
+                gained = list(zip(items, gains, strict=True))
+                scores.append(_score(task, task.name, "gain_over_retrieved", name, gained))
             for kind in kinds if len(kinds) > 1 else ():
-                of_kind = [(value, item) for value, item in zip(values, items, strict=True) if item.kind == kind]
-                own, its = zip(*of_kind, strict=True)
-                scores.append(_score(replace(task, average="items"), f"{kind} {task.name}", metric, name, own, its))
+                of_kind = [(item, one) for item, one in ones if item.kind == kind]
+                scores.append(_score(replace(task, average="items"), f"{kind} {task.name}", metric, name, of_kind))
     return scores
 
 
-def _score(
-    task: Task, name: str, metric: str, model: str, values: Sequence[float | list[float]], items: Sequence[Item]
-) -> Score:
+def _gain(metric: str, one: Result, other: Result) -> Result:
+    if "left_out" in one:
+        return one
+    return one | {"scores": {"gain_over_retrieved": one["scores"][metric] - other["scores"][metric]}}
+
+
+def _score(task: Task, name: str, metric: str, model: str, results: Sequence[tuple[Item, Result]]) -> Score:
     flat, groups = list[float](), list[str]()
-    for value, item in zip(values, items, strict=True):
+    asked = [(item, one) for item, one in results if "left_out" not in one]
+    for item, one in asked:
+        value = one["scores"][metric]
         parts = value if isinstance(value, list) else [value]
         flat += parts
         groups += [item.group if task.group else str(item.number)] * len(parts)
-    kinds = [item.kind for item in items] if task.average == "kinds" and len(flat) == len(items) else None
+    kinds = [item.kind for item, _ in asked] if task.average == "kinds" and len(flat) == len(asked) else None
     found = summary(flat, groups, kinds)
-    score = Score(task=name, metric=metric, model=model, value=0.0, shots=task.shots)
+    score = Score(
+        task=name,
+        metric=metric,
+        model=model,
+        value=0.0,
+        shots=task.shots,
+        left_out=tuple(item.number for item, one in results if "left_out" in one),
+        fewer_shots=tuple(item.number for item, one in asked if "shots" in one),
+    )
     if not found.n:
         return score
     return replace(score, value=found.value, stderr=found.stderr, n=found.n, low=found.low, high=found.high)
@@ -184,7 +239,7 @@ def samples_of(task: Task, items: Sequence[Item], results: Mapping[str, Sequence
             row |= {"name": item.row["name"]} if "name" in item.row else {}
             row |= {"question": item.text, "answer": found[place]["answer"], "reference": _reference(item)}
             row |= {metric: round(_mean(value), 4) for metric, value in found[place]["scores"].items()}
-            row |= {"why": found[place]["why"]} if "why" in found[place] else {}
+            row |= {name: found[place][name] for name in ("why", "left_out", "shots") if name in found[place]}
             row |= {"answers": found[place]["answers"]} if "answers" in found[place] else {}
             row |= {"choices": item.choices, "nats": found[place]["nats"]} if "nats" in found[place] else {}
             rows.append(row)

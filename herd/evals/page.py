@@ -12,7 +12,7 @@ SHOWN = 200
 
 Row = Mapping[str, Any]
 _KNOWN = {"task", "model", "item", "group", "kind", "name", "question", "answer", "answers", "reference", "choices"}
-_KNOWN |= {"nats", "why"}
+_KNOWN |= {"nats", "why", "left_out", "shots"}
 
 
 def page(
@@ -35,7 +35,7 @@ def page(
             ("split", "one right, another wrong"),
         )
     )
-    parts = [_scores(scores, published, models), _differences(differences), _usage(usage)]
+    parts = [_scores(scores, published, models), _left_out(samples), _differences(differences), _usage(usage)]
     parts += [f"<h2>Questions and answers</h2><nav>{filters}</nav>"]
     parts += [_samples(task, samples, models) for task in dict.fromkeys(row["task"] for row in samples)]
     return f"{head}<title>Evaluation</title><style>{style}</style><body><h1>Evaluation</h1>{''.join(parts)}</html>\n"
@@ -54,7 +54,7 @@ def _scores(scores: Sequence[Row], published: Mapping[str, Mapping[str, float]],
         figures = published.get(task, {}) if task not in seen else {}
         seen.add(task)
         cells += [f"{figures[name]:.3f}" if name in figures else "" for name in others]
-        n = next(row["n"] for row in scores if (row["task"], row["metric"]) == (task, metric))
+        n = max(row["n"] for row in scores if (row["task"], row["metric"]) == (task, metric))
         lines.append(
             f"<tr><td>{escape(task)}<td>{escape(metric)}<td class=n>{n}" + "".join(f"<td class=n>{c}" for c in cells)
         )
@@ -64,12 +64,30 @@ def _scores(scores: Sequence[Row], published: Mapping[str, Mapping[str, float]],
     return f"<h2>Scores</h2><p class=dim>{note}</p><div class=wide><table>{head}{''.join(lines)}</table></div>"
 
 
+def _left_out(samples: Sequence[Row]) -> str:
+    """What models were not asked, or with fewer examples, and why."""
+    parts = []
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in samples:
+        if "left_out" in row or "shots" in row:
+            why = row.get("left_out") or f"asked with {row['shots']} example{'s' * (row['shots'] != 1)}"
+            found.setdefault((row["task"], row["model"]), []).append(f"item {row['item']}: {why}")
+    for (task, model), lines in found.items():
+        head = f"{escape(task)}, {escape(model)}: {len(lines)} question{'s' * (len(lines) > 1)}"
+        body = "".join(f"<p class=dim>{escape(line)}</p>" for line in lines)
+        parts.append(f"<details><summary>{head}</summary>{body}</details>")
+    return f"<h2>Beyond the context: left out, or asked with fewer examples</h2>{''.join(parts)}" if parts else ""
+
+
 def _cell(row: Row | None) -> str:
-    if row is None or not row["n"]:
+    if row is None:
         return ""
+    left = len(row.get("left_out") or ())
+    if not row["n"]:
+        return f"<span class=dim>all {left} left out</span>" if left else ""
     span = f" <span class=dim>{row['low']:.3f} to {row['high']:.3f}</span>" if row["low"] is not None else ""
     half = f" <span class=dim>[{row['paper_half']:.3f}]</span>" if row.get("paper_half") is not None else ""
-    return f"{row['value']:.3f}{span}{half}"
+    return f"{row['value']:.3f}{span}{half}" + (f" <span class=dim>{left} left out</span>" if left else "")
 
 
 def _differences(rows: Sequence[Row]) -> str:
@@ -110,12 +128,13 @@ def _samples(task: str, samples: Sequence[Row], models: Sequence[str]) -> str:
 
 
 def _sample(rows: Sequence[Row]) -> str:
-    marks = {row["model"]: _main(row) for row in rows}
+    marks = {row["model"]: _main(row) for row in rows if "left_out" not in row}
     right = [name for name, value in marks.items() if value >= 1]
     wrong = [name for name, value in marks.items() if value < 1]
-    kind = "right" if not wrong else "wrong split" if right else "wrong"
+    kind = "right" if right and not wrong else "wrong split" if right else "wrong"
     told = f"{', '.join(right)} right, {', '.join(wrong)} wrong" if right and wrong else ""
     told = told or ", ".join(f"{name} {value:.2f}" for name, value in marks.items())
+    told += "".join(f", {row['model']} not asked" for row in rows if "left_out" in row)
     first = rows[0]
     answers = "".join(
         f"<p><b>{escape(row['model'])}</b> <span class=dim>{escape(_figures(row))}</span></p>"
@@ -138,4 +157,7 @@ def _main(row: Row) -> float:
 def _figures(row: Row) -> str:
     values = [f"{key} {value:g}" for key, value in row.items() if key not in _KNOWN and isinstance(value, int | float)]
     values += [f"{text!r} {nats:.2f}" for text, nats in zip(row.get("choices", ()), row.get("nats", ()))]
-    return ", ".join(values + ([f"why: {row['why']}"] if row.get("why") else []))
+    told = [
+        f"{name.replace('_', ' ')}: {row[name]}" for name in ("shots", "left_out", "why") if row.get(name, "") != ""
+    ]
+    return ", ".join(values + told)

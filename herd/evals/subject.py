@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from herd.errors import ConfigError, RequestError
 from herd.evals.likelihood import Choice, Continuation, Likelihood, continuation, likelihoods, tree_attention
+from herd.formats.checkpoint import Checkpoint
 from herd.infer.build import with_attention
 from herd.infer.engine import Engine
 from herd.infer.remote import RemoteEngine
@@ -20,6 +22,18 @@ from herd.types import Completion, Conversation, SamplingParams
 Prompt = str | Conversation
 """Raw text, or the messages of a conversation."""
 
+Model = Path | Checkpoint
+"""A path or address, or what is open already."""
+
+_OF_CONTEXT = re.compile(r"\((400|413|422)\).*\bcontext", re.DOTALL)  # how servers refuse what is too long
+
+
+@dataclass(frozen=True)
+class TooLong:
+    """In the place of an answer: the prompt does not fit into the context."""
+
+    why: str
+
 
 class Subject(Protocol):
     """Whoever is asked."""
@@ -28,29 +42,29 @@ class Subject(Protocol):
     def speaks_chat(self) -> bool:
         """Whether it was trained on conversations; else it continues raw text."""
 
-    def likelihoods(self, asked: Sequence[tuple[Prompt, Sequence[Choice]]]) -> list[list[Likelihood]]:
-        """Of every prompt's continuations."""
+    def likelihoods(self, asked: Sequence[tuple[Prompt, Sequence[Choice]]]) -> list[list[Likelihood] | TooLong]:
+        """Of every prompt's continuations, where all of them fit."""
 
-    def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[str]:
-        """One answer to each prompt."""
-
-    def num_tokens(self, prompt: Prompt) -> int | None:
-        """Tokens of a prompt; None where that is not known."""
+    def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[str | TooLong]:
+        """One answer to each prompt that fits."""
 
     def forget(self) -> None:
         """Drop what is kept of earlier questions, so that answers do not depend on them."""
 
     @property
     def usage(self) -> dict[str, int]:
-        """Tokens read and written so far, where they are known; shared beginnings count in every prompt."""
+        """Tokens read and written so far, where they are known; shared beginnings count in every prompt.
+
+        `answers_cut`: free answers that the end of the context ended.
+        """
 
 
 class Local:
     """A checkpoint on this machine; it is loaded when it is first asked."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Model) -> None:
         self.path = path
-        self.usage = {"tokens_read": 0, "tokens_written": 0}
+        self.usage = {"tokens_read": 0, "tokens_written": 0, "answers_cut": 0}
 
     def forget(self) -> None:
         if "engine" in self.__dict__:
@@ -69,10 +83,18 @@ class Local:
     def _model(self) -> LlamaForCausalLM:
         return with_attention(self.engine.model, tree_attention)
 
-    def likelihoods(self, asked: Sequence[tuple[Prompt, Sequence[Choice]]]) -> list[list[Likelihood]]:
+    def likelihoods(self, asked: Sequence[tuple[Prompt, Sequence[Choice]]]) -> list[list[Likelihood] | TooLong]:
         rows = [self._continuations(prompt, choices) for prompt, choices in asked]
-        found = iter(self.score([one for row in rows for one in row]))
-        return [[next(found) for _ in row] for row in rows]
+        lengths = [max((len(one.ids) - 1 for one in row), default=0) for row in rows]
+        context = self.engine.max_context
+        found = iter(self.score([one for row, length in zip(rows, lengths) if length <= context for one in row]))
+        return [
+            [next(found) for _ in row] if length <= context else self._too_long("prompt with its answer", length)
+            for row, length in zip(rows, lengths)
+        ]
+
+    def _too_long(self, what: str, length: int) -> TooLong:
+        return TooLong(f"its {what} has {length:,} tokens, the context is {self.engine.max_context:,}")
 
     def score(self, continuations: Sequence[Continuation]) -> list[Likelihood]:
         """Likelihoods of continuations that are ids already.
@@ -101,8 +123,12 @@ class Local:
             found.append(continuation([*ids, *encode(stem)], [*ids, *encode(stem + space + scored)]))
         return found
 
-    def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[str]:
-        return self.generate_from([self.engine.encode(prompt) for prompt in prompts], params)
+    def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[str | TooLong]:
+        encoded = [self.engine.encode(prompt) for prompt in prompts]
+        found = iter(self.generate_from([ids for ids in encoded if len(ids) < self.engine.max_context], params))
+        return [
+            next(found) if len(ids) < self.engine.max_context else self._too_long("prompt", len(ids)) for ids in encoded
+        ]
 
     def generate_from(self, prompts: Sequence[list[int]], params: SamplingParams) -> list[str]:
         """Answers to prompts that are ids already."""
@@ -111,10 +137,10 @@ class Local:
         given = [answer for answer in answers if isinstance(answer, Completion)]
         self.usage["tokens_read"] += sum(answer.prompt_tokens for answer in given)
         self.usage["tokens_written"] += sum(len(answer.tokens) for answer in given)
+        self.usage["answers_cut"] += sum(
+            answer.finish_reason == "length" and len(answer.tokens) < params.max_tokens for answer in given
+        )
         return [answer.text for answer in given]
-
-    def num_tokens(self, prompt: Prompt) -> int:
-        return len(self.engine.encode(prompt))
 
 
 class Endpoint:
@@ -130,29 +156,43 @@ class Endpoint:
     def forget(self) -> None:
         pass  # nothing is kept here
 
-    def likelihoods(self, asked: Sequence[tuple[Prompt, Sequence[Choice]]]) -> list[list[Likelihood]]:
+    def likelihoods(self, asked: Sequence[tuple[Prompt, Sequence[Choice]]]) -> list[list[Likelihood] | TooLong]:
         raise RequestError(
             f"{self.url}: an endpoint answers, but does not tell how likely given answers are; ask it tasks with "
             "`ask: generate`, or name the checkpoint instead"
         )
 
-    def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[str]:
-        answers = self._engine.generate(list(prompts), params)
-        self.usage["tokens_read"] += sum(answer.prompt_tokens for answer in answers)
-        return [answer.text for answer in answers]
+    def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[str | TooLong]:
+        def answer(prompt: Prompt) -> Any:
+            return self._fitting(lambda: self._engine.generate([prompt], params)[0])
 
-    def num_tokens(self, prompt: Prompt) -> None:
-        return None
+        if prompts:  # the settings are tried once, on what fits if anything does
+            shortest = min(prompts, key=lambda one: len(str(one)))
+            self._fitting(lambda: self._engine.check(shortest, params))
+        answers = list(self._engine.endpoint.each(answer, prompts))
+        self.usage["tokens_read"] += sum(one.prompt_tokens for one in answers if not isinstance(one, TooLong))
+        return [one if isinstance(one, TooLong) else one.text for one in answers]
+
+    def _fitting(self, ask: Callable[[], Any]) -> Any:
+        """What is asked for, or that the server says that it is too long."""
+        try:
+            return ask()
+        except RequestError as error:
+            if _OF_CONTEXT.search(str(error)):
+                return TooLong(str(error))
+            raise
 
 
-def address_of(model: Path | str) -> str | None:
+def address_of(model: Model | str) -> str | None:
     """The address of an endpoint, where a model is one; as a path it has lost a slash."""
     found = re.match(r"(https?):/+(.+)", str(model))
     return f"{found[1]}://{found[2]}" if found else None
 
 
-def open_subject(model: Path | str) -> Subject:
+def open_subject(model: Model | str) -> Subject:
     """A checkpoint, run folder or GGUF file, or an address (http://HOST/v1)."""
+    if isinstance(model, Checkpoint):
+        return Local(model)
     address = address_of(model)
     return Endpoint(address) if address else Local(Path(model))
 
@@ -167,6 +207,6 @@ def named(models: Mapping[str, Path], paths: Sequence[Path]) -> dict[str, Path]:
         raise ConfigError("no model: give a path, an address or models.NAME=PATH")
     found = dict(models)
     for path in paths:
-        name = address_of(path) or (path.parent.name if path.name == "checkpoint" else path.name)
+        name = address_of(path) or (path.parent.name if path.name in ("checkpoint", "adapter") else path.name)
         found[name if name not in found else str(path)] = path
     return found

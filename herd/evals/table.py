@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from herd.evals.asking import RETRIEVED, Result, main_metric
-from herd.evals.statistics import benjamini_hochberg, compared
+from herd.evals.asking import RETRIEVED, Result, answered, main_metric
+from herd.evals.statistics import Comparison, benjamini_hochberg, compared
 from herd.evals.task import Item, Task
 from herd.log import say
 from herd.types import Score
@@ -33,22 +33,63 @@ def show_table(title: str, scores: Sequence[Score], published: Mapping[str, floa
         say("    published: " + ", ".join(f"{name} {value:.3f}" for name, value in published.items()))
 
 
+def show_left_out(task: Task, items: Sequence[Item], results: Mapping[str, Sequence[Result]]) -> None:
+    """Which questions a model was not asked, or with fewer examples, for they do not fit into its context."""
+    for name, found in results.items():
+        whys = {item.number: one["left_out"] for item, one in zip(items, found, strict=True) if "left_out" in one}
+        if whys:
+            may = task.shots and not task.drop_shots
+            say(
+                f"    left out: {len(whys)} of {len(items)} questions, beyond the context of {name}: {_listed(whys)} "
+                f"in samples.jsonl (the first: {next(iter(whys.values()))})"
+                + ("; `drop_shots: true` in the task's file would ask them with fewer examples" if may else "")
+            )
+        fewer = [item.number for item, one in zip(items, found, strict=True) if "shots" in one and one["scores"]]
+        if fewer:
+            least = min(one["shots"] for one in found if "shots" in one and one["scores"])
+            say(
+                f"    fewer examples: {len(fewer)} of {len(items)} questions to {name}, down to {least} instead of "
+                f"{task.shots}, to fit into its context: {_listed(fewer)} in samples.jsonl"
+            )
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    first = list(numbers)
+    more = f" and {len(first) - 10} more" if len(first) > 10 else ""
+    return f"item{'s' * (len(first) > 1)} {', '.join(map(str, first[:10]))}{more}"
+
+
+def _compared(
+    task: Task, items: Sequence[Item], results: Mapping[str, Sequence[Result]], after: str, before: str
+) -> Comparison | None:
+    """Two models on the questions that both were asked; None where there are none."""
+    metric, places = main_metric(task), answered(results, (after, before))
+    ours, theirs = ([results[name][place]["scores"][metric] for place in places] for name in (after, before))
+    return compared(ours, theirs, [items[place].group for place in places] if task.group else None) if places else None
+
+
+def _pairs(models: Sequence[str], previous: bool) -> list[tuple[str, str]]:
+    return list(pairwise(models)) if previous else [(models[0], other) for other in models[1:]]
+
+
 def verdict(
-    models: Sequence[str], values: Mapping[str, Sequence[float]], groups: Sequence[str] | None, previous: bool
+    task: Task, items: Sequence[Item], results: Mapping[str, Sequence[Result]], models: Sequence[str], previous: bool
 ) -> str:
     """How models differ on the same questions, by paired 95 % intervals: each from the first, or from the one before.
 
     Where the retrieved answer was scored too, the last model is held against it.
     """
     parts = []
-    pairs = pairwise(models) if previous else ((models[0], other) for other in models[1:])
-    for before, after in pairs:
-        found = compared(values[after], values[before], groups)
-        change = found.difference
+    for before, after in _pairs(models, previous):
+        found = _compared(task, items, results, after, before)
         what = f"{after} {'after' if previous else 'against'} {before}"
+        if found is None:
+            parts.append(f"{what}: no question fits into the context of both")
+            continue
+        change = found.difference
         parts.append(f"{what}: {found.word} ({change.value:+.3f}, {change.low:+.3f} to {change.high:+.3f})")
-    if RETRIEVED in values:
-        last = compared(values[models[-1]], values[RETRIEVED], groups).difference
+    if RETRIEVED in results and (found := _compared(task, items, results, models[-1], RETRIEVED)):
+        last = found.difference
         word = "above" if last.low > 0 else "below" if last.high < 0 else "not clearly different from"
         parts.append(f"{models[-1]}: {word} the {RETRIEVED} ({last.value:+.3f}, {last.low:+.3f} to {last.high:+.3f})")
     return "; ".join(parts)
@@ -58,13 +99,13 @@ def comparisons(
     task: Task, items: Sequence[Item], results: Mapping[str, Sequence[Result]], models: Sequence[str], previous: bool
 ) -> list[dict[str, Any]]:
     """Each pair of models on the same questions of a task: difference, paired test, smallest detectable difference."""
-    metric = main_metric(task)
-    values = {name: [one["scores"][metric] for one in results[name]] for name in models}
-    groups = [item.group for item in items] if task.group else None
     rows = []
-    for before, after in pairwise(models) if previous else ((models[0], other) for other in models[1:]):
-        found = compared(values[after], values[before], groups)
-        row: dict[str, Any] = {"task": task.name, "metric": metric, "model": after, "against": before, "n": len(items)}
+    for before, after in _pairs(models, previous):
+        found = _compared(task, items, results, after, before)
+        if found is None:
+            continue
+        row: dict[str, Any] = {"task": task.name, "metric": main_metric(task), "model": after, "against": before}
+        row |= {"n": found.difference.n}
         row |= {"difference": found.difference.value, "low": found.difference.low, "high": found.difference.high}
         rows.append(row | {"p": found.p, "detectable": found.detectable, "says": found.word})
     return rows
@@ -100,18 +141,19 @@ def show_usage(rows: list[dict[str, Any]], prices: Mapping[str, Sequence[float]]
         }
         told = f"{totals['seconds']:.0f} s, {totals['tokens_read']:,} tokens read, {totals['tokens_written']:,} written"
         say(f"  {name}: {told}" + (f", cost {totals['cost']:.4f}" if name in prices else ""))
+        if cut := sum(row.get("answers_cut", 0) for row in own):
+            say(f"    {cut} free answer{'s' * (cut > 1)} ended where the context of {name} ends, before max_tokens")
     return rows
 
 
 def decision(
     task: Task, items: Sequence[Item], results: Mapping[str, Sequence[Result]], models: Sequence[str], previous: bool
 ) -> dict[str, str]:
-    """The best model by a task, and how the models differ there."""
-    metric = main_metric(task)
-    values = {name: [one["scores"][metric] for one in found] for name, found in results.items()}
-    best = max(models, key=lambda name: sum(values[name]))
-    groups = [item.group for item in items] if task.group else None
-    return {"best": best, "verdict": verdict(models, values, groups, previous)}
+    """The best model by a task, on the questions that all were asked, and how the models differ there."""
+    metric, places = main_metric(task), answered(results, models)
+    best = max(models, key=lambda name: sum(results[name][place]["scores"][metric] for place in places))
+    told = {"verdict": verdict(task, items, results, models, previous)}
+    return {"best": best} | told if places else told
 
 
 def headlines(scores: Sequence[Score], model: str) -> dict[str, float]:
@@ -119,7 +161,7 @@ def headlines(scores: Sequence[Score], model: str) -> dict[str, float]:
     return {
         f"{score.task} {score.metric}".replace(" ", "_"): round(score.value, 4)
         for score in scores
-        if score.model == model
+        if score.model == model and (score.n or not score.left_out)
     }
 
 

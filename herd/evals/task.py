@@ -74,6 +74,9 @@ class Task:
     """Only examples for which this expression holds; `row` is the example, `asked` the question's row."""
     shot_answer: str = ""
     """What an example answers; default: `answer`, or the text of the right choice."""
+    drop_shots: bool = False
+    """Whether a prompt beyond a model's context loses examples, the last first, until it fits; else its question is
+    left out."""
     scorer: str = ""
     """choices: accuracy, accuracy_norm (by bytes), accuracy_pmi, mass (of probability on right choices).
     generate: see herd/evals/scorers.py and herd/evals/graders.py."""

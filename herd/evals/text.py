@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from herd.data.shards import Documents, open_heldout, open_shards
 from herd.errors import CheckpointError, ConfigError
 from herd.evals import baselines, needle, perplexity
-from herd.evals.subject import address_of
+from herd.evals.subject import Model, address_of
 from herd.evals.task import Task
 from herd.formats.checkpoint import Checkpoint, open_checkpoint
 from herd.log import say
@@ -25,7 +24,7 @@ Keep = Callable[[str, Callable[[], Any]], Any]
 """(name of a part, how to make it) -> the part: made, or read back where an interrupted run had made it."""
 
 
-def judge_text(task: Task, models: Mapping[str, Path], keep: Keep) -> list[Score]:
+def judge_text(task: Task, models: Mapping[str, Model], keep: Keep) -> list[Score]:
     """Bits per byte of every model and of compressors, source by source; none where nothing was held out."""
     heldout = _heldout(task, models)
     chosen = {source: perplexity.sample_documents(found, task.max_bytes) for source, found in heldout.items()}
@@ -42,7 +41,7 @@ def judge_text(task: Task, models: Mapping[str, Path], keep: Keep) -> list[Score
     return scores
 
 
-def judge_needles(task: Task, models: Mapping[str, Path], keep: Keep) -> tuple[list[Score], dict[str, Any]]:
+def judge_needles(task: Task, models: Mapping[str, Model], keep: Keep) -> tuple[list[Score], dict[str, Any]]:
     """Scores of every model and the grids for `needle.json`; none where nothing was held out."""
     heldout = _heldout(task, models)
     if not heldout:
@@ -52,7 +51,7 @@ def judge_needles(task: Task, models: Mapping[str, Path], keep: Keep) -> tuple[l
     grids: dict[str, Any] = {}
     scores = []
     for name, path in models.items():
-        grid = keep(name, partial(_grid, task, path, haystack))
+        grid = keep(name, partial(_grid, task, name, path, haystack))
         if not grid:
             continue
         grids[name] = grid | {"accuracy": grid["copied"]}
@@ -74,7 +73,7 @@ def judge_needles(task: Task, models: Mapping[str, Path], keep: Keep) -> tuple[l
     return scores, {"models": grids, "note": note}
 
 
-def _heldout(task: Task, models: Mapping[str, Path]) -> dict[str, Documents]:
+def _heldout(task: Task, models: Mapping[str, Model]) -> dict[str, Documents]:
     remote = next((name for name, path in models.items() if address_of(path)), None)
     if remote:
         raise ConfigError(f"{task.name}: `ask: {task.ask}` reads a model's weights; {remote} is an endpoint")
@@ -91,7 +90,7 @@ def _language_model(checkpoint: Checkpoint) -> LlamaForCausalLM:
     return model
 
 
-def _bits(task: Task, path: Path, documents: Documents, chosen: Sequence[int]) -> dict[str, float]:
+def _bits(task: Task, path: Model, documents: Documents, chosen: Sequence[int]) -> dict[str, float]:
     model = _language_model(open_checkpoint(path))
     length = perplexity.code_length(
         model,
@@ -105,7 +104,10 @@ def _bits(task: Task, path: Path, documents: Documents, chosen: Sequence[int]) -
 
 
 def _baseline_bits(
-    task: Task, models: Mapping[str, Path], heldout: Mapping[str, Documents], chosen: Mapping[str, Sequence[int]]
+    task: Task,
+    models: Mapping[str, Model],
+    heldout: Mapping[str, Documents],
+    chosen: Mapping[str, Sequence[int]],
 ) -> dict[str, dict[str, float]]:
     """By source, the trigram and `xz` on the documents the models are judged on.
 
@@ -135,11 +137,13 @@ def _text(tokenizer: Tokenizer, tokens: np.ndarray) -> bytes:
     return tokenizer.decode_bytes(tokens[:-1])
 
 
-def _grid(task: Task, path: Path, haystack: np.ndarray) -> dict | None:
+def _grid(task: Task, name: str, path: Model, haystack: np.ndarray) -> dict | None:
     checkpoint = open_checkpoint(path)
     model = _language_model(checkpoint)
     context = model.config.max_position_embeddings
     lengths = [length for length in task.lengths or needle.grid_lengths(context) if length <= context]
+    if beyond := [f"{length:,}" for length in task.lengths or () if length > context]:
+        say(f"  needle, {name}: left out, beyond its context of {context:,} tokens: {', '.join(beyond)}")
     lengths = [length for length in lengths if length <= len(haystack)]
     if not lengths:
         say(f"  needle: {len(haystack)} tokens of held-out text are too few, left out")

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from herd.errors import CheckpointError
-from herd.model.llama import LlamaForCausalLM
+from herd.model.llama import Llama, LlamaForCausalLM
 
 _TENSOR = re.compile(
     r"(?:base_model\.model\.)?(model\.layers\.\d+\.(?:self_attn|mlp)\.\w+)\.lora_([AB])(?:\.\w+)?\.weight"
@@ -86,7 +86,7 @@ class Adapters:
             raise CheckpointError(f"there is an adapter {name} already")
         parts, scale = _read(folder)
         for layer, (down, up) in parts.items():
-            self._check_shape(folder, layer, down, up)
+            _check_shape(self._model, folder, layer, down, up)
         weight = self._model.model.norm.weight
         ready = {layer: (down.to(weight), (scale * up.float()).to(weight)) for layer, (down, up) in parts.items()}
         for layer, pair in ready.items():
@@ -113,17 +113,38 @@ class Adapters:
         self._model.set_submodule(layer, adapted)
         return adapted
 
-    def _check_shape(self, folder: Path, layer: str, down: Tensor, up: Tensor) -> None:
-        try:
-            module = self._model.get_submodule(layer)
-        except AttributeError:
-            raise CheckpointError(f"{folder}: the model has no layer {layer}; was the adapter made for it?") from None
-        base = module.base if isinstance(module, AdaptedLinear) else module
-        if (down.shape[1], up.shape[0]) != (base.in_features, base.out_features) or down.shape[0] != up.shape[1]:
-            raise CheckpointError(
-                f"{folder}: its change of {layer} is {up.shape[0]} x {down.shape[1]}, the layer itself "
-                f"{base.out_features} x {base.in_features}; the adapter was made for another model."
-            )
+
+@torch.no_grad()
+def merge(model: Llama, folder: Path) -> None:
+    """Add a PEFT folder's change to the weights of a plain model, in place; it is rounded to their number type.
+
+    Raises:
+        CheckpointError: it is missing or damaged, does not fit the model, or is of a kind that is not read.
+    """
+    parts, scale = _read(folder)
+    for layer, (down, up) in parts.items():
+        _check_shape(model, folder, layer, down, up)
+    for layer, (down, up) in parts.items():
+        module = model.get_submodule(layer)
+        weight = module.get_parameter("weight")
+        change = scale * (up.to(weight.device).float() @ down.to(weight.device).float())
+        merged = (weight.float() + change).to(weight.dtype)
+        if not merged.isfinite().all():
+            raise CheckpointError(f"{folder}: its change of {layer} is beyond the range of {weight.dtype}.")
+        module.register_parameter("weight", nn.Parameter(merged))  # the weights themselves may be mapped from a file
+
+
+def _check_shape(model: nn.Module, folder: Path, layer: str, down: Tensor, up: Tensor) -> None:
+    try:
+        module = model.get_submodule(layer)
+    except AttributeError:
+        raise CheckpointError(f"{folder}: the model has no layer {layer}; was the adapter made for it?") from None
+    base = module.base if isinstance(module, AdaptedLinear) else module
+    if (down.shape[1], up.shape[0]) != (base.in_features, base.out_features) or down.shape[0] != up.shape[1]:
+        raise CheckpointError(
+            f"{folder}: its change of {layer} is {up.shape[0]} x {down.shape[1]}, the layer itself "
+            f"{base.out_features} x {base.in_features}; the adapter was made for another model."
+        )
 
 
 def _read(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:

@@ -18,12 +18,22 @@ import yaml
 from herd.config import find_recipe, settings
 from herd.data.rows import write_rows
 from herd.errors import ConfigError, DataError
-from herd.evals.asking import Result, ask, baseline_results, main_metric, samples_of, scores_of
+from herd.evals.adapted import Adapted, is_adapter, open_adapter
+from herd.evals.asking import Result, answered, ask, baseline_results, main_metric, samples_of, scores_of
 from herd.evals.contamination import contamination, overlaps, told
 from herd.evals.page import page
 from herd.evals.statistics import as_published
-from herd.evals.subject import Subject, address_of, named, open_subject
-from herd.evals.table import comparisons, decision, headlines, is_part, show_comparisons, show_table, show_usage
+from herd.evals.subject import Model, Subject, address_of, named, open_subject
+from herd.evals.table import (
+    comparisons,
+    decision,
+    headlines,
+    is_part,
+    show_comparisons,
+    show_left_out,
+    show_table,
+    show_usage,
+)
 from herd.evals.task import Item, Task, items_of, load_task, missing, paths_of
 from herd.evals.text import judge_needles, judge_text
 from herd.log import progress, say
@@ -45,7 +55,8 @@ class EvaluateSettings:
     suite: str = ""
     """More of them: `base` or `instruct` (the paper's, recipes/evals/suites/), or a YAML file with a list `tasks`."""
     path: list[Path] = field(default_factory=list)
-    """Models: checkpoints, run folders, GGUF files, or addresses of OpenAI-compatible endpoints (http://HOST/v1)."""
+    """Models: checkpoints, run folders, LoRA adapters (PEFT folders), GGUF files, or addresses of OpenAI-compatible
+    endpoints (http://HOST/v1)."""
     models: dict[str, Path] = field(default_factory=dict)
     """The same by the names they get in the tables."""
     data: Path | None = None
@@ -54,6 +65,8 @@ class EvaluateSettings:
     """At most so many questions of a task."""
     text_models: list[str] | None = None
     """Models that are asked for bits per byte and needles; default: all."""
+    bases: dict[str, Path] = field(default_factory=dict)
+    """Of LoRA adapters by name: the checkpoint they change; default: what their adapter_config.json names."""
     base_models: list[str] | None = None
     """Models that continue raw text; default: those that were not trained on conversations."""
     sandbox: str = "full"
@@ -70,16 +83,17 @@ class EvaluateSettings:
             raise ValueError("tasks: name at least one task file, or a suite")
         if any(len(pair) != 2 for pair in self.prices.values()):
             raise ValueError("prices: two figures for each model, of a million tokens read and written")
-        asked = {*(self.text_models or ()), *(self.base_models or ())}
+        asked = {*(self.text_models or ()), *(self.base_models or ()), *self.bases}
         if asked and (unknown := asked - set(named(self.models, self.path))):
-            raise ValueError(f"text_models and base_models may only name models; {min(unknown)} is not one of them")
+            told = "text_models, base_models and bases may only name models"
+            raise ValueError(f"{told}; {min(unknown)} is not one of them")
         if self.limit is not None and self.limit < 1:
             raise ValueError("limit must be at least 1")
 
 
 def run(settings: EvaluateSettings) -> Path:
     """Write `scores.jsonl`, `samples.jsonl`, `samples.html` (the page) and more, and show the scores as tables."""
-    models = named(settings.models, settings.path)
+    models = _models(settings)
     files = [find_recipe(file) for file in [*settings.tasks, *_of_suite(settings.suite)]]
     tasks = [replace(load_task(file, settings.data, settings.limit), sandbox=settings.sandbox) for file in files]
     if len({task.name for task in tasks}) < len(tasks):
@@ -89,7 +103,7 @@ def run(settings: EvaluateSettings) -> Path:
     tasks = [task for task in tasks if not missing(task)]
     if not tasks:
         raise DataError("no task has its data here; give its folder as data=FOLDER")
-    inputs: dict[str, Any] = {f"model {name}": path for name, path in models.items() if not address_of(path)}
+    inputs: dict[str, Any] = {f"model {name}": _files(model) for name, model in models.items() if not address_of(model)}
     for task in tasks:
         inputs[f"task {task.name}"] = paths_of(task)
     inputs["tasks"] = files
@@ -98,6 +112,23 @@ def run(settings: EvaluateSettings) -> Path:
             run.need(disk_bytes=20e6)
             _judge(run, settings, models, tasks)
     return run.path
+
+
+def _models(settings: EvaluateSettings) -> dict[str, Model]:
+    """All models by name; an adapter is opened over its base, which is told."""
+    found: dict[str, Model] = {}
+    for name, path in named(settings.models, settings.path).items():
+        found[name] = path
+        if is_adapter(path):
+            found[name] = adapted = open_adapter(name, path, settings.bases.get(name))
+            say(f"  {name}: a LoRA adapter, added to {adapted.place}")
+        elif name in settings.bases:
+            raise ConfigError(f"bases.{name}: {path} is no adapter (it has no adapter_config.json)")
+    return found
+
+
+def _files(model: Model) -> Path | list[Path]:
+    return [model.adapter, model.place] if isinstance(model, Adapted) else Path(str(model))
 
 
 def _of_suite(name: str) -> list[Path]:
@@ -121,7 +152,7 @@ def _shipped(name: str) -> Path:
     return among if among.exists() else Path(name)
 
 
-def _judge(run: Run, settings: EvaluateSettings, models: dict[str, Path], tasks: list[Task]) -> None:
+def _judge(run: Run, settings: EvaluateSettings, models: dict[str, Model], tasks: list[Task]) -> None:
     scores: list[Score] = []
     samples: list[dict[str, Any]] = []
     usage: list[dict[str, Any]] = []
@@ -138,7 +169,8 @@ def _judge(run: Run, settings: EvaluateSettings, models: dict[str, Path], tasks:
             if task.name in items:
                 found, used = _answers(run, settings, task, items[task.name], name, opened)
                 answers[task.name, name] = found
-                usage.append({"task": task.name, "model": name, "n": len(found)} | used)
+                num_asked = sum("left_out" not in one for one in found)
+                usage.append({"task": task.name, "model": name, "n": num_asked} | used)
         del opened
         gc.collect()
     for task in tasks:
@@ -156,14 +188,18 @@ def _judge(run: Run, settings: EvaluateSettings, models: dict[str, Path], tasks:
             samples += samples_of(task, asked, results)
             previous = settings.compare == "previous"
             figures = figures or decision(task, asked, results, list(models), previous)
-            if settings.ngrams is not None:
-                known = contamination(overlaps(settings.ngrams, asked), _main_values(task, answers, list(models)))
+            common = answered(results, list(models))
+            if settings.ngrams is not None and common:
+                overlap = overlaps(settings.ngrams, [asked[place] for place in common])
+                known = contamination(overlap, _main_values(task, results, list(models), common))
                 contaminated.append({"task": task.name} | known)
                 say(f"  contamination, {told(task.name, known)}")
             differences += comparisons(task, asked, results, list(models), previous)
         scores += new
         of_text += new if task.ask in ("bits_per_byte", "needle") else []
         show_table(task.name, [score for score in new if not is_part(score, [task.name])], task.published or {})
+        if task.name in items:
+            show_left_out(task, items[task.name], {name: answers[task.name, name] for name in models})
     rows = [asdict(score) | {"paper_half": _paper_half(score)} for score in scores]
     if figures:
         say(f"  {figures['verdict']}")
@@ -182,10 +218,12 @@ def _judge(run: Run, settings: EvaluateSettings, models: dict[str, Path], tasks:
     run.finish(of_best | headlines(of_text, next(iter(text_models))) | figures)
 
 
-def _main_values(task: Task, answers: dict[tuple[str, str], list[Result]], models: list[str]) -> dict[str, list[float]]:
+def _main_values(
+    task: Task, results: dict[str, list[Result]], models: list[str], places: list[int]
+) -> dict[str, list[float]]:
     """Of each model the values of the metric that decides."""
     metric = main_metric(task)
-    return {name: [one["scores"][metric] for one in answers[task.name, name]] for name in models}
+    return {name: [results[name][place]["scores"][metric] for place in places] for name in models}
 
 
 def _paper_half(score: Score) -> float | None:

@@ -27,10 +27,11 @@ from herd.config import settings
 from herd.errors import CheckpointError, ConfigError
 from herd.formats.checkpoint import save_weights
 from herd.formats.safetensors import save_tensors
-from herd.model.config import ModelConfig
+from herd.model.config import GENERATION, ModelConfig
 from herd.model.llama import Llama, LlamaForCausalLM, empty_model
 from herd.ops.nf4 import Nf4, dequantize, nf4_linear, quantize
 from herd.run import atomic_folder
+from herd.tokenizer.io import save_tokenizer
 
 if TYPE_CHECKING:
     from herd.tokenizer.tokenizer import Tokenizer
@@ -182,9 +183,9 @@ def save_merged(model: Llama, folder: Path, tokenizer: Tokenizer | None = None) 
     save_weights(model.config, like, partial(_merged, model), folder, tokenizer)
 
 
-def save_adapters(model: Llama, folder: Path, base: str = "") -> Path:
+def save_adapters(model: Llama, folder: Path, base: str = "", tokenizer: Tokenizer | None = None) -> Path:
     """Write the adapters as PEFT does (`adapter_config.json`, `adapter_model.safetensors`), and with them a head that
-    scores; `base` names the model."""
+    scores; `base` names the model. A `tokenizer` is written beside them, with the ids that end answers now."""
     tensors, adapted = {}, {n: m for n, m in model.named_modules() if isinstance(m, LoraLinear)}
     for name, module in adapted.items():
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = module.lora_A.detach().clone()
@@ -209,6 +210,10 @@ def save_adapters(model: Llama, folder: Path, base: str = "") -> Path:
     with atomic_folder(folder) as aside:
         save_tensors(tensors, aside / "adapter_model.safetensors")
         (aside / "adapter_config.json").write_text(json.dumps(config, indent=1))
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, aside)
+            ends = model.config.generation_config() or {"eos_token_id": model.config.eos_token_id}
+            (aside / GENERATION).write_text(json.dumps(ends, indent=2) + "\n", encoding="utf-8")
     return folder
 
 

@@ -75,7 +75,7 @@ def finish(
         return
     whole = assembled(model, run.path)
     if has_adapters(whole):
-        save_adapters(whole, run.path / "adapter", _base(run.path))
+        save_adapters(whole, run.path / "adapter", _base(run.path), tokenizer)
     (save_merged if has_adapters(whole) else save)(whole, run.path / "checkpoint", tokenizer)
     run.finish(figures=figures)
     discard_state(run.path / "state")

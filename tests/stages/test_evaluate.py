@@ -10,8 +10,10 @@ import pytest
 from herd import cli
 from herd.data.shards import ShardWriter
 from herd.evals.asking import RETRIEVED, SHUFFLED
+from herd.formats.checkpoint import load
 from herd.run import read_manifest
 from herd.stages import evaluate
+from herd.train.lora import LoraSettings, add_adapters, save_adapters
 from tests.post.models import save_model, small_tokenizer, write_questions
 
 CSV = "question,a,b,right,topic\nWhat is open?,a mode,a thing,B,x\nWhich is it?,the path,no,A,x\nNow?,care,mode,A,y\n"
@@ -158,6 +160,113 @@ def test_an_evaluation_continues_where_it_was_stopped(inputs, tmp_path, monkeypa
     assert len(calls) == 5  # four are needed, the third was asked twice
     for name in ("scores.jsonl", "samples.jsonl"):
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
+
+
+def long_and_short(folder, name, extra=""):
+    """A CSV of which the second question is longer than the tiny models' 256 tokens, and its task."""
+    (folder / "long.csv").write_text(CSV.replace("Which is it?", "Which thing is open? " * 200))
+    (folder / f"{name}.yaml").write_text(CHOICES.replace("mine.csv", "long.csv") + extra)
+    return folder / f"{name}.yaml"
+
+
+def test_a_question_beyond_the_context_is_left_out_and_named_and_the_others_are_asked(
+    inputs, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.delenv("HERD_QUIET", raising=False)
+    (tmp_path / "rows.jsonl").write_text(
+        json.dumps({"prompt": "Open " * 300, "answer": "3"}) + '\n{"prompt": "Open?", "answer": "3"}\n'
+    )
+    (tmp_path / "free.yaml").write_text(
+        "ask: generate\ndata: rows.jsonl\nscorer: number\nmax_tokens: 4\nsamples: 2\ntemperature: 1.0\n"
+    )
+    tasks = f"tasks=[{long_and_short(tmp_path, 'long')},{tmp_path / 'free.yaml'}]"
+    out = evaluated(inputs, tmp_path / "e", tasks)
+    told = "".join(capsys.readouterr())
+    assert told.count("left out: 1 of 3 questions, beyond the context of one: item 1 in samples.jsonl") == 1
+    assert told.count("left out: 1 of 2 questions, beyond the context of two: item 0") == 1
+    scores = rows_of(out / "scores.jsonl")
+    assert {(row["task"], row["n"], *row["left_out"]) for row in scores} == {("long", 2, 1), ("free", 1, 0)}
+    alone = evaluated(inputs, tmp_path / "alone", f"tasks={inputs / 'mine.yaml'}")
+    plain = {(row["model"], row["item"]): row.get("nats") for row in rows_of(alone / "samples.jsonl")}
+    samples = [row for row in rows_of(out / "samples.jsonl") if row["task"] == "long"]
+    assert [row["item"] for row in samples if "left_out" in row] == [1, 1]
+    assert all(row["nats"] == pytest.approx(plain[row["model"], row["item"]]) for row in samples if "nats" in row)
+    assert {row["n"] for row in rows_of(out / "comparisons.jsonl")} == {1, 2}
+    page = (out / "samples.html").read_text()
+    assert "1 left out" in page and "one not asked" in page and "the context is 256" in page
+
+
+def test_of_a_task_of_which_nothing_fits_all_is_left_out_and_said(inputs, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("HERD_QUIET", raising=False)
+    task = long_and_short(tmp_path, "long", "where: row.right == 'A' and row.topic == 'x'\n")
+    out = evaluated(inputs, tmp_path / "e", f"tasks={task}")
+    assert [(row["n"], row["left_out"]) for row in rows_of(out / "scores.jsonl")] == [(0, [0])] * 2
+    manifest = read_manifest(out)["figures"]
+    assert manifest == {"verdict": "two against one: no question fits into the context of both"}
+    assert "all 1 left out" in (out / "samples.html").read_text()
+    assert rows_of(out / "comparisons.jsonl") == []
+
+
+def test_examples_are_dropped_only_where_the_task_allows_it(inputs, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("HERD_QUIET", raising=False)
+    words = " ".join(["Open the thing with care"] * 8)
+    (tmp_path / "shots.csv").write_text("question,a,b,right,topic\n" + f"{words},mode,path,A,x\n" * 6)
+
+    def asked(name, shots, extra=""):
+        task = tmp_path / f"{name}.yaml"
+        own = CHOICES.replace("mine.csv", str(inputs / "mine.csv"))
+        task.write_text(f"{own}shots: {shots}\nshots_from: shots.csv\n{extra}")
+        out = evaluated(inputs, tmp_path / name, f"tasks={task}")
+        return rows_of(out / "scores.jsonl")[0], rows_of(out / "samples.jsonl")[0], "".join(capsys.readouterr())
+
+    score, _, told = asked("strict", 6)
+    assert (score["n"], score["left_out"]) == (0, [0, 1, 2])
+    assert "would ask them with fewer examples" in told
+    score, loose, told = asked("loose", 6, "drop_shots: true\n")
+    assert (score["n"], score["left_out"], score["fewer_shots"]) == (3, [], [0, 1, 2])
+    assert 0 < loose["shots"] < 6
+    assert f"fewer examples: 3 of 3 questions to one, down to {loose['shots']} instead of 6" in told
+    score, fewer, _ = asked("fewer", loose["shots"])  # as if the task had as many
+    assert fewer["nats"] == loose["nats"] and score["fewer_shots"] == []
+    assert 0 in asked("more", loose["shots"] + 1)[0]["left_out"]
+
+
+def test_the_adapter_of_a_run_is_judged_beside_its_base_and_as_the_runs_merged_checkpoint(inputs, tmp_path):
+    turns = [{"role": "user", "content": "What is open?"}, {"role": "assistant", "content": "a mode with care"}]
+    (tmp_path / "talks.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 32)
+    words = [f"conversations=[{tmp_path / 'talks.jsonl'}]", f"checkpoint={inputs / 'one'}", f"out={tmp_path / 'run'}"]
+    words += ["optimizer.lora.rank=4", "optimizer.learning_rate=0.05", "batch.tokens=256", "batch.row_tokens=128"]
+    assert cli.main(["sft", *words]) == 0
+    (tmp_path / "text.yaml").write_text(f"ask: bits_per_byte\ndata: {inputs / 'pack'}\n")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "What is open?", "answer": "a mode with care"}\n')
+    (tmp_path / "free.yaml").write_text("ask: generate\ndata: rows.jsonl\nmax_tokens: 12\n")
+    models = [f"models.{name}={path}" for name, path in (("base", inputs / "one"), ("merged", tmp_path / "run"))]
+    models.append(f"models.adapter={tmp_path / 'run' / 'adapter'}")
+    tasks = f"tasks=[{inputs / 'mine.yaml'},{tmp_path / 'text.yaml'},{tmp_path / 'free.yaml'}]"
+    assert cli.main(["evaluate", *models, tasks, f"out={tmp_path / 'e'}"]) == 0
+    nats, answers = {"base": [], "adapter": [], "merged": []}, {}
+    for row in rows_of(tmp_path / "e" / "samples.jsonl"):
+        nats[row["model"]] += row.get("nats", [])
+        answers[row["task"], row["model"]] = row["answer"]
+    assert nats["adapter"] == pytest.approx(nats["merged"], abs=1e-3)
+    assert nats["adapter"] != pytest.approx(nats["base"], abs=0.1)
+    assert answers["free", "adapter"] == answers["free", "merged"] != answers["free", "base"]  # asked in a conversation
+    bits = {row["model"]: row["value"] for row in rows_of(tmp_path / "e" / "scores.jsonl") if "text" in row["task"]}
+    assert bits["adapter"] == pytest.approx(bits["merged"], abs=1e-3) != pytest.approx(bits["base"], abs=1e-2)
+
+
+def test_an_adapter_without_its_base_is_refused_until_the_base_is_given(inputs, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("HERD_QUIET", raising=False)
+    model = load(inputs / "one")
+    add_adapters(model, LoraSettings(rank=2))
+    folder = save_adapters(model, tmp_path / "mine" / "adapter", base="somebody/model-1B", tokenizer=small_tokenizer())
+    words = ["evaluate", str(folder), f"tasks={inputs / 'mine.yaml'}", f"out={tmp_path / 'e'}"]
+    assert cli.main(words) == 2
+    assert "its base model somebody/model-1B" in (told := capsys.readouterr().err) and "bases.mine=PATH" in told
+    assert cli.main([*words, f"bases.mine={inputs / 'one'}"]) == 0
+    assert f"mine: a LoRA adapter, added to {inputs / 'one'}" in "".join(capsys.readouterr())
+    assert cli.main(["evaluate", str(inputs / "two"), *words[2:3], f"bases.two={inputs / 'one'}", "out=x"]) == 2
+    assert "is no adapter" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
