@@ -13,12 +13,18 @@ Call = tuple[str, dict[str, Any]]
 """A function's name and its arguments by name."""
 
 _FENCE = re.compile(r"```\w*\n?(.*?)```", re.DOTALL)
+_TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 _KEYWORD = re.compile(rf"([(,]\s*)({'|'.join(keyword.kwlist)})=")  # no name in Python, but one in Java's calls
 _LOOSE = re.compile(r"[ ,./\-_*^]")
 
 
 def calls_of(answer: str) -> list[Call]:
-    """The calls of an answer: `[f(a=1), g(b='x')]`, `f(a=1)`, or JSON objects with a `name`; none where it has none."""
+    """The calls of an answer: `[f(a=1), g(b='x')]`, `f(a=1)`, or JSON objects with a `name`; none where it has none.
+
+    Where there are `<tool_call>` tags, the calls are those between them.
+    """
+    if tagged := _TAGGED.findall(answer):
+        return [call for one in tagged for call in _json_calls(one) or _python_calls(one.strip())]
     fenced = _FENCE.search(answer)
     text = (fenced[1] if fenced else answer).strip().removeprefix("<|python_tag|>")
     for candidate in (text, text[text.find("[") : text.rfind("]") + 1], text[text.find("{") : text.rfind("}") + 1]):

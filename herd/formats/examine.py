@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def examine(path: Path | Checkpoint, *, weights: bool = False) -> dict[str, Any]
         "parameters": num_parameters(config),
         "weights_bytes": num_bytes,
         "dtypes": kinds,
-        "config": config.to_dict(),
+        "config": config.to_dict() | replace(config, as_read=None).to_dict(),  # what the file leaves out, too
         "cache_bytes_per_token": _cache_bytes(config),
         "tokenizer": tokenizer
         and {

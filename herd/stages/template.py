@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from herd.config import settings
 from herd.data.rows import read_rows
@@ -12,7 +12,10 @@ from herd.data.talks import Notes
 from herd.errors import DataError
 from herd.formats.vocabulary import open_tokenizer
 from herd.tokenizer import Tokenizer
+from herd.tokenizer.chat import format_name
 from herd.tokenizer.compare import TALKS, Comparison, Talk, compare
+from herd.tokenizer.llama3 import Style
+from herd.tokenizer.specials import START_HEADER
 
 _MAX_OWN = 200  # of the user's conversations
 _CONTEXT_CHARS = 60
@@ -20,14 +23,14 @@ _CONTEXT_CHARS = 60
 
 @settings
 class TemplateSettings:
-    """Compare a chat template (Jinja) with Herd's own rendering; the exit status is 1 where they differ."""
+    """Compare a chat template (Jinja) with what Herd writes; the exit status is 1 where they differ."""
 
     path: Path
     """Checkpoint or tokenizer folder; or a file with a template, together with `tokenizer`."""
     tokenizer: Path | None = None
     """Checkpoint or tokenizer folder whose ids to use, where `path` is a template's file."""
     style: Literal["meta", "hf"] | None = None
-    """Herd's chat style to compare with; default: the one it takes for this template."""
+    """Herd's chat style to compare with; default: the one for this template, none where it is not Llama 3's."""
     conversations: Path | None = None
     """Your own conversations to compare as well (JSONL or Parquet, as `herd sft` takes them; the first 200)."""
 
@@ -35,23 +38,28 @@ class TemplateSettings:
 def run(settings: TemplateSettings) -> int:
     """Print a line for each conversation, and the first place where the two part."""
     tokenizer, template = _load(settings)
-    style = settings.style or tokenizer.chat_style
+    style = settings.style or (cast(Style, tokenizer.chat_style) if START_HEADER in template else None)
     talks = [*TALKS, *_own(settings.conversations)]
     results = compare(tokenizer, template, style, talks)
-    print(f"{settings.path}: style `{style}`")
+    name = f"style `{style}`" if style else f"{format_name(tokenizer)}, written by the template itself"
+    print(f"{settings.path}: {name}")
     for result in results:
         print(f"  {result.talk:<22} {result.outcome}")
         if result.outcome == "text differs":
             print(_parting(result))
     num_same = sum(result.same for result in results)
-    print(f"{num_same} of {len(results)} conversations have the same ids")
-    return 0 if num_same == len(results) else 1
+    refused = sum(result.outcome.startswith("refused by both") for result in results)
+    both = f", {refused} are refused by both" if refused else ""
+    print(f"{num_same} of {len(results)} conversations have the same ids{both}")
+    return 0 if num_same + refused == len(results) else 1
 
 
 def _load(settings: TemplateSettings) -> tuple[Tokenizer, str]:
     is_template = settings.path.suffix in (".jinja", ".jinja2", ".j2", ".txt")
     if not is_template:
         tokenizer = open_tokenizer(settings.path)
+        if tokenizer.chat_template is None:
+            raise DataError(f"{settings.path} has no chat template, as base models have none; give a template's file")
         return tokenizer, tokenizer.chat_template
     if settings.tokenizer is None:
         raise DataError(f"{settings.path}: a template alone; say whose ids to use with tokenizer=FOLDER")

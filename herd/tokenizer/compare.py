@@ -2,7 +2,8 @@
 
 The template runs in Jinja's sandbox, as `transformers` runs it. Text is compared, and then ids: a template's output is
 encoded whole, while Herd encodes content apart from its header, so that ids can differ where the text does not (content
-that begins with a line break).
+that begins with a line break). A template that is not Llama 3's writes for Herd too: there only ids are compared, which
+differ where a message holds special strings, and what it refuses is refused by both.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from herd.errors import DataError
-from herd.tokenizer import jinja
+from herd.tokenizer import foreign, jinja
 from herd.tokenizer.llama3 import DATE, Style, checked_messages, render
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.types import Message
@@ -56,7 +57,7 @@ TALKS = (
 
 
 class Comparison(NamedTuple):
-    """What came out for one conversation: `same`, `ids differ`, `text differs`, or why one side refuses."""
+    """What came out for one conversation: `same`, `ids differ`, `text differs`, or why one side refuses, or both do."""
 
     talk: str
     outcome: str
@@ -70,10 +71,26 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    tokenizer: Tokenizer, template: str, style: Style, talks: Sequence[Talk] = TALKS, date: str = DATE
+    tokenizer: Tokenizer, template: str, style: Style | None, talks: Sequence[Talk] = TALKS, date: str = DATE
 ) -> list[Comparison]:
-    """Each conversation through the template and through `render`, both told the same date."""
+    """Each conversation through the template and through `render`, both told the same date.
+
+    Style None compares the tokenizer's own template with what Herd makes of it.
+    """
+    if style is None:
+        return [_run(tokenizer, talk, date) for talk in talks]
     return [_compared(tokenizer, template, style, talk, date) for talk in talks]
+
+
+def _run(tokenizer: Tokenizer, talk: Talk, date: str) -> Comparison:
+    asked = foreign.Asked(tools=talk.tools, date=date)
+    try:
+        theirs = foreign.text(tokenizer, talk.messages, asked, generation_prompt=True)
+        ours = foreign.render(tokenizer, talk.messages, asked, generation_prompt=True, masked=False).tokens
+    except DataError as error:
+        return Comparison(talk.name, f"refused by both: {error}")
+    same = tokenizer.encode(theirs, allow_special=True) == ours
+    return Comparison(talk.name, "same" if same else "ids differ", theirs, tokenizer.decode(ours))
 
 
 def _compared(tokenizer: Tokenizer, template: str, style: Style, talk: Talk, date: str) -> Comparison:

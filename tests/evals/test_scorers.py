@@ -56,6 +56,7 @@ def test_another_value_is_wrong_and_nothing_of_an_answer_is_run(answer, referenc
         "Here it is:\n```python\n[geo.area(base=10)]\n```",
         '{"name": "geo.area", "parameters": {"base": 10}}',
         'I call [{"function": {"name": "geo.area", "arguments": {"base": 10, "unit": "CM"}}}]',
+        '<think>{a}</think>\n<tool_call>\n{"name": "geo.area", "arguments": {"base": 10}}\n</tool_call>',
     ],
 )
 def test_a_right_call_is_found_in_every_form(answer):
@@ -85,6 +86,11 @@ def test_no_call_is_right_where_none_fits_and_any_where_some_does():
     assert not right_calls(calls_of("[geo.area(base=1)]"), [], [AREA])
     assert right_calls(calls_of("[geo.area(base=1)]"), "some", [AREA])
     assert not right_calls(calls_of("No."), "some", [AREA])
+
+
+def test_calls_in_tags_are_all_taken():
+    answer = '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>\n<tool_call>{"name": "g", "arguments": {}}'
+    assert calls_of(answer) == [("f", {"a": 1}), ("g", {})]
 
 
 def test_calls_in_parallel_may_come_in_any_order():

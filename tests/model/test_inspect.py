@@ -45,6 +45,18 @@ def test_a_sound_checkpoint_shows_its_shape_and_nothing_odd(tmp_path, capsys):
     assert "Nothing odd." in printed
 
 
+def test_what_a_configuration_leaves_out_is_shown_too(tmp_path, capsys):
+    folder = folder_of(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("rope_theta", "head_dim", "max_position_embeddings", "attention_bias"):
+        del config[name]
+    config["rope_parameters"] = {"rope_theta": 20_000.0, "rope_type": "linear", "factor": 2.0}  # of transformers 5
+    (folder / "config.json").write_text(json.dumps(config))
+    inspect.run(inspect.InspectSettings(path=folder))
+    printed = capsys.readouterr().out
+    assert "4 heads of 8, 2 key-value" in printed and "2,048 tokens, RoPE theta 20,000, scaled 2x (linear)" in printed
+
+
 def test_the_json_form_holds_the_same_findings(tmp_path, capsys):
     folder = folder_of(tmp_path / "model")
     inspect.run(inspect.InspectSettings(path=folder, json=True))

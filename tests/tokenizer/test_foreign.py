@@ -8,6 +8,7 @@ import pytest
 import tokenizers
 from transformers import AutoTokenizer
 
+from herd.cli import main
 from herd.errors import ConfigError, DataError
 from herd.tokenizer import foreign, jinja
 from herd.tokenizer.chat import ends, formatting_mask, in_format, render, require_trained, stops
@@ -283,3 +284,16 @@ def test_what_is_no_conversation_is_refused(checkpoint, messages, message):
     ours, _ = checkpoint("chatml")
     with pytest.raises(DataError, match=message):
         render(ours, messages)
+
+
+def test_the_command_compares_a_foreign_template_with_what_herd_makes_of_it(checkpoint, vocabulary, tmp_path, capsys):
+    checkpoint("llama2")
+    assert main(["template", str(vocabulary / "llama2")]) == 0
+    shown = capsys.readouterr().out
+    assert "Llama 2 or Mistral, written by the template itself" in shown
+    assert "a tool call            refused by both" in shown
+    (tmp_path / "own.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "<|finish|>"}, ANSWER]}))
+    assert main(["template", str(vocabulary / "llama2"), f"conversations={tmp_path}/own.jsonl"]) == 1
+    assert "row 1 ids differ" in capsys.readouterr().out  # a message cannot forge a token
+    assert main(["template", str(vocabulary)]) == 2
+    assert "has no chat template" in capsys.readouterr().err
