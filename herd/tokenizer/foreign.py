@@ -97,6 +97,7 @@ def render(
     if masked and not continue_final:
         write = partial(_write, tokenizer, asked)
         spans = written.generated or list(_spans_by_prefixes(tokenizer, write, talk, written.text))
+        _check_calls(talk, "".join(written.text[begin:end] for begin, end in spans))
     ids, places = _encode(tokenizer, written.text, mark)
     mask = [False] * len(ids)
     for begin, end in spans:
@@ -115,6 +116,17 @@ def _mark(
         inside = inside if last is None else [i for i in inside if i <= last]
     for i in inside:
         mask[i] = True
+
+
+def _check_calls(talk: Sequence[Mapping[str, Any]], learned: str) -> None:
+    """Many templates pass over calls of tools: an empty answer would be learned instead."""
+    for number, message in enumerate(talk):
+        for call in message.get("tool_calls") or ():
+            if (name := call["function"]["name"]) not in learned:
+                raise DataError(
+                    f"message {number}: the chat template does not write its call of {name!r}; name a format that "
+                    "writes calls of tools (template=FILE.jinja), or leave such conversations out"
+                )
 
 
 def _spans_by_prefixes(

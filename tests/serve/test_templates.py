@@ -41,6 +41,14 @@ def test_the_template_is_told_of_messages_tools_and_its_variables(url):
     assert answered.status_code == 200 and "x-herd-ignored" not in answered.headers
 
 
+def test_tools_that_the_template_passes_over_are_named_as_ignored():
+    tokenizer = small_tokenizer().with_template(TEMPLATE.partition("{% if tools %}")[0] + "<assistant>")
+    model = tiny_model(eos_token_id=list(tokenizer.stop_ids), max_position_embeddings=1024)
+    with listening(create_app(Engine.of(model, tokenizer, max_sequences=4), name="tiny")) as url:
+        body = {"messages": [USER], "tools": [TOOL], "max_tokens": 2}
+        assert httpx.post(f"{url}/v1/chat/completions", json=body).headers["x-herd-ignored"] == "tools"
+
+
 def test_a_last_message_of_the_assistants_is_left_open(url):
     messages = [USER, {"role": "assistant", "content": "Once"}]
     assert told(url, messages=messages, continue_final_message=True) == "<user>hi</user>\n<assistant>Once"

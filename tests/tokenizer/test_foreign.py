@@ -167,6 +167,13 @@ def test_every_turn_is_trained_on_where_prefixes_agree_and_else_it_is_refused_by
         render(ours, TALKS["thinking"][:2])
 
 
+@pytest.mark.parametrize("name", ["chatml", "vicuna"])
+def test_calls_that_a_template_passes_over_are_not_learned_as_empty_answers(checkpoint, name):
+    ours, _ = checkpoint(name)
+    with pytest.raises(DataError, match="message 1: the chat template does not write its call of 'get_"):
+        render(ours, [USER, CALLED], tools=TOOLS)
+
+
 def test_tool_calls_are_trained_on(checkpoint):
     ours, _ = checkpoint("hermes")
     texts = trained_texts(ours, [USER, CALLED, RESULT, ANSWER], tools=TOOLS)
