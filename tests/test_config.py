@@ -170,6 +170,7 @@ ONE_OF = {
     "PlanSettings": ["path=8B"],
     "MixSettings": ["weights={x: 1}"],
     "TraceSettings": ["token=0"],
+    "EvaluateSettings": ["suite=base"],
 }  # settings of which a stage wants one
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 
 from herd.serve.errors import ApiError
 
@@ -36,7 +37,10 @@ class Apart(APIRoute):
 
         async def read(request: Request) -> Response:
             request = _Read(request.scope, request.receive)
-            body = await request.body()
+            try:
+                body = await request.body()
+            except ClientDisconnect:
+                return Response(status_code=400)  # nobody reads it
             if len(body) <= _LARGE:
                 return await handle(request)
             if (count := body.count(b",") + body.count(b"[") + body.count(b"{")) > MAX_VALUES and (
