@@ -203,18 +203,26 @@ def _model_routes(models: Models) -> APIRouter:
 
     @router.get("/models", response_model=ModelList, responses=REFUSALS)
     async def listed(http: Request) -> Any:
-        found = [model.describe() for model in models]
-        if "anthropic-version" not in http.headers:
-            return {"object": "list", "data": found}
-        names = [model["id"] for model in found]
-        data = [model | {"type": "model", "display_name": model["id"]} for model in found]
-        for model in data:
-            model["created_at"] = datetime.fromtimestamp(model["created"], UTC).isoformat()
-        ends = {"first_id": names[0], "last_id": names[-1], "has_more": False}
+        if not errors.speaks_anthropic(http.scope):
+            return {"object": "list", "data": [model.describe() for model in models]}
+        data = [_as_anthropic(model.describe()) for model in models]
+        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"], "has_more": False}
         return JSONResponse({"object": "list", "data": data} | ends)
 
     @router.get("/models/{model:path}", response_model=ModelObject, responses=REFUSALS)
-    async def model(model: str) -> dict[str, Any]:
-        return models.find(model).describe()
+    async def model(model: str, http: Request) -> Any:
+        found = models.find(model).describe()
+        return JSONResponse(_as_anthropic(found)) if errors.speaks_anthropic(http.scope) else found
 
     return router
+
+
+def _as_anthropic(model: dict[str, Any]) -> dict[str, Any]:
+    began = datetime.fromtimestamp(model["created"], UTC).isoformat()
+    return model | {
+        "type": "model",
+        "display_name": model["id"],
+        "created_at": began,
+        "lifecycle": "active",
+        "max_input_tokens": model["max_context"],
+    }

@@ -84,6 +84,14 @@ class Strict(BaseModel):
             raise ValueError(f"has {len(data):,} fields; no object here has more than {MAX_FIELDS}")
         return data
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_left_out(cls, data: Any) -> Any:
+        """`null` says as much as no field at all where the field has a value of its own."""
+        if not isinstance(data, dict) or not any(value is None for value in data.values()):
+            return data
+        return {name: value for name, value in data.items() if value is not None or not _has_default(cls, name)}
+
 
 class Open(Strict):
     """An object of a history: what nobody knows in it is passed over, and named."""
@@ -124,6 +132,11 @@ class Body(Strict):
 def _is_whole(cls: type[BaseModel], name: str, value: Any) -> bool:
     info = cls.model_fields.get(name) if isinstance(value, float) and value.is_integer() else None
     return info is not None and int in (info.annotation, *typing.get_args(info.annotation))
+
+
+def _has_default(cls: type[BaseModel], name: str) -> bool:
+    info = cls.model_fields.get(name)
+    return info is not None and not info.is_required() and info.default is not None
 
 
 class StreamOptions(Strict):
@@ -182,6 +195,7 @@ class Drawing(Body):
     safety_identifier: NoEffect = None
     prompt_cache_key: NoEffect = None
     prompt_cache_retention: NoEffect = None
+    prompt_cache_options: NoEffect = None
 
     input_field: ClassVar[str]  # where the prompt stands
 

@@ -24,6 +24,7 @@ class Head:
 
 EXPOSED = (
     "x-request-id",
+    "request-id",
     "x-herd-ignored",
     "retry-after",
     "x-ratelimit-remaining-requests",

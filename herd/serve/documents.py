@@ -171,6 +171,13 @@ class ResponseItems(BaseModel):
     last_id: str | None
 
 
+class InputTokens(BaseModel):
+    """The answer to `POST /v1/responses/input_tokens`."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
 class ResponseDeleted(BaseModel):
     """A response is forgotten."""
 

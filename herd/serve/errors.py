@@ -10,7 +10,9 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from herd.errors import UserError
 
@@ -38,7 +40,19 @@ class ApiError(Exception):
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _COME_AGAIN = (429, 503)
-MESSAGES_PATH = "/v1/messages"  # whose clients read Anthropic's errors
+_MESSAGES, _MODELS = "/v1/messages", "/v1/models"  # whose clients are Anthropic's, or may be
+_ANTHROPIC_TYPES = {
+    403: "permission_error",
+    413: "request_too_large",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def speaks_anthropic(scope: Scope) -> bool:
+    """The client reads Anthropic's dialect."""
+    path: str = scope["path"]
+    return path.startswith(_MESSAGES) or (path.startswith(_MODELS) and "anthropic-version" in Headers(scope=scope))
 
 
 def error_object(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
@@ -75,15 +89,16 @@ def _respond(
     if account := request.scope.get("herd.account"):
         account.error, account.field = code or _TYPES.get(status, "invalid_request_error"), param
     found = error_object(status, _shortened(message, _LONGEST_MESSAGE), param, code)
-    if request.url.path.startswith(MESSAGES_PATH):
-        found = as_anthropic(found)
+    if speaks_anthropic(request.scope):
+        found = as_anthropic(status, found, account.id if account else None)
     return JSONResponse(found, status_code=status, headers=headers)
 
 
-def as_anthropic(error: dict[str, Any]) -> dict[str, Any]:
+def as_anthropic(status: int, error: dict[str, Any], request_id: str | None = None) -> dict[str, Any]:
     """The error object as Anthropic's clients expect it."""
-    kind = error["error"]["type"]
-    return {"type": "error", "error": error["error"] | {"type": "api_error" if kind == "server_error" else kind}}
+    kind = _ANTHROPIC_TYPES.get(status, error["error"]["type"])
+    told = error["error"] | {"type": "api_error" if kind == "server_error" else kind}
+    return {"type": "error", "error": told, "request_id": request_id}
 
 
 def _shortened(text: str, most: int) -> str:

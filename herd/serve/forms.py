@@ -124,11 +124,14 @@ class ResponseFormat(Strict):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema", description="Of json_object (llama.cpp, Together).")
 
     @model_validator(mode="after")
     def _schema_where_it_belongs(self) -> ResponseFormat:
         if (self.type == "json_schema") != (self.json_schema is not None):
             raise ValueError("needs `json_schema` with type json_schema, and only there")
+        if self.schema_ is not None and self.type != "json_object":
+            raise ValueError("may have `schema` only with type json_object; of json_schema it stands in `json_schema`")
         return self
 
     @property
@@ -136,7 +139,7 @@ class ResponseFormat(Strict):
         """The JSON schema of the text; None where it is free."""
         if self.type == "text":
             return None
-        return (self.json_schema and self.json_schema.schema_) or {}
+        return self.schema_ or (self.json_schema and self.json_schema.schema_) or {}
 
 
 def call_schema(functions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from herd.serve.account import Account
 from herd.serve.connections import LINES_PER_SECOND, Sparing
+from herd.serve.errors import speaks_anthropic
 from herd.serve.limits import Allowances
 from herd.serve.metrics import Metrics
 from herd.serve.tracing import Tracing
@@ -101,6 +102,8 @@ class Bookkeeping:
             if message["type"] == "http.response.start":
                 account.status = message["status"]
                 headers = [*message.get("headers", ()), (b"x-request-id", account.id.encode())]
+                if speaks_anthropic(scope):
+                    headers.append((b"request-id", account.id.encode()))
                 if account.unheeded:
                     headers.append((b"x-herd-ignored", ", ".join(account.unheeded).encode("ascii", "backslashreplace")))
                 if account.owner is not None:

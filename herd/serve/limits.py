@@ -10,13 +10,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from herd.infer.engine import Engine
-from herd.serve.errors import ApiError, error_object, refusal
+from herd.serve.errors import ApiError, refusal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +253,7 @@ class BodyLimit:
             scope = {**scope, "headers": [*kept, (b"content-type", b"application/octet-stream")]}
         declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self.limits.max_body_bytes:
-            await JSONResponse(error_object(413, message), status_code=413)(scope, receive, send)
+            await (await refusal(Request(scope), ApiError(413, message)))(scope, receive, send)
             return
         received, whole = 0, False
         until = asyncio.get_running_loop().time() + self.limits.body_seconds
@@ -290,6 +289,6 @@ class HostCheck:
                     f"This server listens on this machine only and does not answer as {name!r}; "
                     "give it a key (key=...) to let it answer under any name."
                 )
-                await JSONResponse(error_object(421, message), status_code=421)(scope, receive, send)
+                await (await refusal(Request(scope), ApiError(421, message)))(scope, receive, send)
                 return
         await self.app(scope, receive, send)

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,6 +79,17 @@ class Store:
         with self._lock, self._connection:
             found = self._connection.execute("delete from responses where id = ? and owner = ?", (id, owner))
         return found.rowcount > 0
+
+    def answered(self, owner: str, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Items of kept answers by their ids, of those that are there."""
+        query = (
+            "select item.value from responses, json_each(response, '$.output') as item where owner = ? "
+            "and json_extract(item.value, '$.id') in (select value from json_each(?))"
+        )
+        with self._lock:
+            rows = self._connection.execute(query, (owner, json.dumps(list(ids)))).fetchall()
+        found = [json.loads(row[0]) for row in rows]
+        return {item["id"]: item for item in found}
 
     def items(self, owner: str, id: str) -> list[dict[str, Any]] | None:
         """What was said up to a response's end, oldest first; None where it is not there."""

@@ -60,7 +60,7 @@ class TokenizeRequest(Body):
     add_generation_prompt: bool = Field(True, description="End a conversation with the header of the answer.")
     continue_final_message: bool = Field(False, description="The last message is the answer's beginning.")
     add_special_tokens: bool = Field(True, description="Begin a text with the token that begins texts.")
-    return_token_strs: bool = False
+    return_token_strs: bool | None = None
 
     @model_validator(mode="after")
     def _one_of_two(self) -> TokenizeRequest:

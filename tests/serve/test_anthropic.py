@@ -172,3 +172,34 @@ def test_keys_and_models_are_as_anthropics_clients_expect_them():
         assert missing.status_code == 404 and missing.json()["error"]["type"] == "not_found_error"
         listed = httpx.get(f"{url}/v1/models", headers=headers).json()
         assert listed["data"][0]["type"] == "model" and listed["has_more"] is False
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_a_message_may_hold_no_blocks(http, path, role):
+    body = ASK | {"messages": [{"role": role, "content": []}]}
+    counting = path.endswith("tokens")
+    response = http.post(path, json={"messages": body["messages"]} if counting else body | {"max_tokens": 1})
+    assert response.status_code == 200, response.text
+
+
+def test_errors_and_models_have_anthropics_form_wherever_its_clients_ask(http):
+    version = {"anthropic-version": "2023-06-01"}
+    for response, kind in (
+        (http.get("/v1/models/none", headers=version), "not_found_error"),
+        (http.post("/v1/messages", json={}), "invalid_request_error"),
+        (http.post("/v1/messages", content=b"x" * 200_000), "request_too_large"),
+        (http.get("/v1/messages/batches"), "not_found_error"),
+    ):
+        told = response.json()
+        assert told["type"] == "error" and told["error"]["type"] == kind
+        assert told["request_id"] == response.headers["request-id"]
+    model = http.get("/v1/models/tiny", headers=version).json()
+    assert model["type"] == "model" and model["display_name"] == "tiny" and "created_at" in model
+    assert "error" in http.get("/v1/models/none").json() and "type" not in http.get("/v1/models/tiny").json()
+
+
+def test_where_and_for_whom_an_answer_is_made_is_named(http):
+    fields = {"inference_geo": "us", "fallbacks": [{"model": "other"}], "user_profile_id": "x"}
+    told = http.post("/v1/messages", json=ASK | {"max_tokens": 1} | fields).headers["x-herd-ignored"]
+    assert set(told.split(", ")) == set(fields)

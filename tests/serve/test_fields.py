@@ -174,3 +174,37 @@ def test_what_was_computed_before_is_counted_and_the_server_names_itself(http):
     assert first["system_fingerprint"] == second["system_fingerprint"] != ""
     (model,) = http.get("/v1/models").json()["data"]
     assert model["max_model_len"] == model["max_context"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": ASK, "stream": True, "stream_options": {"include_usage": None}}),
+        ("/v1/embeddings", {"input": "a", "encoding_format": None, "pooling": None}),
+        ("/tokenize", {"prompt": "a", "add_special_tokens": None, "return_token_strs": None}),
+        ("/v1/messages", {"messages": ASK, "max_tokens": 1, "stop_sequences": None}),
+    ],
+)
+def test_null_is_as_much_as_no_field(http, path, body):
+    response = http.post(path, json=body)
+    assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/v1/chat/completions", {"messages": ASK}), ("/v1/completions", {"prompt": "a"})]
+)
+def test_all_chunks_but_the_last_have_no_usage_where_it_is_asked_for(http, path, body):
+    more = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": 3}
+    lines = http.post(path, json=body | more).text.split("\n\n")[:-2]
+    *chunks, last = [json.loads(line.removeprefix("data: "))["usage"] for line in lines]
+    assert set(chunks) == {None} and last["total_tokens"] > 0
+
+
+def test_an_object_may_come_with_a_schema(http):
+    schema = {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}
+    form = {"type": "json_object", "schema": schema}
+    body = {"messages": ASK, "max_tokens": 60, "response_format": form}
+    answer = http.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+    assert json.loads(answer) == {"a": 1}
+    refused = http.post("/v1/chat/completions", json=body | {"response_format": form | {"type": "text"}})
+    assert refused.status_code == 400 and "json_object" in refused.json()["error"]["message"]

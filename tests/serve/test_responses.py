@@ -214,7 +214,59 @@ def test_a_conversation_goes_on_from_a_response_that_is_kept(kept):
         assert http.get(f"/v1/responses/{second['id']}", headers=others).status_code == 404
         assert http.delete(f"/v1/responses/{second['id']}", headers=others).status_code == 404
         asked = http.post("/v1/responses", json=ASK | {"previous_response_id": second["id"]}, headers=others)
-        assert asked.status_code == 404 and asked.json()["error"]["code"] == "response_not_found"
+        assert asked.status_code == 400 and asked.json()["error"]["code"] == "previous_response_not_found"
+
+
+def test_items_that_were_sent_are_listed_page_by_page_and_answers_can_be_referred_to(kept):
+    with httpx.Client(base_url=kept, headers={"X-Api-Key": "a"}, timeout=30) as http:
+        talk = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"))]
+        first = post(http, **forced("Yes.", input=talk))
+        place = f"/v1/responses/{first['id']}/input_items"
+        pages = [http.get(place).json(), http.get(place, params={"order": "asc", "limit": 2}).json()]
+        pages.append(http.get(place, params={"order": "asc", "after": pages[1]["last_id"]}).json())
+        told = [[item["content"][0]["text"] for item in page["data"]] for page in pages]
+        assert told == [["c", "b", "a"], ["a", "b"], ["c"]] and [page["has_more"] for page in pages] == [0, 1, 0]
+        assert [item["content"][0]["type"] for item in pages[1]["data"]] == ["input_text", "output_text"]
+        for wrong in ({"limit": 0}, {"order": "up"}, {"after": "nothing"}):
+            refused = http.get(place, params=wrong)
+            assert refused.status_code == 400 and refused.json()["error"]["param"] == next(iter(wrong))
+        refer = {"type": "item_reference", "id": first["output"][0]["id"]}
+        more = {"role": "user", "content": "Sure?"}
+        assert (
+            post(http, **forced("Yes.", input=[*talk, refer, more]))["usage"]["input_tokens"]
+            == post(http, **forced("Yes.", input=[*talk, *first["output"], more]))["usage"]["input_tokens"]
+        )
+        asked = http.post("/v1/responses", json=ASK | {"input": [refer, more]}, headers={"X-Api-Key": "b"})
+        assert asked.status_code == 404 and asked.json()["error"]["code"] == "item_not_found"
+
+
+def test_a_call_begins_empty_and_its_deltas_bring_all_of_it(http):
+    told = events(http, **forced(CALL, tools=[WEATHER]))
+    begun = next(event["item"] for event in told if event["type"] == "response.output_item.added")
+    grown = [event["delta"] for event in told if event["type"] == "response.function_call_arguments.delta"]
+    done = next(event for event in told if event["type"] == "response.function_call_arguments.done")
+    assert begun["arguments"] == "" and "".join(grown) == done["arguments"] == '{"city": "Rome"}'
+
+
+def test_tokens_are_counted_beforehand(http):
+    body = {"input": ASK["input"], "instructions": "Be brief.", "tools": [WEATHER]}
+    counted = http.post("/v1/responses/input_tokens", json=body).json()
+    assert counted == {
+        "object": "response.input_tokens",
+        "input_tokens": post(http, **forced("Yes.", **body))["usage"]["input_tokens"],
+    }
+    assert http.post("/v1/responses/input_tokens", json={"input": []}).json()["error"]["param"] == "input"
+
+
+@pytest.mark.parametrize("include", ["file_search_call.results", "web_search_call.action.sources"])
+def test_what_no_answer_here_holds_can_be_asked_for(http, include):
+    assert post(http, **forced("Yes.", include=[include]))["output"][0]["type"] == "message"
+
+
+@pytest.mark.parametrize("fields", [{"metadata": "x"}, {"metadata": {"a": 1}}, {"truncation": "sometimes"}])
+def test_what_is_told_back_has_the_form_that_clients_read(http, fields):
+    refused = http.post("/v1/responses", json=ASK | fields)
+    assert refused.status_code == 400 and refused.json()["error"]["param"].startswith(next(iter(fields)))
 
 
 def test_a_store_is_a_file_of_its_own(tmp_path):

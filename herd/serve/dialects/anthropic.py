@@ -89,7 +89,7 @@ class AnthropicTurn(Open):
                 messages[-1]["content"] += block.text or ""
             else:
                 messages.append(Message(role=self.role, content=block.text or ""))
-        return messages
+        return messages or [Message(role=self.role, content="")]
 
 
 class AnthropicTool(Open):
@@ -151,6 +151,14 @@ class CountRequest(Drawing):
     cache_control: Annotated[Any, Unheeded()] = None
     context_management: Annotated[Any, Unheeded()] = None
     speed: Annotated[Any, Unheeded("standard")] = None
+    inference_geo: Annotated[Any, Unheeded("global")] = None
+    user_profile_id: Annotated[Any, Unheeded()] = None
+    workspace_id: Annotated[Any, Unheeded()] = None
+    billing_policy: Annotated[Any, Unheeded()] = None
+    diagnostics: Annotated[Any, Unheeded()] = None
+    compaction: Annotated[Any, Unheeded()] = None
+    fallbacks: Annotated[Any, Unheeded()] = None
+    fallback_credit_token: Annotated[Any, Unheeded()] = None
     container: OnlyEmpty = None
     mcp_servers: OnlyEmpty = None
 
@@ -293,7 +301,7 @@ class MessagesReply(Reply):
 
     def failure(self, status: int, message: str, param: str | None = None, code: str | None = None) -> str:
         """What ends a stream that went wrong."""
-        return self.written(as_anthropic(error_object(status, message, param, code)))
+        return self.written(as_anthropic(status, error_object(status, message, param, code)))
 
     def end(self) -> str:
         """Nothing: `message_stop` was the end."""

@@ -48,6 +48,7 @@ class ChatRequest(Generation):
     reasoning_effort: Annotated[Any, Unheeded("none")] = None
     verbosity: Annotated[Any, Unheeded("medium")] = None
     prediction: Annotated[Any, Unheeded()] = None
+    moderation: Annotated[Any, Unheeded()] = None
     functions: OnlyEmpty = None
     function_call: Annotated[Any, only("none", "auto"), enum_of("none", "auto")] = None
     modalities: OnlyText = None
@@ -206,6 +207,7 @@ class ChatReply(Reply):
 
     def _frame(self, kind: str, choices: list[dict[str, Any]]) -> Event:
         head = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        head |= {"usage": None} if self.turn.with_usage else {}  # of every chunk but the last one
         return head | {"system_fingerprint": self.fingerprint, "choices": choices}
 
     def _logprobs(self, entries: Sequence[TokenLogprob | Unscored]) -> dict[str, Any] | None:

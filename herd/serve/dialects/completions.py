@@ -138,6 +138,7 @@ class CompletionReply(Reply):
 
     def _frame(self, choices: list[dict[str, Any]]) -> Event:
         head = {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
+        head |= {"usage": None} if self.turn.with_usage else {}  # of every chunk but the last one
         return head | {"system_fingerprint": self.fingerprint, "choices": choices}
 
     def _logprobs(self, entries: Sequence[TokenLogprob | Unscored], places: _Places) -> dict[str, Any] | None:

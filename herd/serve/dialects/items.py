@@ -56,8 +56,17 @@ class ReasoningItem(Open):
     encrypted_content: Annotated[Any, Unheeded()] = None
 
 
+class ReferenceItem(Open):
+    """An item of an answer that is kept, by its id."""
+
+    type: Literal["item_reference"] | None = None
+    id: str = Field(max_length=100)
+
+
 def _kind(item: Any) -> str:
     given = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
+    if isinstance(item, ReferenceItem) or (given is None and isinstance(item, dict) and item.keys() <= {"type", "id"}):
+        return "item[item_reference]"
     return "item[message]" if given is None else f"item[{given}]"
 
 
@@ -65,16 +74,27 @@ Item = Annotated[
     Annotated[MessageItem, Tag("item[message]")]
     | Annotated[CallItem, Tag("item[function_call]")]
     | Annotated[ResultItem, Tag("item[function_call_output]")]
-    | Annotated[ReasoningItem, Tag("item[reasoning]")],
+    | Annotated[ReasoningItem, Tag("item[reasoning]")]
+    | Annotated[ReferenceItem, Tag("item[item_reference]")],
     Discriminator(
         _kind,
         custom_error_type="unknown_item",
-        custom_error_message="is of a type that is not known here; message, function_call, function_call_output and "
-        "reasoning are (of a reference, send the item itself)",
+        custom_error_message="is of a type that is not known here; message, function_call, function_call_output, "
+        "reasoning and item_reference are",
     ),
 ]
 
 ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
+
+
+def listed(item: dict[str, Any], id: str) -> dict[str, Any]:
+    """An item that was sent, as it is listed: with an id, and a text of a message as a part of it."""
+    found = {"id": id, "status": "completed"} | item
+    if found["type"] == "message" and isinstance(found["content"], str):
+        answered: dict[str, Any] = {"type": "output_text", "annotations": [], "logprobs": []}
+        part = answered if found["role"] == "assistant" else {"type": "input_text"}
+        found["content"] = [part | {"text": found["content"]}]
+    return found
 
 
 def conversation(items: Sequence[Item], instructions: str | None) -> Conversation:

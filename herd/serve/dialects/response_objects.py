@@ -150,7 +150,7 @@ class ResponsesReply(Reply):
                     logprobs = []
                 case Begun(call):
                     yield from self._close_text("completed")
-                    self._output.append(self._call(call, "in_progress"))
+                    self._output.append(self._call(call, "in_progress") | {"arguments": ""})  # deltas bring all of it
                     yield self._of_item("response.output_item.added", dict(self._output[-1]))
                 case Grown(_, text):
                     yield self._of_call("response.function_call_arguments.delta", delta=text)

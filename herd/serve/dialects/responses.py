@@ -7,25 +7,27 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field, model_validator
 
-from herd.errors import RequestError
+from herd.errors import DataError, RequestError
 from herd.infer.request import MAX_LOGPROBS
 from herd.serve.answers import Desk, answer
 from herd.serve.body import MAX_MESSAGES, Drawing, Name, NoEffect, NotSupported, OnlyFalse, Strict
-from herd.serve.dialects.items import ITEMS, Item, MessageItem, conversation
+from herd.serve.dialects.items import ITEMS, Item, MessageItem, ReferenceItem, conversation, listed
 from herd.serve.dialects.response_objects import ResponsesReply
-from herd.serve.documents import REFUSALS, ResponseDeleted, ResponseItems, ResponseObject, streamed
+from herd.serve.documents import REFUSALS, InputTokens, ResponseDeleted, ResponseItems, ResponseObject, streamed
 from herd.serve.errors import ApiError
 from herd.serve.forms import MAX_TOOLS, Choice, ToolFunction
 from herd.serve.models import Model, Models
+from herd.serve.prompts import conversation_prompt
 from herd.serve.reading import Apart
 from herd.serve.replies import Reply
 from herd.serve.store import Store
 from herd.serve.turn import Turn
 from herd.serve.unheeded import Unheeded, named
+from herd.types import Conversation
 
 
 class ResponseTool(ToolFunction):
@@ -72,6 +74,8 @@ class Reasoning(Strict):
     effort: Annotated[Any, Unheeded("none")] = None
     summary: Annotated[Any, Unheeded()] = None
     generate_summary: Annotated[Any, Unheeded()] = None
+    context: Annotated[Any, Unheeded("auto")] = None
+    mode: Annotated[Any, Unheeded("standard")] = None
 
 
 class ResponseStreamOptions(Strict):
@@ -81,7 +85,17 @@ class ResponseStreamOptions(Strict):
 
 
 LOGPROBS = "message.output_text.logprobs"
-Include = Literal["message.output_text.logprobs", "reasoning.encrypted_content", "message.input_image.image_url"]
+Include = Literal[  # all but the first are about what no answer here holds
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "message.input_image.image_url",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+]
+Metadata = Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)]
 
 
 class ResponsesRequest(Drawing):
@@ -103,9 +117,13 @@ class ResponsesRequest(Drawing):
     store: bool | None = Field(None, description="Keep the response, where the server keeps any.")
 
     reasoning: Reasoning | None = None
-    truncation: Annotated[Any, Unheeded("disabled")] = None
+    metadata: Metadata | None = Field(None, description="Told back; has no effect on the answer.")
+    truncation: Annotated[Literal["auto", "disabled"] | None, Unheeded("disabled")] = None
     max_tool_calls: Annotated[Any, Unheeded()] = None
     context_management: Annotated[Any, Unheeded()] = None
+    moderation: Annotated[Any, Unheeded()] = None
+    access_programs: Annotated[Any, Unheeded()] = None
+    image: Annotated[Any, Unheeded()] = None
     background: OnlyFalse = None
     conversation: NotSupported = None
     prompt: NotSupported = None
@@ -169,17 +187,28 @@ class ResponsesRequest(Drawing):
 class _Asked:
     """A body with what was said before it: the dialect's side of one turn."""
 
-    def __init__(self, body: ResponsesRequest, earlier: Sequence[Item], store: Store | None, owner: str) -> None:
-        self._body, self._earlier, self._store, self._owner = body, earlier, store, owner
+    def __init__(
+        self, body: ResponsesRequest, earlier: Sequence[Item], sent: Sequence[Item], store: Store | None, owner: str
+    ) -> None:
+        self._body, self._earlier, self._sent, self._store, self._owner = body, earlier, sent, store, owner
+
+    @property
+    def conversation(self) -> Conversation:
+        """The messages as the engine takes them.
+
+        Raises:
+            RequestError: there are none.
+        """
+        messages = conversation([*self._earlier, *self._sent], self._body.instructions)
+        if not messages:
+            raise RequestError("There is nothing to answer: `input` holds no message.")
+        return messages
 
     def turn(self) -> Turn:
         """What is asked for."""
         body = self._body
-        messages = conversation([*self._earlier, *body.items], body.instructions)
-        if not messages:
-            raise RequestError("There is nothing to answer: `input` holds no message.")
         return Turn(
-            inputs=[messages],
+            inputs=[self.conversation],
             params=body.sampling(),
             max_tokens=body.max_output_tokens,
             tools=[dict(tool) for tool in body.choice.tools],
@@ -191,7 +220,7 @@ class _Asked:
 
     def reply(self, model: Model, turn: Turn, prompts: Sequence[list[int]]) -> Reply:
         """How it is answered."""
-        sent = [item.model_dump(mode="json", exclude_unset=True) | {"type": item.type} for item in self._body.items]
+        sent = [item.model_dump(mode="json", exclude_unset=True) | {"type": item.type} for item in self._sent]
         store = None if self._body.store is False else self._store
         return ResponsesReply(
             model, turn, prompts, asked=_echoed(self._body), sent=sent, store=store, owner=self._owner
@@ -239,17 +268,33 @@ def routes(desk: Desk, models: Models, store: Store | None) -> APIRouter:
     """The router of this dialect."""
     router = APIRouter(prefix="/v1/responses", route_class=Apart)
 
-    @router.post("", response_model=None, responses=streamed(ResponseObject))
-    async def create(body: ResponsesRequest, http: Request) -> Response:
+    async def asked(body: ResponsesRequest, http: Request) -> _Asked:
         owner, earlier = http.scope["herd.account"].owner, list[Item]()
-        model = models.find_chat(body.model)
         if body.previous_response_id is not None:
-            there = _kept(store)
+            there = _kept(store, "previous_response_id")
             found = await asyncio.to_thread(there.items, owner, body.previous_response_id)
             if found is None:
-                raise _no_response(body.previous_response_id, "previous_response_id")
+                raise _no_previous(body.previous_response_id)
             earlier = ITEMS.validate_python(found)
-        return await answer(desk, model, http, _Asked(body, earlier, store, owner))
+        sent = await asyncio.to_thread(_resolved, body.items, store, owner)
+        return _Asked(body, earlier, sent, store, owner)
+
+    @router.post("", response_model=None, responses=streamed(ResponseObject))
+    async def create(body: ResponsesRequest, http: Request) -> Response:
+        model = models.find_chat(body.model)
+        return await answer(desk, model, http, await asked(body, http))
+
+    @router.post("/input_tokens", response_model=InputTokens, responses=REFUSALS)
+    async def input_tokens(body: ResponsesRequest, http: Request) -> dict[str, Any]:
+        model, account = models.find_chat(body.model), http.scope["herd.account"]
+        dialect = await asked(body, http)
+        account.model, account.unheeded = model.name, dialect.unheeded(model)
+        try:
+            talk = dialect.conversation
+            prompt = await asyncio.to_thread(conversation_prompt, model.engine, talk, tools=body.choice.tools)
+        except (RequestError, DataError) as error:
+            raise ApiError(400, str(error), param="input") from None
+        return {"object": "response.input_tokens", "input_tokens": len(prompt)}
 
     @router.get("/{id}", response_model=ResponseObject, responses=REFUSALS)
     async def get(id: str, http: Request) -> Response:
@@ -259,13 +304,26 @@ def routes(desk: Desk, models: Models, store: Store | None) -> APIRouter:
         return JSONResponse(found.response)
 
     @router.get("/{id}/input_items", response_model=ResponseItems, responses=REFUSALS)
-    async def input_items(id: str, http: Request) -> Response:
+    async def input_items(
+        id: str,
+        http: Request,
+        order: Literal["asc", "desc"] = "desc",
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        after: str | None = None,
+    ) -> Response:
         found = await asyncio.to_thread(_kept(store).get, http.scope["herd.account"].owner, id)
         if found is None:
             raise _no_response(id)
-        data = [{"id": f"item_{id}_{number}"} | item for number, item in enumerate(found.input)]
-        ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
-        return JSONResponse({"object": "list", "data": data, "has_more": False} | ends)
+        data = [listed(item, f"item_{id}_{number}") for number, item in enumerate(found.input)]
+        data = data if order == "asc" else data[::-1]
+        if after is not None:
+            places = [number for number, item in enumerate(data) if item["id"] == after]
+            if not places:
+                raise ApiError(400, f"There is no item `{after[:100]}` in this response.", param="after")
+            data = data[places[0] + 1 :]
+        page = data[:limit]
+        ends = {"first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None}
+        return JSONResponse({"object": "list", "data": page, "has_more": len(data) > limit} | ends)
 
     @router.delete("/{id}", response_model=ResponseDeleted, responses=REFUSALS)
     async def delete(id: str, http: Request) -> dict[str, Any]:
@@ -276,12 +334,33 @@ def routes(desk: Desk, models: Models, store: Store | None) -> APIRouter:
     return router
 
 
-def _kept(store: Store | None) -> Store:
+def _resolved(items: Sequence[Item], store: Store | None, owner: str) -> Sequence[Item]:
+    """The items, with those of kept answers in the place of references to them."""
+    ids = [item.id for item in items if isinstance(item, ReferenceItem)]
+    if not ids:
+        return items
+    if store is None:
+        message = "This server keeps no responses (start it with store=FILE) to refer to; send the item itself."
+        raise ApiError(400, message, param="input", code="no_store")
+    found = store.answered(owner, ids)
+    if missing := next((id for id in ids if id not in found), None):
+        message = f"There is no item `{missing}` in an answer that is kept here; send the item itself."
+        raise ApiError(404, message, param="input", code="item_not_found")
+    known = dict(zip(found, ITEMS.validate_python(list(found.values())), strict=True))
+    return [known[item.id] if isinstance(item, ReferenceItem) else item for item in items]
+
+
+def _kept(store: Store | None, param: str | None = None) -> Store:
     if store is None:
         message = "This server keeps no responses (start it with store=FILE); send the whole conversation as `input`."
-        raise ApiError(400, message, param="previous_response_id", code="no_store")
+        raise ApiError(400, message, param=param, code="no_store")
     return store
 
 
-def _no_response(id: str, param: str | None = None) -> ApiError:
-    return ApiError(404, f"There is no response `{id[:100]}` here.", param=param, code="response_not_found")
+def _no_response(id: str) -> ApiError:
+    return ApiError(404, f"There is no response `{id[:100]}` here.", code="response_not_found")
+
+
+def _no_previous(id: str) -> ApiError:
+    message = f"There is no response `{id[:100]}` here to go on from; send the whole conversation as `input`."
+    return ApiError(400, message, param="previous_response_id", code="previous_response_not_found")
