@@ -17,7 +17,7 @@ from herd.data.shards import Documents, in_memory
 from herd.data.talks import Notes, Talk
 from herd.errors import DataError
 from herd.log import say
-from herd.tokenizer.chat import own_style, render, require_trained
+from herd.tokenizer.chat import own_style, render, require_trained, tells_tools
 from herd.tokenizer.llama3 import Rendered, Style
 from herd.tokenizer.tokenizer import Tokenizer
 
@@ -95,8 +95,10 @@ def switched(mask: Sequence[bool], trained: Sequence[bool]) -> list[bool]:
 
 
 def _count_unwritten(tokenizer: Tokenizer, talk: Talk, notes: Notes) -> None:
-    """Count what messages say beside their content and the checkpoint's template does not write."""
+    """Count the tools, and what messages say beside their content, that the checkpoint's template does not write."""
     written = (tokenizer.chat_template or "") if own_style(tokenizer) is None else ""
+    if talk.tools and not tells_tools(tokenizer):
+        notes.unread["`tools`, which the chat template passes over"] += 1
     for message in talk.messages:
         for key in ("reasoning_content", "name"):
             if key in message and key not in written and not (key == "name" and message["role"] == "ipython"):

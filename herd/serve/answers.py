@@ -23,13 +23,14 @@ from herd.serve.account import Account
 from herd.serve.errors import ApiError
 from herd.serve.limits import Limits, Places
 from herd.serve.models import Model
-from herd.serve.prompts import conversation_prompt, tells_tools
+from herd.serve.prompts import conversation_prompt
 from herd.serve.replies import Counts, Dialect, Reply, num_tokens
 from herd.serve.speech import Speech
 from herd.serve.tools import CallReader, Part
 from herd.serve.trials import Trials
 from herd.serve.turn import MAX_ROUNDS, Guard, Refused, Tool, Turn
 from herd.serve.worker import Conveyor, Worker
+from herd.tokenizer.chat import tells_tools
 from herd.tokenizer.specials import PYTHON_TAG
 from herd.types import Message, ToolCall
 
@@ -61,7 +62,7 @@ async def answer(desk: Desk, model: Model, http: Request, body: Dialect) -> Resp
     account.model = model.name
     turn, account.unheeded = await asyncio.to_thread(lambda: (_turn(body), body.unheeded(model)))
     turn, refusal = _with_own_tools(turn, desk.tools), None
-    if turn.tools and not await asyncio.to_thread(tells_tools, model.engine):
+    if turn.tools and not await asyncio.to_thread(tells_tools, model.engine.tokenizer):
         account.unheeded = [*account.unheeded, "tools"]
     try:
         for guard in desk.guards:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -79,12 +78,6 @@ def _worded(calls: list[ToolCall]) -> str:
         except DataError:  # names that are none in Python
             pass
     return "; ".join(write([call], "bare")[0] for call in calls)
-
-
-def tells_tools(engine: Engine) -> bool:
-    """Whether the model is told of the tools that are offered: many templates pass over them."""
-    template = engine.tokenizer.template_for(True) or ""
-    return own_style(engine.tokenizer) is not None or re.search(r"\btools\b", template) is not None
 
 
 def unknown_variables(engine: Engine, variables: Mapping[str, Any] | None) -> Iterator[str]:

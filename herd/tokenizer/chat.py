@@ -12,6 +12,7 @@ template runs itself (`herd.tokenizer.foreign`). A checkpoint without one has no
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -98,6 +99,11 @@ def own_style(tokenizer: Tokenizer) -> Style | None:
         same = same and all(one.outcome in _ALIKE for one in compare(tokenizer, template, style, date=DATE))
         _styles[tokenizer] = style if same else None
     return _styles[tokenizer]
+
+
+def tells_tools(tokenizer: Tokenizer) -> bool:
+    """Whether the format tells the model of the tools that are offered: many templates pass over them."""
+    return own_style(tokenizer) is not None or re.search(r"\btools\b", tokenizer.template_for(True) or "") is not None
 
 
 _FAMILIES = (("<|im_start|>", "ChatML"), ("[INST]", "Llama 2 or Mistral"), ("<start_of_turn>", "Gemma"))

@@ -10,6 +10,7 @@ from herd.data.loader import PackedLoader, Phase
 from herd.data.shapes import talks_of
 from herd.data.talks import Notes
 from herd.errors import DataError
+from herd.tokenizer.template import TEMPLATES
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.types import IGNORE
 
@@ -120,3 +121,13 @@ def test_missing_empty_and_truncated_files_are_named(tmp_path):
 def test_real_conversations_are_read(shared_data):
     sources = load_conversations(shared_data / "post-gpteacher/codegen_instruct.jsonl.gz", TOKENIZER, 4096)
     assert sum(len(documents) for documents in sources.values()) > 1000
+
+
+def test_tools_that_the_template_passes_over_are_counted(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("HERD_QUIET", raising=False)
+    tool = {"type": "function", "function": {"name": "sit", "parameters": {"type": "object", "properties": {}}}}
+    file = write(tmp_path / "c.jsonl", [{"messages": CHAT, "tools": [tool]}])
+    load_conversations(file, TOKENIZER.with_template(TEMPLATES["tulu"]), 512)
+    assert "`tools`, which the chat template passes over (1)" in capsys.readouterr().err
+    load_conversations(file, TOKENIZER, 512)
+    assert "passes over" not in capsys.readouterr().err
