@@ -40,14 +40,16 @@ def told(compiler: Compiler) -> bytes:
     return json.dumps(first).encode() + b"\n"
 
 
-def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Try forms until there are no more."""
+def serve(requests: IO[bytes], answers: IO[bytes], *, yielding: bool = False) -> None:
+    """Try forms until there are no more; where `yielding`, others have the processor first once it has started."""
     compiler = _compiler(json.loads(requests.readline()))
     compiler.matcher("regex", "a")  # all that is made once
     if resource is not None and sys.platform == "linux":
         with open("/proc/self/statm") as file:
             held = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (held + _MEMORY_BYTES, resource.RLIM_INFINITY))
+    if yielding:
+        os.nice(5)
     for line in requests:
         form, value = json.loads(line)
         fault = None
@@ -77,4 +79,4 @@ if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what a dying compiler says is told in one sentence
-    serve(sys.stdin.buffer, answers)
+    serve(sys.stdin.buffer, answers, yielding=hasattr(os, "nice"))

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from herd.infer.request import MAX_SEED
 from herd.serve.models import Model
+from herd.serve.reading import Sound
 from herd.serve.unheeded import named
 from herd.types import SamplingParams
 
@@ -118,7 +119,7 @@ class Body(Strict):
     @classmethod
     def _istext_of(cls, data: Any) -> Any:
         """JSON can hold half a character (`"\\ud800"`); what no text can hold is not replaced in silence."""
-        if isinstance(data, bytes):  # of another content type: refused as such
+        if isinstance(data, Sound) or not isinstance(data, dict):  # looked at already, or refused as no object
             return data
         try:
             json.dumps(data, ensure_ascii=False).encode()

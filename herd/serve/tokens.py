@@ -89,7 +89,7 @@ def routes(desk: Desk, models: Models) -> APIRouter:
     @router.post("/tokenize", response_model=Tokenized)
     async def tokenize(body: TokenizeRequest, http: Request) -> Response:
         model = _model(models, body.model, http)
-        http.scope["herd.account"].unheeded = body.unheeded(model)
+        http.scope["herd.account"].unheeded = await asyncio.to_thread(body.unheeded, model)
         found = await asyncio.to_thread(_tokenized, model.engine, body)
         return Response(found, media_type="application/json")
 

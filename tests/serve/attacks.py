@@ -6,7 +6,10 @@ import asyncio
 import collections
 import contextlib
 import json
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,11 +39,13 @@ def _all() -> list[tuple[str, str, Any]]:
 
 
 _ARGUMENTS = '{"a":' * 3000 + "1" + "}" * 3000
+_CALL = {"id": "a", "function": {"name": "f", "arguments": "{}"}}
 _TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 _FIELDS: dict[str, dict] = {
     "16,000 fields": {f"field{i}": 0 for i in range(16_000)},
     "a name of a megabyte": {"x" * 1_000_000: 1},
     "biases": {"logit_bias": {str(i): 1 for i in range(300_000)}},
+    "40,000 biases": {"logit_bias": {str(i): 1 for i in range(40_000)}},
     "1,024 biases": {"logit_bias": {str(i): 1 for i in range(1024)}},
     "wrong biases": {"logit_bias": {f"x{i}": 1 for i in range(1000)}},
     "long stops": {"stop": ["a" * 12_000] * 64},
@@ -49,6 +54,8 @@ _FIELDS: dict[str, dict] = {
     "numbers as stops": {"stop": [0] * 500_000},
     "a model of a megabyte": {"model": "x" * 1_000_000},
     "metadata": {"metadata": {f"k{i}": "v" * 10 for i in range(60_000)}},
+    "less metadata": {"metadata": {f"k{i}": "v" * 60 for i in range(49_000)}},
+    "lists": {"metadata": [[[]]] * 80_000},
     "a deep user": {"user": json.loads("[" * 900 + "]" * 900)},
     "128 answers": {"n": 128},
     "a seed beyond": {"seed": 10**400},
@@ -80,6 +87,8 @@ _BODIES: dict[str, bytes] = {
     "objects": b'{"a":' * 200_000,
     "nulls": b"[" + b"null," * 700_000 + b"null]",
     "empty objects": b'{"prompt": [' + b"{}," * 1_000_000 + b"{}]}",
+    "fewer nulls": b"[" + b"null," * 240_000 + b"null]",
+    "short texts": b'{"prompt": [' + b'"ab",' * 240_000 + b'"ab"]}',
     "a long number": b'{"prompt": ' + b"9" * 3_000_000 + b"}",
     "bytes": bytes(range(256)) * 10_000,
     "escapes": b'{"prompt": "' + b"\\u1234" * 600_000 + b'"}',
@@ -92,6 +101,8 @@ _OF_CHAT: dict[str, dict] = {
     "2,000 messages": {"messages": [{"role": "user", "content": "a"}] * 2000},
     "a message of 3 MB": {"messages": [{"role": "user", "content": "a b " * 750_000}]},
     "parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 90_000}]},
+    "many parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 1980}] * 5},
+    "many calls": {"messages": [{"role": "assistant", "tool_calls": [_CALL] * 2400}] * 2},
     "a role of a megabyte": {"messages": [{"role": "x" * 1_000_000}]},
     "128 tools": {"tools": [_TOOL] * 128, "tool_choice": "required"},
     "10,000 tools": {"tools": [_TOOL] * 10_000},
@@ -129,42 +140,63 @@ class Siege:
 
 
 async def besiege(url: str, seconds: float, at_once: int = 3) -> Siege:
-    """Attack for so long, every attack at least once; a patient client asks for the server's health all the while."""
-    siege, under_way, until = Siege(), collections.Counter(), time.monotonic() + seconds
+    """Attack for so long, every attack at least once, while a patient client asks for a word again and again.
+
+    The patient client is a process of its own: beside the attackers it would wait for them as well.
+    """
+    siege, times, until = Siege(), [], time.monotonic() + seconds
     every = attacks()
     numbers = iter(range(10**9))
-    done = asyncio.Event()
 
     async def attack(client: httpx.AsyncClient) -> None:
         while (number := next(numbers)) < len(every) or time.monotonic() < until:
             name, path, body = every[number % len(every)]
             began = time.monotonic()
-            under_way[name] += 1
             try:
                 headers = {"Content-Type": "application/json"}
                 answer = await client.post(path, content=body, headers=headers)
                 siege.statuses[answer.status_code] += 1
             except httpx.TimeoutException:
                 siege.statuses["left"] += 1
-            siege.slowest.append((time.monotonic() - began, name))
-            under_way[name] -= 1
+            times.append((began, time.monotonic(), name))
 
-    async def ask(client: httpx.AsyncClient) -> None:
-        while not done.is_set():
-            began = time.monotonic()
-            assert (await client.get("/health")).status_code == 200
-            siege.gaps.append((time.monotonic() - began, ", ".join(+under_way)))
-            await asyncio.sleep(0.02)
-
-    async with (
-        httpx.AsyncClient(base_url=url, timeout=60) as patient,
-        httpx.AsyncClient(base_url=url, timeout=60) as hostile,
-    ):
-        asking = asyncio.create_task(ask(patient))
-        try:
+    with patient(url) as waits:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as hostile:
             await asyncio.gather(*(attack(hostile) for _ in range(at_once)))
-        finally:
-            done.set()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asking
+    siege.slowest = [(end - began, name) for began, end, name in times]
+    for begun, ended in waits:
+        beside = {name for began, end, name in times if began < ended and end > begun}
+        siege.gaps.append((ended - begun, ", ".join(sorted(beside))))
     return siege
+
+
+@contextlib.contextmanager
+def patient(url: str) -> Iterator[list[tuple[float, float]]]:
+    """A client that asks for a word until the end: when each of its requests began and ended, once it is over."""
+    waits: list[tuple[float, float]] = []
+    words = [sys.executable, "-c", _PATIENT, url]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            assert process.stdout.readline() == "ready\n"
+            yield waits
+        finally:
+            process.stdin.close()
+            waits += json.loads(process.stdout.read() or "[]")
+    assert process.returncode == 0
+
+
+_PATIENT = """
+import json, select, sys, time
+import httpx
+waits = []
+with httpx.Client(base_url=sys.argv[1], timeout=60) as client:
+    while not select.select([sys.stdin], [], [], 0.02)[0]:
+        began = time.monotonic()
+        answer = client.post("/v1/completions", json={"prompt": "a", "max_tokens": 2})
+        assert answer.status_code == 200, answer.text
+        waits.append((began, time.monotonic()))
+        if len(waits) == 1:
+            print("ready", flush=True)
+print(json.dumps(waits[1:]))
+"""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
 from herd.formats.checkpoint import save
 from tests.infer.models import small_tokenizer, tiny_model
-from tests.serve.attacks import attacks, besiege
+from tests.serve.attacks import attacks, besiege, patient
 from tests.serve.load import serving, settle
 
 
@@ -26,12 +27,21 @@ def test_a_patient_client_hardly_notices(tmp_path):
         asyncio.run(besiege(server.url, 0))
         asyncio.run(settle(server.url))
         early = server.resident_bytes()
+        with patient(server.url) as before:
+            time.sleep(5)
         siege = asyncio.run(besiege(server.url, 60))
         assert asyncio.run(settle(server.url)) == {"status": "ok", "running": 0, "waiting": 0}
         late = server.resident_bytes()
+        with patient(server.url) as after:
+            time.sleep(5)
+    usual = max(end - begun for begun, end in before + after)  # a machine that is busy otherwise makes this longer
     print(f"\n{len(attacks())} attacks, {siege.statuses}")
-    print(f"memory {early / 1e6:.0f} -> {late / 1e6:.0f} MB; worst gaps", *sorted(siege.gaps)[-12:], sep="\n  ")
+    print(
+        f"memory {early / 1e6:.0f} -> {late / 1e6:.0f} MB; quiet {usual:.3f} s; worst gaps",
+        *sorted(siege.gaps)[-12:],
+        sep="\n  ",
+    )
     print("slowest attacks", *sorted(siege.slowest)[-8:], sep="\n  ")
     assert set(siege.statuses) <= {200, 400, 404, 413, 429, "left"}, siege.statuses
-    assert late < 1.25 * early  # the aim is 1.1
-    assert max(siege.gaps)[0] < 3  # the aim is 0.5; two cores shared with the attackers
+    assert late < 1.1 * early
+    assert max(siege.gaps)[0] < 0.5 + 2 * usual

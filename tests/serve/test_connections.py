@@ -80,9 +80,10 @@ def test_who_does_not_read_is_left(narrow):
         connection.connect(("localhost", int(narrow.url.rpartition(":")[2])))
         head = HEAD.replace(b"completions", b"embeddings") + b"Content-Length: %d\r\n\r\n" % len(body)
         connection.sendall(head + body)
+        connection.settimeout(120)
+        assert connection.recv(1, socket.MSG_PEEK)  # from now on it is written to
         time.sleep(6)
         read = b""
-        connection.settimeout(8)
         with contextlib.suppress(ConnectionError, TimeoutError):
             while part := connection.recv(1 << 20):
                 read += part

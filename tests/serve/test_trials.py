@@ -23,7 +23,7 @@ def running() -> Iterator[Running]:
         yield Running(url, engine)
 
 
-def ask(url: str, form: dict | None = None, seconds: float = 60) -> httpx.Response:
+def ask(url: str, form: dict | None = None, seconds: float = 180) -> httpx.Response:
     body = ASK | ({"structured_outputs": form} if form else {})
     return httpx.post(url + "/v1/completions", json=body, timeout=seconds)
 
@@ -34,7 +34,7 @@ def test_a_schema_that_compiles_for_ever_is_refused_and_others_are_served(runnin
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        assert ask(running.url, seconds=5).status_code == 200
+        assert ask(running.url, seconds=30).status_code == 200
         time.sleep(0.1)
     assert {answer.status_code for answer in answers} == {400}
     messages = {answer.json()["error"]["message"] for answer in answers}
@@ -44,12 +44,12 @@ def test_a_schema_that_compiles_for_ever_is_refused_and_others_are_served(runnin
 
 
 def test_a_client_that_leaves_takes_its_trial_along(running):
-    for _ in range(8):
+    for _ in range(40):
         with pytest.raises(httpx.TimeoutException):
-            ask(running.url, ENDLESS, seconds=0.3)
-    until = time.monotonic() + 20  # eight in a row would take longer by themselves
-    assert ask(running.url, {"regex": "[ab]"}).status_code == 200 and time.monotonic() < until
-    running.wait_until_idle()
+            ask(running.url, ENDLESS, seconds=0.1)
+    # each would take two seconds of a processor, two at a time: forty seconds on any machine
+    assert ask(running.url, {"regex": "[ab]"}, seconds=25).status_code == 200
+    running.wait_until_idle(30)
 
 
 def test_grammars_that_need_much_memory_are_refused_or_give_it_back(running):

@@ -364,7 +364,7 @@ def routes(desk: Desk, models: Models) -> APIRouter:
     async def count_tokens(body: CountRequest, http: Request) -> dict[str, int]:
         model, talk = models.find_chat(body.model), body.conversation
         account = http.scope["herd.account"]
-        account.model, account.unheeded = model.name, body.unheeded(model)
+        account.model, account.unheeded = model.name, await asyncio.to_thread(body.unheeded, model)
         try:
             prompt = await asyncio.to_thread(
                 conversation_prompt, model.engine, talk, tools=body.choice.tools, goes_on=body.goes_on(talk)
