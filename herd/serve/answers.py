@@ -8,7 +8,6 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -24,7 +23,7 @@ from herd.serve.errors import ApiError
 from herd.serve.limits import Limits, Places
 from herd.serve.models import Model
 from herd.serve.prompts import conversation_prompt
-from herd.serve.replies import Counts, Dialect, Reply, num_tokens
+from herd.serve.replies import Counts, Dialect, Reply, num_tokens, written
 from herd.serve.speech import Speech
 from herd.serve.tools import CallReader, Part
 from herd.serve.trials import Trials
@@ -35,6 +34,7 @@ from herd.tokenizer.specials import PYTHON_TAG
 from herd.types import Message, ToolCall
 
 _log = logging.getLogger("herd.serve")
+_FEW_SCORES = 200  # tokens with their likeliest others: what is written of more is written beside the event loop
 _READING_SECONDS = 5.0  # to read the end of a stream, after the time for its answer
 _CALL_TOKENS = (PYTHON_TAG, "<tool_call>")  # special tokens that open calls
 
@@ -95,7 +95,7 @@ async def answer(desk: Desk, model: Model, http: Request, body: Dialect) -> Resp
     run.watch = asyncio.create_task(run.cancel_when_gone(gone))
     if turn.stream:
         return EventStream(run)
-    return JSONResponse(await run.whole())
+    return await run.whole()
 
 
 class _Run:
@@ -211,7 +211,7 @@ class _Run:
             if mine and all(speech.refusal is not None for speech in mine) and not request.finished:
                 self._desk.worker.cancel(self._engine, request)
 
-    async def whole(self) -> dict[str, Any]:
+    async def whole(self) -> Response:
         """The response that is not streamed."""
         try:
             async with aclosing(self._steps()) as steps:
@@ -229,7 +229,10 @@ class _Run:
             raise ApiError(503, "The server is stopping; this answer was not finished.", code="stopping")
         self._echo()
         await self.reply.keep(self.answers, self._counts)
-        return self.reply.whole(self.answers, self._counts)
+        if sum(len(answer.logprobs) for answer in self.answers) <= _FEW_SCORES:
+            return JSONResponse(self.reply.whole(self.answers, self._counts))
+        text = await asyncio.to_thread(lambda: "".join(written(self.reply.whole(self.answers, self._counts))))
+        return Response(text, media_type="application/json")
 
     @property
     def _was_cut(self) -> bool:

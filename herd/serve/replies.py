@@ -123,3 +123,23 @@ def token_object(reply: Reply, token: int, logprob: float | None) -> dict[str, A
     data = reply.tokenizer.token_bytes(token, b"")
     known = None if token in reply.tokenizer.special_ids else list(data)
     return {"token": reply.name_of(token), "logprob": logprob, "bytes": known}
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_DOWN_TO_TOKENS = 5  # response, choices, choice, scores, tokens
+
+
+def written(value: Any, levels: int = _DOWN_TO_TOKENS) -> Iterator[str]:
+    """JSON in parts, so that a thread that writes much of it leaves Python's lock to others in between."""
+    if levels and isinstance(value, dict):
+        for number, (name, item) in enumerate(value.items()):
+            yield f"{',' if number else '{'}{_ENCODER.encode(name)}:"
+            yield from written(item, levels - 1)
+        yield "}" if value else "{}"
+    elif levels and isinstance(value, list):
+        for number, item in enumerate(value):
+            yield "," if number else "["
+            yield from written(item, levels - 1)
+        yield "]" if value else "[]"
+    else:
+        yield _ENCODER.encode(value)

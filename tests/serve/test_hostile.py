@@ -12,6 +12,7 @@ import pytest
 
 from herd.serve.app import create_app
 from herd.serve.limits import BodyLimit, Guesses, Limits
+from herd.serve.replies import written
 from tests.serve.conftest import Running, chat_engine, listening
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "temperature": 0}
@@ -177,3 +178,26 @@ def test_half_a_character_is_found_in_a_large_body_too(open_server, body, words)
     headers = {"Content-Type": "application/json"}
     response = httpx.post(open_server.url + "/v1/completions", content=content, headers=headers, timeout=30)
     assert response.status_code == 400 and words in response.json()["error"]["message"], response.text
+
+
+def test_what_is_written_in_parts_is_json(open_server):
+    deep = [
+        [[[[[[1]]]], {}]],
+        {},
+        [],
+        {"a": {"b": {"c": {"d": {"e": {"f": None}}}}}},
+        {'"é\n': [1.5, True, "x"], "b": 0},
+    ]
+    for value in deep:
+        assert "".join(written(value)) == json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    body = CHAT | {"logprobs": True, "top_logprobs": 3, "max_tokens": 50, "ignore_eos": True, "seed": 1}
+    few, many = (
+        httpx.post(open_server.url + "/v1/chat/completions", json=body | {"n": n}, timeout=60).json() for n in (2, 8)
+    )
+    assert len(many["choices"][7]["logprobs"]["content"]) == 50
+    assert [choice["message"]["content"] for choice in many["choices"][:2]] == [
+        choice["message"]["content"] for choice in few["choices"]
+    ]
+    entry = many["choices"][7]["logprobs"]["content"][0]
+    assert set(entry) == set(few["choices"][0]["logprobs"]["content"][0]) and len(entry["top_logprobs"]) == 3
+    assert set(many) == set(few) and many["usage"]["completion_tokens"] == 400
