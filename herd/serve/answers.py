@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.background import BackgroundTask
 from starlette.types import Receive, Scope, Send
 
 from herd.errors import DataError, RequestError
@@ -23,6 +24,7 @@ from herd.serve.errors import ApiError
 from herd.serve.limits import Limits, Places
 from herd.serve.models import Model
 from herd.serve.prompts import conversation_prompt
+from herd.serve.reading import give_back
 from herd.serve.replies import Counts, Dialect, Reply, num_tokens, written
 from herd.serve.speech import Speech
 from herd.serve.tools import CallReader, Part
@@ -232,7 +234,7 @@ class _Run:
         if sum(len(answer.logprobs) for answer in self.answers) <= _FEW_SCORES:
             return JSONResponse(self.reply.whole(self.answers, self._counts))
         text = await asyncio.to_thread(lambda: "".join(written(self.reply.whole(self.answers, self._counts))))
-        return Response(text, media_type="application/json")
+        return Response(text, media_type="application/json", background=BackgroundTask(give_back))
 
     @property
     def _was_cut(self) -> bool:
