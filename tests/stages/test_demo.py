@@ -104,7 +104,13 @@ def test_a_demo_killed_at_random_moments_ends_like_an_undisturbed_one(small_demo
 
 
 TASK = "ask: generate\ndata: questions.csv\nprompt: '{{ question }}'\nanswer: '{{ answer }}'\nscorer: token_f1\n"
-TALK = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
+ASKED = [{"role": "user", "content": f"What is {name}?"} for name in ("csv", "json", "os", "re")]
+GOOD, BAD = {"role": "assistant", "content": "A module."}, {"role": "assistant", "content": "Cheese."}
+ROWS = {
+    "talks": [{"messages": [one, GOOD]} for one in ASKED],
+    "chats": [{"messages": [one, GOOD]} for one in ASKED],
+    "pairs": [{"prompt": [one], "chosen": [GOOD], "rejected": [BAD]} for one in ASKED],
+}
 
 
 @pytest.mark.slow
@@ -112,7 +118,8 @@ def test_what_pages_print_about_the_demos_folders_runs_there(small_demo, monkeyp
     monkeypatch.chdir(small_demo)
     Path("mine.yaml").write_text(TASK)
     Path("questions.csv").write_text("question,answer\nWhat is csv?,A format.\n")
-    Path("talks.jsonl").write_text(json.dumps(TALK) + "\n")
+    for name, rows in ROWS.items():
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     ran = []
     for page, line in calls():
         words = call(line)
