@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from herd.errors import RequestError
-from herd.serve.body import Name, NoEffect, Strict
+from herd.serve.body import Drawing, Name, NoEffect, Strict
 
 MAX_TOOLS = 128
 
@@ -202,3 +203,39 @@ def _moved_part(key: str, value: Any, root: str) -> Any:
 
 _BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # schemas by any names
 _PLAIN_VALUES = ("const", "enum", "default", "examples")  # of a schema: no schemas themselves
+
+
+class Talk(Drawing):
+    """What a request for an answer in a conversation says of its form and of calls, in any dialect."""
+
+    own_form: ClassVar[str]  # the dialect's field for the form of a text
+
+    @cached_property
+    def choice(self) -> Choice:
+        """What is said of calls."""
+        raise AssertionError("each dialect says")
+
+    @property
+    def form(self) -> dict[str, Any] | None:
+        """The JSON schema of the text; None where it is free."""
+        raise AssertionError("each dialect says")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Talk:
+        must_call = self.choice.must_call
+        if self.structured_outputs is not None and (self.form is not None or must_call):
+            raise ValueError(
+                f"may have `structured_outputs` only without `{self.own_form}` and a required `tool_choice`"
+            )
+        return self
+
+    def constraint(self) -> dict[str, Any]:
+        """The engine's setting for the form of the answer; empty where it is free."""
+        return self.choice.constraint(self.form) or super().constraint()
+
+    @property
+    def form_field(self) -> str:
+        """Where the form of the answer was asked for."""
+        if self.structured_outputs is not None:
+            return "structured_outputs"
+        return "tools" if self.choice.must_call else self.own_form

@@ -278,8 +278,15 @@ WEB_FILTERS: tuple[Filter, ...] = (
 """For prose, in order: the first reason is the one recorded."""
 
 
-PROSE_FILTERS = frozenset(WEB_FILTERS) - {gopher_word_count, c4_sentences, gopher_bullets, gopher_stop_words}
-PROSE_FILTERS -= {c4_placeholder, structured_words, structured_repetition}
+PROSE_FILTERS = frozenset(WEB_FILTERS) - {
+    gopher_word_count,
+    gopher_bullets,
+    gopher_stop_words,
+    structured_words,
+    structured_repetition,
+    c4_placeholder,
+    c4_sentences,
+}
 """These look at running text alone: in tables, lists, code and verse, short lines and repetition are no fault."""
 
 

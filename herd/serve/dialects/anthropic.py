@@ -16,10 +16,10 @@ from pydantic import Field, model_validator
 from herd.errors import DataError
 from herd.infer.request import Piece
 from herd.serve.answers import Desk, answer
-from herd.serve.body import MAX_MESSAGES, MAX_STOPS, SHORT_STOPS, Drawing, Name, OnlyEmpty, Open, Strict
+from herd.serve.body import MAX_MESSAGES, MAX_STOPS, SHORT_STOPS, Name, OnlyEmpty, Open, Strict
 from herd.serve.documents import REFUSALS, AnthropicMessage, TokenCount, streamed
 from herd.serve.errors import ApiError, as_anthropic, error_object
-from herd.serve.forms import MAX_TOOLS, Choice
+from herd.serve.forms import MAX_TOOLS, Choice, Talk
 from herd.serve.messages import CalledFunction, said
 from herd.serve.models import Model, Models
 from herd.serve.prompts import conversation_prompt
@@ -135,10 +135,11 @@ class OutputConfig(Strict):
     effort: Annotated[Any, Unheeded()] = None
 
 
-class CountRequest(Drawing):
+class CountRequest(Talk):
     """The body of `POST /v1/messages/count_tokens`."""
 
     input_field: ClassVar[str] = "messages"
+    own_form: ClassVar[str] = "output_config"
 
     messages: list[AnthropicTurn] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     system: Blocks | None = None
@@ -161,13 +162,6 @@ class CountRequest(Drawing):
     fallback_credit_token: Annotated[Any, Unheeded()] = None
     container: OnlyEmpty = None
     mcp_servers: OnlyEmpty = None
-
-    @model_validator(mode="after")
-    def _one_form(self) -> CountRequest:
-        must_call = self.choice.must_call
-        if self.structured_outputs is not None and (self.form is not None or must_call):
-            raise ValueError("may have `structured_outputs` only without another form and a required `tool_choice`")
-        return self
 
     @cached_property
     def choice(self) -> Choice:
@@ -199,17 +193,6 @@ class CountRequest(Drawing):
     def wanted_logprobs(self) -> int | None:
         """None: this dialect has no report of them."""
         return None
-
-    def constraint(self) -> dict[str, Any]:
-        """The engine's setting for the form of the answer; empty where it is free."""
-        return self.choice.constraint(self.form) or super().constraint()
-
-    @property
-    def form_field(self) -> str:
-        """Where the form of the answer was asked for."""
-        if self.structured_outputs is not None:
-            return "structured_outputs"
-        return "tools" if self.choice.must_call else "output_config"
 
     def goes_on(self, conversation: Conversation) -> bool:
         """The last message is the assistant's: its text is the answer's beginning."""

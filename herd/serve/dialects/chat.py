@@ -14,7 +14,7 @@ from herd.infer.request import MAX_LOGPROBS, Piece
 from herd.serve.answers import Desk, answer
 from herd.serve.body import MAX_MESSAGES, Generation, NotSupported, OnlyEmpty, OnlyText, enum_of, only
 from herd.serve.documents import ChatCompletion, streamed
-from herd.serve.forms import MAX_TOOLS, AllowedChoice, Choice, ResponseFormat, Tool, ToolChoice
+from herd.serve.forms import MAX_TOOLS, AllowedChoice, Choice, ResponseFormat, Talk, Tool, ToolChoice
 from herd.serve.messages import ChatMessage
 from herd.serve.models import Model, Models
 from herd.serve.prompts import unknown_variables
@@ -27,10 +27,11 @@ from herd.serve.unheeded import Unheeded, named
 from herd.types import Conversation, TokenLogprob
 
 
-class ChatRequest(Generation):
+class ChatRequest(Generation, Talk):
     """The body of `POST /v1/chat/completions`."""
 
     input_field: ClassVar[str] = "messages"
+    own_form: ClassVar[str] = "response_format"
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1, description="OpenAI's newer name of max_tokens.")
@@ -56,14 +57,9 @@ class ChatRequest(Generation):
     web_search_options: NotSupported = None
 
     @model_validator(mode="after")
-    def _one_form(self) -> ChatRequest:
+    def _options_fit(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("has `top_logprobs`, but no `logprobs: true`")
-        choice = self.choice
-        if self.structured_outputs is not None and (self._form is not None or choice.must_call):
-            raise ValueError(
-                "may have `structured_outputs` only without `response_format` and a required `tool_choice`"
-            )
         if self.continue_final_message and self.add_generation_prompt:
             raise ValueError("has both `continue_final_message` and `add_generation_prompt`; one shuts out the other")
         return self
@@ -81,7 +77,8 @@ class ChatRequest(Generation):
                 return Choice(tools, mode=mode or "auto")
 
     @property
-    def _form(self) -> dict[str, Any] | None:
+    def form(self) -> dict[str, Any] | None:
+        """The JSON schema of the text; None where it is free."""
         return self.response_format.form if self.response_format is not None else None
 
     @property
@@ -98,17 +95,6 @@ class ChatRequest(Generation):
     def wanted_logprobs(self) -> int | None:
         """How many likely tokens to report for each place; None for no report at all."""
         return (self.top_logprobs or 0) if self.logprobs else None
-
-    def constraint(self) -> dict[str, Any]:
-        """The engine's setting for the form of the answer; empty where it is free."""
-        return self.choice.constraint(self._form) or super().constraint()
-
-    @property
-    def form_field(self) -> str:
-        """Where the form of the answer was asked for."""
-        if self.structured_outputs is not None:
-            return "structured_outputs"
-        return "tools" if self.choice.must_call else "response_format"
 
     def unheeded(self, model: Model) -> list[str]:
         """The names of fields that are accepted and cannot be honoured."""
@@ -127,7 +113,7 @@ class ChatRequest(Generation):
             tools=[dict(tool) for tool in self.choice.tools],
             one_call=self.parallel_tool_calls is False,
             must_call=self.choice.must_call,
-            typed_calls=not self.choice.must_call and self.choice.looks_like(self._form),
+            typed_calls=not self.choice.must_call and self.choice.looks_like(self.form),
             template=self.chat_template_kwargs or {},
             goes_on=bool(self.continue_final_message),
             opens_answer=self.add_generation_prompt is not False,

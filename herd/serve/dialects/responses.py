@@ -14,12 +14,12 @@ from pydantic import Field, model_validator
 from herd.errors import DataError, RequestError
 from herd.infer.request import MAX_LOGPROBS
 from herd.serve.answers import Desk, answer
-from herd.serve.body import MAX_MESSAGES, Drawing, Name, NoEffect, NotSupported, OnlyFalse, Strict
+from herd.serve.body import MAX_MESSAGES, Name, NoEffect, NotSupported, OnlyFalse, Strict
 from herd.serve.dialects.items import ITEMS, Item, MessageItem, ReferenceItem, conversation, listed
 from herd.serve.dialects.response_objects import ResponsesReply
 from herd.serve.documents import REFUSALS, InputTokens, ResponseDeleted, ResponseItems, ResponseObject, streamed
 from herd.serve.errors import ApiError
-from herd.serve.forms import MAX_TOOLS, Choice, ToolFunction
+from herd.serve.forms import MAX_TOOLS, Choice, Talk, ToolFunction
 from herd.serve.models import Model, Models
 from herd.serve.prompts import conversation_prompt
 from herd.serve.reading import Apart
@@ -98,10 +98,11 @@ Include = Literal[  # all but the first are about what no answer here holds
 Metadata = Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)]
 
 
-class ResponsesRequest(Drawing):
+class ResponsesRequest(Talk):
     """The body of `POST /v1/responses`."""
 
     input_field: ClassVar[str] = "input"
+    own_form: ClassVar[str] = "text"
 
     input: str | Annotated[list[Item], Field(max_length=MAX_MESSAGES, fail_fast=True)]
     instructions: str | None = None
@@ -129,10 +130,7 @@ class ResponsesRequest(Drawing):
     prompt: NotSupported = None
 
     @model_validator(mode="after")
-    def _one_form(self) -> ResponsesRequest:
-        must_call = self.choice.must_call
-        if self.structured_outputs is not None and (self.form is not None or must_call):
-            raise ValueError("may have `structured_outputs` only without a `text.format` and a required `tool_choice`")
+    def _schema_fits(self) -> ResponsesRequest:
         if (
             self.text
             and self.text.format
@@ -171,17 +169,6 @@ class ResponsesRequest(Drawing):
     def wanted_logprobs(self) -> int | None:
         """How many likely tokens to report for each place; None for no report at all."""
         return (self.top_logprobs or 0) if self.top_logprobs or LOGPROBS in (self.include or ()) else None
-
-    def constraint(self) -> dict[str, Any]:
-        """The engine's setting for the form of the answer; empty where it is free."""
-        return self.choice.constraint(self.form) or super().constraint()
-
-    @property
-    def form_field(self) -> str:
-        """Where the form of the answer was asked for."""
-        if self.structured_outputs is not None:
-            return "structured_outputs"
-        return "tools" if self.choice.must_call else "text"
 
 
 class _Asked:
