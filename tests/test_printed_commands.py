@@ -5,6 +5,7 @@ Those on the demo's folders run in tests/stages/test_demo.py, where there is a d
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
@@ -120,6 +121,7 @@ STRANGER = {
     "tokens=5e6": "tokens=4e3",
     "runs/mine": "mine",
     "PATH": "mine/pretrain",
+    "DIR": "benchmarks",
     "model.gguf": "mine/model.gguf",
 }
 """What is not as the README prints it, where its chain runs here: paths and sizes."""
@@ -146,6 +148,15 @@ def write_pages(file: Path, count: int = 40) -> None:
             out.write(json.dumps({"url": f"http://a{number}.org/", "text": " ".join(sentences)}) + "\n")
 
 
+def write_benchmark(folder: Path) -> None:
+    """A benchmark of the suite that the README scores: GSM8K's two files, a few rows each."""
+    row = {"question": "Ann has 2 hens and buys 3. How many hens has she?", "answer": "2 + 3 = 5\n#### 5"}
+    for part, count in {"train": 9, "test": 3}.items():
+        file = folder / f"bench-gsm8k/{part}.jsonl.gz"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(gzip.compress(count * (json.dumps(row) + "\n").encode()))
+
+
 def in_the_readme(start: str) -> list[str]:
     """The lines of the README's blocks under a heading."""
     section = (ROOT / "README.md").read_text(encoding="utf-8").partition(f"\n## {start}")[2].partition("\n## ")[0]
@@ -155,6 +166,7 @@ def in_the_readme(start: str) -> list[str]:
 @pytest.mark.slow
 def test_the_readmes_chain_and_its_python_run_on_a_strangers_pages(tmp_path):
     write_pages(tmp_path / "pages.jsonl")
+    write_benchmark(tmp_path / "benchmarks")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     lines, ran = in_the_readme("Each stage alone"), []
     for line in filter(call, lines):

@@ -233,5 +233,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 
 def streamed(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """The answers of a route that can stream: a whole response, server-sent events, or a refusal."""
-    content = {"text/event-stream": {"schema": {"type": "string", "description": "Chunks as `data: {...}`."}}}
+    text = {"type": "string", "description": "A chunk as JSON, or [DONE]."}
+    event = {"type": "object", "properties": {"event": {"type": "string"}, "data": text}, "required": ["data"]}
+    content = {"text/event-stream": {"schema": event}}  # OpenAPI 3.1 describes each event of a stream
     return {200: {"model": model, "description": "The answer.", "content": content}, **REFUSALS}
