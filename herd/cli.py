@@ -38,7 +38,7 @@ STORY: dict[str, tuple[str, ...]] = {
         "ngrams",
     ),
     "From a corpus to a base model": ("pretrain", "average"),
-    "From a base model to an assistant": ("distill", "sft", "reward", "reject", "dpo"),
+    "From a base model to an assistant": ("distill", "sft", "reward", "reject", "dpo", "rl"),
     "Measure and shrink": ("evaluate", "harness", "quantize", "report"),
     "Use": ("chat", "serve", "convert", "plan", "doctor"),
     "Look closer": ("inspect", "show", "template", "trace", "sandbox"),

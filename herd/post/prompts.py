@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from herd.data.rows import read_rows
 from herd.errors import DataError
-from herd.evals.answers import prompt_of
+from herd.evals.answers import prompt_of, question_text
+from herd.evals.rows import rows_of
+from herd.log import say
 
 
 def read_prompts(path: Path, max_prompts: int) -> list[dict[str, Any]]:
@@ -41,3 +43,31 @@ def spread(rows: Sequence[dict], count: int) -> list[dict]:
 def origin_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """What a row says of where it belongs: those of `group`, `name` and `kind` that it has."""
     return {key: row[key] for key in ("group", "name", "kind") if key in row}
+
+
+def apart_from(rows: Sequence[dict], benchmarks: Sequence[Path]) -> list[dict]:
+    """The rows whose prompt stands in none of these benchmarks' files; how many do is said.
+
+    Compared with every text in their rows, case and spaces aside: a benchmark only measures.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    known = {_plain(text) for path in benchmarks for row in rows_of(path) for text in _texts(row)}
+    kept = [row for row in rows if _plain(question_text(row)) not in known]
+    if benchmarks:
+        names = ", ".join(path.name for path in benchmarks)
+        say(f"  {len(rows) - len(kept):,} of {len(rows):,} prompts stand in {names} and are left out")
+    return kept
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)

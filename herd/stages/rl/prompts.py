@@ -1,0 +1,68 @@
+"""Make prompts whose answers code can judge: instructions with checks of form, or small sums."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from herd.config import settings
+from herd.data.rows import write_rows
+from herd.data.split import is_held_out
+from herd.errors import ConfigError
+from herd.log import say
+from herd.post.instructions import KINDS, instruction_rows, sum_rows
+from herd.post.prompts import apart_from
+from herd.run import open_run
+
+
+@settings
+class PromptSettings:
+    """Make prompts for verifiable rewards."""
+
+    out: Path
+    """Run folder to write."""
+    kind: Literal["instructions", "sums"] = "instructions"
+    """Instructions with checks of form (IFEval's kinds), or sums with their answer."""
+    count: int = 800
+    """Prompts to make, the held-out ones among them."""
+    held_out: float = 0.2
+    """Share (0 to 1) of the topics or sums that goes to held_out.jsonl instead of prompts.jsonl."""
+    most: int = 2
+    """Checks in one instruction, at most."""
+    checks: tuple[str, ...] = KINDS
+    """The checks that instructions are made for."""
+    largest: int = 20
+    """Largest number in a sum."""
+    benchmarks: tuple[Path, ...] = ()
+    """Files of benchmarks (JSONL, JSON, CSV, Parquet): a prompt that stands in one of them is left out."""
+    seed: int = 0
+    """Seed of the drawing."""
+
+    def __post_init__(self):
+        if self.count < 1 or self.most < 1 or self.largest < 1:
+            raise ValueError("count, most and largest must be at least 1")
+        if not 0 <= self.held_out < 1:
+            raise ValueError("held_out must be at least 0 and below 1")
+
+
+def run(settings: PromptSettings) -> Path:
+    """Write `prompts.jsonl` and `held_out.jsonl`, which share no topic and no sum."""
+    with open_run(
+        settings.out, stage="rl prompts", settings=settings, inputs={"benchmarks": [*settings.benchmarks]}
+    ) as run:
+        if run.finished:
+            return run.path
+        if settings.kind == "sums":
+            rows = sum_rows(settings.count, seed=settings.seed, largest=settings.largest)
+        else:
+            rows = instruction_rows(settings.count, seed=settings.seed, most=settings.most, kinds=settings.checks)
+        kept = apart_from(rows, settings.benchmarks)
+        held_out = [row for row in kept if is_held_out(f"rl {row['group']}", settings.held_out)]
+        trained = [row for row in kept if not is_held_out(f"rl {row['group']}", settings.held_out)]
+        if not trained or (settings.held_out and not held_out):
+            raise ConfigError(f"{len(trained):,} prompts to train on and {len(held_out):,} held out; ask for more")
+        write_rows(run.path / "prompts.jsonl", trained)
+        write_rows(run.path / "held_out.jsonl", held_out)
+        say(f"  {len(trained):,} prompts, {len(held_out):,} held out, {len(rows) - len(kept):,} left out")
+        run.finish({"prompts": len(trained), "held_out": len(held_out), "left_out": len(rows) - len(kept)})
+    return run.path

@@ -1,0 +1,40 @@
+"""Prompts that are made here: different ones, fit to be judged, and none that stands in a benchmark."""
+
+import json
+
+import pytest
+
+from herd.errors import ConfigError
+from herd.evals.checks import checked
+from herd.post.instructions import KINDS, instruction_rows, sum_rows
+from herd.stages.rl.prompts import PromptSettings, run
+
+
+def rows_in(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_prompts_are_different_and_every_check_of_them_can_be_judged():
+    rows = instruction_rows(700, seed=1, most=3)
+    assert len({row["prompt"] for row in rows}) == 700
+    assert {name for row in rows for name in row["instruction_id_list"]} == set(KINDS)
+    for row in rows:
+        assert len(checked("Some answer.", row)) == len(row["kwargs"])
+    assert rows == instruction_rows(700, seed=1, most=3) != instruction_rows(700, seed=2, most=3)
+
+
+def test_sums_have_the_right_answer():
+    for row in sum_rows(100, seed=2):
+        assert eval(row["group"]) == int(row["answer"])
+    with pytest.raises(ConfigError, match="raise `largest`"):
+        sum_rows(100, largest=1)
+
+
+def test_a_prompt_of_a_benchmark_is_left_out_and_held_out_topics_are_not_trained_on(tmp_path, capsys):
+    rows = instruction_rows(120)
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"questions": [{"q": f"  {rows[7]['prompt'].upper()}\n"}]}))
+    run(PromptSettings(out=tmp_path / "made", count=120, benchmarks=(tmp_path / "bench.jsonl",)))
+    trained, held_out = (rows_in(tmp_path / "made" / f"{name}.jsonl") for name in ("prompts", "held_out"))
+    assert len(trained) + len(held_out) == 119 and rows[7] not in trained + held_out
+    assert {row["group"] for row in trained}.isdisjoint(row["group"] for row in held_out)
+    assert json.loads((tmp_path / "made/run.json").read_text())["figures"]["left_out"] == 1
