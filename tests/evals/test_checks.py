@@ -12,8 +12,8 @@ from herd.post.instructions import instruction_rows
 
 PIECES = (
     "Bread is simple food.", "I like it, and you do", "* a point\n* another", "*one* and **two**", "P.S. Bye",
-    "<<A title>>", "That is all.", "\n\n", "always", "QUIET SMALL WATER", "1. 2. 3!", "[place]", '"', "- dash", "end", "The end.",
-    "ELSE",
+    "<<A title>>", "That is all.", "\n\n", "always", "QUIET SMALL WATER", "1. 2. 3!", "[place]", '"', "- dash", "end",
+    "The end.", "ELSE",
 )  # fmt: skip
 
 
