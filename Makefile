@@ -41,7 +41,7 @@ lint: dev
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/mypy
 
-# SmolLM2-135M-Instruct (98 MB) into ../base-model, or into HERD_BASE_MODEL: tests and benchmarks of a real model need it
+# SmolLM2-135M-Instruct (98 MB) and the encoder all-MiniLM-L6-v2 (84 MB) into ../base-model, or into HERD_BASE_MODEL: tests and benchmarks of a real model need it
 base-model: dev
 	$(VENV)/bin/python -m benchmarks.base_model
 
