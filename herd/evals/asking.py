@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
+from hashlib import blake2b
 from typing import Any
 
 from herd.evals.answers import expected_part, scored_part
@@ -40,7 +42,15 @@ def ask(task: Task, items: Sequence[Item], subject: Subject, base: bool | None =
         again = _asked(task, [asked[place] for place in places], subject, chat)
         for place, one in zip(places, again, strict=True):
             results[place] = one | {"shots": len(asked[place].examples)}
+    for item, one in zip(asked, results, strict=True):
+        if "left_out" not in one:
+            one["prompt_hash"] = digest([item.prompt(task, chat), item.before, item.choices])
     return results
+
+
+def digest(what: Any) -> str:
+    """Eight bytes that tell texts and numbers apart, as hexadecimal digits."""
+    return blake2b(json.dumps(what, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
 def _may_shrink(task: Task, item: Item, result: Result) -> bool:
@@ -218,6 +228,9 @@ def _score(task: Task, name: str, metric: str, model: str, results: Sequence[tup
         shots=task.shots,
         left_out=tuple(item.number for item, one in results if "left_out" in one),
         fewer_shots=tuple(item.number for item, one in asked if "shots" in one),
+        prompt_hash=digest([one["prompt_hash"] for _, one in asked])
+        if all("prompt_hash" in one for _, one in asked)
+        else "",
     )
     if not found.n:
         return score
@@ -239,7 +252,9 @@ def samples_of(task: Task, items: Sequence[Item], results: Mapping[str, Sequence
             row |= {"name": item.row["name"]} if "name" in item.row else {}
             row |= {"question": item.text, "answer": found[place]["answer"], "reference": _reference(item)}
             row |= {metric: round(_mean(value), 4) for metric, value in found[place]["scores"].items()}
-            row |= {name: found[place][name] for name in ("why", "left_out", "shots") if name in found[place]}
+            row |= {
+                name: found[place][name] for name in ("why", "left_out", "shots", "prompt_hash") if name in found[place]
+            }
             row |= {"answers": found[place]["answers"]} if "answers" in found[place] else {}
             row |= {"choices": item.choices, "nats": found[place]["nats"]} if "nats" in found[place] else {}
             rows.append(row)

@@ -16,7 +16,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from herd.errors import RequestError
 from herd.evals.likelihood import Continuation, continuation
-from herd.evals.subject import Local
+from herd.evals.subject import Local, Model
 from herd.tokenizer.chat import render
 from herd.types import Message, SamplingParams
 
@@ -25,15 +25,19 @@ MAX_GEN_TOKENS = 256
 
 
 class HarnessModel(LM):
-    """A checkpoint in any format that Herd opens. Nothing is cut: a prompt beyond the context is an error.
+    """A checkpoint in any format that Herd opens, or an adapter (`herd.evals.adapted`).
+
+    A prompt beyond the context is an error, or with `cut` loses its beginning as in the harness's own models;
+    `num_cut` counts these.
 
     Raises:
-        RequestError: a prompt with its answer is longer than the context.
+        RequestError: a prompt with its answer is longer than the context, and `cut` is not given.
     """
 
-    def __init__(self, path: Path | str | Local) -> None:
+    def __init__(self, path: Model | str | Local, *, cut: bool = False) -> None:
         super().__init__()
-        self.subject = path if isinstance(path, Local) else Local(Path(path))
+        self.cut, self.num_cut = cut, 0
+        self.subject = path if isinstance(path, Local) else Local(Path(path) if isinstance(path, str) else path)
 
     def _encode(self, text: str) -> list[int]:
         """Ids as the harness's own models have them: special tokens as they stand, the checkpoint's own opening."""
@@ -54,9 +58,17 @@ class HarnessModel(LM):
     def _continuation(self, context: str, scored: str) -> Continuation:
         if not context:
             ids = [self._prefix, *self._encode(scored)]
-            return Continuation(ids, 1)
+            return self._within(Continuation(ids, 1))
         stem = context.rstrip()
-        return continuation(self._encode(stem), self._encode(context + scored))
+        return self._within(continuation(self._encode(stem), self._encode(context + scored)))
+
+    def _within(self, one: Continuation) -> Continuation:
+        """The end of it that fits, where prompts may be cut."""
+        beyond = len(one.ids) - 1 - self.subject.engine.max_context
+        if not self.cut or beyond <= 0:
+            return one
+        self.num_cut += 1
+        return Continuation(one.ids[beyond:], max(one.scored_from - beyond, 1))
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
         """Of whole texts: windows of the context's length, each token scored once."""
@@ -79,10 +91,20 @@ class HarnessModel(LM):
             alike.setdefault(_params(request.args[1]), []).append(number)
         texts = [""] * len(requests)
         for params, numbers in alike.items():
-            prompts = [self._encode(requests[number].args[0]) for number in numbers]
+            prompts = [self._prompt(requests[number].args[0], params.max_tokens) for number in numbers]
             for number, text in zip(numbers, self.subject.generate_from(prompts, params), strict=True):
                 texts[number] = text
         return texts
+
+    def _prompt(self, text: str, answer_tokens: int) -> list[int]:
+        """The ids of a prompt; where it may be cut, the end of it that leaves room for the answer."""
+        ids, room = self._encode(text), self.subject.engine.max_context - answer_tokens
+        if not self.cut or len(ids) <= room:
+            return ids
+        if room < 1:
+            raise RequestError(f"answers of {answer_tokens:,} tokens leave no room for a prompt; give max_gen_toks")
+        self.num_cut += 1
+        return ids[-room:]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The text of a conversation in the checkpoint's own template."""

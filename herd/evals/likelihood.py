@@ -7,6 +7,7 @@ examples once. Trees go through the model in batches of similar size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -19,6 +20,9 @@ from herd.model.llama import LlamaForCausalLM
 
 BATCH_TOKENS = 2048
 """Tokens of a batch, padding included; a longer tree is a batch of its own."""
+
+FILLED = 0.85
+"""A tree shorter than this share of a batch's longest begins the next, once the batch is worth its while."""
 
 TREE_TOKENS = 1536
 """A tree that has so many tokens takes no further continuation: attention is over all pairs of them."""
@@ -92,11 +96,28 @@ def _shared(first: Sequence[int], second: Sequence[int]) -> int:
     return min(len(first), len(second))
 
 
-def tree_attention(q: Tensor, k: Tensor, v: Tensor, context: Tensor, cache: Any = None) -> Tensor:
-    """Attention where `context` (B, T, T) says which place sees which; q (B, T, H, C), k and v (B, T, K, C)."""
+@dataclass(frozen=True)
+class Sight:
+    """Which place of each tree sees which."""
+
+    stem: int  # the first so many places of every tree stand in one line: each sees all before it
+    others: Tensor  # (B, 1, T - stem, T), added to the scores of the other places: 0 where one sees the other
+
+
+def tree_attention(q: Tensor, k: Tensor, v: Tensor, context: Sight, cache: Any = None) -> Tensor:
+    """Attention within trees; q (B, T, H, C), k and v (B, T, K, C).
+
+    The stem is plain causal attention: half the work.
+    """
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=context[:, None], enable_gqa=True)
-    return out.transpose(1, 2)
+    stem = context.stem
+    parts = [
+        F.scaled_dot_product_attention(q[:, :, :stem], k[:, :, :stem], v[:, :, :stem], is_causal=True, enable_gqa=True)
+    ]
+    if stem < q.shape[2]:
+        mask = context.others.to(q.dtype)
+        parts.append(F.scaled_dot_product_attention(q[:, :, stem:], k, v, attn_mask=mask, enable_gqa=True))
+    return torch.cat(parts, 2).transpose(1, 2)
 
 
 @torch.inference_mode()
@@ -112,7 +133,9 @@ def _batches(trees: Sequence[Tree]) -> Iterator[list[Tree]]:
     """Trees that go through the model together, longest first."""
     batch: list[Tree] = []
     for tree in sorted(trees, key=lambda one: -len(one.tokens)):
-        if batch and (len(batch) + 1) * len(batch[0].tokens) > BATCH_TOKENS:
+        width = len(batch[0].tokens) if batch else 0
+        padded = FILLED * width > len(tree.tokens) and len(batch) * width >= BATCH_TOKENS // 4
+        if batch and ((len(batch) + 1) * width > BATCH_TOKENS or padded):
             yield batch
             batch = []
         batch.append(tree)
@@ -143,8 +166,10 @@ def _of_batch(
                 wanted = places.setdefault((number, path[place - 1]), len(places))
                 asked.append((wanted, one.ids[place]))
             spans.append((member, len(one.ids) - one.scored_from))
-    tokens, positions, sees = (part.to(device) for part in (tokens, positions, sees))
-    hidden = model.model(model.model.embed(tokens), positions, sees)
+    stem = min(tree.segments[0][1] for tree in trees)
+    others = torch.zeros(len(trees), 1, width - stem, width).masked_fill_(~sees[:, None, stem:], -math.inf)
+    tokens, positions = tokens.to(device), positions.to(device)
+    hidden = model.model(model.model.embed(tokens), positions, Sight(stem, others.to(device)))
     tree_of, place_of = (torch.tensor(column, device=device) for column in zip(*places, strict=True))
     nats, greedy = _of_tokens(model, hidden[tree_of, place_of], asked)
     found, begin = {}, 0

@@ -12,7 +12,7 @@ SHOWN = 200
 
 Row = Mapping[str, Any]
 _KNOWN = {"task", "model", "item", "group", "kind", "name", "question", "answer", "answers", "reference", "choices"}
-_KNOWN |= {"nats", "why", "left_out", "shots"}
+_KNOWN |= {"nats", "why", "left_out", "shots", "prompt_hash"}
 
 
 def page(
@@ -22,8 +22,9 @@ def page(
     usage: Sequence[Row],
     published: Mapping[str, Mapping[str, float]],
     models: Sequence[str],
+    skipped: Sequence[str] = (),
 ) -> str:
-    """The page; rows are those of the run folder's files."""
+    """The page; rows are those of the run folder's files. `skipped` says which tasks were not asked, and why."""
     style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     head = "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
     filters = "".join(
@@ -35,7 +36,8 @@ def page(
             ("split", "one right, another wrong"),
         )
     )
-    parts = [_scores(scores, published, models), _left_out(samples), _differences(differences), _usage(usage)]
+    parts = [_scores(scores, published, models), _skipped(skipped), _left_out(samples)]
+    parts += [_differences(differences), _usage(usage)]
     parts += [f"<h2>Questions and answers</h2><nav>{filters}</nav>"]
     parts += [_samples(task, samples, models) for task in dict.fromkeys(row["task"] for row in samples)]
     return f"{head}<title>Evaluation</title><style>{style}</style><body><h1>Evaluation</h1>{''.join(parts)}</html>\n"
@@ -47,21 +49,40 @@ def _scores(scores: Sequence[Row], published: Mapping[str, Mapping[str, float]],
     found = {(row["task"], row["metric"], row["model"]): row for row in scores}
     ours = list(dict.fromkeys(row["model"] for row in scores))
     ours = [*[name for name in models if name in ours], *[name for name in ours if name not in models]]
-    lines = []
+    lines: list[str] = []
+    parts: dict[str, list[str]] = {}  # of a task the lines of its kinds, folded
     seen: set[str] = set()
+    tasks = list(published)
     for task, metric in dict.fromkeys((row["task"], row["metric"]) for row in scores):
         cells = [_cell(found.get((task, metric, name))) for name in ours]
         figures = published.get(task, {}) if task not in seen else {}
         seen.add(task)
         cells += [f"{figures[name]:.3f}" if name in figures else "" for name in others]
         n = max(row["n"] for row in scores if (row["task"], row["metric"]) == (task, metric))
-        lines.append(
-            f"<tr><td>{escape(task)}<td>{escape(metric)}<td class=n>{n}" + "".join(f"<td class=n>{c}" for c in cells)
+        whole = next((one for one in tasks if task.endswith(f" {one}")), None)
+        name = task if whole is None or task in tasks else task.removesuffix(f" {whole}")
+        line = f"<tr><td>{escape(name)}<td>{escape(metric)}<td class=n>{n}"
+        (lines if name == task else parts.setdefault(str(whole), [])).append(
+            line + "".join(f"<td class=n>{c}" for c in cells)
         )
     head = "<tr><th>task<th>metric<th>n" + "".join(f"<th>ours: {escape(name)}" for name in ours)
     head += "".join(f"<th>published: {escape(name)}" for name in others)
     note = "With the 95 % interval; in brackets half the interval by the paper's formula, 1.96 sqrt(S (1 - S) / N)."
-    return f"<h2>Scores</h2><p class=dim>{note}</p><div class=wide><table>{head}{''.join(lines)}</table></div>"
+    folded = "".join(
+        f"<details><summary>{escape(task)}: its {len(own)} lines by kind</summary>"
+        f"<div class=wide><table>{head}{''.join(own)}</table></div></details>"
+        for task, own in parts.items()
+    )
+    table = f"<div class=wide><table>{head}{''.join(lines)}</table></div>"
+    return f"<h2>Scores</h2><p class=dim>{note}</p>{table}{folded}"
+
+
+def _skipped(reasons: Sequence[str]) -> str:
+    """Tasks that were not asked: what they lack."""
+    if not reasons:
+        return ""
+    lines = "".join(f"<p class=dim>{escape(why)}</p>" for why in reasons)
+    return f"<details><summary>{len(reasons)} tasks were not asked: their data are not here</summary>{lines}</details>"
 
 
 def _left_out(samples: Sequence[Row]) -> str:

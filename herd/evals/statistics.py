@@ -88,7 +88,7 @@ def wilson(values: Sequence[float]) -> Interval:
 def _wilson(share: float, n: float, z: float) -> tuple[float, float]:
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+    return 0.0 if share <= 0 else max(middle - half, 0.0), 1.0 if share >= 1 else min(middle + half, 1.0)
 
 
 def clustered(values: Sequence[float], groups: Sequence[str]) -> Interval:

@@ -98,8 +98,9 @@ def run(settings: EvaluateSettings) -> Path:
     tasks = [replace(load_task(file, settings.data, settings.limit), sandbox=settings.sandbox) for file in files]
     if len({task.name for task in tasks}) < len(tasks):
         raise ConfigError(f"tasks: two have the same name among {', '.join(task.name for task in tasks)}")
-    for why in filter(None, map(missing, tasks)):
-        say(f"  skipped: {why}")
+    skipped = [{"task": task.name, "why": why} for task in tasks if (why := missing(task))]
+    for one in skipped:
+        say(f"  skipped: {one['why']}")
     tasks = [task for task in tasks if not missing(task)]
     if not tasks:
         raise DataError("no task has its data here; give its folder as data=FOLDER")
@@ -110,7 +111,8 @@ def run(settings: EvaluateSettings) -> Path:
     with open_run(settings.out, stage="evaluate", settings=settings, inputs=inputs) as run:
         if not run.finished:
             run.need(disk_bytes=20e6)
-            _judge(run, settings, models, tasks)
+            write_rows(run.path / "skipped.jsonl", skipped)
+            _judge(run, settings, models, tasks, [one["why"] for one in skipped])
     return run.path
 
 
@@ -152,7 +154,9 @@ def _shipped(name: str) -> Path:
     return among if among.exists() else Path(name)
 
 
-def _judge(run: Run, settings: EvaluateSettings, models: dict[str, Model], tasks: list[Task]) -> None:
+def _judge(
+    run: Run, settings: EvaluateSettings, models: dict[str, Model], tasks: list[Task], skipped: list[str]
+) -> None:
     scores: list[Score] = []
     samples: list[dict[str, Any]] = []
     usage: list[dict[str, Any]] = []
@@ -210,7 +214,7 @@ def _judge(run: Run, settings: EvaluateSettings, models: dict[str, Model], tasks
         usage = show_usage(usage, settings.prices)
         write_rows(run.path / "usage.jsonl", usage)
         published = {task.name: task.published or {} for task in tasks}
-        text = page(rows, samples, differences, usage, published, list(models))
+        text = page(rows, samples, differences, usage, published, list(models), skipped)
         atomic_write(run.path / "samples.html", text)
     write_rows(run.path / "scores.jsonl", rows)
     whole = [score for score in scores if not is_part(score, [task.name for task in tasks])]

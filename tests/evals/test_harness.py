@@ -158,6 +158,12 @@ def test_the_harness_runs_from_the_command_line_without_a_network(tasks, tmp_pat
     (tasks / "text.yaml").unlink()
     words = [f"path={tmp_path / 'model'}", f"tasks_folder={tasks}", f"out={tmp_path / 'out'}"]
     assert cli.main(["harness", *words]) == 0
+    long = {"ctx": "Open the thing " * 90, "endings": ["the thing", "with care"], "label": 0}
+    write(tasks / "swag.jsonl", [long, long])
+    words[2] = f"out={tmp_path / 'long'}"
+    assert cli.main(["harness", *words]) == 2
+    assert cli.main(["harness", *words, "cut=true"]) == 0
+    assert json.loads((tmp_path / "long" / "run.json").read_text())["figures"]["prompts_cut"] == 4
     assert json.loads((tmp_path / "out" / "results.json").read_text())["swag"]["acc,none"] == 0.5
     assert len((tmp_path / "out" / "samples.jsonl").read_text().splitlines()) == 4
     assert cli.main(["harness", *words[:2], "tasks=[nonesuch]", f"out={tmp_path / 'other'}"]) == 2

@@ -62,6 +62,8 @@ def test_ones_own_csv_and_ten_lines_of_yaml_are_an_evaluation(inputs, tmp_path):
     scores = rows_of(out / "scores.jsonl")
     assert {(row["task"], row["metric"]) for row in scores} == {("mine", "accuracy"), ("mine", "accuracy_norm")}
     assert all(row["n"] == 3 and row["low"] <= row["value"] <= row["high"] for row in scores)
+    assert len({row["prompt_hash"] for row in scores}) == 1, "both were asked the same"
+    assert scores[0]["prompt_hash"]
     samples = rows_of(out / "samples.jsonl")
     assert len(samples) == 6
     assert samples[0]["reference"] == "a thing"
@@ -101,6 +103,8 @@ def test_the_papers_suites_pass_over_by_name_what_has_no_data(inputs, tmp_path, 
     (tmp_path / "bench-boolq" / "dev_closed_book.jsonl.gz").write_bytes(gzip.compress(text.encode()))
     out = evaluated(inputs, tmp_path / "e", "suite=base", f"data={tmp_path}")
     assert {row["task"] for row in rows_of(out / "scores.jsonl")} == {"boolq"}
+    assert "mmlu" in {row["task"] for row in rows_of(out / "skipped.jsonl")}
+    assert "tasks were not asked" in (out / "samples.html").read_text()
     told = capsys.readouterr()
     assert "skipped: " in told.out + told.err
     assert "github.com/hendrycks/test" in told.out + told.err
