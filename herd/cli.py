@@ -39,13 +39,14 @@ STORY: dict[str, tuple[str, ...]] = {
     ),
     "From a corpus to a base model": ("pretrain", "average"),
     "From a base model to an assistant": ("distill", "sft", "reward", "reject", "dpo", "rl"),
-    "Measure and shrink": ("evaluate", "harness", "quantize", "report"),
+    "Measure and shrink": ("evaluate", "quantize", "report"),
+    "Measure further": ("harness", "haystack", "judge"),
     "Use": ("chat", "serve", "convert", "plan", "doctor"),
     "Look closer": ("inspect", "show", "template", "trace", "sandbox"),
 }
 """The verbs in the order of the story; each is `herd/stages/<verb>.py`, or a family `herd/stages/<verb>/`."""
 
-BY_NAME_ONLY = ("Look closer",)
+BY_NAME_ONLY = ("Measure further", "Look closer")
 """The groups whose verbs stand in one line of the first help screen, so that it stays within 40 lines."""
 
 INTERRUPTED = 130

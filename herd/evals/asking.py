@@ -19,7 +19,11 @@ from herd.evals.scorers import SCORERS
 from herd.evals.statistics import summary
 from herd.evals.subject import Prompt, Subject, TooLong
 from herd.evals.task import Item, Task
+from herd.evals.templates import expression_of, render
 from herd.types import SamplingParams, Score
+
+LOWER = ("bits_per_byte", "nats", "kl_nats")
+"""Metrics of which less is better."""
 
 RETRIEVED, SHUFFLED = "retrieved answer of another question", "random answer of its kind"
 """Names of the baselines in tables."""
@@ -67,9 +71,16 @@ def _asked(task: Task, items: Sequence[Item], subject: Subject, chat: bool) -> l
     prompts = [item.prompt(task, chat) for item in items]
     if task.ask == "choices":
         return _choose(task, items, prompts, subject)
+    if task.ask == "text":
+        return _read(task, items, prompts, subject)
+    if task.ask == "cache":
+        return _in_place(*_cached(subject, [str(prompt) for prompt in prompts], task.context_tokens))
     raw = bool(prompts) and isinstance(prompts[0], str)
     stop = tuple(task.stop) or (("\n",) if raw else ())
     params = SamplingParams(temperature=task.temperature, top_p=1.0, max_tokens=task.max_tokens, stop=stop)
+    params = replace(params, min_tokens=task.min_tokens)
+    if task.turns:
+        return _converse(task, items, prompts, subject, replace(params, seed=task.seed))
     first = subject.generate(prompts, replace(params, seed=task.seed))
     fits = [not isinstance(text, TooLong) for text in first]
     kept = [item for item, fit in zip(items, fits) if fit]
@@ -80,6 +91,52 @@ def _asked(task: Task, items: Sequence[Item], subject: Subject, chat: bool) -> l
     drawn = [graded(task, kept, [text for text in draw if isinstance(text, str)]) for draw in draws]
     together = drawn[0] if task.samples == 1 else [_together(task, ones) for ones in zip(*drawn, strict=True)]
     return _in_place(first, together)
+
+
+def _converse(
+    task: Task, items: Sequence[Item], prompts: Sequence[Prompt], subject: Subject, params: SamplingParams
+) -> list[Result]:
+    """Conversations of several turns, every answer scored: the mean, and each turn's score."""
+    talks = [[*prompt] for prompt in prompts if not isinstance(prompt, str)]
+    later = [[str(one) for one in expression_of(task.turns, item.row)] for item in items]
+    results: list[Result] = [{"answer": "", "scores": {}, "turns": []} for _ in items]
+    for turn in range(1 + max(map(len, later), default=0)):
+        asked = [place for place, one in enumerate(results) if turn <= len(later[place]) and "left_out" not in one]
+        for place in asked if turn else ():
+            talks[place].append({"role": "user", "content": later[place][turn - 1]})
+        texts = subject.generate([talks[place] for place in asked], params)
+        for place, text in zip(asked, texts, strict=True):
+            if isinstance(text, TooLong):
+                results[place] = {"answer": "", "scores": {}, "left_out": f"turn {turn + 1}: {text.why}"}
+                continue
+            talks[place].append({"role": "assistant", "content": text})
+            results[place]["turns"].append(graded(task, [items[place]], [text])[0])
+    return [_of_turns(task, one) if "turns" in one else one for one in results]
+
+
+def _of_turns(task: Task, result: Result) -> Result:
+    metric, turns = main_metric(task), result["turns"]
+    values = [_mean(one["scores"][metric]) for one in turns]
+    scores = {metric: sum(values) / len(values)} | {f"turn {n}": value for n, value in enumerate(values, 1)}
+    return {"answer": "\n\n".join(f"({n}) {one['answer']}" for n, one in enumerate(turns, 1)), "scores": scores}
+
+
+def _read(task: Task, items: Sequence[Item], prompts: Sequence[Prompt], subject: Subject) -> list[Result]:
+    """How likely given texts are: bits a byte, and nats in all; `weight` is their bytes."""
+    texts = [item.right[0] for item in items]
+    found = subject.likelihoods([(one, [("", task.before_answer + text)]) for one, text in zip(prompts, texts)])
+    results: list[Result] = []
+    for text, ones in zip(texts, found, strict=True):
+        if not isinstance(ones, TooLong):
+            nats, size = -ones[0].nats, max(len(text.encode()), 1)
+            results.append({"answer": "", "scores": {"bits_per_byte": nats / math.log(2) / size, "nats": nats}})
+            results[-1]["weight"] = size
+    return _in_place(found, results)
+
+
+def _cached(subject: Subject, texts: Sequence[str], context_tokens: int | None) -> tuple[list[Any], list[Result]]:
+    found = subject.cache_divergences(texts, context_tokens)
+    return found, [{"answer": "", "scores": one} for one in found if not isinstance(one, TooLong)]
 
 
 def _in_place(found: Sequence[Any], results: Sequence[Result]) -> list[Result]:
@@ -169,8 +226,11 @@ def scored(task: Task, item: Item, answer: str) -> Result:
 
 def main_metric(task: Task) -> str:
     """The metric that decides between models."""
-    if task.scorer == "squad" and not task.metric:
-        return "exact_words"
+    by_name = {"squad": "exact_words", "translation": "chrf", "rules": "adherence", "repetition": "fresh"}
+    if task.scorer in by_name and not task.metric:
+        return by_name[task.scorer]
+    if task.ask in ("text", "cache"):
+        return "bits_per_byte" if task.ask == "text" else "kl_nats"
     return task.metric or task.scorer or ("accuracy" if task.ask == "choices" else "exact_words")
 
 
@@ -191,7 +251,7 @@ def scores_of(task: Task, items: Sequence[Item], results: Mapping[str, Sequence[
     kinds = sorted({item.kind for item in items if item.kind})
     for name, found in results.items():
         ones = list(zip(items, found, strict=True))
-        metrics = next((list(one["scores"]) for one in found if one["scores"]), [main_metric(task)])
+        metrics = list(dict.fromkeys(key for one in found for key in one["scores"])) or [main_metric(task)]
         for metric in metrics if found else ():
             scores.append(_score(task, task.name, metric, name, ones))
             if RETRIEVED in results and name not in (RETRIEVED, SHUFFLED):
@@ -213,8 +273,13 @@ def _gain(metric: str, one: Result, other: Result) -> Result:
 def _score(task: Task, name: str, metric: str, model: str, results: Sequence[tuple[Item, Result]]) -> Score:
     flat, groups = list[float](), list[str]()
     asked = [(item, one) for item, one in results if "left_out" not in one]
+    scale = _mean([one.get("weight", 1) for _, one in asked] or [1])
     for item, one in asked:
+        if metric not in one["scores"]:
+            continue  # a turn that this conversation does not have
         value = one["scores"][metric]
+        if metric == "bits_per_byte" and "weight" in one:  # all bits by all bytes
+            value = value * one["weight"] / scale
         parts = value if isinstance(value, list) else [value]
         flat += parts
         groups += [item.group if task.group else str(item.number)] * len(parts)
@@ -256,6 +321,7 @@ def samples_of(task: Task, items: Sequence[Item], results: Mapping[str, Sequence
                 name: found[place][name] for name in ("why", "left_out", "shots", "prompt_hash") if name in found[place]
             }
             row |= {"answers": found[place]["answers"]} if "answers" in found[place] else {}
+            row |= {"map": [render(one, item.row) for one in task.map]} if task.map else {}
             row |= {"choices": item.choices, "nats": found[place]["nats"]} if "nats" in found[place] else {}
             rows.append(row)
     return rows

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+from herd.curate.filters.language import language
 from herd.errors import ConfigError
 from herd.evals.calls import calls_of, right_calls
-from herd.evals.scorers import best_f1, exact_words
+from herd.evals.scorers import best_f1, bleu, chrf, exact_words, fresh, fresh_by_eighth
 from herd.evals.templates import expression_of, render, value_of
 from herd.log import say
 from herd.sandbox import Pool, run_many_tests
@@ -104,6 +105,32 @@ def ifeval(task: Any, questions: Sequence[Question], answers: Sequence[str]) -> 
     return grades
 
 
+def rules(task: Any, questions: Sequence[Question], answers: Sequence[str]) -> list[Grades]:
+    """The share of a system prompt's rules that an answer keeps to, strictly; rules are IFEval's instructions."""
+    grades = ifeval(task, questions, answers)
+    return [{"adherence": sum(one["instruction_strict"]) / len(one["instruction_strict"])} for one in grades]
+
+
+def repetition(task: Any, questions: Sequence[Question], answers: Sequence[str]) -> list[Grades]:
+    """How much of an answer is new, and of each eighth of it (`herd.evals.scorers.fresh`)."""
+    return [
+        {"fresh": fresh(text, ())} | {f"fresh {n}/8": value for n, value in enumerate(fresh_by_eighth(text), 1)}
+        for text in answers
+    ]
+
+
+def translation(task: Any, questions: Sequence[Question], answers: Sequence[str]) -> list[Grades]:
+    """chrF and BLEU of each sentence, and whether the answer is in the language that was asked for."""
+    grades = []
+    for question, answer in zip(questions, answers, strict=True):
+        right = [str(value_of(task.answer, question.row))]
+        text, wanted = answer.strip(), render(task.output_language, question.row)
+        found, _ = language(text)
+        grade: Grades = {"chrf": chrf(text, right), "bleu": bleu(text, right), "language": float(found == wanted)}
+        grades.append(grade | {"why": f"in {found or 'no language'}, wanted {wanted}"})
+    return grades
+
+
 def _ifeval_checkers() -> Any:
     before = os.environ.get("LOCAL_RANK")
     os.environ["LOCAL_RANK"] = "1"  # else the import fetches data for NLTK from the network
@@ -125,5 +152,13 @@ def _ifeval_checkers() -> Any:
     return checkers
 
 
-GRADERS: Mapping[str, Grader] = {"program": program, "calls": calls, "ifeval": ifeval, "squad": squad}
+GRADERS: Mapping[str, Grader] = {
+    "program": program,
+    "calls": calls,
+    "ifeval": ifeval,
+    "squad": squad,
+    "rules": rules,
+    "repetition": repetition,
+    "translation": translation,
+}
 """What `scorer:` of a task may name beside `herd.evals.scorers.SCORERS`."""

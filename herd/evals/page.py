@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -12,7 +13,7 @@ SHOWN = 200
 
 Row = Mapping[str, Any]
 _KNOWN = {"task", "model", "item", "group", "kind", "name", "question", "answer", "answers", "reference", "choices"}
-_KNOWN |= {"nats", "why", "left_out", "shots", "prompt_hash"}
+_KNOWN |= {"nats", "why", "left_out", "shots", "prompt_hash", "map"}
 
 
 def page(
@@ -37,7 +38,7 @@ def page(
         )
     )
     parts = [_scores(scores, published, models), _skipped(skipped), _left_out(samples)]
-    parts += [_differences(differences), _usage(usage)]
+    parts += [_maps(samples), _differences(differences), _usage(usage)]
     parts += [f"<h2>Questions and answers</h2><nav>{filters}</nav>"]
     parts += [_samples(task, samples, models) for task in dict.fromkeys(row["task"] for row in samples)]
     return f"{head}<title>Evaluation</title><style>{style}</style><body><h1>Evaluation</h1>{''.join(parts)}</html>\n"
@@ -83,6 +84,40 @@ def _skipped(reasons: Sequence[str]) -> str:
         return ""
     lines = "".join(f"<p class=dim>{escape(why)}</p>" for why in reasons)
     return f"<details><summary>{len(reasons)} tasks were not asked: their data are not here</summary>{lines}</details>"
+
+
+def _maps(samples: Sequence[Row]) -> str:
+    """Of tasks with a `map` the mean score of each cell, by model, and by kind where there are several."""
+    grids: dict[tuple[str, str, str], dict[tuple[str, str], list[float]]] = {}
+    for row in samples:
+        if "map" in row and "left_out" not in row:
+            kind = row["kind"] if row["kind"] not in row["map"] else ""
+            cells = grids.setdefault((row["task"], row["model"], kind), {})
+            cells.setdefault((row["map"][0], row["map"][1]), []).append(_main(row))
+    parts = []
+    for (task, model, kind), cells in grids.items():
+        down, across = (sorted({cell[side] for cell in cells}, key=_in_order) for side in (0, 1))
+        body = "".join(
+            f"<tr><th>{escape(one)}" + "".join(_heat(cells.get((one, other), [])) for other in across) for one in down
+        )
+        head = "".join(f"<th>{escape(other)}" for other in across)
+        name = ", ".join(filter(None, (task, kind, model)))
+        parts.append(f"<figure><figcaption>{escape(name)}</figcaption><table><tr><th>{head}{body}</table></figure>")
+    return f"<h2>Maps</h2><div class=maps>{''.join(parts)}</div>" if parts else ""
+
+
+def _in_order(label: str) -> tuple[float, str]:
+    try:
+        return float(label), ""
+    except ValueError:
+        return math.inf, label
+
+
+def _heat(values: Sequence[float]) -> str:
+    if not values:
+        return "<td>"
+    mean = sum(values) / len(values)
+    return f"<td class=n style='background:rgba(63,156,90,{mean:.2f})' title='{len(values)} prompts'>{mean:.0%}"
 
 
 def _left_out(samples: Sequence[Row]) -> str:

@@ -6,6 +6,7 @@ import importlib
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from herd.errors import ConfigError
@@ -34,6 +35,27 @@ def exact_words(answer: str, references: Sequence[str]) -> float:
 def contains(answer: str, references: Sequence[str]) -> float:
     """A right answer stands somewhere in it, case aside."""
     return float(any(one.strip().lower() in answer.lower() for one in references))
+
+
+def recall(answer: str, references: Sequence[str]) -> float:
+    """The share of right answers that stand somewhere in it, case aside: all are asked for."""
+    return sum(one.strip().lower() in answer.lower() for one in references) / max(len(references), 1)
+
+
+def fresh(answer: str, references: Sequence[str]) -> float:
+    """The share of an answer's groups of four words that it has not had before: 1 where it never repeats itself."""
+    shares = fresh_by_eighth(answer)
+    return sum(shares) / len(shares) if shares else 1.0
+
+
+def fresh_by_eighth(answer: str) -> list[float]:
+    """The same for each eighth of the answer's words; nothing where there are fewer than 16 groups."""
+    words = answer.lower().split()
+    groups = list(zip(*(words[n:] for n in range(4)), strict=False))
+    seen: set[tuple[str, ...]] = set()
+    new = [group not in seen and not seen.add(group) for group in groups]  # type: ignore[func-returns-value]
+    borders = [len(new) * n // 8 for n in range(9)]
+    return [sum(new[a:b]) / (b - a) for a, b in pairwise(borders)] if len(new) >= 16 else []
 
 
 def best_f1(answer: str, references: Sequence[str]) -> float:
@@ -84,6 +106,8 @@ SCORERS: Mapping[str, Scorer] = {
     "exact": exact,
     "exact_words": exact_words,
     "contains": contains,
+    "recall": recall,
+    "fresh": fresh,
     "token_f1": best_f1,
     "number": last_number,
     "letter": letter,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from herd.errors import ConfigError, RequestError
+from herd.evals.cache import divergence, rounded_attention
 from herd.evals.likelihood import Choice, Continuation, Likelihood, continuation, likelihoods, tree_attention
 from herd.formats.checkpoint import Checkpoint
 from herd.infer.build import with_attention
@@ -47,6 +48,9 @@ class Subject(Protocol):
 
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[str | TooLong]:
         """One answer to each prompt that fits."""
+
+    def cache_divergences(self, texts: Sequence[str], context_tokens: int | None) -> list[dict[str, float] | TooLong]:
+        """What an int8 cache changes about each text's predictions (`herd.evals.cache.divergence`)."""
 
     def forget(self) -> None:
         """Drop what is kept of earlier questions, so that answers do not depend on them."""
@@ -111,6 +115,13 @@ class Local:
         self.usage["tokens_read"] += sum(len(one.ids) for one in continuations)
         return likelihoods(self._model, continuations)
 
+    def cache_divergences(self, texts: Sequence[str], context_tokens: int | None) -> list[dict[str, float] | TooLong]:
+        context = min(context_tokens or self.engine.max_context, self.engine.max_context)
+        rows = [self.engine.encode(text)[:context] for text in texts]
+        self.usage["tokens_read"] += sum(map(len, rows))
+        rounded = with_attention(self.engine.model, rounded_attention)
+        return [divergence(self._model, rounded, ids) for ids in rows]
+
     def _continuations(self, prompt: Prompt, choices: Sequence[Choice]) -> list[Continuation]:
         """The prompt with each choice as ids; a space at the seam goes with the choice."""
         encode = functools.cache(self.engine.encode) if isinstance(prompt, str) else self.engine.tokenizer.encode
@@ -161,6 +172,9 @@ class Endpoint:
             f"{self.url}: an endpoint answers, but does not tell how likely given answers are; ask it tasks with "
             "`ask: generate`, or name the checkpoint instead"
         )
+
+    def cache_divergences(self, texts: Sequence[str], context_tokens: int | None) -> list[dict[str, float] | TooLong]:
+        raise RequestError(f"{self.url}: an endpoint does not show its cache; name the checkpoint instead")
 
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[str | TooLong]:
         def answer(prompt: Prompt) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from herd.evals.asking import RETRIEVED, Result, answered, main_metric
+from herd.evals.asking import LOWER, RETRIEVED, Result, answered, main_metric
 from herd.evals.statistics import Comparison, benjamini_hochberg, compared
 from herd.evals.task import Item, Task
 from herd.log import say
@@ -68,6 +68,12 @@ def _compared(
     return compared(ours, theirs, [items[place].group for place in places] if task.group else None) if places else None
 
 
+def _word(task: Task, found: Comparison) -> str:
+    if main_metric(task) in LOWER:
+        return {"better": "worse", "worse": "better"}.get(found.word, found.word)
+    return found.word
+
+
 def _pairs(models: Sequence[str], previous: bool) -> list[tuple[str, str]]:
     return list(pairwise(models)) if previous else [(models[0], other) for other in models[1:]]
 
@@ -87,7 +93,7 @@ def verdict(
             parts.append(f"{what}: no question fits into the context of both")
             continue
         change = found.difference
-        parts.append(f"{what}: {found.word} ({change.value:+.3f}, {change.low:+.3f} to {change.high:+.3f})")
+        parts.append(f"{what}: {_word(task, found)} ({change.value:+.3f}, {change.low:+.3f} to {change.high:+.3f})")
     if RETRIEVED in results and (found := _compared(task, items, results, models[-1], RETRIEVED)):
         last = found.difference
         word = "above" if last.low > 0 else "below" if last.high < 0 else "not clearly different from"
@@ -107,7 +113,7 @@ def comparisons(
         row: dict[str, Any] = {"task": task.name, "metric": main_metric(task), "model": after, "against": before}
         row |= {"n": found.difference.n}
         row |= {"difference": found.difference.value, "low": found.difference.low, "high": found.difference.high}
-        rows.append(row | {"p": found.p, "detectable": found.detectable, "says": found.word})
+        rows.append(row | {"p": found.p, "detectable": found.detectable, "says": _word(task, found)})
     return rows
 
 
@@ -151,7 +157,8 @@ def decision(
 ) -> dict[str, str]:
     """The best model by a task, on the questions that all were asked, and how the models differ there."""
     metric, places = main_metric(task), answered(results, models)
-    best = max(models, key=lambda name: sum(results[name][place]["scores"][metric] for place in places))
+    sign = -1 if metric in LOWER else 1
+    best = max(models, key=lambda name: sign * sum(results[name][place]["scores"][metric] for place in places))
     told = {"verdict": verdict(task, items, results, models, previous)}
     return {"best": best} | told if places else told
 

@@ -27,8 +27,9 @@ _CHOICE_SCORERS = ("accuracy", "accuracy_norm", "accuracy_pmi", "mass")
 class Task:
     """One task. Texts are Jinja templates over a row's columns: `{{ question }}`; `row` is the whole row."""
 
-    ask: Literal["choices", "generate", "bits_per_byte", "needle"]
-    """choices: the likeliest of given answers. generate: a free answer. The other two read a run of `herd pack`."""
+    ask: Literal["choices", "generate", "text", "cache", "bits_per_byte", "needle"]
+    """choices: the likeliest of given answers. generate: a free answer. text: how likely `answer` is after `prompt`.
+    cache: what an int8 cache changes about `prompt`'s text. The other two read a run of `herd pack`."""
     data: Path
     """JSONL, JSON, CSV, TSV or Parquet: beside the task's file, in the folder `data=` of `herd evaluate`, or absolute.
     The name may hold `*`, or alternatives in braces: rows of several files have their file's name as `file`."""
@@ -106,6 +107,14 @@ class Task:
     """Whether the score is the mean of all questions, or of the means of the kinds."""
     max_tokens: int = 128
     """Longest free answer, in tokens."""
+    min_tokens: int = 0
+    """Tokens before which no answer ends."""
+    turns: str = ""
+    """What the user says after each answer: an expression that gives a list of messages. Every answer is scored."""
+    output_language: str = ""
+    """Of a translation: a template of the ISO 639-1 code of the language that is wanted."""
+    map: list[str] = field(default_factory=list)
+    """Two templates: the row and the column of a heat map of scores in the page, such as depth and length."""
     stop: list[str] = field(default_factory=list)
     """Texts that end a free answer; raw text ends at a new line too if there are none."""
     group: str = ""
@@ -119,7 +128,7 @@ class Task:
     max_bytes: int = 250_000
     """bits_per_byte: held-out text per source; whole documents, spread evenly."""
     context_tokens: int | None = None
-    """bits_per_byte: context in tokens; default: the model's own."""
+    """bits_per_byte, cache: context in tokens; default: the model's own."""
     trials: int = 4
     """needle: prompts per cell."""
     lengths: list[int] | None = None
@@ -133,6 +142,16 @@ class Task:
             raise ValueError("choices: give a list of texts, or the column that holds one")
         if self.before_choices and (isinstance(self.choices, str) or len(self.before_choices) != len(self.choices)):
             raise ValueError("before_choices: give one for each of a list of choices")
+        if self.ask in ("text", "cache") and not (self.answer if self.ask == "text" else self.prompt):
+            raise ValueError(
+                "text: give `answer`, the text that is scored; cache: give `prompt`, the text that is read"
+            )
+        if self.turns and self.chat is not True:
+            raise ValueError("turns: needs `chat: true`, for they are those of a conversation")
+        if self.map and len(self.map) != 2:
+            raise ValueError("map: two templates, of the rows and of the columns")
+        if self.scorer == "translation" and not self.output_language:
+            raise ValueError("output_language: say in which language a translation is to be")
         if self.scorer == "program" and not self.program:
             raise ValueError("program: say which program is run, such as '{{ answer }}\\n{{ test }}'")
         if self.samples > 1 and not self.temperature:
@@ -174,7 +193,7 @@ class Item:
     def prompt(self, task: Task, speaks_chat: bool) -> Prompt:
         """What is put to a model: a conversation, or raw text with the examples before it."""
         chat = task.chat if task.chat is not None else speaks_chat and task.ask == "generate"
-        if not chat and (task.prompt or task.before_choices):
+        if not chat and (task.prompt or task.before_choices or task.ask == "text"):
             shown = "".join(f"{q}{task.before_answer}{a}\n\n" for q, a in self.examples)
             return self.preamble + shown + self.text
         if not chat:
@@ -293,12 +312,13 @@ def _item(task: Task, number: int, row: dict[str, Any], examples: list[dict[str,
 
 
 def _text(task: Task, row: Mapping[str, Any]) -> str:
-    return render(task.prompt, row) if task.prompt or task.before_choices else question_text(row)
+    own = task.prompt or task.before_choices or task.ask == "text"
+    return render(task.prompt, row) if own else question_text(row)
 
 
 def _answers(task: Task, row: Mapping[str, Any]) -> tuple[tuple[str, ...], list[int], tuple[str, ...]]:
     """The choices, which are right, and the right answers as texts."""
-    if not task.answer and task.ask == "generate":
+    if not task.answer and task.ask in ("generate", "cache"):
         return (), [], (reference_of(row) or "",)
     found = value_of(task.answer, row)
     right = tuple(str(one) for one in found) if isinstance(found, list) else (str(found),)

@@ -19,7 +19,7 @@ from herd.config import find_recipe, settings
 from herd.data.rows import write_rows
 from herd.errors import ConfigError, DataError
 from herd.evals.adapted import Adapted, is_adapter, open_adapter
-from herd.evals.asking import Result, answered, ask, baseline_results, main_metric, samples_of, scores_of
+from herd.evals.asking import LOWER, Result, answered, ask, baseline_results, main_metric, samples_of, scores_of
 from herd.evals.contamination import contamination, overlaps, told
 from herd.evals.page import page
 from herd.evals.statistics import as_published
@@ -165,7 +165,7 @@ def _judge(
     contaminated: list[dict[str, Any]] = []
     of_text: list[Score] = []  # the manifest tells them of the first model, which was made for text
     text_models = {name: models[name] for name in settings.text_models or models}
-    items = {task.name: items_of(task) for task in tasks if task.ask in ("choices", "generate")}
+    items = {task.name: items_of(task) for task in tasks if task.ask not in ("bits_per_byte", "needle")}
     answers: dict[tuple[str, str], list[Result]] = {}
     for name, path in models.items():  # each is opened once
         opened = functools.cache(functools.partial(open_subject, path))
@@ -232,7 +232,7 @@ def _main_values(
 
 def _paper_half(score: Score) -> float | None:
     """Half the interval by the paper's formula, where it is a mean of figures from 0 to 1."""
-    fits = score.n and 0 <= score.value <= 1 and score.metric not in ("bits_per_byte", "gain_over_retrieved")
+    fits = score.n and 0 <= score.value <= 1 and score.metric not in (*LOWER, "gain_over_retrieved")
     return round(as_published(score.value, score.n), 4) if fits else None
 
 

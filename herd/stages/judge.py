@@ -1,0 +1,114 @@
+"""Judge: whose answers a judge prefers, each pair in both orders, with the judge's own faults beside the win rates."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from herd.config import settings
+from herd.data.rows import read_rows, write_rows
+from herd.errors import ConfigError, DataError
+from herd.evals.judging import PROMPT, bradley_terry, duels_of, judged, pair_figures
+from herd.infer.judge import Judge, asking
+from herd.log import say
+from herd.run import open_run
+
+
+@settings
+class JudgeSettings:
+    """Let a model judge the free answers that evaluations kept, pair by pair."""
+
+    out: Path
+    """Run folder to write."""
+    path: list[Path]
+    """Run folders of `herd evaluate` (their `samples.jsonl`), or such files: rows with task, item, model, question,
+    answer."""
+    judge: Judge = field(default_factory=Judge)
+    models: list[str] | None = None
+    """Whose answers; default: all."""
+    tasks: list[str] | None = None
+    """Of which tasks; default: all with free answers."""
+    prompt: Path | None = None
+    """What the judge is asked, a Jinja template over question, a, b and reference that wants [[A]], [[B]] or [[C]];
+    default: one that asks for correctness and help."""
+    limit: int | None = None
+    """At most so many pairs of answers, spread over the questions."""
+
+    def __post_init__(self) -> None:
+        if not self.judge.endpoint and not self.judge.checkpoint:
+            raise ValueError("judge: give judge.endpoint or judge.checkpoint")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError("limit must be at least 1")
+
+
+def run(settings: JudgeSettings) -> Path:
+    """Write `judgements.jsonl` (both verdicts of each pair), `pairs.jsonl` (win rates) and `ratings.jsonl`.
+
+    Raises:
+        DataError: there are no two answers to one question, or no verdict of the judge can be read.
+    """
+    files = [path / "samples.jsonl" if path.is_dir() else path for path in settings.path]
+    inputs = {"samples": files, "judge": settings.judge.checkpoint, "prompt": settings.prompt}
+    with open_run(settings.out, stage="judge", settings=settings, inputs=inputs) as run:
+        if run.finished:
+            return run.path
+        samples = [row for file in files for _, row in read_rows(file)]
+        samples = [row for row in samples if settings.tasks is None or row["task"] in settings.tasks]
+        models = _models(settings, samples)
+        duels = duels_of(samples, models)
+        if settings.limit and len(duels) > settings.limit:
+            say(f"  {settings.limit:,} of {len(duels):,} pairs of answers are judged (limit)")
+            duels = [duels[place * len(duels) // settings.limit] for place in range(settings.limit)]
+        if not duels:
+            raise DataError(f"{files[0]}: no question has free answers of two of {', '.join(models)}")
+        template = settings.prompt.read_text(encoding="utf-8") if settings.prompt else PROMPT
+        with asking(settings.judge) as ask:
+            rows = judged(duels, ask, template)
+        write_rows(run.path / "judgements.jsonl", rows)
+        if all(row["score"] is None for row in rows):
+            raise DataError(
+                f"no answer of the judge holds [[A]], [[B]] or [[C]]; the first: {rows[0]['judge'][0][:200]!r}"
+            )
+        pairs = _pairs(rows, models)
+        ratings = bradley_terry(rows, models)
+        write_rows(run.path / "pairs.jsonl", pairs)
+        write_rows(run.path / "ratings.jsonl", ratings)
+        _tell(pairs, ratings)
+        read = [row for row in rows if row["score"] is not None]
+        flips = sum(row["flipped"] for row in read) / len(read)
+        run.finish({"best": ratings[0]["model"], "pairs": len(rows), "flip_rate": round(flips, 4)})
+    return run.path
+
+
+def _models(settings: JudgeSettings, samples: list[dict[str, Any]]) -> list[str]:
+    known = list(dict.fromkeys(row["model"] for row in samples))
+    if missing := set(settings.models or ()) - set(known):
+        raise ConfigError(f"models: there are no answers of {min(missing)}; there are those of {', '.join(known)}")
+    return settings.models or known
+
+
+def _pairs(rows: list[dict[str, Any]], models: list[str]) -> list[dict[str, Any]]:
+    found = []
+    for pair in combinations(models, 2):
+        own = [row for row in rows if tuple(row["models"]) == pair]
+        if own:
+            found.append({"model": pair[0], "against": pair[1]} | pair_figures(own))
+    return found
+
+
+def _tell(pairs: list[dict[str, Any]], ratings: list[dict[str, Any]]) -> None:
+    for one in pairs:
+        what = f"{one['model']} against {one['against']}"
+        if not one["n"]:
+            say(f"  {what}: no verdict could be read")
+            continue
+        told = [f"{what}: wins {one['win_rate']:.1%} ({one['low']:.1%} to {one['high']:.1%}) of {one['n']}"]
+        told += [f"flipped with the order {one['flip_rate']:.1%}"]
+        told += [f"longer answer won {one['longer_won']:.0%}"] if one["longer_won"] is not None else []
+        told += [f"at equal length {one['win_rate_at_equal_length']:.1%}"]
+        told += [f"{one['unreadable']} verdicts unreadable"] if one["unreadable"] else []
+        say("  " + "; ".join(told))
+    for one in ratings:
+        say(f"    {one['model']}: {one['points']:+.0f} points ({one['low']:+.0f} to {one['high']:+.0f})")
