@@ -27,10 +27,10 @@ demo: install
 	$(VENV)/bin/herd demo $(DEMO) $(if $(PAGES),--pages $(PAGES))
 
 test: dev
-	$(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --durations 15
 
 test-slow: dev
-	$(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m slow
+	$(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m slow --durations 25
 
 soak: dev
 	$(VENV)/bin/python -m pytest -m soak

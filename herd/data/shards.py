@@ -103,7 +103,7 @@ class ShardWriter:
         self._bytes: list[int] = []
         self._quality: list[float] = []
 
-    def add(self, tokens: Sequence[int], *, num_bytes: int, quality: float = 1.0) -> None:
+    def add(self, tokens: Sequence[int] | np.ndarray, *, num_bytes: int, quality: float = 1.0) -> None:
         """Append one document (with its begin- and end-of-text); `num_bytes` is the size of its UTF-8 text."""
         self._tokens.append(np.asarray(tokens, dtype=np.uint32))
         self._bytes.append(num_bytes)

@@ -42,6 +42,9 @@ class Fact:
     parameters: str | None = None  # "a, *p"; None where unknown
 
 
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
 # ---- Python sources --------------------------------------------------------------------------------------------------
 
 
@@ -84,7 +87,7 @@ def _uses(text: str) -> set[str]:
     return {name.split(" as ")[0].strip() for name in modules} | set(_CALLED.findall(text))
 
 
-def _facts_of(node: ast.stmt, module: str, group: str) -> Iterator[Fact]:
+def _facts_of(node: Definition, module: str, group: str) -> Iterator[Fact]:
     name = f"{module}.{node.name}"
     if isinstance(node, ast.ClassDef):
         if summary := first_sentence(ast.get_docstring(node)):
@@ -110,9 +113,15 @@ def _facts_of(node: ast.stmt, module: str, group: str) -> Iterator[Fact]:
         yield Fact(name=name, kind="function", module=module, group=group, summary=summary, parameters=parameters)
 
 
+def _parsed(parameters: str) -> ast.arguments:
+    [function] = ast.parse(f"def f({parameters}): 0").body
+    assert isinstance(function, ast.FunctionDef)
+    return function.args
+
+
 def parameters_of(args: ast.arguments, *, bound: bool = False) -> str:
     """Parameters as they are written in a call's documentation: defaults kept, annotations and `self` left out."""
-    bare = ast.parse(f"def f({ast.unparse(args)}): 0").body[0].args
+    bare = _parsed(ast.unparse(args))
     for argument in [*bare.posonlyargs, *bare.args, *bare.kwonlyargs, bare.vararg, bare.kwarg]:
         if argument is not None:
             argument.annotation = None
@@ -254,7 +263,7 @@ def _parameters_in(call: str) -> str | None:
     if found is None or "..." in found[1] or "[" in found[1]:
         return None
     try:
-        return parameters_of(ast.parse(f"def f({found[1]}): 0").body[0].args)
+        return parameters_of(_parsed(found[1]))
     except SyntaxError:
         return None
 

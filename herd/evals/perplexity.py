@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from herd.data.shards import Documents
 from herd.errors import CapacityError
@@ -144,7 +145,8 @@ def sample_documents(documents: Documents, max_bytes: int) -> list[int]:
     if total <= max_bytes:
         return list(range(len(documents)))
     order = np.argsort((np.arange(len(documents)) * 0.6180339887498949) % 1.0, kind="stable")  # low-discrepancy
-    chosen, taken = [], 0
+    chosen: list[int] = []
+    taken = 0
     for index in order:
         size = int(documents.num_bytes[index])
         if taken + size <= max_bytes or not chosen:
@@ -154,9 +156,10 @@ def sample_documents(documents: Documents, max_bytes: int) -> list[int]:
 
 
 def heldout_bits_per_byte(
-    model: LlamaForCausalLM, heldout: Mapping[str, Documents], context_tokens: int, max_bytes: int = 150_000
+    model: nn.Module, heldout: Mapping[str, Documents], context_tokens: int, max_bytes: int = 150_000
 ) -> float:
     """Bits per byte on a fixed sample of the held-out documents of every source together."""
+    assert isinstance(model, LlamaForCausalLM)
     model.eval()
     nats = num_bytes = 0.0
     for documents in heldout.values():

@@ -77,7 +77,9 @@ def qualities(
     """
     if not heldout:
         return {}
-    before, after = source.load(), _as_served(target.load())
+    before, rounded = source.load(), target.load()
+    assert isinstance(before, LlamaForCausalLM) and isinstance(rounded, LlamaForCausalLM)
+    after = _as_served(rounded)
     context = min(context_tokens or 1024, before.config.max_position_embeddings)
     return {
         "heldout_bits_per_byte_before": _bits_per_byte(before, heldout, max_bytes, context),

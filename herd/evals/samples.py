@@ -8,17 +8,17 @@ from collections.abc import Callable, Sequence
 from herd.data.loader import PackedLoader
 from herd.infer.engine import Engine
 from herd.log import say
-from herd.model.llama import LlamaForCausalLM
+from herd.model.llama import Llama, LlamaForCausalLM
 from herd.parallel.model import ParallelModel
 from herd.run import Run, atomic_write
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.checkpoint import is_first
-from herd.types import SamplingParams
+from herd.types import Completion, SamplingParams
 
 
 def sampler(
     run: Run,
-    model: LlamaForCausalLM | ParallelModel,
+    model: Llama | ParallelModel,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,
@@ -38,9 +38,11 @@ def sampler(
         if isinstance(model, ParallelModel):
             say("  prompts are passed over: no process holds the whole model to continue them")
             return
+        assert isinstance(model, LlamaForCausalLM)
         engine = Engine.of(model, tokenizer)
         params = SamplingParams(temperature=0.7, top_p=0.95, max_tokens=60, seed=seed)
-        texts = [completion.text for completion in engine.generate(list(prompts), params)]
+        answers = engine.generate(list(prompts), params)
+        texts = [answer.text for answer in answers if isinstance(answer, Completion)]
         samples = [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts)]
         row = {"step": step, "share": step / num_steps, "tokens": loader.tokens_before(step), "samples": samples}
         earlier = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []

@@ -45,12 +45,11 @@ def examine(path: Path | Checkpoint, *, weights: bool = False) -> dict[str, Any]
     """
     checkpoint = open_checkpoint(path)
     stored = None if checkpoint.is_packed else checkpoint.weights
-    model = checkpoint.load() if stored is None else None
     tokenizer, trouble = _tokenizer(checkpoint)
     config = checkpoint.config
     kinds, num_bytes = _storage(checkpoint, stored)
     odd = [*trouble, *_oddities(checkpoint, tokenizer), *_odd_storage(checkpoint, stored)]
-    broken = _odd_weights(_rows(stored, whole=weights) if stored else _tensors(model))
+    broken = _odd_weights(_rows(stored, whole=weights) if stored else _tensors(checkpoint.load()))
     odd += broken
     if weights and stored and tokenizer and not odd:
         odd += _odd_predictions(stored, tokenizer)

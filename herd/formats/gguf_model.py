@@ -10,7 +10,7 @@ import json
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -115,7 +115,7 @@ def config_of_file(file: GGUFFile) -> ModelConfig:
             num_hidden_layers=_field(file, "llama.block_count", int),
             num_attention_heads=heads,
             num_key_value_heads=_field(file, "llama.attention.head_count_kv", int, heads),
-            head_dim=_field(file, "llama.attention.key_length", int, 0) or None,
+            head_dim=_field(file, "llama.attention.key_length", int, 0) or cast("int", None),
             max_position_embeddings=_field(file, "llama.context_length", int),
             rms_norm_eps=round(_field(file, "llama.attention.layer_norm_rms_epsilon", float), 12),
             rope_theta=_field(file, "llama.rope.freq_base", float, 10_000.0),

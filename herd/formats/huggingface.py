@@ -36,7 +36,8 @@ def load_huggingface(
     model = empty_model(config, attend)
     quantized = packed_layers(tensors) if scheme else []
     _check_fit(folder, tensors, model, quantized, scheme)
-    replace_linears(model, quantized, partial(empty_like, scheme=scheme))
+    if scheme:
+        replace_linears(model, quantized, partial(empty_like, scheme=scheme))
     weights = unpack_tensors(dict(read_tensors(tensors)), scheme)
     kept = {f"{layer}.{part}" for layer in quantized for part in ("weight", "weight_scale")}
     _check_floats(tensors, {name for name in weights if name not in kept and not weights[name].is_floating_point()})
@@ -60,8 +61,10 @@ def _check_fit(
 ) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for layer in quantized:
-        if shape := expected.pop(f"{layer}.weight", None):
-            expected |= {f"{layer}.{part}": packed for part, packed in packed_shapes(*shape, scheme).items()}
+        if scheme and (shape := expected.pop(f"{layer}.weight", None)):
+            num_rows, num_columns = shape
+            packed = packed_shapes(num_rows, num_columns, scheme)
+            expected |= {f"{layer}.{part}": whole for part, whole in packed.items()}
     if model.config.tie_word_embeddings:
         expected.pop("lm_head.weight", None)
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())

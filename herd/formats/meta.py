@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -150,7 +150,7 @@ def config_of_params(
         num_hidden_layers=params["n_layers"],
         num_attention_heads=params["n_heads"],
         num_key_value_heads=params.get("n_kv_heads") or params["n_heads"],
-        head_dim=params.get("head_dim"),
+        head_dim=cast("int", params.get("head_dim")),
         max_position_embeddings=params.get("max_seq_len") or _context(params, vocab_size),
         rms_norm_eps=params.get("norm_eps", 1e-5),
         rope_theta=params.get("rope_theta", 10_000.0),
@@ -304,7 +304,7 @@ def params_of(config: ModelConfig) -> dict[str, Any]:
         raise CheckpointError(f"Meta's format has no word for a head_dim of {config.head_dim} at this width.")
     if config.attention_bias or config.mlp_bias:
         raise CheckpointError("Meta's format has no place for biases.")
-    params = {
+    params: dict[str, Any] = {
         "dim": config.hidden_size,
         "n_layers": config.num_hidden_layers,
         "n_heads": config.num_attention_heads,
@@ -315,9 +315,9 @@ def params_of(config: ModelConfig) -> dict[str, Any]:
         "rope_theta": config.rope_theta,
         "use_scaled_rope": scaling is not None,
     }
-    if scaling and scaling.factor != usual.factor:
+    if isinstance(scaling, RopeScaling) and scaling.factor != usual.factor:
         params["rope_scaling_factor"] = scaling.factor
-    if scaling and scaling.high_freq_factor != usual.high_freq_factor:
+    if isinstance(scaling, RopeScaling) and scaling.high_freq_factor != usual.high_freq_factor:
         params["rope_high_freq_factor"] = scaling.high_freq_factor
     if config.max_position_embeddings != (131_072 if scaling else 8192):
         params["max_seq_len"] = config.max_position_embeddings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,7 @@ def open_drafter(path: Path | str, model: LlamaForCausalLM, tokenizer: Tokenizer
 def with_attention(model: LlamaForCausalLM, attend: Attend) -> LlamaForCausalLM:
     """The same model with another attention and without adapters: the weights are shared, not copied."""
     shared = empty_model(model.config, attend)
+    assert isinstance(shared, LlamaForCausalLM)
     own = {name.replace(".base", ""): module for name, module in model.named_modules()}
     for name, module in own.items():
         if isinstance(module, AdaptedLinear):
@@ -90,7 +92,9 @@ def shared_model(model: LlamaForCausalLM, quantize: Scheme | None = None) -> Lla
 
     Adapters in training (`herd.train.lora`) are added to copies of the matrices that they change.
     """
-    shared = with_attention(merged_model(model) if has_adapters(model) else model, paged_attention)
+    merged = merged_model(model) if has_adapters(model) else model
+    assert isinstance(merged, LlamaForCausalLM)
+    shared = with_attention(merged, paged_attention)
     if quantize is not None:
         quantize_layers(shared, quantize)
     make_fast(shared)
@@ -179,7 +183,7 @@ def quantize_layers(model: LlamaForCausalLM, scheme: Scheme) -> None:
     if biased := next((name for name in names if model.get_submodule(name).bias is not None), None):
         raise CapacityError(f"quantize={scheme}: {biased} has a bias, which the quantized layers have no place for")
     try:
-        replace_linears(model, names, LAYERS[scheme].from_linear)
+        replace_linears(model, names, cast("Any", LAYERS[scheme]).from_linear)
     except ValueError as error:
         raise CapacityError(f"quantize={scheme}: {error}; int8 fits every shape.") from None
 

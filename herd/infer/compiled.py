@@ -7,6 +7,7 @@ threads; here it is one. The twin is the model itself (`herd/model/llama.py`) wi
 from __future__ import annotations
 
 import ctypes
+from typing import cast
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ class CompiledLayers:
 
     def __init__(self, model: LlamaForCausalLM, cache: PagedCache) -> None:
         self._model, self._config = model.model, model.model.config
-        blocks = list(model.model.layers)
+        blocks = model.model.blocks
         self._tensors = [tensor for block in blocks for linear in _linears(block) for tensor in _weights(linear)]
         rows = [_describe(block, layer) for block, layer in zip(blocks, cache.layers, strict=True)]
         self._layers = np.array(rows, dtype=np.int64)
@@ -52,7 +53,7 @@ class CompiledLayers:
             and config.hidden_size % 64 == 0
             and config.intermediate_size % 32 == 0
             and config.num_attention_heads * config.head_dim % 64 == 0
-            and all(_serves(linear) for block in model.model.layers for linear in _linears(block))
+            and all(_serves(linear) for block in model.model.blocks for linear in _linears(block))
         )
         return cls(model, cache) if fits else None
 
@@ -72,7 +73,9 @@ class CompiledLayers:
             x=x.data_ptr(), cos=cos.data_ptr(), sin=sin.data_ptr(), slots=slots.ctypes.data, num_spans=len(spans),
             spans=spans.ctypes.data,
         )  # fmt: skip
-        decoding.kernels().run_layers(ctypes.byref(step), config.rms_norm_eps, torch.get_num_threads())
+        kernels = decoding.kernels()
+        assert kernels is not None  # `of` has asked
+        kernels.run_layers(ctypes.byref(step), config.rms_norm_eps, torch.get_num_threads())
         return self._model.norm(x)
 
 
@@ -98,7 +101,8 @@ def _serves(linear: nn.Module) -> bool:
 
 
 def _weights(linear: nn.Module) -> tuple[Tensor, ...]:
-    return (linear.weight,) if isinstance(linear, DecodingLinear) else (linear.weight, linear.weight_scale)
+    names = ("weight",) if isinstance(linear, DecodingLinear) else ("weight", "weight_scale")
+    return tuple(cast("Tensor", getattr(linear, name)) for name in names)
 
 
 def _describe(block: Block, layer) -> list[int]:

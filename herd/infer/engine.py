@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast, overload
 
 import torch
 import torch.distributed as dist
@@ -198,6 +198,12 @@ class Engine:
 
     # ---- asking ----------------------------------------------------------------------------------------------------
 
+    @overload
+    def generate(self, inputs: Input, params: SamplingParams | None = None) -> Answers: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def generate(self, inputs: Sequence[Input], params: SamplingParams | None = None) -> list[Answers]: ...
+
     def generate(
         self, inputs: Input | Sequence[Input], params: SamplingParams | None = None
     ) -> Answers | list[Answers]:
@@ -211,7 +217,7 @@ class Engine:
             DataError: a conversation's messages are malformed.
         """
         single = is_one(inputs)
-        batch = [inputs] if single else as_batch(inputs)
+        batch = as_batch([inputs] if single else inputs)
         requests = [self.request(item, params) for item in batch]
         try:
             for request in requests:
@@ -247,7 +253,7 @@ class Engine:
             DataError: a conversation's messages are malformed.
         """
         single = is_one(inputs)
-        batch = [inputs] if single else as_batch(inputs)
+        batch = as_batch([inputs] if single else inputs)
         requests = [self.request(item, params) for item in batch]
         try:
             for request in requests:
@@ -315,7 +321,7 @@ class Engine:
         if self._stop_texts:
             params = replace(params, stop=(*params.stop, *self._stop_texts))
         check_params(params)
-        prompt = inputs if is_encoded(inputs) else self.encode(inputs)
+        prompt = inputs if is_encoded(inputs) else self.encode(cast("Input", inputs))
         self._check_prompt(prompt)
         seed = params.seed
         if seed is None:

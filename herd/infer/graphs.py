@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -30,14 +30,17 @@ _LEAST_BLOCKS = 16  # of a graph's block table
 _SPARE_BYTES = 2**30  # that recording leaves free on the device
 
 
-class DecodeRows(NamedTuple):
+A = TypeVar("A", np.ndarray, Tensor)
+
+
+class DecodeRows(NamedTuple, Generic[A]):
     """Tokens that each see their own sequence up to themselves; as arrays on the host, or as tensors of a graph."""
 
-    tokens: np.ndarray | Tensor  # (N,) int64
-    positions: np.ndarray | Tensor  # (N,)
-    slots: np.ndarray | Tensor  # (N,)
-    lengths: np.ndarray | Tensor  # (N,)
-    blocks: np.ndarray | Tensor  # (N, P)
+    tokens: A  # (N,) int64
+    positions: A  # (N,)
+    slots: A  # (N,)
+    lengths: A  # (N,)
+    blocks: A  # (N, P)
 
 
 class Recorder(Protocol):
@@ -138,11 +141,11 @@ class DecodeGraphs:
         rows = min(_power_of_two(num_rows), self.most_rows)
         return rows, min(max(_power_of_two(num_blocks), _LEAST_BLOCKS), self.most_blocks)
 
-    def run(self, rows: DecodeRows) -> Tensor | None:
+    def run(self, rows: DecodeRows[np.ndarray]) -> Tensor | None:
         """Hidden states (N, D), valid until the next step; None where the step must run without a graph."""
         shape = self.shape_for(*rows.blocks.shape)
-        graph = self._graphs.get(shape)
-        if graph is None:
+        graph = self._graphs.get(shape) if shape is not None else None
+        if graph is None or shape is None:
             self.num_missed += 1
             if shape is not None and not self.fault:
                 self._misses[shape] += 1
@@ -172,7 +175,8 @@ class DecodeGraphs:
     def _record(self, shape: tuple[int, int]) -> None:
         if len(self._graphs) >= _MOST_GRAPHS:
             del self._graphs[next(iter(self._graphs))]
-        nobody = DecodeRows(*(np.zeros(0, dtype=np.int64) for _ in range(4)), np.zeros((0, 1), dtype=np.int64))
+        none = np.zeros(0, dtype=np.int64)
+        nobody = DecodeRows(none, none, none, none, np.zeros((0, 1), dtype=np.int64))
         device, result = self._hidden.device, self._hidden[: shape[0]]
         buffer = to_device(self._filled_up(nobody, shape), device)
         rows = _cut(buffer, shape)
@@ -180,7 +184,7 @@ class DecodeGraphs:
         if replay is not None:
             self._graphs[shape] = _Graph(buffer, result, replay)
 
-    def _filled_up(self, rows: DecodeRows, shape: tuple[int, int]) -> np.ndarray:
+    def _filled_up(self, rows: DecodeRows[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
         """All arrays one behind the other in a graph's shape; rows that are left over write to the spare block."""
         flat = np.zeros(shape[0] * (4 + shape[1]), dtype=np.int64)
         filled, num_rows = _cut(flat, shape), len(rows.tokens)
@@ -193,11 +197,11 @@ class DecodeGraphs:
         return flat
 
 
-def _cut(flat: np.ndarray | Tensor, shape: tuple[int, int]) -> DecodeRows:
+def _cut(flat: A, shape: tuple[int, int]) -> DecodeRows[A]:
     """The parts of a graph's buffer."""
     rows, blocks = shape
-    columns = [flat[part * rows : (part + 1) * rows] for part in range(4)]
-    return DecodeRows(*columns, flat[4 * rows :].reshape(rows, blocks))
+    first, second, third, fourth = (flat[part * rows : (part + 1) * rows] for part in range(4))
+    return DecodeRows(first, second, third, fourth, flat[4 * rows :].reshape(rows, blocks))
 
 
 def _power_of_two(number: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 from herd.errors import RequestError
 from herd.types import Conversation
@@ -10,7 +11,7 @@ from herd.types import Conversation
 Input = str | Conversation
 
 
-def is_one(inputs: object) -> bool:
+def is_one(inputs: object) -> TypeGuard[Input]:
     """One input, rather than a list of them: a string, or a list of messages."""
     return isinstance(inputs, str) or (
         isinstance(inputs, Sequence) and bool(inputs) and all(isinstance(item, dict) for item in inputs)
@@ -31,6 +32,6 @@ def as_batch(inputs: object) -> list[Input]:
     return list(inputs)
 
 
-def is_encoded(inputs: object) -> bool:
+def is_encoded(inputs: object) -> TypeGuard[list[int]]:
     """A list of token ids."""
     return isinstance(inputs, list) and bool(inputs) and isinstance(inputs[0], int)

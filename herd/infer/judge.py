@@ -13,7 +13,7 @@ from herd.curate.judge.grades import Ask
 from herd.endpoint import Endpoint, Patience, Prices
 from herd.infer.engine import Engine
 from herd.log import say
-from herd.types import SamplingParams
+from herd.types import Completion, Message, SamplingParams
 
 
 @settings
@@ -68,10 +68,11 @@ def asking(judge: Judge) -> Iterator[Ask]:
         cache=judge.cache,
         prices=judge.prices,
     )
-    fields = {"model": judge.model, "temperature": 0, "max_tokens": judge.answer_tokens}
 
     def ask(prompt: str) -> str:
-        return endpoint.complete([{"role": "user", "content": prompt}], **fields).choices[0].text
+        talk, most = [Message(role="user", content=prompt)], judge.answer_tokens
+        answer = endpoint.complete(talk, model=judge.model, temperature=0, max_tokens=most)
+        return answer.choices[0].text
 
     try:
         yield lambda prompts: list(endpoint.each(ask, prompts))
@@ -80,11 +81,12 @@ def asking(judge: Judge) -> Iterator[Ask]:
 
 
 def _ask_checkpoint(judge: Judge) -> Ask:
+    assert judge.checkpoint is not None
     engine = Engine(judge.checkpoint)
     params = SamplingParams(temperature=0.0, max_tokens=judge.answer_tokens)
 
     def ask(prompts: list[str]) -> list[str]:
-        answers = engine.generate([[{"role": "user", "content": prompt}] for prompt in prompts], params)
-        return [answer.text for answer in answers]
+        answers = engine.generate([[Message(role="user", content=prompt)] for prompt in prompts], params)
+        return [answer.text for answer in answers if isinstance(answer, Completion)]
 
     return ask

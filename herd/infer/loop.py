@@ -6,7 +6,7 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -78,7 +78,7 @@ class Loop:
         for own in (model, drafter) if drafter is not None else (model,):
             own.model.config = fixed_rope(own.config, self.max_context)  # a key is turned once, for texts of any length
         max_sequences = min(options.max_sequences, num_blocks)  # each has a block of its own
-        limits = {"max_sequences": max_sequences, "max_context": self.max_context}
+        limits: dict[str, Any] = {"max_sequences": max_sequences, "max_context": self.max_context}
         cache = PagedCache(
             config, num_blocks, block_size=BLOCK_SIZE, dtype=dtype, device=weight.device, num_spare=int(with_graphs)
         )
@@ -276,7 +276,7 @@ class Loop:
             reason = "stop"
         elif len(answer.tokens) == answer.params.max_tokens or answer.num_tokens == self.max_context:
             reason = "length"
-        if answer.stream is not None:
+        if answer.stream is not None and answer.stops is not None:
             text = answer.stream.push(token) + (answer.stream.flush() if reason else "")
             text = answer.stops.push(text, may_end=len(answer.tokens) >= answer.params.min_tokens)
             if answer.stops.found:
@@ -320,13 +320,14 @@ class Loop:
     ) -> None:
         answer.pieces.append(text)
         if not request.chooses:
-            found = answer.stops.which if answer.finish_reason else None
+            found = answer.stops.which if answer.finish_reason and answer.stops else None
             self._pass_on(request, Piece(answer.index, text, tokens, logprobs, answer.finish_reason, found))
         elif request.finished and request.listener is not None:
             for index, best in enumerate(request.best):
                 whole = "".join(best.pieces)
                 drawn, scored = tuple(best.tokens), tuple(best.logprobs)
-                self._pass_on(request, Piece(index, whole, drawn, scored, best.finish_reason, best.stops.which))
+                found = best.stops.which if best.stops else None
+                self._pass_on(request, Piece(index, whole, drawn, scored, best.finish_reason, found))
 
     def _pass_on(self, request: Request, piece: Piece) -> None:
         """Tell a request's listener. One that fails ends its own request and hears no more; the others go on."""

@@ -101,8 +101,8 @@ def _places(model: nn.Module) -> list[_Place]:
 
 
 def _is_matrix(module: nn.Module, name: str) -> bool:
-    tensor = module._parameters.get(name)
-    tensor = module._buffers.get(name) if tensor is None else tensor
+    held = module._parameters.get(name)
+    tensor = module._buffers.get(name) if held is None else held
     return tensor is not None and tensor.ndim == 2 and tensor.device.type == "cpu" and tensor.is_contiguous()
 
 

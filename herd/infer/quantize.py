@@ -71,7 +71,8 @@ def quantized_bytes(source: Path | str | Checkpoint, scheme: Scheme = "int8") ->
     widths = {part: tensor.itemsize for part, tensor in pack_layer(torch.zeros(1, 2 * GROUP), scheme).items()}
     for name, info in plan.tensors.items():
         if name.removesuffix(".weight") in plan.layers:
-            shapes = packed_shapes(*info.shape, scheme)
+            num_rows, num_columns = info.shape
+            shapes = packed_shapes(num_rows, num_columns, scheme)
             total += sum(widths[part] * math.prod(shape) for part, shape in shapes.items())
         else:
             total += _KEPT_DTYPE.itemsize * math.prod(info.shape)

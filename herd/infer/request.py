@@ -8,6 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from herd.errors import RequestError
 from herd.infer.adjust import Adjustment
@@ -48,7 +49,8 @@ class Request:
     ) -> None:
         self.number = next(_numbers)
         self.prompt, self.params, self.listener = prompt, params, listener
-        chooses, self_, ngrams = params.num_drawn > params.n, weakref.ref(self), {}
+        chooses, self_ = params.num_drawn > params.n, weakref.ref(self)
+        ngrams: dict[tuple[int, ...], int] = {}
         self.answers = [
             Answer(prompt, params, chooses, index, stream_seed(seed, index), self_, ngrams)
             for index in range(params.num_drawn)
@@ -269,7 +271,7 @@ def _rules_of_adjustments(params: SamplingParams) -> dict[str, tuple[bool, str]]
     }
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

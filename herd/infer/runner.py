@@ -212,7 +212,7 @@ class Runner:
             rows.append((places.start, chunk.stop - chunk.start, chunk.start, first + chunk.answer.row * width))
         return np.array(rows, dtype=np.int64)
 
-    def _compute_rows(self, rows: DecodeRows) -> Tensor:
+    def _compute_rows(self, rows: DecodeRows[Tensor]) -> Tensor:
         """Hidden states (N, D) of decoding rows that are on the device already."""
         group = DecodeGroup(slice(0, len(rows.tokens)), rows.blocks, rows.lengths)
         with torch.inference_mode():
@@ -231,9 +231,9 @@ class Runner:
         arrays += [part for _, *parts in groups for part in parts] + prompts
         arrays += [] if wanted is None else [np.array(wanted, dtype=np.int64)]
         tensors = iter(upload(arrays, self.device))
-        tokens, places, slots = (next(tensors) for _ in range(3))
+        tokens, places, slots_there = (next(tensors) for _ in range(3))
         context = PagedContext(
-            slots,
+            slots_there,
             tuple(self._decode_group(rows, next(tensors), next(tensors)) for rows, _, _ in groups),
             tuple(self._prompts(plan.chunks, step.num_single, tensors)),
         )

@@ -42,7 +42,8 @@ def split_for_inference(model: LlamaForCausalLM, group: dist.ProcessGroup) -> Mo
             _narrow(module, split_dimension(f"{name}.weight"), group)
         elif name.endswith("_proj"):
             raise ConfigError(f"{name} is quantized; quantized weights are not split over processes")
-    model.model.embed_tokens = _SplitEmbedding(_piece(model.model.embed_tokens.weight, 0, group), group)
+    embedding = _SplitEmbedding(_piece(model.model.embed_tokens.weight, 0, group), group)
+    model.model.embed_tokens = embedding  # type: ignore[assignment]
     model.lm_head = SplitHead(config, _piece(whole, 0, group), group)
     return replace(
         config,
@@ -67,7 +68,7 @@ def _narrow(linear: nn.Linear, dim: int | None, group: dist.ProcessGroup) -> Non
     if linear.bias is not None and dim != ROW:
         linear.bias = _piece(linear.bias, 0, group)
     elif group.rank() > 0:
-        linear.bias = None  # the sum holds it once
+        linear.register_parameter("bias", None)  # the sum holds it once
     if dim == ROW:
         linear.register_forward_hook(lambda _, args, out: _summed(out, group))
 

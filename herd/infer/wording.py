@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from herd.errors import RequestError
 from herd.infer.inputs import Input, is_one
@@ -10,6 +11,7 @@ from herd.tokenizer.chat import ends, in_format, own_style, render
 from herd.tokenizer.specials import END_OF_TURN
 from herd.tokenizer.template import META_TEMPLATE
 from herd.tokenizer.tokenizer import Tokenizer
+from herd.types import Message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,4 +66,5 @@ class Wording:
             return tokenizer.encode(inputs, bos=True, allow_special=self.read_special)
         if not is_one(inputs):
             raise RequestError(f"An input is a string or a list of messages, not {type(inputs).__name__}.")
-        return render(tokenizer, inputs, generation_prompt=True, date=self.date, read_special=self.read_special).tokens
+        talk = cast("list[Message]", inputs)
+        return render(tokenizer, talk, generation_prompt=True, date=self.date, read_special=self.read_special).tokens

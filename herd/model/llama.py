@@ -8,7 +8,7 @@ is the business of `attend`, chosen at construction: packed rows for training, a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -109,6 +109,11 @@ class LlamaModel(nn.Module):
         self.layers = nn.ModuleList(Block(config, attend) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config)
 
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers that are here, in order."""
+        return cast("list[Block]", list(self.layers))
+
     def embed(self, tokens: Tensor) -> Tensor:
         """Embedding rows: (B, T) -> (B, T, D)."""
         return self.embed_tokens(tokens)
@@ -134,7 +139,9 @@ class Head(nn.Linear):
         """(..., D) -> (..., V)."""
         return F.linear(hidden, self.weight)
 
-    forward = logits  # type: ignore[assignment]  (its argument has our name)
+    def forward(self, input: Tensor) -> Tensor:
+        """As `logits`."""
+        return self.logits(input)
 
     def cross_entropy_sum(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Summed negative log-likelihood of the labels that are not IGNORE: (..., D), (...) -> () float32."""

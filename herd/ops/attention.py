@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from herd.kernels.native import library, pointer
+from herd.kernels.native import library, loaded, pointer
 from herd.ops.segments import Segments, find_segments, segment_attention, serve
 
 BLOCK_BYTES = 2**22
@@ -39,6 +39,7 @@ class AttentionContext:
     @functools.cached_property
     def document_starts(self) -> Tensor:
         """Where the document of each token begins in its row, (B, T) int64, on the CPU; T for padding."""
+        assert self.document_ids is not None
         ids = self.document_ids.cpu()
         place = torch.arange(ids.shape[1]).expand_as(ids)
         begins = torch.ones_like(ids, dtype=torch.bool)
@@ -129,7 +130,7 @@ class _NativeAttention(torch.autograd.Function):
         out = torch.empty_like(q)
         sums = torch.empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)
         tensors = map(pointer, (q, k, v, starts, out, sums))
-        library("native_attention").attention_forward(*_sizes(q, k), *tensors, torch.get_num_threads())
+        loaded("native_attention").attention_forward(*_sizes(q, k), *tensors, torch.get_num_threads())
         ctx.save_for_backward(q, k, v, starts, out, sums)
         return out
 
@@ -140,7 +141,7 @@ class _NativeAttention(torch.autograd.Function):
         grads = [torch.empty_like(x) for x in (q, k, v)]
         grad_out = grad_out.contiguous()
         tensors = map(pointer, (*saved, grad_out, *grads))
-        library("native_attention").attention_backward(*_sizes(q, k), *tensors, torch.get_num_threads())
+        loaded("native_attention").attention_backward(*_sizes(q, k), *tensors, torch.get_num_threads())
         return *grads, None
 
 
@@ -296,10 +297,10 @@ def _score_bytes(q: Tensor, blocks: list[_Block]) -> int:
 
 def _device_attention(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext | None) -> Tensor:
     """PyTorch's own kernels, elsewhere than on the CPU; a mask only where nothing better is for several documents."""
-    several = context is not None and context.holds_several
+    several = context if context is not None and context.holds_several else None
     if several and serve(q):
-        return segment_attention(q, k, v, 0, context.segments(0, q.shape[1], q.device))
-    mask = _document_mask(context, q.device) if several else None
+        return segment_attention(q, k, v, 0, several.segments(0, q.shape[1], q.device))
+    mask = _document_mask(several, q.device) if several else None
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, is_causal=mask is None, enable_gqa=True
     )
@@ -308,6 +309,7 @@ def _device_attention(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext
 
 def _document_mask(context: AttentionContext, device: torch.device) -> Tensor:
     if device not in context._plans:
+        assert context.document_ids is not None
         ids = context.document_ids.to(device)
         same = ids[:, None, :, None] == ids[:, None, None, :]
         context._plans[device] = same & torch.ones(same.shape[-2:], dtype=torch.bool, device=device).tril()

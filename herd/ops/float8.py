@@ -76,10 +76,11 @@ def use_float8(
     out, in)` measures a product of kind `bf16` or `float8`; on the model's device by default.
     """
     device = str(next(model.parameters()).device)
-    seconds = seconds or (lambda kind, *sizes: probe(kind, *sizes, device=device))
+    seconds = seconds or (lambda kind, rows, out, inputs: probe(kind, rows, out, inputs, device))
     gains: dict[tuple[int, int], float] = {}
-    for module in [m for m in model.model.layers.modules() if type(m) is nn.Linear]:
-        shape = tuple(module.weight.shape)
+    blocks = model.get_submodule("model.layers")
+    for module in [m for m in blocks.modules() if type(m) is nn.Linear]:
+        shape = module.out_features, module.in_features
         if shape not in gains:
             gains[shape] = seconds("bf16", tokens, *shape) / seconds("float8", tokens, *shape)
         if gains[shape] >= _LEAST_GAIN:

@@ -155,7 +155,7 @@ def kernels_fit(cache: LayerCache) -> bool:
 
 def scale_pointers(cache: LayerCache) -> tuple[int, int]:
     """Where the scales of keys and values lie; zeros where the cache has none."""
-    if cache.key_scales is None:
+    if cache.key_scales is None or cache.value_scales is None:
         return 0, 0
     return cache.key_scales.data_ptr(), cache.value_scales.data_ptr()
 
@@ -219,7 +219,7 @@ def reference_paged_attention(q: Tensor, k: Tensor, v: Tensor, context: PagedCon
     for token, slot in enumerate(context.slots.tolist()):
         place = slot // block_size, slot % block_size
         cache.keys[place], cache.values[place] = k[0, token], v[0, token]
-        if cache.key_scales is not None:
+        if cache.key_scales is not None and cache.value_scales is not None:
             cache.keys[place], cache.key_scales[place] = quantize_heads(k[0, token])
             cache.values[place], cache.value_scales[place] = quantize_heads(v[0, token])
     out = torch.zeros_like(q)
@@ -240,7 +240,7 @@ def _attend_token(q: Tensor, blocks: list[int], length: int, cache: LayerCache) 
     places = [(blocks[place // block_size], place % block_size) for place in range(length)]
     keys = torch.stack([cache.keys[place] for place in places]).float()  # (S, K, C)
     values = torch.stack([cache.values[place] for place in places]).float()
-    if cache.key_scales is not None:
+    if cache.key_scales is not None and cache.value_scales is not None:
         keys *= torch.stack([cache.key_scales[place] for place in places]).float()[..., None]
         values *= torch.stack([cache.value_scales[place] for place in places]).float()[..., None]
     out = torch.empty_like(q)

@@ -82,7 +82,9 @@ def pytorch_segments(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Ten
     from torch.nn.attention.varlen import varlen_attn  # loads much, and only here
 
     ends = segments.query_ends, segments.key_ends
-    return varlen_attn(q, k, v, *ends, segments.most_queries, segments.most_keys, **_causal(varlen_attn))
+    result = varlen_attn(q, k, v, *ends, segments.most_queries, segments.most_keys, **_causal(varlen_attn))
+    assert isinstance(result, Tensor)  # a pair only where the sums of exponentials are asked for
+    return result
 
 
 @functools.cache

@@ -17,7 +17,7 @@ class Chunk(Tensor):
     It speaks DCP's protocol for sharded tensors; every operation on it gives a plain tensor.
     """
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, local: Tensor, offset: Sequence[int], whole: Sequence[int]) -> Chunk:
@@ -26,7 +26,7 @@ class Chunk(Tensor):
     def __init__(self, local: Tensor, offset: Sequence[int], whole: Sequence[int]):
         self.local, self.offset, self.whole = local, torch.Size(offset), torch.Size(whole)
 
-    def size(self) -> torch.Size:
+    def size(self) -> torch.Size:  # type: ignore[override]
         """The shape of the whole tensor; `shape` is this block's."""
         return self.whole
 

@@ -41,8 +41,8 @@ def joined(x: Tensor, size: int) -> Tensor:
 
 def cut_batch(batch: Batch, index: int, size: int) -> Batch:
     """A process's part of a batch. `document_ids` stay whole: the mask needs the documents of all keys."""
-    parts = {name: cut_rows(getattr(batch, name), index, size) for name in ("tokens", "labels", "positions")}
-    return replace(batch, **parts)
+    tokens, labels, positions = (cut_rows(x, index, size) for x in (batch.tokens, batch.labels, batch.positions))
+    return replace(batch, tokens=tokens, labels=labels, positions=positions)
 
 
 class ContextAttention:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from herd.model.config import ModelConfig
@@ -31,7 +32,7 @@ class Stage(nn.Module):
     def __init__(self, llama: Llama, first: bool, last: bool):
         super().__init__()
         self.llama, self.first, self.last = llama, first, last
-        self.objective: Objective | None = None
+        self.objective: Callable[[Tensor, Any, Batch], Any] | None = None
         self.losses: list[Loss] = []
 
     def forward(
@@ -45,6 +46,7 @@ class Stage(nn.Module):
         batch = Batch(
             tokens=tokens, labels=labels, positions=positions, document_ids=document_ids, columns=_plain(columns)
         )
+        assert self.objective is not None
         loss = self.objective(hidden, _head(self.llama), batch)
         if not isinstance(loss, Loss):
             return loss
@@ -101,7 +103,11 @@ class ParallelModel(nn.Module):
         own = range(mesh.place["pipeline"], settings.num_stages, settings.pipeline)
         self.indices = list(own)
         self.stages = nn.ModuleList(self._stage(held[index], index) for index in own)
-        self._schedules: dict[tuple[int, ...], object] = {}
+        self._schedules: dict[tuple[int, ...], Any] = {}
+
+    @property
+    def _own(self) -> list[Stage]:
+        return cast("list[Stage]", list(self.stages))
 
     def materialize(self) -> ParallelModel:
         """Make room for the weights on the mesh's device."""
@@ -116,7 +122,7 @@ class ParallelModel(nn.Module):
 
     def shards(self) -> Iterator[Shard]:
         """This rank's parameters."""
-        for stage in self.stages:
+        for stage in self._own:
             for name, parameter in stage.llama.named_parameters():
                 yield self._shard(name, parameter)
 
@@ -151,7 +157,7 @@ class ParallelModel(nn.Module):
     @property
     def parts(self) -> list[Llama]:
         """The models, of some layers each, that this rank's stages are made of."""
-        return [stage.llama for stage in self.stages]
+        return [stage.llama for stage in self._own]
 
     def losses(self, objective: Objective, batches: Sequence[Batch]) -> list[Loss]:
         """Forward and backward over this rank's micro-batches of a step; gradients are summed over all processes.
@@ -163,15 +169,15 @@ class ParallelModel(nn.Module):
         if self.mesh.context is not None:
             batches = [cut_batch(batch, self.mesh.place["context"], self.mesh.size("context")) for batch in batches]
         batches = [batch.to(self.mesh.device) for batch in batches]
-        for stage in self.stages:
+        for stage in self._own:
             stage.objective, stage.losses = objective, []
         if self.mesh.pipeline is None:
-            self._run(self.stages[0], batches)
+            self._run(self._own[0], batches)
         else:
             self._run_pipeline(batches)
         self._sum_over_sequence()
-        answers = self.stages[-1].last and self.mesh.place["tensor"] == 0
-        return self.stages[-1].losses if answers else []
+        last = self._own[-1]
+        return last.losses if last.last and self.mesh.place["tensor"] == 0 else []
 
     @torch.no_grad()
     def run(self, function: Callable[[Tensor, Any, Batch], Tensor], batch: Batch) -> Tensor:
@@ -179,7 +185,7 @@ class ParallelModel(nn.Module):
 
         All ranks call it together, each with a batch of its own.
         """
-        [stage] = self.stages
+        [stage] = self._own
         stage.objective = function
         batch = batch.to(self.mesh.device)
         found = stage(batch.tokens, **_arguments(batch))
@@ -198,6 +204,7 @@ class ParallelModel(nn.Module):
         llama.config = llama.model.config = self.config
         _keep(llama, layers, first, last)
         if self.mesh.tensor is not None:
+            assert isinstance(llama, LlamaForCausalLM)  # `check` refuses the others
             split_model(llama, self.config, self.mesh.tensor)
             if first and last:
                 llama.tie_weights()
@@ -210,14 +217,14 @@ class ParallelModel(nn.Module):
         return stage
 
     def _fully_shard(self, stage: Stage) -> None:
-        options = {
+        options: dict[str, Any] = {
             "mesh": self.mesh.weights,
             "reshard_after_forward": self.settings.reshards,
             "mp_policy": MixedPrecisionPolicy(
                 param_dtype=self.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
             ),
         }
-        for block in stage.llama.model.layers:
+        for block in stage.llama.model.blocks:
             fully_shard(block, **options)
         fully_shard(stage, **options)
         for module in stage.modules():
@@ -229,18 +236,19 @@ class ParallelModel(nn.Module):
         dim, parts, index = split_dimension(name), self.settings.tensor, self.mesh.place["tensor"]
         split = dim is not None and parts > 1
         narrow, mesh = torch.Size(parameter.shape), self.mesh.weights
-        shape, offset = compute_local_shape_and_global_offset(narrow, mesh, parameter.placements)
-        whole, offset = list(narrow), list(offset)
-        if split:
-            offset[dim] += index * whole[dim]
+        shape, offset = compute_local_shape_and_global_offset(narrow, mesh, cast("DTensor", parameter).placements)
+        whole, begin = list(narrow), list(offset)
+        if split and dim is not None:
+            begin[dim] += index * whole[dim]
             whole[dim] *= parts
         copies = self.mesh.size("replicas") * (1 if split else parts)
-        return Shard(name, parameter, torch.Size(whole), torch.Size(offset), torch.Size(shape), copies, split)
+        return Shard(name, parameter, torch.Size(whole), torch.Size(begin), torch.Size(shape), copies, split)
 
     # ---- how it runs -------------------------------------------------------------------------------------------------
 
     def _run(self, stage: Stage, batches: Sequence[Batch]) -> None:
         sharded = self.settings.reshards and self.settings.shard * self.settings.context > 1
+        assert isinstance(stage, FSDPModule)
         for number, batch in enumerate(batches, 1):
             last = number == len(batches)
             stage.set_requires_gradient_sync(last or sharded)  # where weights are not kept whole, nor are their sums
@@ -255,10 +263,11 @@ class ParallelModel(nn.Module):
         if key not in self._schedules:
             self._schedules[key] = self._schedule(*key)
         together = {name: torch.cat([_arguments(batch)[name] for batch in batches]) for name in _arguments(batches[0])}
-        first = [together["tokens"]] if self.stages[0].first else []
+        first = [together["tokens"]] if self._own[0].first else []
         self._schedules[key].step(*first, target=together["labels"], return_outputs=False, **together)
 
-    def _schedule(self, rows: int, tokens: int, num_micro: int) -> object:
+    def _schedule(self, rows: int, tokens: int, num_micro: int) -> Any:
+        assert self.mesh.pipeline is not None
         hidden = torch.empty(
             rows, tokens // self.settings.tensor, self.config.hidden_size, dtype=self.dtype, device="meta"
         ).requires_grad_()
@@ -273,7 +282,7 @@ class ParallelModel(nn.Module):
                 self.mesh.device,
                 (ids if stage.first else hidden, loss if stage.last else hidden),
             )
-            for stage, index in zip(self.stages, self.indices)
+            for stage, index in zip(self._own, self.indices)
         ]
         return make_schedule(stages, num_micro, self.settings.contiguous)
 
@@ -302,14 +311,14 @@ def _keep(llama: Llama, layers: range, first: bool, last: bool) -> None:
         kept.add_module(str(number), block)
     llama.model.layers = kept
     if not first:
-        llama.model.embed_tokens = None
+        llama.model.embed_tokens = None  # type: ignore[assignment]
     if not last:
-        llama.model.norm = nn.Identity()
-        llama.lm_head = None
+        llama.model.norm = nn.Identity()  # type: ignore[assignment]
+        llama.lm_head = None  # type: ignore[assignment]
 
 
 def _head(llama: Llama) -> nn.Module:
-    return llama.lm_head if hasattr(llama, "lm_head") else llama.score
+    return llama.lm_head if isinstance(llama, LlamaForCausalLM) else llama.score
 
 
 _COLUMN = "column_"

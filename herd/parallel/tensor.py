@@ -7,6 +7,8 @@ Modules stay those of the one model file, only narrower.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -54,13 +56,13 @@ def scatter_sum(x: Tensor, group: dist.ProcessGroup, dim: int = 1) -> Tensor:
 
 def split_model(model: LlamaForCausalLM, config: ModelConfig, group: dist.ProcessGroup) -> None:
     """Turn a narrow model (`part_config`) of the whole `config` into one process's part, in place."""
-    for block in model.model.layers:
+    for block in model.model.blocks:
         for norm in (block.input_layernorm, block.post_attention_layernorm):
             norm.register_forward_hook(lambda _, args, out: gather(out, group))
         for last in (block.self_attn.o_proj, block.mlp.down_proj):
             last.register_forward_hook(lambda _, args, out: scatter_sum(out, group))
     if model.model.embed_tokens is not None:
-        model.model.embed_tokens = SplitEmbedding(model.model.embed_tokens.weight, group)
+        model.model.embed_tokens = SplitEmbedding(model.model.embed_tokens.weight, group)  # type: ignore[assignment]
     if model.lm_head is not None:
         model.lm_head = SplitHead(config, model.lm_head.weight, group)
         model.model.norm.register_forward_hook(lambda _, args, out: gather(out, group))
@@ -69,9 +71,9 @@ def split_model(model: LlamaForCausalLM, config: ModelConfig, group: dist.Proces
 class SplitEmbedding(nn.Module):
     """This process's rows of the embedding. Tokens (B, T) -> this process's piece of the sequence (B, T / size, D)."""
 
-    def __init__(self, weight: nn.Parameter, group: dist.ProcessGroup):
+    def __init__(self, weight: Tensor, group: dist.ProcessGroup):
         super().__init__()
-        self.weight, self.group = weight, group
+        self.weight, self.group = cast("nn.Parameter", weight), group
 
     def forward(self, tokens: Tensor) -> Tensor:
         here = tokens - self.group.rank() * len(self.weight)
@@ -83,17 +85,15 @@ class SplitEmbedding(nn.Module):
 class SplitHead(Head):
     """This process's rows of the output projection. The logits of all processes never meet: only their sums do."""
 
-    def __init__(self, config: ModelConfig, weight: nn.Parameter, group: dist.ProcessGroup):
+    def __init__(self, config: ModelConfig, weight: Tensor, group: dist.ProcessGroup):
         nn.Module.__init__(self)
         self.in_features, self.out_features = config.hidden_size, len(weight)
-        self.weight, self.group = weight, group
+        self.weight, self.group = cast("nn.Parameter", weight), group
         self.register_parameter("bias", None)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V), put together: each process makes the same of them, so backward adds up nothing."""
         return _GatherSame.apply(F.linear(hidden, self.weight), self.group)
-
-    forward = logits
 
     def cross_entropy_sum(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """As `Head.cross_entropy_sum`; the gradient of `hidden` is this process's share of it."""

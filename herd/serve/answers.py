@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from typing import TypeGuard, cast
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -155,7 +156,7 @@ class _Run:
         for request in self.requests:
             self._desk.worker.cancel(self._engine, request)
 
-    async def _steps(self) -> AsyncIterator[list[tuple[int, list[Part], Piece]]]:
+    async def _steps(self) -> AsyncGenerator[list[tuple[int, list[Part], Piece]]]:
         """What the client is to be told, piece by piece; an empty list where nothing came for a while."""
         if self._is_refused:
             yield [(index, [], Piece(index, "", (), (), "content_filter")) for index in range(len(self.answers))]
@@ -185,7 +186,7 @@ class _Run:
         """Run the server's own tools that an answer calls, and let it go on."""
         speech, turn = self.answers[index], self.reply.turn
         first = self.requests[index // self._n]
-        talk = self._talks.setdefault(index, list(turn.inputs[index // self._n]))
+        talk = self._talks.setdefault(index, cast("list[Message]", list(turn.inputs[index // self._n])))
         calls = [ToolCall(name=call.name, arguments=json.loads(call.arguments)) for call in speech.own_calls]
         talk.append(Message(role="assistant", content=speech.round_text, tool_calls=calls))
         async with asyncio.timeout_at(self._until):
@@ -253,7 +254,7 @@ class _Run:
             scored = zip(request.prompt, request.prompt_logprobs, strict=False)  # no scores unless asked for
             answer.prepend(self.reply.echoes[index // self._n], scored)
 
-    async def events(self) -> AsyncIterator[str]:
+    async def events(self) -> AsyncGenerator[str]:
         """Server-sent events, as the dialect writes them."""
         reply = self.reply
         try:
@@ -314,13 +315,13 @@ class EventStream(StreamingResponse):
 
     def __init__(self, run: _Run) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(run.events(), media_type="text/event-stream", headers=headers)
-        self._run = run
+        self._run, self._events = run, run.events()
+        super().__init__(self._events, media_type="text/event-stream", headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. The events are closed here and not by the collector, whatever happens."""
         try:
-            async with asyncio.timeout(self._run.seconds + _READING_SECONDS), aclosing(self.body_iterator):
+            async with asyncio.timeout(self._run.seconds + _READING_SECONDS), aclosing(self._events):
                 await self.stream_response(send)
         except TimeoutError:
             self._run.account.error = "not_read"  # uvicorn closes a connection whose response was left unfinished
@@ -380,7 +381,7 @@ def _encode(engine: Engine, turn: Turn, item: Input | list[int]) -> list[int]:
         return engine.encode(item)
     return conversation_prompt(
         engine,
-        item,
+        cast("list[Message]", item),
         tools=turn.tools,
         template=turn.template,
         goes_on=turn.goes_on,
@@ -403,5 +404,5 @@ def _max_tokens(engine: Engine, limits: Limits, prompt_tokens: int, turn: Turn) 
     return wanted
 
 
-def _is_ids(item: object) -> bool:
+def _is_ids(item: object) -> TypeGuard[list[int]]:
     return isinstance(item, list) and (not item or isinstance(item[0], int))

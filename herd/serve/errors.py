@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
@@ -70,11 +70,15 @@ def install(app: FastAPI, known_fields: Mapping[str, Sequence[str]] | None = Non
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
         return _validation_error(request, error, known_fields or {})
 
-    app.add_exception_handler(ApiError, refusal)
-    app.add_exception_handler(UserError, _user_error)
-    app.add_exception_handler(RequestValidationError, validation_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _fault)
+    handlers: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
+        ApiError: refusal,
+        UserError: _user_error,
+        RequestValidationError: validation_error,
+        HTTPException: _http_error,
+        Exception: _fault,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
 
 
 def _respond(

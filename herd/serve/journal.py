@@ -108,7 +108,7 @@ class Bookkeeping:
                     headers.append((b"x-herd-ignored", ", ".join(account.unheeded).encode("ascii", "backslashreplace")))
                 if account.owner is not None:
                     headers += self.allowances.headers(account.owner)
-                message = message | {"headers": headers}
+                message = {**message, "headers": headers}
             await send(message)
 
         try:

@@ -6,7 +6,8 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
@@ -46,7 +47,7 @@ class EmbeddingRequest(Body):
     def inputs(self) -> list[str | list[int]]:
         """Each input, as text or as token ids."""
         many = isinstance(self.input, list) and not isinstance(self.input[0], int)
-        return list(self.input) if many else [self.input]
+        return cast("list[str | list[int]]", self.input if many else [self.input])
 
 
 class TokenizeRequest(Body):
@@ -115,7 +116,7 @@ def routes(desk: Desk, models: Models) -> APIRouter:
         http.scope["herd.account"].prompt_tokens = count = sum(map(len, prompts))
         vectors = []
         for prompt in prompts:
-            vector = await desk.worker.run(lambda prompt=prompt: model.embedder.embed(prompt, body.pooling))
+            vector = await desk.worker.run(partial(model.embedder.embed, prompt, body.pooling))
             vectors.append(vector if body.dimensions is None else normalize(vector[: body.dimensions], dim=0))
         usage = {"prompt_tokens": count, "total_tokens": count}
         head = {"object": "list", "model": model.name, "usage": usage}

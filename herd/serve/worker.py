@@ -7,7 +7,7 @@ import functools
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -139,7 +139,7 @@ class Conveyor:
         requests: Sequence[Request],
         until: float | None = None,
         quiet_seconds: float | None = None,
-    ) -> AsyncIterator[list[tuple[int, Piece]]]:
+    ) -> AsyncGenerator[list[tuple[int, Piece]]]:
         """Submit the requests and pass on what there is of (answer's number, piece) until all have ended.
 
         Where nothing comes for `quiet_seconds`, an empty list is passed on. Leaving early cancels the requests.

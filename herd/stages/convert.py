@@ -13,7 +13,7 @@ from __future__ import annotations
 import json as json_format
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from herd.config import settings
 from herd.formats.convert import Plan, convert, describe, plan_on_paper
@@ -50,7 +50,7 @@ def run(settings: ConvertSettings) -> None:
         CheckpointError: the source is damaged, the target exists, or the format cannot hold the model.
         CapacityError: the disk is too small.
     """
-    choices = {"format": settings.format, "precision": settings.precision, "shards": settings.shards}
+    choices: dict[str, Any] = {"format": settings.format, "precision": settings.precision, "shards": settings.shards}
     if settings.dry_run:
         plan = plan_on_paper(settings.path, settings.out, **choices)
         print(json_format.dumps(_as_values(plan), indent=1) if settings.json else _on_paper(settings, plan))

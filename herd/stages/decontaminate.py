@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from dataclasses import field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -55,7 +56,8 @@ def run(settings: DecontaminateSettings) -> Path:
         if common := benchmarks.leave_out(counts):
             most = settings.benchmarks.most_documents
             say(f"  {common:,} runs of words stand in more than {most:,} documents: common property, no leak")
-        report, found = ContaminationReport(), []
+        report = ContaminationReport()
+        found: list[dict[str, Any]] = []
         for document in read_documents(settings.documents):
             hits = benchmarks.find(document["text"])
             report.add(document, hits)

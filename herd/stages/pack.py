@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pyarrow.parquet as pq
 from pydantic import BeforeValidator
@@ -45,7 +46,10 @@ class PackSettings:
 
 def run(settings: PackSettings) -> Path:
     """Write `train/` and `heldout/` shards and `index.json`; one Parquet file after the other, each kept once done."""
-    inputs = {"documents": settings.documents, "tokenizer": settings.tokenizer}
+    inputs: dict[str, Path | str | Sequence[Path | str] | None] = {
+        "documents": settings.documents,
+        "tokenizer": settings.tokenizer,
+    }
     with open_run(settings.out, stage="pack", settings=settings, inputs=inputs) as run:
         if run.finished:
             return run.path
@@ -75,9 +79,9 @@ def _pack_file(run: Run, settings: PackSettings, tokenizer: Tokenizer, file: Pat
     """The shards of one Parquet file; when its record is there, an interrupted run had finished it."""
     record = run.path / "parts" / f"{number:05d}.json"
     if record.exists():
-        part = json.loads(record.read_text(encoding="utf-8"))
-        bar.advance(part["rows"])
-        return part
+        done = json.loads(record.read_text(encoding="utf-8"))
+        bar.advance(done["rows"])
+        return done
     writers: dict[tuple[str, str], ShardWriter] = {}
     rows, counts = 0, Counter[str]()
     source = whole_rows(file, counts, COLUMNS)
@@ -94,9 +98,9 @@ def _pack_file(run: Run, settings: PackSettings, tokenizer: Tokenizer, file: Pat
         rows += len(batch)
         bar.advance(len(batch))
     tell_lost(file, counts)
-    part = {"rows": rows, "train": {}, "heldout": {}}
-    for (side, source), writer in writers.items():
-        part[side][source] = writer.close()
+    part: dict[str, Any] = {"rows": rows, "train": {}, "heldout": {}}
+    for (side, name), writer in writers.items():
+        part[side][name] = writer.close()
     atomic_write(record, json.dumps(part))
     return part
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,9 @@ def run(settings: PretrainSettings) -> Path:
         tokenizer = open_tokenizer(settings.tokenizer)
         start = open_checkpoint(settings.checkpoint) if settings.checkpoint else None
         config = _config(settings, tokenizer, start)
-        drawn = {"seed": settings.seed, "embedding_range": settings.model.embedding_range}
-        job.start(config, tokenizer, lambda: job.placement.begin(start, job.dtype, **drawn))
+        seed, wide = settings.seed, settings.model.embedding_range
+        begin = partial(job.placement.begin, start, job.dtype, seed=seed, embedding_range=wide)
+        job.start(config, tokenizer, begin)
         found = open_trained_with(settings.shards / "train", tokenizer.fingerprint, str(settings.tokenizer))
         sources = {name: documents.better_than(settings.min_quality) for name, documents in found.items()}
         num_steps = steps_for(settings.batch, settings.tokens)

@@ -96,14 +96,15 @@ def _labelled(run: Run, settings: QualitySettings) -> Labelled:
     if settings.labelled:
         return by_rows(settings.labelled, read_rows(settings.labelled))
     if settings.positive_urls:
-        return by_urls(settings.positive_urls, settings.documents, settings.training.seed)
-    return by_examples(settings.positives, settings.negatives)
+        return by_urls(settings.positive_urls, settings.documents or [], settings.training.seed)
+    return by_examples(settings.positives or [], settings.negatives or [])
 
 
 def _graded(run: Run, settings: QualitySettings) -> Labelled:
     """Let the judge grade a sample; answers without a grade are left out."""
+    assert settings.rubric is not None
     rubric = read_rubric(find_recipe(settings.rubric))
-    documents = sample_documents(settings.documents, settings.judge.sample, settings.training.seed)
+    documents = sample_documents(settings.documents or [], settings.judge.sample, settings.training.seed)
     path = run.path / "grades.jsonl"
     with asking(settings.judge) as ask:
         rows = grade(documents, rubric, ask, path, settings.judge.characters)

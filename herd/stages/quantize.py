@@ -52,8 +52,8 @@ def run(settings: QuantizeSettings) -> Path:
         change = quantize_folder(source, run.path / "checkpoint", settings.scheme, settings.memory_bytes)
         target = open_checkpoint(run.path / "checkpoint")
         figures = _sizes(change) | speeds(source, target)
-        ways = {"max_bytes": settings.max_bytes, "context_tokens": settings.context_tokens}
-        figures |= qualities(source, target, heldout, **ways)
+        most, context = settings.max_bytes, settings.context_tokens
+        figures |= qualities(source, target, heldout, max_bytes=most, context_tokens=context)
         _tell(run, figures)
         run.finish(figures)
     return run.path

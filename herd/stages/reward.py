@@ -12,7 +12,7 @@ from herd.config import settings
 from herd.data.loader import PackedLoader
 from herd.data.preferences import Pairs, load_pairs
 from herd.log import amount, say
-from herd.model.llama import LlamaForSequenceClassification
+from herd.model.llama import Llama
 from herd.parallel.launch import from_all
 from herd.parallel.model import ParallelModel
 from herd.train.job import training
@@ -39,7 +39,7 @@ class RewardSettings(TuneSettings):
 
 def run(settings: RewardSettings) -> Path:
     """Train, measure accuracy on the held-out pairs by kind, and write `checkpoint/`."""
-    inputs = {"pairs": settings.pairs, "checkpoint": settings.checkpoint}
+    inputs: dict[str, Path | list[Path] | None] = {"pairs": settings.pairs, "checkpoint": settings.checkpoint}
     with training(settings, "reward", inputs) as job:
         if job.finished:
             return settings.out
@@ -48,8 +48,8 @@ def run(settings: RewardSettings) -> Path:
         pairs = load_pairs(settings.pairs, job.tokenizer, row_tokens, min_strength=settings.min_strength)
         trained, held_out = pairs.split(settings.holdout)
         say(f"  {amount(len(trained))} pairs to train on, {amount(len(held_out))} held out")
-        sources, options = {"pairs": trained.documents}, {"epochs": settings.epochs, "columns": trained.reward_columns}
-        figures = job.learn(reward_pairs, sources, **options)
+        columns = trained.reward_columns
+        figures = job.learn(reward_pairs, {"pairs": trained.documents}, epochs=settings.epochs, columns=columns)
         figures |= {"pairs": len(trained), "heldout_pairs": len(held_out)}
         if len(held_out):
             loader = job.loader({"pairs": held_out.documents}, 1, columns=held_out.reward_columns)
@@ -60,15 +60,14 @@ def run(settings: RewardSettings) -> Path:
 
 
 @torch.no_grad()
-def accuracy(
-    model: LlamaForSequenceClassification | ParallelModel, pairs: Pairs, loader: PackedLoader
-) -> dict[str, float]:
+def accuracy(model: Llama | ParallelModel, pairs: Pairs, loader: PackedLoader) -> dict[str, float]:
     """How often the better response of a held-out comparison scores higher, over all and for each kind of pair."""
     model.eval()
-    device, won = next(model.parameters()).device, []
+    device = next(model.parameters()).device
+    won: list[tuple[bool, int]] = []
     for batch in loader.epoch():
-        better = (model.run(reward_margins, batch.to(device)) > 0).tolist()
-        won += zip(better, batch.columns["document"].tolist())
+        signs = (model.run(reward_margins, batch.to(device)) > 0).tolist()
+        won += zip(signs, batch.columns["document"].tolist())
     right: dict[str, list[bool]] = {}
     for better, document in chain.from_iterable(from_all(won)):
         for name in ("heldout_accuracy", f"heldout_accuracy/{pairs.kind[document]}"):

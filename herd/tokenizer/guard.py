@@ -78,7 +78,7 @@ def guard_prompt(
     for number, message in enumerate(messages):
         if message["role"] not in _SPEAKERS or message.get("tool_calls"):
             raise DataError(f"message {number}: Llama Guard judges what user and assistant say, no other messages")
-    judged = judged or messages[-1]["role"]
+    judged = judged or ("user" if messages[-1]["role"] == "user" else "assistant")
     if judged not in [message["role"] for message in messages]:
         raise DataError(f"the conversation has no message of role {judged!r} to judge")
     lines = []

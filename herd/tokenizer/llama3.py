@@ -72,7 +72,7 @@ def render(
             cannot hold.
     """
     messages = checked_messages(messages)
-    style = style or tokenizer.chat_style
+    style = style or ("hf" if tokenizer.chat_style == "hf" else "meta")
     offered = checked_tools(tools)
     if style == "hf":
         messages = _as_hf(messages, _date_lines(date or DATE), offered)
@@ -86,9 +86,9 @@ def render(
         body = _body(tokenizer, message, tool_format, tagged)
         is_assistant = message["role"] == "assistant"
         if style == "hf":
-            goes_on = message.get("tool_calls") and offered.builtin
+            goes_on = bool(message.get("tool_calls") and offered.builtin)
         else:
-            goes_on = tokenizer.special.get(PYTHON_TAG) in body or (follower and follower["role"] == "assistant")
+            goes_on = tokenizer.special.get(PYTHON_TAG) in body or (follower or {}).get("role") == "assistant"
         body.append(tokenizer.eom_id if is_assistant and goes_on else tokenizer.eot_id)
         tokens += header + body
         mask += [False] * len(header) + [is_assistant] * len(body)

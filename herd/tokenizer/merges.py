@@ -72,27 +72,31 @@ class _Text:
 
     def __init__(self, words: Sequence[Sequence[int]], counts: Sequence[int], lengths: Sequence[int]) -> None:
         self.least = 1
-        if all(isinstance(word, bytes) for word in words):
-            tokens = np.frombuffer(b"".join(words), dtype=np.uint8)
+        in_bytes = [word for word in words if isinstance(word, bytes)]
+        tokens: np.ndarray
+        if len(in_bytes) == len(words):
+            tokens = np.frombuffer(b"".join(in_bytes), dtype=np.uint8)
         else:
             tokens = np.fromiter(chain.from_iterable(words), dtype=np.int32)
         num_places = int(np.array(lengths)[tokens].sum()) + len(words) + 1
-        place = np.int32 if num_places < 2**31 else np.int64
+        place: type[np.integer] = np.int32 if num_places < 2**31 else np.int64
         self.lengths = np.array(lengths, dtype=place)
         self.starts = np.full(num_places, _NONE, dtype=np.int32)
         self.ends = self.starts.copy()
-        counts = np.array(counts, dtype=np.int64)
-        weight = np.int32 if counts.max(initial=0) < 2**31 else np.int64  # sums are of 64 bits in either case
+        counted = np.array(counts, dtype=np.int64)
+        weight: type[np.integer] = (
+            np.int32 if counted.max(initial=0) < 2**31 else np.int64
+        )  # sums are of 64 bits in either case
         self.weights = np.zeros(num_places, dtype=weight)  # of the word, at each place where a token starts
-        num_tokens = np.fromiter(map(len, words), dtype=place, count=len(words))
-        last = np.cumsum(self.lengths[tokens], dtype=place)
+        num_tokens = np.fromiter(map(len, words), dtype=np.int64, count=len(words))
+        last: np.ndarray = np.cumsum(self.lengths[tokens], dtype=place)
         last += np.repeat(np.arange(len(words), dtype=place), num_tokens)  # a wall before each word
         self.ends[last] = tokens
         last -= self.lengths[tokens] - 1
         self.starts[last] = tokens
-        self.weights[last] = np.repeat(counts.astype(weight), num_tokens)
+        self.weights[last] = np.repeat(counted.astype(weight), num_tokens)
         self.sizes = list(lengths)  # the same as `lengths`, for plain loops
-        self._starts, self._ends, self._weights = map(memoryview, (self.starts, self.ends, self.weights))
+        self._starts, self._ends, self._weights = (array.data for array in (self.starts, self.ends, self.weights))
         self._id_bits, self._place_bits = len(lengths).bit_length(), num_places.bit_length()
         if 2 * self._id_bits + self._place_bits > 63:
             raise CapacityError(
@@ -141,8 +145,9 @@ class _Text:
         size = self.sizes[left]
         if len(places) <= _FEW:
             starts, weights = self._starts, self._weights
-            places = [place for place in places if starts[place] == left and starts[place + size] == right]
-            return places, sum([weights[place] for place in places])
+            standing = [place for place in places if starts[place] == left and starts[place + size] == right]
+            return standing, sum([weights[place] for place in standing])
+        places = np.asarray(places)
         here = self.starts[places] == left
         here &= self.starts[places + size] == right
         places = places if here.all() else places[here]
@@ -155,6 +160,7 @@ class _Text:
         self.lengths[new] = self.sizes[new] = width = size + self.sizes[right]
         if len(places) <= _FEW:
             return self._merge_few(left, right, places, new)
+        places = np.asarray(places)
         if left == right:
             places = _every_other(places, size)
         self.starts[places] = new

@@ -59,7 +59,7 @@ class PretokenCounts:
     def _forget_rarest(self, size: int) -> None:
         """Keep the most frequent pre-tokens, as many as fit into `size`; of equally frequent ones all or none."""
         kept = 0
-        sizes = Counter()
+        sizes: Counter[int] = Counter()
         for word, count in self.words.items():
             sizes[count] += _size(word)
         for floor in sorted(sizes, reverse=True):

@@ -272,7 +272,7 @@ class Tokenizer:
         return self._encoding.encode(text, allowed_special="all")
 
     def _encode_plain(self, text: str) -> list[int]:
-        if self.visible and self.pieces is None:
+        if self.visible and isinstance(self._encoding, tiktoken.Encoding):
             return self._encoding.encode(text, allowed_special=self.visible, disallowed_special=())
         return self._encoding.encode_ordinary(text)
 
@@ -328,7 +328,7 @@ class Tokenizer:
 
     def _encode_array(self, text: str, *, bos: bool, eos: bool, allow_special: bool) -> np.ndarray:
         """As `encode`, without making a Python integer of every id."""
-        if allow_special or self.visible or self.pieces is not None:
+        if allow_special or self.visible or not isinstance(self._encoding, tiktoken.Encoding):
             return np.array(self.encode(text, bos=bos, eos=eos, allow_special=allow_special), dtype=np.uint32)
         parts = [np.array(self.opening, dtype=np.uint32)] if bos else []
         for piece in _within_limits(text):
@@ -344,7 +344,7 @@ class Tokenizer:
         return {name: getattr(self, name) for name in _PARTS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+        type(self).__init__(self, **state)
 
     # ---- decode ------------------------------------------------------------------------------------------------------
 

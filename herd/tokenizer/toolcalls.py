@@ -109,6 +109,7 @@ def may_become_call(text: str) -> bool:
     text = text.lstrip()
     if text.startswith("{"):
         key = _FIRST_KEY.match(text)
+        assert key is not None  # it matches the brace alone
         return key[1] in _CALL_KEYS or (key.end() == len(text) and any(name.startswith(key[1]) for name in _CALL_KEYS))
     if text.startswith("["):
         return _PYTHON_START.match(text) is not None
@@ -177,7 +178,7 @@ def _python_calls(text: str) -> list[ToolCall]:
 def _python_node(node: ast.expr) -> ToolCall:
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
         raise ValueError("not a call by keywords")
-    arguments = {argument.arg: ast.literal_eval(argument.value) for argument in node.keywords}
-    if None in arguments:
+    if any(argument.arg is None for argument in node.keywords):
         raise ValueError("arguments without names")
+    arguments = {str(argument.arg): ast.literal_eval(argument.value) for argument in node.keywords}
     return ToolCall(name=node.func.id, arguments=_as_json(arguments))

@@ -124,6 +124,7 @@ def _read_items(arrived: queue.Queue) -> None:
 
 
 def _send(process: subprocess.Popen, item: Any) -> None:
+    assert process.stdin is not None
     try:
         pickle.dump(item, process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
         process.stdin.flush()
@@ -132,6 +133,7 @@ def _send(process: subprocess.Popen, item: Any) -> None:
 
 
 def _receive(process: subprocess.Popen) -> Any:
+    assert process.stdout is not None
     try:
         good, result = pickle.load(process.stdout)
     except (EOFError, pickle.UnpicklingError):
@@ -147,6 +149,7 @@ def _stop(processes: list[subprocess.Popen], owner: int) -> None:
     for process in processes:
         process.kill()
     for process in processes:
+        assert process.stdin is not None and process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
         process.stdout.close()

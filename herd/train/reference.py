@@ -11,7 +11,7 @@ from herd.data.loader import PackedLoader, Phase
 from herd.data.preferences import Pairs
 from herd.errors import CheckpointError
 from herd.log import progress
-from herd.model.llama import LlamaForCausalLM
+from herd.model.llama import Llama
 from herd.parallel.launch import from_all
 from herd.parallel.model import ParallelModel
 from herd.train.objectives import response_sums
@@ -19,7 +19,7 @@ from herd.train.objectives import response_sums
 
 @torch.no_grad()
 def log_probs(
-    model: LlamaForCausalLM | ParallelModel,
+    model: Llama | ParallelModel,
     pairs: Pairs,
     *,
     row_tokens: int,
