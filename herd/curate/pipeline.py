@@ -10,7 +10,6 @@ are missing or damaged. Between the maps stand the steps over the whole corpus (
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
@@ -47,11 +46,10 @@ from herd.curate.read.pages import RawPage, page_made_of, read_pages
 from herd.curate.read.storage import file_size
 from herd.errors import DataError
 
-_TITLE = re.compile(rb"<title[^>]*>([^<]{1,300})", re.I)
 _RAW = pa.schema(
     [(name, pa.string()) for name in ("id", "url", "date", "kind", "charset", "source", "place")]
     + [("content", pa.large_binary()), ("num_bytes", pa.int64()), ("drop", pa.string()), ("drop_detail", pa.string())]
-    + [("url_key", pa.uint64()), ("date_number", pa.int64())]
+    + [("url_key", pa.uint64()), ("page_key", pa.uint64()), ("date_number", pa.int64())]
 )
 
 
@@ -193,9 +191,10 @@ def _through_gate(page: RawPage, gate: AddressGate, step: Step) -> dict[str, Any
     number = -2 if made else _date_number(page.date)  # a page is worth more than the source that it is made of
     dated = date_of(page.url, page.date, page.content if page.kind in ("html", "text") else b"")
     address = dedup.normal_url(made or page.url)
-    if dedup.has_session(page.url) and (title := _TITLE.search(page.content[:20_000])):
-        address += "\0" + title[1].decode("utf-8", "replace")  # without its id an address means one page by one title
-    row = page._asdict() | {"url_key": _key(address), "date_number": number}
+    named = dedup.canonical_url(page.content, page.url) if page.kind == "html" else ""
+    keys = {"url_key": _key(page.url if dedup.has_session(page.url) else address)}  # a session's pages: by their texts
+    keys |= {"page_key": _key(dedup.normal_url(named) if named else address)}
+    row = page._asdict() | keys | {"date_number": number}
     row["date"] = dated.date
     step.documents_in += 1
     step.bytes_in += page.num_bytes

@@ -398,3 +398,26 @@ def test_personal_data_is_masked_also_in_what_is_dropped_and_in_the_funnel(tmp_p
     rows = pq.read_table(out / "documents").to_pylist()
     assert len(rows) == 3 and mail not in json.dumps(rows) and "email@example.com" in json.dumps(rows)
     assert any(row["drop"] and row["text"] for row in rows)
+
+
+def test_a_page_goes_by_its_canonical_address_and_by_no_session_where_the_texts_agree(tmp_path):
+    """A print version and a second session of one page go; pages that name a wrong address, or share a title, stay."""
+    text = {name: prose(number) for number, name in enumerate("story other third fourth fifth".split())}
+    story = f'<link href="/story?a=1&amp;b=2" rel="canonical" data-x>{text["story"]}'
+    session = "http://bees.org/show?page=4&sid="
+    pages = {
+        "http://bees.org/story?a=1&b=2": story,
+        "http://bees.org/print/17": story + " " + prose(77, 5),
+        "http://bees.org/wrong": f"<LINK REL=Canonical HREF='http://bees.org/story?a=1&b=2'>{text['other']}",
+        session + "9f86d081884c7d659a2feaa0c55ad015": text["third"] + prose(78, 5),
+        session + "60303ae22b998861bce3b28f33eec1be": text["third"],
+        session + "fd61a03af4f77d870fc21e05e7e80678": text["fourth"],
+        "http://bees.org/2?x=a": f"<!-- canonical --><link rel=next href=http://bees.org/story>{text['fifth']}",
+    }
+    records = [warc_record(url, "2024-01-01T00:00:00Z", "text/html", html(body)) for url, body in pages.items()]
+    (tmp_path / "crawl.warc.gz").write_bytes(b"".join(records))
+    rows, _, _ = curated(tmp_path, tmp_path / "out", Rules(heuristics=Heuristics(enabled=False)))
+    assert {url: row["drop"] for url, row in rows.items() if row["drop"]} == {
+        "http://bees.org/story?a=1&b=2": "near_duplicate",
+        session + "60303ae22b998861bce3b28f33eec1be": "near_duplicate",
+    }

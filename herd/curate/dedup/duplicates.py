@@ -9,10 +9,11 @@ of 8 over word 5-grams are FineWeb's (Penedo et al. 2024).
 
 from __future__ import annotations
 
+import html
 import os
 import re
 from typing import Literal
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit, urlunsplit
 
 os.environ.setdefault("DO_NOT_TRACK", "1")  # before Daft is imported: no telemetry
 
@@ -31,6 +32,9 @@ Survivor = Literal["longest", "newest", "first"]
 
 _TRACKING = {"fbclid", "gclid", "msclkid", "mc_cid", "mc_eid", "igshid"}
 _SESSION = {"sessionid", "phpsessid", "jsessionid", "sid"}
+_REL = re.compile(rb"""\brel\s*=\s*["']?\s*canonical\b""", re.I)
+_HREF = re.compile(rb"""\bhref\s*=\s*(?:"([^"]{1,2000})"|'([^']{1,2000})'|([^\s"'>]{1,2000}))""", re.I)
+_HEAD_BYTES = 200_000
 _SESSION_ID = re.compile(r"(?=.*\d)(?=.*[A-Za-z])[\w.~!-]{16,}")  # long and random: `sid=100` is a story
 
 
@@ -48,6 +52,8 @@ class DocumentDedup:
     """Hashes in a band."""
     similarity: float = 0.7
     """Least Jaccard similarity at which candidates count as duplicates; 0 takes every candidate."""
+    page_similarity: float = 0.5
+    """The same for pages of one canonical address, and of addresses that differ in a session's id only."""
     verify: Literal["signature", "exact"] = "signature"
     """Whether similarity is estimated from the signatures or computed exactly from the n-grams (more disk and time)."""
     keep: Survivor = "longest"
@@ -58,8 +64,8 @@ class DocumentDedup:
     def __post_init__(self):
         if min(self.ngram_words, self.bands, self.rows) < 1:
             raise ValueError("ngram_words, bands and rows must be at least 1")
-        if not 0 <= self.similarity <= 1:
-            raise ValueError("similarity must be between 0 and 1")
+        if not (0 <= self.similarity <= 1 and 0 <= self.page_similarity <= 1):
+            raise ValueError("similarity and page_similarity must be between 0 and 1")
 
 
 @settings
@@ -114,6 +120,23 @@ def has_session(url: str) -> bool:
     """Whether an address holds a session's id, which its normal form leaves out."""
     query = url.partition("?")[2]
     return bool(query) and any(k.lower() in _SESSION and _is_noise(k.lower(), v) for k, v in parse_qsl(query))
+
+
+def canonical_url(content: bytes, url: str) -> str:
+    """The address that a page names as its own (`<link rel="canonical">`), empty where it names none."""
+    end = 0
+    while (found := content.find(b"anonical", end, _HEAD_BYTES)) >= 0:  # whatever the case of its first letter
+        start, end = content.rfind(b"<", 0, found), content.find(b">", found)
+        tag = content[start:end] if 0 <= start < end and end - start < 4000 else b""
+        end = found + 8
+        if tag[:5].lower() == b"<link" and _REL.search(tag) and (target := _HREF.search(tag)):
+            named = html.unescape((target[1] or target[2] or target[3]).decode("utf-8", "replace")).strip()
+            try:
+                whole = urljoin(url, named)
+            except ValueError:
+                return ""
+            return whole if whole.startswith(("http://", "https://")) else ""
+    return ""
 
 
 def older_copies(url_keys: np.ndarray, dates: np.ndarray) -> np.ndarray:

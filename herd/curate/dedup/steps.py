@@ -26,8 +26,10 @@ from herd.log import progress
 
 DOCUMENT_FACTS = np.dtype(
     [("kept", "?"), ("code", "?"), ("bytes", "<i8"), ("date", "<i8"), ("lines", "<i8"), ("language", "<u8")]
+    + [("page", "<u8")]
 )
-"""What `docs.npy` holds for each document of a part; `lines` of text, of which keys lie in `lines.npy`."""
+"""What `docs.npy` holds for each document of a part: `lines` of text, of which keys lie in `lines.npy`; `page`, the
+address that it goes by."""
 
 COPY = np.dtype([("doc", "<i8"), ("url", "S240")])
 """What `copy.npy` holds for each near-duplicate: its row in the part, and the URL (its beginning) of what stays."""
@@ -158,13 +160,15 @@ def _drop_near_duplicates(corpus: Corpus, options: dedup.DocumentDedup, step: St
 
 
 def _clusters(corpus: Corpus, options: dedup.DocumentDedup) -> dedup.Clusters:
-    """Candidates by bands, verified, joined."""
+    """Candidates by bands and by the address of a page, verified, joined."""
     clusters = dedup.Clusters(sum(corpus.rows))
     count = num_partitions(sum(corpus.rows) * options.bands, 64, corpus.memory_bytes)
     record = [("key", "<u8"), ("doc", "<i8")]
-    verify = _verifier(corpus, options)
+    verify = _verifier(corpus, options, options.similarity)
+    verify_page = _verifier(corpus, options, min(options.similarity, options.page_similarity))
     with (
         Spill(corpus.state / "spill-bands", record, count) as bands,
+        Spill(corpus.state / "spill-pages", record, num_partitions(sum(corpus.rows), 64, corpus.memory_bytes)) as pages,
         progress("near-duplicates", total=len(corpus.names) + count, unit="parts and partitions") as bar,
     ):
         for part, first in enumerate(corpus.offsets[:-1]):
@@ -176,27 +180,39 @@ def _clusters(corpus: Corpus, options: dedup.DocumentDedup) -> dedup.Clusters:
             rows["key"] = keys.ravel()
             rows["doc"] = np.repeat(first + np.flatnonzero(use), options.bands)
             bands.add(rows, (rows["key"] % np.uint64(count)).astype(np.int64))
+            rows = np.empty(int(use.sum()), dtype=record)
+            rows["key"], rows["doc"] = facts["page"][use], first + np.flatnonzero(use)
+            pages.add(rows, (rows["key"] % np.uint64(pages.num_partitions)).astype(np.int64))
             bar.advance()
+        for rows in pages.read():
+            _join(clusters, rows, verify_page)
         for rows in bands.read():
-            left, right = dedup.candidate_pairs(rows["key"], rows["doc"])
-            del rows
-            for begin in range(0, len(left), _PAIRS_AT_ONCE):
-                some = slice(begin, begin + _PAIRS_AT_ONCE)
-                one, other = left[some], right[some]
-                apart = clusters.roots(one) != clusters.roots(other)  # the joined need no proof
-                one, other = one[apart], other[apart]
-                near = verify(one, other)
-                clusters.join(one[near], other[near])
+            _join(clusters, rows, verify)
             bar.advance()
     return clusters
 
 
-def _verifier(corpus: Corpus, options: dedup.DocumentDedup) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    if options.similarity <= 0:
+_Verify = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def _join(clusters: dedup.Clusters, rows: np.ndarray, verify: _Verify) -> None:
+    """Join the documents that share a key, where they are as alike as asked for."""
+    left, right = dedup.candidate_pairs(rows["key"], rows["doc"])
+    for begin in range(0, len(left), _PAIRS_AT_ONCE):
+        some = slice(begin, begin + _PAIRS_AT_ONCE)
+        one, other = left[some], right[some]
+        apart = clusters.roots(one) != clusters.roots(other)  # the joined need no proof
+        one, other = one[apart], other[apart]
+        near = verify(one, other)
+        clusters.join(one[near], other[near])
+
+
+def _verifier(corpus: Corpus, options: dedup.DocumentDedup, similarity: float) -> _Verify:
+    if similarity <= 0:
         return lambda left, right: np.ones(len(left), dtype=bool)
     if options.verify == "exact":
-        return lambda left, right: _exact(corpus, left, right) >= options.similarity
-    return lambda left, right: _estimated(corpus, left, right) >= options.similarity
+        return lambda left, right: _exact(corpus, left, right) >= similarity
+    return lambda left, right: _estimated(corpus, left, right) >= similarity
 
 
 def _estimated(corpus: Corpus, left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -73,7 +73,7 @@ def extract_part(job: dict[str, Any]) -> dict[str, Any]:
     table = pa.Table.from_pylist(rows, TEXT_SCHEMA)
     files = [state / "text" / f"{name}.parquet"]
     save_table(table, files[0])
-    for kind, array in keys_of(table, raw["date_number"].to_numpy(), job).items():
+    for kind, array in keys_of(table, raw, job).items():
         files.append(state / "keys" / f"{name}.{kind}.npy")
         save_array(array, files[-1])
     result = {key: step.as_dict() for key, step in steps.items()}
@@ -81,13 +81,14 @@ def extract_part(job: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def keys_of(table: pa.Table, dates: np.ndarray, job: dict[str, Any]) -> dict[str, np.ndarray]:
+def keys_of(table: pa.Table, raw: pa.Table, job: dict[str, Any]) -> dict[str, np.ndarray]:
     """What stays of one part's texts for the steps over the whole corpus, as arrays by kind."""
     text = table["text"].combine_chunks()
     facts = np.zeros(len(table), dtype=DOCUMENT_FACTS)
     facts["kept"] = table["drop"].is_null().to_numpy()
     facts["code"] = pc.equal(table["kind"], "code").to_numpy()
-    facts["bytes"], facts["date"] = pc.binary_length(text).to_numpy(), dates
+    facts["bytes"] = pc.binary_length(text).to_numpy()
+    facts["date"], facts["page"] = raw["date_number"].to_numpy(), raw["page_key"].to_numpy()
     facts["language"] = [int.from_bytes(blake2b(code.encode(), digest_size=8).digest()) for code in _languages(table)]
     arrays = {"docs": facts}
     options = dedup.DocumentDedup(**job["documents"])
