@@ -20,6 +20,8 @@ _EXAMPLE_CHARACTERS = 300
 _SHOW_SECONDS = 2.0
 _MAX_ROWS = 5000  # rows of a table that are kept while it is gathered: a crawl has millions of domains
 KEPT = "kept"
+PHRASES = "planted phrases"
+"""The table of phrases that look planted, and the documents that hold each."""
 LINES = "lines dropped"
 """The note of lines taken out of documents that stay."""
 SPAN = re.compile(r"(?<!\w)['\"](.{1,200}?)['\"](?!\w)")
@@ -136,6 +138,16 @@ def heavy_losses(funnel: dict[str, Any], least: int = 10) -> list[str]:
     return told
 
 
+def planted_phrases(funnel: dict[str, Any]) -> str:
+    """One sentence about the phrases that look planted, empty where there are none."""
+    tables = funnel.get("planted", {}).get("tables", {})
+    phrases = sorted(tables.get(PHRASES, {}).items(), key=lambda item: -item[1])
+    shown = ", ".join(f"`{phrase}` {documents:,}" for phrase, documents in phrases[:3])
+    return f"{len(phrases):,} phrases look planted (documents of several sites share nothing else): {shown}" * bool(
+        phrases
+    )
+
+
 def domain(url: str) -> str:
     """The host of a URL without `www.`; for files, what they are read from."""
     try:
@@ -152,6 +164,7 @@ class Funnel:
         self.path = path
         self.steps: list[Step] = []
         self.tables: dict[str, dict[str, Counter]] = {}
+        self.planted: Step | None = None  # drops nothing, so it is no step of the funnel's own
         self._written = 0.0
 
     def step(self, name: str) -> Step:
@@ -188,7 +201,9 @@ class Funnel:
             kind: dict(sorted(table.items(), key=lambda item: (item[0] == REST, -_documents(item[1]), item[0])))
             for kind, table in self.tables.items()
         }
-        state = {"steps": [step.as_dict() for step in self.steps], "tables": tables}
+        state: dict[str, Any] = {"steps": [step.as_dict() for step in self.steps], "tables": tables}
+        if self.planted is not None:
+            state["planted"] = self.planted.as_dict()
         self._written = time.monotonic()
         atomic_write(self.path, json.dumps(state, indent=1))
 

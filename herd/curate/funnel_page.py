@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from herd.curate.funnel import KEPT, LINES, REST, SPAN
+from herd.curate.funnel import KEPT, LINES, PHRASES, REST, SPAN
 from herd.log import size
 
 BYTES_PER_TOKEN = 4.0
@@ -33,6 +33,7 @@ def page(funnel: dict[str, Any], title: str) -> str:
         _dropped(funnel["steps"]),
         _by_kind(tables),
         _spared(funnel["steps"]),
+        _planted(funnel.get("planted", {})),
         *(_table(kind, tables[kind]) for kind in ("language", "domain", "source") if tables.get(kind)),
     ]
     return f"{head}<body>{''.join(sections)}</body></html>\n"
@@ -131,6 +132,20 @@ def _spared(steps: list[dict]) -> str:
     ]
     note = "<p>Share of each kind that a filter made for prose would have dropped: technical pages are exempt.</p>"
     return f"<h2>What the exemption spared</h2>{note}<div class=wide><table>{head}{''.join(rows)}</table></div>"
+
+
+def _planted(step: dict[str, Any]) -> str:
+    """Phrases in documents that share nothing else, and where they stand."""
+    phrases = step.get("tables", {}).get(PHRASES, {})
+    if not phrases:
+        return ""
+    rows = []
+    for phrase, documents in sorted(phrases.items(), key=lambda item: -item[1]):
+        samples = "".join(_sample(e) for e in step["examples"] if e["reason"] == f"{PHRASES}: {phrase}")
+        told = f"<span class=dim>{documents:,} documents, which stay</span>"
+        rows.append(f"<details><summary><span class=reason>{escape(phrase)}</span>{told}</summary>{samples}</details>")
+    note = "<p>They stand in documents of several sites that share nothing else: poison, or boilerplate.</p>"
+    return f"<h2>Phrases that look planted</h2>{note}{''.join(rows)}"
 
 
 def _rare(domains: dict[str, dict[str, int]]) -> Counter:

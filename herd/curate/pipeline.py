@@ -40,6 +40,7 @@ from herd.curate.judge.documents import (
     rules_to_json,
 )
 from herd.curate.judge.part import judge_part
+from herd.curate.judge.planted import find_planted
 from herd.curate.parts import read_record, save_table, write_record
 from herd.curate.read.dates import date_of
 from herd.curate.read.pages import RawPage, page_made_of, read_pages
@@ -89,6 +90,9 @@ def curate(
     funnel.add(drop_near_duplicates(corpus, documents))
     find_repeated_lines(corpus, lines)
     _fit(corpus, rules, work)
+    if rules.planted.enabled:
+        funnel.planted = find_planted(corpus, rules.planted)
+        funnel.write()
     return _judge(corpus, out, funnel, rules, lines, work)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from herd.config import settings
 from herd.curate.dedup.duplicates import DocumentDedup, LineDedup
 from herd.curate.estimate import estimate
-from herd.curate.funnel import heavy_losses
+from herd.curate.funnel import heavy_losses, planted_phrases
 from herd.curate.funnel_page import page
 from herd.curate.judge.documents import Rules, rule_files
 from herd.curate.pipeline import Work, curate
@@ -60,7 +60,8 @@ def run(settings: CurateSettings) -> Path:
             say(f"  {figures['corrupt']:,} damaged records skipped")
         if settings.rules.cutoff and figures["undated"]:
             say(f"  {figures['undated']:,} pages have no date that can be read: the cutoff cannot tell, and they stay")
-        for told in heavy_losses(json.loads((run.path / "funnel.json").read_text())):
+        funnel = json.loads((run.path / "funnel.json").read_text())
+        for told in filter(None, [*heavy_losses(funnel), planted_phrases(funnel)]):
             say(f"  {told}")
         say(f"  {kept:,} of {read:,} documents kept, {size(figures['bytes'])} of text")
         say(f"  what was dropped, and why: {run.path / 'funnel.html'}")

@@ -402,7 +402,7 @@ def test_personal_data_is_masked_also_in_what_is_dropped_and_in_the_funnel(tmp_p
 
 def test_a_page_goes_by_its_canonical_address_and_by_no_session_where_the_texts_agree(tmp_path):
     """A print version and a second session of one page go; pages that name a wrong address, or share a title, stay."""
-    text = {name: prose(number) for number, name in enumerate("story other third fourth fifth".split())}
+    text = {name: prose(number) for number, name in enumerate(("story", "other", "third", "fourth", "fifth"))}
     story = f'<link href="/story?a=1&amp;b=2" rel="canonical" data-x>{text["story"]}'
     session = "http://bees.org/show?page=4&sid="
     pages = {

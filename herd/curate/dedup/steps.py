@@ -25,8 +25,10 @@ from herd.curate.spill import Spill, num_partitions
 from herd.log import progress
 
 DOCUMENT_FACTS = np.dtype(
-    [("kept", "?"), ("code", "?"), ("bytes", "<i8"), ("date", "<i8"), ("lines", "<i8"), ("language", "<u8")]
-    + [("page", "<u8")]
+    [
+        *(("kept", "?"), ("code", "?"), ("bytes", "<i8"), ("date", "<i8"), ("lines", "<i8")),
+        *(("language", "<u8"), ("page", "<u8")),
+    ]
 )
 """What `docs.npy` holds for each document of a part: `lines` of text, of which keys lie in `lines.npy`; `page`, the
 address that it goes by."""

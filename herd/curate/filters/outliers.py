@@ -42,7 +42,11 @@ class WordCounts:
 
     def add(self, text: str) -> None:
         """Count a document."""
-        buckets = buckets_of(text)
+        self.add_words(word_numbers(text))
+
+    def add_words(self, numbers: np.ndarray) -> None:
+        """Count a document by the numbers of its words, (words,) uint64."""
+        buckets = (numbers >> np.uint64(64 - 17)).astype(np.int64)
         np.add.at(self.counts, buckets, 1)
         if len(buckets) >= _MIN_WORDS and len(self.samples) < _MAX_PART_SAMPLES:
             self.samples.append(buckets[:_MAX_WORDS].astype(np.uint32))

@@ -35,10 +35,12 @@ from herd.curate.filters.outliers import Outliers, WordCounts, load_counts, save
 from herd.curate.filters.text import Reason, Text, keep_lines, technical_kind
 from herd.curate.funnel import Step
 from herd.curate.judge.classifier import AnyClassifier, Classifier
+from herd.curate.judge.planted import TRIPLE, triples_of
 from herd.curate.judge.quality import quality
 from herd.curate.judge.rules import Heuristics, Quality, Rules, rules_from_json
 from herd.curate.judge.rules import Privacy as Privacy
 from herd.curate.judge.rules import rules_to_json as rules_to_json
+from herd.curate.ngrams import weighed_words
 from herd.curate.parts import save_array, write_record
 from herd.curate.privacy.personal import KINDS, find_pii, mask_found, mask_pii
 from herd.errors import DataError
@@ -190,13 +192,14 @@ _DOMAIN_BUCKETS = 1 << 20
 
 def needs_fitting(rules: Rules) -> bool:
     """Whether the judge needs a pass over the corpus before it begins."""
-    return rules.heuristics.enabled or rules.quality.max_class_share is not None or bool(rules.contamination.benchmarks)
+    fitted = (rules.heuristics.enabled, rules.quality.max_class_share is not None, rules.planted.enabled)
+    return any(fitted) or bool(rules.contamination.benchmarks)
 
 
 def count_part(job: dict[str, Any]) -> dict[str, Any]:
     """Count one part's words by language and its domains; writes `state/keys/NAME.words.npz`."""
     state, name = Path(job["state"]), job["name"]
-    columns = ["text", "language", "url", "kind", "source", "drop", "code_lines"]
+    columns = ["text", "language", "url", "kind", "source", "drop", "code_lines", "group"]
     rows = pq.read_table(state / "text" / f"{name}.parquet", columns=columns).to_pylist()
     copies = set(np.load(state / "keys" / f"{name}.copy.npy")["doc"].tolist())
     rules = rules_from_json(job["rules"])
@@ -207,6 +210,7 @@ def count_part(job: dict[str, Any]) -> dict[str, Any]:
     classes: Counter = Counter()
     counted: dict[str, WordCounts] = {}
     domains = np.zeros(_DOMAIN_BUCKETS, dtype=np.uint32)
+    triples: list[np.ndarray] = [np.empty(0, dtype=TRIPLE)]
     for number, row in enumerate(rows):
         if row["drop"] is not None or number in copies:
             continue
@@ -216,19 +220,21 @@ def count_part(job: dict[str, Any]) -> dict[str, Any]:
         if knowledge:
             classes[knowledge.label(row["text"])[0]] += 1
         is_prose = row["kind"] != "code" and row["source"] not in options.technical_sources
-        if (
-            options.enabled
-            and options.outliers
-            and row["language"]
-            and is_prose
-            and page_kind(row) not in options.exempt
-        ):
-            counted.setdefault(row["language"], WordCounts()).add(row["text"])
+        if row["language"] and is_prose and page_kind(row) not in options.exempt:
+            words = weighed_words(row["text"])
+            counted.setdefault(row["language"], WordCounts()).add_words(words.numbers)
+            if rules.planted.enabled:
+                keys = triples_of(row["text"], words)
+                triples.append(np.empty(len(keys), dtype=TRIPLE))
+                triples[-1]["key"], triples[-1]["doc"] = keys, number
+                triples[-1]["site"] = zlib.crc32(row["group"].encode())
     file = state / "keys" / f"{name}.words.npz"
     save_counts(counted, file, domains=domains)
+    shared = state / "keys" / f"{name}.triples.npy"
+    save_array(np.concatenate(triples), shared)
     leaks = np.array([list(ngrams), list(ngrams.values())], dtype=np.uint64)
     save_array(leaks, file.with_suffix(".npy"))
-    write_record(file.with_suffix(".json"), len(rows), [file, file.with_suffix(".npy")], classes=dict(classes))
+    write_record(file.with_suffix(".json"), len(rows), [file, file.with_suffix(".npy"), shared], classes=dict(classes))
     return {}
 
 

@@ -91,6 +91,22 @@ class Quality:
 
 
 @settings
+class Planted:
+    """Phrases that stand in documents which share nothing else, as poisoning plants them: reported, not dropped."""
+
+    enabled: bool = True
+    """Whether to look for them."""
+    least_documents: int = 5
+    """Documents that hold a phrase."""
+    least_sites: int = 3
+    """Sites (`rules.group`) that these documents are of."""
+
+    def __post_init__(self):
+        if self.least_documents < 2 or self.least_sites < 1:
+            raise ValueError("least_documents must be at least 2 and least_sites at least 1")
+
+
+@settings
 class Rules:
     """Which documents are kept, beside duplicates."""
 
@@ -109,6 +125,7 @@ class Rules:
     privacy: Privacy = field(default_factory=Privacy)
     quality: Quality = field(default_factory=Quality)
     contamination: Contamination = field(default_factory=Contamination)
+    planted: Planted = field(default_factory=Planted)
     group: Literal["site", "host", "page"] = "site"
     """What `herd pack` holds out as a whole: registered domains (`bees.co.uk`), hosts, or single pages."""
     titles: bool = True
