@@ -51,6 +51,7 @@ BY_NAME_ONLY = ("Measure further", "Look closer")
 
 INTERRUPTED = 130
 USER_ERROR = 2
+_LONGEST_MESSAGE = 20_000  # characters
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -264,6 +265,10 @@ def _verb_help(verb: str, stage: ModuleType, cls: type) -> str:
 
 
 def _fail(message: str) -> int:
+    if len(message) > _LONGEST_MESSAGE:  # somebody's megabyte without a blank
+        half = _LONGEST_MESSAGE // 2
+        left_out = len(message) - 2 * half
+        message = f"{message[:half]} ... ({left_out:,} characters left out) ... {message[-half:]}"
     message = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in message)  # no terminal's codes
     print(f"error: {message}", file=sys.stderr)
     return USER_ERROR

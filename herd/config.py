@@ -32,7 +32,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from herd import renamed
 from herd.errors import ConfigError
-from herd.markup import parse_markup, read_markup
+from herd.markup import MAX_VALUES, count_values, parse_markup, read_markup
 
 S = TypeVar("S")
 _LONGEST_CHAIN = 20  # of recipes, each on top of another
@@ -76,7 +76,7 @@ def load(
         ConfigError: with every fault at once: unknown keys (and the nearest known one), values of the wrong kind,
             required settings that are missing, rules between settings.
     """
-    found, origin = _read_recipe(file, ()) if file else ({}, {})
+    found, origin = _read_recipe(file) if file else ({}, {})
     _merge(found, copy.deepcopy(dict(values or {})), origin, where)
     faults = _apply_overrides(cls, found, origin, overrides)
     faults += _unknown_keys(cls, found, origin)
@@ -97,7 +97,7 @@ def recipe_keys(file: Path) -> set[str]:
     Raises:
         ConfigError: it is missing or no YAML mapping.
     """
-    return set(_read_recipe(file, ())[0])
+    return set(_read_recipe(file)[0])
 
 
 def find_recipe(path: Path) -> Path:
@@ -180,9 +180,17 @@ def _put_defaults(schema: dict[str, Any], cls: type, owner: Any, definitions: di
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _read_recipe(file: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values of a recipe with its `base:` recipes under it, and the file each dotted key came from."""
-    resolved = file.resolve()
+def _read_recipe(
+    file: Path, chain: tuple[Path, ...] = (), most: int = MAX_VALUES
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values of a recipe with its `base:` recipes under it, and the file each dotted key came from.
+
+    There are at most so many values, those of all files together.
+    """
+    try:
+        resolved = file.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a name that none can be
+        raise ConfigError(f"{_short(str(file))}: cannot be read as a recipe: {_short(str(error))}") from None
     if resolved in chain:
         raise ConfigError(
             f"{file}: `base:` leads back to itself: {' -> '.join(str(path.name) for path in (*chain, resolved))}"
@@ -190,13 +198,14 @@ def _read_recipe(file: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], d
     if len(chain) >= _LONGEST_CHAIN:
         raise ConfigError(f"{file}: more than {_LONGEST_CHAIN} recipes, each the `base:` of the one before")
     try:
-        content = read_markup(file)
+        content = read_markup(file, most)
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such recipe") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read as a recipe: {error}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{file}: not valid YAML: {error}") from None
+    most -= count_values(content)
     if content is None:
         content = {}
     if not isinstance(content, dict):
@@ -204,7 +213,7 @@ def _read_recipe(file: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], d
     base = content.pop("base", None)
     if not isinstance(base, str | None):
         raise ConfigError(f"{file}: `base:` names another recipe by its path, not by {_short(base)}")
-    values, origin = _read_recipe(file.parent / str(base), (*chain, resolved)) if base is not None else ({}, {})
+    values, origin = _read_recipe(file.parent / str(base), (*chain, resolved), most) if base is not None else ({}, {})
     _merge(values, content, origin, str(file))
     return values, origin
 

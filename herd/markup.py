@@ -14,15 +14,16 @@ from typing import Any
 
 import yaml
 
-MAX_BYTES = 1_000_000
-"""Of a file of settings."""
-_MAX_VALUES = 10_000  # aliases and merges written out; reading so many takes a second
+MAX_BYTES = 300_000
+"""Of a file of settings: so many take half a second, whatever stands in them."""
+MAX_VALUES = 10_000
+"""Of a file, or of recipes on top of one another, with aliases and merges written out: so many take a second."""
 _MAX_DEPTH = 50
 _MAX_NUMBER = 2**63  # what an integer of a machine holds
 
 
-def read_markup(path: Path) -> Any:
-    """What a YAML file holds.
+def read_markup(path: Path, most: int = MAX_VALUES) -> Any:
+    """What a YAML file of at most so many values holds.
 
     Raises:
         OSError: it cannot be read, is no plain file, or is too large.
@@ -35,39 +36,56 @@ def read_markup(path: Path) -> Any:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise OSError(f"{path} has more than {MAX_BYTES:,} bytes")
-    return parse_markup(content.decode("utf-8"))
+    return parse_markup(content.decode("utf-8"), most)
 
 
-def parse_markup(text: str) -> Any:
+def parse_markup(text: str, most: int = MAX_VALUES) -> Any:
     """What a YAML text holds.
 
     Raises:
         yaml.YAMLError: it is no YAML, or stands for more than settings can be.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        loader.most = most
+        return loader.get_single_data()
+    except yaml.YAMLError as error:  # it may hold a megabyte of the text
+        raise yaml.YAMLError(shortened(" ".join(str(error).split()), 300)) from None
     except RecursionError:
         raise yaml.YAMLError(f"nested deeper than {_MAX_DEPTH} levels") from None
-    except (ValueError, OverflowError) as error:  # of a number, a date
-        raise yaml.YAMLError(str(error)) from None
+    except (ValueError, ArithmeticError, LookupError, AttributeError) as error:  # of a number, a date, a word for true
+        raise yaml.YAMLError(f"a value is not what its tag says: {shortened(str(error), 100)}") from None
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of at most so many characters: beginning and end of one that is longer."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[len(text) - most // 2 + 5 :]}"
+
+
+def count_values(value: Any) -> int:
+    """How many values something of dictionaries and lists is made of."""
+    inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+    return 1 + sum(map(count_values, inner))
 
 
 class _Loader(yaml.SafeLoader):
     """YAML where `1e-3` is a number, `no` is a word and `none` (as `--help` prints it) is nothing."""
 
+    most = MAX_VALUES
+
     def get_single_node(self) -> Any:
         """The document's tree, once it is known how much it stands for."""
         node = super().get_single_node()
         if node is not None:
-            _count(node, {}, 1)
+            _count(node, {}, 1, self.most)
         return node
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """One value, unless it lies too deep for whoever reads it after us."""
         self.depth = getattr(self, "depth", 0) + 1
         self.values = getattr(self, "values", 0) + 1
-        if self.values > _MAX_VALUES:
-            raise yaml.YAMLError(f"more than {_MAX_VALUES:,} values")
+        if self.values > self.most:
+            raise yaml.YAMLError(f"more than {self.most:,} values")
         if self.depth > _MAX_DEPTH:
             raise yaml.YAMLError(f"nested deeper than {_MAX_DEPTH} levels")
         node = super().compose_node(parent, index)
@@ -82,7 +100,7 @@ class _Loader(yaml.SafeLoader):
         return number
 
 
-def _count(node: yaml.Node, sizes: dict[int, int], depth: int) -> int:
+def _count(node: yaml.Node, sizes: dict[int, int], depth: int, most: int) -> int:
     """How many values a tree stands for with its aliases written out; each node is counted once."""
     if (known := sizes.get(id(node))) is not None:
         if known < 0:
@@ -93,9 +111,9 @@ def _count(node: yaml.Node, sizes: dict[int, int], depth: int) -> int:
     sizes[id(node)] = -1
     items = [] if isinstance(node, yaml.ScalarNode) else node.value
     inner = [part for item in items for part in (item if isinstance(item, tuple) else (item,))]
-    sizes[id(node)] = size = 1 + sum(_count(part, sizes, depth + 1) for part in inner)
-    if size > _MAX_VALUES:
-        raise yaml.YAMLError(f"its aliases stand for more than {_MAX_VALUES:,} values")
+    sizes[id(node)] = size = 1 + sum(_count(part, sizes, depth + 1, most) for part in inner)
+    if size > most:
+        raise yaml.YAMLError(f"its aliases stand for more than {most:,} values")
     return size
 
 

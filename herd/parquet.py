@@ -8,22 +8,28 @@ other along.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from herd.log import say
 
+T = TypeVar("T")
+
 MAX_VALUE_BYTES = 64_000_000
 """Of a text; a longer one is left out."""
+MAX_TABLE_BYTES = 64_000_000
+"""Of the texts that are read at a time."""
 _ROWS = 256  # of a batch
-_BATCH_BYTES = 1 << 28
+_BATCH_BYTES = 1 << 26
 _LARGE, _RATIO = 1 << 26, 500  # what unpacks to more bytes than this, and than so many times its size, is a bomb
 _DICTIONARY_BYTES = 1 << 24  # of a nested column: who writes files changes to plain values after 1 or 2 MB
+_OF_BYTES = ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY")
 _FAULTS = (OSError, MemoryError, OverflowError, pa.ArrowException)
 
 
@@ -47,10 +53,36 @@ def read_rows(
     Raises:
         OSError, ArrowException: it is no Parquet file.
     """
+    yield from _read(source, counts, columns, flat, lambda batch: ((1, row) for row in _plain_rows(batch, max_bytes)))
+
+
+def whole_tables(
+    source: Path, counts: Counter, columns: Collection[str] | None = None, *, max_bytes: int = MAX_TABLE_BYTES
+) -> Iterator[pa.Table]:
+    """The rows that can be read whole, in tables of at most so many bytes of text, or of one row; others are counted
+    (`tell_lost` says how many).
+
+    Raises:
+        OSError, ArrowException: it is no Parquet file.
+    """
+    for table, lost in _read(source, counts, columns, False, lambda batch: _plain_tables(batch, max_bytes)):
+        counts["rows lost"] += lost
+        if len(table):
+            yield table
+
+
+def _read(
+    source: Path | IO[bytes],
+    counts: Counter,
+    columns: Collection[str] | None,
+    flat: bool,
+    parts_of: Callable[[pa.RecordBatch], Iterable[tuple[int, T]]],
+) -> Iterator[T]:
+    """What `parts_of` makes of each batch, each part with the number of rows that are in it."""
     schema = pq.read_schema(source)
     fields = [field for field in schema if columns is None or field.name in columns]
     fields = [field for field in fields if not (flat and pa.types.is_nested(field.type))]
-    texts = [field.name for field in fields if _is_text(field.type)]
+    texts = [field.name for field in fields if pa.types.is_string(field.type) or pa.types.is_binary(field.type)]
     if not isinstance(source, Path):
         source.seek(0)
     with pq.ParquetFile(source, read_dictionary=texts) as file:
@@ -58,11 +90,11 @@ def read_rows(
         for number in range(file.num_row_groups):
             group, done = file.metadata.row_group(number), 0
             try:
-                rows = _batch_rows(source, group, set(names))
+                rows = _batch_rows(source, group, set(names), set(texts))
                 for batch in file.iter_batches(rows, row_groups=[number], columns=names):
-                    for row in _plain_rows(batch, max_bytes):
-                        done += 1
-                        yield row
+                    for size, part in parts_of(batch):
+                        done += size
+                        yield part
             except _FAULTS:
                 counts["corrupt"] += 1
                 counts["rows lost"] += max(group.num_rows - done, 0)
@@ -89,12 +121,9 @@ def tell_lost(source: Path, counts: Counter) -> None:
         )
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_binary(kind)
-
-
-def _batch_rows(source: Path | IO[bytes], group: pq.RowGroupMetaData, names: set[str]) -> int:
-    """How many rows to read at once, such that they are not much; a nested text cannot be held once for all its rows.
+def _batch_rows(source: Path | IO[bytes], group: pq.RowGroupMetaData, names: set[str], texts: set[str]) -> int:
+    """How many rows to read at once, such that they are not much: what is no plain text (nested, or of 64-bit lengths)
+    cannot be held once for all its rows.
 
     Raises:
         OSError: it is a bomb.
@@ -108,9 +137,9 @@ def _batch_rows(source: Path | IO[bytes], group: pq.RowGroupMetaData, names: set
         unpacked, packed = column.total_uncompressed_size, max(column.total_compressed_size, 1)
         if unpacked > _LARGE and unpacked > _RATIO * packed:
             raise OSError("unpacks to too much")
-        if below and column.has_dictionary_page and column.physical_type == "BYTE_ARRAY":
+        if name not in texts and column.has_dictionary_page and column.physical_type in _OF_BYTES:
             largest = _dictionary_bytes(source, column.dictionary_page_offset)
-            if largest > _DICTIONARY_BYTES:
+            if below and largest > _DICTIONARY_BYTES:
                 raise OSError("has a dictionary that is too large")
             each = largest * column.num_values // max(group.num_rows, 1)
             rows = min(rows, max(_BATCH_BYTES // max(each, 1), 1))
@@ -136,7 +165,7 @@ def _dictionary_bytes(source: Path | IO[bytes], offset: int) -> int:
 
 
 def _plain_rows(batch: pa.RecordBatch, max_bytes: int) -> Iterator[dict[str, Any] | None]:
-    lengths = {name: _lengths(batch[name]) for name in batch.schema.names if pa.types.is_dictionary(batch[name].type)}
+    lengths = {name: _lengths(batch[name]) for name in batch.schema.names if _has_length(batch[name].type)}
     columns = {name: batch[name] for name in batch.schema.names}
     for number in range(len(batch)):
         try:
@@ -147,5 +176,51 @@ def _plain_rows(batch: pa.RecordBatch, max_bytes: int) -> Iterator[dict[str, Any
             yield None
 
 
-def _lengths(column: pa.DictionaryArray) -> list[int | None]:
-    return pc.binary_length(column.dictionary).take(column.indices).to_pylist()
+def _plain_tables(batch: pa.RecordBatch, max_bytes: int) -> Iterator[tuple[int, tuple[pa.Table, int]]]:
+    """Tables without dictionaries, each with the number of rows that were left out before it."""
+    texts = [column for column in batch.columns if _has_length(column.type)]
+    sizes = np.array([[size or 0 for size in _lengths(column)] for column in texts] or [[0] * len(batch)])
+    sums, long, begin = sizes.sum(0), sizes.max(0) > MAX_VALUE_BYTES, 0
+    while begin < len(batch):
+        if long[begin]:
+            yield 1, (_NOTHING, 1)
+            begin += 1
+            continue
+        stop = begin + 1
+        while stop < len(batch) and not long[stop] and sums[begin : stop + 1].sum() <= max_bytes:
+            stop += 1
+        yield stop - begin, _valid(batch.slice(begin, stop - begin))
+        begin = stop
+
+
+def _valid(batch: pa.RecordBatch) -> tuple[pa.Table, int]:
+    """The rows that are what their types say, as a table; and the number of the others."""
+    try:
+        plain = [
+            column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in batch.columns
+        ]
+        table = pa.Table.from_arrays(plain, batch.schema.names)
+        table.validate(full=True)
+        return table, 0
+    except (ValueError, pa.ArrowException):
+        if len(batch) == 1:
+            return _NOTHING, 1
+    parts = [_valid(batch.slice(row, 1)) for row in range(len(batch))]
+    whole = [table for table, lost in parts if not lost]
+    return (pa.concat_tables(whole) if whole else _NOTHING), len(parts) - len(whole)
+
+
+_NOTHING = pa.table({})
+
+
+def _has_length(kind: pa.DataType) -> bool:
+    return pa.types.is_dictionary(kind) or pa.types.is_large_string(kind) or pa.types.is_large_binary(kind)
+
+
+def _lengths(column: pa.Array) -> list[int | None]:
+    if not pa.types.is_dictionary(column.type):
+        return pc.binary_length(column).to_pylist()
+    dictionary = column.dictionary  # a column of categories may be one of numbers
+    if not (pa.types.is_string(dictionary.type) or pa.types.is_binary(dictionary.type) or _has_length(dictionary.type)):
+        return [None] * len(column)
+    return pc.binary_length(dictionary).take(column.indices).to_pylist()

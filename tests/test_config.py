@@ -261,12 +261,22 @@ BOMBS = {
     "digits": ("steps: " + "9" * 5_000, "a whole number of 5000 digits"),
     "a number past 64 bits": ("steps: 9223372036854775808", "beyond 2\\^63"),
     "a date past the calendar": ("a: !!timestamp 2001-99-99", "not valid YAML"),
-    "a large file": ("# " + "x" * 1_100_000, "more than 1,000,000 bytes"),
+    "a large file": ("# " + "x" * 1_100_000, "more than 300,000 bytes"),
     "many keys": ("".join(f"key_{n}: 1\n" for n in range(16_000)), "more than 10,000 values"),
     "unknown keys": ("".join(f"key_{n}: 1\n" for n in range(1_000)), "and 950 more"),
     "a list that does not end": ("pages: [" + "1," * 100_000, "more than 10,000 values"),
     "a base that is a list": ("base: [a, b]", "by its path"),
     "a device": ("base: /dev/zero", "no plain file"),
+    "a name with a zero byte": ('base: "a\\0b"', "cannot be read as a recipe"),
+    "a name of a book": ("base: " + "x" * 5000, "cannot be read as a recipe"),
+    "no time": ("out: !!timestamp soon", "not what its tag says"),
+    "no answer": ("out: !!bool maybe", "not what its tag says"),
+    "no digits": ('steps: !!int "_"', "not what its tag says"),
+    "no digits either": ('steps: !!float ""', "not what its tag says"),
+    "a tag of a book": ("!<" + "a" * 200_000 + "> 1", "not valid YAML: .{,400}$"),
+    "a handle of a book": ("out: !" + "%41" * 80_000 + " 1", "not valid YAML: .{,400}$"),
+    "marks": ("!" * 200_000, "not valid YAML: .{,400}$"),
+    "empty lines": ("\n" * 990_000, "more than 300,000 bytes"),
 }  # fmt: skip
 
 
@@ -294,6 +304,21 @@ def test_a_chain_of_bases_has_an_end(tmp_path):
         write(tmp_path / f"{number}.yaml", f"base: {number + 1}.yaml")
     with pytest.raises(ConfigError, match="more than 20 recipes"):
         config.load(TrainSettings, tmp_path / "0.yaml")
+
+
+def test_recipes_on_top_of_one_another_hold_no_more_than_one_may(tmp_path):
+    for number in range(19):
+        keys = "".join(f"  key_{number}_{n}: 1\n" for n in range(1_000))
+        write(tmp_path / f"{number}.yaml", f"base: {number + 1}.yaml\nmixture:\n{keys}")
+    with pytest.raises(ConfigError, match=r"4.yaml: not valid YAML: more than 1,9\d\d values"):
+        config.load(TrainSettings, tmp_path / "0.yaml")
+
+
+def test_links_in_a_circle_are_no_recipe(tmp_path):
+    (tmp_path / "a.yaml").symlink_to("b.yaml")
+    (tmp_path / "b.yaml").symlink_to("a.yaml")
+    with pytest.raises(ConfigError, match="cannot be read as a recipe"):
+        config.load(TrainSettings, tmp_path / "a.yaml")
 
 
 def test_anchors_within_reason_stay_useful(tmp_path):

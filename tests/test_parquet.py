@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from herd.parquet import Length, read_rows, whole_rows
+from herd.parquet import Length, read_rows, whole_rows, whole_tables
 
 WITHIN_A_GIGABYTE = """
 import json, resource, sys
@@ -91,3 +91,41 @@ def test_rows_of_every_type_come_as_they_were_written(tmp_path):
     large = pa.table({"text": pa.array(["a", "b"], pa.large_string()), "c": pa.array(["a", "a"]).dictionary_encode()})
     pq.write_table(large, tmp_path / "b.parquet")
     assert list(whole_rows(tmp_path / "b.parquet", Counter())) == [{"text": "a", "c": "a"}, {"text": "b", "c": "a"}]
+
+
+def test_tables_hold_a_part_of_the_rows_and_none_that_is_too_long(tmp_path):
+    texts = ["a", None, "x" * 70_000_000, "b" * 40, "c" * 40, "d"]
+    pq.write_table(pa.table({"text": texts, "n": list(range(6))}), tmp_path / "a.parquet")
+    counts: Counter = Counter()
+    tables = list(whole_tables(tmp_path / "a.parquet", counts, max_bytes=50))
+    assert [table["n"].to_pylist() for table in tables] == [[0, 1], [3], [4, 5]]
+    assert tables[0].schema == pa.schema({"text": pa.string(), "n": pa.int64()}) and counts["rows lost"] == 1
+
+
+def test_a_row_that_is_no_text_is_left_out_of_the_tables_alone(tmp_path):
+    broken = pa.array([b"a", b"\xff\xfe", b"c"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": broken}), tmp_path / "a.parquet")
+    counts: Counter = Counter()
+    (table,) = whole_tables(tmp_path / "a.parquet", counts)
+    assert table["text"].to_pylist() == ["a", "c"] and counts["rows lost"] == 1
+
+
+def test_one_huge_value_of_64_bit_lengths_is_read_a_few_rows_at_a_time(tmp_path):
+    table = pa.table({"text": pa.concat_arrays([pa.array(["x" * 20_000_000], pa.large_string())] * 60)})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=True)
+    del table
+    assert read_apart(tmp_path / "a.parquet") == (60, 0)
+
+
+def test_a_column_of_categories_that_are_numbers_is_read(tmp_path):
+    codes = pa.array([1, 2, 1]).dictionary_encode()
+    pq.write_table(pa.table({"n": codes}), tmp_path / "a.parquet")
+    assert [row["n"] for row in whole_rows(tmp_path / "a.parquet", Counter())] == [1, 2, 1]
+    assert pa.concat_tables(whole_tables(tmp_path / "a.parquet", Counter()))["n"].to_pylist() == [1, 2, 1]
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.large_binary()], ids=str)
+def test_a_text_of_64_bit_lengths_that_is_too_long_is_left_out(tmp_path, kind):
+    pq.write_table(pa.table({"text": pa.array(["x" * 65_000_000, "b"], kind)}), tmp_path / "a.parquet")
+    counts: Counter = Counter()
+    assert len(list(whole_rows(tmp_path / "a.parquet", counts))) == 1 and counts["rows lost"] == 1

@@ -7,9 +7,12 @@ what a power cut tears does not match its record. Only results are flushed (`dur
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import zlib
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +21,54 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 _BLOCK = 1 << 22
+_HELD_BYTES, _HELD_ROWS = 1 << 26, 1 << 16
 
 
 def save_table(table: pa.Table, path: Path, durable: bool = False) -> None:
     """Write a Parquet file whole or not at all."""
     aside = _aside(path)
     try:
-        repeating = [column.name for column in table.schema if column.type != pa.large_binary()]  # pages never repeat
-        pq.write_table(table, aside, compression="zstd", compression_level=1, use_dictionary=repeating)
-        if durable:
-            with open(aside, "rb") as file:
-                os.fsync(file.fileno())
-        os.replace(aside, path)
+        with _writer(table.schema, aside) as writer:
+            writer.write_table(table)
+        _move(aside, path, durable)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def save_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path, durable: bool = False) -> None:
+    """Write tables of one form to a Parquet file, whole or not at all; with none of them it is empty, of the schema.
+
+    Small ones are put together: what is held are some 64 MB or 65,536 rows.
+    """
+    aside, writer, held = _aside(path), None, []
+    try:
+        with ExitStack() as stack:
+            for table in itertools.chain(tables, [None]):
+                held += [table] if table is not None else []
+                is_much = sum(part.nbytes for part in held) > _HELD_BYTES or sum(map(len, held)) >= _HELD_ROWS
+                if held and (table is None or is_much):
+                    writer = writer or stack.enter_context(_writer(held[0].schema, aside))
+                    writer.write_table(pa.concat_tables(held))
+                    held = []
+            if writer is None:
+                stack.enter_context(_writer(schema, aside))
+        _move(aside, path, durable)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def _writer(schema: pa.Schema, path: Path) -> pq.ParquetWriter:
+    repeating = [field.name for field in schema if field.type != pa.large_binary()]  # pages never repeat
+    return pq.ParquetWriter(path, schema, compression="zstd", compression_level=1, use_dictionary=repeating)
+
+
+def _move(aside: Path, path: Path, durable: bool) -> None:
+    if durable:
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())
+    os.replace(aside, path)
 
 
 def save_array(array: np.ndarray, path: Path) -> None:

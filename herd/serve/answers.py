@@ -23,9 +23,9 @@ from herd.infer.request import Request as EngineRequest
 from herd.serve.account import Account
 from herd.serve.errors import ApiError
 from herd.serve.limits import Limits, Places
+from herd.serve.memory import give_back
 from herd.serve.models import Model
 from herd.serve.prompts import conversation_prompt
-from herd.serve.reading import give_back
 from herd.serve.replies import Counts, Dialect, Reply, num_tokens, written
 from herd.serve.speech import Speech
 from herd.serve.tools import CallReader, Part

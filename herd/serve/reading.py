@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
-import sys
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
@@ -16,6 +13,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
 from herd.serve.errors import ApiError
+from herd.serve.memory import give_back
 
 T = TypeVar("T")
 
@@ -136,14 +134,3 @@ def _is_sound(content: dict[str, Any]) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def give_back() -> None:
-    """Memory that is free goes back to the system, where its allocator keeps it (glibc)."""
-    if trim := _trim():
-        trim(0)
-
-
-@cache
-def _trim() -> Callable[[int], int] | None:
-    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None

@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 from herd.config import settings
 from herd.curate.filters.decontaminate import Benchmarks, Contamination, ContaminationReport, Hit
 from herd.curate.judge.grades import read_documents
-from herd.curate.parts import save_table
+from herd.curate.parts import save_tables
 from herd.curate.read.pages import find_files
 from herd.errors import ConfigError, DataError
 from herd.log import progress, say
+from herd.parquet import tell_lost, whole_tables
 from herd.run import Run, atomic_write, open_run
 
 
@@ -89,13 +90,19 @@ def _write(run: Run, settings: DecontaminateSettings, found: dict[str, Hit]) -> 
     (run.path / "documents").mkdir(exist_ok=True)
     with progress("write", total=len(files), unit="files") as bar:
         for number, file in enumerate(files):
-            table = pq.read_table(file)
-            drop, detail = table["drop"].to_pylist(), table["drop_detail"].to_pylist()
-            for row, id in enumerate(table["id"].to_pylist()):
-                if drop[row] is None and id in found and settings.benchmarks.action == "drop":
-                    hit = found[id]
-                    drop[row], detail[row] = "contaminated", f"{hit.benchmark}, row {hit.row}: {hit.span[:300]}"
-            for name, column in (("drop", drop), ("drop_detail", detail)):
-                table = table.set_column(table.column_names.index(name), name, pa.array(column, pa.string()))
-            save_table(table, run.path / "documents" / f"{number:06d}-{file.name}")
+            counts: Counter = Counter()
+            marked = (_marked(table, settings, found) for table in whole_tables(file, counts))
+            save_tables(marked, pq.read_schema(file), run.path / "documents" / f"{number:06d}-{file.name}")
+            tell_lost(file, counts)
             bar.advance()
+
+
+def _marked(table: pa.Table, settings: DecontaminateSettings, found: dict[str, Hit]) -> pa.Table:
+    drop, detail = table["drop"].to_pylist(), table["drop_detail"].to_pylist()
+    for row, id in enumerate(table["id"].to_pylist()):
+        if drop[row] is None and id in found and settings.benchmarks.action == "drop":
+            hit = found[id]
+            drop[row], detail[row] = "contaminated", f"{hit.benchmark}, row {hit.row}: {hit.span[:300]}"
+    for name, column in (("drop", drop), ("drop_detail", detail)):
+        table = table.set_column(table.column_names.index(name), name, pa.array(column, pa.string()))
+    return table

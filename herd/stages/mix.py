@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ import pyarrow.parquet as pq
 
 from herd.config import settings
 from herd.curate.mix import copies, epochs
-from herd.curate.parts import save_table
+from herd.curate.parts import save_tables
 from herd.curate.read.documents import parquet_files
 from herd.log import progress, say, size
+from herd.parquet import tell_lost, whole_tables
 from herd.run import Run, atomic_write, open_run
 
 _NAME = re.compile(r"\w[\w.-]*$")
@@ -81,8 +84,18 @@ def run(settings: MixSettings) -> Path:
 
 
 def _kept_bytes(file: Path) -> int:
-    table = pq.read_table(file, columns=["text", "drop"])
-    return pc.sum(pc.binary_length(table["text"].filter(pc.is_null(table["drop"])))).as_py() or 0
+    counts: Counter = Counter()
+    found = sum(_bytes_of(_kept(table)) for table in whole_tables(file, counts, ["text", "drop"]))
+    tell_lost(file, counts)
+    return found
+
+
+def _kept(table: pa.Table) -> pa.Table:
+    return table.filter(pc.is_null(table["drop"]))
+
+
+def _bytes_of(table: pa.Table) -> int:
+    return pc.sum(pc.binary_length(table["text"])).as_py() or 0
 
 
 def _write(run: Run, files: dict[str, list[Path]], repeats: dict[str, float], settings: MixSettings) -> dict[str, Any]:
@@ -91,14 +104,21 @@ def _write(run: Run, files: dict[str, list[Path]], repeats: dict[str, float], se
     with progress("mix", total=sum(map(len, files.values())), unit="files") as bar:
         for name, found in files.items():
             for number, file in enumerate(found):
-                table = pq.read_table(file)
-                table = table.filter(pc.is_null(table["drop"]))
-                counts = copies(table["id"].to_pylist(), repeats[name], settings.seed)
-                table = table.take(np.repeat(np.arange(len(table)), counts))
-                place = table.schema.get_field_index("source")
-                table = table.set_column(place, "source", pa.array([name] * len(table), pa.string()))
-                save_table(table, run.path / "documents" / f"{name}-{number:05d}.parquet", durable=True)
-                figures[name]["documents"] += len(table)
-                figures[name]["bytes"] += pc.sum(pc.binary_length(table["text"])).as_py() or 0
+                drawn = _drawn(file, name, repeats[name], settings.seed, figures[name])
+                schema = pq.read_schema(file)
+                save_tables(drawn, schema, run.path / "documents" / f"{name}-{number:05d}.parquet", durable=True)
                 bar.advance()
     return figures
+
+
+def _drawn(file: Path, name: str, repeats: float, seed: int, figures: dict[str, int]) -> Iterator[pa.Table]:
+    """A file's documents as often as they are taken, a part of them at a time."""
+    for table in whole_tables(file, Counter()):  # what is lost was told of when it was counted
+        kept = _kept(table)
+        counts = copies(kept["id"].to_pylist(), repeats, seed)
+        place = kept.schema.get_field_index("source")
+        kept = kept.set_column(place, "source", pa.array([name] * len(kept), pa.string()))
+        taken = kept.take(np.repeat(np.arange(len(kept)), counts))
+        figures["documents"] += len(taken)
+        figures["bytes"] += _bytes_of(taken)
+        yield taken

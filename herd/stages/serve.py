@@ -17,6 +17,7 @@ from herd.infer.settings import EngineSettings
 from herd.serve.app import create_app
 from herd.serve.journal import Journal
 from herd.serve.keys import check_keys, read_keys
+from herd.serve.memory import use_one_pool
 from herd.serve.server import LOOPBACK, announce, begin_to_listen, bound, open_engines, serve, settle
 from herd.serve.settings import ServeLimits, ServeLog
 from herd.serve.store import Store
@@ -78,6 +79,7 @@ class ServeSettings:
 
 def run(settings: ServeSettings) -> None:
     """Open the models, listen, and serve until interrupted."""
+    use_one_pool()
     paths = _named(settings)
     keys = read_keys(settings.keys) if settings.keys else {}
     key = settings.key or os.environ.get(KEY_VARIABLE) or None

@@ -158,6 +158,16 @@ def test_what_a_model_writes_never_runs(page):
     ]
 
 
+@pytest.mark.parametrize("mark", [">", "> ", "- ", "  * ", "1. ", "**", "`", "[", "| ", "#", "- > "])
+def test_an_answer_of_twenty_thousand_marks_is_shown_and_the_page_opens_again(page, mark):
+    scripted(page, mark * 20_000 + " end of it")
+    ask(page, "Quote")
+    assert "end of it" in page.locator(".turn.model .said").inner_text()
+    page.reload()
+    page.click("text=Quote")
+    assert "end of it" in page.locator(".turn.model .said").inner_text()
+
+
 def test_an_error_is_shown_and_can_be_tried_again(page):
     ask(page, "word " * 3000)
     assert "context is 2048 tokens" in page.locator(".fault").inner_text()

@@ -134,3 +134,13 @@ def test_several_folders_of_documents_are_packed_and_learned_from_in_one_way(tmp
 def test_an_empty_source_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="`general` is empty"):
         load(mix.MixSettings, None, ['sources={general: ""}', "weights={general: 1}", f"out={tmp_path}/x"])
+
+
+def test_a_value_beyond_all_measure_is_left_out_of_a_mix_and_told(tmp_path, sources, capsys, monkeypatch):
+    monkeypatch.delenv("HERD_QUIET", raising=False)
+    rows = [document(900, id="large", text="x" * 65_000_000), document(901, id="small")]
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sources["code"] / "2.parquet")
+    out = mixed(tmp_path, sources, "max_epochs=3")
+    ids = pq.read_table(out / "documents", columns=["id"])["id"].to_pylist()
+    assert "large" not in ids and "code1" in ids
+    assert "2.parquet: 1 rows left out" in capsys.readouterr().err
