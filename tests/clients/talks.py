@@ -207,6 +207,28 @@ def dspy(url):
     return dspy.Predict("question -> answer")(question=ASK).answer, None, None, None
 
 
+def instructor(url):
+    import instructor
+    import openai
+
+    ask, formed = [{"role": "user", "content": ASK}], None
+    for mode in (instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA):
+        client = instructor.from_openai(openai.OpenAI(), mode=mode)
+        formed = client.chat.completions.create(model="tiny", messages=ask, response_model=Person, max_retries=0)
+    return None, None, None, formed
+
+
+def guidance(url):
+    import guidance
+
+    found = guidance.models.OpenAI("tiny", api_key="none", base_url=f"{url}/v1")
+    with guidance.user():
+        found += ASK
+    with guidance.assistant():
+        found += guidance.gen(name="text", max_tokens=50)
+    return found["text"], None, None, None
+
+
 if __name__ == "__main__":
     name, url = sys.argv[1:]
     os.environ |= {"OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": "none", "OPENAI_API_BASE": f"{url}/v1"}

@@ -27,6 +27,7 @@ PYTHON = (
     *("openai_chat", "openai_responses", "openai_agents", "anthropic_messages", "langchain_openai"),
     *("langchain_anthropic", "langgraph", "autogen", "litellm", "pydantic_ai", "smolagents", "dspy"),
 )
+APART = ("instructor", "guidance")  # which want an older openai
 JAVASCRIPT = ("openai", "ai", "ai_anthropic", "anthropic", "langchain")
 
 HELLO, WEATHER = "Hello there.", "It is seventeen degrees in Rome."
@@ -54,7 +55,17 @@ def installed(folder: Path, *commands: list[str]) -> Path:
 
 @pytest.fixture(scope="module")
 def python() -> str:
-    folder, listed = place("requirements.txt"), str(CLIENTS / "requirements.txt")
+    return interpreter("requirements.txt")
+
+
+@pytest.fixture(scope="module")
+def apart() -> str:
+    return interpreter("apart.txt")
+
+
+def interpreter(name: str) -> str:
+    """The Python of an environment that holds what a file lists."""
+    folder, listed = place(name), str(CLIENTS / name)
     program = str(folder / "bin" / "python")
     uv = [program, "-m", "uv", "pip", "install", "-q", "--python", program, "-r", listed]
     pip = [program, "-m", "pip", "install", "-q", "uv"]  # which finds out in seconds what pip finds in minutes
@@ -124,6 +135,11 @@ def run(command: list[str], folder: Path) -> dict:
 @pytest.mark.parametrize("name", PYTHON)
 def test_a_client_in_python_is_served(python, url, tmp_path, name):
     check(run([python, str(CLIENTS / "talks.py"), name, url], tmp_path))
+
+
+@pytest.mark.parametrize("name", APART)
+def test_a_client_of_an_older_openai_is_served(apart, url, tmp_path, name):
+    check(run([apart, str(CLIENTS / "talks.py"), name, url], tmp_path))
 
 
 @pytest.mark.parametrize("name", JAVASCRIPT)
