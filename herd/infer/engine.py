@@ -328,8 +328,7 @@ class Engine:
             seed = secrets.randbits(63)
             seed = seed if self._group is None else agree(seed, self._group)
         if params.adapter is not None and params.adapter not in self.adapters:
-            known = ", ".join(self.adapters) or "none"
-            raise RequestError(f"There is no adapter {params.adapter} here (known: {known}).")
+            raise RequestError(f"There is no adapter {params.adapter} (known: {', '.join(self.adapters) or 'none'}).")
         request = Request(prompt, params, seed, listener)
         request.root = self.loop.root(params.adapter, owner)
         self._adjust(request)
@@ -341,18 +340,14 @@ class Engine:
     def _adjust(self, request: Request) -> None:
         """Give each answer what must change its logits: penalties, biases, a grammar's guide of its own."""
         params = request.params
-        wrong = [token for token in params.logit_bias if token >= self.model.config.vocab_size]
-        if wrong:
-            raise RequestError(f"logit_bias: this model has no token {wrong[0]}.")
-        strange = [token for token in params.stop_token_ids if token >= self.model.config.vocab_size]
-        if strange:
-            raise RequestError(f"stop_token_ids: this model has no token {strange[0]}.")
+        for name, given in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+            if wrong := [token for token in given if token >= self.model.config.vocab_size]:
+                raise RequestError(f"{name}: this model has no token {wrong[0]}.")
         guide = self.guides.compile(params)
         if guide is None and not Adjustment.wanted(params):
             return
         for answer in request.answers:
-            own = guide.fork() if guide is not None else None
-            answer.adjustment = Adjustment(params, request.prompt, self.stop_ids, own)
+            answer.adjustment = Adjustment(params, request.prompt, self.stop_ids, guide and guide.fork())
 
     def submit(self, request: Request) -> None:
         """Queue a request; safe from any thread. Somebody must call `step` until it is finished."""
@@ -449,8 +444,7 @@ class Engine:
                 f"The prompt has {len(prompt)} tokens, but the context is {self.max_context} tokens, the answer "
                 f"included{why}; shorten the prompt (nothing is cut silently)."
             )
-        wrong = [token for token in prompt if not 0 <= token < self.model.config.vocab_size]
-        if wrong:
+        if wrong := [token for token in prompt if not 0 <= token < self.model.config.vocab_size]:
             raise RequestError(
                 f"The prompt holds token id {wrong[0]}; this model knows 0 to {self.model.config.vocab_size - 1}."
             )
