@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from herd.formats.pretrained import load
     from herd.formats.vocabulary import open_tokenizer
     from herd.infer.engine import Engine
+    from herd.stages.tune import tune
     from herd.tokenizer.tokenizer import Tokenizer
     from herd.types import Completion, SamplingParams
 
@@ -30,6 +31,7 @@ __all__ = [
     "load",
     "open_checkpoint",
     "open_tokenizer",
+    "tune",
 ]
 
 _HOMES = {
@@ -41,6 +43,7 @@ _HOMES = {
     "load": "herd.formats.pretrained",
     "open_checkpoint": "herd.formats.checkpoint",
     "open_tokenizer": "herd.formats.vocabulary",
+    "tune": "herd.stages.tune",
 }
 
 

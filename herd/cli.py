@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
@@ -38,7 +38,7 @@ STORY: dict[str, tuple[str, ...]] = {
         "ngrams",
     ),
     "From a corpus to a base model": ("pretrain", "average"),
-    "From a base model to an assistant": ("distill", "sft", "reward", "reject", "dpo", "rl"),
+    "From a base model to an assistant": ("tune", "distill", "sft", "reward", "reject", "dpo", "rl"),
     "Measure and shrink": ("evaluate", "quantize", "report"),
     "Measure further": ("harness", "haystack", "judge"),
     "Use": ("chat", "serve", "convert", "plan", "doctor"),
@@ -164,7 +164,7 @@ def sort_words(verb: str, cls: type, words: list[str]) -> tuple[Path | None, lis
 
     hints = typing.get_type_hints(cls)
     recipe, overrides, paths, recipes = None, [], [], []
-    bare = [name for name in ("path", "out") if name in hints] if "path" in hints else []
+    bare = _bare(cls, hints)
     rest = iter(words)
     for word in rest:
         if word.startswith("--"):
@@ -191,6 +191,11 @@ def sort_words(verb: str, cls: type, words: list[str]) -> tuple[Path | None, lis
         if words:
             overrides.append(f"{name}={json.dumps(words)}")  # JSON is YAML
     return recipe, overrides
+
+
+def _bare(cls: type, names: Iterable[str]) -> list[str]:
+    """The settings that words without a name give, in their order."""
+    return [name for name in getattr(cls, "bare_words", ("path", "out")) if name in names] if "path" in names else []
 
 
 # ---- help ------------------------------------------------------------------------------------------------------------
@@ -249,7 +254,7 @@ def _verb_help(verb: str, stage: ModuleType, cls: type) -> str:
 
     settings = describe(cls)
     kinds = {setting.name: setting.kind for setting in settings}
-    one = "PATH OUT" if "out" in kinds else "PATH"
+    one = " ".join(name.upper() for name in _bare(cls, kinds))
     first = "[recipe.yaml]" if "path" not in kinds else "PATH ..." if kinds["path"].startswith("list") else one
     usage = f"  herd {verb} {first} [setting=value ...]     (or --setting value; lists as [a,b])"
     lines = [(stage.__doc__ or "").strip(), "", usage, ""]

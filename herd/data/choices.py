@@ -50,6 +50,11 @@ def choices_of(row: Row, notes: Notes) -> list[Choice]:
     return found
 
 
+def choice_shape_of(row: Row) -> str | None:
+    """The name of the shape that a row has, None if it is no preference."""
+    return next((shape.name for shape in _SHAPES if shape.fits(row)), None)
+
+
 def _unknown(row: Row) -> str:
     if "label" in row and "completion" in row:
         return (

@@ -1,25 +1,34 @@
 """Chats for supervised fine-tuning: read in the common formats, rendered with their loss mask, packed whole.
 
-A conversation is never cut: one that does not fit into a row is left out and counted. Every conversation is its own
-document of a packed row, so none sees another.
+One that does not fit into a row is left out and counted, or loses its end where that is wished. Every conversation is
+its own document of a packed row, so none sees another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from herd.data.rows import read_rows
+from herd.data.rows import RowSettings, read_rows
 from herd.data.shapes import talks_of
 from herd.data.shards import Documents, in_memory
+from herd.data.split import kept_aside
 from herd.data.talks import Notes, Talk
 from herd.errors import DataError
-from herd.log import say
 from herd.tokenizer.chat import own_style, render, require_trained, tells_tools
 from herd.tokenizer.llama3 import Rendered, Style
 from herd.tokenizer.tokenizer import Tokenizer
+
+
+class Conversations(NamedTuple):
+    """Conversations as documents with a loss mask, by source: to learn from, and kept aside; what was left out."""
+
+    learned: dict[str, Documents]
+    aside: dict[str, Documents]
+    left_out: Counter[str]
 
 
 def load_conversations(paths: Path | Sequence[Path], tokenizer: Tokenizer, row_tokens: int) -> dict[str, Documents]:
@@ -31,43 +40,111 @@ def load_conversations(paths: Path | Sequence[Path], tokenizer: Tokenizer, row_t
     return pack_conversations(read_rows(paths), tokenizer, row_tokens)
 
 
+def split_conversations(
+    paths: Path | Sequence[Path], tokenizer: Tokenizer, longest: int, share: float, options: RowSettings
+) -> Conversations:
+    """The same, with about this share (0 to 1) of the groups (`group`, `name`, or the first question) kept aside.
+
+    Raises:
+        DataError: as `load_conversations`, or `share` leaves nothing to learn from.
+    """
+    rendered, notes = render_rows(read_rows(paths, options), tokenizer, longest, options.too_long)
+    aside = kept_aside([one.group for one in rendered], share * len(rendered), "validation")
+    if share and not any(aside):
+        raise DataError(f"validation.share={share}: all {len(rendered)} conversations begin alike, none is kept aside")
+    parts = [[one for one, off in zip(rendered, aside, strict=True) if off is wish] for wish in (False, True)]
+    learned, kept = (_by_source(part, tokenizer) for part in parts)
+    return Conversations(learned, kept, notes.left_out)
+
+
 def pack_conversations(
     rows: Iterable[tuple[str, dict[str, Any]]], tokenizer: Tokenizer, row_tokens: int
 ) -> dict[str, Documents]:
     """The same from rows in memory, each with where it came from (for error messages)."""
-    rendered: dict[str, list[Any]] = {}
-    too_long, notes = 0, Notes()
+    return _by_source(render_rows(rows, tokenizer, row_tokens)[0], tokenizer)
+
+
+class Told(NamedTuple):
+    """A conversation of a row, rendered."""
+
+    rendered: Rendered
+    source: str
+    group: str  # what a split must not tear apart
+
+
+def render_rows(
+    rows: Iterable[tuple[str, dict[str, Any]]],
+    tokenizer: Tokenizer,
+    longest: int,
+    too_long: Literal["leave_out", "cut", "refuse"] = "leave_out",
+) -> tuple[list[Told], Notes]:
+    """Every conversation of at most `longest` tokens, and what was left out, which is said.
+
+    Raises:
+        DataError: a row is no conversation, has nothing to learn from or is too long and that is refused; none is left.
+    """
+    found, notes = [], Notes()
     for place, row in rows:
         try:
-            conversations = [render_talk(tokenizer, talk, notes) for talk in talks_of(row, notes)]
+            talks = talks_of(row, notes)
+            conversations = [fitted(render_talk(tokenizer, talk, notes), longest, too_long, notes) for talk in talks]
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
-        for conversation in conversations:
-            if len(conversation.tokens) - 1 > row_tokens:
-                too_long += 1
-            else:
-                rendered.setdefault(str(row.get("source") or "conversations"), []).append(conversation)
+        source = str(row.get("source") or "conversations")
+        for talk, conversation in zip(talks, conversations, strict=True):
+            if conversation is not None:
+                found.append(Told(conversation, source, group_of(row, talk)))
     notes.tell()
-    if too_long:
-        say(f"  {too_long} conversations are longer than a row of {row_tokens} tokens and were left out")
-    if not rendered:
-        why = (
-            f"{too_long} are longer than a row of {row_tokens} tokens; raise row_tokens"
-            if too_long
-            else f"{', '.join(notes.left_out)} and nothing else"
+    if not found:
+        why = ", ".join(f"{what} ({count:,})" for what, count in notes.left_out.items()) or "no rows"
+        more = "; raise batch.row_tokens, or cut them: rows.too_long=cut" if "longer than" in why else ""
+        raise DataError(
+            f"no conversation to train on: left out are {why}{more}"
             if notes.left_out
-            else "no rows"
+            else "no conversation to train on: no rows"
         )
-        raise DataError(f"no conversation to train on: {why}")
-    return {
-        source: in_memory(
-            source,
-            [conversation.tokens for conversation in conversations],
-            trained=[conversation.mask for conversation in conversations],
-            tokenizer=tokenizer.fingerprint,
-        )
-        for source, conversations in rendered.items()
-    }
+    return found, notes
+
+
+def fitted(rendered: Rendered, longest: int, too_long: str, notes: Notes) -> Rendered | None:
+    """The conversation if at most `longest` of its tokens are read, else its beginning or None, as `too_long` says.
+
+    Raises:
+        DataError: it is longer, and that is refused.
+    """
+    if len(rendered.tokens) - 1 <= longest:
+        return rendered
+    if too_long == "refuse":
+        raise DataError(f"has {len(rendered.tokens):,} tokens, and {longest:,} is the most (rows.too_long=refuse)")
+    cut = Rendered(rendered.tokens[: longest + 1], rendered.mask[: longest + 1])
+    if too_long == "leave_out" or not any(cut.mask):
+        notes.left_out[f"longer than {longest:,} tokens"] += 1
+        return None
+    notes.changed[f"cut to {longest:,} tokens"] += 1
+    return cut
+
+
+def group_of(row: Mapping[str, Any], talk: Talk) -> str:
+    """What belongs together: rows of the same `group` or `name`, or that begin with the same question."""
+    asked = (message.get("content") for message in talk.messages if message["role"] == "user")
+    return str(row.get("group") or row.get("name") or next(asked, "") or talk.messages[0].get("content"))
+
+
+def _by_source(conversations: Iterable[Told], tokenizer: Tokenizer) -> dict[str, Documents]:
+    rendered: dict[str, list[Rendered]] = {}
+    for one in conversations:
+        rendered.setdefault(one.source, []).append(one.rendered)
+    return {source: documents_of(source, several, tokenizer) for source, several in rendered.items()}
+
+
+def documents_of(source: str, rendered: Sequence[Rendered], tokenizer: Tokenizer) -> Documents:
+    """Conversations as documents with a loss mask."""
+    return in_memory(
+        source,
+        [conversation.tokens for conversation in rendered],
+        trained=[conversation.mask for conversation in rendered],
+        tokenizer=tokenizer.fingerprint,
+    )
 
 
 def render_talk(tokenizer: Tokenizer, talk: Talk, notes: Notes, *, style: Style | None = None) -> Rendered:

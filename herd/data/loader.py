@@ -218,6 +218,11 @@ class PackedLoader:
                     raise DataError(f"source `{name}` has no document of two tokens or more to learn from")
 
 
+def num_rows(sources: Mapping[str, Documents], row_tokens: int) -> dict[str, int]:
+    """How many packed rows of this length each source makes."""
+    return {name: len(_Table(documents, row_tokens, 0).rows) for name, documents in sources.items()}
+
+
 def within_vocabulary(batches: Sequence[Batch], vocab_size: int, names: Sequence[str]) -> tuple[list[Batch], str]:
     """The batches as a model of so many tokens can read them, and what had to be changed, in words; else empty.
 

@@ -22,12 +22,11 @@ from torch import Tensor
 from herd.data.choices import RANKS, Choice, choices_of
 from herd.data.conversations import switched
 from herd.data.loader import Placed
-from herd.data.rows import read_rows
+from herd.data.rows import RowSettings, read_rows
 from herd.data.shards import Documents, in_memory
 from herd.data.split import is_held_out
 from herd.data.talks import Notes
 from herd.errors import DataError
-from herd.log import say
 from herd.tokenizer.chat import formatting_mask, render
 from herd.tokenizer.tokenizer import Tokenizer
 
@@ -73,12 +72,16 @@ class Pairs:
             self, documents=self.documents.select(keep), **{name: getattr(self, name)[keep] for name in names}
         )
 
-    def split(self, share: float) -> tuple[Pairs, Pairs]:
-        """Pairs to train on, and about this share (0 to 1) of the groups held out.
+    def with_terminators(self) -> Pairs:
+        """The same with the tokens that end responses counted, as TRL does, and not as form."""
+        return replace(self, formatting=np.zeros_like(self.formatting))
+
+    def split(self, share: float, salt: str = "pairs") -> tuple[Pairs, Pairs]:
+        """Pairs to train on, and about this share (0 to 1) of the groups held out; another `salt` holds out others.
 
         Another hash than that of `herd pack`: what it held out never became a pair to train on.
         """
-        held_out = np.array([is_held_out(f"pairs of {group}", share) for group in self.group])
+        held_out = np.array([is_held_out(f"{salt} of {group}", share) for group in self.group])
         return self.select(~held_out), self.select(held_out)
 
     def reward_columns(self, placed: list[Placed], shape: tuple[int, int]) -> dict[str, Tensor]:
@@ -124,43 +127,50 @@ class Pairs:
 
 
 def load_pairs(
-    paths: Path | Sequence[Path], tokenizer: Tokenizer, row_tokens: int, *, min_strength: str = STRENGTHS[0]
+    paths: Path | Sequence[Path],
+    tokenizer: Tokenizer,
+    row_tokens: int,
+    *,
+    min_strength: str = STRENGTHS[0],
+    options: RowSettings | None = None,
+    context: int | None = None,
 ) -> Pairs:
     """The pairs of JSONL or Parquet files: `prompt`, `chosen`, `rejected`, perhaps `edited` (better than chosen).
 
     Other published forms are read too (`herd.data.choices`). A prompt is a list of messages or a text; a response is a
     text, or the messages that follow the prompt or hold it. Pairs of less than `min_strength`, with equal responses or
-    different prompts, and those that together do not fit into a row, are left out and counted.
+    different prompts, and those that together do not fit into a row (or one of them into `context` tokens), are left
+    out and counted, or as `options` says.
 
     Raises:
-        DataError: a row is no pair, or no pair is left.
+        DataError: a row is no pair, or too long and that is refused, or no pair is left.
     """
     responses: list[_Response] = []
-    too_long = too_weak = num_pairs = 0
-    notes = Notes()
-    for place, row in read_rows(paths):
+    too_weak = num_pairs = 0
+    notes, options = Notes(), options or RowSettings()
+    for place, row in read_rows(paths, options):
         try:
             weak = _strength(row) < STRENGTHS.index(min_strength)
-            pairs = [_responses(row, choice, tokenizer) for choice in choices_of(row, notes)]
+            pairs = [
+                _fitted(_responses(row, choice, tokenizer), row_tokens, context or row_tokens, options.too_long, notes)
+                for choice in choices_of(row, notes)
+            ]
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
         for pair in pairs:
             if weak:
                 too_weak += 1
                 continue
-            if sum(len(response.tokens) - 1 for response in pair) > row_tokens:
-                too_long += 1
-                continue
             responses += [replace(response, bundle=num_pairs) for response in pair]
-            num_pairs += 1
+            num_pairs += bool(pair)
+    if too_weak:
+        notes.left_out["pairs of similar responses"] += too_weak
     notes.tell()
-    if too_long or too_weak:
-        say(f"  left out: {too_long} pairs longer than a row of {row_tokens} tokens, {too_weak} of similar responses")
     if not responses:
         raise DataError(
-            f"no pair to train on: {too_long} are longer than a row of {row_tokens} tokens (raise row_tokens), "
-            f"{too_weak} are less than {min_strength}"
+            f"no pair to train on: {too_weak} are less than {min_strength}"
             + "".join(f", {count} {what}" for what, count in notes.left_out.items())
+            + "; pairs that are too long need a larger batch.row_tokens, or rows.too_long=cut"
         )
     return Pairs(
         documents=in_memory(
@@ -188,6 +198,28 @@ class _Response:
     group: str
     kind: str
     bundle: int = -1
+
+    def cut(self, most: int) -> _Response:
+        """Its beginning, of which `most` tokens are read."""
+        parts = {name: getattr(self, name)[: most + 1] for name in ("tokens", "trained", "formatting")}
+        return replace(self, reference=float("nan"), **parts)  # what is known is of the whole response
+
+
+def _fitted(pair: list[_Response], row_tokens: int, context: int, too_long: str, notes: Notes) -> list[_Response]:
+    """The pair if it fits; else nothing, or its responses without their ends, as `too_long` says."""
+    lengths = [len(response.tokens) - 1 for response in pair]
+    if sum(lengths) <= row_tokens and max(lengths) <= context:
+        return pair
+    if too_long == "refuse":
+        raise DataError(f"the pair has {sum(lengths):,} tokens, and a row takes {row_tokens:,} (rows.too_long=refuse)")
+    most = min(row_tokens // len(pair), context)
+    cut = [response.cut(most) for response in pair]
+    same = len({tuple(response.tokens) for response in cut}) < len(cut)
+    if too_long == "leave_out" or same or not all(response.trained.any() for response in cut):
+        notes.left_out[f"pairs longer than a row of {row_tokens:,} tokens"] += 1
+        return []
+    notes.changed[f"pairs cut to {most:,} tokens a response"] += 1
+    return cut
 
 
 def _responses(row: dict[str, Any], choice: Choice, tokenizer: Tokenizer) -> list[_Response]:

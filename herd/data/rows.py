@@ -6,15 +6,18 @@ import csv
 import gzip
 import io
 import json
+import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
+from herd.config import settings
 from herd.errors import DataError
 from herd.parquet import tell_lost, whole_rows
 from herd.run import atomic_write
@@ -26,15 +29,59 @@ SUFFIXES = (*_LINES, *_TABLES, *_WHOLE)
 _SPLIT = re.compile(r"(?:^|[._-])(train|test|val|valid|validation|dev|eval)(?=[._-])", re.IGNORECASE)
 
 
-def read_rows(paths: Path | Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
+@settings
+class RowSettings:
+    """How rows are read."""
+
+    columns: dict[str, str] = field(default_factory=dict)
+    """What the file calls a key that docs/tuning.md names: {prompt: QUESTION, completion: REPLY}."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Of files by name, how often their rows count: 2 twice, 0.5 every second row; 1 otherwise."""
+    too_long: Literal["leave_out", "cut", "refuse"] = "leave_out"
+    """What becomes of a row that is longer than `batch.row_tokens` or the model's context: it is left out and counted,
+    loses its end, or ends the run."""
+
+    def __post_init__(self) -> None:
+        if any(not 0 <= weight < math.inf for weight in self.weights.values()):
+            raise ValueError("weights must be 0 or more")
+
+
+def read_rows(paths: Path | Sequence[Path], options: RowSettings | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each row of files and folders of such files, with where it is (`file, row 3`), in a fixed order.
 
     Raises:
-        DataError: a path is missing, a folder has no such file, a file is damaged or a row is not an object.
+        DataError: a path is missing, a folder has no such file, a file is damaged, a row is not an object, or
+            `options` names a file or columns that are not there.
     """
-    for path in [paths] if isinstance(paths, str | Path) else paths:
-        for file in _files(Path(path)):
+    files = [file for path in ([paths] if isinstance(paths, str | Path) else paths) for file in _files(Path(path))]
+    if options is None:
+        for file in files:
             yield from _rows(file)
+        return
+    if unknown := [name for name in options.weights if name not in (known := [file.name for file in files])]:
+        raise DataError(f"weights names {unknown[0]}, which is not among the files: {', '.join(known)}")
+    for file in files:
+        owed = 0.0
+        for place, row in _rows(file):
+            owed += options.weights.get(file.name, 1.0)
+            named = _renamed(place, row, options.columns)
+            while owed >= 1 - 1e-9:
+                owed -= 1
+                yield place, named
+
+
+def _renamed(place: str, row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The row with the keys that Herd knows."""
+    if not columns:
+        return row
+    found = {key: row[column] for key, column in columns.items() if column in row}
+    rest = {key: value for key, value in row.items() if key not in columns.values()}
+    if not found:
+        raise DataError(f"{place}: has none of the columns {', '.join(columns.values())}; it has {', '.join(row)}")
+    if taken := found.keys() & rest.keys():
+        key = min(taken)
+        raise DataError(f"{place}: has a column `{key}` beside `{columns[key]}`, which is to be called so; rename it")
+    return rest | found
 
 
 def _files(path: Path) -> list[Path]:
@@ -47,13 +94,25 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def _files_in(folder: Path) -> list[Path]:
-    """A folder's data files; documents (`.json`), which may be anything's settings, only where there are no others."""
+def splits_in(folder: Path) -> dict[str, list[Path]]:
+    """A folder's data files by the split that their names say (train, test, val, ...), those of none under "".
+
+    Documents (`.json`), which may be anything's settings, count only where there are no others.
+    """
     names = sorted(file for file in folder.iterdir() if file.name.endswith(SUFFIXES))
-    files = [file for file in names if not file.name.endswith(_WHOLE)] or names
+    found: dict[str, list[Path]] = {}
+    for file in [file for file in names if not file.name.endswith(_WHOLE)] or names:
+        hit = _SPLIT.search(file.name)
+        found.setdefault(hit[1].lower() if hit else "", []).append(file)
+    return found
+
+
+def _files_in(folder: Path) -> list[Path]:
+    splits = splits_in(folder)
+    files = sorted(file for several in splits.values() for file in several)
     if not files:
         raise DataError(f"{folder}: no data files; expected {', '.join(SUFFIXES)}")
-    splits = {hit[1].lower() for file in files if (hit := _SPLIT.search(file.name))}
+    splits.pop("", None)
     if "train" in splits and len(splits) > 1:
         raise DataError(
             f"{folder}: holds the splits {', '.join(sorted(splits))}, which are not to be mixed; name the files to "

@@ -65,6 +65,11 @@ def talks_of(row: Row, notes: Notes) -> list[Talk]:
     return talks
 
 
+def shape_of(row: Row) -> str | None:
+    """The name of the shape that a row has, None if it is no conversation."""
+    return next((shape.name for shape in SHAPES if shape.fits(row)), None)
+
+
 def count_unread(row: Row, keys: Iterable[str], talks: Iterable[Talk], notes: Notes) -> None:
     """Count the row's keys with text that are not among `keys`, but for a copy of what a message says."""
     told, read = {message.get("content") for talk in talks for message in talk.messages}, {*keys, *ABOUT}

@@ -26,7 +26,6 @@ def page(
     skipped: Sequence[str] = (),
 ) -> str:
     """The page; rows are those of the run folder's files. `skipped` says which tasks were not asked, and why."""
-    style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     head = "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
     filters = "".join(
         f"<label><input type=radio name=filter id={name}{' checked' if name == 'all' else ''}> {text}</label>"
@@ -41,7 +40,12 @@ def page(
     parts += [_maps(samples), _differences(differences), _usage(usage)]
     parts += [f"<h2>Questions and answers</h2><nav>{filters}</nav>"]
     parts += [_samples(task, samples, models) for task in dict.fromkeys(row["task"] for row in samples)]
-    return f"{head}<title>Evaluation</title><style>{style}</style><body><h1>Evaluation</h1>{''.join(parts)}</html>\n"
+    return f"{head}<title>Evaluation</title><style>{style()}</style><body><h1>Evaluation</h1>{''.join(parts)}</html>\n"
+
+
+def style() -> str:
+    """The style sheet of pages of results."""
+    return Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
 
 
 def _scores(scores: Sequence[Row], published: Mapping[str, Mapping[str, float]], models: Sequence[str]) -> str:

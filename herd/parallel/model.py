@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,8 @@ from herd.parallel.pipeline import make_schedule, make_stage
 from herd.parallel.settings import ParallelSettings
 from herd.parallel.tensor import split_dimension, split_model
 from herd.types import IGNORE, Batch, Loss
+
+Found = TypeVar("Found")
 
 
 class Stage(nn.Module):
@@ -180,7 +182,7 @@ class ParallelModel(nn.Module):
         return last.losses if last.last and self.mesh.place["tensor"] == 0 else []
 
     @torch.no_grad()
-    def run(self, function: Callable[[Tensor, Any, Batch], Tensor], batch: Batch) -> Tensor:
+    def run(self, function: Callable[[Tensor, Any, Batch], Found], batch: Batch) -> Found:
         """What a function of hidden states, head and batch gives, forward only; of sharded and copied models.
 
         All ranks call it together, each with a batch of its own.
@@ -188,7 +190,7 @@ class ParallelModel(nn.Module):
         [stage] = self._own
         stage.objective = function
         batch = batch.to(self.mesh.device)
-        found = stage(batch.tokens, **_arguments(batch))
+        found: Found = stage(batch.tokens, **_arguments(batch))
         for module in stage.modules():
             if isinstance(module, FSDPModule):  # the weights are going to change
                 module.reshard()

@@ -15,6 +15,8 @@ import torch
 from herd.model.config import ModelConfig, num_parameters
 from herd.model.flops import flops_per_token
 from herd.ops.probe import best_dtype, matmul_rate, memory_bandwidth
+from herd.plan.cluster import Device
+from herd.plan.project import Machine
 
 # Share of the measured peak matmul rate that a training step of ours reaches: on CPU from benchmarks/results/train_step
 # (small matrices, eager), on GPU a cautious figure for torch.compile in bf16.
@@ -122,6 +124,17 @@ def ability(name: str, config: ModelConfig, machine: Measured) -> dict[str, Any]
         "run_int8_fits": parameters < machine.room * 0.9,
         "tokens_per_second": machine.bandwidth / running_bytes,
     }
+
+
+def this_machine(efficiency: float | None = None) -> Machine:
+    """This machine as one that runs are planned for, measured."""
+    found = measure()
+    bf16 = found.matmul_bf16 >= found.matmul_fp32 or found.gpu is not None
+    rate = found.matmul_bf16 if bf16 else found.matmul_fp32
+    name = found.gpu or f"this CPU, {found.cores} cores"
+    device = Device(name, rate, found.room, found.bandwidth, found.bandwidth, found.bandwidth, 1, 15.0 * found.cores)
+    used, own = efficiency or TRAINING_EFFICIENCY[found.device], {"restart_seconds": 10.0, "storage_bandwidth": 1e9}
+    return Machine(device, 1, efficiency=used, weight_bytes=2 if bf16 else 4, on_gpu=found.gpu is not None, **own)
 
 
 def _memory_bytes() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,7 @@ import numpy as np
 
 from herd.config import settings
 from herd.data.preferences import Pairs, load_pairs
+from herd.errors import DataError
 from herd.log import amount, say
 from herd.parallel.launch import agreed
 from herd.run import atomic_write
@@ -19,6 +21,7 @@ from herd.train.job import Job, training
 from herd.train.objectives import dpo
 from herd.train.reference import log_probs, read_log_probs
 from herd.train.settings import TuneSettings
+from herd.train.validation import KeptAside
 
 
 @settings
@@ -34,6 +37,10 @@ class DpoSettings(TuneSettings):
     """How strongly the policy is held to the reference."""
     nll: float = 0.2
     """Weight of the NLL per token of the chosen response."""
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    """How a pair's margin becomes a loss: sigmoid is DPO's own, ipo has an optimum (beta is then often 0.1 to 1)."""
+    count_terminators: bool = False
+    """Whether the token that ends a response counts, as in TRL; the paper masks it with the other formatting tokens."""
     min_strength: Literal["marginally_better", "slightly_better", "better", "significantly_better"] = "better"
     """Pairs whose responses are more alike than this are left out."""
 
@@ -46,26 +53,51 @@ class DpoSettings(TuneSettings):
 def run(settings: DpoSettings) -> Path:
     """Compute the reference's log-probabilities once, train, and write `checkpoint/`."""
     inputs: dict[str, Path | list[Path] | None] = {"pairs": settings.pairs, "checkpoint": settings.checkpoint}
+    inputs["validation"] = settings.validation.files or None
     with training(settings, "dpo", inputs) as job:
         if job.finished:
             return settings.out
         job.start_from(settings.checkpoint, whole_rows=True)
-        row_tokens = settings.batch.row_tokens
-        pairs = load_pairs(settings.pairs, job.tokenizer, row_tokens, min_strength=settings.min_strength)
-        say(f"  {amount(len(pairs))} pairs")
-        pairs = pairs.with_reference(_reference(job, pairs))
-        objective, sources = partial(dpo, beta=settings.beta, nll=settings.nll), {"pairs": pairs.documents}
-        figures = job.learn(objective, sources, epochs=settings.epochs, columns=pairs.dpo_columns)
+        pairs, aside = _pairs(settings, job)
+        say(f"  {amount(len(pairs))} pairs" + (f", {amount(len(aside))} kept aside" if aside else ""))
+        objective = partial(dpo, beta=settings.beta, nll=settings.nll, loss=settings.loss)
+        figures = job.learn(
+            objective,
+            {"pairs": pairs.documents},
+            epochs=settings.epochs,
+            columns=pairs.dpo_columns,
+            max_steps=settings.max_steps,
+            aside=KeptAside({"pairs": aside.documents}, aside.dpo_columns) if aside else None,
+        )
         job.finish({"pairs": len(pairs)} | figures)
     return settings.out
 
 
-def _reference(job: Job, pairs: Pairs) -> np.ndarray:
+def _pairs(settings: DpoSettings, job: Job) -> tuple[Pairs, Pairs | None]:
+    """What is learned and what is kept aside, each with the reference's log-probabilities."""
+    row_tokens, validation = settings.batch.row_tokens, settings.validation
+    context = job.config.max_position_embeddings
+    load = partial(
+        load_pairs, tokenizer=job.tokenizer, row_tokens=row_tokens, min_strength=settings.min_strength, context=context
+    )
+    pairs = load(settings.pairs, options=settings.rows)
+    parts: list[Pairs] = [*pairs.split(validation.share, "validation")] if validation.share else [pairs]
+    if validation.files:
+        parts.append(load(validation.files, options=replace(settings.rows, weights={})))
+    if not all(map(len, parts)):
+        raise DataError(f"validation.share={validation.share} leaves one part of {len(pairs)} pairs empty; change it")
+    names = ("reference.npy", "reference-validation.npy")
+    parts = [part.with_terminators() if settings.count_terminators else part for part in parts]
+    found = [part.with_reference(_reference(job, part, name)) for part, name in zip(parts, names)]
+    return found[0], found[1] if validation else None
+
+
+def _reference(job: Job, pairs: Pairs, name: str) -> np.ndarray:
     """The data's own log-probabilities where every pair has them; else the starting model's, kept for a resumed run."""
     if not np.isnan(pairs.reference[pairs.is_extreme()]).any():
         say("  reference log-probabilities are those in the data")
         return pairs.reference
-    file = job.run.path / "reference.npy"
+    file = job.run.path / name
     if agreed(file.exists):
         return read_log_probs(file, len(pairs.documents))
     batch = job.settings.batch

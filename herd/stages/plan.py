@@ -23,8 +23,8 @@ from herd import stages
 from herd.config import settings
 from herd.errors import CapacityError
 from herd.plan.check import check_table, checks
-from herd.plan.cluster import DEVICES, Device
-from herd.plan.measured import TRAINING_EFFICIENCY, measure
+from herd.plan.cluster import DEVICES
+from herd.plan.measured import this_machine
 from herd.plan.project import Machine, Phase, distinct, project, ranked
 from herd.plan.remedies import Remedy, remedies
 from herd.plan.slurm import processes_per_server, slurm_script
@@ -127,14 +127,7 @@ def _remedies(wanted: Wanted, machine: Machine, phase: Phase) -> list[Remedy]:
 def _machine(settings: PlanSettings) -> Machine:
     if isinstance(settings.devices, int):
         return Machine(DEVICES[settings.device], settings.devices, efficiency=settings.efficiency or EFFICIENCY)
-    found = measure()
-    bf16 = found.matmul_bf16 >= found.matmul_fp32 or found.gpu is not None
-    rate = found.matmul_bf16 if bf16 else found.matmul_fp32
-    name = found.gpu or f"this CPU, {found.cores} cores"
-    device = Device(name, rate, found.room, found.bandwidth, found.bandwidth, found.bandwidth, 1, 15.0 * found.cores)
-    efficiency = settings.efficiency or TRAINING_EFFICIENCY[found.device]
-    own = {"restart_seconds": 10.0, "storage_bandwidth": 1e9}
-    return Machine(device, 1, efficiency=efficiency, weight_bytes=2 if bf16 else 4, on_gpu=found.gpu is not None, **own)
+    return this_machine(settings.efficiency)
 
 
 def _recipes(settings: PlanSettings) -> list[Recipe]:

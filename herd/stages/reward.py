@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from herd.config import settings
 from herd.data.loader import PackedLoader
 from herd.data.preferences import Pairs, load_pairs
+from herd.errors import DataError
+from herd.evals.statistics import summary
 from herd.log import amount, say
 from herd.model.llama import Llama
 from herd.parallel.launch import from_all
 from herd.parallel.model import ParallelModel
-from herd.train.job import training
+from herd.train.job import Job, training
 from herd.train.objectives import reward_margins, reward_pairs
 from herd.train.settings import TuneSettings
+from herd.train.validation import KeptAside
 
 
 @settings
@@ -40,36 +45,66 @@ class RewardSettings(TuneSettings):
 def run(settings: RewardSettings) -> Path:
     """Train, measure accuracy on the held-out pairs by kind, and write `checkpoint/`."""
     inputs: dict[str, Path | list[Path] | None] = {"pairs": settings.pairs, "checkpoint": settings.checkpoint}
+    inputs["validation"] = settings.validation.files or None
     with training(settings, "reward", inputs) as job:
         if job.finished:
             return settings.out
         job.start_from(settings.checkpoint, scores=True, whole_rows=True)
-        row_tokens = settings.batch.row_tokens
-        pairs = load_pairs(settings.pairs, job.tokenizer, row_tokens, min_strength=settings.min_strength)
-        trained, held_out = pairs.split(settings.holdout)
-        say(f"  {amount(len(trained))} pairs to train on, {amount(len(held_out))} held out")
-        columns = trained.reward_columns
-        figures = job.learn(reward_pairs, {"pairs": trained.documents}, epochs=settings.epochs, columns=columns)
+        trained, held_out, aside = _pairs(settings, job)
+        kept = f", {amount(len(aside))} kept aside" if aside else ""
+        say(f"  {amount(len(trained))} pairs to train on, {amount(len(held_out))} held out{kept}")
+        figures = job.learn(
+            reward_pairs,
+            {"pairs": trained.documents},
+            epochs=settings.epochs,
+            columns=trained.reward_columns,
+            max_steps=settings.max_steps,
+            aside=KeptAside({"pairs": aside.documents}, aside.reward_columns) if aside else None,
+        )
         figures |= {"pairs": len(trained), "heldout_pairs": len(held_out)}
         if len(held_out):
             loader = job.loader({"pairs": held_out.documents}, 1, columns=held_out.reward_columns)
             figures |= accuracy(job.model, held_out, loader)
-            say(f"  held-out accuracy {figures['heldout_accuracy']:.1%}")
+            low, high = figures["heldout_accuracy_interval"]
+            say(f"  held-out accuracy {figures['heldout_accuracy']:.1%} ({low:.1%} to {high:.1%})")
         job.finish(figures)
     return settings.out
 
 
+def _pairs(settings: RewardSettings, job: Job) -> tuple[Pairs, Pairs, Pairs | None]:
+    """Pairs to train on, those held out to the end, and those whose loss is measured on the way, if any."""
+    row_tokens, validation = settings.batch.row_tokens, settings.validation
+    context = job.config.max_position_embeddings
+    load = partial(
+        load_pairs, tokenizer=job.tokenizer, row_tokens=row_tokens, min_strength=settings.min_strength, context=context
+    )
+    pairs = load(settings.pairs, options=settings.rows)
+    trained, held_out = pairs.split(settings.holdout)
+    if not validation:
+        return trained, held_out, None
+    if validation.files:
+        return trained, held_out, load(validation.files, options=replace(settings.rows, weights={}))
+    trained, aside = trained.split(validation.share, "validation")
+    if not (len(trained) and len(aside)):
+        raise DataError(f"validation.share={validation.share} leaves one part of {len(pairs)} pairs empty; change it")
+    return trained, held_out, aside
+
+
 @torch.no_grad()
-def accuracy(model: Llama | ParallelModel, pairs: Pairs, loader: PackedLoader) -> dict[str, float]:
-    """How often the better response of a held-out comparison scores higher, over all and for each kind of pair."""
+def accuracy(model: Llama | ParallelModel, pairs: Pairs, loader: PackedLoader) -> dict[str, Any]:
+    """How often the better response of a held-out comparison scores higher, over all and for each kind of pair; over
+    all with the 95 % interval, comparisons of one prompt taken as one group."""
     model.eval()
     device = next(model.parameters()).device
     won: list[tuple[bool, int]] = []
     for batch in loader.epoch():
         signs = (model.run(reward_margins, batch.to(device)) > 0).tolist()
         won += zip(signs, batch.columns["document"].tolist())
-    right: dict[str, list[bool]] = {}
-    for better, document in chain.from_iterable(from_all(won)):
+    right: dict[str, list[float]] = {}
+    found = list(chain.from_iterable(from_all(won)))
+    interval = summary([float(better) for better, _ in found], [str(pairs.group[document]) for _, document in found])
+    for better, document in found:
         for name in ("heldout_accuracy", f"heldout_accuracy/{pairs.kind[document]}"):
-            right.setdefault(name, []).append(better)
-    return {name: sum(values) / len(values) for name, values in right.items() if not name.endswith("/")}
+            right.setdefault(name, []).append(float(better))
+    figures: dict[str, Any] = {"heldout_accuracy_interval": [round(interval.low, 4), round(interval.high, 4)]}
+    return figures | {name: sum(values) / len(values) for name, values in right.items() if not name.endswith("/")}

@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 
 from herd.config import settings
-from herd.data.conversations import load_conversations
+from herd.data.conversations import Conversations, split_conversations
 from herd.log import amount, say
 from herd.tokenizer.chat import stops
-from herd.train.job import training
+from herd.train.job import Job, training
 from herd.train.objectives import next_token
 from herd.train.schedule import BatchSettings
 from herd.train.settings import TuneSettings
+from herd.train.validation import KeptAside
 
 
 @settings
@@ -35,16 +36,36 @@ def run(settings: SftSettings) -> Path:
     inputs: dict[str, Path | list[Path] | None] = {
         "conversations": settings.conversations,
         "checkpoint": settings.checkpoint,
+        "validation": settings.validation.files or None,
     }
     with training(settings, "sft", inputs) as job:
         if job.finished:
             return settings.out
         job.start_from(settings.checkpoint)
-        sources = load_conversations(settings.conversations, job.tokenizer, settings.batch.row_tokens)
-        count = sum(len(documents) for documents in sources.values())
-        say(f"  {amount(count)} conversations")
-        objective = partial(next_token, sources=sorted(sources))
-        figures = job.learn(objective, sources, epochs=settings.epochs, mixture=settings.mixture)
+        sources, aside, left_out = _conversations(settings, job)
+        count, kept = (sum(len(documents) for documents in part.values()) for part in (sources, aside))
+        say(f"  {amount(count)} conversations" + f", {amount(kept)} kept aside" * bool(kept))
+        objective = partial(next_token, sources=sorted({*sources, *aside}))
+        figures = job.learn(
+            objective,
+            sources,
+            epochs=settings.epochs,
+            mixture=settings.mixture,
+            max_steps=settings.max_steps,
+            aside=KeptAside(aside) if aside else None,
+        )
+        figures |= {"left_out": dict(left_out)} if left_out else {}
         job.model.config = replace(job.config, eos_token_id=stops(job.tokenizer))  # it ends turns now: for chat
         job.finish({"conversations": count} | figures)
     return settings.out
+
+
+def _conversations(settings: SftSettings, job: Job) -> Conversations:
+    """What is learned, and what is kept aside, a share or files of its own."""
+    options, validation = settings.rows, settings.validation
+    longest = min(settings.batch.row_tokens, job.config.max_position_embeddings)
+    found = split_conversations(settings.conversations, job.tokenizer, longest, validation.share, options)
+    if not validation.files:
+        return found
+    own = replace(options, weights={})
+    return found._replace(aside=split_conversations(validation.files, job.tokenizer, longest, 0.0, own).learned)

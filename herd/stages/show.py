@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -10,14 +10,13 @@ from rich.console import Console
 from rich.text import Text
 
 from herd.config import settings
+from herd.data.coloured import colour
 from herd.data.conversations import render_talk
 from herd.data.rows import read_rows
 from herd.data.shapes import talks_of
 from herd.data.talks import Notes
 from herd.errors import DataError
 from herd.formats.vocabulary import open_tokenizer
-from herd.tokenizer import Tokenizer
-from herd.tokenizer.chat import Rendered
 
 
 @settings
@@ -59,27 +58,3 @@ def run(settings: ShowSettings) -> None:
     notes.tell()
     if not shown:
         raise DataError(f"{settings.path}: has no conversation {settings.first}")
-
-
-def colour(tokenizer: Tokenizer, rendered: Rendered, *, marks: bool = False) -> Text:
-    """A rendered conversation for the terminal: trained tokens green, special tokens dim.
-
-    `marks` puts ⟦ and ⟧ around what is trained, for where colour is lost.
-    """
-    special = tokenizer.special_ids
-    text = Text()
-    for trained, run_of_tokens in groupby(zip(*rendered, strict=True), key=lambda pair: pair[1]):
-        if trained and marks:
-            text.append("⟦")
-        for characters, is_special in _pieces(tokenizer, [token for token, _ in run_of_tokens], special):
-            colours = ["green" if trained else "default", "dim" if is_special else "not dim"]
-            text.append(characters, style=" ".join(colours))
-        if trained and marks:
-            text.append("⟧")
-    return text
-
-
-def _pieces(tokenizer: Tokenizer, tokens: list[int], special: frozenset[int]) -> list[tuple[str, bool]]:
-    """Runs of special and of ordinary tokens as text: no character is torn, and none can command the terminal."""
-    grouped = groupby(tokens, key=special.__contains__)
-    return [(tokenizer.decode(run).replace("\x1b", "␛"), is_special) for is_special, run in grouped]

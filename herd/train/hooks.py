@@ -13,30 +13,32 @@ from torch import nn
 class Hook:
     """A function called with the number of finished steps, wherever `due(step, num_steps)` says so.
 
-    A resumed run calls the hooks of the step it continues from once more; so `call` must not mind a second time.
+    A resumed run calls the hooks of the step it continues from once more; so `call` must not mind a second time. Where
+    it answers True the run ends there.
     """
 
-    call: Callable[[int], None]
+    call: Callable[[int], bool | None]
     due: Callable[[int, int], bool]
 
-    def run(self, model: nn.Module, step: int) -> None:
-        """Call it, the model in evaluation meanwhile."""
+    def run(self, model: nn.Module, step: int) -> bool:
+        """Call it, the model in evaluation meanwhile; whether the run is to end."""
         model.eval()
         with torch.no_grad():
-            self.call(step)
+            ends = self.call(step)
         model.train()
+        return bool(ends)
 
 
-def every(steps: int, call: Callable[[int], None]) -> Hook:
+def every(steps: int, call: Callable[[int], bool | None]) -> Hook:
     """Call after every so many steps."""
     return Hook(call, lambda step, num_steps: steps > 0 and step % steps == 0)
 
 
-def at_shares(shares: Sequence[float], call: Callable[[int], None]) -> Hook:
+def at_shares(shares: Sequence[float], call: Callable[[int], bool | None]) -> Hook:
     """Call when these shares (0 to 1) of the run are done."""
     return Hook(call, lambda step, num_steps: step in {max(1, round(share * num_steps)) for share in shares})
 
 
-def evenly(count: int, call: Callable[[int], None]) -> list[Hook]:
+def evenly(count: int, call: Callable[[int], bool | None]) -> list[Hook]:
     """Call so many times over the run, at equal distances, the last step included."""
     return [at_shares([number / count for number in range(1, count + 1)], call)] if count else []

@@ -11,17 +11,18 @@ with training(settings, "sft", {"conversations": settings.conversations}) as job
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from herd.data.loader import Columns, PackedLoader
+from herd.data.loader import Columns, PackedLoader, num_rows
 from herd.data.shards import Documents
-from herd.errors import CheckpointError
+from herd.errors import CheckpointError, ConfigError
 from herd.formats.checkpoint import Checkpoint, open_checkpoint
 from herd.log import amount, say
 from herd.model.config import SEQUENCE_CLASSIFICATION, ModelConfig, num_parameters
@@ -42,21 +43,31 @@ from herd.train.schedule import phases, steps_for
 from herd.train.settings import TrainSettings
 from herd.train.sources import BatchSource
 from herd.train.trainer import Trainer
+from herd.train.validation import KeptAside, Validation, ValidationSettings, history
 
 _CHOICES = "choices.json"
 _FEW_STEPS = 20  # of a whole run; fewer are said
 
 
-@contextmanager
-def training(settings: TrainSettings, stage: str, inputs: Mapping[str, Path | list[Path] | None]) -> Iterator[Job]:
+def training(
+    settings: TrainSettings, stage: str, inputs: Mapping[str, Path | list[Path] | None]
+) -> AbstractContextManager[Job]:
     """The run of a stage, on all processes that `torchrun` has started; `inputs` as `herd.run.open_run` takes them.
 
     Raises:
         UserError: as `open_run`.
     """
+    return training_as(settings, settings, stage, inputs)
+
+
+@contextmanager
+def training_as(
+    asked: Any, settings: TrainSettings, stage: str, inputs: Mapping[str, Path | list[Path] | None]
+) -> Iterator[Job]:
+    """The same where what a person has `asked` for, which the run folder keeps, leads to the training's settings."""
     with (
         joined(settings.out) as device,
-        open_run_together(settings.out, stage=stage, settings=settings, inputs=dict(inputs)) as run,
+        open_run_together(settings.out, stage=stage, settings=asked, inputs=dict(inputs)) as run,
     ):
         yield Job(settings, run, device, stage)
 
@@ -139,9 +150,9 @@ class Job:
         mixture_at: Mapping[float, Mapping[str, float]] | None = None,
         columns: Columns | None = None,
     ) -> PackedLoader:
-        """The rows of this process, for so many steps; each source by its size where no mixture is given."""
-        weights = mixture or {name: float(documents.num_tokens.sum()) for name, documents in sources.items()}
+        """The rows of this process, for so many steps; where no mixture is given, an epoch has every row once."""
         batch = self.settings.batch
+        weights = mixture or {name: float(count) for name, count in num_rows(sources, batch.row_tokens).items()}
         return PackedLoader(
             sources,
             phases(batch, num_steps, weights, mixture_at),
@@ -159,12 +170,41 @@ class Job:
         epochs: float,
         mixture: Mapping[str, float] | None = None,
         columns: Columns | None = None,
+        max_steps: int | None = None,
+        aside: KeptAside | None = None,
     ) -> dict[str, Any]:
-        """Go through all rows `epochs` times; the figures of the run's end."""
-        num_steps = self.steps(sources, epochs)
+        """Go through all rows `epochs` times, or less where `aside` ends it; the figures of the run's end.
+
+        The loss of what is kept `aside` is measured as `settings.validation` says.
+        """
+        num_steps = min(self.steps(sources, epochs), max_steps or sys.maxsize)
         self._tell_little(num_steps, epochs)
-        self.train(objective, self.loader(sources, num_steps, mixture=mixture, columns=columns), num_steps)
-        return {"steps": num_steps} | last_means(self.run.path)
+        loader, hooks = self.loader(sources, num_steps, mixture=mixture, columns=columns), []
+        if aside is not None:
+            validation = self._validation(objective, aside)
+            hooks = [Hook(validation, validation.due)]
+        steps = self.train(objective, loader, num_steps, hooks=hooks)
+        figures = {"steps": steps} | last_means(self.run.path)
+        if aside is None:
+            return figures
+        if (best := validation.take_best()) is not None and best < steps:
+            say(f"  the weights are those after step {best:,}, which has the lowest validation loss")
+        lowest = agreed(lambda: min(history(self.run.path), key=lambda row: row["loss"]))
+        return figures | {"validation_loss": lowest["loss"], "validation_step": lowest["step"]}
+
+    def _validation(self, objective: Objective, aside: KeptAside) -> Validation:
+        options = getattr(self.settings, "validation", ValidationSettings())
+        parallel = self.settings.parallel
+        if parallel.of_one_copy > parallel.shard:
+            raise ConfigError(
+                "validation looks at whole rows, which tensor, context and pipeline cut: use replicas and shard"
+            )
+        if isinstance(self.model, ParallelModel) and options.keep == "best":
+            raise ConfigError(
+                "validation.keep=best needs a whole copy on each process (replicas alone); set validation.keep=last"
+            )
+        batches = self.loader(aside.sources, 1, columns=aside.columns).epoch()
+        return Validation(self.model, objective, batches, self.run.path, options)
 
     def _tell_little(self, num_steps: int, epochs: float) -> None:
         """Say where the data make so few steps that little can be learned, and what would make more of them."""
@@ -185,8 +225,8 @@ class Job:
         num_steps: int,
         *,
         hooks: Sequence[Hook] = (),
-    ) -> None:
-        """Train the model on a source of batches."""
+    ) -> int:
+        """Train the model on a source of batches; the steps it took, fewer where a hook ended it."""
         chosen, model = self.settings, self.model
         float8 = chosen.batch.micro_tokens if chosen.dtype == "fp8" else 0
         compiled = prepare(model, chosen.compile, chosen.recompute, float8)
@@ -213,6 +253,7 @@ class Job:
             label=self.label,
         )
         trainer.fit(source, num_steps)
+        return trainer.num_steps
 
     def put_together(self) -> None:
         """Let `model` be the whole of it, from what the processes hold; on the first process, after training."""

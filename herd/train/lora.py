@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import field
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 TARGETS: tuple[Target, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _PREFIX = "base_model.model."  # PEFT's name for the model inside
 _NOT_READ = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+_MODULES = {"model.embed_tokens.weight": "embed_tokens", "lm_head.weight": "lm_head"}
 _SCORES = ("score", "classifier")  # PEFT names a head that scores by both, whichever the model has
 
 
@@ -55,10 +56,18 @@ class LoraSettings:
     """Matrices of each block that get an adapter."""
     base: Literal["as_is", "nf4"] = "as_is"
     """How the frozen matrices are held: in the model's number type, or in 4 bits (QLoRA)."""
+    dropout: float = 0.0
+    """Share (0 to 1) of an adapter's inputs that is left out while learning."""
+    modules_to_save: list[Literal["embed_tokens", "lm_head"]] = field(default_factory=list)
+    """Beside the adapters, what is learned whole: the embedding, the head, as new tokens need it."""
 
     def __post_init__(self) -> None:
         if self.rank < 0 or self.alpha <= 0:
             raise ValueError("rank must be 0 or more and alpha positive")
+        if not 0 <= self.dropout < 1:
+            raise ValueError("dropout is a share: 0 or more, less than 1")
+        if not self.rank and (self.dropout or self.modules_to_save):
+            raise ValueError("dropout and modules_to_save go with adapters: set rank too")
         if self.rank and not self.targets:
             raise ValueError("targets must name at least one matrix")
 
@@ -74,6 +83,7 @@ class LoraLinear(nn.Module):
         super().__init__()
         weight, rank = base.weight.detach(), options.rank
         self.scale, self.shape, self.dtype = options.alpha / rank, tuple(weight.shape), weight.dtype
+        self.dropout = options.dropout
         if options.base == "nf4":
             packed = quantize(weight)
             self.register_buffer("packed", packed.packed, persistent=False)
@@ -92,7 +102,8 @@ class LoraLinear(nn.Module):
             base = F.linear(x, self.weight)
         if self.bias is not None:
             base = base + self.bias
-        return base + F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scale
+        kept = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return base + F.linear(F.linear(kept, self.lora_A), self.lora_B) * self.scale
 
     @torch.no_grad()
     def merged(self) -> Tensor:
@@ -104,9 +115,12 @@ class LoraLinear(nn.Module):
 
 
 def adapter_parameters(config: ModelConfig, options: LoraSettings) -> int:
-    """How many weights the adapters of a model of this shape have."""
+    """How many weights the adapters of a model of this shape have, and what is learned whole beside them."""
     shapes = matrix_shapes(config)
-    return options.rank * config.num_hidden_layers * sum(sum(shapes[name]) for name in set(options.targets))
+    whole = len(set(options.modules_to_save))
+    whole = min(whole, 1) if config.tie_word_embeddings else whole
+    beside = whole * config.vocab_size * config.hidden_size
+    return beside + options.rank * config.num_hidden_layers * sum(sum(shapes[name]) for name in set(options.targets))
 
 
 def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -126,7 +140,7 @@ def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 def adapt(model: Llama, options: LoraSettings, device: torch.device | str | None = None) -> None:
     """Freeze a Llama and make room for an adapter beside each chosen matrix, in place; a head that scores is learned
-    whole.
+    whole, and what `modules_to_save` names.
 
     On another `device` the matrices are moved one by one: it never holds all that become 4 bits as they were.
     """
@@ -136,8 +150,16 @@ def adapt(model: Llama, options: LoraSettings, device: torch.device | str | None
         for parent in (block.get_submodule("self_attn"), block.get_submodule("mlp")):
             for name in [name for name, _ in parent.named_children() if name in options.targets]:
                 setattr(parent, name, LoraLinear(getattr(parent, name).to(device), options))
-    if hasattr(model, "score"):
-        model.get_parameter("score.weight").requires_grad_(True)
+    for learned in _whole(model, options.modules_to_save):
+        model.get_parameter(learned).requires_grad_(True)
+
+
+def _whole(model: Llama, modules: Sequence[str]) -> dict[str, str]:
+    """The weights that are learned whole, and PEFT's name of the module: a tied embedding is the head too."""
+    found = {"score.weight": "score"} if hasattr(model, "score") else {}
+    tied = modules and model.config.tie_word_embeddings
+    here = {name: module for name, module in _MODULES.items() if tied or module in modules}
+    return found | {name: module for name, module in here.items() if module != "lm_head" or not found}
 
 
 @torch.no_grad()
@@ -164,6 +186,11 @@ def fresh_adapters(model: nn.Module, seed: int = 0) -> Iterator[tuple[str, Tenso
 def has_adapters(model: nn.Module) -> bool:
     """Whether `add_adapters` was here."""
     return any(isinstance(module, LoraLinear) for module in model.modules())
+
+
+def has_4_bits(model: nn.Module) -> bool:
+    """Whether the base beneath the adapters is held in 4 bits."""
+    return any(isinstance(module, LoraLinear) and module.weight is None for module in model.modules())
 
 
 def merged_model(model: Llama) -> Llama:
@@ -197,16 +224,18 @@ def save_adapters(model: Llama, folder: Path, base: str = "", tokenizer: Tokeniz
         "base_model_name_or_path": base,
         "r": rank,
         "lora_alpha": module.scale * rank,
-        "lora_dropout": 0.0,
+        "lora_dropout": module.dropout,
         "target_modules": sorted({name.rsplit(".", 1)[1] for name in adapted}),
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
         "inference_mode": True,
     }
-    if hasattr(model, "score"):
-        tensors[f"{_PREFIX}score.weight"] = model.get_parameter("score.weight").detach().clone()
-        config |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
+    learned = [name for name, weight in model.named_parameters() if weight.requires_grad and "lora_" not in name]
+    whole = _whole(model, [module for name, module in _MODULES.items() if name in learned])
+    tensors |= {_PREFIX + name: model.get_parameter(name).detach().clone() for name in whole}
+    config |= {"task_type": "SEQ_CLS"} if hasattr(model, "score") else {}
+    config |= {"modules_to_save": list(whole.values())} if whole else {}
     with atomic_folder(folder) as aside:
         save_tensors(tensors, aside / "adapter_model.safetensors")
         (aside / "adapter_config.json").write_text(json.dumps(config, indent=1))
@@ -232,21 +261,24 @@ def load_adapters(model: Llama, folder: Path) -> LoraSettings:
     _check_plain(model, folder, config)
     if unknown := sorted(set(targets) - set(TARGETS)):
         raise ConfigError(f"{folder}: adapts {', '.join(unknown)}; a Llama's blocks have {', '.join(TARGETS)}")
-    options = LoraSettings(rank=rank, alpha=alpha, targets=targets)
+    modules = [name for name in config.get("modules_to_save") or () if name not in _SCORES]
+    dropout = float(config.get("lora_dropout") or 0.0)
+    options = LoraSettings(rank=rank, alpha=alpha, targets=targets, dropout=dropout, modules_to_save=modules)
     add_adapters(model, options)
     for name, module in model.named_modules():
         if isinstance(module, LoraLinear):
             for part in ("lora_A", "lora_B"):
                 _fill(getattr(module, part), tensors.get(f"{_PREFIX}{name}.{part}.weight"), f"{name}.{part}", folder)
-    if config.get("modules_to_save"):
-        _fill(model.get_parameter("score.weight"), tensors.get(f"{_PREFIX}score.weight"), "score", folder)
+    for name in _whole(model, modules) if config.get("modules_to_save") else ():
+        _fill(model.get_parameter(name), tensors.get(_PREFIX + name), name, folder)
     return options
 
 
 def _check_plain(model: nn.Module, folder: Path, config: dict[str, Any]) -> None:
     """Refuse what would change more than is read."""
     other = [name for name in _NOT_READ if config.get(name)] + ["bias"] * (config.get("bias", "none") != "none")
-    whole = set(config.get("modules_to_save") or ()) - set(_SCORES if hasattr(model, "score") else ())
+    read = {"embed_tokens", "lm_head"} | set(_SCORES if hasattr(model, "score") else ())
+    whole = set(config.get("modules_to_save") or ()) - read
     if other := other + ["modules_to_save"] * bool(whole):
         raise CheckpointError(f"{folder}: uses {', '.join(other)}, which is not read here; plain LoRA adapters are")
 

@@ -7,6 +7,7 @@ returns sums and counts, so that the trainer's one division makes unequal micro-
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,15 @@ def reward_pairs(hidden: Tensor, head: nn.Linear, batch: Batch) -> Loss:
     return Loss(-F.logsigmoid(margin).sum(), count, metrics)
 
 
-def dpo(hidden: Tensor, head: Head, batch: Batch, *, beta: float = 0.1, nll: float = 0.2) -> Loss:
+def dpo(
+    hidden: Tensor,
+    head: Head,
+    batch: Batch,
+    *,
+    beta: float = 0.1,
+    nll: float = 0.2,
+    loss: Literal["sigmoid", "ipo"] = "sigmoid",
+) -> Loss:
     """Direct preference optimisation with formatting tokens masked and an NLL term on the chosen response.
 
     Per pair: -log sigmoid(beta * ((policy - reference)(chosen) - (policy - reference)(rejected))) + nll * NLL(chosen).
@@ -64,7 +73,10 @@ def dpo(hidden: Tensor, head: Head, batch: Batch, *, beta: float = 0.1, nll: flo
     does not forget how to stop. Column `response` (B, T) says which response a label belongs to (2i chosen, 2i + 1
     rejected, -1 none), `reference` (2P,) holds the reference model's sums.
 
-    Source: The Llama 3 Herd of Models, section 4.1.4; NLL per token as in Pang et al. 2024.
+    With `ipo` the first term is (difference of the gains per token - 1 / (2 beta))^2, which has an optimum where DPO
+    pushes on. A gain per token instead of a sum is what its authors meant, and what TRL takes.
+
+    Source: The Llama 3 Herd of Models, section 4.1.4; NLL per token as in Pang et al. 2024; IPO: Azar et al. 2023.
     """
     log_probs, response, counted = response_log_probs(hidden, head, batch)
     reference = batch.columns["reference"]
@@ -83,7 +95,12 @@ def dpo(hidden: Tensor, head: Head, batch: Batch, *, beta: float = 0.1, nll: flo
         "nll": chosen_nll.sum(),
     }
     metrics = {name: (figure.detach(), count) for name, figure in figures.items()}
-    return Loss((nll * chosen_nll - F.logsigmoid(margin)).sum(), count, metrics)
+    preference = -F.logsigmoid(margin)
+    if loss == "ipo":
+        tokens = _sum_by(response, counted.to(log_probs.dtype), len(reference)).clamp(min=1).view(-1, 2)
+        mean = gain / tokens
+        preference = (mean[:, 0] - mean[:, 1] - 1 / (2 * beta)) ** 2
+    return Loss((nll * chosen_nll + preference).sum(), count, metrics)
 
 
 def distill(hidden: Tensor, head: Head, batch: Batch) -> Loss:

@@ -90,6 +90,8 @@ def mesh_faults(options: OptimizerSettings, parallel: ParallelSettings, whole_ro
         found.append(
             "optimizer.lora.base=nf4 needs a whole copy on each process (replicas alone); shards hold a base as_is"
         )
+    if options.lora.modules_to_save:
+        found.append("optimizer.lora.modules_to_save needs a whole copy on each process (replicas alone)")
     if options.lora.rank and parallel.tensor * parallel.pipeline > 1:
         found.append("optimizer.lora is learned on replicas, shard and context, not on tensor or pipeline")
     return found

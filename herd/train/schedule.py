@@ -19,6 +19,8 @@ class ScheduleSettings:
     """How it falls after the warm-up."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""
+    warmup_share: float = 0.0
+    """The same as a share (0 to 1) of the run's steps, instead of their number."""
     final_share: float = 0.01
     """What is left at the end, as a share of the peak (cosine and linear)."""
     steps: int | None = None
@@ -27,8 +29,14 @@ class ScheduleSettings:
     def __post_init__(self) -> None:
         if self.warmup_steps < 0 or (self.steps is not None and self.steps < 1):
             raise ValueError("warmup_steps must be 0 or more, steps at least 1")
-        if not 0 <= self.final_share <= 1:
-            raise ValueError("final_share must lie between 0 and 1")
+        if not 0 <= self.final_share <= 1 or not 0 <= self.warmup_share <= 1:
+            raise ValueError("final_share and warmup_share must lie between 0 and 1")
+        if self.warmup_steps and self.warmup_share:
+            raise ValueError("give warmup_steps or warmup_share, not both")
+
+    def warmup(self, num_steps: int) -> int:
+        """Steps of warm-up of a run of `num_steps`."""
+        return min(self.warmup_steps or round(self.warmup_share * num_steps), num_steps)
 
 
 @settings
@@ -72,7 +80,7 @@ def learning_rate(schedule: ScheduleSettings, peak: float, step: int, num_steps:
     The first step of a warm-up of w steps has 1/w of the peak, its last one (without a warm-up the run's first) all of
     it; the last step of a falling shape has the final share. A single step has the peak.
     """
-    warmup = min(schedule.warmup_steps, num_steps)
+    warmup = schedule.warmup(num_steps)
     if step < warmup:
         return peak * (step + 1) / warmup
     if schedule.shape == "constant":

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from herd.config import settings
+from herd.data.rows import RowSettings
 from herd.parallel.settings import ParallelSettings
 from herd.train.compile import Compile
 from herd.train.optimizer import OptimizerSettings
 from herd.train.saving import SavingSettings
 from herd.train.schedule import BatchSettings, ScheduleSettings
 from herd.train.stability import StabilitySettings, step_range
+from herd.train.validation import ValidationSettings
 
 Dtype = Literal["stored", "auto", "bf16", "fp32", "fp8"]
 
@@ -64,6 +66,12 @@ class TuneSettings(TrainSettings):
     """Checkpoint to start from, its tokenizer beside it."""
     epochs: float = 1.0
     """How often all rows are gone through."""
+    max_steps: int | None = None
+    """At most so many steps, whatever `epochs` says."""
+    rows: RowSettings = field(default_factory=RowSettings)
+    """How rows are read: columns of other names, files that count more, what becomes of long ones."""
+    validation: ValidationSettings = field(default_factory=ValidationSettings)
+    """Rows kept aside, whose loss is measured while the run goes."""
     template: str | None = None
     """Chat format (llama3, chatml, tulu, vicuna, or a .jinja file) for a checkpoint that has none; it travels on."""
     batch: BatchSettings = field(default_factory=lambda: BatchSettings(row_tokens=1024))
@@ -77,5 +85,5 @@ class TuneSettings(TrainSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.batch.check_whole_rows()
-        if self.epochs <= 0:
-            raise ValueError("epochs must be positive")
+        if self.epochs <= 0 or (self.max_steps is not None and self.max_steps < 1):
+            raise ValueError("epochs must be positive, max_steps at least 1")

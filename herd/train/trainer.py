@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+import torch
 import torch.distributed as dist
 
 from herd.data.loader import within_vocabulary
@@ -25,7 +26,7 @@ from herd.errors import CheckpointError, ConfigError, DataError
 from herd.log import progress, say
 from herd.model.flops import flops_per_token
 from herd.model.llama import Llama, Objective
-from herd.parallel.launch import agreed, asked_to_end
+from herd.parallel.launch import agreed, asked_to_end, this_process
 from herd.parallel.model import ParallelModel
 from herd.run import Run, read_metrics
 from herd.train.checkpoint import StateSaver, discard_after, is_first, is_whole, load_state
@@ -104,6 +105,7 @@ class Trainer:
         self.asked: Callable[[], bool] = lambda: False
         self.asked_to_end = False  # any process was, when the last step was made
         self.amid_update = False  # an interruption has left weights of two steps
+        self.ended = False  # a hook has ended the run
 
     @property
     def num_steps(self) -> int:
@@ -145,6 +147,8 @@ class Trainer:
             DataError: a token that the model has not.
         """
         self.adamw.drop_gradients()
+        if self.adamw.options.lora.dropout:  # what is dropped follows from the step, so that a resumed run repeats it
+            torch.manual_seed(1_000_003 * this_process() + self.num_steps)
         readable, fault = within_vocabulary(batches, self.model.config.vocab_size, names)
         totals = Totals(data_fault=fault)
         self.now("forward and backward")
@@ -291,11 +295,11 @@ class _Fit:
         trainer.model.train()
         for hook in trainer.hooks:  # a run killed between its save and its hooks owes them: a snapshot may be missing
             if trainer.num_steps and hook.due(trainer.num_steps, num_steps):
-                hook.run(trainer.model, trainer.num_steps)
+                trainer.ended |= hook.run(trainer.model, trainer.num_steps)
         done, total = self._tokens(trainer.num_steps), self._tokens(num_steps)
         with progress(trainer.label, total=total, unit="tokens", done=done) as bar, asked_to_end() as trainer.asked:
             try:
-                while trainer.num_steps < num_steps:
+                while trainer.num_steps < num_steps and not trainer.ended:
                     figures, seen = self._take()
                     if figures:
                         bar.advance(seen, loss=figures["loss"])
@@ -363,7 +367,7 @@ class _Fit:
             raise KeyboardInterrupt
         for hook in due:
             trainer.now("a hook")
-            hook.run(trainer.model, step)
+            trainer.ended |= hook.run(trainer.model, step)
 
     def _is_settled(self) -> bool:
         """Whether what is in memory is fit to be saved: of one step, whose line is in metrics.jsonl."""

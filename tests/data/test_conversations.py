@@ -81,7 +81,7 @@ def test_a_conversation_longer_than_a_row_is_left_out_never_cut(tmp_path):
     long = [{"role": "user", "content": "cat " * 300}, {"role": "assistant", "content": "hat"}]
     file = write(tmp_path / "c.jsonl", [{"messages": long}, {"messages": CHAT}])
     assert len(load_conversations(file, TOKENIZER, 128)["conversations"]) == 1
-    with pytest.raises(DataError, match="raise row_tokens"):
+    with pytest.raises(DataError, match=r"raise batch\.row_tokens"):
         load_conversations(write(tmp_path / "d.jsonl", [{"messages": long}]), TOKENIZER, 128)
 
 

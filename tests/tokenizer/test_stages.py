@@ -8,6 +8,7 @@ import pytest
 
 from herd.config import load
 from herd.curate.read.texts import num_rows, read_texts
+from herd.data.coloured import colour
 from herd.data.split import is_held_out
 from herd.errors import ConfigError, DataError
 from herd.formats.vocabulary import open_tokenizer
@@ -195,6 +196,6 @@ def test_show_begins_where_it_is_told(shown, capsys):
 
 
 def test_trained_tokens_are_green(tokenizer):
-    text = show.colour(tokenizer, render(tokenizer, TALK))
+    text = colour(tokenizer, render(tokenizer, TALK))
     green = "".join(text.plain[span.start : span.end] for span in text.spans if "green" in str(span.style))
     assert green == "Hello 😀<|eot_id|>"

@@ -12,7 +12,7 @@ from herd.ops.nf4 import CODE, dequantize, nf4_linear, quantize
 from herd.parallel.settings import ParallelSettings
 from herd.run import read_metrics
 from herd.train.hooks import Hook
-from herd.train.lora import LoraSettings, add_adapters, load_adapters, save_adapters, save_merged
+from herd.train.lora import LoraSettings, add_adapters, load_adapters, merged_model, save_adapters, save_merged
 from herd.train.objectives import next_token
 from herd.train.optimizer import OptimizerSettings
 from herd.train.placement import place
@@ -102,6 +102,28 @@ def test_peft_loads_our_adapters_and_we_load_pefts(tmp_path):
         torch.testing.assert_close(again(TOKENS), model(TOKENS))
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_tokens_are_learned_whole_beside_adapters_and_peft_reads_both(tmp_path, tied):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    model = tiny_model(tie_word_embeddings=tied)
+    save(model, tmp_path / "base")
+    add_adapters(model, LoraSettings(rank=4, dropout=0.5, modules_to_save=["embed_tokens", "lm_head"]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, 0.1)
+        expected = model.eval()(TOKENS)
+        assert not torch.equal(model.train()(TOKENS), expected)  # some of the adapters' inputs are left out
+    save_adapters(model, tmp_path / "adapters", base=str(tmp_path / "base"))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapters").eval()
+    load_adapters(again := tiny_model(tie_word_embeddings=tied), tmp_path / "adapters")
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(TOKENS), expected)
+        torch.testing.assert_close(merged_model(model)(TOKENS), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(theirs(TOKENS).logits, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_adapters_of_another_model_and_no_adapters_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="holds no adapters in PEFT's format"):
         load_adapters(tiny_model(), tmp_path)
@@ -112,7 +134,7 @@ def test_adapters_of_another_model_and_no_adapters_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     "more", [{"use_rslora": True}, {"use_dora": True}, {"alpha_pattern": {"q_proj": 8}}, {"bias": "lora_only"},
-             {"modules_to_save": ["lm_head"]}],
+             {"modules_to_save": ["norm"]}],
 )  # fmt: skip
 def test_adapters_that_change_more_than_is_read_are_refused(tmp_path, more):
     config = save_adapters(adapted(), tmp_path / "adapters") / "adapter_config.json"

@@ -89,6 +89,15 @@ def test_dpo_without_masking_is_the_loss_of_trl():
     torch.testing.assert_close(loss.sum, -F.logsigmoid(0.3 * logratios))
 
 
+def test_ipo_is_its_formula_over_gains_per_token():
+    torch.manual_seed(2)
+    logits, batch = torch.randn(2, 4, 8), dpo_batch()
+    loss = dpo(logits, PlainHead(), batch, beta=0.5, nll=0.0, loss="ipo")
+    table = logits.log_softmax(-1)
+    chosen, rejected = (table[0, 1, 3] + table[0, 2, 4] + 3.0) / 2, (table[1, 1, 5] + table[1, 2, 6] + 2.5) / 2
+    assert loss.sum.item() == pytest.approx((chosen - rejected - 1).item() ** 2, rel=1e-5)
+
+
 def test_formatting_tokens_get_no_gradient_from_the_preference():
     logits, batch = torch.randn(2, 4, 8, requires_grad=True), dpo_batch()
     dpo(logits, PlainHead(), batch, nll=0.0).sum.backward()
