@@ -66,7 +66,7 @@ def keep_lines(row: dict[str, Any], keep: list[bool]) -> None:
         keep[number] = keep[number] and bool(line or last)
         last = line if keep[number] else last
     kept = [line for line, stays in zip(lines, keep, strict=True) if stays]
-    places = [0, *accumulate(keep)]
+    places = [0, *accumulate(map(int, keep))]  # of a bool the first sum would be a bool
     row["text"] = "\n".join(kept).rstrip("\n")
     for name in LINE_RANGES:
         found = [places[min(number, len(keep))] for number in row.get(name) or ()]

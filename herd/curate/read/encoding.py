@@ -33,22 +33,33 @@ _MAX_DAMAGE = 0.01  # share of undecodable bytes up to which declared UTF-8 is t
 
 _LATIN = {
     "cp1252": "",  # what is left
-    "cp1250": "pl cs sk hu ro hr sl sq sh bs",
-    "iso8859-2": "pl cs sk hu ro hr sl sq sh bs",
+    "cp1250": "pl cs sk hu ro hr sl sq sh bs sr",
+    "iso8859-2": "pl cs sk hu ro hr sl sq sh bs sr",
     "cp1254": "tr az",
     "cp1257": "lt lv et",
     "cp1258": "vi",
 }
 """Encodings of Latin letters that are guessed among, and the languages that speak for each."""
 _OTHERS = {"gb18030": "zh yue wuu", "big5hkscs": "zh yue wuu", "cp932": "ja", "euc_jp": "ja", "cp949": "ko"}
+_SOUTH_SLAVIC = "čćđšž"
+_ALPHABETS = {"pl": "ąćęłńóśźż", "cs": "áčďéěíňóřšťúůýž", "sk": "áäčďéíĺľňóôŕšťúýž", "hu": "áéíóöőúüű"}
+_ALPHABETS |= dict.fromkeys(("hr", "sr", "bs", "sh", "sl"), _SOUTH_SLAVIC)
+"""Letters beyond ASCII of languages whose two encodings differ in a few of them; other letters are foreign names'."""
+_SCRIPTS = {"cp1251": "ru uk bg be sr mk kk", "koi8-r": "ru uk bg be", "cp1253": "el", "cp1255": "he yi"}
+_SCRIPTS |= {"cp1256": "ar fa ur ps ckb arz", "cp874": "th"}
+"""Encodings of other letters, one byte each, and the languages that they were made for."""
+_OF_PAGES = re.compile(r"cp(125\d|874|866|932|949)|iso8859|koi8|gb|big5|euc|shift_jis|utf|iso2022")
 _KIN = (("cp1253", "iso8859-7"), ("cp1255", "iso8859-8"), ("koi8-r", "koi8-u"))  # the one that reads more letters
 _OTHER_LATIN = {code for languages in _LATIN.values() for code in languages.split()}
 
 _TAGS = re.compile(rb"<(script|style)\b.*?</\1\s*>|<!--.*?-->|<[^<>]*>", re.S | re.I)
 _HIGH_WORDS = re.compile(rb"[^\s<>]*[\x80-\xff][^\s<>]*")
 _WIDE_MARKUP = ((re.compile(rb"<\0[!/?A-Za-z]\0"), "utf-16-le"), (re.compile(rb"\0<\0[!/?A-Za-z]"), "utf-16-be"))
-_LEAST_HIGH_BYTES = 10  # fewer do not tell one encoding from another
+_LEAST_HIGH_BYTES = 10  # fewer do not tell one script from another
+_MANY_HIGH_BYTES = 200  # so many are surely words, of whatever script
+_FEW_HIGH_BYTES = 4  # fewer do not tell one encoding of Latin letters from another
 _SAMPLE_BYTES = 4000
+_MUCH_SURER = 0.4  # the same for another script than charset-normalizer found
 _SURER = 0.05  # probability by which a guess must be surer of its language than a declaration that it contradicts
 
 
@@ -104,7 +115,10 @@ def _wide(content: bytes) -> str:
 
 def _looks_like(content: bytes, told: str) -> str:
     """The encoding of bytes that are no UTF-8: the declared one (`told`, may be empty) unless they speak against it."""
-    words = b" ".join(_HIGH_WORDS.findall(_TAGS.sub(b" ", content[:200_000])) or _HIGH_WORDS.findall(content))
+    text = _TAGS.sub(b" ", content[:200_000])
+    words = b" ".join(_HIGH_WORDS.findall(text) or _HIGH_WORDS.findall(content))
+    if sum(byte > 0x7F for byte in words) < _LEAST_HIGH_BYTES:  # the words around them tell the language
+        words = b" ".join(line for line in text.split(b"\n") if not line.isascii()) or words
     sample = words[:_SAMPLE_BYTES]
     guess = _guess(sample)
     if not told or told == guess or _read(sample, told) == _read(sample, guess):
@@ -113,14 +127,19 @@ def _looks_like(content: bytes, told: str) -> str:
 
 
 def _guess(sample: bytes) -> str:
-    if sum(byte > 0x7F for byte in sample) < _LEAST_HIGH_BYTES:
+    high = sum(byte > 0x7F for byte in sample)
+    if high < _FEW_HIGH_BYTES:
         return "cp1252"
-    best = from_bytes(sample).best()
-    name = (_known(best.encoding) if best is not None else "") or "cp1252"
-    if name == "utf-8":
+    best = from_bytes(sample).best() if high >= _LEAST_HIGH_BYTES else None
+    name = _known(best.encoding) if best is not None else ""
+    if name == "utf-8" or not _OF_PAGES.match(name):
         name = "cp1252"
     letters = [c for c in _read(sample, name) if c > "\x7f" and c.isalpha()]
     if sum("LATIN" in unicodedata.name(c, "") for c in letters) < 0.5 * len(letters):
+        if name not in _OTHERS and high >= _MANY_HIGH_BYTES:
+            fitting = [one for one, own in _SCRIPTS.items() if language(_read(sample, one))[0] in own.split()]
+            surest = max([name, *fitting], key=lambda one: _sureness(sample, one))
+            name = surest if _sureness(sample, surest) > _sureness(sample, name) + _MUCH_SURER else name
         kin = next((kin for kin in _KIN if name in kin), (name,))
         return max(kin, key=lambda one: (sum(map(str.isalpha, _read(sample, one))), one == name))
     sure = {latin: _sureness(sample, latin) for latin in _LATIN}
@@ -137,6 +156,8 @@ def _sureness(sample: bytes, encoding: str) -> float:
         return 0.0
     odd = sum(unicodedata.category(c) in ("Cc", "Cn", "Co", "So", "Sc", "Sk", "Sm") or c == "�" for c in text)
     odd += sum(a.islower() and b.isupper() and b > "\x7f" for a, b in pairwise(text))
+    if own := _ALPHABETS.get(code):
+        odd += sum(c > "\x7f" and c.isalpha() and c.lower() not in own for c in text)
     high = sum(map(ord_above_ascii, text))
     return probability * max(0.0, 1 - 3 * odd / max(1, high))
 

@@ -3,6 +3,8 @@
 import gzip
 import json
 
+import pyarrow as pa
+
 from herd.curate.extract.html import extract
 from herd.curate.filters.heuristics import WEB_FILTERS, reasons
 from herd.curate.filters.structure import is_broken_at_a_width, is_verse, running_text
@@ -97,3 +99,9 @@ def test_four_of_five_thai_news_stay_and_honest_pages_have_no_bombs_of_attribute
     assert sum(not drops(Text(text, "th")) for text in news) >= 80
     with gzip.open(shared_data / "html-article-extraction/pages.jsonl.gz", "rt", encoding="utf-8") as rows:
         assert not any(extract(json.loads(row)["html"]).problem for row in rows)
+
+
+def test_a_range_of_the_first_line_stays_a_range_that_can_be_written():
+    row = {"text": "a table\nnotice\nprose", "aside_lines": [0, 1], "code_lines": [], "link_lines": []}
+    keep_lines(row, [True, False, True])
+    assert pa.array([row["aside_lines"]], pa.list_(pa.int32())).to_pylist() == [[0, 1]]

@@ -87,3 +87,53 @@ def test_a_true_declaration_is_believed_also_of_short_texts(encoding, locale):
     for _ in range(30):
         text = words.text(60).encode(encoding, "ignore").decode(encoding)
         assert decode(f"<p>{text}".encode(encoding), encoding)[0] == f"<p>{text}"
+
+
+CENTRAL = {
+    "hr": (
+        "Općina je prošle godine obnovila školu, knjižnicu i šetalište uz rijeku.",
+        "Čitatelji često pišu uredništvu o cijenama, poštanskim uslugama i lošim cestama.",
+        "Međutim, većina građana još uvijek ne zna gdje će se održati izložba.",
+        "Žitelji otoka ljeti žive od turizma, a zimi od ribolova i maslina.",
+        "Vijeće će sljedeći tjedan odlučivati o proračunu i novim radnim mjestima.",
+        "Ključni svjedok tvrdi da ništa nije čuo ni vidio te večeri.",
+        "Dječak je našao staru željezničku kartu između stranica rječnika.",
+        "Tko želi učiti svirati, može se javiti učiteljici glazbe do četvrtka.",
+        "Najviše snijega palo je u Gorskom kotaru, gdje su škole zatvorene već treći dan.",
+    ),
+    "sl": (
+        "Občina je lani obnovila šolo, knjižnico in sprehajališče ob reki.",
+        "Bralci pogosto pišejo uredništvu o cenah, poštnih storitvah in slabih cestah.",
+        "Večina občanov še vedno ne ve, kje bo razstava, čeprav se začne že jutri.",
+        "Poleti živijo prebivalci od turizma, pozimi pa od oljk in ribištva.",
+        "Priča trdi, da tistega večera ni slišala ničesar nenavadnega.",
+        "Deček je našel staro železniško karto med stranmi slovarja.",
+        "Kdor želi igrati, naj se do četrtka oglasi pri učiteljici glasbe.",
+        "Največ snega je zapadlo v hribih, kjer so šole zaprte že tretji dan.",
+        "Župan je obljubil, da bodo cesto popravili še pred začetkom zime.",
+    ),
+    "sk": (
+        "Obec vlani opravila školu, knižnicu a chodník popri rieke.",
+        "Čitatelia často píšu redakcii o cenách, poštových službách a zlých cestách.",
+        "Väčšina občanov ešte stále nevie, kde sa výstava uskutoční.",
+        "Svedok tvrdí, že v ten večer nič nepočul ani nevidel.",
+        "Chlapec našiel medzi stránkami slovníka starý železničný lístok.",
+        "Kto sa chce učiť hrať, môže sa do štvrtka prihlásiť u učiteľky.",
+        "Najviac snehu napadlo v horách, kde sú školy zatvorené už tretí deň.",
+        "Starosta sľúbil, že cestu opravia ešte pred začiatkom zimy.",
+        "Ľudia z dediny žijú v lete z turistov a v zime z lesa.",
+    ),
+}
+
+
+@pytest.mark.parametrize("encoding", ["cp1250", "iso8859-2"])
+@pytest.mark.parametrize("code", CENTRAL)
+def test_croatian_slovene_and_slovak_are_read_in_either_encoding(code, encoding):
+    """Sentences by two and by four, with a foreign name and typographic quotes as pages have them."""
+    right = 0
+    for number in range(9):
+        text = " ".join(CENTRAL[code][(number + step) % 9] for step in range(2 + 2 * (number % 2)))
+        name = " Liétart Müller" if number % 3 == 0 else ""
+        page = f"<html><body><p>{text}{name}</p></body></html>"
+        right += decode(page.encode(encoding), "iso-8859-1" if number % 2 else "")[0] == page
+    assert right >= 8
