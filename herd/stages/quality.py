@@ -9,13 +9,15 @@ from pathlib import Path
 
 from herd.config import find_recipe, settings
 from herd.curate.judge.calibration import plot_calibration
-from herd.curate.judge.classifier import Training, train
+from herd.curate.judge.classifier import Training, measured, split, train
 from herd.curate.judge.grades import grade, read_rubric, sample_documents
 from herd.curate.judge.labels import Labelled, by_examples, by_rows, by_urls
 from herd.data.rows import read_rows
 from herd.errors import DataError
+from herd.formats.encoder import open_encoder, save_head
 from herd.infer.judge import Judge, asking
 from herd.log import say
+from herd.model.encoder import train_head
 from herd.run import Run, atomic_write, open_run
 
 
@@ -39,6 +41,8 @@ class QualitySettings:
     """What the judge grades by (YAML); shipped: rubrics/quality.yaml, code, reasoning, and knowledge for classes."""
     judge: Judge = field(default_factory=Judge)
     training: Training = field(default_factory=Training)
+    encoder: Path | None = None
+    """An encoder's folder (BERT, MiniLM, RoBERTa): its vectors' classifier is trained beside the linear one."""
 
     def __post_init__(self):
         ways = [
@@ -75,6 +79,7 @@ def run(settings: QualitySettings) -> Path:
         "documents": settings.documents,
         "rubric": find_recipe(settings.rubric) if settings.rubric else None,
         "checkpoint": settings.judge.checkpoint,
+        "encoder": settings.encoder,
     }
     with open_run(settings.out, stage="quality", settings=settings, inputs=inputs) as run:
         if run.finished:
@@ -86,8 +91,33 @@ def run(settings: QualitySettings) -> Path:
         atomic_write(run.path / "calibration.json", json.dumps(report, indent=1))
         plot_calibration(report, run.path / "calibration.svg")
         _tell(report)
+        if settings.encoder:
+            _beside(run, settings.encoder, settings.training, texts, targets, report)
         run.finish({name: value for name, value in report.items() if not isinstance(value, list | dict)})
     return run.path
+
+
+def _beside(run: Run, folder: Path, options: Training, texts: list, targets: list, linear: dict) -> None:
+    """Train a classifier on an encoder's vectors and the same labels; write it, its calibration and what it gains."""
+    encoder = open_encoder(folder)
+    vectors = encoder.embed(texts, label="embed")
+    is_score = not isinstance(targets[0], str)
+    names = ["good" if target >= 0.5 else "bad" for target in targets] if is_score else list(map(str, targets))
+    training = split(len(texts), options)[2].tolist()
+    some = [names[i] for i in training]
+    if len(set(some)) < len(set(names)) or len(set(names)) < 2:
+        raise DataError(f"{folder}: every class (score below and above 0.5) is needed among the training texts")
+    head = train_head(encoder, [texts[i] for i in training], some, vectors=vectors[training])
+    outputs = (vectors @ head.weight.T + head.bias).numpy()
+    scale, report = measured(outputs[:, 1:] - outputs[:, :1] if is_score else outputs, targets, options)
+    measure = "auc" if is_score else "accuracy"
+    report["gain"] = round(report[measure] - linear[measure], 4)
+    save_head(head, run.path / "encoder", scale=scale.tolist())
+    atomic_write(run.path / "calibration-encoder.json", json.dumps(report, indent=1))
+    plot_calibration(report, run.path / "calibration-encoder.svg")
+    say("  with the encoder's vectors:")
+    _tell(report)
+    say(f"  {report['gain']:+.3f} of {'area under the curve' if is_score else measure} beside the linear classifier")
 
 
 def _labelled(run: Run, settings: QualitySettings) -> Labelled:

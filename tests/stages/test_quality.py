@@ -9,6 +9,8 @@ import pytest
 
 from herd.cli import main
 from herd.curate.judge.classifier import Classifier
+from herd.formats.encoder import load_head, open_encoder
+from herd.stages.quality import QualitySettings, run
 
 GOOD = ["theory", "measure", "experiment", "result", "describes", "therefore", "evidence"]
 BAD = ["buy", "cheap", "click", "offer", "now", "free", "win"]
@@ -152,3 +154,32 @@ def test_labels_of_two_sorts_are_refused(tmp_path, capsys):
     (tmp_path / "l.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": "b", "score": 0.5}\n')
     assert main(["quality", f"out={tmp_path}/run", f"labelled={tmp_path}/l.jsonl"]) == 2
     assert "holds scores and labels" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_encoder_judges_beside_the_linear_classifier_on_the_same_texts(base_model, tmp_path):
+    """Subjects told by other words in each half of the labels: the encoder knows that the words belong together."""
+    draw = random.Random(4)
+    subjects = {
+        "sea": ("harbour", "ship", "sailor", "wave", "anchor", "tide", "captain", "coral", "vessel", "deck", "gull"),
+        "kitchen": ("oven", "butter", "recipe", "dough", "sugar", "pan", "onion", "flour", "soup", "spoon", "cheese"),
+    }
+    rows = []
+    for number in range(120):
+        subject = "sea" if number % 2 else "kitchen"
+        words = draw.sample(subjects[subject], 2)
+        rows.append({"text": f"Yesterday we spoke about the {words[0]} and the {words[1]}.", "label": subject})
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = tmp_path / "out"
+    encoder = base_model.folder.parent / "all-MiniLM-L6-v2"
+    if not encoder.is_dir():
+        pytest.skip("the encoder is not here: make base-model")
+    run(QualitySettings(out=out, labelled=tmp_path / "labels.jsonl", encoder=encoder))
+    linear, beside = (json.loads((out / f"{name}.json").read_text()) for name in ("calibration", "calibration-encoder"))
+    assert beside["held_out"] == linear["held_out"] and beside["gain"] == pytest.approx(
+        beside["accuracy"] - linear["accuracy"], abs=1e-3
+    )
+    assert beside["accuracy"] >= 0.9 and beside["calibration"]
+    head = load_head(out / "encoder", open_encoder(encoder))
+    assert head.labels == ["kitchen", "sea"]
+    assert head.probabilities(["The boat left the port."])[0, 1] > 0.5

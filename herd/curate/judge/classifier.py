@@ -191,17 +191,40 @@ def train(
         )
     wanted = _wanted(targets, labels)
     features = [features_of(text, options.bits) for text in texts]
-    order = np.random.default_rng(options.seed).permutation(len(texts))
-    num_held = max(4, int(options.heldout * len(texts)))
-    fitting, measuring, training = np.split(order, [num_held // 2, num_held])
+    fitting, measuring, training = split(len(texts), options)
     model = _descend([features[i] for i in training], wanted[training], labels, options)
-    outputs = np.stack([model._output(features[i]) for i in order[:num_held]])
-    model.scale = _fit_scale(outputs[: len(fitting)], wanted[fitting], is_score)
-    held = _probabilities(outputs[len(fitting) :] * model.scale[0] + model.scale[1] * is_score, is_score)
+    outputs = np.zeros((len(texts), len(labels)), dtype=np.float32)
+    for i in (*fitting, *measuring):
+        outputs[i] = model._output(features[i])
+    model.scale, report = measured(outputs, targets, options)
+    return model, report
+
+
+def split(count: int, options: Training) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which of so many texts fit the probabilities, which measure, which train: the same for every classifier."""
+    order = np.random.default_rng(options.seed).permutation(count)
+    num_held = max(4, int(options.heldout * count))
+    fitting, measuring, training = np.split(order, [num_held // 2, num_held])
+    return fitting, measuring, training
+
+
+def measured(
+    outputs: np.ndarray, targets: Sequence[float] | Sequence[str], options: Training
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Slope and offset that make the outputs of held-out texts probabilities, and how good these are.
+
+    `outputs` (texts, classes in alphabetic order), or (texts, 1) for a score; those of the training texts are not read.
+    """
+    is_score = not isinstance(targets[0], str)
+    labels = [SCORE] if is_score else sorted(set(map(str, targets)))
+    wanted = _wanted(targets, labels)
+    fitting, measuring, training = split(len(targets), options)
+    scale = _fit_scale(outputs[fitting], wanted[fitting], is_score)
+    held = _probabilities(outputs[measuring] * scale[0] + scale[1] * is_score, is_score)
     report = (
         score_report(held[:, 0], wanted[measuring, 0]) if is_score else class_report(held, wanted[measuring], labels)
     )
-    return model, {"train": len(training), "held_out": len(measuring), **report}
+    return scale, {"train": len(training), "held_out": len(measuring), **report}
 
 
 def _wanted(targets: Sequence[Any], labels: list[str]) -> np.ndarray:
