@@ -32,9 +32,10 @@ Survivor = Literal["longest", "newest", "first"]
 
 _TRACKING = {"fbclid", "gclid", "msclkid", "mc_cid", "mc_eid", "igshid"}
 _SESSION = {"sessionid", "phpsessid", "jsessionid", "sid"}
-_REL = re.compile(rb"""\brel\s*=\s*["']?\s*canonical\b""", re.I)
+_REL = re.compile(rb"""\brel\s*=\s*(?:["'][^"'>]*\bcanonical\b|canonical\b)""", re.I)
 _HREF = re.compile(rb"""\bhref\s*=\s*(?:"([^"]{1,2000})"|'([^']{1,2000})'|([^\s"'>]{1,2000}))""", re.I)
 _HEAD_BYTES = 200_000
+_PATH_SESSION = re.compile(r";(\w+)=([^;/]*)")  # `;jsessionid=...`, as Java's servers write it
 _SESSION_ID = re.compile(r"(?=.*\d)(?=.*[A-Za-z])[\w.~!-]{16,}")  # long and random: `sid=100` is a story
 
 
@@ -107,7 +108,15 @@ def normal_url(url: str) -> str:
     query = parse_qsl(parts.query, keep_blank_values=True)
     kept = [(k, v) for k, v in query if not _is_noise(k.lower(), v)]
     fragment = parts.fragment if parts.fragment.startswith(("!", "/")) else ""
-    return urlunsplit(("http", host.removeprefix("www."), parts.path.rstrip("/"), urlencode(kept), fragment))
+    return urlunsplit(
+        (
+            "http",
+            host.removeprefix("www."),
+            _PATH_SESSION.sub(_without_session, parts.path).rstrip("/"),
+            urlencode(kept),
+            fragment,
+        )
+    )
 
 
 def _is_noise(name: str, value: str) -> bool:
@@ -116,10 +125,16 @@ def _is_noise(name: str, value: str) -> bool:
     return name in _TRACKING or name.startswith("utm_")
 
 
+def _without_session(match: re.Match) -> str:
+    name = match[1].lower()
+    return "" if name in _SESSION and _is_noise(name, match[2]) else match[0]
+
+
 def has_session(url: str) -> bool:
     """Whether an address holds a session's id, which its normal form leaves out."""
-    query = url.partition("?")[2]
-    return bool(query) and any(k.lower() in _SESSION and _is_noise(k.lower(), v) for k, v in parse_qsl(query))
+    path, _, query = url.partition("?")
+    pairs = [*_PATH_SESSION.findall(path), *(parse_qsl(query) if query else ())]
+    return any(name.lower() in _SESSION and _is_noise(name.lower(), value) for name, value in pairs)
 
 
 def canonical_url(content: bytes, url: str) -> str:

@@ -177,3 +177,12 @@ def test_session_ids_are_long_and_random_and_other_numbers_are_part_of_the_addre
         == dedup.normal_url("http://a.org/x?sid=4bf92f3577b34da6a3ce")
         == dedup.normal_url("http://a.org/x")
     )
+
+
+def test_a_session_may_stand_in_the_path_and_a_canonical_link_among_others():
+    address = "http://a.org/x;jsessionid=AB12CD34EF56AB78CD90?page=2"
+    assert dedup.normal_url(address) == dedup.normal_url("http://a.org/x?page=2") and dedup.has_session(address)
+    assert ";v=2" in dedup.normal_url("http://a.org/x;v=2;sid=7") and not dedup.has_session("http://a.org/x;v=2;sid=7")
+    link = b"<link href=//b.org/z rel='shortlink canonical'>"
+    assert dedup.canonical_url(link, "https://a.org/") == "https://b.org/z"
+    assert dedup.canonical_url(b"<link rel=next href=/canonical>", "https://a.org/") == ""
