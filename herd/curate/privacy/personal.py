@@ -236,9 +236,12 @@ def _judge_number(text: str, start: int, end: int, kinds: list[str]) -> Found | 
     if sum(map(str.isdigit, run)) < 7 or (before and _NO_NUMBER_BEFORE.search(before)):
         return None
     goes_on = _goes_on(text, end)
-    card = _CARD.match(run) if "card" in kinds and not goes_on else None
+    touched = (
+        text[end : end + 1].isalnum() or text[end : end + 1] == "_"
+    )  # what announces a card excuses `,exp` and `/`
+    card = _CARD.match(run) if "card" in kinds and not touched else None
     is_card = card and _is_grouped(card[0]) and is_card_number(card[0])
-    if card and is_card and (_CARD_BEFORE.search(before) or _is_issued(card[0])):
+    if card and is_card and (_CARD_BEFORE.search(before) or (_is_issued(card[0]) and not goes_on)):
         return Found(start, start + card.end(), "card")
     if "id" in kinds and not goes_on and is_identity_number(run.strip("() "), before):
         return Found(start, end, "id")

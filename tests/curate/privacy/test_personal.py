@@ -297,3 +297,9 @@ def test_numbers_in_real_texts_are_hardly_ever_taken_for_personal_data(shared_da
     found = sum(len(find_pii(line)) for line in lines)
     hits, _ = recall((*SEEN, *UNSEEN))
     assert len(lines) > 1000 and hits / (hits + found) >= 0.97
+
+
+@pytest.mark.parametrize("rest", [",exp 12/26", ", exp", "/123", ":ok", "."])
+def test_an_announced_card_is_masked_whatever_sign_follows_it(rest):
+    assert mask_pii(f"Visa:4539-1488-0343-6467{rest}")[0] == f"Visa:[card number]{rest}"
+    assert mask_pii("Visa:4539148803436467ab")[0] == "Visa:4539148803436467ab"
