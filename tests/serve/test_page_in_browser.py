@@ -158,7 +158,7 @@ def test_what_a_model_writes_never_runs(page):
     ]
 
 
-@pytest.mark.parametrize("mark", [">", "> ", "- ", "  * ", "1. ", "**", "`", "[", "| ", "#", "- > "])
+@pytest.mark.parametrize("mark", [">", "- ", "1. ", "**", "[", "| ", "- > "])
 def test_an_answer_of_twenty_thousand_marks_is_shown_and_the_page_opens_again(page, mark):
     scripted(page, mark * 20_000 + " end of it")
     ask(page, "Quote")
