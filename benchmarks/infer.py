@@ -8,11 +8,12 @@ Weights are random, in Llama 3.2 1B's shape; answers are greedy and never stop e
 after a short prompt; `prompt` is 512 new tokens; `many` is 16 requests at once, all tokens in and out counted;
 `avx2` and `avx2-prompt` leave Herd no instructions that a processor without AVX-512 has not (build llama.cpp with
 "-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON" for them; wheels are such builds too); `context` decodes
-behind a prompt of 8192 tokens, `long` behind one of 32,000. Each contestant is a process of its own; they take turns
-and the median of the turns counts. `start` (alone) times `herd chat` up to its first token; `cost` (alone) tells what a
-token costs Herd behind 8192 and 32,000 others, turn by turn with short ones, beside the time in which plain reads fetch
-so many keys and values. The rates of plain reads and of matmuls are measured in the same run. Results go to
-benchmarks/results/infer-1b.json.
+behind a prompt of 8192 tokens, `long` behind one of 32,000; `files` and `files-prompt` open the same GGUF files of
+SmolLM2-135M (`make base-model`: Q4_1) in both. Each contestant is a process of its own; they take turns and the median
+of the turns counts. `start` (alone) times `herd chat` up to its first token; `cost` (alone) tells what a token costs
+Herd behind 8192 and 32,000 others, turn by turn with short ones, beside the time in which plain reads fetch so many
+keys and values. The rates of plain reads and of matmuls are measured in the same run. Results go to
+benchmarks/results/infer-1b.json. `--without WORDS` leaves out contestants with these words in their names.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -33,6 +35,7 @@ import torch
 
 from herd.environment import environment
 from herd.formats import checkpoint
+from herd.formats.convert import convert
 from herd.infer.engine import Engine
 from herd.infer.quantize import quantize_folder
 from herd.kernels import decoding
@@ -44,6 +47,7 @@ from herd.tokenizer import Tokenizer
 from herd.types import SamplingParams
 
 RESULTS = Path(__file__).parent / "results"
+SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHAPE = ModelConfig(
     hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8, intermediate_size=8192,
     vocab_size=128_256, tie_word_embeddings=True, max_position_embeddings=16384, rope_theta=500_000.0,
@@ -63,7 +67,12 @@ CONTESTANTS = {
     "llama.cpp BF16": ("llamacpp", {"file": "bf16.gguf"}),
     "llama.cpp Q8_0": ("llamacpp", {"file": "Q8_0.gguf"}),
     "llama.cpp Q4_0": ("llamacpp", {"file": "Q4_0.gguf"}),
+} | {
+    f"{name} SmolLM2 {type}": (kind, {key: f"smollm2-{type}.gguf"})
+    for type in ("Q4_1", "Q8_0", "Q4_K_M")
+    for name, kind, key in (("Herd", "herd", "path"), ("llama.cpp", "llamacpp", "file"))
 }
+FILES = tuple(name for name in CONTESTANTS if "SmolLM2" in name)
 INSTRUCTIONS = {  # Linux's names and llama.cpp's
     "avx2": "AVX2", "avx512f": "AVX512", "avx512_vnni": "AVX512_VNNI", "avx512_bf16": "AVX512_BF16",
     "amx_int8": "AMX_INT8",
@@ -81,6 +90,8 @@ TASKS = {  # prompts, tokens in, tokens out, what is counted, who takes part
     "avx2": (1, 32, 33, "rest", ("Herd bf16, AVX2", "Herd int8, AVX2", "Herd int4, AVX2", "llama.cpp BF16",
                                 "llama.cpp Q8_0", "llama.cpp Q4_0")),
     "avx2-prompt": (1, 512, 1, "first", ("Herd bf16, AVX2", "Herd int4, AVX2", "llama.cpp BF16", "llama.cpp Q4_0")),
+    "files": (1, 32, 97, "rest", FILES),
+    "files-prompt": (1, 512, 1, "first", FILES),
     "many": (16, 256, 128, "all", ("Herd bf16", "Herd int4", "transformers bf16", "llama.cpp Q4_0")),
     "context": (1, 8192, 33, "rest", ("Herd bf16", "Herd bf16, int8 cache", "transformers bf16", "llama.cpp BF16")),
     "long": (1, 32_000, 33, "rest", ("Herd bf16", "Herd bf16, int8 cache")),
@@ -183,6 +194,11 @@ class Contestant:
 def prepare(folder: Path, llamacpp: str | None) -> None:
     """Random weights in every format, on disk, so that a run only measures."""
     folder.mkdir(parents=True, exist_ok=True)
+    if real_model().is_file():
+        shutil.copy(real_model(), folder / "smollm2-Q4_1.gguf")
+        for file in (folder / "smollm2-Q8_0.gguf", folder / "smollm2-Q4_K_M.gguf"):
+            if not file.exists():
+                convert(real_model(), file, precision=file.stem.removeprefix("smollm2-").lower())
     model = LlamaForCausalLM(SHAPE)
     initialize(model, seed=0)
     model = model.bfloat16().eval()
@@ -201,6 +217,11 @@ def prepare(folder: Path, llamacpp: str | None) -> None:
         lines = json.dumps(task | {"kind": kind}) + "\n"
         done = subprocess.run([llamacpp, "-P", script], input=lines, text=True, stdout=subprocess.PIPE, check=True)
         print(kind, done.stdout.strip())
+
+
+def real_model() -> Path:
+    """The file of `make base-model`."""
+    return Path(os.environ.get("HERD_BASE_MODEL") or Path(__file__).parents[2] / "base-model") / SMOLLM2
 
 
 def write_gguf(model: LlamaForCausalLM, file: Path) -> None:
@@ -299,7 +320,8 @@ def run(arguments: argparse.Namespace) -> None:
         ALONE[arguments.tasks](arguments)
         return
     tasks = arguments.tasks.split(",")
-    wanted = [name for name in CONTESTANTS if any(name in TASKS[task][4] for task in tasks)]
+    some = [name for name in CONTESTANTS if not (arguments.without and arguments.without in name)]
+    wanted = [name for name in some if any(name in TASKS[task][4] for task in tasks)]
     sequences = max(TASKS[task][0] for task in tasks)
     context = sequences * (max(TASKS[task][1] + TASKS[task][2] for task in tasks) + 64)
     contestants = {
@@ -389,7 +411,7 @@ def about(arguments: argparse.Namespace) -> dict:
     return {
         "date": str(date.today()),
         "commit": commit,
-        "command": f"python benchmarks/infer.py FOLDER --tasks {arguments.tasks} --rounds {arguments.rounds}",
+        "command": " ".join(["python benchmarks/infer.py FOLDER", *sys.argv[2:]]),
         "cpu": environment()["processor"],
         "threads": arguments.threads,
         "torch": torch.__version__,
@@ -412,6 +434,7 @@ def main() -> None:
     parser.add_argument("--prepare", type=Path)
     parser.add_argument("--llamacpp", help="the Python of an environment with llama-cpp-python")
     parser.add_argument("--tasks", default="decode,prompt")
+    parser.add_argument("--without", default="")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=600, help="no new round after so many seconds")

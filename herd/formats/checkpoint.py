@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from herd.errors import CheckpointError, ConfigError
+from herd.formats.blocks import BLOCK_TYPES
 from herd.formats.folder import tensors_in_folder
 from herd.formats.gguf import GGUFFile, read_gguf
 from herd.formats.gguf_model import open_gguf
@@ -26,6 +27,7 @@ from herd.formats.stored import StoredWeights, check_finite
 from herd.log import say
 from herd.model.config import GENERATION, ModelConfig
 from herd.model.llama import Attend, Llama, LlamaForCausalLM, empty_model
+from herd.ops.blocks import BlockEmbedding, BlockLinear
 from herd.run import atomic_folder
 from herd.tokenizer.io import load_template, load_tokenizer, save_tokenizer
 from herd.tokenizer.specials import END_OF_TURN
@@ -148,6 +150,20 @@ class Checkpoint:
             model.tie_weights()
         return model.requires_grad_(True).eval()
 
+    @property
+    def has_blocks(self) -> bool:
+        """Whether a GGUF file's matrices are, some of them, in blocks of few bits with which the engine can compute."""
+        return self.format == "gguf" and any(tensor.dtype in BLOCK_TYPES for tensor in self.weights.tensors.values())
+
+    def load_blocks(self, *, attend: Attend | None = None) -> Llama:
+        """A GGUF file's model on the CPU for the engine: what is in blocks stays so, the rest is bfloat16.
+
+        Raises:
+            CheckpointError: the file is damaged, or its values are not finite.
+            ConfigError: it describes something other than a Llama.
+        """
+        return _load_in_blocks(self.weights, attend)
+
     def learnable_config(self) -> ModelConfig:
         """Its shape where it is to be learned from; what others quantized is learned, and saved, as plain numbers.
 
@@ -193,6 +209,27 @@ def _load_stored(weights: StoredWeights, dtype: torch.dtype | None, device: str,
     check_finite(weights.path, state)
     model.load_state_dict(state, strict=False, assign=True)
     return model
+
+
+def _load_in_blocks(weights: StoredWeights, attend: Attend | None) -> Llama:
+    model = empty_model(weights.config, attend)
+    state, held = {}, set()
+    for name in weights.tensors:
+        layer, dtype = name.removesuffix(".weight"), torch.bfloat16
+        is_biased = f"{layer}.bias" in weights.tensors
+        if is_biased or (blocks := weights.read_blocks(name)) is None:
+            state[name] = weights.read(name, dtype)
+            continue
+        held.add(name)
+        module = BlockEmbedding(blocks, dtype) if layer == "model.embed_tokens" else BlockLinear(blocks)
+        model.set_submodule(layer, module)
+        if isinstance(module, BlockEmbedding) and weights.config.tie_word_embeddings:
+            model.set_submodule("lm_head", BlockLinear(blocks))
+    check_finite(weights.path, state)
+    model.load_state_dict(state, strict=False, assign=True)
+    if isinstance(model, LlamaForCausalLM) and "model.embed_tokens.weight" not in held:
+        model.tie_weights()
+    return model.requires_grad_(False).eval()
 
 
 # ---- save ------------------------------------------------------------------------------------------------------------

@@ -119,13 +119,19 @@ QUANTIZERS: dict[str, Callable[[Tensor], Tensor]] = {
 # ---- read ------------------------------------------------------------------------------------------------------------
 
 
-def _fp16(blocks: Tensor, begin: int) -> Tensor:
+def fp16(blocks: Tensor, begin: int) -> Tensor:
+    """The float16 at a place of each block, widened: (N, 1)."""
     return blocks[:, begin : begin + 2].contiguous().view(torch.float16).float()
 
 
-def _halves(content: Tensor) -> Tensor:
+def halves(content: Tensor) -> Tensor:
     """Two numbers of 4 bits in a byte: (N, n) -> (N, 2n), all low halves first."""
     return torch.cat((content & 15, content >> 4), 1)
+
+
+def fives(blocks: Tensor, begin: int) -> Tensor:
+    """32 numbers of 5 bits, from a place of each block on: 4 bytes of fifth bits, 16 bytes."""
+    return halves(blocks[:, begin + 4 : begin + 20]) | _fifth_bits(blocks[:, begin : begin + 4]) << 4
 
 
 def _fifth_bits(content: Tensor) -> Tensor:
@@ -134,87 +140,103 @@ def _fifth_bits(content: Tensor) -> Tensor:
 
 
 def _from_q8_0(blocks: Tensor) -> Tensor:
-    return blocks[:, 2:].contiguous().view(torch.int8) * _fp16(blocks, 0)
+    return blocks[:, 2:].contiguous().view(torch.int8) * fp16(blocks, 0)
 
 
 def _from_q4_0(blocks: Tensor) -> Tensor:
-    return (_halves(blocks[:, 2:]).float() - 8) * _fp16(blocks, 0)
+    return (halves(blocks[:, 2:]).float() - 8) * fp16(blocks, 0)
 
 
 def _from_q4_1(blocks: Tensor) -> Tensor:
     """fp16 scale, fp16 least value, 16 bytes."""
-    return _halves(blocks[:, 4:]) * _fp16(blocks, 0) + _fp16(blocks, 2)
+    return halves(blocks[:, 4:]) * fp16(blocks, 0) + fp16(blocks, 2)
 
 
 def _from_q5_0(blocks: Tensor) -> Tensor:
     """fp16 scale, 4 bytes of fifth bits, 16 bytes."""
-    numbers = _halves(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6]) << 4
-    return (numbers.float() - 16) * _fp16(blocks, 0)
+    return (fives(blocks, 2).float() - 16) * fp16(blocks, 0)
 
 
 def _from_q5_1(blocks: Tensor) -> Tensor:
     """fp16 scale, fp16 least value, 4 bytes of fifth bits, 16 bytes."""
-    numbers = _halves(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8]) << 4
-    return numbers * _fp16(blocks, 0) + _fp16(blocks, 2)
+    return fives(blocks, 4) * fp16(blocks, 0) + fp16(blocks, 2)
 
 
-def _scales_and_least(content: Tensor) -> tuple[Tensor, Tensor]:
-    """Eight scales and eight least values of 6 bits each, packed in 12 bytes: (N, 12) -> two (N, 8, 1)."""
-    first, second, third = content[:, 0:4], content[:, 4:8], content[:, 8:12]
+def _scales_and_least(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Eight scales and eight least values, of 6 bits each in 12 bytes, times their fp16 scales: two (N, 8, 1)."""
+    first, second, third = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scales = torch.cat((first & 63, third & 15 | first >> 2 & 48), 1)
     least = torch.cat((second & 63, third >> 4 | second >> 2 & 48), 1)
-    return scales.float()[..., None], least.float()[..., None]
+    return (fp16(blocks, 0) * scales)[..., None], (fp16(blocks, 2) * least)[..., None]
 
 
-def _from_q4_k(blocks: Tensor) -> Tensor:
-    """fp16 scale of scales, fp16 scale of least values, 12 bytes of both, 128 bytes: 8 groups of 32 weights."""
-    scales, least = _scales_and_least(blocks[:, 4:16])
+def q4_k(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scales, numbers and what is taken off; in the file fp16 scale of scales, fp16 scale of least values, 12 bytes of
+    both, 128 bytes: 8 groups of 32 weights."""
     content = blocks[:, 16:].reshape(-1, 4, 1, 32)
     numbers = torch.cat((content & 15, content >> 4), 2).reshape(-1, 8, 32)
-    return _with_scales(blocks, scales, numbers, least)
+    scales, least = _scales_and_least(blocks)
+    return scales, numbers, least
 
 
-def _from_q5_k(blocks: Tensor) -> Tensor:
+def q5_k(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As Q4_K, with 32 bytes of fifth bits before the 128: bit g of byte i belongs to weight i of group g."""
-    scales, least = _scales_and_least(blocks[:, 4:16])
+    scales, least = _scales_and_least(blocks)
     fifth = blocks[:, None, 16:48] >> torch.arange(8, dtype=torch.uint8)[:, None] & 1
     content = blocks[:, 48:].reshape(-1, 4, 1, 32)
     numbers = torch.cat((content & 15, content >> 4), 2).reshape(-1, 8, 32) | fifth << 4
-    return _with_scales(blocks, scales, numbers, least)
+    return scales, numbers, least
 
 
-def _with_scales(blocks: Tensor, scales: Tensor, numbers: Tensor, least: Tensor) -> Tensor:
-    scale, scale_of_least = _fp16(blocks, 0)[..., None], _fp16(blocks, 2)[..., None]
-    return (scale * scales * numbers - scale_of_least * least).reshape(len(blocks), 256)
+def _from_q4_k(blocks: Tensor) -> Tensor:
+    scales, numbers, least = q4_k(blocks)
+    return (scales * numbers - least).reshape(len(blocks), 256)
 
 
-def _from_q6_k(blocks: Tensor) -> Tensor:
-    """128 bytes of low 4 bits, 64 of high 2 bits, 16 int8 scales, fp16 scale of scales: 16 groups of 16 weights."""
+def _from_q5_k(blocks: Tensor) -> Tensor:
+    scales, numbers, least = q5_k(blocks)
+    return (scales * numbers - least).reshape(len(blocks), 256)
+
+
+def q6_k(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales and numbers; in the file 128 bytes of low 4 bits, 64 of high 2 bits, 16 int8 scales, fp16 scale of scales:
+    16 groups of 16 weights."""
     low, high = blocks[:, :128].reshape(-1, 2, 1, 64), blocks[:, 128:192].reshape(-1, 2, 1, 32)
     low = torch.cat((low & 15, low >> 4), 2).reshape(-1, 8, 32)
     high = (high >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8)[:, None] & 3).reshape(-1, 8, 32)
     numbers = ((low | high << 4).float() - 32).reshape(-1, 16, 16)
-    scales = blocks[:, 192:208].contiguous().view(torch.int8).float() * _fp16(blocks, 208)
-    return (scales[..., None] * numbers).reshape(len(blocks), 256)
+    scales = blocks[:, 192:208].contiguous().view(torch.int8).float() * fp16(blocks, 208)
+    return scales[..., None], numbers
+
+
+def _from_q6_k(blocks: Tensor) -> Tensor:
+    scales, numbers = q6_k(blocks)
+    return (scales * numbers).reshape(len(blocks), 256)
 
 
 def _from_q2_k(blocks: Tensor) -> Tensor:
     """16 bytes of scale and least value (4 bits each), 64 of 2 bits, fp16 scales of both: 16 groups of 16 weights."""
     scales, least = (blocks[:, :16] & 15).float()[..., None], (blocks[:, :16] >> 4).float()[..., None]
     numbers = _pairs_of_bits(blocks[:, 16:80]).reshape(-1, 16, 16)
-    scale, scale_of_least = _fp16(blocks, 80)[..., None], _fp16(blocks, 82)[..., None]
+    scale, scale_of_least = fp16(blocks, 80)[..., None], fp16(blocks, 82)[..., None]
     return (scale * scales * numbers - scale_of_least * least).reshape(len(blocks), 256)
 
 
-def _from_q3_k(blocks: Tensor) -> Tensor:
-    """32 bytes of third bits (unset: minus 4), 64 of 2 bits, 16 scales of 6 bits in 12 bytes, fp16 scale of scales."""
+def q3_k(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales and numbers; in the file 32 bytes of third bits (unset: minus 4), 64 of 2 bits, 16 scales of 6 bits in 12
+    bytes, fp16 scale of scales."""
     unset = (blocks[:, None, :32] >> torch.arange(8, dtype=torch.uint8)[:, None] & 1 ^ 1) << 2
     numbers = _pairs_of_bits(blocks[:, 32:96]).float() - unset.float()
     low, high = blocks[:, 96:104], blocks[:, 104:108]
     low = torch.cat((low & 15, low >> 4), 1)
     high = torch.cat([high >> shift & 3 for shift in (0, 2, 4, 6)], 1)
     scales = (low | high << 4).float() - 32
-    return ((scales * _fp16(blocks, 108))[..., None] * numbers.reshape(-1, 16, 16)).reshape(len(blocks), 256)
+    return (scales * fp16(blocks, 108))[..., None], numbers.reshape(-1, 16, 16)
+
+
+def _from_q3_k(blocks: Tensor) -> Tensor:
+    scales, numbers = q3_k(blocks)
+    return (scales * numbers).reshape(len(blocks), 256)
 
 
 def _pairs_of_bits(content: Tensor) -> Tensor:
@@ -223,29 +245,35 @@ def _pairs_of_bits(content: Tensor) -> Tensor:
     return (content.reshape(-1, 2, 1, 32) >> shifts & 3).reshape(-1, 8, 32)
 
 
-_IQ4 = torch.tensor([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=torch.float32)
+IQ4 = torch.tensor([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=torch.float32)
+"""The values of IQ4_NL and IQ4_XS."""
 _FP4 = torch.tensor([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], dtype=torch.float32)
 
 
 def _from_iq4_nl(blocks: Tensor) -> Tensor:
     """fp16 scale, 32 x 4 bits that name one of sixteen values."""
-    return _IQ4[_halves(blocks[:, 2:]).int()] * _fp16(blocks, 0)
+    return IQ4[halves(blocks[:, 2:]).int()] * fp16(blocks, 0)
 
 
-def _from_iq4_xs(blocks: Tensor) -> Tensor:
-    """fp16 scale, 2 bytes of high and 4 of low bits of 8 scales, 128 bytes as IQ4_NL's: 8 groups of 32 weights."""
+def iq4_xs(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales, and which values; in the file fp16 scale, 2 bytes of high and 4 of low bits of 8 scales, 128 bytes as
+    IQ4_NL's: 8 groups of 32 weights."""
     high = blocks[:, 2:4, None] >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8) & 3
     low = torch.stack((blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4), 2)
     scales = (low.reshape(-1, 8) | high.reshape(-1, 8) << 4).float() - 32
     content = blocks[:, 8:].reshape(-1, 8, 16)
-    values = _IQ4[torch.cat((content & 15, content >> 4), 2).int()]
-    return ((scales * _fp16(blocks, 0))[..., None] * values).reshape(len(blocks), 256)
+    return (scales * fp16(blocks, 0))[..., None], torch.cat((content & 15, content >> 4), 2)
+
+
+def _from_iq4_xs(blocks: Tensor) -> Tensor:
+    scales, names = iq4_xs(blocks)
+    return (scales * IQ4[names.int()]).reshape(len(blocks), 256)
 
 
 def _from_mxfp4(blocks: Tensor) -> Tensor:
     """The exponent of a power of two, 32 x 4 bits that name an FP4 value (here doubled, the power halved)."""
     scale = torch.exp2(blocks[:, :1].double() - 128).float()
-    return _FP4[_halves(blocks[:, 1:]).int()] * scale
+    return _FP4[halves(blocks[:, 1:]).int()] * scale
 
 
 _DEQUANTIZERS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from herd.errors import CheckpointError, ConfigError
 from herd.formats import ggml, gguf
+from herd.formats.blocks import to_blocks
 from herd.formats.gguf import GGUFFile, GGUFTensor
 from herd.formats.gguf_rope import TABLES, scaling_fields, scaling_tables, with_scaling
 from herd.formats.kquants import MIXES, type_in_mix
@@ -186,7 +188,8 @@ def _stored(name: str, tensor: GGUFTensor, content: Tensor) -> StoredTensor:
         return ggml.dequantize(matrix[begin:end], tensor.type)
 
     dtype = _TORCH_NAMES.get(tensor.type, tensor.type)
-    return StoredTensor(name, dtype, tensor.shape, tensor.num_bytes, tensor.file, rows)
+    blocks = partial(to_blocks, matrix, tensor.type) if len(tensor.shape) > 1 else None
+    return StoredTensor(name, dtype, tensor.shape, tensor.num_bytes, tensor.file, rows, blocks)
 
 
 def _huggingface_name(path: Path, name: str) -> str:

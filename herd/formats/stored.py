@@ -14,6 +14,7 @@ from herd.formats.places import Format
 from herd.model.config import ModelConfig
 from herd.model.llama import empty_model
 from herd.model.rope import interleaved_to_halves
+from herd.ops.blocks import Blocks
 
 CHUNK_WEIGHTS = 16_000_000
 """Weights in memory at a time where a tensor is read in pieces."""
@@ -35,6 +36,8 @@ class StoredTensor:
     file: Path
     rows: Callable[[int, int], Tensor]
     """The rows from begin to end as floats, in the file's own order of channels."""
+    blocks: Callable[[], Blocks | None] | None = None
+    """The matrix in the few bits of its file, where the engine may compute with them."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,13 @@ class StoredWeights:
             whole[begin : begin + len(chunk)] = chunk
             begin += len(chunk)
         return whole
+
+    def read_blocks(self, name: str) -> Blocks | None:
+        """A matrix in the few bits of its file, in Hugging Face's order of channels; None where it has none."""
+        if (make := self.tensors[name].blocks) is None or (found := make()) is None or not self._is_turned(name):
+            return None if make is None else found
+        places = torch.arange(self.tensors[name].shape[0])
+        return found.rows(interleaved_to_halves(places, len(places) // self.config.head_dim))
 
     def chunks(self, name: str) -> Iterator[Tensor]:
         """A tensor's rows, a few at a time (whole heads where order matters), in Hugging Face's order of channels."""

@@ -15,6 +15,7 @@ from herd.infer.adapters import AdaptedLinear
 from herd.kernels import decoding
 from herd.log import say
 from herd.model.llama import Attend, LlamaForCausalLM, empty_model
+from herd.ops.blocks import BlockEmbedding, BlockLinear
 from herd.ops.compressed import LAYERS, Scheme, check_quantization, empty_like, takes
 from herd.ops.paged_attention import paged_attention
 from herd.ops.quantized import DecodingLinear, Int4Linear, QuantizedLinear, replace_linears
@@ -23,14 +24,28 @@ from herd.train.lora import has_adapters, merged_model
 
 
 def load_model(
-    checkpoint: Checkpoint, dtype: torch.dtype | None, device: str, quantize: Scheme | None
+    checkpoint: Checkpoint, dtype: torch.dtype | None, device: str, quantize: Scheme | None, as_stored: bool = False
 ) -> LlamaForCausalLM:
-    """The model, its layers replaced by those that are quick here."""
-    model = checkpoint.load(dtype=dtype, device=device, attend=paged_attention)
+    """The model, its layers replaced by those that are quick here.
+
+    `as_stored` lets a GGUF file's blocks stay in their few bits, where our kernels are there to compute with them.
+    """
+    if (
+        as_stored
+        and dtype is None
+        and device == "cpu"
+        and quantize is None
+        and checkpoint.has_blocks
+        and decoding.wait()
+    ):
+        model = checkpoint.load_blocks(attend=paged_attention)
+    else:
+        model = checkpoint.load(dtype=dtype, device=device, attend=paged_attention)
     if not isinstance(model, LlamaForCausalLM):
         raise CheckpointError(f"{checkpoint.place} holds a reward model, which gives scores and no text.")
-    if dtype is None and device == "cpu":
-        model = model.to(_cpu_dtype(model.model.norm.weight.dtype))
+    stored = model.model.norm.weight.dtype
+    if dtype is None and device == "cpu" and (wanted := _cpu_dtype(stored)) != stored:
+        model = model.to(wanted)
     if quantize is not None:
         _check_quantizable(checkpoint.place, model, quantize)
         quantize_layers(model, quantize)
@@ -78,6 +93,8 @@ def with_attention(model: LlamaForCausalLM, attend: Attend) -> LlamaForCausalLM:
     for name, module in own.items():
         if isinstance(module, AdaptedLinear):
             continue
+        if isinstance(module, BlockLinear | BlockEmbedding):
+            shared.set_submodule(name, module)
         scheme = next((scheme for scheme, kind in LAYERS.items() if type(module) is kind), None)
         if scheme is not None:
             replace_linears(shared, [name], partial(empty_like, scheme=scheme))
@@ -200,7 +217,7 @@ def make_fast(model: LlamaForCausalLM) -> None:
         replace_linears(model, ["lm_head"], QuantizedLinear.from_linear)
     weight = model.model.norm.weight
     if weight.device.type == "cpu" and weight.dtype == torch.bfloat16:
-        names += [] if quantized else ["lm_head"]
+        names += ["lm_head"] if isinstance(model.lm_head, nn.Linear) else []
         replace_linears(model, names, DecodingLinear.from_linear)
 
 

@@ -18,6 +18,7 @@ from herd.infer.cache import PagedCache
 from herd.kernels import decoding
 from herd.model.llama import Block, LlamaForCausalLM
 from herd.model.rope import rotary_table
+from herd.ops.blocks import BlockLinear
 from herd.ops.paged_attention import kernels_fit, scale_pointers
 from herd.ops.quantized import DecodingLinear, Int4Linear, QuantizedLinear
 
@@ -97,10 +98,14 @@ def _linears(block: Block) -> list[nn.Module]:
 def _serves(linear: nn.Module) -> bool:
     if type(linear) is DecodingLinear:
         return linear.weight.dtype == torch.bfloat16 and linear.in_features % 64 == 0 and linear.weight.is_contiguous()
-    return type(linear) is Int4Linear or (type(linear) is QuantizedLinear and linear.in_features % 64 == 0)
+    if type(linear) is QuantizedLinear:
+        return linear.in_features % 64 == 0
+    return type(linear) in (Int4Linear, BlockLinear)
 
 
 def _weights(linear: nn.Module) -> tuple[Tensor, ...]:
+    if isinstance(linear, BlockLinear):
+        return tuple(part for part in linear.blocks if part is not None)
     names = ("weight",) if isinstance(linear, DecodingLinear) else ("weight", "weight_scale")
     return tuple(cast("Tensor", getattr(linear, name)) for name in names)
 

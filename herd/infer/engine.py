@@ -108,7 +108,7 @@ class Engine:
             decoding.start()
         with ThreadPoolExecutor(1) as beside:  # the tokenizer is Python's work, the weights are PyTorch's
             tokenizer = beside.submit(lambda: checkpoint.tokenizer)
-            model = load_model(checkpoint, as_dtype(dtype), device, quantize)
+            model = load_model(checkpoint, as_dtype(dtype), device, quantize, as_stored=group is None)
         self._assemble(model, tokenizer.result(), options)
         # several processes have only a part of the weights each; and where they lie may show in a product's last digits
         self.loop.may_move = group is None and not deterministic

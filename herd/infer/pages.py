@@ -96,7 +96,7 @@ class Moving:
 
 
 def _places(model: nn.Module) -> list[_Place]:
-    owners = [(module, name) for module in model.modules() for name in ("weight", "weight_scale")]
+    owners = [(module, name) for module in model.modules() for name in ("weight", "weight_scale", "weight_least")]
     return [_Place(module, name) for module, name in owners if _is_matrix(module, name)]
 
 

@@ -161,23 +161,23 @@ struct Step {
   const Span* spans;
 };
 
-// The kinds of weights in the layers, a bit each.
-inline int64_t kinds_of(const Step& s) {
-  int64_t kinds = 0;
+// The forms of tokens that the layers' weights read, a bit each.
+inline int64_t forms_of(const Step& s) {
+  int64_t forms = 0;
   for (int64_t n = 0; n < s.num_layers; n++) {
     const Layer& layer = s.layers[n];
     for (const Linear* linear : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down})
-      kinds |= 1 << linear->kind;
+      forms |= 1 << linear->form();
   }
-  return kinds;
+  return forms;
 }
 
 struct Buffers {
   TokenRoom normed, attended, gated;
   std::vector<bf16> q, k, v;
 
-  Buffers(const Step& s, int64_t kinds)
-      : normed(s.M, s.D, kinds), attended(s.M, s.H * s.C, kinds), gated(s.M, s.layers[0].down.K, kinds),
+  Buffers(const Step& s, int64_t forms)
+      : normed(s.M, s.D, forms), attended(s.M, s.H * s.C, forms), gated(s.M, s.layers[0].down.K, forms),
         q(s.M * s.H * s.C), k(s.M * s.K * s.C), v(k.size()) {}
 };
 
@@ -282,7 +282,7 @@ extern "C" {
 // A step's tokens through all blocks; x is changed in place.
 void run_layers(const Step* step, float eps, int threads) {
   const Step& s = *step;
-  Buffers buffers(s, kinds_of(s));
+  Buffers buffers(s, forms_of(s));
   Attention attention(s.spans, s.num_spans, Heads{s.H, s.K, s.C, 1 / std::sqrt(float(s.C))}, threads);
   attention.q = buffers.q.data();
   attention.out = buffers.attended.tokens;
@@ -302,7 +302,7 @@ void run_layers(const Step* step, float eps, int threads) {
 // x (M, K) times the transpose of the layer's weights -> y (M, N).
 void linear(const Linear* layer, const bf16* x, bf16* y, int64_t M, int64_t K, int threads) {
   if (M == 0) return;  // a step that ends no prompt asks for no logits
-  const TokenRoom room(M, layer->K, 1 << layer->kind);
+  const TokenRoom room(M, layer->K, 1 << layer->form());
   const Tokens& tokens = room.tokens;
   with_team(threads, [&](Team& team, int64_t& phase) {
     thread_local Worker mine;

@@ -34,6 +34,7 @@ _SIGNATURES = {
 }
 
 _KINDS = {torch.bfloat16: 0, torch.int8: 1, torch.uint8: 2}
+_BLOCK_KINDS = {(torch.uint8, 32): 3, (torch.int8, 32): 4, (torch.int8, 16): 5}
 _FEW_TOKENS = 24  # up to so many, memory is what takes the time, and not the arithmetic of a matrix unit
 
 _lock = threading.Lock()
@@ -134,27 +135,33 @@ def _has_matrix_unit() -> bool:
     return "amx_bf16" in _processor_flags()
 
 
-def describe(weight: Tensor, scale: Tensor | None = None) -> list[int]:
-    """A linear layer's weights as the kernels take them: what they are, where they lie, N and K as it is stored."""
+def describe(weight: Tensor, scale: Tensor | None = None, least: Tensor | None = None) -> list[int]:
+    """A linear layer's weights as the kernels take them: what they are, where they lie, N and K as it is stored.
+
+    Scales in float16 are those of blocks (`herd/ops/blocks.py`).
+    """
     num_rows, num_columns = weight.shape
     kind = _KINDS[weight.dtype]
     columns = num_columns * 2 if weight.dtype == torch.uint8 else num_columns
-    return [kind, weight.data_ptr(), 0 if scale is None else scale.data_ptr(), num_rows, columns]
+    if scale is not None and scale.dtype == torch.float16:
+        kind = _BLOCK_KINDS[weight.dtype, columns // scale.shape[1]]
+    places = [0 if part is None else part.data_ptr() for part in (scale, least)]
+    return [kind, weight.data_ptr(), *places, num_rows, columns]
 
 
-def linear(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor | None:
+def linear(x: Tensor, weight: Tensor, scale: Tensor | None = None, least: Tensor | None = None) -> Tensor | None:
     """x (..., K) bfloat16 on the CPU times weights (N, K') of 16, 8 or 4 bits -> (..., N); K' is K or filled up to it.
 
     None where the kernels are not there, do not fit, or are slower than PyTorch's.
     """
     rows = x.numel() // x.shape[-1]
-    description = describe(weight, scale)
+    description = describe(weight, scale, least)
     if description[-1] % 64 or not serve_tokens(rows):
         return None
     x = x.contiguous()
     out = x.new_empty((*x.shape[:-1], weight.shape[0]))
     assert _library is not None
     call = _library.linear
-    layer = (ctypes.c_int64 * 5)(*description)
+    layer = (ctypes.c_int64 * 6)(*description)
     call(layer, x.data_ptr(), out.data_ptr(), rows, x.shape[-1], torch.get_num_threads())
     return out

@@ -15,12 +15,13 @@ namespace {
 // Integers: a token's columns as multiples of 1/32767 of the largest among 64, a nibble as it is, 8 more than its weight.
 struct Int4Numbers {
   using Number = int16_t;
+  static constexpr float kMore = 8;  // than its weight a nibble is taken for
 
   static float take(const Tokens& x, int64_t m, int64_t k, Number* to) { return whole_numbers(x, m, k, to); }
   static float excess(const Number* at, float scale) {
     int sum = 0;
     for (int i = 0; i < kGroup; i++) sum += at[i];
-    return 8 * scale * float(sum);
+    return kMore * scale * float(sum);
   }
   static __m512i nibbles(__m512i words, int place) {
     const __m512i nibble = _mm512_set1_epi16(15);
@@ -41,6 +42,7 @@ struct Int4Numbers {
 // bfloat16: a token as it is, a nibble below the exponent of 128, 128 more than itself and 136 more than its weight.
 struct Int4Numbers {
   using Number = bf16;
+  static constexpr float kMore = 136;  // than its weight a nibble is taken for
 
   static float take(const Tokens& x, int64_t m, int64_t k, Number* to) {
     std::memcpy(to, x.at(m, k), 32 * sizeof(bf16)), std::memcpy(to + 32, x.at(m, k + 32), 32 * sizeof(bf16));
@@ -67,12 +69,29 @@ struct Int4Numbers {
 };
 #endif
 
-struct Int4Rows {
+// A group's weight is its scale, a bfloat16, times a nibble less 8.
+struct PlainGroups {
+  static constexpr bool kHaveLeast = false;
+  template <int half>
+  static __m512 weight_scales(uint64_t four) { return Int4Numbers::weight_scales<half>(four); }
+  static __m512 widened(__m256i sixteen) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(sixteen), 16)); }
+};
+
+// A group's weight is its scale times a nibble, and its least weight: two float16, as llama.cpp's blocks have them.
+struct BlockGroups {
+  static constexpr bool kHaveLeast = true;
+  template <int half>
+  static __m512 weight_scales(uint64_t four) { return spread<half, half + 2>(widen_halfs(four)); }
+  static __m512 widened(__m256i sixteen) { return widen_halfs16(sixteen); }
+};
+
+template <class Groups>
+struct Int4RowsOf {
   using Numbers = Int4Numbers;
   using Number = Numbers::Number;
   static constexpr int kKind = 2;
   const uint8_t* weight;
-  const bf16* scales;
+  const uint16_t *scales, *least;
 
   struct Form {
     Number* numbers;
@@ -107,10 +126,10 @@ struct Int4Rows {
     __m512 sum[2][M];
     for (int m = 0; m < M; m++) sum[0][m] = sum[1][m] = _mm512_setzero_ps();
     const uint8_t* w = weight + n * (x.K / 2);
-    const bf16* s = scales + n * (x.K / kGroup);
+    const uint16_t* s = scales + n * (x.K / kGroup);
     auto step = [&](int64_t k, __m512i words, uint64_t four) {
       fetch_ahead(w + k / 2);
-      const __m512 s0 = Numbers::weight_scales<0>(four), s1 = Numbers::weight_scales<1>(four);
+      const __m512 s0 = Groups::template weight_scales<0>(four), s1 = Groups::template weight_scales<1>(four);
       __m512i part[4];
       for (int i = 0; i < 4; i++) part[i] = Numbers::nibbles(words, i);
       for (int m = 0; m < M; m++) {
@@ -135,13 +154,19 @@ struct Int4Rows {
     for (int64_t g = 0; g < x.K / kGroup; g += 16) {
       const int64_t left = x.K / kGroup - g;
       const __mmask16 mask = left < 16 ? (1u << left) - 1 : 0xffff;
-      const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, s + g));
-      const __m512 wide = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+      __m512 wide = Groups::widened(_mm256_maskz_loadu_epi16(mask, s + g));
+      if (Groups::kHaveLeast) {  // of what was summed, scale times (more - 8) less the least weight is too much
+        const __m512 low = Groups::widened(_mm256_maskz_loadu_epi16(mask, least + n * (x.K / kGroup) + g));
+        wide = _mm512_mul_ps(wide, _mm512_set1_ps((Numbers::kMore - 8) / Numbers::kMore));
+        wide = _mm512_fnmadd_ps(low, _mm512_set1_ps(1 / Numbers::kMore), wide);
+      }
       for (int m = 0; m < M; m++)
         sum[0][m] = _mm512_fnmadd_ps(wide, _mm512_maskz_loadu_ps(mask, Form(x, first + m).excess + g), sum[0][m]);
     }
     for (int m = 0; m < M; m++) out[m] = _mm512_reduce_add_ps(_mm512_add_ps(sum[0][m], sum[1][m]));
   }
 };
+
+using Int4Rows = Int4RowsOf<PlainGroups>;
 
 }  // namespace

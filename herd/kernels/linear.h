@@ -1,4 +1,4 @@
-// y = x W^T for weights of 16, 8 and 4 bits, activations in bfloat16, sums in float32.
+// y = x W^T for weights of 16, 8 and 4 bits, llama.cpp's blocks among them, activations in bfloat16, sums in float32.
 //
 // Few tokens: a weight is read once, row after row, so that memory streams, and weights of 8 and 4 bits meet tokens in a
 // form of their own (`Form`), since otherwise widening them takes longer than reading them. Above kFewTokens rows are
@@ -44,12 +44,20 @@ struct Int8Weights {
   // A token in whole numbers, a scale for 64 columns.
   struct Form {
     int16_t* numbers;
-    float* scales;
+    float *scales, *sums;  // of 64 columns; of 32
 
-    static int64_t bytes(int64_t K) { return 2 * K + K / 64 * sizeof(float); }
-    Form(const Tokens& x, int64_t m) : numbers((int16_t*)x.form(kKind, m)), scales((float*)(numbers + x.K)) {}
+    static int64_t bytes(int64_t K) { return 2 * K + (K / 64 + K / kGroup) * sizeof(float); }
+    Form(const Tokens& x, int64_t m)
+        : numbers((int16_t*)x.form(kKind, m)), scales((float*)(numbers + x.K)), sums(scales + x.K / 64) {}
     void fill(const Tokens& x, int64_t m) const {
-      for (int64_t k = 0; k < x.K; k += 64) scales[k / 64] = whole_numbers(x, m, k, numbers + k);
+      for (int64_t k = 0; k < x.K; k += 64) {
+        scales[k / 64] = whole_numbers(x, m, k, numbers + k);
+        for (int64_t g = k / kGroup; g < k / kGroup + 2; g++) {
+          int sum = 0;
+          for (int i = 0; i < kGroup; i++) sum += numbers[g * kGroup + i];
+          sums[g] = scales[k / 64] * float(sum);
+        }
+      }
     }
   };
 
@@ -95,6 +103,88 @@ inline void widen_int4_step(const uint8_t* weight, const bf16* scales, bf16* out
   }
 }
 
+// llama.cpp's blocks of more than 4 bits: a float16 scale for `size` weights of 8 bits, and where `least` is not null what
+// each 32 of them begin at.
+template <int size>
+struct Int8Blocks {
+  using Form = Int8Weights::Form;
+  const int8_t* weight;
+  const uint16_t *scales, *least;
+
+  static __m128 scales_of_64(const uint16_t* at) {
+    uint64_t four = 0;
+    std::memcpy(&four, at, 128 / size);
+    return widen_halfs(four);
+  }
+  template <int M>
+  void dot(int64_t n, const Tokens& x, int64_t first, float* out) const {
+    __m512 sum[2][M];
+    for (int m = 0; m < M; m++) sum[0][m] = sum[1][m] = _mm512_setzero_ps();
+    const int8_t* w = weight + n * x.K;
+    const uint16_t* s = scales + n * (x.K / size);
+    for (int64_t k = 0; k < x.K; k += 64) {
+      fetch_ahead(w + k);
+      const __m512i low = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)(w + k)));
+      const __m512i high = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)(w + k + 32)));
+      const __m128 four = scales_of_64(s + k / size);
+      const __m512 s0 = size == 32 ? spread<0, 0>(four) : spread<0, 1>(four);
+      const __m512 s1 = size == 32 ? spread<1, 1>(four) : spread<2, 3>(four);
+      for (int m = 0; m < M; m++) {
+        const Form token(x, first + m);
+        const __m512i a = _mm512_dpwssd_epi32(_mm512_setzero_si512(), low, _mm512_loadu_si512(token.numbers + k));
+        const __m512i b = _mm512_dpwssd_epi32(_mm512_setzero_si512(), high, _mm512_loadu_si512(token.numbers + k + 32));
+        const __m512 t = _mm512_set1_ps(token.scales[k / 64]);
+        sum[0][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a), _mm512_mul_ps(s0, t), sum[0][m]);
+        sum[1][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(b), _mm512_mul_ps(s1, t), sum[1][m]);
+      }
+    }
+    for (int64_t g = 0; least != nullptr && g < x.K / kGroup; g += 16) {
+      const int64_t left = x.K / kGroup - g;
+      const __mmask16 mask = left < 16 ? (1u << left) - 1 : 0xffff;
+      const __m512 low = widen_halfs16(_mm256_maskz_loadu_epi16(mask, least + n * (x.K / kGroup) + g));
+      for (int m = 0; m < M; m++)
+        sum[0][m] = _mm512_fmadd_ps(low, _mm512_maskz_loadu_ps(mask, Form(x, first + m).sums + g), sum[0][m]);
+    }
+    for (int m = 0; m < M; m++) out[m] = _mm512_reduce_add_ps(_mm512_add_ps(sum[0][m], sum[1][m]));
+  }
+  const bf16* wide(int64_t n, int64_t k, int64_t count, int64_t K, bf16* room) const {
+    for (int64_t i = 0; i < count; i += 16) {
+      const int64_t at = n * K + k + i;
+      const uint64_t two = scales[at / size] | uint64_t(least ? least[at / kGroup] : 0) << 16;
+      const __m128 wide = widen_halfs(two);
+      const __m512 number = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(weight + at))));
+      narrow16(room + i, _mm512_fmadd_ps(number, spread<0, 0>(wide), spread<1, 1>(wide)));
+    }
+    return room;
+  }
+  const char* at(int64_t n, int64_t k, int64_t K) const { return (const char*)(weight + n * K + k); }
+  float scale(int64_t) const { return 1.0f; }
+};
+
+// 64 weights of two blocks of 4 bits as bfloat16 numbers, each rounded once.
+inline void widen_block_step(const uint8_t* weight, const uint16_t* scales, const uint16_t* least, bf16* out) {
+  const __m512 nibbles = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i bytes = widen_bytes(weight);
+  const __m128 four = widen_halfs(scales[0] | uint64_t(scales[1]) << 16 | uint64_t(least[0]) << 32 | uint64_t(least[1]) << 48);
+  const __m512 first = _mm512_fmadd_ps(nibbles, spread<0, 0>(four), spread<2, 2>(four));
+  const __m512 last = _mm512_fmadd_ps(nibbles, spread<1, 1>(four), spread<3, 3>(four));
+  _mm512_storeu_si512(out, _mm512_permutexvar_epi16(bytes, (__m512i)_mm512_cvtne2ps_pbh(first, first)));
+  const __m512i high = _mm512_srli_epi16(bytes, 4);
+  _mm512_storeu_si512(out + 32, _mm512_permutexvar_epi16(high, (__m512i)_mm512_cvtne2ps_pbh(last, last)));
+}
+
+struct Int4Blocks : Int4RowsOf<BlockGroups> {
+  const bf16* wide(int64_t n, int64_t k, int64_t count, int64_t K, bf16* room) const {
+    for (int64_t i = 0; i < count; i += 64) {
+      const int64_t at = n * K + k + i;
+      widen_block_step(weight + at / 2, scales + at / kGroup, least + at / kGroup, room + i);
+    }
+    return room;
+  }
+  const char* at(int64_t n, int64_t k, int64_t K) const { return (const char*)(weight + (n * K + k) / 2); }
+  float scale(int64_t) const { return 1.0f; }
+};
+
 struct Int4Weights : Int4Rows {
   const bf16* wide(int64_t n, int64_t k, int64_t count, int64_t K, bf16* room) const {
     for (int64_t i = 0; i < count; i += 64)
@@ -127,16 +217,16 @@ inline void fill_forms(const Tokens& x, int64_t m) {
   if (x.forms[Int4Weights::kKind]) Int4Weights::Form(x, m).fill(x, m);
 }
 
-// Room for tokens that weights of these kinds (a bit each) will read.
+// Room for tokens in the forms (a bit each) that weights will read.
 class TokenRoom {
  public:
   Tokens tokens;
 
-  TokenRoom(int64_t M, int64_t K, int64_t kinds) : tokens{nullptr, M, K, Tokens::block_width(M)}, numbers_(M * K) {
+  TokenRoom(int64_t M, int64_t K, int64_t forms) : tokens{nullptr, M, K, Tokens::block_width(M)}, numbers_(M * K) {
     tokens.data = numbers_.data();
     const int64_t bytes[] = {0, Int8Weights::Form::bytes(K), Int4Weights::Form::bytes(K)};
     for (int64_t kind = 1; kind < 3 && M <= kFewTokens; kind++) {
-      if (!(kinds >> kind & 1)) continue;
+      if (!(forms >> kind & 1)) continue;
       forms_[kind].resize(M * (tokens.form_bytes[kind] = (bytes[kind] + 63) / 64 * 64));
       tokens.forms[kind] = forms_[kind].data();
     }
@@ -270,13 +360,15 @@ void many(const Weights& w, const Tokens& x, int64_t n, int64_t count, float* ou
   }
 }
 
-// Any linear layer, as it travels over the border: kind 0 is bfloat16, 1 int8, 2 int4.
+// Any linear layer, as it travels over the border: kind 0 is bfloat16, 1 int8, 2 int4, 3 blocks of 4 bits, 4 and 5 blocks
+// of 8 bits with a scale for 32 and for 16 weights.
 struct Linear {
   int64_t kind;
   const void* weight;
-  const bf16* scales;
+  const uint16_t *scales, *least;
   int64_t N, K;  // K as it is stored: a multiple of 64
 
+  int64_t form() const { return kind < 3 ? kind : kind == 3 ? Int4Weights::kKind : Int8Weights::kKind; }
   int64_t num_panels() const { return (N + kPanel - 1) / kPanel; }
 
   // Rows `panel` x 64 and on against all tokens: out (M, 64) float32; how many rows there were.
@@ -284,7 +376,10 @@ struct Linear {
     const int64_t n = number * kPanel, count = std::min<int64_t>(kPanel, N - n);
     if (kind == 0) multiply(Bf16Weights{(const bf16*)weight}, x, n, count, out, scratch);
     if (kind == 1) multiply(Int8Weights{(const int8_t*)weight, scales}, x, n, count, out, scratch);
-    if (kind == 2) multiply(Int4Weights{(const uint8_t*)weight, scales}, x, n, count, out, scratch);
+    if (kind == 2) multiply(Int4Weights{{(const uint8_t*)weight, scales, least}}, x, n, count, out, scratch);
+    if (kind == 3) multiply(Int4Blocks{{(const uint8_t*)weight, scales, least}}, x, n, count, out, scratch);
+    if (kind == 4) multiply(Int8Blocks<32>{(const int8_t*)weight, scales, least}, x, n, count, out, scratch);
+    if (kind == 5) multiply(Int8Blocks<16>{(const int8_t*)weight, scales, least}, x, n, count, out, scratch);
     return count;
   }
 

@@ -33,6 +33,30 @@ inline float widen(bf16 value) {
   return wide;
 }
 
+// Four float16 numbers as float32.
+inline __m128 widen_halfs(uint64_t four) { return _mm_cvtph_ps(_mm_cvtsi64_si128((long long)four)); }
+
+inline __m512 widen_halfs16(__m256i halfs) {
+#ifdef HERD_AVX2
+  return {_mm256_cvtph_ps(_mm256_castsi256_si128(halfs)), _mm256_cvtph_ps(_mm256_extracti128_si256(halfs, 1))};
+#else
+  return _mm512_cvtph_ps(halfs);
+#endif
+}
+
+// One of four numbers in the lower eight places, another in the upper ones.
+template <int low, int high>
+inline __m512 spread(__m128 four) {
+#ifdef HERD_AVX2
+  float each[4];
+  _mm_storeu_ps(each, four);
+  return {_mm256_set1_ps(each[low]), _mm256_set1_ps(each[high])};
+#else
+  const __m512i places = _mm512_inserti64x4(_mm512_set1_epi32(low), _mm256_set1_epi32(high), 1);
+  return _mm512_permutexvar_ps(places, _mm512_castps128_ps512(four));
+#endif
+}
+
 inline __m512 widen16(const bf16* at) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)at)), 16));
 }
