@@ -74,9 +74,8 @@ CONTESTANTS = {
 }
 FILES = tuple(name for name in CONTESTANTS if "SmolLM2" in name)
 INSTRUCTIONS = {  # Linux's names and llama.cpp's
-    "avx2": "AVX2", "avx512f": "AVX512", "avx512_vnni": "AVX512_VNNI", "avx512_bf16": "AVX512_BF16",
-    "amx_int8": "AMX_INT8",
-}  # fmt: skip
+    name: name.upper() for name in ("avx2", "avx512_vnni", "avx512_bf16", "amx_int8")
+} | {"avx512f": "AVX512"}
 SWITCHES = {  # processors of another kind: PyTorch is told too
     "0": {"HERD_NATIVE": "0"},
     "avx2": {"HERD_NATIVE": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
@@ -158,11 +157,10 @@ class Contestant:
         if kind == "llamacpp":
             python = (folder / "llamacpp-python").read_text().strip()
             command = [python, "-P", str(Path(__file__).with_name("infer_llamacpp.py"))]
-            environment_.pop("PYTHONPATH", None)
-        quiet = subprocess.DEVNULL
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=quiet, text=True, env=environment_
-        )
+            for name in ("PYTHONPATH", "OMP_WAIT_POLICY"):  # its threads meet hundreds of times a token: they must spin
+                environment_.pop(name, None)
+        pipe, quiet = subprocess.PIPE, subprocess.DEVNULL
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=quiet, text=True, env=environment_)
         if kind == "llamacpp":
             load = {"do": "load", "file": str(folder / options["file"]), "context": context, "sequences": sequences}
             self._write(load | {"threads": threads})
@@ -253,9 +251,6 @@ def write_gguf(model: LlamaForCausalLM, file: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-# ---- the run ---------------------------------------------------------------------------------------------------------
 
 
 def start(arguments: argparse.Namespace) -> None:

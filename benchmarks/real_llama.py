@@ -6,7 +6,8 @@
 llama.cpp (the wheel `xllamacpp`) gives for each place the 1,000 likeliest tokens; the divergence is taken over these
 and all others together, so it is a lower bound, and a near one: the rest has little of the probability.
 Herd computes in float32 with the numbers that the blocks stand for, llama.cpp rounds what it multiplies with them to
-8 bits. The model is Instruct; the text is an encyclopedia's.
+8 bits: `--answers` asks it for the greedy answers again from a file of the same numbers in float32, where it rounds
+nothing, and puts them beside the others. The model is Instruct; the text is an encyclopedia's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import gzip
 import json
 import math
 import os
+import tempfile
 import urllib.request
 from pathlib import Path
 
@@ -24,6 +26,7 @@ import xllamacpp
 
 from herd.environment import environment
 from herd.formats.checkpoint import open_checkpoint
+from herd.formats.convert import convert
 from herd.model.llama import Llama
 from herd.tokenizer.chat import render, stops
 from herd.tokenizer.tokenizer import Tokenizer
@@ -81,9 +84,15 @@ def main() -> None:
     usual = Path(os.environ.get("HERD_BASE_MODEL") or Path(__file__).resolve().parents[2] / "base-model")
     parser.add_argument("--model", type=Path, default=usual / "SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--rows", type=int, default=NUM_ROWS)
+    parser.add_argument("--answers", action="store_true")
     args = parser.parse_args()
     checkpoint = open_checkpoint(args.model)
     tokenizer, model = checkpoint.tokenizer, checkpoint.load(dtype=torch.float32)
+    if args.answers:
+        result = json.loads(RESULT.read_text()) | {"answers": answers(args.model, tokenizer, model)}
+        RESULT.write_text(json.dumps(result, indent=1) + "\n")
+        print(json.dumps(result["answers"], indent=1))
+        return
     ids = tokenizer.encode(text_of(args.text)[: 20 * ROW * args.rows])
     theirs = LlamaCpp(args.model)
     found, same = [], 0
@@ -94,7 +103,6 @@ def main() -> None:
             told = theirs.ask(row[: place + 1], n_predict=1, n_probs=BEST)["completion_probabilities"][0]
             found.append(divergence(told["top_logprobs"], logits[place]))
             same += told["top_logprobs"][0]["id"] == int(logits[place].argmax())
-    answers = [greedy(theirs, tokenizer, model, question) for question in QUESTIONS]
     result = {
         "environment": environment(),
         "model": args.model.name,
@@ -103,10 +111,20 @@ def main() -> None:
         "mean_divergence_nats": sum(found) / len(found),
         "largest_divergence_nats": max(found),
         "same_likeliest_token": same / len(found),
-        "greedy": answers,
+        "greedy": [greedy(theirs, tokenizer, model, question) for question in QUESTIONS],
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({name: value for name, value in result.items() if name != "environment"}, indent=1))
+
+
+def answers(path: Path, tokenizer: Tokenizer, model: Llama) -> dict:
+    """llama.cpp's answers from the file and from its numbers in float32, beside Herd's."""
+    with tempfile.TemporaryDirectory() as folder:
+        exact = Path(folder) / "float32.gguf"
+        convert(path, exact, precision="float32", check=False)
+        theirs = {"the file": LlamaCpp(path), "its numbers in float32": LlamaCpp(exact)}
+        found = {name: [greedy(one, tokenizer, model, q) for q in QUESTIONS] for name, one in theirs.items()}
+    return {"environment": environment(), **found}
 
 
 @torch.inference_mode()
