@@ -30,14 +30,11 @@ def load_model(
 
     `as_stored` lets a GGUF file's blocks stay in their few bits, where our kernels are there to compute with them.
     """
-    if (
-        as_stored
-        and dtype is None
-        and device == "cpu"
-        and quantize is None
-        and checkpoint.has_blocks
-        and decoding.wait()
-    ):
+    in_blocks = as_stored and dtype is None and device == "cpu" and quantize is None and checkpoint.has_blocks
+    if in_blocks and not decoding.wait():
+        say(f"  {checkpoint.place}: its blocks are turned into plain numbers, without our kernels: {decoding.status()}")
+        in_blocks = False
+    if in_blocks:
         model = checkpoint.load_blocks(attend=paged_attention)
     else:
         model = checkpoint.load(dtype=dtype, device=device, attend=paged_attention)

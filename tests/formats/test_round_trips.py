@@ -177,7 +177,7 @@ def test_a_sentencepiece_model_alone_gives_sentencepieces_ids(tmp_path, kind):
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     ours = load_tokenizer(tmp_path)
     assert (ours.bos_id, ours.eos_id, ours.add_bos, ours.chat_template) == (1, 2, True, None)
-    for text in [*TEXTS, *PIECES, "it </s> is", "  two", "a\n b"]:
+    for text in [*TEXTS, *PIECES, "it </s> is", " one", "  two", " ", "a\n b"]:
         if "\x00" not in text:
             assert ours.encode(text) == theirs.encode(text), text
     again = load_tokenizer(save_tokenizer(ours, tmp_path / "again"))
