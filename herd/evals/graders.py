@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from herd.curate.filters.language import language
 from herd.errors import ConfigError
 from herd.evals.calls import calls_of, right_calls
+from herd.evals.checks import checked
 from herd.evals.scorers import best_f1, bleu, chrf, exact_words, fresh, fresh_by_eighth
 from herd.evals.templates import expression_of, render, value_of
 from herd.log import say
@@ -131,6 +132,15 @@ def translation(task: Any, questions: Sequence[Question], answers: Sequence[str]
     return grades
 
 
+def checks(task: Any, questions: Sequence[Question], answers: Sequence[str]) -> list[Grades]:
+    """Instructions that code can check, by Herd's own checkers: all of a row's hold, and each for itself."""
+    grades = []
+    for question, answer in zip(questions, answers, strict=True):
+        found = [float(one) for one in checked(answer, question.row)]
+        grades.append({"checks": float(all(found)), "each": found})
+    return grades
+
+
 def _ifeval_checkers() -> Any:
     before = os.environ.get("LOCAL_RANK")
     os.environ["LOCAL_RANK"] = "1"  # else the import fetches data for NLTK from the network
@@ -155,6 +165,7 @@ def _ifeval_checkers() -> Any:
 GRADERS: Mapping[str, Grader] = {
     "program": program,
     "calls": calls,
+    "checks": checks,
     "ifeval": ifeval,
     "squad": squad,
     "rules": rules,

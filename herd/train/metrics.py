@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
@@ -35,10 +36,9 @@ class Totals:
         self.seconds = time.perf_counter() - self.began
 
     def add(self, loss: Loss) -> None:
-        """Add one micro-batch."""
+        """Add one micro-batch; of a metric named `max_...` the largest is kept, where its count is not 0."""
         for name, (total, count) in {"loss": (loss.sum.detach(), loss.count), **loss.metrics}.items():
-            before = self.sums.get(name, (0.0, 0.0))
-            self.sums[name] = (before[0] + total.item(), before[1] + count.item())
+            self.sums[name] = _joined(name, [self.sums.get(name, (0.0, 0.0)), (total.item(), count.item())])
 
     def reduce(self) -> None:
         """Sum over all processes, if there are several."""
@@ -51,8 +51,7 @@ class Totals:
             self.ranks = stragglers(list(seconds))
         self.asked_to_end, self.data_fault = any(asked), next(filter(None, faults), "")
         names = dict.fromkeys(name for part in sums for name in part)
-        none = (0.0, 0.0)
-        self.sums = {name: tuple(sum(part.get(name, none)[i] for part in sums) for i in (0, 1)) for name in names}
+        self.sums = {name: _joined(name, [part[name] for part in sums if name in part]) for name in names}
 
     @property
     def count(self) -> float:
@@ -62,6 +61,12 @@ class Totals:
     def means(self) -> dict[str, float]:
         """Each sum divided by its count; what was not seen is left out."""
         return {name: total / count for name, (total, count) in self.sums.items() if count}
+
+
+def _joined(name: str, parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    if name.startswith("max_"):
+        return max((total for total, count in parts if count), default=0.0), float(any(count for _, count in parts))
+    return sum(total for total, _ in parts), sum(count for _, count in parts)
 
 
 class Speed:

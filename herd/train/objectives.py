@@ -121,6 +121,59 @@ def distill(hidden: Tensor, head: Head, batch: Batch) -> Loss:
     return Loss(divergence, count, {"agreement": ((student.argmax(1) == 0).sum().detach(), count)})
 
 
+def policy_gradient(
+    hidden: Tensor,
+    head: Head,
+    batch: Batch,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    kl: float = 0.0,
+    figures: Sequence[str] = (),
+) -> Loss:
+    """The clipped policy gradient of sampled tokens, weighted by their answers' advantages; GRPO and RLOO alike.
+
+    Columns (B, T): `advantage`, `sampled` (log-probability under the policy that drew the token, which is the engine's:
+    so a difference between engine and trainer is corrected and not ignored), `weight`, `counted`, `fresh`, and with
+    `kl` above 0 `reference`. The KL term is the estimator exp(d) - d - 1 of d = reference - policy. `max_engine_gap` is
+    the largest |log-probability of the engine - of the trainer| where the weights are those that sampled. Column
+    `figures` (1, 2k) brings sums and counts that are passed on under the names `figures`.
+
+    Source: Schulman et al. 2017 (clipping); Yu et al. 2025 (its two sides apart); Schulman 2020 (KL).
+    """
+    learned = batch.labels != IGNORE
+    log_probs = head.log_probs(hidden[learned], batch.labels[learned])
+    columns = {name: batch.columns[name][learned] for name in ("advantage", "sampled", "weight", "fresh")}
+    advantage, weight = columns["advantage"], columns["weight"]
+    ratio = (log_probs - columns["sampled"]).exp()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    loss = -torch.minimum(ratio * advantage, clipped * advantage)
+    number = learned.sum()
+    gap = ((log_probs.detach() - columns["sampled"]).abs() * columns["fresh"]).max() if len(log_probs) else loss.sum()
+    metrics = {
+        "max_engine_gap": (gap.detach(), columns["fresh"].any().long()),
+        "clipped": ((clipped * advantage < ratio * advantage).sum().detach(), number),
+        "entropy": (-log_probs.sum().detach(), number),  # as the tokens that were drawn estimate it
+    }
+    if kl:
+        apart = batch.columns["reference"][learned] - log_probs
+        divergence = apart.exp() - apart - 1
+        loss = loss + kl * divergence
+        metrics["kl"] = (divergence.sum().detach(), number)
+    if figures:
+        told = batch.columns["figures"][0]
+        metrics |= {name: (told[2 * place], told[2 * place + 1]) for place, name in enumerate(figures)}
+    return Loss((loss * weight).sum(), batch.columns["counted"].sum(), metrics)
+
+
+def label_log_probs(hidden: Tensor, head: Head, batch: Batch) -> Tensor:
+    """The log-probability of every label, 0 where there is none: (B, T) float32."""
+    learned = batch.labels != IGNORE
+    found = torch.zeros(batch.labels.shape, device=hidden.device)
+    found[learned] = head.log_probs(hidden[learned], batch.labels[learned])
+    return found
+
+
 def likeliest(hidden: Tensor, head: Head, batch: Batch, *, k: int) -> tuple[Tensor, Tensor]:
     """The k likeliest tokens of every labelled place, the likeliest first, and their log-probabilities: (N, k)."""
     parts = []

@@ -10,10 +10,11 @@ again, so `Made` keeps it:
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 
@@ -56,25 +57,34 @@ class Made:
     model as it is after the steps before. The rows of a step hold `step_tokens` places over all processes. A process
     sees every `world`-th micro-batch of them, whichever process has made it; so a run that continues on another number
     of processes replays the same.
+
+    With `varying` a step may hold any number of places, and `step_tokens` is the guess for steps that are not made yet.
+    With `together` above 1 one making serves so many steps: `make(step)` then gives a list of batches for each.
     """
 
     def __init__(
         self,
         state: Path,
-        make: Callable[[int], Sequence[Batch]],
+        make: Callable[[int], Sequence[Batch] | Sequence[Sequence[Batch]]],
         *,
         row_tokens: int,
         step_tokens: int,
+        varying: bool = False,
+        together: int = 1,
         name: str = "made",
         rank: int = 0,
         world: int = 1,
     ):
         self.folder, self.make, self.names = state / _FOLDER, make, (name,)
         self.row_tokens, self.step_tokens, self.rank, self.world = row_tokens, step_tokens, rank, world
+        self.varying, self.together = varying, together
+        self._ledger = self.folder / "places.json"
+        self._places: dict[int, int] = agreed(lambda: _read_places(self._ledger)) if varying else {}
 
     def tokens_before(self, step: int) -> int:
         """Places in the rows of all steps before this one."""
-        return step * self.step_tokens
+        known = [count for made, count in self._places.items() if made < step]
+        return sum(known) + (step - len(known)) * self.step_tokens
 
     def batches(self, step: int) -> list[Batch]:
         """This process's micro-batches: those that were kept, or new ones, which are kept before they are given.
@@ -84,9 +94,13 @@ class Made:
             CheckpointError: what was kept is damaged.
             DataError: nothing was made.
         """
-        file = self.folder / f"step-{step:08d}.pt"
+        file = self._file(step)
         if not agreed(file.exists):
-            _keep(file, self._made(step))
+            first = step - step % self.together
+            for later, batches in enumerate(self._made(first), first):
+                if later == step or not agreed(self._file(later).exists):
+                    self._count(later, batches)
+                    _keep(self._file(later), batches)
         found, fault = agreed(lambda: _read(file))
         if fault:
             raise CheckpointError(
@@ -97,17 +111,34 @@ class Made:
         mine = found[self.rank :: self.world]
         return mine + [_nothing(found[0])] * (most - len(mine))
 
-    def _made(self, step: int) -> list[Batch]:
-        """What all processes have made, those of one share of the rows counted once."""
+    def _file(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}.pt"
+
+    def _made(self, first: int) -> list[list[Batch]]:
+        """What all processes have made for each of the steps from `first` on, those of one share of the rows counted
+        once."""
         with torch.no_grad():
-            mine = [batch.to("cpu") for batch in self.make(step)]
+            made = self.make(first)
+            steps = cast(Sequence[Sequence[Batch]], made if self.together > 1 else [made])
+            mine = [[batch.to("cpu") for batch in batches] for batches in steps]
         shares = dict(reversed(from_all((self.rank, mine))))
-        if not (made := [batch for rank in sorted(shares) for batch in shares[rank]]):
-            raise DataError(f"step {step + 1}: nothing was made to learn from")
-        places = sum(batch.tokens.numel() for batch in made)
-        if places != self.step_tokens:
-            raise DataError(f"step {step + 1}: {places:,} places were made, and a step has {self.step_tokens:,}")
-        return made
+        found = []
+        for place in range(self.together):
+            if not (batches := [batch for rank in sorted(shares) for batch in shares[rank][place]]):
+                raise DataError(f"step {first + place + 1}: nothing was made to learn from")
+            places, step = sum(batch.tokens.numel() for batch in batches), first + place + 1
+            if places != self.step_tokens and not self.varying:
+                raise DataError(f"step {step}: {places:,} places were made, and a step has {self.step_tokens:,}")
+            found.append(batches)
+        return found
+
+    def _count(self, step: int, batches: Sequence[Batch]) -> None:
+        """Note how many places a step has, where that varies, for as long as the run lasts."""
+        if not self.varying:
+            return
+        self._places[step] = sum(batch.tokens.numel() for batch in batches)
+        if agreed(lambda: _write_places(self._ledger, self._places)):
+            raise CapacityError(f"{self._ledger}: could not be written; make room and go on")
 
 
 def drop_passed(state: Path, place: Callable[[int], int]) -> None:
@@ -145,9 +176,26 @@ def _read(file: Path) -> tuple[list[Batch], str]:
         return [], str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
+def _read_places(file: Path) -> dict[int, int]:
+    if not file.exists():
+        return {}
+    try:
+        return {int(step): int(count) for step, count in json.loads(file.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{file}: damaged ({error}); delete it, and tokens are counted from here on") from None
+
+
+def _write_places(file: Path, places: dict[int, int]) -> str:
+    try:
+        atomic_write(file, json.dumps(places))
+    except OSError as error:
+        return str(error)
+    return ""
+
+
 def _nothing(like: Batch) -> Batch:
     """A row of padding, in which nothing is learned: for a process that would have no batch."""
     row = {name: getattr(like, name)[:1].clone() for name in _TENSORS}
     row["labels"].fill_(IGNORE)
     row["document_ids"].fill_(-1)
-    return Batch(**row, columns={name: column[:1].clone() for name, column in like.columns.items()})
+    return Batch(**row, columns={name: torch.zeros_like(column[:1]) for name, column in like.columns.items()})

@@ -38,3 +38,11 @@ def test_a_prompt_of_a_benchmark_is_left_out_and_held_out_topics_are_not_trained
     assert len(trained) + len(held_out) == 119 and rows[7] not in trained + held_out
     assert {row["group"] for row in trained}.isdisjoint(row["group"] for row in held_out)
     assert json.loads((tmp_path / "made/run.json").read_text())["figures"]["left_out"] == 1
+
+
+def test_a_system_message_stands_before_every_prompt(tmp_path):
+    run(PromptSettings(out=tmp_path, kind="sums", count=60, system="Answer with the number."))
+    messages = rows_in(tmp_path / "prompts.jsonl")[0]["messages"]
+    assert [one["role"] for one in messages] == ["system", "user"] and messages[0][
+        "content"
+    ] == "Answer with the number."

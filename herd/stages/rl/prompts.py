@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from herd.config import settings
 from herd.data.rows import write_rows
@@ -33,6 +33,8 @@ class PromptSettings:
     """The checks that instructions are made for."""
     largest: int = 20
     """Largest number in a sum."""
+    system: str = ""
+    """System message of every prompt, such as `Answer with the number.`"""
     benchmarks: tuple[Path, ...] = ()
     """Files of benchmarks (JSONL, JSON, CSV, Parquet): a prompt that stands in one of them is left out."""
     seed: int = 0
@@ -56,7 +58,7 @@ def run(settings: PromptSettings) -> Path:
             rows = sum_rows(settings.count, seed=settings.seed, largest=settings.largest)
         else:
             rows = instruction_rows(settings.count, seed=settings.seed, most=settings.most, kinds=settings.checks)
-        kept = apart_from(rows, settings.benchmarks)
+        kept = [_under(settings.system, row) for row in apart_from(rows, settings.benchmarks)]
         held_out = [row for row in kept if is_held_out(f"rl {row['group']}", settings.held_out)]
         trained = [row for row in kept if not is_held_out(f"rl {row['group']}", settings.held_out)]
         if not trained or (settings.held_out and not held_out):
@@ -66,3 +68,11 @@ def run(settings: PromptSettings) -> Path:
         say(f"  {len(trained):,} prompts, {len(held_out):,} held out, {len(rows) - len(kept):,} left out")
         run.finish({"prompts": len(trained), "held_out": len(held_out), "left_out": len(rows) - len(kept)})
     return run.path
+
+
+def _under(system: str, row: dict[str, Any]) -> dict[str, Any]:
+    """The row with a system message before its prompt, where there is one."""
+    if not system:
+        return row
+    asked = [{"role": "system", "content": system}, {"role": "user", "content": row["prompt"]}]
+    return {"messages": asked} | {name: value for name, value in row.items() if name != "prompt"}
