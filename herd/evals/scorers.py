@@ -65,8 +65,8 @@ def best_f1(answer: str, references: Sequence[str]) -> float:
 
 def last_number(answer: str, references: Sequence[str]) -> float:
     """The last number of the answer equals the last of a right one: `$1,200.00` is 1200."""
-    found = _last_number(answer)
-    return float(found is not None and any(found == _last_number(one) for one in references))
+    found = last_number_of(answer)
+    return float(found is not None and any(found == last_number_of(one) for one in references))
 
 
 def letter(answer: str, references: Sequence[str]) -> float:
@@ -124,6 +124,7 @@ def _plain(text: str) -> str:
     return " ".join(word for word in text.lower().translate(_PLAIN).split() if word not in ("a", "an", "the"))
 
 
-def _last_number(text: str) -> float | None:
+def last_number_of(text: str) -> float | None:
+    """The last number of a text: `$1,200.00` is 1200."""
     found = _NUMBER.findall(text)
     return float(found[-1].replace(",", "").replace("$", "")) if found else None

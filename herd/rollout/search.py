@@ -1,0 +1,210 @@
+"""The best of what a model could say: by a vote among answers, or by a tree of steps that a reward model looks at.
+
+    self_consistent(answers)                        the answer that most samples agree on
+    tree_search(engine, prompts, rewards.score)     step by step, where the score of a beginning says that it pays
+
+Source: Wang et al. 2022 (self-consistency); The Llama 3 Herd of Models, section 4.3.3 (Monte Carlo tree search with
+step-wise rewards); Kocsis and Szepesvari 2006 (UCT).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from herd.evals.answers import words_of
+from herd.evals.mathematics import final_answer, plain
+from herd.evals.scorers import last_number_of
+from herd.infer.engine import Engine
+from herd.log import progress
+from herd.types import Conversation, Message, SamplingParams
+
+Score = Callable[[Sequence[Conversation]], list[float]]
+"""Of conversations whose last answer may only have begun: how good that is, larger is better (`RewardModel.score`)."""
+
+
+def _by_number(answer: str) -> str:
+    found = last_number_of(answer)
+    return "" if found is None else f"{found:g}"
+
+
+VOTES: Mapping[str, Callable[[str], str]] = {
+    "number": _by_number,
+    "mathematics": lambda answer: plain(final_answer(answer)),
+    "words": lambda answer: " ".join(words_of(answer)),
+}
+"""What makes two answers one: their last number, their final expression, or their words."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The answer that was chosen; `worth` is the share of the votes, or the reward of the whole answer."""
+
+    text: str
+    worth: float
+    num_answers: int  # whole answers that it was chosen from
+
+
+def self_consistent(answers: Sequence[str], *, by: str = "number") -> Found:
+    """The answer that most agree on, in its shortest form; those that say nothing to agree on have no vote.
+
+    Of equal votes the first wins. Without any vote the text is empty.
+    """
+    votes: dict[str, list[str]] = {}
+    for answer in answers:
+        if key := VOTES[by](answer):
+            votes.setdefault(key, []).append(answer)
+    if not votes:
+        return Found("", 0.0, len(answers))
+    chosen = max(votes.values(), key=len)  # the first of the largest: dictionaries keep their order
+    return Found(min(chosen, key=len), len(chosen) / len(answers), len(answers))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeOptions:
+    """How a tree grows."""
+
+    expansions: int = 12  # beginnings that are gone on with
+    width: int = 4  # next steps drawn of each
+    step_end: str = "\n"  # what ends a step
+    step_tokens: int = 96  # longest step
+    answer_tokens: int = 384  # longest answer
+    temperature: float = 0.8
+    curiosity: float = 1.0  # weight of what has been looked at little, beside values scaled to 0 to 1
+    seed: int = 0
+
+
+@dataclass(eq=False)
+class _Node:
+    """A beginning of an answer."""
+
+    text: str
+    whole: bool
+    value: float
+    parent: _Node | None = None
+    children: list[_Node] = field(default_factory=list)
+    visits: int = 0
+    total: float = 0.0
+
+    def mean(self) -> float:
+        return self.total / self.visits if self.visits else self.value
+
+
+class _Tree:
+    """One prompt's tree."""
+
+    def __init__(self, messages: Conversation, prompt: list[int]):
+        self.messages, self.prompt = messages, prompt
+        self.root = _Node("", False, 0.0)
+        self.low, self.high = math.inf, -math.inf
+        self.whole: list[_Node] = []
+
+    def leaf(self, curiosity: float) -> _Node | None:
+        """The beginning to go on with: down the tree, always to the child of the highest bound; None if all ended."""
+        node = self.root
+        while node.children:
+            open_ones = [child for child in node.children if not _is_over(child)]
+            if not open_ones:
+                return None
+            node = max(open_ones, key=lambda child: self._bound(child, curiosity))
+        return node
+
+    def _bound(self, node: _Node, curiosity: float) -> float:
+        assert node.parent is not None
+        spread = self.high - self.low
+        scaled = (node.mean() - self.low) / spread if spread > 0 else 0.5
+        return scaled + curiosity * math.sqrt(math.log(max(node.parent.visits, 1) + 1) / (node.visits + 1))
+
+    def grow(self, node: _Node, steps: Sequence[tuple[str, bool, float]]) -> None:
+        """Hang next steps (whole text, whether it ended, value) under a node, and tell all above it."""
+        for text, whole, value in dict.fromkeys(steps):
+            child = _Node(text, whole, value, node)
+            node.children.append(child)
+            self.low, self.high = min(self.low, value), max(self.high, value)
+            if whole:
+                self.whole.append(child)
+        best = max(child.value for child in node.children)
+        above: _Node | None = node
+        while above is not None:
+            above.visits += 1
+            above.total += best
+            above = above.parent
+
+    def best(self) -> Found:
+        """The whole answer of the highest value; where none has ended, the most promising beginning."""
+        candidates = self.whole or _leaves(self.root)
+        chosen = max(candidates, key=lambda node: node.value)
+        return Found(chosen.text.strip(), chosen.value, len(self.whole))
+
+
+def tree_search(
+    engine: Engine, prompts: Sequence[Conversation], score: Score, options: TreeOptions | None = None
+) -> list[Found]:
+    """For each prompt the best answer that a search over its steps has found; all trees grow together.
+
+    A beginning is gone on with where its score, or that of what came from it, is high, or where little has been looked
+    at. `score` sees the conversation with the answer so far; it should have learned to judge steps.
+
+    Raises:
+        RequestError: a prompt is too long.
+    """
+    options = options or TreeOptions()
+    trees = [_Tree(messages, engine.encode(messages)) for messages in prompts]
+    with progress("search", total=options.expansions * len(trees), unit="steps") as bar:
+        for turn in range(options.expansions):
+            growing = [(tree, node) for tree in trees if (node := tree.leaf(options.curiosity)) is not None]
+            drawn = _draw(engine, growing, options, turn)
+            talks = [_talk(tree, text) for (tree, _), steps in zip(growing, drawn) for text, _ in steps]
+            values = iter(score(talks) if talks else [])
+            for (tree, node), steps in zip(growing, drawn, strict=True):
+                tree.grow(node, [(text, whole, next(values)) for text, whole in steps])
+            bar.advance(len(trees))
+    return [tree.best() for tree in trees]
+
+
+def _draw(
+    engine: Engine, growing: Sequence[tuple[_Tree, _Node]], options: TreeOptions, turn: int
+) -> list[list[tuple[str, bool]]]:
+    """`width` next steps of each beginning: the answer so far with it, and whether it is whole."""
+    requests = []
+    for number, (tree, node) in enumerate(growing):
+        params = SamplingParams(
+            temperature=options.temperature,
+            top_p=1.0,
+            max_tokens=options.step_tokens,
+            n=options.width,
+            seed=(options.seed * 1_000_003 + turn) * 10_007 + number,
+            stop=(options.step_end,),
+        )
+        so_far = engine.tokenizer.encode(node.text) if node.text else []
+        requests.append(engine.request([*tree.prompt, *so_far], params))
+    for request in requests:
+        engine.submit(request)
+    while not all(request.finished for request in requests):
+        engine.step()
+    found = []
+    for (tree, node), request in zip(growing, requests, strict=True):
+        request.raise_error()
+        steps = []
+        for answer in request.answers:
+            ended = bool(answer.tokens) and answer.tokens[-1] in engine.stop_ids
+            text = node.text + engine.text_of(answer)
+            long = len(request.prompt) - len(tree.prompt) + len(answer.tokens) >= options.answer_tokens
+            at_end = len(answer.tokens) < options.step_tokens  # else the step was too long, and goes on
+            steps.append((text, True) if ended or long else (text + options.step_end * at_end, False))
+        found.append(steps)
+    return found
+
+
+def _talk(tree: _Tree, text: str) -> Conversation:
+    return [*tree.messages, Message(role="assistant", content=text.strip())]
+
+
+def _is_over(node: _Node) -> bool:
+    """Whether nothing below it can be gone on with."""
+    return node.whole or (bool(node.children) and all(_is_over(child) for child in node.children))
+
+
+def _leaves(node: _Node) -> list[_Node]:
+    return [leaf for child in node.children for leaf in _leaves(child)] if node.children else [node]
