@@ -31,7 +31,6 @@ STORY: dict[str, tuple[str, ...]] = {
         "curate",
         "quality",
         "decontaminate",
-        "examine",
         "mix",
         "tokenizer",
         "pack",
@@ -39,10 +38,10 @@ STORY: dict[str, tuple[str, ...]] = {
     ),
     "From a corpus to a base model": ("pretrain", "average"),
     "From a base model to an assistant": ("tune", "distill", "sft", "reward", "reject", "dpo", "rl"),
-    "Measure and shrink": ("evaluate", "quantize", "report"),
+    "Measure and shrink": ("evaluate", "quantize"),
     "Measure further": ("harness", "haystack", "judge"),
     "Use": ("chat", "serve", "convert", "plan", "doctor"),
-    "Look closer": ("inspect", "show", "template", "trace", "sandbox"),
+    "Look closer": ("examine", "inspect", "show", "report", "template", "trace", "sandbox"),
 }
 """The verbs in the order of the story; each is `herd/stages/<verb>.py`, or a family `herd/stages/<verb>/`."""
 
