@@ -65,6 +65,29 @@ def talks_of(row: Row, notes: Notes) -> list[Talk]:
     return talks
 
 
+def asked_in(row: Row) -> list[Message]:
+    """What a row asks, in whichever shape: its messages before the answer, system prompt and history among them.
+
+    Raises:
+        DataError: nothing is asked in it.
+    """
+    notes = Notes()
+    try:
+        if name := next((name for name in LISTS if row.get(name)), None):
+            turns = with_system(row, turns_of(row[name], name, notes))
+        elif any(isinstance(row.get(name), str | list) and row[name] for name in PROMPTS):
+            turns = before_answer(row, notes)
+        else:
+            turns = [(message, False) for talk in talks_of(row, notes)[:1] for message in talk.messages]
+    except LeftOut as reason:
+        raise DataError(str(reason)) from None
+    while turns and turns[-1][0]["role"] == "assistant":
+        turns = turns[:-1]
+    if not turns:
+        raise DataError("all its messages are the assistant's" if row else "the row is empty")
+    return [message for message, _ in turns]
+
+
 def shape_of(row: Row) -> str | None:
     """The name of the shape that a row has, None if it is no conversation."""
     return next((shape.name for shape in SHAPES if shape.fits(row)), None)

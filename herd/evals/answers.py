@@ -1,7 +1,7 @@
 """What a row asks, what is expected, and how near an answer comes: SQuAD's token F1 on anybody's rows.
 
-A row has `messages` or a `prompt`. Optional: `answer` (the reference, else the last message of the assistant), `name`
-(what the question is about) and `kind`.
+A row has `messages`, a `prompt`, or any other shape that docs/tuning.md lists. Optional: `answer` (the reference, else
+what the assistant says at the end), `name` (what the question is about) and `kind`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from herd.data.shapes import ANSWERS, LISTS, asked_in
+from herd.data.talks import Notes, turns_of
 from herd.errors import DataError
 from herd.types import Message
 
@@ -25,28 +27,16 @@ Question = Mapping[str, Any]
 
 
 def prompt_of(question: Question) -> list[Message]:
-    """The conversation up to and including the user's question, without the reference answer.
+    """The conversation up to and including the user's question, without the reference answer, in any shape of
+    docs/tuning.md.
 
     Raises:
-        DataError: the row has neither `messages` nor a `prompt`, or nothing is asked in them.
+        DataError: nothing is asked in the row.
     """
-    given = question.get("messages") or question.get("prompt")
-    messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
-    if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
-        raise DataError(
-            "no prompt: expected `messages` [{role, content}], or `prompt` as a text or such a list; "
-            f"the row has {', '.join(map(str, question)) or 'nothing'}"
-        )
-    asked = list(messages)
-    while asked and asked[-1]["role"] == "assistant":
-        asked.pop()
-    if not asked:
-        raise DataError("no prompt: all its messages are the assistant's")
-    return asked
-
-
-def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and isinstance(message.get("role"), str) and "content" in message
+    try:
+        return asked_in(question)
+    except DataError as error:
+        raise DataError(f"no prompt: {error}") from None
 
 
 def question_text(question: Question) -> str:
@@ -59,9 +49,11 @@ def reference_of(question: Question) -> str | None:
     """What an answer is compared with: `answer`, else what the assistant says at the end; None where neither is."""
     if isinstance(question.get("answer"), str):
         return question["answer"]
-    messages = question.get("messages") or [{}]
-    last = messages[-1]
-    return last["content"] if last.get("role") == "assistant" and isinstance(last.get("content"), str) else None
+    if any(question.get(name) for name in LISTS):
+        name = next(name for name in LISTS if question.get(name))
+        last = turns_of(question[name], name, Notes())[-1][0]
+        return last["content"] if last["role"] == "assistant" and isinstance(last.get("content"), str) else None
+    return next((question[name] for name in ANSWERS if isinstance(question.get(name), str)), None)
 
 
 # ---- token F1 --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Prompts to put to a model, from anybody's rows: `messages` or a `prompt`; all else in a row is optional."""
+"""Prompts to put to a model, from anybody's rows, in any shape that docs/tuning.md lists."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from herd.log import say
 def read_prompts(path: Path, max_prompts: int) -> list[dict[str, Any]]:
     """At most `max_prompts` rows of JSONL or Parquet, spread evenly over the file or folder.
 
-    A row has `messages` (an answer at the end is not shown to the model), or `prompt`: a text, which is what a user
-    says, or a list of messages. `answer` or the last message is the reference, where there is one.
+    An answer at the end is not shown to the model; it is the reference, where there is one.
 
     Raises:
         DataError: there is no row, or one that holds no prompt.

@@ -11,7 +11,6 @@ with training(settings, "sft", {"conversations": settings.conversations}) as job
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
@@ -177,8 +176,9 @@ class Job:
 
         The loss of what is kept `aside` is measured as `settings.validation` says.
         """
-        num_steps = min(self.steps(sources, epochs), max_steps or sys.maxsize)
+        num_steps = self.steps(sources, epochs)
         self._tell_little(num_steps, epochs)
+        num_steps = min(num_steps, max_steps or num_steps)
         loader, hooks = self.loader(sources, num_steps, mixture=mixture, columns=columns), []
         if aside is not None:
             validation = self._validation(objective, aside)

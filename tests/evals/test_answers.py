@@ -91,6 +91,21 @@ def test_a_plain_prompt_without_anything_else_is_a_question(row):
     assert answers.scored_part(" Because. ", row) == "Because."
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "Why?"},
+                           {"from": "gpt", "value": "So."}]},
+        {"system": "Be brief.", "instruction": "Why?", "input": "", "output": "So."},
+        {"system_prompt": "Be brief.", "question": "Why?", "response": "So."},
+    ],
+)  # fmt: skip
+def test_a_question_is_read_in_the_shapes_that_training_reads(row):
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    assert answers.prompt_of(row) == asked
+    assert answers.reference_of(row) == "So."
+
+
 def test_the_last_message_of_the_assistant_is_the_reference_where_none_is_given():
     said = [{"role": "user", "content": "What is tar?"}, {"role": "assistant", "content": "tar: An archive."}]
     assert answers.f1_scores(["An archive."], [{"messages": said}]) == [pytest.approx(2 / 3)]
@@ -98,7 +113,7 @@ def test_the_last_message_of_the_assistant_is_the_reference_where_none_is_given(
 
 
 @pytest.mark.parametrize(
-    "row", [{"text": "x"}, {"messages": ["x"]}, {"messages": [{"role": "assistant", "content": "x"}]}]
+    "row", [{"text": "x"}, {"messages": [1]}, {"messages": [{"role": "assistant", "content": "x"}]}]
 )
 def test_a_row_that_asks_nothing_is_refused_with_what_it_has(row):
     with pytest.raises(DataError, match="no prompt"):
