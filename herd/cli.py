@@ -37,11 +37,11 @@ STORY: dict[str, tuple[str, ...]] = {
         "ngrams",
     ),
     "From a corpus to a base model": ("pretrain", "average"),
-    "From a base model to an assistant": ("tune", "distill", "sft", "reward", "reject", "dpo", "rl"),
+    "From a base model to an assistant": ("tune", "distill", "sft", "reward", "reject", "dpo", "rl", "rounds"),
     "Measure and shrink": ("evaluate", "quantize"),
     "Measure further": ("harness", "haystack", "judge"),
-    "Use": ("chat", "serve", "convert", "plan", "doctor"),
-    "Look closer": ("examine", "inspect", "show", "report", "template", "trace", "sandbox"),
+    "Use": ("chat", "serve", "convert", "plan"),
+    "Look closer": ("examine", "inspect", "show", "report", "template", "trace", "sandbox", "doctor"),
 }
 """The verbs in the order of the story; each is `herd/stages/<verb>.py`, or a family `herd/stages/<verb>/`."""
 

@@ -52,8 +52,8 @@ class Step:
     """Settings of the command; texts in them may hold links."""
     first: dict[str, Any] = field(default_factory=dict)
     """What is put over `settings` in the first round, which has no `${previous.NAME}`."""
-    grid: dict[str, list[Any] | dict[str, Any]] = field(default_factory=dict)
-    """Axes to cross: the values of each, or values by a readable name. `run` or `steps` is done for every cell."""
+    grid: dict[str, list[Any] | dict[str, Any] | str] = field(default_factory=dict)
+    """Axes to cross: values, values by a readable name, or `${NAME}` of either. Each cell does `run` or `steps`."""
     rounds: int = 0
     """How often `steps` are gone through; `${round}` is the number, `${previous.NAME}` a step of the round before."""
     steps: list[Step] = field(default_factory=list)
@@ -190,7 +190,7 @@ class _Layout:
     def _grid(self, step: Step, names: dict[str, Any], prefix: str, rounds: str, no: int) -> list[Act]:
         acts: list[Act] = []
         made: dict[str, list[Path]] = {}
-        axes = [_axis(values).items() for values in step.grid.values()]
+        axes = [_axis(_given(axis, values, names)).items() for axis, values in step.grid.items()]
         for axis in step.grid:
             if axis in names or axis in _BUILT_IN:
                 self.faults.append(f"{prefix}{step.name}: the name of the axis `{axis}` is taken; choose another")
@@ -224,6 +224,13 @@ class _Layout:
                 made.setdefault(name, []).append(folder)
         names |= {f"{step.name}.{name}": _Rounds(group, tuple(folders)) for name, folders in made.items()}
         return acts
+
+
+def _given(axis: str, values: Any, names: Mapping[str, Any]) -> Any:
+    found = names.get(values.strip("${}")) if isinstance(values, str) else values
+    if not isinstance(found, list | dict) or not found:
+        raise ConfigError(f"grid: the axis `{axis}` is {values!r}; expected values, or ${{NAME}} of a list or a table")
+    return found
 
 
 def _axis(values: list[Any] | dict[str, Any]) -> dict[str, Any]:

@@ -134,8 +134,11 @@ class Pace:
         rate = self.choices["answers_per_second"]
         if command == "demo preferences":
             wished = given.max_sampled
-            questions = min(wished, max(given.samples, round(seconds * rate / given.samples) - given.max_heldout))
-            found, answers = {"max_sampled": questions}, (questions + given.max_heldout) * given.samples
+            questions = min(
+                wished, max(given.samples, round((seconds * rate / given.samples - given.max_heldout) / 1.25))
+            )
+            others = questions // 4 + given.max_heldout  # invented names, held-out ones
+            found, answers = {"max_sampled": questions}, (questions + others) * given.samples
         elif command == "reject":
             wished = given.max_prompts
             questions = min(wished, max(given.samples, round(seconds * rate / given.samples)))

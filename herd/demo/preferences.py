@@ -5,11 +5,12 @@ Kinds of rejected answer:
 - `other_answer`: what the documentation says about the most similar other name;
 - `wrong_signature`: the right parameters with one left out, renamed, or out of order;
 - `wrong_kind`: the signature where it was asked what the name does, or the other way round;
-- `own_sample`: what the model itself said, where that scores badly by token F1;
+- `own_sample`: what the model itself said, where that scores badly by token F1: up to three such answers;
 - `refusal`: "I do not know" where the answer is known, or an answer where the name does not exist.
 
 Where two of the model's samples differ clearly, the better is chosen, the worse rejected, and the reference stands as
-the edited answer: edited > chosen > rejected.
+the edited answer: edited > chosen > rejected. The first three kinds are only made of some names: a reward model that
+has mostly seen fluent wrong answers likes what is not fluent.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from herd.evals.retrieval import retrieved_answers
 STRENGTHS = ("significantly_better", "better", "slightly_better", "marginally_better")
 _CLEAR_GAP = 0.3  # of F1 between two samples, for an edited pair
 _GOOD_SAMPLE = 0.9  # a sample above this F1 is right, whatever its wording
+_NO_TIE = 0.15  # of F1 that a sample lies below the reference, to be rejected for it
+_OWN_WRONG = 3  # samples of one question that are rejected
+_MADE_UP = 4  # every so-manieth name gets the kinds that need no sampling
 
 
 def strength(gap: float) -> str:
@@ -37,8 +41,18 @@ def strength(gap: float) -> str:
     return "slightly_better" if gap >= 0.15 else "marginally_better"
 
 
-OWN = ("own_sample", "edited")
-"""The kinds of pair that hold the model's own samples: what DPO learns from, as it should see what the policy says."""
+def for_dpo(pairs: Sequence[dict]) -> list[dict]:
+    """What DPO learns from: of each question the worst of the model's own samples and the edited pair, and refusals of
+    names that do not exist. Pairs that reject a refusal are left out: the policy rarely says it of what it knows."""
+    kept, seen = [], set()
+    for pair in pairs:
+        question = pair["prompt"][-1]["content"]
+        own = pair["kind"] == "own_sample" and question not in seen
+        if own or pair["kind"] == "edited" or (pair["kind"] == "refusal" and pair["chosen"] == UNKNOWN):
+            kept.append(pair)
+        if own:
+            seen.add(question)
+    return kept
 
 
 def make_pairs(questions: Sequence[dict], samples: Sequence[Sequence[str]], pool: Sequence[dict]) -> list[dict]:
@@ -47,19 +61,23 @@ def make_pairs(questions: Sequence[dict], samples: Sequence[Sequence[str]], pool
 
     A pure function: the same questions and samples give the same pairs in the same order.
     """
-    others = retrieved_answers(questions, pool)
+    others = retrieved_answers(questions, [row for row in pool if row["kind"] != "unknown"])
     known = {(row["name"], row["kind"]): row["messages"][-1]["content"] for row in pool}
     pairs = []
     for question, answers, other in zip(questions, samples, others, strict=True):
         swapped = {"summary": "signature", "signature": "summary"}.get(question["kind"], "")
-        pairs += pairs_of(question, answers, other, known.get((question["name"], swapped), ""))
+        if question["kind"] != "unknown" and _hash(question["name"], "made up") % _MADE_UP:
+            pairs += pairs_of(question, answers)
+        else:
+            pairs += pairs_of(question, answers, other, known.get((question["name"], swapped), ""))
     return pairs
 
 
 def pairs_of(question: dict, samples: Sequence[str], other: str = "", swapped: str = "") -> list[dict]:
-    """The pairs of one question: at most one of each kind.
+    """The pairs of one question: at most one of each kind, and a few of its own samples.
 
-    `other` is the reference of the most similar other name, `swapped` the answer to another question about this one.
+    `other` is the reference of the most similar other name, `swapped` the answer to another question about this one;
+    only with `other` is a signature spoiled.
     """
     name, kind, reference = question["name"], question["kind"], question["answer"]
     right = question["messages"][-1]["content"]
@@ -71,19 +89,20 @@ def pairs_of(question: dict, samples: Sequence[str], other: str = "", swapped: s
 
     scored = sorted((token_f1(scored_part(sample, question), reference), sample) for sample in set(samples) if sample)
     if kind == "unknown":
-        if wrong := [sample for f1, sample in scored if f1 < _GOOD_SAMPLE]:
-            add("refusal", right, wrong[0], 1.0)
+        wrong = [sample for f1, sample in scored if f1 < _GOOD_SAMPLE]
+        add("refusal", right, wrong[0] if wrong else other and spoken(name, "summary", other), 1.0)
         return pairs
     if other:
         add("other_answer", right, spoken(name, kind, other), 1 - token_f1(other, reference))
     if swapped:
         add("wrong_kind", right, swapped, 1.0)
-    if kind == "signature" and (spoiled := spoil_signature(reference, name)):
+    if kind == "signature" and other and (spoiled := spoil_signature(reference, name)):
         add("wrong_signature", right, spoken(name, kind, spoiled), 1 - token_f1(spoiled, reference))
+    for f1, sample in scored[:_OWN_WRONG]:
+        if f1 < min(_GOOD_SAMPLE, 1 - _NO_TIE):
+            add("own_sample", right, sample, 1 - f1)
     if scored and scored[0][0] < _GOOD_SAMPLE:
-        worst_f1, worst = scored[0]
-        add("own_sample", right, worst, 1 - worst_f1)
-        best_f1, best = scored[-1]
+        (worst_f1, worst), (best_f1, best) = scored[0], scored[-1]
         if best_f1 - worst_f1 >= _CLEAR_GAP and best_f1 < _GOOD_SAMPLE:
             add("edited", best, worst, best_f1 - worst_f1, edited=right)
     if _hash(name, question_text(question)) % 12 == 0:

@@ -89,7 +89,8 @@ class QuestionSets:
     prompts: list[dict]  # the same facts in wordings of their own: what preferences and rejection sampling ask
     eval_trained: list[dict]
     eval_heldout: list[dict]
-    eval_unknown: list[dict]  # invented names: the honest answer is that it is not known
+    unknown: list[dict]  # invented names: the honest answer is that it is not known; preferences ask about these
+    eval_unknown: list[dict]  # others, of syllables that no training has seen
 
 
 def make_questions(
@@ -112,15 +113,18 @@ def make_questions(
     for fact in trained:
         train += _training_rows(fact, wordings)
         prompts += _prompt_rows(fact)
-    invented = list(invented_names(trained, known, count=max(len(trained) // 10, 8)))
-    train += [_varied(row) for row in _unknown_rows(invented[::2], TRAIN_WORDINGS["summary"])]
+    count = max(len(trained) // 10, 8)
+    invented = list(invented_names(trained, known, count=3 * count))
+    train += [_varied(row) for row in _unknown_rows(invented[:count], TRAIN_WORDINGS["summary"])]
+    new = invented_names(trained, known, count=max(max_questions // 4, 8), syllables=_NEW_SYLLABLES)
     train += _chat_rows(subject, len(train))
     return QuestionSets(
         train=_with_dialogues(_shuffled(train)),
         prompts=_shuffled(prompts),
         eval_trained=_evaluation_rows(trained, max_questions),
         eval_heldout=_evaluation_rows(heldout, max_questions // 2),
-        eval_unknown=_unknown_rows(invented[1::2], EVAL_WORDINGS["summary"])[: max_questions // 4],
+        unknown=_unknown_rows(invented[count:], PROMPT_WORDINGS["summary"]),
+        eval_unknown=_unknown_rows(list(new), EVAL_WORDINGS["summary"]),
     )
 
 
@@ -240,13 +244,16 @@ def _dialogue(turns: Sequence[dict]) -> dict:
     return {**turns[-1], "messages": messages, "name": names, "kind": "dialogue"}
 
 
-def invented_names(facts: Sequence[Fact], known: set[str], *, count: int) -> Iterator[str]:
+def invented_names(
+    facts: Sequence[Fact], known: set[str], *, count: int, syllables: Sequence[Sequence[str]] = ()
+) -> Iterator[str]:
     """Names that sound right and do not exist: a real module with an invented word."""
+    syllables = syllables or _SYLLABLES
     modules = sorted({fact.module for fact in facts if fact.kind not in _PAGE_KINDS})
     seen = set(known)
     for index in range(count if modules else 0):
         draw = _hash(str(index), "invented")
-        word = "".join(parts[(draw >> 8 * place) % len(parts)] for place, parts in enumerate(_SYLLABLES))
+        word = "".join(parts[(draw >> 8 * place) % len(parts)] for place, parts in enumerate(syllables))
         name = f"{modules[(draw >> 24) % len(modules)]}.{word}"
         if name not in seen:
             seen.add(name)
@@ -258,6 +265,12 @@ _SYLLABLES = (
     ("ble", "nix", "dorf", "mpify", "ster", "lux", "vate", "ndle", "gger", "rt"),
     ("", "", "_all", "_once", "s", "_name"),
 )
+_NEW_SYLLABLES = (
+    ("wug", "kre", "yol", "dax", "hup", "jim", "nar", "ost", "rux", "spo", "tri", "umb"),
+    ("bit", "cade", "fex", "kin", "lor", "mux", "pel", "sift", "tron", "zle"),
+    ("", "", "_it", "_by", "er", "_two"),
+)
+"""Of which the evaluation's names are made: a refusal is to be of what is not known, not of a syllable."""
 
 
 def _shuffled(rows: Sequence[dict]) -> list[dict]:

@@ -154,13 +154,34 @@ def show_usage(rows: list[dict[str, Any]], prices: Mapping[str, Sequence[float]]
 
 def decision(
     task: Task, items: Sequence[Item], results: Mapping[str, Sequence[Result]], models: Sequence[str], previous: bool
-) -> dict[str, str]:
-    """The best model by a task, on the questions that all were asked, and how the models differ there."""
+) -> dict[str, Any]:
+    """The best model by a task, on the questions that all were asked, and how the models differ there: the verdict in
+    words, and of the last model and the one it is compared with the `gain` and the questions that moved."""
     metric, places = main_metric(task), answered(results, models)
     sign = -1 if metric in LOWER else 1
-    best = max(models, key=lambda name: sign * sum(results[name][place]["scores"][metric] for place in places))
-    told = {"verdict": verdict(task, items, results, models, previous)}
-    return {"best": best} | told if places else told
+    values = {name: [results[name][place]["scores"][metric] for place in places] for name in models}
+    best = max(models, key=lambda name: sign * sum(values[name]))
+    told: dict[str, Any] = {"verdict": verdict(task, items, results, models, previous)}
+    if not places:
+        return told
+    for before, after in _pairs(models, previous)[-1:]:
+        found = _compared(task, items, results, after, before)
+        if found is not None:
+            low, high = sorted((sign * found.difference.low, sign * found.difference.high))
+            told |= {"gain": sign * found.difference.value, "gain_low": low, "gain_high": high}
+            told |= moved(values[before], values[after])
+    return {"best": best} | told
+
+
+_RIGHT = 1 - 1e-6
+
+
+def moved(before: Sequence[float], after: Sequence[float]) -> dict[str, int]:
+    """How many questions are fixed, still wrong and newly broken, from what two models score (1 is right)."""
+    was, now = [one >= _RIGHT for one in before], [one >= _RIGHT for one in after]
+    pairs = list(zip(was, now, strict=True))
+    counts = {"still_right": (True, True), "fixed": (False, True), "still_wrong": (False, False)}
+    return {name: pairs.count(what) for name, what in {**counts, "newly_broken": (True, False)}.items()}
 
 
 def headlines(scores: Sequence[Score], model: str) -> dict[str, float]:

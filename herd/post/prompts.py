@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,16 @@ def spread(rows: Sequence[dict], count: int) -> list[dict]:
     """`count` rows (or all) spread evenly over the list."""
     step = max(len(rows) / count, 1.0)
     return [rows[int(place * step)] for place in range(min(count, len(rows)))]
+
+
+def part_of(rows: Sequence[dict], begin: float, end: float) -> list[dict]:
+    """The rows whose prompt's hash falls between two shares (0 to 1): disjoint parts never share a prompt."""
+    return [row for row in rows if begin <= share_of(question_text(row)) < end]
+
+
+def share_of(text: str) -> float:
+    """A number from 0 to 1 that a text always has."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=6).digest()) / 2**48
 
 
 def origin_of(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from herd.evals.answers import f1_scores, prompt_of, reference_of
+from herd.evals.answers import prompt_of, question_text, reference_of
 from herd.post.prompts import origin_of
+from herd.post.verify import Verifier, gain_over_random, verified
 
 
 def best_of(
@@ -47,20 +48,41 @@ def keep_best(rows: Sequence[dict], share: float) -> list[dict]:
 
 
 def selection_figures(
-    questions: Sequence[dict], answers: Sequence[Sequence[str]], rewards: Sequence[Sequence[float]]
+    questions: Sequence[dict],
+    answers: Sequence[Sequence[str]],
+    rewards: Sequence[Sequence[float]],
+    verifier: Verifier | None = "answer",
 ) -> dict[str, float]:
-    """What the selection was worth: mean reward of all samples and of the chosen, and, over the rows that have a
-    reference, token F1 to it of all samples, of the chosen and of the best."""
+    """What the selection was worth: mean reward of all samples and of the chosen, and, by a verifier, what all samples,
+    the chosen and the best score (`f1_of_...` where it is F1 to a reference, else `checks_of_...`).
+
+    `gain` is what the chosen score above a random pick on the `gain_prompts` whose samples differ, with its interval.
+    """
     asked = [(q, t, r) for q, t, r in zip(questions, answers, rewards, strict=True) if t]
     figures: dict[str, list[Any]] = {
         "reward_of_samples": [np.mean(scores) for _, _, scores in asked],
         "reward_of_chosen": [max(scores) for _, _, scores in asked],
     }
-    judged = [(f1_scores(t, [q] * len(t)), scores) for q, t, scores in asked if reference_of(q) is not None]
-    if judged:
+    judged = [one for one in asked if verifier == "checks" or (verifier and reference_of(one[0]) is not None)]
+    found: dict[str, float] = {}
+    if judged and verifier:
+        unit = "f1" if verifier == "answer" else "checks"
+        scores, chosen = [verified(verifier, q, t) for q, t, _ in judged], [int(np.argmax(r)) for _, _, r in judged]
         figures |= {
-            "f1_of_samples": [np.mean(f1) for f1, _ in judged],
-            "f1_of_chosen": [f1[int(np.argmax(scores))] for f1, scores in judged],
-            "f1_of_best": [max(f1) for f1, _ in judged],
+            f"{unit}_of_samples": [np.mean(one) for one in scores],
+            f"{unit}_of_chosen": [one[place] for one, place in zip(scores, chosen)],
+            f"{unit}_of_best": [max(one) for one in scores],
         }
-    return {name: round(float(np.mean(values)), 4) for name, values in figures.items() if values}
+        gain, count = gain_over_random([q for q, _, _ in judged], scores, chosen)
+        found = {"gain_prompts": count}
+        found |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high} if count else {}
+    means = {name: float(np.mean(values)) for name, values in figures.items() if values}
+    return {name: round(value, 4) for name, value in {**means, **found}.items()}
+
+
+def where_samples_differ(
+    rows: Sequence[dict], questions: Sequence[dict], answers: Sequence[Sequence[str]]
+) -> list[dict]:
+    """Of the chosen rows those whose question got different answers: elsewhere nothing was chosen."""
+    several = {question_text(q) for q, texts in zip(questions, answers, strict=True) if len({*texts} - {""}) > 1}
+    return [row for row in rows if question_text(row) in several]

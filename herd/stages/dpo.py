@@ -15,6 +15,7 @@ from herd.data.preferences import Pairs, load_pairs
 from herd.errors import DataError
 from herd.log import amount, say
 from herd.parallel.launch import agreed
+from herd.post.watch import Watch
 from herd.run import atomic_write
 from herd.train.checkpoint import is_first
 from herd.train.job import Job, training
@@ -43,9 +44,15 @@ class DpoSettings(TuneSettings):
     """Whether the token that ends a response counts, as in TRL; the paper masks it with the other formatting tokens."""
     min_strength: Literal["marginally_better", "slightly_better", "better", "significantly_better"] = "better"
     """Pairs whose responses are more alike than this are left out."""
+    watched: int = 16
+    """Prompts that the model answers before and after, for a warning where lengths or refusals drift; 0: none."""
+    watched_tokens: int = 128
+    """Longest such answer, in tokens."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.watched < 0 or self.watched_tokens < 1:
+            raise ValueError("watched must be 0 or more, watched_tokens at least 1")
         if self.beta <= 0 or self.nll < 0:
             raise ValueError("beta must be positive, nll 0 or more")
 
@@ -61,6 +68,8 @@ def run(settings: DpoSettings) -> Path:
         pairs, aside = _pairs(settings, job)
         say(f"  {amount(len(pairs))} pairs" + (f", {amount(len(aside))} kept aside" if aside else ""))
         objective = partial(dpo, beta=settings.beta, nll=settings.nll, loss=settings.loss)
+        watch = Watch(job, pairs, prompts=settings.watched, max_tokens=settings.watched_tokens)
+        watch.begin()
         figures = job.learn(
             objective,
             {"pairs": pairs.documents},
@@ -69,7 +78,7 @@ def run(settings: DpoSettings) -> Path:
             max_steps=settings.max_steps,
             aside=KeptAside({"pairs": aside.documents}, aside.dpo_columns) if aside else None,
         )
-        job.finish({"pairs": len(pairs)} | figures)
+        job.finish({"pairs": len(pairs)} | figures | watch.end(figures, settings.beta))
     return settings.out
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from herd.config import settings
 from herd.data.shards import open_heldout
+from herd.evals.answers import prompt_of
 from herd.evals.quantized import qualities, speeds
 from herd.formats.checkpoint import open_checkpoint
 from herd.infer.quantize import MEMORY_BYTES, Quantized, quantize_folder, quantized_bytes
 from herd.log import say, size
+from herd.post.prompts import read_prompts
+from herd.post.reward import RewardModel, distribution_shift
+from herd.post.sampling import sample_answers
 from herd.run import Run, open_run
+from herd.types import SamplingParams
 
 
 @settings
@@ -33,7 +38,20 @@ class QuantizeSettings:
     context_tokens: int | None = None
     """Context for bits per byte, in tokens; default: the model's own, at most 1024."""
 
+    reward: Path | None = None
+    """A reward model: answers of both models to `prompts` are scored, and their distributions compared (paper 6.2)."""
+    prompts: Path | None = None
+    """What is asked for that: JSONL or Parquet rows with `messages` or `prompt`."""
+    answers: int = 1000
+    """Answers of each model that are scored, spread over the prompts."""
+    answer_tokens: int = 128
+    """Longest such answer, in tokens."""
+
     def __post_init__(self):
+        if (self.reward is None) != (self.prompts is None):
+            raise ValueError("reward and prompts belong together: give both or none")
+        if min(self.answers, self.answer_tokens) < 1:
+            raise ValueError("answers and answer_tokens must be at least 1")
         if self.memory_bytes < 1_000_000:
             raise ValueError("memory_bytes must be at least 1000000")
         if self.max_bytes < 1 or (self.context_tokens or 2) < 2:
@@ -42,7 +60,7 @@ class QuantizeSettings:
 
 def run(settings: QuantizeSettings) -> Path:
     """Write the quantized `checkpoint/`; the figures compare it with the original."""
-    inputs = {"checkpoint": settings.checkpoint, "shards": settings.shards}
+    inputs = {name: getattr(settings, name) for name in ("checkpoint", "shards", "reward", "prompts")}
     with open_run(settings.out, stage="quantize", settings=settings, inputs=inputs) as run:
         if run.finished:
             return run.path
@@ -54,9 +72,38 @@ def run(settings: QuantizeSettings) -> Path:
         figures = _sizes(change) | speeds(source, target)
         most, context = settings.max_bytes, settings.context_tokens
         figures |= qualities(source, target, heldout, max_bytes=most, context_tokens=context)
+        if settings.reward and settings.prompts:
+            figures |= _rewards(run, settings, source.place)
         _tell(run, figures)
         run.finish(figures)
     return run.path
+
+
+def _rewards(run: Run, settings: QuantizeSettings, original: Path) -> dict[str, float]:
+    """What a reward model gives the answers of both, which bits per byte do not show.
+
+    Source: The Llama 3 Herd of Models, section 6.2 (standard benchmarks hide what wrong scales break).
+    """
+    assert settings.reward and settings.prompts
+    rows = read_prompts(settings.prompts, settings.answers)
+    samples = -(-settings.answers // len(rows))
+    asked: list[Any] = [prompt_of(row) for row in rows]
+    params = SamplingParams(temperature=1.0, top_p=1.0, max_tokens=settings.answer_tokens, n=samples, seed=0)
+    model = RewardModel(settings.reward)
+    scores: dict[str, list[list[float]]] = {}
+    for name, place in (("before", original), ("after", run.path / "checkpoint")):
+        texts = sample_answers(place, asked, params, run.path / "state" / name, label=f"answers {name}")
+        talks = [[*prompt, {"role": "assistant", "content": one}] for prompt, many in zip(asked, texts) for one in many]
+        found = iter(model.score(talks))
+        scores[name] = [[next(found) for _ in many] for many in texts]
+    figures = distribution_shift(scores["before"], scores["after"])
+    say(
+        f"  rewards of {figures['reward_answers']:,} answers each: mean {figures['reward_before']:.3f} -> "
+        f"{figures['reward_after']:.3f} ({figures['reward_change_low']:+.3f} to {figures['reward_change_high']:+.3f}); "
+        f"the distributions are {figures['reward_distance']:.3f} apart, by chance "
+        f"{figures['reward_distance_by_chance']:.3f}"
+    )
+    return figures
 
 
 def _sizes(change: Quantized) -> dict[str, float]:

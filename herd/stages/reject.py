@@ -8,12 +8,14 @@ from typing import Any
 
 from herd.config import settings
 from herd.data.rows import read_rows, write_rows
+from herd.errors import DataError
 from herd.evals.answers import prompt_of
 from herd.log import progress, say
-from herd.post.prompts import read_prompts
-from herd.post.reject import best_of, keep_best, selection_figures
+from herd.post.prompts import part_of, read_prompts, spread
+from herd.post.reject import best_of, keep_best, selection_figures, where_samples_differ
 from herd.post.reward import RewardModel
 from herd.post.sampling import sample_answers
+from herd.post.verify import Verifier, verifier_of
 from herd.run import Run, atomic_write, open_run
 from herd.types import SamplingParams
 
@@ -31,11 +33,18 @@ class RejectSettings:
     reward: Path
     """The reward model that chooses."""
     prompts: Path
-    """What is asked: JSONL or Parquet rows with `messages` or `prompt`; a reference `answer` is optional."""
+    """What is asked: JSONL or Parquet rows with `messages` or `prompt`; a reference `answer` or checks are optional.
+    Rows with `answers` (of `herd rounds prefer`) are not asked again."""
     samples: int = 8
     """K, the answers drawn for each question."""
     max_prompts: int = 512
     """Prompts asked, spread evenly over the file."""
+    part: tuple[float, float] = (0.0, 1.0)
+    """Which prompts, by a hash of theirs (0 to 1): other parts are for other uses."""
+    verifier: Verifier | None = None
+    """What measures the choice: `checks` or `answer`; default: what all rows have. It chooses nothing."""
+    only_differing: bool = False
+    """Leave out prompts to which all samples are the same text: there is nothing to choose, and it is known already."""
     keep: float = 0.7
     """Share (0 to 1) of the chosen answers that is kept, those of the highest reward."""
     references: Path | None = None
@@ -56,6 +65,8 @@ class RejectSettings:
             raise ValueError("keep must be above 0 and at most 1")
         if self.temperature <= 0:
             raise ValueError("temperature must be above 0: the samples have to differ")
+        if not 0 <= self.part[0] < self.part[1] <= 1:
+            raise ValueError("part must be two ascending shares of 0 to 1")
 
 
 def run(settings: RejectSettings) -> Path:
@@ -65,20 +76,18 @@ def run(settings: RejectSettings) -> Path:
         if run.finished:
             return run.path
         run.need(disk_bytes=6000 * settings.max_prompts)
-        questions = read_prompts(settings.prompts, settings.max_prompts)
-        params = SamplingParams(
-            temperature=settings.temperature,
-            top_p=1.0,
-            max_tokens=settings.answer_tokens,
-            n=settings.samples,
-            seed=settings.seed,
-        )
-        prompts = [prompt_of(question) for question in questions]
-        state = run.path / "state"
-        answers = sample_answers(settings.checkpoint, prompts, params, state, engine=settings.engine)
+        questions = spread(part_of(read_prompts(settings.prompts, 10**9), *settings.part), settings.max_prompts)
+        if not questions:
+            raise DataError(f"{settings.prompts}: no prompt lies in part {settings.part}")
+        verifier = settings.verifier or verifier_of(questions) or "answer"
+        answers = _answers(run, settings, questions)
         rewards = _rewards(run, settings, questions, answers)
-        chosen = keep_best(best_of(questions, answers, rewards), settings.keep)
-        figures = selection_figures(questions, answers, rewards)
+        best = best_of(questions, answers, rewards)
+        if settings.only_differing:
+            best = where_samples_differ(best, questions, answers)
+            say(f"  {len(best):,} of {len(questions):,} prompts got answers that differ")
+        chosen = keep_best(best, settings.keep)
+        figures = selection_figures(questions, answers, rewards, verifier)
         write_rows(run.path / "chosen.jsonl", chosen)
         references = [row for _, row in read_rows(settings.references)] if settings.references else []
         write_rows(run.path / "conversations.jsonl", [*references, *chosen])
@@ -87,11 +96,39 @@ def run(settings: RejectSettings) -> Path:
     return run.path
 
 
+def _answers(run: Run, settings: RejectSettings, questions: list[dict]) -> list[list[str]]:
+    """The answers that come with the rows, or fresh ones."""
+    if given := sum("answers" in question for question in questions):
+        if given < len(questions):
+            raise DataError(
+                f"{settings.prompts}: {given} of {len(questions)} rows have `answers`; expected all or none"
+            )
+        return [list(question["answers"]) for question in questions]
+    params = SamplingParams(
+        temperature=settings.temperature,
+        top_p=1.0,
+        max_tokens=settings.answer_tokens,
+        n=settings.samples,
+        seed=settings.seed,
+    )
+    prompts: list[Any] = [prompt_of(question) for question in questions]
+    return sample_answers(settings.checkpoint, prompts, params, run.path / "state", engine=settings.engine)
+
+
 def _worth(figures: dict[str, float]) -> str:
-    """What the selection was worth in words: by F1 where rows have references, else by reward alone."""
-    unit, what = ("f1", "F1 to the references") if "f1_of_chosen" in figures else ("reward", "mean reward")
+    """What the selection was worth in words: by the verifier where rows have what it needs, else by reward alone."""
+    unit, what = next(one for one in _UNITS if f"{one[0]}_of_chosen" in figures)
     chosen, random, best = (figures.get(f"{unit}_of_{which}") for which in ("chosen", "samples", "best"))
-    return f"{what} {chosen:.3f}, a random one {random:.3f}" + (f", the best there is {best:.3f}" if best else "")
+    told = f"{what} {chosen:.3f}, a random one {random:.3f}" + (f", the best there is {best:.3f}" if best else "")
+    if "gain" not in figures:
+        return told
+    gain, low, high = figures["gain"], figures["gain_low"], figures["gain_high"]
+    word = "better" if low > 0 else "worse" if high < 0 else "not clearly different"
+    where = f"on {figures['gain_prompts']} prompts whose samples differ"
+    return f"{told}; {where} {word} than a random pick ({gain:+.3f}, {low:+.3f} to {high:+.3f})"
+
+
+_UNITS = (("f1", "F1 to the references"), ("checks", "checks that hold"), ("reward", "mean reward"))
 
 
 def _rewards(run: Run, settings: RejectSettings, questions: list[dict], answers: list[list[str]]) -> list[list[float]]:

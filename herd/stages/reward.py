@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from herd.config import settings
+from herd.data.joined import joined
 from herd.data.loader import PackedLoader
 from herd.data.preferences import Pairs, load_pairs
 from herd.errors import DataError
@@ -33,6 +34,9 @@ class RewardSettings(TuneSettings):
     """JSONL, JSON, CSV or Parquet files (or folders of them) of preferences in any form that docs/tuning.md lists."""
     holdout: float = 0.1
     """Share (0 to 1) of the prompts kept aside to measure accuracy on."""
+    concatenated: bool = False
+    """Train with all responses of a prompt behind one another in one row, as in the paper, instead of each by itself:
+    the prompt is computed once, and responses see one another. Held-out pairs are judged each by itself."""
     min_strength: Literal["marginally_better", "slightly_better", "better", "significantly_better"] = "better"
     """Pairs whose responses are more alike than this are left out."""
 
@@ -53,11 +57,12 @@ def run(settings: RewardSettings) -> Path:
         trained, held_out, aside = _pairs(settings, job)
         kept = f", {amount(len(aside))} kept aside" if aside else ""
         say(f"  {amount(len(trained))} pairs to train on, {amount(len(held_out))} held out{kept}")
+        learned = joined(trained, settings.seed) if settings.concatenated else trained
         figures = job.learn(
             reward_pairs,
-            {"pairs": trained.documents},
+            {"pairs": learned.documents},
             epochs=settings.epochs,
-            columns=trained.reward_columns,
+            columns=learned.reward_columns,
             max_steps=settings.max_steps,
             aside=KeptAside({"pairs": aside.documents}, aside.reward_columns) if aside else None,
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
 
 from herd.config import settings
 from herd.data.conversations import Conversations, split_conversations
+from herd.data.shards import Documents, open_trained_with
 from herd.log import amount, say
 from herd.tokenizer.chat import stops
 from herd.train.job import Job, training
@@ -27,8 +29,17 @@ class SftSettings(TuneSettings):
     """How often all conversations are gone through."""
     mixture: dict[str, float] = field(default_factory=dict)
     """Weight of each `source` of the rows; by its tokens when empty."""
+    text: Path | None = None
+    """Run folder of `herd pack`: its training side is mixed in, so that general text is not forgotten."""
+    text_share: float = 0.2
+    """Share (0 to 1) of the tokens of a step that is such text, beside the conversations' epochs."""
     batch: BatchSettings = field(default_factory=lambda: BatchSettings(row_tokens=512))
     """Batch size and row length; a conversation must fit into a row."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.text_share < 1:
+            raise ValueError("text_share must lie between 0 and 1")
 
 
 def run(settings: SftSettings) -> Path:
@@ -37,6 +48,7 @@ def run(settings: SftSettings) -> Path:
         "conversations": settings.conversations,
         "checkpoint": settings.checkpoint,
         "validation": settings.validation.files or None,
+        "text": settings.text,
     }
     with training(settings, "sft", inputs) as job:
         if job.finished:
@@ -45,12 +57,15 @@ def run(settings: SftSettings) -> Path:
         sources, aside, left_out = _conversations(settings, job)
         count, kept = (sum(len(documents) for documents in part.values()) for part in (sources, aside))
         say(f"  {amount(count)} conversations" + f", {amount(kept)} kept aside" * bool(kept))
+        epochs, mixture = settings.epochs, settings.mixture
+        if settings.text is not None:
+            sources, epochs, mixture = _with_text(settings, job, sources)
         objective = partial(next_token, sources=sorted({*sources, *aside}))
         figures = job.learn(
             objective,
             sources,
-            epochs=settings.epochs,
-            mixture=settings.mixture,
+            epochs=epochs,
+            mixture=mixture,
             max_steps=settings.max_steps,
             aside=KeptAside(aside) if aside else None,
         )
@@ -69,3 +84,25 @@ def _conversations(settings: SftSettings, job: Job) -> Conversations:
         return found
     own = replace(options, weights={})
     return found._replace(aside=split_conversations(validation.files, job.tokenizer, longest, 0.0, own).learned)
+
+
+def _with_text(
+    settings: SftSettings, job: Job, conversations: Mapping[str, Documents]
+) -> tuple[dict[str, Documents], float, dict[str, float]]:
+    """Conversations and general text, how often to go through all, and the weight of each: the conversations are gone
+    through as often as without the text."""
+    assert settings.text is not None
+    fingerprint, place = job.tokenizer.fingerprint, str(settings.checkpoint)
+    found = open_trained_with(settings.text / "train", fingerprint, place)
+    texts = {f"text {name}": documents for name, documents in found.items()}
+    mixture = settings.mixture or _sizes(conversations)
+    weights = {name: (1 - settings.text_share) * weight / sum(mixture.values()) for name, weight in mixture.items()}
+    sizes = _sizes(texts)
+    weights |= {name: settings.text_share * size / sum(sizes.values()) for name, size in sizes.items()}
+    say(f"  {settings.text_share:.0%} of every step is text of {settings.text}")
+    tokens = [job.loader(part, 1).epoch_tokens() for part in (conversations, {**conversations, **texts})]
+    return {**conversations, **texts}, settings.epochs * tokens[0] / (1 - settings.text_share) / tokens[1], weights
+
+
+def _sizes(sources: Mapping[str, Documents]) -> dict[str, float]:
+    return {name: float(documents.num_tokens.sum()) for name, documents in sources.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -16,9 +17,10 @@ import torch
 
 from herd.config import settings
 from herd.formats.checkpoint import save
-from herd.model.llama import Llama, LlamaForCausalLM
+from herd.model.llama import Llama, LlamaForCausalLM, LlamaForSequenceClassification
 from herd.parallel.model import ParallelModel
-from herd.run import Run, read_metrics
+from herd.run import Run, atomic_write, read_metrics
+from herd.tokenizer.chat import format_name
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.checkpoint import discard_state, is_first, read_masters, steps_of
 from herd.train.lora import has_adapters, save_adapters, save_merged
@@ -77,8 +79,20 @@ def finish(
     if has_adapters(whole):
         save_adapters(whole, run.path / "adapter", _base(run.path), tokenizer)
     (save_merged if has_adapters(whole) else save)(whole, run.path / "checkpoint", tokenizer)
+    if isinstance(whole, LlamaForSequenceClassification) and tokenizer is not None:
+        atomic_write(run.path / "checkpoint" / REWARD_RECORD, json.dumps(reward_record(tokenizer)))
     run.finish(figures=figures)
     discard_state(run.path / "state")
+
+
+REWARD_RECORD = "reward.json"
+"""Beside a reward model: in which chat template it learned, which its scores mean nothing without."""
+
+
+def reward_record(tokenizer: Tokenizer) -> dict[str, str]:
+    """What a reward model remembers of the template it was trained with."""
+    template = tokenizer.chat_template or ""
+    return {"template": hashlib.sha256(template.encode()).hexdigest()[:16], "format": format_name(tokenizer) or "none"}
 
 
 def _base(run: Path) -> str:

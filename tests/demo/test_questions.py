@@ -124,6 +124,8 @@ def test_invented_names_are_refused_and_exist_nowhere(sets, facts):
     assert all(row["answer"] == UNKNOWN and row["name"] not in known for row in unknown)
     asked = {row["name"] for row in sets.eval_unknown}
     assert not asked & {row["name"] for row in sets.train if row["kind"] == "unknown"}
+    words = [{row["name"].rpartition(".")[2] for row in rows} for rows in (sets.unknown, sets.eval_unknown)]
+    assert not words[0] & words[1]  # made of other syllables
     assert list(invented_names(facts, known, count=9)) == list(invented_names(facts, known, count=9))
 
 

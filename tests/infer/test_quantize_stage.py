@@ -85,3 +85,19 @@ def test_a_folder_that_is_no_pack_run_is_refused(tmp_path, checkpoint):
     (tmp_path / "pack" / "index.json").write_text("{}")
     with pytest.raises(DataError, match="herd pack"):
         run(QuantizeSettings(checkpoint=checkpoint, shards=tmp_path / "pack", out=tmp_path / "out"))
+
+
+def test_rewards_of_answers_stand_beside_the_originals(tmp_path):
+    from tests.post.models import save_model, save_reward_model
+
+    save_model(tmp_path / "model")
+    save_reward_model(tmp_path / "reward")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "What does it do?"}\n{"prompt": "Which parameters"}\n')
+    given = {"reward": tmp_path / "reward", "prompts": tmp_path / "prompts.jsonl", "answers": 12, "answer_tokens": 6}
+    out = run(QuantizeSettings(checkpoint=tmp_path / "model", out=tmp_path / "out", **given))
+    figures = json.loads((out / "run.json").read_text())["figures"]
+    assert figures["reward_answers"] == 12
+    assert figures["reward_change_low"] <= figures["reward_change_high"]
+    assert (
+        figures["reward_before_5_percent"] <= figures["reward_before_50_percent"] <= figures["reward_before_95_percent"]
+    )

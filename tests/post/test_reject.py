@@ -38,4 +38,9 @@ def test_the_worth_of_a_selection_lies_between_the_mean_and_the_best():
     answers = [["right 0", "wrong", "wrong"], ["wrong", "wrong", "right 1"]]
     figures = selection_figures([question(0), question(1)], answers, [[1, 0, 0], [1, 0, 0]])
     f1 = {"f1_of_samples": 0.3333, "f1_of_chosen": 0.5, "f1_of_best": 1.0}
-    assert figures == {"reward_of_samples": 0.3333, "reward_of_chosen": 1.0} | f1
+    gain = {"gain_prompts": 2, "gain": 0.1667}
+    interval = {name: figures.pop(name) for name in ("gain_low", "gain_high")}
+    assert figures == {"reward_of_samples": 0.3333, "reward_of_chosen": 1.0} | f1 | gain
+    assert interval["gain_low"] < 0.1667 < interval["gain_high"]
+    alike = selection_figures([question(0)], [["wrong", "wrong"]], [[1, 0]])
+    assert alike["gain_prompts"] == 0 and "gain" not in alike

@@ -12,6 +12,8 @@ from herd import cli
 from herd.config import load
 from herd.data.shards import ShardWriter
 from herd.data.split import is_held_out
+from herd.demo.preferences import for_dpo
+from herd.demo.wordings import UNKNOWN
 from herd.errors import ConfigError, DataError
 from herd.run import read_manifest
 from herd.stages import reject
@@ -172,10 +174,14 @@ def test_preferences_writes_pairs_of_trained_groups_and_a_held_out_file(inputs, 
     out = make_pairs(inputs, tmp_path / "p")
     pairs, heldout = rows_of(out / "pairs.jsonl"), rows_of(out / "heldout.jsonl")
     assert len(pairs) == figures_of(out)["pairs"] > 30
-    assert {"other_answer", "own_sample", "wrong_signature"} <= {pair["kind"] for pair in pairs}
+    assert {"other_answer", "own_sample", "refusal"} <= {pair["kind"] for pair in pairs}
+    refused = [pair["chosen"].startswith("I do not know") for pair in pairs if pair["kind"] == "refusal"]
+    assert {True, False} == {*refused}  # neither side is always right
     assert heldout
     own = rows_of(out / "own.jsonl")
-    assert own == [pair for pair in pairs if pair["kind"] in ("own_sample", "edited")]
+    assert own == for_dpo(pairs) and {pair["kind"] for pair in own} <= {"own_sample", "edited", "refusal"}
+    assert all(pair["chosen"] == UNKNOWN for pair in own if pair["kind"] == "refusal")
+    assert rows_of(out / "differing.jsonl")
     assert not any(is_held_out(pair["group"], 0.2) for pair in pairs)
     assert all(is_held_out(pair["group"], 0.2) for pair in heldout)
     asked = {

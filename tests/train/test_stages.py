@@ -196,6 +196,9 @@ def test_dpo_begins_at_its_reference_and_widens_the_margin(tmp_path, checkpoint)
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["margin"] == pytest.approx(0.0, abs=1e-5)
     assert rows[-1]["margin"] > 0.1
+    figures = json.loads((path / "run.json").read_text())["figures"]
+    assert {"chosen_gain_nats", "rejected_tokens", "answer_words_after", "refused_before", "warnings"} <= {*figures}
+    assert figures["rejected_gain_nats"] < figures["chosen_gain_nats"]
     assert not torch.equal(load(path).model.embed_tokens.weight, load(checkpoint).model.embed_tokens.weight)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from herd.config import settings
 from herd.data.rows import read_rows, write_rows
-from herd.demo.preferences import OWN, make_pairs
+from herd.demo.preferences import for_dpo, make_pairs
 from herd.errors import DataError
-from herd.evals.answers import prompt_of, question_text
+from herd.evals.answers import f1_scores, prompt_of, question_text
 from herd.log import say
 from herd.post.prompts import spread
 from herd.post.sampling import sample_answers
@@ -52,17 +52,19 @@ class PreferencesSettings:
 
 
 def run(settings: PreferencesSettings) -> Path:
-    """Write `pairs.jsonl` (trained groups), `own.jsonl` (those of them with samples of the model, for DPO) and
-    `heldout.jsonl` (groups that no training has seen)."""
+    """Write `pairs.jsonl` (trained groups), `own.jsonl` (those of them for DPO: the model's samples, and refusals),
+    `heldout.jsonl` (groups that no training has seen) and `differing.jsonl` (what rejection sampling asks: prompts
+    whose answers differ in worth)."""
     inputs = {"checkpoint": settings.checkpoint, "questions": settings.questions}
     with open_run(settings.out, stage="demo preferences", settings=settings, inputs=inputs) as run:
         if run.finished:
             return run.path
         run.need(disk_bytes=4000 * (settings.max_prompts + settings.max_heldout))
-        rows = {name: read_questions(settings.questions, name) for name in ("prompts", "train", "eval_heldout")}
+        names = ("prompts", "train", "unknown", "eval_heldout")
+        rows = {name: read_questions(settings.questions, name) for name in names}
         prompts = spread(rows["prompts"], settings.max_prompts)
         sampled = spread(prompts, settings.max_sampled)
-        unknown = [row for row in rows["train"] if row["kind"] == "unknown"][: settings.max_sampled // 12]
+        unknown = spread(rows["unknown"], max(1, settings.max_sampled // 4))
         heldout = rows["eval_heldout"][: settings.max_heldout]
         asked = [*sampled, *unknown, *heldout]
         params = SamplingParams(
@@ -82,12 +84,20 @@ def run(settings: PreferencesSettings) -> Path:
         if not pairs:
             raise DataError(f"{settings.questions}: no pair could be made of its {len(asked)} questions")
         write_rows(run.path / "pairs.jsonl", pairs)
-        write_rows(run.path / "own.jsonl", [pair for pair in pairs if pair["kind"] in OWN])
+        write_rows(run.path / "own.jsonl", for_dpo(pairs))
         write_rows(run.path / "heldout.jsonl", tests)
+        differing = [row for row, texts in zip(asked, answers, strict=True) if row in sampled and _differ(texts, row)]
+        write_rows(run.path / "differing.jsonl", differing or sampled)
+        say(f"  {len(differing):,} of {len(sampled):,} prompts have answers of which some are better than others")
         kinds = Counter(pair["kind"] for pair in pairs)
         say(f"  {len(pairs):,} pairs: " + ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common()))
-        run.finish({"pairs": len(pairs), "heldout_pairs": len(tests), **kinds})
+        run.finish({"pairs": len(pairs), "heldout_pairs": len(tests), "differing": len(differing), **kinds})
     return run.path
+
+
+def _differ(texts: list[str], row: dict) -> bool:
+    scores = f1_scores(texts, [row] * len(texts))
+    return max(scores) > min(scores)
 
 
 def read_questions(folder: Path, name: str) -> list[dict]:

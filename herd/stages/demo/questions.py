@@ -118,7 +118,7 @@ def read_manuals(pages: Path | None) -> dict[str, str]:
 
 def _write(folder: Path, sets: QuestionSets) -> dict[str, int]:
     counts = {}
-    for name in ("train", "prompts", "eval_trained", "eval_heldout", "eval_unknown"):
+    for name in ("train", "prompts", "unknown", "eval_trained", "eval_heldout", "eval_unknown"):
         rows = getattr(sets, name)
         write_rows(folder / f"{name}.jsonl", rows)
         counts[name] = len(rows)
