@@ -11,6 +11,7 @@ import yaml
 
 from herd.errors import ConfigError
 from herd.log import say
+from herd.markup import read_markup
 
 _SCORERS = {"acc": "accuracy", "acc_norm": "accuracy_norm", "acc_mutual_info": "accuracy_pmi", "exact_match": "exact"}
 _SCORERS |= {"f1": "token_f1", "bleu": "bleu", "chrf": "chrf"}
@@ -74,15 +75,20 @@ def harness_task(file: Path) -> dict[str, Any]:
     return task | (_choices(raw) if kind == "multiple_choice" else _generation(file, raw)) | _scorer(file, raw)
 
 
-def _read(file: Path) -> dict[str, Any]:
+_MOST_INCLUDES = 20
+
+
+def _read(file: Path, includes: int = 0) -> dict[str, Any]:
+    if includes > _MOST_INCLUDES:
+        raise ConfigError(f"{file}: more than {_MOST_INCLUDES} files include one another")
     try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        raw = read_markup(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         why = "it calls Python (!function), which is not run" if "!function" in str(error) else str(error)
         raise ConfigError(f"{file}: no task of the harness that can be read: {why}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: expected a YAML mapping")
-    return (_read(file.parent / raw["include"]) | raw) if "include" in raw else raw
+    return (_read(file.parent / str(raw["include"]), includes + 1) | raw) if "include" in raw else raw
 
 
 def _paths(file: Path, raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from herd.evals.table import (
 from herd.evals.task import Item, Task, items_of, load_task, missing, paths_of
 from herd.evals.text import judge_needles, judge_text
 from herd.log import progress, say
+from herd.markup import read_markup
 from herd.run import Run, atomic_write, open_run
 from herd.types import Score
 
@@ -139,8 +140,8 @@ def _of_suite(name: str) -> list[Path]:
         return []
     file = find_recipe(Path(name if name.endswith((".yaml", ".yml")) else f"evals/suites/{name}.yaml"))
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        found = read_markup(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"suite: {name} is none ({error}); there are `base`, `instruct`, or your own file") from None
     names = found.get("tasks") if isinstance(found, dict) and set(found) == {"tasks"} else None
     if not isinstance(names, list) or not names or not all(isinstance(one, str) for one in names):

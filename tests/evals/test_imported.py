@@ -72,3 +72,10 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path, change, words):
     (tmp_path / "sums.yaml").write_text(SUMS.replace(*change))
     with pytest.raises(ConfigError, match=words):
         load_task(tmp_path / "sums.yaml", None)
+
+
+def test_files_that_include_one_another_end(tmp_path):
+    (tmp_path / "a.yaml").write_text("include: b.yaml\noutput_type: multiple_choice\n")
+    (tmp_path / "b.yaml").write_text("include: a.yaml\n")
+    with pytest.raises(ConfigError, match="include one another"):
+        load_task(tmp_path / "a.yaml", tmp_path)
