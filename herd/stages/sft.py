@@ -61,6 +61,7 @@ def run(settings: SftSettings) -> Path:
         if settings.text is not None:
             sources, epochs, mixture = _with_text(settings, job, sources)
         objective = partial(next_token, sources=sorted({*sources, *aside}))
+        job.model.config = replace(job.config, eos_token_id=stops(job.tokenizer))  # it ends turns now: for chat
         figures = job.learn(
             objective,
             sources,
@@ -70,7 +71,6 @@ def run(settings: SftSettings) -> Path:
             aside=KeptAside(aside) if aside else None,
         )
         figures |= {"left_out": dict(left_out)} if left_out else {}
-        job.model.config = replace(job.config, eos_token_id=stops(job.tokenizer))  # it ends turns now: for chat
         job.finish({"conversations": count} | figures)
     return settings.out
 

@@ -238,7 +238,7 @@ class Job:
         )
         if is_first() and self.dtype:  # not before: a run that was refused may be tried again with other settings
             atomic_write(self.run.path / _CHOICES, json.dumps({"dtype": str(self.dtype).removeprefix("torch.")}))
-        kept = evenly(chosen.saving.snapshots, snapshots(model, self.run, chosen.saving))
+        kept = evenly(chosen.saving.snapshots, snapshots(model, self.run, chosen.saving, self.tokenizer))
         trainer = Trainer(
             model,
             objective,
@@ -251,6 +251,7 @@ class Job:
             hooks=[*hooks, *kept],
             peak_flops=self.placement.peak_flops(model),
             label=self.label,
+            tokenizer=self.tokenizer,
         )
         trainer.fit(source, num_steps)
         return trainer.num_steps

@@ -60,9 +60,12 @@ class SavingSettings:
             raise ValueError(f"{', '.join(counts)} must be 0 or more")
 
 
-def snapshots(model: Llama | ParallelModel, run: Run, saving: SavingSettings) -> Callable[[int], None]:
-    """What keeps the model as `checkpoints/step-...`, and of older ones those that `saving` says."""
-    return partial(_snapshot, model, run.path, saving)
+def snapshots(
+    model: Llama | ParallelModel, run: Run, saving: SavingSettings, tokenizer: Tokenizer | None = None
+) -> Callable[[int], None]:
+    """What keeps the model as `checkpoints/step-...`, its tokenizer beside it, and of older ones those that `saving`
+    says."""
+    return partial(_snapshot, model, run.path, saving, tokenizer)
 
 
 def finish(
@@ -132,15 +135,17 @@ def _set(whole: Llama, weights: dict[str, torch.Tensor]) -> None:
         whole.tie_weights()
 
 
-def _snapshot(model: Llama | ParallelModel, folder: Path, saving: SavingSettings, step: int) -> None:
+def _snapshot(
+    model: Llama | ParallelModel, folder: Path, saving: SavingSettings, tokenizer: Tokenizer | None, step: int
+) -> None:
     if not is_first():
         return
     whole = _learned(model, folder)
     target = folder / "checkpoints" / f"step-{step:08d}"
     if has_adapters(whole):
-        save_adapters(whole, target, _base(folder))
+        save_adapters(whole, target, _base(folder), tokenizer)
     else:
-        save(whole, target)
+        save(whole, target, tokenizer)
     kept = sorted(path for path in (folder / "checkpoints").glob("step-*"))
     if saving.keep_snapshots:
         best = _best(kept, read_metrics(folder)) if saving.keep_best else None

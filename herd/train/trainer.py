@@ -29,6 +29,7 @@ from herd.model.llama import Llama, Objective
 from herd.parallel.launch import agreed, asked_to_end, this_process
 from herd.parallel.model import ParallelModel
 from herd.run import Run, read_metrics
+from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.checkpoint import StateSaver, discard_after, is_first, is_whole, load_state
 from herd.train.compile import keep_freed_memory
 from herd.train.energy import Energy
@@ -60,7 +61,7 @@ class Trainer:
     """A model in training, its optimizer, and the run folder whose `state/` it is saved to and restored from.
 
     `skipped` names steps of the data's schedule that `fit` passes over (`120-139`), beside those that `stability`
-    finds; `peak_flops` is the machine's measured arithmetic rate, for MFU.
+    finds; `peak_flops` is the machine's measured arithmetic rate, for MFU; `tokenizer` goes beside snapshots.
 
     Raises:
         ConfigError: the settings ask for what the model or each other do not go with.
@@ -80,6 +81,7 @@ class Trainer:
         hooks: Sequence[Hook] = (),
         peak_flops: float = 0.0,
         label: str = "train",
+        tokenizer: Tokenizer | None = None,
     ):
         optimizer = optimizer or OptimizerSettings()
         self.schedule, self.saving = schedule or ScheduleSettings(), saving or SavingSettings()
@@ -97,7 +99,7 @@ class Trainer:
             ShardedAdamW(model, optimizer) if isinstance(model, ParallelModel) else FlatAdamW(model, optimizer)
         )
         self.monitor, self.skips = Monitor(self.stability), Skips(run.path, skipped)
-        self.hooks = [*hooks, every(self.saving.snapshot_steps, snapshots(model, run, self.saving))]
+        self.hooks = [*hooks, every(self.saving.snapshot_steps, snapshots(model, run, self.saving, tokenizer))]
         self.peak_flops, self.label = peak_flops, label
         self.anchored = self.stability.rollback_steps if self.stability.action == "rollback" else 0
         self.saver = StateSaver(self.folder, self.anchored)

@@ -7,9 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from herd.errors import ConfigError, DataError
-from herd.formats.checkpoint import save
+from herd.formats.checkpoint import load, save
+from herd.formats.vocabulary import open_tokenizer
 from herd.run import read_manifest
 from herd.stages import dpo, reward, sft
+from herd.tokenizer.chat import stops
 from herd.tokenizer.io import save_tokenizer
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.schedule import ScheduleSettings, learning_rate
@@ -48,6 +50,13 @@ def test_the_kept_weights_are_those_whose_loss_was_measured(tmp_path, checkpoint
                  validation__keep="last", schedule__shape="constant")  # fmt: skip
     for name, weight in load_file(best / "checkpoint/model.safetensors").items():
         torch.testing.assert_close(weight, load_file(last / "checkpoint/model.safetensors")[name])
+
+
+def test_snapshots_carry_the_tokenizer_and_what_ends_an_answer(tmp_path, checkpoint):
+    path = tuned(tmp_path, checkpoint, max_steps=2, saving__snapshot_steps=1)
+    for name in ("checkpoints/step-00000001", "checkpoint"):
+        assert open_tokenizer(path / name).vocab_size == load(path / name).config.vocab_size
+        assert load(path / name).config.eos_token_id == stops(open_tokenizer(path / name))
 
 
 def test_files_of_their_own_are_measured_instead_of_a_share(tmp_path, checkpoint):
