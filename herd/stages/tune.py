@@ -45,7 +45,7 @@ from herd.tuning.judging import General, Measured, general_text, measured, read_
 from herd.tuning.labels import labelled
 from herd.tuning.material import Entry, Material, classified, split, split_pairs, talks, texts
 from herd.tuning.reading import Kind, Placed, by_split, kind_of, read
-from herd.tuning.ways import NAMES, Way, batch_for, chosen, epochs_for, ways
+from herd.tuning.ways import NAMES, Way, batch_for, chosen, distance_for, epochs_for, ways
 
 _KINDS = {
     "text": "raw text: pre-training is continued, all of it is learned",
@@ -251,6 +251,7 @@ def _settled(
         f"  {NAMES[way.method]}: {why}; at most {epochs:g} epochs, {amount(batch.tokens)} tokens a step, "
         f"rate {rate:g}, about {duration(way.seconds)} by plan"
     )
+    distance = distance_for(material, batch, epochs, settings.max_steps)
     chosen_settings = TuneSettings(
         checkpoint=settings.path,
         out=settings.out,
@@ -260,7 +261,7 @@ def _settled(
         batch=batch,
         optimizer=replace(way.optimizer, learning_rate=rate),
         schedule=ScheduleSettings(warmup_share=0.05, final_share=0.1),
-        validation=ValidationSettings(patience=3),
+        validation=ValidationSettings(patience=3, every_steps=distance),
         recompute=way.recompute,
         dtype=settings.dtype,
         compile=settings.compile,
