@@ -157,7 +157,8 @@ class Pace:
             sources = load_conversations(given.conversations, tokenizer, row_tokens)
         else:
             sources = {"pairs": load_pairs(given.pairs, tokenizer, row_tokens).documents}
-        return _loader(sources, row_tokens).epoch_tokens()
+        share = given.text_share if command == "sft" and given.text else 0.0
+        return round(_loader(sources, row_tokens).epoch_tokens() / (1 - share))
 
     # ---- this machine ------------------------------------------------------------------------------------------------
 

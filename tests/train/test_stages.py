@@ -190,6 +190,16 @@ def test_a_reward_model_ranks_held_out_pairs_and_is_saved_as_one(tmp_path, check
     assert load(path).score.weight.shape == (1, 32)
 
 
+def test_general_text_is_mixed_into_sft_beside_as_many_conversations(tmp_path, tokenizer, checkpoint):
+    packed = run_pack(tmp_path, documents(tmp_path, [document(n) for n in range(30)]))
+    given = {"conversations": conversations(tmp_path), "checkpoint": checkpoint, "epochs": 2}
+    alone = sft.run(settings_of(sft, "SftSettings", **given, **QUICK, out=tmp_path / "alone"))
+    mixed = sft.run(settings_of(sft, "SftSettings", **given, **QUICK, out=tmp_path / "m", text=packed, text_share=0.5))
+    steps = [json.loads((path / "run.json").read_text())["figures"]["steps"] for path in (alone, mixed)]
+    assert steps[1] == pytest.approx(2 * steps[0], abs=1)
+    assert any("text web" in key for line in (mixed / "metrics.jsonl").open() for key in json.loads(line))
+
+
 def test_dpo_begins_at_its_reference_and_widens_the_margin(tmp_path, checkpoint):
     values = {"pairs": pairs(tmp_path), "checkpoint": checkpoint, "out": tmp_path / "dpo", "epochs": 4}
     path = dpo.run(settings_of(dpo, "DpoSettings", **values, **QUICK))
