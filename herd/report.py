@@ -13,6 +13,7 @@ import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def render(path: Path) -> str:
         _funnel,
         _tokenizer,
         _losses,
+        _watched,
         _compression,
         _samples,
         _needle,
@@ -215,6 +217,32 @@ def _draw_objective(figure: Figure, rows: Sequence[dict], name: str) -> None:
         accuracy.plot(steps, _smooth([row.get("accuracy", np.nan) for row in rows]), color=_COLOURS[2])
         accuracy.set_ylabel("accuracy", color=_COLOURS[2])
     axes.set(xlabel="step", ylabel="loss", title=name)
+
+
+def _watched(runs: Sequence[StageRun]) -> str:
+    parts = []
+    for run in runs:
+        if rows := run.rows("evaluations.jsonl"):
+            figures = list(dict.fromkeys(name for row in rows for name in row["figures"]))
+            if len(rows) > 1:
+                draw = partial(_draw_watched, rows=rows, figures=figures, name=run.name)
+                parts.append(_plot(draw, width=9, height=2.6))
+            cells = [
+                (f"{row['step']:,}", *(_value(one, row["figures"].get(one, "")) for one in figures)) for row in rows
+            ]
+            parts.append(_table(("step", *(name.replace("_", " ") for name in figures)), cells))
+    return _section("Judged while it learned", "".join(parts)) if parts else ""
+
+
+def _draw_watched(figure: Figure, rows: Sequence[dict], figures: Sequence[str], name: str) -> None:
+    """One plot for each kind of figure: its last word says which."""
+    kinds = list(dict.fromkeys(one.split()[-1] for one in figures))
+    for axes, kind in zip(np.atleast_1d(figure.subplots(1, len(kinds))), kinds, strict=True):
+        for one, colour in zip([one for one in figures if one.split()[-1] == kind], cycle(_COLOURS)):
+            own = [(row["step"], row["figures"][one]) for row in rows if one in row["figures"]]
+            axes.plot(*zip(*own, strict=True), color=colour, marker=".", label=one.removesuffix(kind).strip())
+        axes.set(xlabel="step", title=f"{name}: {kind.replace('_', ' ')}")
+        axes.legend(fontsize=7)
 
 
 def _compression(runs: Sequence[StageRun]) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from herd.model.llama import LlamaForCausalLM
 
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 1024
 """Tokens of a batch, padding included; a longer tree is a batch of its own."""
 
 FILLED = 0.85

@@ -70,6 +70,13 @@ class Local:
         self.path = path
         self.usage = {"tokens_read": 0, "tokens_written": 0, "answers_cut": 0}
 
+    @classmethod
+    def around(cls, engine: Engine) -> Local:
+        """Of an engine that is there already, such as one of a model in training."""
+        found = cls(Path("memory"))
+        found.__dict__["engine"] = engine
+        return found
+
     def forget(self) -> None:
         if "engine" in self.__dict__:
             self.engine.weights_changed()

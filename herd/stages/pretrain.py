@@ -17,6 +17,7 @@ from herd.data.shards import open_heldout, open_trained_with
 from herd.errors import ConfigError
 from herd.evals.perplexity import heldout_bits_per_byte
 from herd.evals.samples import sampler
+from herd.evals.watching import WatchSettings, watched_inputs, watcher
 from herd.formats.checkpoint import Checkpoint, open_checkpoint
 from herd.formats.vocabulary import open_tokenizer
 from herd.log import say
@@ -61,6 +62,8 @@ class PretrainSettings(TrainSettings):
     """Percentile (0 to 100) of a source's quality below which its documents are left out."""
     prompts: list[str] = field(default_factory=list)
     """Texts the model continues at 25, 50 and 100 % of the run."""
+    watch: WatchSettings = field(default_factory=WatchSettings)
+    """What it is judged by while it learns."""
     saving: SavingSettings = field(default_factory=lambda: SavingSettings(keep_best=True))
     """What is kept while it runs."""
 
@@ -87,6 +90,7 @@ class PretrainSettings(TrainSettings):
 def run(settings: PretrainSettings) -> Path:
     """Train, and write `checkpoint/` with the tokenizer beside the weights."""
     inputs = {"shards": settings.shards, "tokenizer": settings.tokenizer, "checkpoint": settings.checkpoint}
+    inputs |= watched_inputs(settings.watch)
     with training(settings, "pretrain", inputs) as job:
         if job.finished:
             return settings.out
@@ -104,7 +108,8 @@ def run(settings: PretrainSettings) -> Path:
         samples = sampler(
             job.run, job.model, tokenizer, settings.prompts, num_steps=num_steps, loader=loader, seed=settings.seed
         )
-        job.train(next_token, loader, num_steps, hooks=[at_shares(_SAMPLE_SHARES, samples)])
+        watch = watcher(job.run, job.model, tokenizer, settings.watch, tokens_before=loader.tokens_before)
+        job.train(next_token, loader, num_steps, hooks=[at_shares(_SAMPLE_SHARES, samples), *watch])
         if is_first():
             _finish(job, settings)
     return settings.out

@@ -10,6 +10,7 @@ from pathlib import Path
 from herd.config import settings
 from herd.data.conversations import Conversations, split_conversations
 from herd.data.shards import Documents, open_trained_with
+from herd.evals.watching import WatchSettings, watched_inputs, watcher
 from herd.log import amount, say
 from herd.tokenizer.chat import stops
 from herd.train.job import Job, training
@@ -33,6 +34,8 @@ class SftSettings(TuneSettings):
     """Run folder of `herd pack`: its training side is mixed in, so that general text is not forgotten."""
     text_share: float = 0.2
     """Share (0 to 1) of the tokens of a step that is such text, beside the conversations' epochs."""
+    watch: WatchSettings = field(default_factory=WatchSettings)
+    """What it is judged by while it learns."""
     batch: BatchSettings = field(default_factory=lambda: BatchSettings(row_tokens=512))
     """Batch size and row length; a conversation must fit into a row."""
 
@@ -50,6 +53,7 @@ def run(settings: SftSettings) -> Path:
         "validation": settings.validation.files or None,
         "text": settings.text,
     }
+    inputs |= watched_inputs(settings.watch)
     with training(settings, "sft", inputs) as job:
         if job.finished:
             return settings.out
@@ -69,6 +73,9 @@ def run(settings: SftSettings) -> Path:
             mixture=mixture,
             max_steps=settings.max_steps,
             aside=KeptAside(aside) if aside else None,
+            watch=lambda source: watcher(
+                job.run, job.model, job.tokenizer, settings.watch, tokens_before=source.tokens_before
+            ),
         )
         figures |= {"left_out": dict(left_out)} if left_out else {}
         job.finish({"conversations": count} | figures)

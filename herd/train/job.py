@@ -171,18 +171,20 @@ class Job:
         columns: Columns | None = None,
         max_steps: int | None = None,
         aside: KeptAside | None = None,
+        watch: Callable[[BatchSource], Sequence[Hook]] = lambda source: (),
     ) -> dict[str, Any]:
         """Go through all rows `epochs` times, or less where `aside` ends it; the figures of the run's end.
 
-        The loss of what is kept `aside` is measured as `settings.validation` says.
+        The loss of what is kept `aside` is measured as `settings.validation` says; `watch` makes further hooks.
         """
         num_steps = self.steps(sources, epochs)
         self._tell_little(num_steps, epochs)
         num_steps = min(num_steps, max_steps or num_steps)
-        loader, hooks = self.loader(sources, num_steps, mixture=mixture, columns=columns), []
+        loader = self.loader(sources, num_steps, mixture=mixture, columns=columns)
+        hooks = [*watch(loader)]
         if aside is not None:
             validation = self._validation(objective, aside)
-            hooks = [Hook(validation, validation.due)]
+            hooks.append(Hook(validation, validation.due))
         steps = self.train(objective, loader, num_steps, hooks=hooks)
         figures = {"steps": steps} | last_means(self.run.path)
         if aside is None:

@@ -1,0 +1,50 @@
+"""A model in training is judged on a schedule, and its report shows how it went."""
+
+import json
+
+import pytest
+
+from herd import cli
+from herd.errors import ConfigError
+from herd.evals.watching import WatchSettings, watched_tasks
+from herd.report import render
+from tests.stages.test_pretrain import TEXT, corpus  # noqa: F401
+
+SHAPE = "model.hidden_size=32 model.num_hidden_layers=2 model.intermediate_size=64 model.num_attention_heads=2"
+BATCH = "batch.row_tokens=64 batch.tokens=256 batch.micro_tokens=128 optimizer.learning_rate=1e-2 tokens=2048"
+
+
+def tasks(folder, shards):
+    (folder / "rows.csv").write_text("question,a,b\ndef add(first,second,third\nreturn first +, second, nothing\n")
+    prompt = 'data: rows.csv\nprompt: "{{ question }}"\n'
+    (folder / "right.yaml").write_text('ask: choices\nchoices: ["{{ a }}", "{{ b }}"]\nanswer: A\n' + prompt)
+    (folder / "text.yaml").write_text('ask: text\nanswer: "{{ a }}"\n' + prompt)
+    (folder / "bits.yaml").write_text(f"ask: bits_per_byte\ndata: {shards}\n")
+    return [folder / f"{name}.yaml" for name in ("right", "text", "bits")]
+
+
+def test_right_answers_become_likelier_and_the_report_draws_it(corpus, tmp_path):  # noqa: F811
+    names = ", ".join(map(str, tasks(tmp_path, corpus / "shards")))
+    words = [f"shards={corpus / 'shards'}", f"tokenizer={corpus / 'tokenizer'}", f"out={tmp_path / 'run'}"]
+    words += [*SHAPE.split(), *BATCH.split(), f"watch.tasks=[{names}]", "watch.steps=4", "compile=off", "dtype=fp32"]
+    assert cli.main(["pretrain", *words]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [4, 8]
+    assert set(rows[0]["figures"]) == {
+        "right accuracy",
+        "right right_nats",
+        "text bits_per_byte",
+        "bits code bits_per_byte",
+    }
+    for name in ("right right_nats", "text bits_per_byte", "bits code bits_per_byte"):
+        assert rows[1]["figures"][name] < rows[0]["figures"][name]
+    assert "Judged while it learned" in render(tmp_path / "run")
+
+
+def test_what_cannot_be_watched_is_refused_by_name(tmp_path):
+    (tmp_path / "free.yaml").write_text("ask: generate\ndata: rows.csv\nprompt: x\nanswer: y\n")
+    with pytest.raises(ConfigError, match="free has `ask: generate`"):
+        watched_tasks(WatchSettings(tasks=[tmp_path / "free.yaml"]))
+    (tmp_path / "right.yaml").write_text("ask: choices\ndata: none.csv\nprompt: x\nchoices: [a, b]\nanswer: A\n")
+    with pytest.raises(ConfigError, match=r"none\.csv is not there"):
+        watched_tasks(WatchSettings(tasks=[tmp_path / "right.yaml"]))
