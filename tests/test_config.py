@@ -171,6 +171,7 @@ ONE_OF = {
     "MixSettings": ["weights={x: 1}"],
     "TraceSettings": ["token=0"],
     "EvaluateSettings": ["suite=base"],
+    "JudgeSettings": ["judge.checkpoint=x"],
 }  # settings of which a stage wants one
 
 
