@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +98,11 @@ def run(settings: PretrainSettings) -> Path:
         start = open_checkpoint(settings.checkpoint) if settings.checkpoint else None
         config = _config(settings, tokenizer, start)
         seed, wide = settings.seed, settings.model.embedding_range
-        begin = partial(job.placement.begin, start, job.dtype, seed=seed, embedding_range=wide)
-        job.start(config, tokenizer, begin)
+        job.start(  # the placement is settled there: `begin` is looked up when the model is first needed
+            config,
+            tokenizer,
+            lambda: job.placement.begin(start, job.dtype, seed=seed, embedding_range=wide),
+        )
         found = open_trained_with(settings.shards / "train", tokenizer.fingerprint, str(settings.tokenizer))
         sources = {name: documents.better_than(settings.min_quality) for name, documents in found.items()}
         num_steps = steps_for(settings.batch, settings.tokens)
