@@ -144,7 +144,7 @@ class Pace:
             questions = min(wished, max(given.samples, round(seconds * rate / given.samples)))
             found, answers = {"max_prompts": questions}, questions * given.samples
         else:
-            wished, sets = given.limit or 400, len(given.models) * 2  # trained and held-out modules; few are unknown
+            wished, sets = given.limit or 400, len(given.models) * 2.25  # trained, held-out; a quarter as many invented
             questions = min(wished, max(20, round((1 - _TEXT_SECONDS_SHARE) * seconds * rate / sets)))
             found, answers = {"limit": questions}, questions * sets / (1 - _TEXT_SECONDS_SHARE)
         if questions < wished:
