@@ -1,16 +1,21 @@
 """Rounds: preferences from a model's own answers, and what each round changed."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from herd import cli
+from herd.config import find_recipe
 from herd.data.rows import write_rows
 from herd.errors import DataError
+from herd.evals.graders import GRADERS
 from herd.evals.table import moved
+from herd.evals.task import items_of, load_task
 from herd.post.prefer import pair_of, strength
 from herd.post.prompts import part_of
 from herd.post.verify import gain_over_random, verified, verifier_of
+from herd.stages.rl import prompts
 from herd.stages.rounds import prefer, table
 from tests.post.models import save_model
 
@@ -110,6 +115,14 @@ def test_a_round_that_does_not_gain_keeps_the_best_before_it(tmp_path, capsys, m
     assert "the best: best-1" in capsys.readouterr().err
     with pytest.raises(DataError, match="no finished turn-N-other"):
         table.run(table.TableSettings(out=tmp_path / "no", story=story, evaluation="other", start=tmp_path / "start"))
+
+
+def test_the_shipped_task_asks_the_held_out_prompts_that_are_made(tmp_path):
+    made = prompts.run(prompts.PromptSettings(out=tmp_path / "prompts", count=60))
+    task = load_task(find_recipe(Path("rounds/evals/instructions.yaml")), tmp_path)
+    items = items_of(task)
+    assert len(items) == sum(1 for _ in (made / "held_out.jsonl").open())
+    assert GRADERS[task.scorer](task, items[:1], [""])[0]["checks"] == 0.0
 
 
 def test_the_shipped_rounds_are_planned_with_all_their_settings(tmp_path, capsys):
