@@ -16,7 +16,8 @@ from herd.log import amount, say
 from herd.model.llama import LlamaForCausalLM
 from herd.parallel.launch import num_processes
 from herd.post.prompts import apart_from, read_prompts
-from herd.rollout.rewards import open_reward
+from herd.rollout.environments import PREFIX, Environment
+from herd.rollout.rewards import Judge, open_reward
 from herd.rollout.rows import Normalise
 from herd.rollout.sample import Limits
 from herd.rollout.source import FIGURES, Plan, Reference, Rollouts, fitting
@@ -36,11 +37,12 @@ class RlSettings(TuneSettings):
 
     may_change: ClassVar[tuple[str, ...]] = ("recompute", "compile", "stop_if_gamed")
 
-    prompts: Path
-    """What is asked: JSONL or Parquet rows with `messages` or `prompt`, and what the reward reads."""
+    prompts: Path | None = None
+    """What is asked: JSONL or Parquet rows with `messages` or `prompt`, and what the reward reads; an environment of
+    `verifiers` brings its own."""
     reward: str = "answer"
     """`answer` (the row's `answer`, by `scorer`), `checks` (share of IFEval's checks in the row), `all_checks`, `tests`
-    (the row's unit tests, in the sandbox), or a Python file (`my/reward.py`)."""
+    (the row's unit tests, in the sandbox), a Python file (`my/reward.py`), or `verifiers:NAME`, a task set."""
     scorer: str = "number"
     """How `answer` compares: a scorer of `herd evaluate` (number, exact, exact_words, mathematics, letter ...)."""
     second: str = "sound"
@@ -94,6 +96,8 @@ class RlSettings(TuneSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.reward.startswith(PREFIX) != (self.prompts is None):
+            raise ValueError("give `prompts`; an environment of verifiers brings its own prompts, and takes no others")
         if self.samples < 2 or min(self.steps, self.prompts_per_step, self.answer_tokens, self.turns) < 1:
             raise ValueError("samples must be at least 2; steps, prompts_per_step, answer_tokens and turns at least 1")
         if not 1 <= self.updates <= self.samples or self.steps % self.updates:
@@ -115,8 +119,9 @@ def run(settings: RlSettings) -> Path:
         "benchmarks": [*settings.benchmarks],
         "reward": Path(file) if ".py" in settings.reward else None,
     }
-    judge = open_reward(settings.reward, scorer=settings.scorer, sandbox=settings.sandbox)
-    second = open_reward(settings.second, scorer=settings.scorer, sandbox=settings.sandbox)
+    environment = Environment(settings.reward) if settings.reward.startswith(PREFIX) else None
+    judge = Judge(environment.reward) if environment else open_reward(settings.reward, **_options(settings))
+    second = open_reward(settings.second, **_options(settings))
     with training(settings, "rl", inputs) as job:
         if job.finished:
             return settings.out
@@ -124,8 +129,7 @@ def run(settings: RlSettings) -> Path:
             raise ConfigError("herd rl samples and learns in one process; start it without torchrun")
         start = job.start_from(settings.checkpoint)
         limits = Limits(settings.answer_tokens, settings.batch.row_tokens, settings.turns)
-        found = apart_from(read_prompts(settings.prompts, settings.max_prompts), settings.benchmarks)
-        rows = fitting(found, job.tokenizer, limits)
+        rows = fitting(apart_from(_rows(settings, environment), settings.benchmarks), job.tokenizer, limits)
         plan = _plan(settings, limits)
         say(f"  {amount(len(rows))} prompts, {plan.prompts} of them x {plan.samples} answers a drawing")
         model = job.model
@@ -137,6 +141,17 @@ def run(settings: RlSettings) -> Path:
         job.train(_objective(settings), _source(job, settings, make), settings.steps)
         job.finish({"steps": settings.steps} | last_means(job.run.path, share=0.2))
     return settings.out
+
+
+def _options(settings: RlSettings) -> dict[str, str]:
+    return {"scorer": settings.scorer, "sandbox": settings.sandbox}
+
+
+def _rows(settings: RlSettings, environment: Environment | None) -> list[dict]:
+    if environment is not None:
+        return environment.rows(settings.max_prompts)
+    assert settings.prompts is not None  # as the settings were checked
+    return read_prompts(settings.prompts, settings.max_prompts)
 
 
 def _plan(settings: RlSettings, limits: Limits) -> Plan:
