@@ -158,7 +158,7 @@ def report(parts: list[Path]) -> dict[str, Any]:
         "benchmark": "sft_trl",
         "commit": commit(),
         "command": "python benchmarks/sft_trl.py herd BASE CHATS; ... trl BASE CHATS; ... report",
-        "hardware": hardware(),
+        "hardware": hardware(torch.get_num_threads()),
         "rows": f"{ROWS} packed rows of {ROW_TOKENS} tokens a step, {len(herd['losses'])} steps",
         "first_loss_apart_fp32": abs(herd["first_loss_fp32"] - peer["first_loss_fp32"]),
         "shared_machine": "measured at normal priority beside other work at lowest priority",
