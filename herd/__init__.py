@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from herd.formats.pretrained import load
     from herd.formats.vocabulary import open_tokenizer
     from herd.infer.engine import Engine
+    from herd.knowledge.build import index_folder
+    from herd.knowledge.citations import cite
+    from herd.knowledge.index import Index
     from herd.stages.tune import tune
     from herd.tokenizer.tokenizer import Tokenizer
     from herd.types import Completion, SamplingParams
@@ -25,9 +28,12 @@ __version__ = "0.1.0"
 __all__ = [
     "Completion",
     "Engine",
+    "Index",
     "SamplingParams",
     "Tokenizer",
+    "cite",
     "html_to_text",
+    "index_folder",
     "load",
     "open_checkpoint",
     "open_tokenizer",
@@ -37,9 +43,12 @@ __all__ = [
 _HOMES = {
     "Completion": "herd.types",
     "Engine": "herd.infer.engine",
+    "Index": "herd.knowledge.index",
     "SamplingParams": "herd.types",
     "Tokenizer": "herd.tokenizer.tokenizer",
+    "cite": "herd.knowledge.citations",
     "html_to_text": "herd.curate.extract.html",
+    "index_folder": "herd.knowledge.build",
     "load": "herd.formats.pretrained",
     "open_checkpoint": "herd.formats.checkpoint",
     "open_tokenizer": "herd.formats.vocabulary",

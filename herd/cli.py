@@ -41,11 +41,12 @@ STORY: dict[str, tuple[str, ...]] = {
     "Measure and shrink": ("evaluate", "quantize"),
     "Measure further": ("harness", "haystack", "judge"),
     "Use": ("chat", "serve", "convert", "plan"),
+    "Your own files": ("index", "search"),
     "Look closer": ("examine", "inspect", "show", "report", "template", "trace", "sandbox", "doctor"),
 }
 """The verbs in the order of the story; each is `herd/stages/<verb>.py`, or a family `herd/stages/<verb>/`."""
 
-BY_NAME_ONLY = ("Measure further", "Look closer")
+BY_NAME_ONLY = ("Measure further", "Your own files", "Look closer")
 """The groups whose verbs stand in one line of the first help screen, so that it stays within 40 lines."""
 
 INTERRUPTED = 130
