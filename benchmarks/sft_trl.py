@@ -143,7 +143,7 @@ def _found(name: str, first: float, losses: list[float], seconds: list[float], w
         "name": name,
         "first_loss_fp32": first,
         "losses": [round(loss, 5) for loss in losses],
-        "loss_of_last_10_steps": round(fmean(losses[-10:]), 4),
+        f"mean_loss_of_{len(losses[-10:])}_steps": round(fmean(losses[-10:]), 4),
         "tokens_per_second": round(ROWS * ROW_TOKENS / median(seconds[1:]), 1),
         "wall_seconds": round(wall, 1),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
@@ -157,7 +157,9 @@ def report(parts: list[Path]) -> dict[str, Any]:
     return {
         "benchmark": "sft_trl",
         "commit": commit(),
-        "command": "python benchmarks/sft_trl.py herd BASE CHATS; ... trl BASE CHATS; ... report",
+        "command": "python benchmarks/sft_trl.py herd BASE CHATS --steps {}; the same with trl; report".format(
+            len(herd["losses"])
+        ),
         "hardware": hardware(torch.get_num_threads()),
         "rows": f"{ROWS} packed rows of {ROW_TOKENS} tokens a step, {len(herd['losses'])} steps",
         "first_loss_apart_fp32": abs(herd["first_loss_fp32"] - peer["first_loss_fp32"]),
