@@ -132,6 +132,7 @@ def citations(index: Index, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """How often a true sentence is supported by its own paragraph, and a falsified one by any."""
     draw = random.Random(7)
     true = own = false = count = 0
+    kinds: dict[str, list[int]] = {}
     for row in rows:
         answer, text = row["answers"][0], row["context"]
         at = answer["answer_start"]
@@ -149,9 +150,14 @@ def citations(index: Index, rows: list[dict[str, Any]]) -> dict[str, Any]:
         kept = cite(sentence, hits)
         true += all(one.supported for one in kept)
         own += all(one.passage is not None and hits[one.passage].file == row["file"] for one in kept)
-        false += all(one.supported for one in cite(wrong, hits))
+        passed = all(one.supported for one in cite(wrong, hits))
+        false += passed
+        put = other["answers"][0]["text"]
+        kind = "number" if re.search(r"\d", put) else "name" if put != put.lower() else "words in lower case"
+        kinds[kind] = [sum(pair) for pair in zip(kinds.get(kind, [0, 0]), (passed, 1))]
     return {"sentences": count, "true_supported": round(true / count, 3), "of_its_own_file": round(own / count, 3),
-            "falsified_supported": round(false / count, 3), "interval": interval(false, count)}  # fmt: skip
+            "falsified_supported": round(false / count, 3), "interval": interval(false, count),
+            "falsified_supported_of_by_kind": kinds}  # fmt: skip
 
 
 def large(data: Path, count: int, folder: Path) -> dict[str, Any]:

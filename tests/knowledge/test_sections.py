@@ -98,6 +98,25 @@ def test_office_files_are_read_with_their_places():
     assert read_sections("a.xlsx", book)[0][1] == Section("Fruit", "price: 3", "sheet Fruit, row 2")
 
 
+def test_a_pdf_is_read_page_by_page():
+    pytest.importorskip("pypdf")
+    font = "<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>"
+    objects = ["<</Type/Catalog/Pages 2 0 R>>", "<</Type/Pages/Kids[3 0 R 5 0 R]/Count 2>>"]
+    for number, text in ((4, "No dogs."), (6, "Ten euros.")):
+        objects.append(f"<</Type/Page/Parent 2 0 R/Contents {number} 0 R/Resources<</Font<</F {font}>>>>>>")
+        stream = f"BT /F 12 Tf 72 700 Td ({text}) Tj ET"
+        objects.append(f"<</Length {len(stream)}>>\nstream\n{stream}\nendstream")
+    body, starts = "%PDF-1.4\n", []
+    for number, one in enumerate(objects, 1):
+        starts.append(len(body))
+        body += f"{number} 0 obj\n{one}\nendobj\n"
+    table = "".join(f"{start:010} 00000 n \n" for start in starts)
+    end = f"xref\n0 7\n0000000000 65535 f \n{table}trailer\n<</Size 7/Root 1 0 R>>\nstartxref\n{len(body)}\n%%EOF"
+    found, problem = read_sections("rules.pdf", (body + end).encode())
+    assert problem is None
+    assert found == [Section("", "No dogs.", "page 1"), Section("", "Ten euros.", "page 2")]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
