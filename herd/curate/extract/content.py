@@ -36,9 +36,7 @@ _LINK_TABLE = 0.75  # share of links that makes a table a menu
 _EDGE_CHARACTERS = 60  # shorter blocks before the first and after the last good text are furniture
 _CODE_FRAME = 0.8  # share of preformatted text that makes an element the frame of a code block
 
-_CUT = (
-    "nav, script:not([type^=math]), style, noscript, template, iframe, button, select, textarea, dialog, object, canvas"
-)
+_CUT = "nav, script:not([type^=math]), style, template, iframe, button, select, textarea, dialog, object, canvas"
 _CUT += ", audio, video, input, svg, link, meta"
 _ROLES = {"navigation", "banner", "contentinfo", "search", "complementary", "dialog", "alertdialog"}
 _ROLES |= {"menu", "menubar", "toolbar", "tablist"}
@@ -147,7 +145,9 @@ def _measure(root: LexborNode) -> list[_Element]:
             elif tag and tag[0] != "-":
                 number = len(elements)
                 elements.append(_new_element(node, tag, number, parent, elements[parent]))
-                if (child := node.child) is not None:
+                if tag == "pre":  # never judged by what it says
+                    _count_text(elements, elements[number], (node.text() or "").strip())
+                elif (child := node.child) is not None:
                     open_nodes.append(node)
                     node, parent = child, number
                     continue

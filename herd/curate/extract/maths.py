@@ -7,12 +7,23 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from urllib.parse import unquote
 
 from selectolax.lexbor import LexborNode
 
 _MAX_DEPTH = 100
 _TEX_SIGNS = re.compile(r"\\[a-zA-Z]{2,}|[_^]\{|\\[()\[\]]|^\$.*\$$")
 _TEX_CLASSES = re.compile(r"\b(?:math|tex|latex|mwe-math\S*)\b", re.I)
+_TEX_SERVICE = re.compile(
+    r"(?:codecogs\.com/[a-z.]*(?:latex|render|editor)[a-z.]*\?|(?:mime|math)tex(?:\.cgi|\.exe)?\?|latex\.php\?latex=)"
+    r"(.+)",
+    re.S,
+)
+_TEX_SETTINGS = re.compile(
+    r"\\(?:dpi\{\d+\}|inline|bg_?\w*|fn_\w+|large|small|huge|Large|LARGE|displaystyle)\s*"
+    r"|^[\d\s]+\$+|\$+$"
+)
+_MAX_ADDRESS_TEX = 4000
 _TEX_SOURCES = re.compile(r"latex|codecogs|/math/|mathtex|mimetex", re.I)
 
 _GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi"
@@ -114,6 +125,18 @@ def is_tex(alt: str, class_name: str, source: str) -> bool:
     if _TEX_CLASSES.search(class_name) or _TEX_SOURCES.search(source):
         return True
     return bool(_TEX_SIGNS.search(alt))
+
+
+def tex_of_address(address: str) -> str:
+    """The formula in the address of a picture that a service draws from it (codecogs, mimetex, WordPress), or ""."""
+    if not (match := _TEX_SERVICE.search(address)):
+        return ""
+    tex = match[1]
+    if match[0].startswith("latex.php"):
+        tex = tex.partition("&")[0].replace("+", " ")
+    tex = unquote(tex.replace("&space;", " ").replace("&plus;", "+").replace("&hash;", "#"))
+    tex = _TEX_SETTINGS.sub("", tex).strip()
+    return tex if len(tex) <= _MAX_ADDRESS_TEX else ""
 
 
 def math_to_tex(node: LexborNode) -> str:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from html import unescape
 from typing import cast
 
 from selectolax.lexbor import LexborNode
 
-from herd.curate.extract.maths import is_tex, math_to_tex
+from herd.curate.extract.code import verbatim
+from herd.curate.extract.maths import is_tex, math_to_tex, tex_of_address
+from herd.curate.extract.tables import Row, data_row, lays_out, own_cells, rows_of, span
 
 SKIPPED = {"script", "style", "noscript", "template", "iframe", "svg", "head", "title", "button", "select", "option"}
 SKIPPED |= {"textarea", "input", "object", "embed", "audio", "video", "canvas", "map", "datalist", "dialog", "-comment"}
@@ -33,20 +36,23 @@ _LINES = {
     "tbody",
     "nav",
 }
-_LINES |= {"tfoot", "td", "th", "body", "html", "menu", "hgroup", "optgroup", "ruby", "search", "dir"}
+_LINES |= {"tfoot", "td", "th", "body", "html", "menu", "hgroup", "optgroup", "search", "dir"}
 BLOCKS = _PARAGRAPHS | _LINES
+_CODE_TAGS = {"pre", "code", "table", "div"}
 _STRUCTURES = {"table", "ul", "ol", "dl", "menu"}
-_LAYOUT_CHARACTERS = 1500  # a cell that holds more lays out the page
 _LINK_SHARE = 0.6  # of the characters of a list or table of links
 _INDENT = "    "
 _TEXT_BLOCKS = {"p", "li", "td", "th", "dd", "dt", "h1", "h2", "h3", "h4", "h5", "h6"}
 _DESCRIPTION_WORDS = 5
 _FILE_NAME = re.compile(r"\S+\.(?:jpe?g|png|gif|webp|svg|bmp)|\W*", re.I)
-_SPACE = re.compile(r"[ \t\n\r\f\v\u200b\u00ad]+")
+_SPACE = re.compile(r"[ \t\n\r\f\v]+")
+_INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")  # where a word may break, and nothing more
+_ENTITY = re.compile(
+    r"&(?:nbsp|amp|quot|apos|[lr][sd]quo|[nm]dash|hellip|#\d{2,5}|#x[0-9a-fA-F]{2,4});"
+)  # escaped twice
+_EXPONENT = re.compile(r"[-+\u2212]?\d{1,4}|[nxkijptNM]|[-\u2212]?\w{1,3}(?:[-+*/\u2212]\w{1,3}){1,3}")
+_POWER = re.compile(r"(?:\d|\)|(?<![^\W_])[^\W\d_]{1,2})$")  # what can be raised: a number, a variable, a unit
 _RENDERED_MATH = re.compile(r"MathJax(?:_Display|_SVG|_CHTML|_Preview)?\b|mjx-chtml|katex-html|mjx-math|MJX_Assistive")
-_CODE_GUTTER = re.compile(
-    r"(?:^|[\s_-])(?:linenos?|line-?numbers?(?:-rows)?|gutter|lnt?|copybtn|hljs-ln-numbers|lineno)\b"
-)
 
 
 class Text:
@@ -60,10 +66,22 @@ class Text:
         self.link_lines: list[int] = []  # and of lists that are mostly links
         self._structures: list[tuple[LexborNode, int, bool]] = []  # the outermost open one, where it began, of links
         self._pieces: list[str] = []
+        self.rows: dict[int, Row] = {}  # of tables whose cells span rows
 
     def add(self, piece: str) -> None:
         """Append inline text as it stands in the page; its white space is collapsed when the line ends."""
         self._pieces.append(piece)
+
+    @property
+    def tail(self) -> str:
+        """What the current line ends with."""
+        return "".join(self._pieces[-3:])[-8:]
+
+    def add_row(self, line: str) -> None:
+        """Append a line as it is."""
+        self.end_line()
+        if line.strip():
+            self.lines.append(_INDENT * self.indent + line)
 
     def end_line(self) -> None:
         """Close the current line, if there is anything on it."""
@@ -72,7 +90,7 @@ class Text:
         text = "".join(self._pieces)
         self._pieces.clear()
         for piece in text.split("\0"):  # a NUL stands for <br>
-            line = _SPACE.sub(" ", piece).strip(" ").replace("\xa0", " ").rstrip()
+            line = _SPACE.sub(" ", _INVISIBLE.sub("", piece)).strip(" ").replace("\xa0", " ").rstrip()
             if line:
                 self.lines.append(_INDENT * self.indent + line)
             elif "\0" in text and self.lines and self.lines[-1]:
@@ -94,7 +112,7 @@ class Text:
 
     def begin_structure(self, node: LexborNode) -> None:
         """A table or list opens: its lines are no running text, unless it only lays out the page."""
-        if not self._structures and not _lays_out(node):
+        if not self._structures and not lays_out(node):
             self.end_line()
             self._structures.append((node, len(self.lines), _is_links(node)))
 
@@ -138,11 +156,14 @@ def _enter(node: LexborNode, text: Text, dropped: Collection[int]) -> bool:
     """Write what a node opens with; returns whether its children are to be walked."""
     tag = node.tag
     if tag == "-text":
-        text.add(node.text_content or "")
+        content = node.text_content or ""
+        text.add(content if "&" not in content or _in_code(node) else _ENTITY.sub(lambda m: unescape(m[0]), content))
         return False
     if tag in SKIPPED:
         if tag == "script":
             _add_math_script(node, text)
+        elif tag == "noscript":
+            _add_formula_of_noscript(node, text)
         return False
     if dropped and node.mem_id in dropped:
         return False
@@ -155,9 +176,12 @@ def _enter(node: LexborNode, text: Text, dropped: Collection[int]) -> bool:
     if tag == "math":
         _add_math(node, text)
         return False
-    if tag == "pre":
-        text.add_code(code_text(node))
+    if tag in _CODE_TAGS and (code := verbatim(node, tag)) is not None:
+        if code:
+            text.add_code(code)
         return False
+    if tag in _INLINE_WRITERS:
+        return _INLINE_WRITERS[tag](node, text)
     if tag in BLOCKS:
         return _enter_block(node, tag, text)
     attributes = node.attributes
@@ -168,11 +192,15 @@ def _enter(node: LexborNode, text: Text, dropped: Collection[int]) -> bool:
 
 
 def _enter_block(node: LexborNode, tag: str, text: Text) -> bool:
-    if tag == "tr" and _is_data_row(node):
-        text.end_line()
-        text.add("\t".join(_cell_text(cell) for cell in _cells(node)).replace("\t", "\xa0\t").replace("\xa0\t", "\t"))
-        _end_row(text)
-        return False
+    if tag == "tr":
+        cells = text.rows.get(node.mem_id) or [
+            one for cell in own_cells(node) for one in (cell, *[None] * (span(cell, "colspan") - 1))
+        ]
+        if (line := data_row(node, cells, _cell_text)) is not None:
+            text.add_row(line)
+            return False
+    if tag == "table" and node.css_first("[rowspan]") is not None:
+        text.rows |= rows_of(node)
     if tag in _PARAGRAPHS and tag != "table":
         text.end_paragraph()
     else:
@@ -201,58 +229,10 @@ def _leave(node: LexborNode, text: Text) -> None:
             text.indent -= 1
 
 
-def _lays_out(node: LexborNode) -> bool:
-    """Whether a table or list holds whole articles in its cells: then it is no table, only the page's layout."""
-    if len(node.text() or "") <= _LAYOUT_CHARACTERS or node.tag == "dl":
-        return False
-    cells = [len(cell.text() or "") for cell in (node.css("td, th") if node.tag == "table" else node.iter())]
-    return sum(size for size in cells if size > _LAYOUT_CHARACTERS) > 0.5 * sum(cells)
-
-
 def _is_links(node: LexborNode) -> bool:
     characters = len("".join((node.text() or "").split()))
     linked = sum(len("".join((link.text() or "").split())) for link in node.css("a[href]"))
     return linked > _LINK_SHARE * characters
-
-
-# ---- code ------------------------------------------------------------------------------------------------------------
-
-
-def code_text(node: LexborNode) -> str:
-    """The text of a `pre`, exactly: its line breaks, indentation and spaces; only line numbers are left out."""
-    pieces: list[str] = []
-    current, depth = node, 0
-    while True:
-        child = _enter_code(current, pieces)
-        if child is not None:
-            current, depth = child, depth + 1
-            continue
-        while depth and current.next is None:
-            current, depth = cast(LexborNode, current.parent), depth - 1
-            if current.tag in ("div", "li", "tr", "p") and pieces and not pieces[-1].endswith("\n"):
-                pieces.append("\n")
-        if not depth:
-            break
-        current = cast(LexborNode, current.next)
-    code = "".join(pieces).replace("\r\n", "\n").replace("\xa0", " ").replace("\u200b", "")
-    lines = [line.rstrip() for line in code.split("\n")]
-    return "\n".join(lines).strip("\n")
-
-
-def _enter_code(node: LexborNode, pieces: list[str]) -> LexborNode | None:
-    tag = node.tag
-    if tag == "-text":
-        pieces.append(node.text_content or "")
-    elif tag == "br":
-        pieces.append("\n")
-    elif tag in ("button", "script", "style"):
-        return None
-    else:
-        name = node.attributes.get("class")
-        if name and _CODE_GUTTER.search(name) and tag != "pre" and not (node.text() or "").strip(" \n\t0123456789"):
-            return None
-        return node.child
-    return None
 
 
 # ---- formulas and pictures -------------------------------------------------------------------------------------------
@@ -282,6 +262,8 @@ def _enter_math_span(node: LexborNode, name: str, text: Text) -> bool:
     """Formulas that a script has already drawn: take the source that lies beside the drawing, once."""
     if not _RENDERED_MATH.search(name) and node.tag != "mjx-container":
         return True
+    if "MathJax" in name and _has_source_after(node):
+        return False
     source = node.css_first("math")
     if source is not None and "katex-html" not in name:
         _add_math(source, text)
@@ -294,15 +276,48 @@ def _enter_math_span(node: LexborNode, name: str, text: Text) -> bool:
     return False
 
 
+def _has_source_after(node: LexborNode) -> bool:
+    """Whether the script that a drawing of MathJax 2 was made from stands behind it."""
+    after = node.next
+    for _ in range(4):
+        if after is None:
+            return False
+        if after.tag == "script":
+            return (after.attributes.get("type") or "").startswith("math/")
+        after = after.next
+    return False
+
+
+def _add_formula_of_noscript(node: LexborNode, text: Text) -> None:
+    """The formulas of pictures that only stand in `noscript`, since a script loads the others late."""
+    for image in node.css("img"):
+        before = node.prev
+        while before is not None and before.tag == "-text" and not (before.text_content or "").strip():
+            before = before.prev
+        shown = before.attributes if before is not None and before.tag == "img" else {}
+        if not (shown.get("alt") or "").strip() and _tex_of_image(image.attributes):
+            _add_image(image, text)
+
+
+def _tex_of_image(attributes: dict[str, str | None]) -> str:
+    alt = (attributes.get("alt") or "").strip()
+    source = attributes.get("src") or ""
+    if source.startswith("data:") or not source:
+        source = attributes.get("data-src") or attributes.get("data-lazy-src") or ""
+    if tex := tex_of_address(source):
+        return tex
+    if not alt or not is_tex(alt, attributes.get("class") or "", source):
+        return ""
+    return re.sub(r"^(\\\(|\\\[|\$+)\s*|\s*(\\\)|\\\]|\$+)$", "", alt)
+
+
 def _add_image(node: LexborNode, text: Text) -> None:
     attributes = node.attributes
-    alt = (attributes.get("alt") or "").strip()
-    if not alt:
+    if tex := _tex_of_image(attributes):
+        text.add(f"${tex}$")
         return
-    if is_tex(alt, attributes.get("class") or "", attributes.get("src") or ""):
-        alt = re.sub(r"^(\\\(|\\\[|\$+)\s*|\s*(\\\)|\\\]|\$+)$", "", alt)
-        text.add(f"${alt}$")
-    elif not _FILE_NAME.fullmatch(alt) and (_stands_in_text(node) or _describes(node, alt)):
+    alt = (attributes.get("alt") or "").strip()
+    if alt and not _FILE_NAME.fullmatch(alt) and (_stands_in_text(node) or _describes(node, alt)):
         text.add(f" {alt} ")
 
 
@@ -328,31 +343,56 @@ def _describes(node: LexborNode, alt: str) -> bool:
     return True
 
 
-# ---- tables ----------------------------------------------------------------------------------------------------------
+# ---- small things in a line ------------------------------------------------------------------------------------------
 
 
-def _cells(row: LexborNode) -> list[LexborNode]:
-    return [cell for cell in row.iter() if cell.tag in ("td", "th")]
+def _in_code(node: LexborNode) -> bool:
+    above = node.parent
+    for _ in range(4):
+        if above is None:
+            return False
+        if above.tag in ("code", "kbd", "samp", "tt"):
+            return True
+        above = above.parent
+    return False
 
 
-def _is_data_row(row: LexborNode) -> bool:
-    """A row of a table of data, as against one that only lays out the page: short cells without blocks inside."""
-    cells = _cells(row)
-    if len(cells) < 2:
-        return False
-    for cell in cells:
-        for inner in cell.iter():
-            if inner.tag in BLOCKS and inner.tag not in ("p", "div"):
-                return False
-    return sum(len(cell.text() or "") for cell in cells) <= 2000
+def _add_script(node: LexborNode, text: Text) -> bool:
+    """`10<sup>6</sup>` is 10^6 and no 106; marks of notes and ordinals stay as they are."""
+    content = (node.text() or "").strip()
+    tail = text.tail
+    if not content or not tail or not _EXPONENT.fullmatch(content):
+        return True
+    number = content.isdecimal()
+    if node.css_first("a") is not None or (node.parent is not None and node.parent.tag == "a"):
+        if number and tail[-1:].isdecimal():  # the number of a note would be read as digits of the number before it
+            text.add(f"[{content}]")
+            return False
+        return True
+    if node.tag == "sub":
+        if not (number and tail[-1:].isdecimal()):
+            return True
+        text.add(f"_{content}")
+    elif not _POWER.search(tail):
+        return True
+    else:
+        plain = len(content) == 1 or content.lstrip("-+\u2212").isdecimal()
+        text.add(f"^{content}" if plain else f"^{{{content}}}")
+    return False
+
+
+def _add_reading(node: LexborNode, text: Text) -> bool:
+    """The reading over a word of Chinese or Japanese, in parentheses where the page has none of its own."""
+    above = node.parent
+    if above is not None and above.css_first("rp") is not None:
+        return True
+    if reading := (node.text() or "").strip():
+        text.add(f"({reading})")
+    return False
+
+
+_INLINE_WRITERS = {"sup": _add_script, "sub": _add_script, "rt": _add_reading}
 
 
 def _cell_text(cell: LexborNode) -> str:
     return " ".join(str(render(cell)).split())
-
-
-def _end_row(text: Text) -> None:
-    line = "".join(text._pieces).strip("\n ")
-    text._pieces.clear()
-    if line.strip():
-        text.lines.append(_INDENT * text.indent + line)
