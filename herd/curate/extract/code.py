@@ -185,7 +185,7 @@ def _code_of_editor(lines: list[LexborNode]) -> str:
 
 
 def _is_line(node: LexborNode) -> bool:
-    if node.css_first("div") is not None:
+    if len(node.css("div")) > 1:  # besides itself
         return False
     first = node.child
     if first is not None and all(child.tag == "code" for child in node.iter()) and first.tag == "code":
