@@ -37,8 +37,10 @@ class Blocks:
     `parents`, `firsts` and `ends` (the blocks inside: first, and after the last), `names` (class, id, role), `hidden`.
     """
 
-    __slots__ = ("ends", "firsts", "hidden", "holders", "kinds", "links", "names", "nodes", "parents", "roots", "tags")
-    __slots__ += ("texts",)
+    __slots__ = (
+        *("ends", "firsts", "hidden", "holders", "kinds", "links", "names", "nodes", "parents", "roots", "tags"),
+        "texts",
+    )
 
     def __init__(self) -> None:
         self.texts: list[str] = []

@@ -15,7 +15,7 @@ from herd.curate.extract.blocks import FORMULA, Blocks, read_blocks
 from herd.curate.extract.features import Features
 from herd.curate.extract.scorer import Scorer
 
-_FEW_CHARACTERS = 250  # a page with less text has no furniture to speak of; content with less is looked for again
+_FEW_CHARACTERS = 275  # a page with less text has no furniture to speak of; content with less is looked for again
 _SECOND_LOOK = -1.5  # log odds that are enough then
 _NEAR_BEST = 1.5  # log odds below the best block that are enough where none is sure
 _HEADING, _TABLE, _CODE, _BETWEEN = -3.0, -2.5, -6.0, -2.0  # log odds that are enough before and between what stays
@@ -64,7 +64,7 @@ def judge(blocks: Blocks, scorer: Scorer, comments: str = "drop") -> tuple[np.nd
     else:
         keep = scores > 0
         if seen.size[keep].sum() < min(_FEW_CHARACTERS, 0.5 * whole):
-            keep = scores > max(_SECOND_LOOK, scores.max() - _NEAR_BEST)
+            keep = scores > (_SECOND_LOOK if keep.any() else scores.max() - _NEAR_BEST)
     if not keep.any():
         keep = scores >= scores.max()
     _mend(blocks, keep, scores)

@@ -39,7 +39,7 @@ def _of_linked_data(tree: LexborHTMLParser) -> list[str]:
     found = []
     for node in tree.css("script[type='application/ld+json']"):
         data = _json(node.text() or "")
-        bodies = {name: [] for name in _BODIES}
+        bodies: dict[str, list[str]] = {name: [] for name in _BODIES}
         for path, value in _strings(data):
             if path[-1:] and path[-1] in bodies and (path[-1] != "text" or "Answer" not in path):
                 bodies[path[-1]].append(value)
@@ -79,7 +79,7 @@ def _json(source: str) -> Any:
 
 def _strings(data: Any) -> list[tuple[tuple[str, ...], str]]:
     """All strings with the keys that lead to them, in their order; places in lists are no keys."""
-    found = []
+    found: list[tuple[tuple[str, ...], str]] = []
     stack: list[tuple[tuple[str, ...], Any]] = [((), data)]
     while stack and len(found) < _MAX_VALUES:
         path, value = stack.pop()

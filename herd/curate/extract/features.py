@@ -18,9 +18,39 @@ _DIGITS = re.compile(r"\d")
 _ENDS = re.compile(r"[.!?…。！？।؟:：][\"'”’»)\]」』]*$")
 _GOOD_LENGTH, _LONG_LENGTH = 60, 140  # a block this long is good text: with a sentence mark, or without
 _GOOD_LINKS = 0.45
-KINDS = ("p", "li", "td", "th", "dd", "dt", "div", "pre", "table", "blockquote", "figcaption", "h1", "h2", "h3", "h4")
+KINDS: tuple[str, ...] = (
+    "p",
+    "li",
+    "td",
+    "th",
+    "dd",
+    "dt",
+    "div",
+    "pre",
+    "table",
+    "blockquote",
+    "figcaption",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+)
 KINDS += ("section", "article", "caption", "body", "center", "summary", "label", "header", "footer")
-ABOVE = ("article", "main", "section", "nav", "aside", "footer", "header", "form", "figure", "ul", "ol", "dl", "table")
+ABOVE: tuple[str, ...] = (
+    "article",
+    "main",
+    "section",
+    "nav",
+    "aside",
+    "footer",
+    "header",
+    "form",
+    "figure",
+    "ul",
+    "ol",
+    "dl",
+    "table",
+)
 ABOVE += ("blockquote", "li", "details", "td")
 LEVELS = (0, 1, 2, 4)  # how far above a block's holder its text and links are added up
 _OFFSETS = (-3, -2, -1, 1, 2, 3)

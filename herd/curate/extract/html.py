@@ -106,7 +106,8 @@ def extract(
         shown = render(*main_content(tree.body, scorer or load_scorer(), comments))
         size = len(str(shown))
         if size < _FEW_CHARACTERS and (page := embedded_page(tree, size)) and not _too_much(page):
-            shown = render(LexborHTMLParser(_flattened(page)).body)
+            held = LexborHTMLParser(_flattened(page)).body
+            shown = render(held) if held is not None else shown
     return Extracted(str(shown), _title(tree), shown.code_lines, None, shown.aside_lines, shown.link_lines)
 
 
