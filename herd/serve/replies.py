@@ -17,6 +17,7 @@ from herd.serve.tools import Part
 from herd.serve.turn import Turn
 
 Event = dict[str, Any]
+_EVENTS = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))  # made once: there is an event a token
 
 
 class Counts(NamedTuple):
@@ -84,7 +85,7 @@ class Reply(ABC):
 
     def written(self, event: Event) -> str:
         """An event as it goes over the wire."""
-        return f"data: {json.dumps(event, ensure_ascii=False, separators=(',', ':'))}\n\n"
+        return f"data: {_EVENTS.encode(event)}\n\n"
 
     def failure(self, status: int, message: str, param: str | None = None, code: str | None = None) -> str:
         """What ends a stream that went wrong."""

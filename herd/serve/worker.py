@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -106,7 +107,9 @@ class Conveyor:
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[tuple[int, Piece]] = deque()
         self._arrived = asyncio.Event()
-        self._told = False  # the loop knows already that something waits
+        self._told = True  # the loop is awake, or will be: it need not be told of a piece
+        self._due = math.inf  # when whoever waits is woken though nothing came
+        self._alarm: asyncio.TimerHandle | None = None
         self._still_open = 0
         self._submit: Callable[[Request], None] = lambda request: None
 
@@ -157,15 +160,14 @@ class Conveyor:
                 if not await self._has_arrived(until, quiet_seconds):
                     yield []
                     continue
-                self._arrived.clear()
-                self._told = False  # first this, then the look: a piece that comes now is told of again
                 there = [self._waiting.popleft() for _ in range(min(len(self._waiting), _AT_ONCE))]
                 if self._waiting:
-                    self._arrived.set()
                     await asyncio.sleep(0)
                 self._still_open -= sum(piece.finish_reason is not None for _, piece in there)
                 yield there
         finally:
+            if self._alarm is not None:
+                self._alarm.cancel()
             for request in requests:
                 worker.cancel(engine, request)
         for request in requests:
@@ -173,13 +175,26 @@ class Conveyor:
 
     async def _has_arrived(self, until: float | None, quiet_seconds: float | None) -> bool:
         """Wait for something to pass on; false when it was quiet for so long."""
-        soon = None if quiet_seconds is None else self._loop.time() + quiet_seconds
-        is_last = soon is None or (until is not None and until <= soon)
-        try:
-            async with asyncio.timeout_at(until if is_last else soon):
+        now, until = self._loop.time(), math.inf if until is None else until
+        self._due = until if quiet_seconds is None else min(until, now + quiet_seconds)
+        while not self._waiting:
+            if now >= self._due:
+                if now >= until:
+                    raise TimeoutError
+                return False
+            if self._alarm is None and self._due < math.inf:
+                self._alarm = self._loop.call_at(self._due, self._ring)
+            self._arrived.clear()
+            self._told = False  # first this, then the look: a piece that comes now is told of
+            if not self._waiting:
                 await self._arrived.wait()
-        except TimeoutError:
-            if is_last:
-                raise
-            return False
+            now = self._loop.time()
         return True
+
+    def _ring(self) -> None:
+        """Wake who waits in vain. One timer runs on from piece to piece: one for each would cost more than a piece."""
+        self._alarm = None
+        if self._loop.time() < self._due:
+            self._alarm = self._loop.call_at(self._due, self._ring)
+        else:
+            self._arrived.set()

@@ -192,9 +192,11 @@ class ChatReply(Reply):
         return frame
 
     def _frame(self, kind: str, choices: list[dict[str, Any]]) -> Event:
-        head = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
-        head |= {"usage": None} if self.turn.with_usage else {}  # of every chunk but the last one
-        return head | {"system_fingerprint": self.fingerprint, "choices": choices}
+        frame: Event = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        if self.turn.with_usage:
+            frame["usage"] = None  # of every chunk but the last one
+        frame["system_fingerprint"], frame["choices"] = self.fingerprint, choices
+        return frame
 
     def _logprobs(self, entries: Sequence[TokenLogprob | Unscored]) -> dict[str, Any] | None:
         if self.turn.params.logprobs is None:
