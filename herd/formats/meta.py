@@ -189,7 +189,8 @@ def feed_forward_width(hidden_size: int, multiplier: float, multiple_of: int) ->
 def _token_ids(folder: Path, num_rows: int) -> dict[str, Any]:
     """Begin and end of a text: not in params.json, but in generation_config.json or the folder's name."""
     try:
-        values = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+        file = folder / "generation_config.json"
+        values = json.loads(file.read_text(encoding="utf-8") if file.is_file() else "{}")
         return {name: values[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in values}
     except (OSError, ValueError, TypeError, RecursionError):
         pass

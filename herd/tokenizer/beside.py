@@ -28,6 +28,7 @@ TEMPLATE_FILE, TEMPLATE_JSON, TEMPLATES = "chat_template.jinja", "chat_template.
 DEFAULT, TOOL_USE = "default", "tool_use"
 _KEPT = (CONFIG_FILE, MAP_FILE, TEMPLATE_FILE, TEMPLATE_JSON, "added_tokens.json", VOCABULARY, "tokenizer.model")
 _IDS = ("config.json", "generation_config.json")
+_MOST_BYTES = 500_000_000  # more than ten times the largest vocabulary's file
 
 
 class _NamedToken(TypedDict):
@@ -170,9 +171,13 @@ def read_bytes(path: Path) -> bytes:
     """A file's bytes.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, or is none that ends (a device, a pipe), or larger than any such file.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: is no regular file; give the file itself.")
+        if path.stat().st_size > _MOST_BYTES:
+            raise DataError(f"{path}: has {path.stat().st_size:,} bytes; at most {_MOST_BYTES:,} are read.")
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from None

@@ -134,12 +134,33 @@ class _Unigram(TypedDict, total=False):
     vocab: Required[list[tuple[str, float]]]
 
 
+class _Named(TypedDict):
+    id: str
+
+
+class _Tokens(TypedDict, total=False):
+    tokens: list[str]
+
+
+class _Step(TypedDict, total=False):
+    type: str
+    normalizers: list[_Step]
+    pretokenizers: list[_Step]
+    processors: list[_Step]
+    decoders: list[_Step]
+    single: list[dict[str, _Named]]
+    special_tokens: dict[str, _Tokens] | None
+    pattern: str | dict[str, str]
+    content: str
+    prepend: str
+
+
 class _Around(TypedDict, total=False):
     added_tokens: list[_AddedToken] | None
-    normalizer: dict[str, Any] | None
-    pre_tokenizer: dict[str, Any] | None
-    post_processor: dict[str, Any] | None
-    decoder: dict[str, Any] | None
+    normalizer: _Step | None
+    pre_tokenizer: _Step | None
+    post_processor: _Step | None
+    decoder: _Step | None
 
 
 class _BpeJson(_Around):
@@ -161,7 +182,30 @@ def _checked_json(content: bytes, path: Path) -> dict[str, Any]:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"][:3]))
         raise DataError(f"{path}: damaged, or made for something else: {place}: {first['msg'].lower()}.") from None
+    _check_steps(data, path)
     return data
+
+
+def _check_steps(data: dict[str, Any], path: Path) -> None:
+    """Refuse steps that make much of little: thousands of them, endless texts, replacements that feed one another."""
+    steps, growth = [step for name in _AROUND if (step := data.get(name))], 1
+    for step in steps:  # it grows as it is gone through
+        steps += [one for name in _INNER for one in step.get(name) or ()]
+        pattern = step.get("pattern", "")
+        pattern = pattern if isinstance(pattern, str) else "".join(pattern.values())
+        least = len(pattern) if "String" in (step.get("pattern") or ()) else 1
+        growth *= max(len(step.get("content") or "") // max(least, 1), 1)
+        text = len(pattern) + len(step.get("content") or "") + len(step.get("prepend") or "")
+        if len(steps) > _MOST_STEPS or text > _MOST_STEP_CHARS or growth > _MOST_GROWTH:
+            raise DataError(
+                f"{path}: its normalizer and pre-tokenizer are no vocabulary's: at most {_MOST_STEPS} steps of "
+                f"{_MOST_STEP_CHARS:,} characters that lengthen a text {_MOST_GROWTH} times are taken."
+            )
+
+
+_AROUND = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+_INNER = ("normalizers", "pretokenizers", "processors", "decoders")
+_MOST_STEPS, _MOST_STEP_CHARS, _MOST_GROWTH = 300, 20_000, 100
 
 
 def parts_of_json(data: dict[str, Any], path: Path, text: str | None = None) -> dict[str, Any]:

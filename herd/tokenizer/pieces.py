@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import tokenizers
@@ -18,10 +19,13 @@ class PieceEncoding:
     def __init__(self, content: str, special: dict[str, int], visible: Collection[str] = ()) -> None:
         """`visible` are added tokens that count as text.
 
-        Raises: Exception (the library's own) when it cannot use the file.
+        Raises:
+            DataError: a pattern of the file's takes for ever on some text.
+            Exception: (the library's own) it cannot use the file.
         """
         data = json.loads(content) | {"post_processor": None}
         self._with_special = tokenizers.Tokenizer.from_str(json.dumps(data))
+        _try_patterns(self._with_special, data)
         kept = [token for token in data.get("added_tokens") or [] if token["content"] in visible]
         model = data["model"] | {"vocab": _unreachable(data["model"], special.keys() - set(visible))}
         self._plain = tokenizers.Tokenizer.from_str(json.dumps(data | {"added_tokens": kept, "model": model}))
@@ -109,6 +113,52 @@ def _unreachable(model: dict, special: Collection[str]) -> list | dict:
 
 def _hidden(row: int) -> str:
     return f"\ufdd0{row}"
+
+
+_PROBED = "aZ1 \n!_\u6f22"  # kinds of characters that patterns tell apart
+_PROBE_LENGTHS = (8, 16, 18, 20, 22, 24, 32, 64, 128, 256, 512)
+_PROBE_SECONDS = 0.05  # of the processor; vocabularies in use take a hundredth of it
+
+
+def _try_patterns(tokenizer: tokenizers.Tokenizer, data: dict) -> None:
+    """Refuse patterns that backtrack without end: on longer and longer runs of one character that end otherwise.
+
+    Raises:
+        DataError: one takes far longer than any pattern in use.
+    """
+    written = json.dumps([data.get("normalizer"), data.get("pre_tokenizer")])
+    if '"Regex"' not in written:
+        return
+    named = sorted({character for pattern in _patterns(json.loads(written)) for character in pattern[:200]})
+    for length in _PROBE_LENGTHS:
+        for character in dict.fromkeys([*_PROBED, *named[:50]]):
+            text, began = character * length + "\ufdd1", time.thread_time()
+            try:
+                if tokenizer.normalizer is not None:
+                    tokenizer.normalizer.normalize_str(text)
+                if tokenizer.pre_tokenizer is not None:
+                    tokenizer.pre_tokenizer.pre_tokenize_str(text)
+            except BaseException as error:
+                if type(error).__name__ != "PanicException":
+                    raise
+                seconds = _PROBE_SECONDS
+            else:
+                seconds = time.thread_time() - began
+            if seconds >= _PROBE_SECONDS:
+                raise DataError(
+                    f"a pattern in tokenizer.json takes {seconds * 1e3:.0f} ms or more for {length} times "
+                    f"{character!r}; use a tokenizer whose patterns do not backtrack without end"
+                )
+
+
+def _patterns(steps: object) -> Iterator[str]:
+    if isinstance(steps, dict):
+        if isinstance(steps.get("Regex"), str):
+            yield steps["Regex"]
+        steps = list(steps.values())
+    if isinstance(steps, list):
+        for step in steps:
+            yield from _patterns(step)
 
 
 def _encoded(tokenizer: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:

@@ -116,6 +116,8 @@ class Tokenizer:
             return tiktoken.Encoding(
                 "herd", pat_str=SPLIT_PATTERN, mergeable_ranks=self.ranks, special_tokens=self.special
             )
+        except DataError:
+            raise
         except Exception as error:  # both libraries raise bare exceptions for what a file made them read
             raise DataError(f"the vocabulary cannot be used: {error}") from None
 

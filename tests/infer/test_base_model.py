@@ -1,5 +1,7 @@
 """A real Llama, from its GGUF file and from its folder: what `transformers` answers, Herd answers."""
 
+import json
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -86,3 +88,24 @@ def test_a_file_without_its_template_is_a_base_model_until_a_format_is_named(bas
         base.generate(CHATS[0])
     named = Engine(folder, max_sequences=1, template="chatml")
     assert named.speaks_chat and named.encode(CHATS[0])[-1] == named.tokenizer.encode("\n")[0]
+
+
+_SILENT = [  # on additionalProperties: what kinds of values are wanted under which names, and which may be left out
+    ("Is the sky blue?", {"yes": {"type": "boolean"}}, bool),
+    ("Rate the film 'Alien'.", {"stars": {"enum": [1, 2, 3, 4, 5]}, "seen": {"type": "boolean"}}, int),
+    ("Name a colour.", {"colour": {"enum": ["red", "green", "blue"]}}, str),
+]
+
+
+@pytest.mark.slow
+def test_twenty_answers_to_schemas_silent_on_other_fields_hold_no_other_fields(base_model):
+    engine, num_valid = Engine(base_model.file, max_sequences=7), 0
+    for (question, properties, kind), n in zip(_SILENT, (7, 7, 6), strict=True):
+        schema = {"type": "object", "properties": properties, "required": list(properties)}
+        params = SamplingParams(temperature=1.0, seed=3, max_tokens=40, n=n, json_schema=schema)
+        for answer in engine.generate([{"role": "user", "content": f"{question} Answer in JSON."}], params):
+            found = json.loads(answer.text)
+            assert answer.finish_reason == "stop" and found.keys() == properties.keys(), answer.text
+            assert all(isinstance(value, kind) for value in found.values())
+            num_valid += 1
+    assert num_valid == 20

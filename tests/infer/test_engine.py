@@ -147,6 +147,16 @@ def test_the_same_seed_gives_the_same_answer_alone_in_a_crowd_and_one_by_one(eng
     assert engine.generate("The quick", SamplingParams(temperature=1.2, max_tokens=20, seed=12)).tokens != alone.tokens
 
 
+def test_a_seed_gives_the_same_answer_with_a_cold_and_a_warm_prefix_where_the_engine_is_deterministic():
+    params = SamplingParams(temperature=1.0, seed=5, max_tokens=24)
+    prompts = [TEXT[:length] for length in (60, 110, 160)]  # one begins the next
+    engine = Engine.of(tiny_model(), small_tokenizer(), deterministic=True)
+    for prompt in prompts:
+        cold = Engine.of(tiny_model(), small_tokenizer(), deterministic=True).generate(prompt, params)
+        for _ in range(2):
+            assert engine.generate(prompt, params).tokens == cold.tokens
+
+
 def test_without_a_seed_answers_differ(engine):
     params = SamplingParams(temperature=1.5, top_p=1.0, max_tokens=20)
     assert engine.generate("The quick", params).tokens != engine.generate("The quick", params).tokens

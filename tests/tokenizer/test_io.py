@@ -4,6 +4,7 @@ import base64
 import functools
 import gzip
 import json
+import os
 import shutil
 from itertools import islice
 
@@ -300,7 +301,7 @@ def test_a_file_that_cannot_be_read_is_named(folder, tmp_path):
         copy = shutil.copytree(folder, tmp_path / name)
         (copy / name).unlink(missing_ok=True)
         (copy / name).mkdir()
-        with pytest.raises(DataError, match=f"{name}: cannot be read"):
+        with pytest.raises(DataError, match=f"{name}: is no regular file"):
             load_tokenizer(copy)
 
 
@@ -315,14 +316,55 @@ def test_a_damaged_configuration_is_named(folder, tmp_path):
         load_tokenizer(tmp_path / "t")
 
 
+@pytest.mark.parametrize("pattern", ["(x+x+)+y", "(a+)+$", r"(?=(\w+)+$)\w", r"\w*\w*\w*!", r"(?:\s*\s*)*q"])
 @pytest.mark.parametrize("place", ["normalizer", "pre_tokenizer"])
-def test_a_pattern_that_gives_up_on_a_text_is_one_sentence(folder, tmp_path, place):
-    data, endless = changed(folder), {"Regex": "(x+x+)+y"}
+def test_a_pattern_that_backtracks_without_end_is_refused_in_one_sentence(folder, tmp_path, place, pattern):
+    data, endless = changed(folder), {"Regex": pattern}
     if place == "normalizer":
         data["normalizer"] = {"type": "Replace", "pattern": endless, "content": ""}
     else:
         data["pre_tokenizer"]["pretokenizers"][0]["pattern"] = endless
+    with pytest.raises(DataError, match=r"a pattern in tokenizer.json takes .* do not backtrack without end"):
+        load_tokenizer(write(tmp_path / "tokenizer.json", data))
+
+
+def test_a_pattern_that_gives_up_on_a_long_text_only_is_one_sentence(folder, tmp_path):
+    data = changed(folder)
+    data["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": "(?:ab)*(?:ab)*c"}
     tokenizer = load_tokenizer(write(tmp_path / "tokenizer.json", data))
-    assert tokenizer.encode("plain text")
-    with pytest.raises(DataError, match="gives up on a text of 5,000 characters"):
-        tokenizer.encode("x" * 5_000)
+    with pytest.raises(DataError, match="gives up on a text of 20,000 characters"):
+        tokenizer.encode("ab" * 10_000)
+
+
+_MORE = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100}
+_DIGITS = {"type": "Digits", "individual_digits": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"normalizer": {"type": "Sequence", "normalizers": [_MORE] * 5}}, "at most 300 steps"),
+        ({"normalizer": {"type": "Prepend", "prepend": "a" * 3_000_000}}, "at most 300 steps"),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [_DIGITS] * 100_000}}, "at most 300 steps"),
+        ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "a|" * 100_000}}}, "at most 300 steps"),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": "x"}}, "damaged"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [7]}}, "damaged"),
+        ({"decoder": {"type": "Sequence", "decoders": 5}}, "damaged"),
+        ({"post_processor": {"type": "TemplateProcessing", "single": 5}}, "damaged"),
+        ({"post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {}}]}}, "damaged"),
+    ],
+    ids=range(9),
+)
+def test_steps_that_make_much_of_little_are_refused(folder, tmp_path, changes, words):
+    with pytest.raises(DataError, match=words):
+        load_tokenizer(write(tmp_path / "tokenizer.json", changed(folder) | changes))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_a_pipe_or_a_device_among_the_files_is_not_waited_for(folder, tmp_path, name):
+    for number, make in enumerate((os.mkfifo, lambda place: place.symlink_to("/dev/zero"))):
+        copy = shutil.copytree(folder, tmp_path / str(number))
+        (copy / name).unlink(missing_ok=True)
+        make(copy / name)
+        with pytest.raises(DataError, match=f"{name}: is no regular file"):
+            load_tokenizer(copy)
