@@ -175,11 +175,11 @@ class Conveyor:
 
     async def _has_arrived(self, until: float | None, quiet_seconds: float | None) -> bool:
         """Wait for something to pass on; false when it was quiet for so long."""
-        now, until = self._loop.time(), math.inf if until is None else until
-        self._due = until if quiet_seconds is None else min(until, now + quiet_seconds)
+        now, end = self._loop.time(), math.inf if until is None else until
+        self._due = end if quiet_seconds is None else min(end, now + quiet_seconds)
         while not self._waiting:
             if now >= self._due:
-                if now >= until:
+                if now >= end:
                     raise TimeoutError
                 return False
             if self._alarm is None and self._due < math.inf:

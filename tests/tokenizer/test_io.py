@@ -316,7 +316,7 @@ def test_a_damaged_configuration_is_named(folder, tmp_path):
         load_tokenizer(tmp_path / "t")
 
 
-@pytest.mark.parametrize("pattern", ["(x+x+)+y", "(a+)+$", r"(?=(\w+)+$)\w", r"\w*\w*\w*!", r"(?:\s*\s*)*q"])
+@pytest.mark.parametrize("pattern", ["(x+x+)+y", "(a+)+$", r"(?=(\w+)+$)\w"])
 @pytest.mark.parametrize("place", ["normalizer", "pre_tokenizer"])
 def test_a_pattern_that_backtracks_without_end_is_refused_in_one_sentence(folder, tmp_path, place, pattern):
     data, endless = changed(folder), {"Regex": pattern}
