@@ -130,9 +130,10 @@ def _try_patterns(tokenizer: tokenizers.Tokenizer, data: dict) -> None:
     if '"Regex"' not in written:
         return
     named = sorted({character for pattern in _patterns(json.loads(written)) for character in pattern[:200]})
+    tail = "".join(named[:50])  # a text without a letter that the pattern asks for is passed over at once
     for length in _PROBE_LENGTHS:
         for character in dict.fromkeys([*_PROBED, *named[:50]]):
-            text, began = character * length + "\ufdd1", time.thread_time()
+            text, began = f"{character * length}\ufdd1{tail}", time.thread_time()
             try:
                 if tokenizer.normalizer is not None:
                     tokenizer.normalizer.normalize_str(text)
