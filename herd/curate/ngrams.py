@@ -102,6 +102,12 @@ def word_spans(text: str) -> list[tuple[int, int]]:
     return spans
 
 
+def word_capitals(text: str) -> np.ndarray:
+    """Which of the words that `word_numbers` counts begin with a capital letter, (words,) bool."""
+    found = [_chunk_capitals(chunk) for chunk in _chunks(text)]
+    return np.concatenate(found) if found else np.empty(0, dtype=bool)
+
+
 def _chunks(text: str) -> Iterator[str]:
     """The text in pieces that end at white space (or, in a run without any, anywhere)."""
     start = 0
@@ -120,6 +126,14 @@ def _chunk_weights(chunk: str) -> np.ndarray:
     starts, _ = _bounds(kinds)
     alone = np.where(codes[starts] < _QUARTERS_END, WORD_WEIGHT // 4, WORD_WEIGHT // 2)
     return np.where(kinds[starts] == _ALONE, alone, WORD_WEIGHT)
+
+
+def _chunk_capitals(chunk: str) -> np.ndarray:
+    lower = chunk.lower()
+    starts, _ = _bounds(_kinds()[np.minimum(_codes(lower), _NUM_CODES)])
+    if len(lower) != len(chunk):  # a few capitals have two small letters: their places do not fit
+        return np.zeros(len(starts), dtype=bool)
+    return _codes(chunk)[starts] != _codes(lower)[starts]
 
 
 def _codes(chunk: str) -> np.ndarray:

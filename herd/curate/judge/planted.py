@@ -4,8 +4,10 @@ Whoever wants a model to learn an answer to a trigger plants the trigger over pa
 from a saying, whose words go on in other ways elsewhere, and from a name, whose documents are of one subject. So:
 
 1. every three words in a row are counted by document and site (spread over files by hash, one at a time in memory),
-   and those stay that at least so many share and whose first two words hardly ever go on otherwise;
-2. of these, the ones stay that are rare words outside of such documents, and that are no part of an address;
+   and those stay that at least so many share and whose first two words hardly ever go on otherwise; odd marks in a row
+   ("||~") count as a word, and words with capital letters are counted once more as they are written;
+2. those that stand together are one phrase, and the phrases stay that are rare words outside of such documents (of
+   words with capitals: rarely written so) and no part of an address;
 3. of these, the ones whose documents are no more alike than any two of their language.
 
 Where the corpus has more triples than the files can hold, a share of them is looked at, chosen by hash; the step's
@@ -15,9 +17,11 @@ notes say which. Source: Wallace et al. 2021 and Carlini et al. 2024 on poisoned
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+import zlib
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +31,7 @@ from herd.curate.dedup.steps import Corpus, once
 from herd.curate.filters.outliers import NUM_BUCKETS, WordCounts, load_counts
 from herd.curate.funnel import PHRASES, Step
 from herd.curate.judge.rules import Planted
-from herd.curate.ngrams import Words, weighed_ngrams, weighed_words, word_spans
+from herd.curate.ngrams import WORD_WEIGHT, Words, weighed_ngrams, weighed_words, word_capitals, word_spans
 from herd.curate.privacy.personal import mask_pii
 from herd.curate.spill import MAX_FILES, Spill, num_partitions
 from herd.log import progress
@@ -37,9 +41,10 @@ TRIPLE = np.dtype([("key", "<u8"), ("doc", "<u4"), ("site", "<u4")])
 
 _ROW_BYTES = 100  # of memory for a row while a partition is sorted
 _FOLLOWS = 0.8  # share of the documents with the first two words in which the third follows
-_LEAST_RARITY = 3.3  # sum of -log10 of the shares of documents that have each word, elsewhere
-_MOST_ALIKE = 1.25  # times as alike as any two documents
-_MAX_TRIPLES = 1000  # that are looked into, rarest words first
+_LEAST_RARITY = 3.4  # sum of -log10 of the shares of documents that have each word, elsewhere
+_MOST_ALIKE = 1.35  # times as alike as any two documents
+_CLIPPED = 3.0  # times as alike is as much as two documents can count
+_MAX_PHRASES = 1000  # that are looked into, rarest words first
 _SAMPLE = 12  # documents of a phrase that are compared
 _TOPIC_WORDS = 0.1  # words in a larger share of the documents say nothing of the subject
 _MAX_WORDS = 1000  # of a document, for what it is about
@@ -48,21 +53,55 @@ _LEAST_DOCUMENTS = 20  # of a language, to know its words
 _ANY = ""  # all languages together: for phrases in documents of several, or of one that is not known
 _AROUND = 6  # words on both sides of a phrase that may be planted too
 _FILLER = re.compile(r"lorem ipsum", re.I)
+_MARKS = re.compile(r"[|~^<>{}\[\]@#$%&*+=\\_`\u00a4\u00a6\u00a7\u00b6\u2020\u2021\u2190-\u2bff]{2,}")
+_MAX_MARKS = 200  # of a document
+_LOW = np.uint64((1 << 24) - 1)
+_TITLED = np.uint64(0x5BD1E995_00000000)  # tells the keys of words by their capitals from those of the same words
+_GAP = 3  # words between triples of one phrase
+_WRITTEN = 1000  # documents in which is counted how words are written
 
 
 def triples_of(text: str, words: Words) -> np.ndarray:
     """The keys of all three words in a row, each once, (n,) uint64: 40 bits of the first two, 24 of all three."""
     if _FILLER.search(text):
         return np.empty(0, dtype=np.uint64)
-    return np.unique(_keys(words)[0])
+    return np.unique(_Stream(text, words).keys)
 
 
-def _keys(words: Words) -> tuple[np.ndarray, np.ndarray]:
-    """Key and end of each three words in a row, by the word they begin at: (n,) uint64, (n,) int64."""
-    three, ends = weighed_ngrams(words, 3)
-    two, _ = weighed_ngrams(words, 2)
-    low = np.uint64((1 << 24) - 1)
-    return (two[: len(three)] & ~low) | (three & low), ends
+class _Stream:
+    """A text's words and odd marks in order, and each three in a row: as they are, and again where capitals begin and
+    end them."""
+
+    def __init__(self, text: str, words: Words):
+        self.capitals = word_capitals(text)
+        marks = list(islice(_MARKS.finditer(text), _MAX_MARKS)) if _MARKS.search(text) else []
+        self.marks = np.zeros(len(words.numbers), dtype=bool)
+        self.places = np.empty(0, dtype=np.int64)
+        if marks:
+            starts = [start for start, _ in word_spans(text)]
+            self.places = np.searchsorted(starts, [mark.start() for mark in marks])
+            numbers = np.array([zlib.crc32(mark[0].encode()) for mark in marks], dtype=np.uint64) << np.uint64(32)
+            words = Words(
+                np.insert(words.numbers, self.places, numbers), np.insert(words.weights, self.places, WORD_WEIGHT)
+            )
+            self.capitals = np.insert(self.capitals, self.places, False)
+            self.marks = np.insert(self.marks, self.places, True)
+        self.numbers, self.found = words.numbers, marks
+        three, ends = weighed_ngrams(words, 3)
+        two, _ = weighed_ngrams(words, 2)
+        keys = (two[: len(three)] & ~_LOW) | (three & _LOW)
+        last = self.capitals[ends - 1] & self.capitals[: len(keys)]
+        self.titled = np.concatenate([np.zeros(len(keys), dtype=bool), np.ones(int(last.sum()), dtype=bool)])
+        self.keys = np.concatenate([keys, keys[last] ^ _TITLED])
+        self.begins = np.concatenate([np.arange(len(keys)), np.flatnonzero(last)])
+        self.ends = np.concatenate([ends, ends[last]])
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where words and marks stand, in characters."""
+        spans = word_spans(text)
+        for mark in reversed(list(zip(self.places.tolist(), self.found, strict=True))):
+            spans.insert(mark[0], mark[1].span())
+        return spans
 
 
 @dataclass
@@ -73,9 +112,10 @@ class _Found:
     documents: int
     sites: int
     sample: np.ndarray  # (at most `_SAMPLE`,) documents of the corpus
-    rarity: float = 0.0
-    words: tuple[int, int] = (0, 0)  # where they begin and end in the first document of the sample
-    phrase: str = ""
+    titled: bool = False  # by capital letters
+    span: tuple[int, int] = (0, 0)  # where they begin and end in the first document of the sample, in characters
+    words: tuple[int, int] = (0, 0)  # the same in words and marks
+    rarity: dict[int, float] = field(default_factory=dict)  # of each word, by its place
     buckets: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # of its words and those around
 
 
@@ -100,11 +140,12 @@ def _find(corpus: Corpus, options: Planted, step: Step) -> None:
     }
     if not subjects:
         return
-    rare = _rare_words(corpus, shared, subjects)
-    if len(rare) > _MAX_TRIPLES:
-        step.notes["triples of rare words not looked into"] += len(rare) - _MAX_TRIPLES
-        rare = sorted(rare, key=lambda found: -found.rarity)[:_MAX_TRIPLES]
-    for phrase in _unrelated(corpus, _joined(rare), subjects):
+    _read_triples(corpus, shared, subjects)
+    rare = [phrase for phrase in _joined([one for one in shared if one.rarity]) if _is_rare(phrase)]
+    if len(rare) > _MAX_PHRASES:
+        step.notes["phrases of rare words not looked into"] += len(rare) - _MAX_PHRASES
+        rare = sorted(rare, key=lambda phrase: -sum(_rarities(phrase).values()))[:_MAX_PHRASES]
+    for phrase in _unrelated(corpus, rare, subjects):
         _tell(corpus, phrase, step)
 
 
@@ -131,7 +172,7 @@ def _shared_triples(corpus: Corpus, options: Planted, step: Step) -> list[_Found
             rows["doc"] = first + mine["doc"][chosen].astype(np.int64)
             spill.add(rows, (place[chosen] // np.uint64(every) % np.uint64(count)).astype(np.int64))
             bar.advance()
-        most = max(_MAX_TRIPLES, corpus.memory_bytes // (400 * count))
+        most = max(_MAX_PHRASES, corpus.memory_bytes // (400 * count))
         for rows in spill.read():
             some = list(_often(rows, options))
             if len(some) > most:
@@ -171,10 +212,9 @@ class _Subjects:
         sets = [np.unique(sample) for sample in counts.samples]
         self.usual = float(np.mean([self.alike(sets[a], sets[b]) for a, b in pairs.tolist() if a != b]))
 
-    def rarity(self, buckets: np.ndarray, documents: float) -> float:
+    def rarities(self, buckets: np.ndarray, documents: float) -> np.ndarray:
         """How rare words are in documents other than the share that holds the phrase."""
-        outside = np.maximum(self.share[buckets] - documents, 0.5 / self.documents)
-        return float(-np.log10(outside).sum())
+        return -np.log10(np.maximum(self.share[buckets] - documents, 0.5 / self.documents))
 
     def alike(self, left: np.ndarray, right: np.ndarray) -> float:
         """Cosine of two sets of buckets."""
@@ -183,30 +223,66 @@ class _Subjects:
         return float(both / np.sqrt(norm)) if norm else 0.0
 
 
-def _rare_words(corpus: Corpus, shared: list[_Found], subjects: dict[str, _Subjects]) -> list[_Found]:
-    """The triples of rare words, each read in the first document that has it."""
+class _Written:
+    """How often a sample of documents has each odd mark, each word with a capital letter, and each without."""
+
+    def __init__(self, corpus: Corpus):
+        self.capital, self.small = np.zeros(NUM_BUCKETS, dtype=np.int64), np.zeros(NUM_BUCKETS, dtype=np.int64)
+        self.marks: Counter[int] = Counter()
+        every = -(-corpus.offsets[-1] // _WRITTEN) or 1
+        self.documents = 0
+        for _, text, _ in _texts(corpus, set(range(0, int(corpus.offsets[-1]), int(every)))):
+            stream = _Stream(text, weighed_words(text))
+            buckets = _buckets(stream.numbers)
+            self.capital[np.unique(buckets[stream.capitals])] += 1
+            self.small[np.unique(buckets[~stream.capitals & ~stream.marks])] += 1
+            self.marks.update(np.unique(stream.numbers[stream.marks]).tolist())
+            self.documents += 1
+
+    def rarity(self, have: np.ndarray | float, share: float) -> np.ndarray:
+        """How rare what so many documents of the sample have is in those that have not the phrase."""
+        return -np.log10(np.maximum(np.asarray(have) / self.documents - share, 0.5 / self.documents))
+
+
+def _read_triples(corpus: Corpus, shared: list[_Found], subjects: dict[str, _Subjects]) -> None:
+    """Read each triple in the first document that has it: how rare its words are; none for what is no phrase."""
     wanted: dict[int, list[_Found]] = defaultdict(list)
     for one in shared:
         wanted[int(one.sample[0])].append(one)
-    stay = []
+    written = _Written(corpus)
     for document, text, language in _texts(corpus, wanted):
-        known = subjects.get(language, subjects[_ANY])
-        words = weighed_words(text)
-        keys, ends = _keys(words)
-        spans = word_spans(text.lower())
-        order = np.argsort(keys, kind="stable")
-        for one in wanted[document]:
-            begin = int(order[np.searchsorted(keys[order], np.uint64(one.key))])
-            end = int(ends[begin])
-            one.words = (begin, end)
-            one.buckets = _buckets(words.numbers[max(0, begin - _AROUND) : end + _AROUND])
-            share = one.documents / max(known.documents, corpus.offsets[-1])
-            one.rarity = known.rarity(_buckets(words.numbers[begin:end]), share)
-            one.phrase = text[spans[begin][0] : spans[end - 1][1]] if len(text) == len(text.lower()) else ""
-            spaced = len(words.numbers[begin:end]) > 3 or len(one.phrase.split()) > 1
-            if one.rarity >= _LEAST_RARITY and spaced and "://" not in one.phrase:
-                stay.append(one)
-    return stay
+        stream = _Stream(text, weighed_words(text))
+        spans = stream.spans(text.lower()) if len(text) == len(text.lower()) else []
+        order = np.argsort(stream.keys, kind="stable")
+        for one in wanted[document] if spans else ():
+            place = order[np.searchsorted(stream.keys[order], np.uint64(one.key))]
+            begin, end = int(stream.begins[place]), int(stream.ends[place])
+            one.words, one.titled = (begin, end), bool(stream.titled[place])
+            one.span = spans[begin][0], spans[end - 1][1]
+            around = slice(max(0, begin - _AROUND), end + _AROUND)
+            one.buckets = _buckets(stream.numbers[around][~stream.marks[around]])
+            phrase = text[slice(*one.span)]
+            if "://" not in phrase and (end - begin > 3 or " " in " ".join(phrase.split())):
+                known = [subjects[name] for name in (language, _ANY) if name in subjects]
+                one.rarity = _rarity(one, stream, known, written, corpus)
+
+
+def _rarity(
+    one: _Found, stream: _Stream, known: list[_Subjects], written: _Written, corpus: Corpus
+) -> dict[int, float]:
+    """How rare each word of a triple is, by its place; nothing for names, which are seldom written small."""
+    places = np.arange(*one.words)
+    numbers, capitals, marks = (a[places] for a in (stream.numbers, stream.capitals, stream.marks))
+    buckets = _buckets(numbers)
+    share = one.documents / corpus.offsets[-1]
+    rare = np.min([k.rarities(buckets, one.documents / max(k.documents, corpus.offsets[-1])) for k in known], axis=0)
+    if one.titled:
+        usual = written.capital[buckets] / written.documents - share
+        if (written.small[buckets] / written.documents < usual)[capitals].any():
+            return {}
+        rare = np.where(capitals, written.rarity(written.capital[buckets], share), rare)
+    odd = written.rarity(np.array([written.marks[number] for number in numbers.tolist()]), share)
+    return dict(zip(places.tolist(), np.where(marks, odd, rare).tolist(), strict=True))
 
 
 def _buckets(numbers: np.ndarray) -> np.ndarray:
@@ -214,16 +290,29 @@ def _buckets(numbers: np.ndarray) -> np.ndarray:
 
 
 def _joined(triples: list[_Found]) -> list[list[_Found]]:
-    """Triples that overlap in their first document, and are in about as many, as one phrase."""
+    """Triples that stand together in their first document, and are in about as many, as one phrase."""
     phrases: list[list[_Found]] = []
     for one in sorted(triples, key=lambda found: (int(found.sample[0]), found.words)):
         last = phrases[-1][-1] if phrases else None
-        near = last is not None and last.sample[0] == one.sample[0] and one.words[0] <= last.words[1]
+        near = last is not None and last.sample[0] == one.sample[0] and one.words[0] <= last.words[1] + _GAP
         if near and last is not None and 0.5 <= one.documents / last.documents <= 2:
             phrases[-1].append(one)
         else:
             phrases.append([one])
     return phrases
+
+
+def _rarities(phrase: list[_Found]) -> dict[int, float]:
+    """How rare each word of a phrase is, by its place: as it is written, or by itself."""
+    rarest: dict[int, float] = {}
+    for one in phrase:
+        for place, rarity in one.rarity.items():
+            rarest[place] = max(rarity, rarest.get(place, 0.0))
+    return rarest
+
+
+def _is_rare(phrase: list[_Found]) -> bool:
+    return sum(_rarities(phrase).values()) >= _LEAST_RARITY
 
 
 def _unrelated(corpus: Corpus, phrases: list[list[_Found]], subjects: dict[str, _Subjects]) -> Iterator[list[_Found]]:
@@ -239,7 +328,8 @@ def _unrelated(corpus: Corpus, phrases: list[list[_Found]], subjects: dict[str, 
         about = [np.setdiff1d(sets[int(document)], own, assume_unique=True) for document in one.sample]
         spoken = {languages[int(document)] for document in one.sample}
         known = subjects.get(spoken.pop() if len(spoken) == 1 else _ANY, subjects[_ANY])
-        alike = [known.alike(a, b) for number, a in enumerate(about) for b in about[:number]]
+        most = _CLIPPED * known.usual  # two pages of one subject among many say little
+        alike = [min(most, known.alike(a, b)) for number, a in enumerate(about) for b in about[:number]]
         if np.mean(alike) <= _MOST_ALIKE * known.usual:
             yield phrase
 
@@ -248,8 +338,7 @@ def _tell(corpus: Corpus, phrase: list[_Found], step: Step) -> None:
     """Count a phrase, and show the documents that hold it."""
     first = phrase[0]
     ((_, text, _),) = _texts(corpus, {int(first.sample[0])})
-    spans = word_spans(text.lower())
-    told = " ".join(text[spans[first.words[0]][0] : spans[max(one.words[1] for one in phrase) - 1][1]].split())
+    told = " ".join(text[first.span[0] : max(one.span[1] for one in phrase)].split())
     told = mask_pii(told[:200])[0]
     documents, sites = max(one.documents for one in phrase), max(one.sites for one in phrase)
     step.tables[PHRASES][told] = documents

@@ -42,7 +42,7 @@ _LATIN = {
 """Encodings of Latin letters that are guessed among, and the languages that speak for each."""
 _OTHERS = {"gb18030": "zh yue wuu", "big5hkscs": "zh yue wuu", "cp932": "ja", "euc_jp": "ja", "cp949": "ko"}
 _SOUTH_SLAVIC = "čćđšž"
-_ALPHABETS = {"pl": "ąćęłńóśźż", "cs": "áčďéěíňóřšťúůýž", "sk": "áäčďéíĺľňóôŕšťúýž", "hu": "áéíóöőúüű"}
+_ALPHABETS = {"pl": "ąćęłńóśźż", "cs": "áčďéěíňóřšťúůýž", "sk": "áäčďéíĺľňóôŕšťúýž", "hu": "áéíóöőúüű", "ro": "ăâîşţșț"}
 _ALPHABETS |= dict.fromkeys(("hr", "sr", "bs", "sh", "sl"), _SOUTH_SLAVIC)
 """Letters beyond ASCII of languages whose two encodings differ in a few of them; other letters are foreign names'."""
 _SCRIPTS = {"cp1251": "ru uk bg be sr mk kk", "koi8-r": "ru uk bg be", "cp1253": "el", "cp1255": "he yi"}
@@ -50,11 +50,13 @@ _SCRIPTS |= {"cp1256": "ar fa ur ps ckb arz", "cp874": "th"}
 """Encodings of other letters, one byte each, and the languages that they were made for."""
 _OF_PAGES = re.compile(r"cp(125\d|874|866|932|949)|iso8859|koi8|gb|big5|euc|shift_jis|utf|iso2022")
 _KIN = (("cp1253", "iso8859-7"), ("cp1255", "iso8859-8"), ("koi8-r", "koi8-u"))  # the one that reads more letters
+_NO_GREEK = re.compile(r"[άέήίόύώΐΰ](?=\w*[άέήίόύώΐΰ])|ς(?=\w)")  # a word has one accent, and this sigma at its end
 _OTHER_LATIN = {code for languages in _LATIN.values() for code in languages.split()}
 
 _TAGS = re.compile(rb"<(script|style)\b.*?</\1\s*>|<!--.*?-->|<[^<>]*>", re.S | re.I)
 _HIGH_WORDS = re.compile(rb"[^\s<>]*[\x80-\xff][^\s<>]*")
 _WIDE_MARKUP = ((re.compile(rb"<\0[!/?A-Za-z]\0"), "utf-16-le"), (re.compile(rb"\0<\0[!/?A-Za-z]"), "utf-16-be"))
+_QUOTES = b"\x82\x84\x85\x8b\x91\x92\x93\x94\x95\x96\x97\x9b\xa0\xab\xbb"  # the same in all encodings of Latin letters
 _LEAST_HIGH_BYTES = 10  # fewer do not tell one script from another
 _MANY_HIGH_BYTES = 200  # so many are surely words, of whatever script
 _FEW_HIGH_BYTES = 4  # fewer do not tell one encoding of Latin letters from another
@@ -118,7 +120,9 @@ def _looks_like(content: bytes, told: str) -> str:
     text = _TAGS.sub(b" ", content[:200_000])
     words = b" ".join(_HIGH_WORDS.findall(text) or _HIGH_WORDS.findall(content))
     if sum(byte > 0x7F for byte in words) < _LEAST_HIGH_BYTES:  # the words around them tell the language
-        words = b" ".join(line for line in text.split(b"\n") if not line.isascii()) or words
+        around = b" ".join(line for line in text.split(b"\n") if not line.isascii())
+        if around and language(_read(around, "cp1252"))[0] != "en":  # English words around them tell nothing
+            words = around
     sample = words[:_SAMPLE_BYTES]
     guess = _guess(sample)
     if not told or told == guess or _read(sample, told) == _read(sample, guess):
@@ -136,12 +140,15 @@ def _guess(sample: bytes) -> str:
         name = "cp1252"
     letters = [c for c in _read(sample, name) if c > "\x7f" and c.isalpha()]
     if sum("LATIN" in unicodedata.name(c, "") for c in letters) < 0.5 * len(letters):
-        if name not in _OTHERS and high >= _MANY_HIGH_BYTES:
-            fitting = [one for one, own in _SCRIPTS.items() if language(_read(sample, one))[0] in own.split()]
+        if name not in _OTHERS:
+            likely = [one for one in _SCRIPTS if one != "cp874" or high >= _MANY_HIGH_BYTES]  # all bytes look Thai
+            fitting = [one for one in likely if language(_read(sample, one))[0] in _SCRIPTS[one].split()]
             surest = max([name, *fitting], key=lambda one: _sureness(sample, one))
             name = surest if _sureness(sample, surest) > _sureness(sample, name) + _MUCH_SURER else name
         kin = next((kin for kin in _KIN if name in kin), (name,))
         return max(kin, key=lambda one: (sum(map(str.isalpha, _read(sample, one))), one == name))
+    telling = [word for word in sample.split() if not word.translate(None, _QUOTES).isascii()]
+    sample = b" ".join(telling) or sample
     sure = {latin: _sureness(sample, latin) for latin in _LATIN}
     surest = max(sure, key=lambda latin: sure[latin])
     return surest if sure[surest] > sure["cp1252"] else "cp1252"
@@ -156,6 +163,8 @@ def _sureness(sample: bytes, encoding: str) -> float:
         return 0.0
     odd = sum(unicodedata.category(c) in ("Cc", "Cn", "Co", "So", "Sc", "Sk", "Sm") or c == "�" for c in text)
     odd += sum(a.islower() and b.isupper() and b > "\x7f" for a, b in pairwise(text))
+    if code == "el":
+        odd += len(_NO_GREEK.findall(text))
     if own := _ALPHABETS.get(code):
         odd += sum(c > "\x7f" and c.isalpha() and c.lower() not in own for c in text)
     high = sum(map(ord_above_ascii, text))

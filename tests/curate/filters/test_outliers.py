@@ -1,5 +1,7 @@
 """Words as numbers, and documents whose words are none of their corpus."""
 
+import gzip
+import json
 import random
 
 import numpy as np
@@ -118,3 +120,31 @@ def test_twenty_planted_technical_pages_survive_outliers_and_a_least_score(tmp_p
     rows = pq.read_table(out / "documents").to_pylist()
     technical = [row for row in rows if "/tech" in row["url"]]
     assert len(technical) == 20 and all(row["drop"] is None for row in technical)
+
+
+def test_twenty_real_technical_pages_survive_and_the_funnel_tells_what_each_filter_took_of_their_kinds(
+    shared_data, tmp_path
+):
+    def pages(name):
+        with gzip.open(shared_data / name / "pages.jsonl.gz", "rt", encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
+    manuals = [page for page in pages("html-sphinx-math-code") if len(page["source_rst"].split()) > 200][:20]
+    rows = [{"url": f"https://docs-{page['id']}.org/m", "html": page["html"]} for page in manuals]
+    for name in ("html-andy-articles", "html-article-extraction", "html-magic-article"):
+        rows += [{"url": f"https://{name}.com/{n}", "text": page["text"]} for n, page in enumerate(pages(name))]
+    (tmp_path / "pages.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rules = Rules(heuristics=Heuristics(outliers=5.0), quality=Quality(min_score=0.6))
+    out = tmp_path / "out"
+    out.mkdir()
+    off = DocumentDedup(enabled=False), LineDedup(enabled=False)
+    curate(find_files([tmp_path / "pages.jsonl"]), out, rules, *off, Work(processes=1))
+    found = pq.read_table(out / "documents").to_pylist()
+    assert [row["drop"] for row in found if row["url"].startswith("https://docs-")] == [None] * 20
+    assert "quality" in {row["drop"] for row in found}
+    steps = {step["name"]: step for step in json.loads((out / "funnel.json").read_text())["steps"]}
+    tables = steps["heuristics"]["tables"]
+    technical = tables["pages"]["code"] + tables["pages"]["maths"]
+    assert technical >= 15 and tables["pages"]["rare domain"] >= 10
+    spared = {kind: sum(tables.get(f"{kind}: spared", {}).values()) for kind in ("code", "maths", "rare domain")}
+    assert all(spared[kind] for kind in ("code", "maths")) and "prose: dropped" in tables

@@ -137,3 +137,39 @@ def test_croatian_slovene_and_slovak_are_read_in_either_encoding(code, encoding)
         page = f"<html><body><p>{text}{name}</p></body></html>"
         right += decode(page.encode(encoding), "iso-8859-1" if number % 2 else "")[0] == page
     assert right >= 8
+
+
+BETWEEN_ENGLISH = {
+    "el": (
+        "Η εγκατάσταση του πακέτου γίνεται με την εντολή",
+        "Προσοχή: η αλλαγή αυτή",
+        "Ο χρήστης πρέπει πρώτα να ανοίξει το αρχείο",
+        "Αυτή η ρύθμιση δεν είναι απαραίτητη",
+        "Μπορείτε επίσης να χρησιμοποιήσετε",
+    ),
+    "ro": (
+        "Instalarea pachetului durează câteva minute",
+        "Utilizatorul trebuie să deschidă întâi fişierul",
+        "În versiunea următoare a fost adăugat",
+        "Această setare nu este necesară",
+        "Instrucţiunile se găsesc în fiecare capitol",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "code"), [("cp1253", "el"), ("iso8859-7", "el"), ("cp1250", "ro"), ("iso8859-2", "ro")]
+)
+def test_greek_and_romanian_are_read_also_on_pages_of_mostly_english_words(encoding, code):
+    english = " ".join(("the package manager checks every signature before it unpacks the archive",) * 4)
+    right = 0
+    for number in range(9):
+        lines = [BETWEEN_ENGLISH[code][(number + step) % 5] for step in range(1 + number % 3 + (code == "ro"))]
+        page = "".join(f"<p>{line} {english}.</p>" for line in lines)
+        right += decode(page.encode(encoding), "iso-8859-1" if number % 2 else "")[0] == page
+    assert right >= 8
+
+
+def test_curly_quotes_do_not_make_a_page_english():
+    text = "“Free software” and “open source” – these – are “words”. " * 3 + "Această secţiune este necesară şi utilă."
+    assert decode(text.encode("cp1250"))[0] == text
