@@ -9,7 +9,8 @@ Full fine-tuning with AdamW at a constant rate, loss on the assistant's tokens. 
 float32, then 50 steps in bfloat16 (Herd: bfloat16 weights with float32 masters; TRL: float32 weights under bfloat16
 autocast, its own `bf16=True`). TRL gets Herd's rows as they are packed, with the lengths of their documents, and keeps
 documents apart (`padding_free`); on a CPU that is done by masks. Tokens a second are the median step's. In the first
-steps Herd's losses fall later: changes smaller than a rounding step of bfloat16 show in its weights when they add up.
+steps Herd's losses fall later, perhaps because changes smaller than a rounding step of bfloat16 show in its weights
+when they add up.
 """
 
 from __future__ import annotations
