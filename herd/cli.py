@@ -40,9 +40,9 @@ STORY: dict[str, tuple[str, ...]] = {
     "From a base model to an assistant": ("tune", "distill", "sft", "reward", "reject", "dpo", "rl", "rounds"),
     "Measure and shrink": ("evaluate", "quantize"),
     "Measure further": ("harness", "haystack", "judge"),
-    "Use": ("chat", "serve", "convert", "plan"),
+    "Use": ("chat", "serve", "convert"),
     "Your own files": ("index", "search"),
-    "Look closer": ("examine", "inspect", "show", "report", "template", "trace", "sandbox", "doctor"),
+    "Look closer": ("plan", "examine", "inspect", "show", "report", "template", "trace", "sandbox", "doctor"),
 }
 """The verbs in the order of the story; each is `herd/stages/<verb>.py`, or a family `herd/stages/<verb>/`."""
 

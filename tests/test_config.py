@@ -172,6 +172,7 @@ ONE_OF = {
     "TraceSettings": ["token=0"],
     "EvaluateSettings": ["suite=base"],
     "JudgeSettings": ["judge.checkpoint=x"],
+    "RlSettings": ["prompts=x"],
 }  # settings of which a stage wants one
 
 
@@ -204,8 +205,10 @@ def test_naming_one_field_of_a_group_leaves_every_other_at_the_stages_own_defaul
 @pytest.mark.parametrize("verb", commands())
 def test_help_and_schema_tell_the_defaults_that_a_run_gets(verb):
     cls = settings_of(verb)
-    given = leaves(config.to_dict(config.load(cls, None, needed(cls))))
-    shown = {one.name: one.default for one in config.describe(cls) if "." in one.name}
+    words = needed(cls)
+    given = leaves(config.to_dict(config.load(cls, None, words)))
+    named = {word.partition("=")[0] for word in words}
+    shown = {one.name: one.default for one in config.describe(cls) if "." in one.name and one.name not in named}
     schema = config.json_schema(cls)
     for name, text in shown.items():
         node = schema
