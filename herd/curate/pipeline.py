@@ -251,7 +251,6 @@ def _extract(
     options: dict[str, Any] = {"languages": rules.languages, "probability": least}
     options |= {"probabilities": rules.language_probabilities, "foreign": rules.foreign_paragraphs}
     options |= {"documents": to_dict(documents), "lines": lines.enabled, "group": rules.group}
-    options |= {"comments": rules.comments, "scorer": str(rules.scorer or "")}
     jobs = [{"state": str(corpus.state), "name": name, **options} for name in corpus.names]
     _run_part_steps(extract_part, jobs, corpus.state / "text", "", ("extract", "language"), funnel, work, "extract")
 

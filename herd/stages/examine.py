@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from herd.config import settings
-from herd.curate.extract.html import explain, extract
-from herd.curate.extract.scorer import TABLE, Scorer, load_scorer
+from herd.curate.extract.html import extract
 from herd.curate.filters.addresses import AddressGate
 from herd.curate.filters.heuristics import PROSE_FILTERS, TECHNICAL_FILTERS, WEB_FILTERS, limits_for
 from herd.curate.filters.language import language, paragraph_languages
@@ -35,8 +34,6 @@ class ExamineSettings:
     """How many pages to show."""
     text: bool = False
     """Whether to print the extracted text as well."""
-    blocks: bool = True
-    """Whether to print each block of a web page with its score (0 to 1: content) and what moved it most."""
     rules: Rules = field(default_factory=Rules)
 
     def __post_init__(self):
@@ -62,8 +59,7 @@ def run(settings: ExamineSettings) -> None:
 
 
 def _show(page: RawPage, gate: AddressGate, judge: Judge, settings: ExamineSettings) -> None:
-    rules, scorer = judge.rules, load_scorer(judge.rules.scorer or TABLE)
-    found = extract(page.content, page.url, page.charset, page.kind, comments=rules.comments, scorer=scorer)
+    found = extract(page.content, page.url, page.charset, page.kind)
     row: dict[str, Any] = {"id": page.id, "url": page.url, "text": found.text, "kind": page.kind, "drop": None}
     row |= {"source": page.source, "code_lines": found.code_lines}
     row |= {"aside_lines": list(found.aside_lines), "link_lines": list(found.link_lines)}
@@ -74,8 +70,6 @@ def _show(page: RawPage, gate: AddressGate, judge: Judge, settings: ExamineSetti
     if found.problem:
         print(f"  extraction     DROP {found.problem[0]}: {found.problem[1]}")
         return
-    if settings.blocks and page.kind == "html":
-        _show_blocks(page, scorer, rules.comments)
     others = Counter(p.language for p in paragraph_languages(found.text) if p.language not in ("", row["language"]))
     foreign = "".join(f", {count} paragraphs {name}" for name, count in others.most_common(3))
     print(
@@ -91,13 +85,6 @@ def _show(page: RawPage, gate: AddressGate, judge: Judge, settings: ExamineSetti
     print(f"  verdict        {'DROP ' + row['drop'] + ': ' + row['drop_detail'] if row['drop'] else 'kept'}")
     if settings.text:
         print("\n" + found.text)
-
-
-def _show_blocks(page: RawPage, scorer: Scorer, comments: str) -> None:
-    """Each block in order: whether it stays, its score, how it begins, and what moved the score most (in log odds)."""
-    for block in explain(page.content, page.charset, scorer, comments):
-        why = ", ".join(f"{name} {share:+.1f}" for name, share in block.reasons)
-        print(f"  {'keep' if block.kept else 'drop'}  {block.score:.2f}  {block.tag:<8} {block.text[:50]!r}: {why}")
 
 
 def _show_filters(row: dict[str, Any], rules: Rules) -> None:

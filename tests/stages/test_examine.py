@@ -12,7 +12,6 @@ def test_a_page_is_shown_with_every_verdict(tmp_path, capsys):
     assert "title: Bees" in told and "language       en" in told and "kind: prose" in told
     assert "DROP           gopher_word_count: 43 words" in told and "email          'jane@garden.org'" in told
     assert "verdict        DROP gopher_word_count: 43 words" in told and "The hive stands" in told
-    assert "  keep  " in told and " p        'The hive stands at the edge of the wood" in told
 
 
 def test_what_an_exemption_spares_is_marked(tmp_path, capsys):

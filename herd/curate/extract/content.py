@@ -1,118 +1,397 @@
-"""Which blocks of a page are its own content: what the scorer says of each, and a few rules whatever it says.
+"""Which part of a page is its own content.
 
-A heading stays where something stays under it, code and tables stay with the text around them, and a page of few words
-stays whole.
+Furniture is left out, then the smallest element that holds the rest is found: the *home* of the content. The measure is
+*good text*: blocks long enough to say something and not made of links. Everything is counted in one walk over the tree.
+Hints that authors leave (roles, class names) are believed only as far as the text bears them out: an element that holds
+most of the page's good text is never furniture, whatever it is called.
+
+The constants were chosen on three fifths of two public sets of annotated pages and checked on the rest (docs/log.md).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import re
+from collections.abc import Iterator
 
-import numpy as np
-from selectolax.lexbor import LexborNode
+from selectolax.lexbor import LexborHTMLParser, LexborNode
 
-from herd.curate.extract.blocks import FORMULA, Blocks, read_blocks
-from herd.curate.extract.features import Features
-from herd.curate.extract.scorer import Scorer
+from herd.curate.extract.furniture import MAX_PHRASE_CHARACTERS, is_phrase, strength
+from herd.curate.extract.render import BLOCKS
 
-_FEW_CHARACTERS = 275  # a page with less text has no furniture to speak of; content with less is looked for again
-_SECOND_LOOK = -1.5  # log odds that are enough then
-_NEAR_BEST = 1.5  # log odds below the best block that are enough where none is sure
-_HEADING, _TABLE, _CODE, _BETWEEN = -3.0, -2.5, -6.0, -2.0  # log odds that are enough before and between what stays
-_LONE_HEADING = 1.5  # and for a heading under which nothing stays
-_MAX_LINKS = 0.8
-_WANTED_COMMENT = 6.0  # log odds that a comment gets for being wanted
-_COMMENT_CHARACTERS = 25  # less is a name or a button
+_GOOD_CHARACTERS = 60  # a block this long with a sentence mark in it is good text
+_LONG_CHARACTERS = 140  # a block this long is good text whatever its marks
+_MAX_LINK_SHARE = 0.45  # of a block's characters; above, it is a menu
+_DOMINANT = 0.6  # share of the good text that makes one child the home of the content
+_TITLED_ARTICLE = 0.2  # share of the good text that makes an article with a first-level heading the whole content
+_TWINS = 0.1  # share of good text in its twins that makes an element one section of several
+_PROTECTED = 0.65  # share of the good text above which no hint can remove an element
+_PROTECTED_TITLE = 0.2  # the same for an element that holds a first-level heading
+_PROTECTED_WEAK = 0.12  # the same for hints that are often given to content as well
+_LEAD_CHARACTERS = 150  # a paragraph this long before the home belongs to it
+_LEAD_LEVELS = 4  # how far up the tree it is looked for
+_MIN_CHARACTERS = 250  # with less than this, the search begins again with fewer rules
+_LINK_BLOCK = 0.8  # share of links that makes a paragraph a link
+_LINK_LIST = 0.9  # share of links that makes a list a menu
+_LINK_TABLE = 0.75  # share of links that makes a table a menu
+_EDGE_CHARACTERS = 60  # shorter blocks before the first and after the last good text are furniture
+_CODE_FRAME = 0.8  # share of preformatted text that makes an element the frame of a code block
 
-
-class Content(NamedTuple):
-    """What stays of a page: the element around it, and of what lies in it the nodes that go, by `mem_id`."""
-
-    root: LexborNode
-    dropped: set[int]
-
-
-def main_content(body: LexborNode, scorer: Scorer, comments: str = "drop") -> Content:
-    """The page's own content; `comments` says whether what readers wrote under an article stays (keep, drop)."""
-    blocks, unseen = read_blocks(body)
-    if not blocks.texts:
-        return Content(body, set())
-    keep, _ = judge(blocks, scorer, comments)
-    dropped = {node.mem_id for node in unseen}
-    kept = np.flatnonzero(keep)
-    first, last = int(kept[0]), int(kept[-1])
-    root = 0
-    for number in range(len(blocks.tags)):  # the smallest element that holds the first and the last
-        if blocks.firsts[number] <= first and blocks.ends[number] > last:
-            root = number
-    _drop(blocks, keep, dropped)
-    return Content(blocks.roots[root], dropped)
+_CUT = "nav, script:not([type^=math]), style, template, iframe, button, select, textarea, dialog, object, canvas"
+_CUT += ", audio, video, input, svg, link, meta"
+_ROLES = {"navigation", "banner", "contentinfo", "search", "complementary", "dialog", "alertdialog"}
+_ROLES |= {"menu", "menubar", "toolbar", "tablist"}
+_SENTENCE = re.compile(r"[.!?…。！？।:;,،؟]")
+_HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.I)
+_HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
+_LISTS = {"ul", "ol", "table", "dl"}
+_PARTS = {"li", "td", "th", "tr", "dt", "dd", "tbody", "thead", "tfoot", "pre", "caption"}  # judged with the whole
+_NAMED_AFTER_CONTENT = {"code", "pre", "math", "kbd", "samp", "table", "thead", "tbody", "tr", "td", "th", *_HEADINGS}
+_NAMED_AFTER_CONTENT |= {"body", "html", "article", "main"}
+_NEVER_HOME = {"p", "ul", "ol", "tbody", "tr", "blockquote", "pre", "dl", "li", "dd", "dt", *_HEADINGS}
+_INLINE_HOME = {"span", "font", "a", "b", "i", "em", "strong"}  # what broken pages wrap everything in
 
 
-def judge(blocks: Blocks, scorer: Scorer, comments: str = "drop") -> tuple[np.ndarray, np.ndarray]:
-    """Which blocks stay, (blocks,) bool, and their scores (log odds); at least one stays."""
-    seen = Features(blocks, scorer.values)
-    scores = scorer(seen)
-    if comments == "keep":
-        nameless = scorer(Features(blocks, scorer.values_without_comments)) + _WANTED_COMMENT
-        scores = np.where(seen.in_comments & (seen.size >= _COMMENT_CHARACTERS), np.maximum(scores, nameless), scores)
-    hidden = seen.hidden
-    whole = float(seen.size.sum())
-    if whole < _FEW_CHARACTERS:
-        links = np.array(blocks.links) / np.maximum(1, [len(text) for text in blocks.texts])
-        keep = (scores > 0) | ((links < _MAX_LINKS) & ~hidden)
-    else:
-        keep = scores > 0
-        if seen.size[keep].sum() < min(_FEW_CHARACTERS, 0.5 * whole):
-            keep = scores > (_SECOND_LOOK if keep.any() else scores.max() - _NEAR_BEST)
-    if not keep.any():
-        keep = scores >= scores.max()
-    _mend(blocks, keep, scores)
-    return keep, scores
+class _Element:
+    """What the walk knows of one element."""
+
+    __slots__ = (
+        *("attributes", "block", "code", "end", "gone", "good", "has_title", "hint", "in_link", "link", "marks"),
+        *("node", "own", "own_link", "parent", "tag", "text"),
+    )
+    gone: bool
+    text: int
+    link: int
+    good: int
+    code: int
+
+    def __init__(
+        self,
+        node: LexborNode,
+        tag: str,
+        parent: int,
+        attributes: dict[str, str | None],
+        hint: str,
+        block: int,
+        in_link: bool,
+    ):
+        self.node, self.tag, self.parent, self.attributes = node, tag, parent, attributes
+        self.hint = hint  # class and id
+        self.block = block  # the block that its text belongs to
+        self.in_link = in_link
+        self.own = 0  # characters of text whose block this is
+        self.own_link = 0  # of these, inside links
+        self.marks = 0  # sentence marks in it
+        self.has_title = False  # whether a first-level heading is inside
+        self.end = 0  # the number of the first element after the subtree
+        # Of each search: `gone`, and of what is left of the subtree the characters of `text`, `link`, `good` text
+        # and preformatted `code`. They are set there, since there are thousands of elements.
+
+    @property
+    def is_good(self) -> bool:
+        """Whether its own text says something."""
+        if self.own_link > _MAX_LINK_SHARE * self.own:
+            return False
+        if self.tag == "pre":
+            return self.own > 0
+        return self.own >= _LONG_CHARACTERS or (self.own >= _GOOD_CHARACTERS and self.marks > 0)
 
 
-def _mend(blocks: Blocks, keep: np.ndarray, scores: np.ndarray) -> None:
-    """Headings stay with what is under them, exact things with what is around them."""
-    kept = np.flatnonzero(keep)
-    first, last = int(kept[0]), int(kept[-1])
-    above = np.array(blocks.parents)[np.array(blocks.holders)]
-    beside = np.zeros(len(keep), dtype=bool)  # between two that stay, under the same element, and no link
-    beside[1:-1] = keep[:-2] & keep[2:] & (above[:-2] == above[1:-1]) & (above[2:] == above[1:-1])
-    beside &= np.array(blocks.links) <= _MAX_LINKS * np.array([len(text) for text in blocks.texts])
-    least = np.where(beside, _BETWEEN, np.inf)
-    exact = {"pre": _CODE, "math": _CODE, "table": _TABLE}
-    kinds = [
-        "math" if not text.replace(FORMULA, "").strip() else kind
-        for text, kind in zip(blocks.texts, blocks.kinds, strict=True)
-    ]
-    least = np.minimum(least, [exact.get(kind, np.inf) for kind in kinds])
-    open_levels = [False] * 7  # by level of heading: whether something stays before the next heading of that level
-    for number in range(len(keep) - 1, -1, -1):
-        kind = blocks.kinds[number]
-        if len(kind) == 2 and kind[0] == "h" and kind[1] in "123456":
-            level = int(kind[1])
-            if open_levels[level]:
-                keep[number] |= scores[number] > _HEADING and number >= first
-            else:
-                keep[number] &= scores[number] > _LONE_HEADING
-            if keep[number]:
-                open_levels = [True] * level + [False] * (7 - level)
-        else:
-            if first < number < last and scores[number] > least[number]:
-                keep[number] = True
-            if keep[number]:
-                open_levels = [True] * 7
-    if not keep.any():  # nothing but headings
-        keep[kept] = True
+def main_content(tree: LexborHTMLParser) -> LexborNode:
+    """The element that holds the page's own content, with furniture taken out of it."""
+    for node in tree.css(_CUT):
+        node.decompose()
+    assert tree.body is not None  # the parser makes one where the page has none
+    elements = _measure(tree.body)
+    whole = sum(element.own for element in elements)
+    for strictness in (2, 1, 0):
+        home = _search(elements, strictness)
+        if elements[home].text >= min(_MIN_CHARACTERS, 0.5 * whole):
+            break
+    for element in _alive(elements, home + 1, elements[home].end, take_gone=True):
+        if element.gone:
+            element.node.decompose()
+    return elements[home].node
 
 
-def _drop(blocks: Blocks, keep: np.ndarray, dropped: set[int]) -> None:
-    """Note the nodes that go: whole elements where nothing in them stays, else single texts."""
-    sums = np.concatenate([[0], np.cumsum(keep)])
-    inside = (sums[np.array(blocks.ends)] - sums[np.array(blocks.firsts)]).tolist()
-    for number, parent in enumerate(blocks.parents):
-        if not inside[number] and parent >= 0 and inside[parent]:
-            dropped.add(blocks.roots[number].mem_id)
-    for number in np.flatnonzero(~keep).tolist():
-        if inside[blocks.holders[number]]:
-            dropped.update(node.mem_id for node in blocks.nodes[number])
+def _search(elements: list[_Element], strictness: int) -> int:
+    """Mark what is furniture under rules of one strictness (2 all, 1 without weak hints, 0 few) and find the home."""
+    for element in elements:
+        element.gone = False
+    _sum(elements)
+    _mark_furniture(elements, strictness)
+    _sum(elements)
+    home = _with_lead(elements, _home(elements))
+    if strictness:
+        _mark_links_and_phrases(elements, home)
+        _mark_empty_headings(elements, home)
+        _sum(elements, home)
+    return home
+
+
+# ---- the measure -----------------------------------------------------------------------------------------------------
+
+
+def _measure(root: LexborNode) -> list[_Element]:
+    """Walk the tree once; elements come in document order, children after their parents."""
+    elements = [_Element(root, "body", -1, {}, "", 0, False)]
+    open_nodes: list[LexborNode] = []  # from below the root to the parent of `node`
+    node, parent = root.child, 0
+    while True:
+        while node is not None:
+            tag = node.tag
+            if tag == "-text":
+                if text := (node.text_content or "").strip():
+                    _count_text(elements, elements[parent], text)
+            elif tag and tag[0] != "-":
+                number = len(elements)
+                elements.append(_new_element(node, tag, number, parent, elements[parent]))
+                if tag == "pre":  # never judged by what it says
+                    _count_text(elements, elements[number], (node.text() or "").strip())
+                elif (child := node.child) is not None:
+                    open_nodes.append(node)
+                    node, parent = child, number
+                    continue
+                _close(elements, number)
+            node = node.next
+        if not open_nodes:
+            break
+        node = open_nodes.pop().next
+        parent = _close(elements, parent)
+    elements[0].end = len(elements)
+    return elements
+
+
+def _new_element(node: LexborNode, tag: str, number: int, parent: int, above: _Element) -> _Element:
+    attributes = node.attributes
+    hint = f"{attributes.get('class') or ''} {attributes.get('id') or ''}" if attributes else ""
+    in_link = above.in_link or (tag == "a" and not (attributes.get("href") or "#").startswith("#"))
+    return _Element(node, tag, parent, attributes, hint, number if tag in BLOCKS else above.block, in_link)
+
+
+def _close(elements: list[_Element], number: int) -> int:
+    """Note where an element ends, once everything in it was seen; returns its parent."""
+    element = elements[number]
+    element.end = len(elements)
+    if element.has_title or element.tag == "h1":
+        elements[element.parent].has_title = True
+    return element.parent
+
+
+def _count_text(elements: list[_Element], above: _Element, text: str) -> None:
+    block = elements[above.block]
+    block.own += len(text)
+    block.marks += len(_SENTENCE.findall(text))
+    if above.in_link:
+        block.own_link += len(text)
+
+
+def _sum(elements: list[_Element], root: int = 0) -> None:
+    """Add up text, links and good text of what is not gone below `root`, from the leaves up."""
+    inside = elements[root : elements[root].end] if root else elements
+    for element in inside:
+        element.text, element.link = element.own, element.own_link
+        element.good = element.own if element.own and element.is_good else 0
+        element.code = element.own if element.tag == "pre" else 0
+    for number in range(elements[root].end - 1, root, -1):
+        element = elements[number]
+        if element.text and not element.gone:
+            above = elements[element.parent]
+            above.text += element.text
+            above.link += element.link
+            above.good += element.good
+            above.code += element.code
+
+
+def _children(elements: list[_Element], number: int) -> Iterator[int]:
+    """The numbers of an element's children that are not gone."""
+    child = number + 1
+    while child < elements[number].end:
+        if not elements[child].gone:
+            yield child
+        child = elements[child].end
+
+
+def _alive(elements: list[_Element], start: int, end: int, take_gone: bool = False) -> Iterator[_Element]:
+    """The elements of a range in document order, without what lies inside one that is gone when its turn comes."""
+    number = start
+    while number < end:
+        element = elements[number]
+        if take_gone or not element.gone:
+            yield element
+        number = element.end if element.gone else number + 1
+
+
+# ---- furniture by name -----------------------------------------------------------------------------------------------
+
+
+def _mark_furniture(elements: list[_Element], strictness: int) -> None:
+    """Mark what is named furniture and does not carry the page."""
+    total = elements[0].good
+    for element in _alive(elements, 1, len(elements)):
+        element.gone = _is_furniture(element, total, strictness)
+
+
+def _is_furniture(element: _Element, total: int, strictness: int) -> bool:
+    if total and element.good > _PROTECTED * total:
+        return False
+    if element.tag in ("footer", "aside", "nav") or (element.attributes and _is_hidden(element)):
+        return True
+    if not strictness:
+        return False
+    has_little = element.good <= _PROTECTED_WEAK * total
+    if element.tag == "form":
+        return has_little
+    if not element.hint or element.tag in _NAMED_AFTER_CONTENT or _is_math(element):
+        return False
+    if element.has_title and total and element.good > _PROTECTED_TITLE * total:
+        return False
+    sure = strength(element.hint)
+    return sure == 2 or (sure == 1 and strictness == 2 and element.tag in BLOCKS and has_little)
+
+
+def _is_hidden(element: _Element) -> bool:
+    attributes = element.attributes
+    role = attributes.get("role")
+    if role and role in _ROLES:
+        return True
+    if "hidden" in attributes or attributes.get("aria-hidden") == "true":
+        return not _is_math(element)
+    style = attributes.get("style")
+    return bool(style and _HIDDEN.search(style)) and element.node.css_first("math") is None
+
+
+def _is_math(element: _Element) -> bool:
+    hint = element.hint.lower()
+    return element.tag == "math" or element.tag.startswith("mjx") or "math" in hint or "katex" in hint
+
+
+# ---- the home of the content -----------------------------------------------------------------------------------------
+
+
+def _home(elements: list[_Element]) -> int:
+    """Go down from the body as long as one child holds most of the good text of the page."""
+    home = _start(elements)
+    total = elements[home].good
+    while total:
+        alive = list(_children(elements, home))
+        best = max(alive, key=lambda child: elements[child].good, default=None)
+        if best is None or elements[best].good < _DOMINANT * total or not _can_be_home(elements[best]):
+            break
+        if _good_of_twins(elements, alive, best) > _TWINS * total:
+            break
+        home = best
+    return home
+
+
+def _start(elements: list[_Element]) -> int:
+    """The one `article` that holds the page's title and a fair share of its text, else the body."""
+    least = _TITLED_ARTICLE * elements[0].good
+    titled = [e for e in _alive(elements, 1, len(elements)) if e.tag == "article" and e.has_title and e.good > least]
+    if not titled or any(article.end > titled[0].end for article in titled):
+        return 0
+    return next(number for number, element in enumerate(elements) if element is titled[0])
+
+
+def _can_be_home(element: _Element) -> bool:
+    tag = element.tag
+    if tag in _NEVER_HOME or not (tag in BLOCKS or tag in _INLINE_HOME or "-" in tag):
+        return False
+    if tag == "table" and element.node.css_first("th") is not None:  # data, not layout
+        return False
+    return element.code <= _CODE_FRAME * element.text
+
+
+def _good_of_twins(elements: list[_Element], siblings: list[int], number: int) -> int:
+    """Good text in the siblings that look just like an element: sections of one document, not content and furniture."""
+    one = elements[number]
+    name = one.attributes.get("class")
+    if one.tag == "article" or not (name or one.tag == "section"):
+        return 0
+    twins = (elements[i] for i in siblings if i != number and elements[i].tag == one.tag)
+    return sum(twin.good for twin in twins if twin.attributes.get("class") == name)
+
+
+def _with_lead(elements: list[_Element], home: int) -> int:
+    """Take in a lead paragraph that stands before the home, and nothing else of what is there."""
+    top = ancestor = home
+    leads: list[int] = []
+    for _ in range(_LEAD_LEVELS):
+        ancestor = elements[ancestor].parent
+        if ancestor < 0:
+            break
+        found = [i for i in range(ancestor + 1, home) if elements[i].own >= _LEAD_CHARACTERS and _is_lead(elements, i)]
+        if len(found) > len(leads):
+            top, leads = ancestor, found
+    if top == home:
+        return home
+    kept = [(i, elements[i].end) for i in [*leads, home]]
+    for i in range(top + 1, elements[top].end):
+        holds_kept = any(start <= i < end or i < start < elements[i].end for start, end in kept)
+        elements[i].gone |= not holds_kept
+    return top
+
+
+def _is_lead(elements: list[_Element], number: int) -> bool:
+    if not elements[number].is_good or elements[number].tag in ("li", "td", "figcaption"):
+        return False
+    while number >= 0:
+        if elements[number].gone:
+            return False
+        number = elements[number].parent
+    return True
+
+
+# ---- links and phrases inside it -------------------------------------------------------------------------------------
+
+
+def _mark_links_and_phrases(elements: list[_Element], home: int) -> None:
+    """Mark menus, lists of headlines, captions, and short blocks that only ask the reader to do something."""
+    total = elements[home].good
+    good = [e for e in _alive(elements, home, elements[home].end) if e.own and e.is_good]
+    first, last = (good[0].end, good[-1].end) if len(good) >= 3 else (0, len(elements))
+    for element in _alive(elements, home + 1, elements[home].end):
+        if element.tag in BLOCKS:
+            element.gone = _says_nothing(element, not first <= element.end <= last, total)
+
+
+def _says_nothing(element: _Element, at_edge: bool, total: int) -> bool:
+    if element.tag == "figcaption":
+        return element.node.css_first("pre, math, table") is None
+    if element.text == 0 or element.good > _PROTECTED_WEAK * total:
+        return False
+    if element.tag == "table":
+        return element.link > _LINK_TABLE * element.text and not _says_more_than_links(element.node)
+    if element.tag in _LISTS:
+        return element.link > _LINK_LIST * element.text
+    child = element.node.child
+    if element.tag in _PARTS or (element.tag == "div" and child is not None and child.tag == "code"):
+        return False
+    if element.text != element.own:
+        return element.link >= _LINK_BLOCK * element.text
+    if element.tag not in _HEADINGS:
+        if element.link >= _LINK_BLOCK * element.text:
+            return True
+        if at_edge and element.own < _EDGE_CHARACTERS and not element.marks:
+            return True
+    return element.own <= MAX_PHRASE_CHARACTERS and is_phrase(" ".join((element.node.text() or "").split()))
+
+
+def _says_more_than_links(table: LexborNode) -> bool:
+    """Most rows have a last cell with text of its own: only the first column is links."""
+    rows = [row.css("td") for row in table.css("tr")]
+    told = [cells[-1].css_first("a") is None and bool((cells[-1].text() or "").strip()) for cells in rows if cells]
+    return len(told) > 1 and sum(told) > 0.5 * len(told)
+
+
+def _mark_empty_headings(elements: list[_Element], home: int) -> None:
+    """Mark headings under which nothing is left: what they announced was furniture."""
+    has_text = [False] * 7  # by level of heading: whether text follows before the next heading of that level
+    blocks = [e for e in _alive(elements, home + 1, elements[home].end) if e.own]
+    for element in reversed(blocks):
+        if element.tag not in _HEADINGS:
+            has_text = [True] * 7
+            continue
+        level = int(element.tag[1])
+        element.gone = not has_text[level]
+        if not element.gone:
+            has_text = [True] * level + [False] * (7 - level)

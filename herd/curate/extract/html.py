@@ -6,19 +6,15 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 from selectolax.lexbor import LexborHTMLParser
 
-from herd.curate.extract.blocks import read_blocks
-from herd.curate.extract.content import judge, main_content
+from herd.curate.extract.content import main_content
 from herd.curate.extract.embedded import embedded_page
-from herd.curate.extract.features import Features
 from herd.curate.extract.feeds import feed_page
 from herd.curate.extract.latex import latex_text
 from herd.curate.extract.markdown import markdown_text
 from herd.curate.extract.pdf import pdf_text
-from herd.curate.extract.render import render
-from herd.curate.extract.scorer import Scorer, load_scorer
+from herd.curate.extract.render import Text, render
 from herd.curate.read.encoding import decode
 from herd.errors import DataError
 
@@ -67,19 +63,10 @@ def html_to_text(html: str | bytes, url: str | None = None) -> str:
     return extract(html, url).text
 
 
-def extract(
-    content: str | bytes,
-    url: str | None = None,
-    charset: str = "",
-    kind: str = "html",
-    comments: str = "drop",
-    scorer: Scorer | None = None,
-) -> Extracted:
+def extract(content: str | bytes, url: str | None = None, charset: str = "", kind: str = "html") -> Extracted:
     """Text and title of a page; never raises for any content.
 
-    `kind` is one of `herd.curate.read.kinds.kind_of`; `text` and `code` are taken as they are. `comments` is `keep` or
-    `drop`: what readers wrote under an article; the posts of a thread always stay. `scorer` stands in for the one that
-    ships.
+    `kind` is one of `herd.curate.read.kinds.kind_of`; `text` and `code` are taken as they are.
     """
     if kind == "pdf":
         text, problem = pdf_text(content) if isinstance(content, bytes) else ("", ("pdf", "no bytes"))
@@ -100,41 +87,22 @@ def extract(
     tree = LexborHTMLParser(_flattened(source.replace("\0", "")))
     if tree.body is None:
         return Extracted("", _title(tree), [], None)
-    if kind == "feed":
-        shown = render(tree.body)
-    else:
-        shown = render(*main_content(tree.body, scorer or load_scorer(), comments))
-        size = len(str(shown))
-        if size < _FEW_CHARACTERS and (page := embedded_page(tree, size)) and not _too_much(page):
-            held = LexborHTMLParser(_flattened(page)).body
-            shown = render(held) if held is not None else shown
+    body = tree.body if kind == "feed" else main_content(tree)
+    shown = render(body)
+    if kind != "feed" and (held := _held(source, len(str(shown)))) is not None:
+        shown = held
     return Extracted(str(shown), _title(tree), shown.code_lines, None, shown.aside_lines, shown.link_lines)
 
 
-class ExplainedBlock(NamedTuple):
-    """What the scorer says of a block: its chance of being content (0 to 1), and what moved it most (log odds)."""
-
-    text: str
-    tag: str
-    score: float
-    kept: bool
-    reasons: list[tuple[str, float]]
-
-
-def explain(content: str | bytes, charset: str, scorer: Scorer, comments: str = "drop") -> list[ExplainedBlock]:
-    """The blocks of a web page in their order, with their scores and why; none for a page that is not parsed."""
-    source = decode(content, charset)[0] if isinstance(content, bytes) else content
-    if _is_binary(source) or _too_much(source):
-        return []
-    body = LexborHTMLParser(_flattened(source.replace("\0", ""))).body
-    blocks = read_blocks(body)[0] if body is not None else None
-    if blocks is None or not blocks.texts:
-        return []
-    kept, scores = judge(blocks, scorer, comments)
-    reasons = scorer.reasons(Features(blocks, scorer.values))
-    chances = (1 / (1 + np.exp(-scores))).tolist()
-    rows = zip(blocks.texts, blocks.kinds, chances, kept.tolist(), reasons, strict=True)
-    return [ExplainedBlock(" ".join(text.split()), *row) for text, *row in rows]
+def _held(source: str, size: int) -> Text | None:
+    """What a page that shows next to nothing holds for scripts, or for readers without them."""
+    if size >= _FEW_CHARACTERS:
+        return None
+    page = embedded_page(
+        LexborHTMLParser(_flattened(source.replace("\0", ""))), size
+    )  # furniture has left the other tree
+    body = LexborHTMLParser(_flattened(page)).body if page and not _too_much(page) else None
+    return None if body is None else render(body)
 
 
 _WRITTEN = {"markdown": markdown_text, "latex": latex_text}
@@ -175,7 +143,23 @@ def _is_binary(source: str) -> bool:
 
 
 _TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)[^<>]*>")
-_VOID = set("br img hr input meta link area base col embed source track wbr p li".split())  # noqa: SIM905
+_VOID = {
+    "br",
+    "img",
+    "hr",
+    "input",
+    "meta",
+    "link",
+    "area",
+    "base",
+    "col",
+    "embed",
+    "source",
+    "track",
+    "wbr",
+    "p",
+    "li",
+}
 
 
 def _flattened(source: str) -> str:

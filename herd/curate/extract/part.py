@@ -21,7 +21,6 @@ import tldextract
 from herd.curate.dedup import duplicates as dedup
 from herd.curate.dedup.steps import DOCUMENT_FACTS
 from herd.curate.extract.html import extract
-from herd.curate.extract.scorer import load_scorer
 from herd.curate.filters.addresses import host
 from herd.curate.filters.language import foreign_lines, language
 from herd.curate.filters.text import LINE_RANGES, keep_lines
@@ -155,9 +154,7 @@ def _document(row: dict[str, Any], replaced: int, steps: dict[str, Step], job: d
     else:
         problem = ("page_time", f"more than {PAGE_SECONDS:g} s of the processor")
         with suppress(TimeoutError), time_limit(PAGE_SECONDS):
-            scorer = load_scorer(Path(job["scorer"])) if job.get("scorer") else None
-            how = {"comments": job.get("comments", "drop"), "scorer": scorer}
-            page = extract(row["content"], row["url"], row["charset"], row["kind"], **how)
+            page = extract(row["content"], row["url"], row["charset"], row["kind"])
             document |= {"text": page.text, "title": page.title, "code_lines": page.code_lines}
             document |= {"aside_lines": list(page.aside_lines), "link_lines": list(page.link_lines)}
             problem = page.problem or (None if page.text.strip() else ("empty", "no text on the page"))

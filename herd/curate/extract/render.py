@@ -38,7 +38,7 @@ _LINES = {
 }
 _LINES |= {"tfoot", "td", "th", "body", "html", "menu", "hgroup", "optgroup", "search", "dir"}
 BLOCKS = _PARAGRAPHS | _LINES
-CODE_TAGS = {"pre", "code", "table", "div"}
+_CODE_TAGS = {"pre", "code", "table", "div"}
 _STRUCTURES = {"table", "ul", "ol", "dl", "menu"}
 _LINK_SHARE = 0.6  # of the characters of a list or table of links
 _INDENT = "    "
@@ -155,8 +155,6 @@ def render(root: LexborNode, dropped: Collection[int] = frozenset()) -> Text:
 def _enter(node: LexborNode, text: Text, dropped: Collection[int]) -> bool:
     """Write what a node opens with; returns whether its children are to be walked."""
     tag = node.tag
-    if dropped and node.mem_id in dropped:
-        return False
     if tag == "-text":
         content = node.text_content or ""
         text.add(content if "&" not in content or _in_code(node) else _ENTITY.sub(lambda m: unescape(m[0]), content))
@@ -167,6 +165,8 @@ def _enter(node: LexborNode, text: Text, dropped: Collection[int]) -> bool:
         elif tag == "noscript":
             _add_formula_of_noscript(node, text)
         return False
+    if dropped and node.mem_id in dropped:
+        return False
     if tag == "br":
         text.add("\0")
         return False
@@ -176,7 +176,7 @@ def _enter(node: LexborNode, text: Text, dropped: Collection[int]) -> bool:
     if tag == "math":
         _add_math(node, text)
         return False
-    if tag in CODE_TAGS and (code := verbatim(node, tag)) is not None:
+    if tag in _CODE_TAGS and (code := verbatim(node, tag)) is not None:
         if code:
             text.add_code(code)
         return False

@@ -121,10 +121,6 @@ class Rules:
     """The same for single languages: {no: 0.6}."""
     foreign_paragraphs: Literal["keep", "drop"] = "keep"
     """Whether paragraphs that are surely in another language than their page stay."""
-    comments: Literal["keep", "drop"] = "drop"
-    """What readers wrote under an article; the posts of a thread are kept either way."""
-    scorer: Path | None = None
-    """A table that scores the blocks of pages, trained on pages of your own; default: the one that ships."""
     heuristics: Heuristics = field(default_factory=Heuristics)
     privacy: Privacy = field(default_factory=Privacy)
     quality: Quality = field(default_factory=Quality)

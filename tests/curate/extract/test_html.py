@@ -32,7 +32,7 @@ def test_the_article_stays_and_the_furniture_goes():
     text = html_to_text(ARTICLE)
     assert text.startswith("Early bees\n\nThe bees of the northern garden")
     assert "What was seen" in text and "The first hive woke in March.\nThe second hive followed" in text
-    for furniture in ("Home", "cookies", "Facebook", "Related", "Wasps", "a reader", "Copyright"):
+    for furniture in ("Home", "cookies", "Facebook", "Read more", "Related", "Wasps", "a reader", "Copyright"):
         assert furniture not in text
 
 
@@ -221,7 +221,7 @@ def test_extraction_is_better_than_the_specialists_on_annotated_articles(shared_
     pages = _rows(shared_data / "html-article-extraction/pages.jsonl.gz")
     precision, recall = zip(*(_shingle_scores(page["text"], html_to_text(page["html"])) for page in pages), strict=True)
     precision, recall = sum(precision) / len(pages), sum(recall) / len(pages)
-    assert 2 * precision * recall / (precision + recall) > 0.967  # trafilatura 2.3.1: 0.962, its fast mode 0.966
+    assert 2 * precision * recall / (precision + recall) > 0.972  # trafilatura 2.3.1: 0.962, its fast mode 0.966
 
 
 def test_segments_that_must_stay_and_go_do(shared_data):
