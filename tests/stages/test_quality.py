@@ -82,7 +82,8 @@ class FakeJudge(BaseHTTPRequestHandler):
 @pytest.fixture
 def judge():
     FakeJudge.asked = 0
-    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeJudge)
+    patient = type("Server", (ThreadingHTTPServer,), {"request_queue_size": 64})  # a busy machine resets no connection
+    server = patient(("127.0.0.1", 0), FakeJudge)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/v1"
     server.shutdown()
