@@ -118,6 +118,7 @@ def test_what_pages_print_about_the_demos_folders_runs_there(small_demo, monkeyp
     monkeypatch.chdir(small_demo)
     Path("mine.yaml").write_text(TASK)
     Path("questions.csv").write_text("question,answer\nWhat is csv?,A format.\n")
+    Path("faq.csv").write_text("question,reply\nWhat is csv?,A format.\nWhat is re?,A module.\n")
     for name, rows in ROWS.items():
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     ran = []
