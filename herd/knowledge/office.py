@@ -50,6 +50,10 @@ class _Archive:
         return ElementTree.fromstring(found)
 
 
+_OF_ARCHIVES = (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError, OSError)
+_DAMAGES = (*_OF_ARCHIVES, ElementTree.ParseError, ValueError, IndexError)
+
+
 def office_parts(suffix: str, content: bytes) -> tuple[list[Part], tuple[str, str] | None]:
     """The parts of a document, a slide show or a workbook, or why there are none: reason and detail."""
     if content.startswith(b"\xd0\xcf\x11\xe0"):
@@ -58,9 +62,7 @@ def office_parts(suffix: str, content: bytes) -> tuple[list[Part], tuple[str, st
         parts = list(OFFICE[suffix](_Archive(content)))
     except _Refused as fault:
         return [], ("too large", str(fault))
-    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError, RuntimeError, OSError) as fault:
-        return [], ("damaged", f"{type(fault).__name__}: {str(fault)[:100]}")
-    except (ElementTree.ParseError, ValueError, IndexError) as fault:
+    except _DAMAGES as fault:
         return [], ("damaged", f"{type(fault).__name__}: {str(fault)[:100]}")
     return parts, None if parts else ("no text", "holds no text")
 
