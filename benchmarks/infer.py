@@ -104,11 +104,10 @@ def serve_herd(folder: Path, path: str, native: str = "", cache_dtype: str | Non
     if native != "0":
         decoding.wait()
     engine = Engine(folder / path, cache_bytes=2**31, cache_dtype=cache_dtype, max_context=33_000)
-    engine.stop_ids = frozenset()
     engine.warm_up()
 
     def generate(prompts: list[list[int]], num_tokens: int) -> dict:
-        params = SamplingParams(temperature=0, max_tokens=num_tokens)
+        params = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True)
         requests = [engine.request(tokens, params) for tokens in prompts]
         began = time.perf_counter()
         for request in requests:

@@ -27,6 +27,7 @@ from herd.model.llama import LlamaForCausalLM
 from herd.ops.paged_attention import DecodeGroup, PagedContext, PromptChunk, decode_mask, prompt_mask
 
 _SERIAL_FLOPS = 3e8  # up to this, a step is quicker on one core than split over several that must wait for each other
+_COMPILED_FLOPS_PER_TOKEN = 5e7  # from here on our kernels split any step: their threads meet at barriers, nobody is woken
 _SMALL_BATCH_BLOCKS = 512  # up to this many gathered blocks, one group of mixed lengths is quicker than several
 _CLASSES_PER_DOUBLING = 2  # groups of decoding sequences differ in length by at most 2^(1/2)
 
@@ -111,7 +112,9 @@ class Runner:
         num_tokens = sum(1 + len(answer.drafts) for answer in plan.decode) + sum(
             chunk.stop - chunk.start for chunk in plan.chunks
         )
-        with cores(serial=num_tokens * self._flops_per_token < _SERIAL_FLOPS):
+        is_small = num_tokens * self._flops_per_token < _SERIAL_FLOPS
+        is_compiled = self._layers is not None and decoding.serve_tokens(num_tokens)
+        with cores(serial=is_small and not (is_compiled and self._flops_per_token >= _COMPILED_FLOPS_PER_TOKEN)):
             yield
 
     @torch.inference_mode()
