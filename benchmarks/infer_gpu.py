@@ -88,9 +88,7 @@ class Bench:
         return model.eval()
 
     def engine(self, model: LlamaForCausalLM, graphs: bool = True, **options) -> Engine:
-        engine = Engine.of(model, self.tokenizer(model.config.vocab_size), graphs=graphs, **options)
-        engine.stop_ids = frozenset()
-        return engine
+        return Engine.of(model, self.tokenizer(model.config.vocab_size), graphs=graphs, **options)
 
     @staticmethod
     def tokenizer(vocab_size: int) -> Tokenizer:
@@ -196,7 +194,7 @@ def decoding_rate(bench: Bench, engine: Engine, num_in: int) -> dict:
     num_out, speeds, first = bench.count(129, 9), [], []
     for turn in range(3):
         warm_up = turn == 0
-        params = SamplingParams(temperature=0, max_tokens=num_out)
+        params = SamplingParams(temperature=0, max_tokens=num_out, ignore_eos=True)
         request = engine.request(prompts_of([num_in], engine.model.config.vocab_size, turn)[0], params)
         engine.submit(request)
         began = time.perf_counter()
@@ -262,7 +260,7 @@ def crowd(bench: Bench, engine: Engine, sizes: list[tuple[int, int]]) -> tuple[f
             torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
         for prompt, (_, num_out) in zip(prompts, sizes, strict=True):
-            engine.submit(engine.request(prompt, SamplingParams(temperature=0, max_tokens=num_out)))
+            engine.submit(engine.request(prompt, SamplingParams(temperature=0, max_tokens=num_out, ignore_eos=True)))
         while engine.has_work:
             engine.step()
         bench.synchronize()
@@ -319,7 +317,6 @@ def start(bench: Bench) -> dict:
     """A process of its own, twice: the first turn warms the disk."""
     code = (
         "import sys, herd; engine = herd.Engine(sys.argv[1], device=sys.argv[2], cache_bytes=2**28);"
-        "engine.stop_ids = frozenset();"
         "engine.generate('x', herd.SamplingParams(max_tokens=1, temperature=0))"
     )
     with tempfile.TemporaryDirectory() as folder:

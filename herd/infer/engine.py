@@ -174,7 +174,7 @@ class Engine:
         told = ends(self.tokenizer) if self.speaks_chat else Ends()
         ids = range(self.model.config.vocab_size)  # generation_config.json may be another model's
         found = declared | set(self.tokenizer.stop_ids) | set(told.ids)
-        self.stop_ids = self.loop.stop_ids = frozenset(token for token in found if token in ids)
+        self.loop.stop_ids = frozenset(token for token in found if token in ids)
         self._stop_texts = told.texts
         end_id = self.wording.end_of_answer(self.tokenizer, self.speaks_chat)
         self.guides = GuideMaker(self.tokenizer, self.model.config.vocab_size, end_id)
@@ -380,6 +380,11 @@ class Engine:
             raise ConfigError("adapters: a model over several processes takes none; merge the adapter into its weights")
         with self.loop.lock:
             self.loop.adapters.add(name, folder)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The tokens that end an answer, unless it is asked for with `ignore_eos`."""
+        return self.loop.stop_ids
 
     @property
     def adapters(self) -> tuple[str, ...]:

@@ -27,7 +27,9 @@ from herd.model.llama import LlamaForCausalLM
 from herd.ops.paged_attention import DecodeGroup, PagedContext, PromptChunk, decode_mask, prompt_mask
 
 _SERIAL_FLOPS = 3e8  # up to this, a step is quicker on one core than split over several that must wait for each other
-_COMPILED_FLOPS_PER_TOKEN = 5e7  # from here on our kernels split any step: their threads meet at barriers, nobody is woken
+_COMPILED_FLOPS_PER_TOKEN = (
+    5e7  # from here on our kernels split any step: their threads meet at barriers, nobody is woken
+)
 _SMALL_BATCH_BLOCKS = 512  # up to this many gathered blocks, one group of mixed lengths is quicker than several
 _CLASSES_PER_DOUBLING = 2  # groups of decoding sequences differ in length by at most 2^(1/2)
 

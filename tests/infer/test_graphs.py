@@ -15,14 +15,12 @@ from herd.types import SamplingParams
 from tests.infer.models import SHAPES, small_tokenizer, tiny_model
 
 PROMPTS = ["The quick", "What does this function do? " * 4, "日本語", "It joins paths. " * 9, "q", "The quick brown"]
-GREEDY = SamplingParams(temperature=0, max_tokens=40)
+GREEDY = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
 ONE_SEQUENCE = torch.zeros(8, 4)
 
 
 def engine_of(model=None, **options) -> Engine:
-    engine = Engine.of(model or tiny_model(), small_tokenizer(), **{"max_sequences": 8, **options})
-    engine.stop_ids = frozenset()
-    return engine
+    return Engine.of(model or tiny_model(), small_tokenizer(), **{"max_sequences": 8, **options})
 
 
 def at_once(engine: Engine) -> Engine:
