@@ -21,19 +21,27 @@ endif
 
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow soak lint install dev base-model clean
+.PHONY: demo test test-room test-slow soak gpu lint install dev base-model clean
 
 demo: install
 	$(VENV)/bin/herd demo $(DEMO) $(if $(PAGES),--pages $(PAGES))
 
 test: dev
-	$(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --durations 15
+	$(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --durations 15 -rs
+
+# one room's tests, the slow ones too: make test-room ROOM=infer
+test-room: dev
+	$(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m "not gpu and not soak" -rs tests/$(ROOM)
 
 test-slow: dev
-	$(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m slow --durations 25
+	$(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m slow --durations 25 -rs
 
 soak: dev
 	$(VENV)/bin/python -m pytest -m soak
+
+# every GPU test and benchmark on one card, ten minutes; without a card: make gpu GPU="--device cpu --tiny" rehearses it
+gpu: dev
+	$(VENV)/bin/python -m benchmarks.gpu $(GPU)
 
 lint: dev
 	$(VENV)/bin/ruff check herd tests benchmarks

@@ -1,5 +1,6 @@
 """What every test may use: the shared real data, and one thread of arithmetic so that figures repeat."""
 
+import importlib
 import json
 import os
 from pathlib import Path
@@ -18,6 +19,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 settings.register_profile("no hurry", settings(), deadline=None)  # a busy machine is no fault
 settings.load_profile("no hurry")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without a CUDA device its tests are skipped, and say so."""
+    chosen = [item for item in items if item.get_closest_marker("gpu")]
+    if chosen and not importlib.import_module("torch").cuda.is_available():
+        for item in chosen:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
 
 SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 

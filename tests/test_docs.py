@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import summary
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 _NAMED = re.compile(r"`((?:herd|recipes|benchmarks|tests|docs)/[\w./-]*)(?::(\w+(?:\.\w+)*))?`")
@@ -31,6 +33,12 @@ def test_every_room_has_its_line_in_the_readme():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     rooms = sorted(item.parent.name for item in (ROOT / "herd").glob("*/__init__.py"))
     assert [room for room in rooms if f" {room}/" not in readme] == []
+
+
+def test_the_readmes_table_is_made_from_the_committed_results():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    made = f"{summary.BEGIN}\n{summary.table()}\n{summary.END}"
+    assert made in readme, "python -m benchmarks.summary --write"
 
 
 def _definitions(file: Path) -> set[str]:

@@ -409,23 +409,19 @@ class Engine:
     @property
     def cache_bytes(self) -> int:
         """What the cache of keys and values may take."""
-        drafts = self.loop.speculation.cache_bytes if self.loop.speculation is not None else 0
-        return self.loop.runner.cache.nbytes + drafts
+        return self.loop.runner.cache.nbytes + (self.loop.speculation.cache_bytes if self.loop.speculation else 0)
 
     @property
     def free_share(self) -> float:
         """The share of the cache's blocks that nobody holds."""
         return self.loop.allocator.num_free / self.loop.allocator.num_blocks
 
-    # ---- stepping --------------------------------------------------------------------------------------------------
-
     def step(self) -> None:
         """Advance every running answer by one token and the next prompts by a chunk."""
         self.loop.step()
 
     def warm_up(self) -> None:
-        """Wait for what makes answers quick and is made ready while the first ones are made: compiled kernels, and the
-        weights' place in large pages of memory."""
+        """Wait until the kernels are compiled and the weights lie in large pages of memory: answers are quick then."""
         self.loop.warm_up()
 
     # ---- answers ---------------------------------------------------------------------------------------------------
@@ -449,7 +445,6 @@ class Engine:
                 f"The prompt has {len(prompt)} tokens, but the context is {self.max_context} tokens, the answer "
                 f"included{why}; shorten the prompt (nothing is cut silently)."
             )
-        if wrong := [token for token in prompt if not 0 <= token < self.model.config.vocab_size]:
-            raise RequestError(
-                f"The prompt holds token id {wrong[0]}; this model knows 0 to {self.model.config.vocab_size - 1}."
-            )
+        size = self.model.config.vocab_size
+        if wrong := [token for token in prompt if not 0 <= token < size]:
+            raise RequestError(f"The prompt holds token id {wrong[0]}; this model knows 0 to {size - 1}.")

@@ -47,4 +47,5 @@ def test_only_shapes_that_gain_are_changed_and_names_stay():
 def test_on_a_gpu_the_product_is_the_twins():
     torch.manual_seed(0)
     a, b = (torch.randn(256, 512, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    torch.testing.assert_close(scaled_mm(a, b), reference_scaled_mm(a, b), atol=0.5, rtol=0.02)
+    wanted = reference_scaled_mm(a, b).float()
+    assert (scaled_mm(a, b).float() - wanted).norm() < 0.01 * wanted.norm()  # both are rounded to bfloat16
