@@ -16,10 +16,11 @@ from herd.evals.likelihood import Choice
 from herd.evals.retrieval import retrieved_answers, shuffled_answers
 from herd.evals.rows import rows_of
 from herd.evals.scorers import SCORERS
+from herd.evals.services import played
 from herd.evals.statistics import summary
 from herd.evals.subject import Prompt, Subject, TooLong
 from herd.evals.task import Item, Task
-from herd.evals.templates import expression_of, render
+from herd.evals.templates import list_of, render
 from herd.types import SamplingParams, Score
 
 LOWER = ("bits_per_byte", "nats", "kl_nats")
@@ -79,6 +80,9 @@ def _asked(task: Task, items: Sequence[Item], subject: Subject, chat: bool) -> l
     stop = tuple(task.stop) or (("\n",) if raw else ())
     params = SamplingParams(temperature=task.temperature, top_p=1.0, max_tokens=task.max_tokens, stop=stop)
     params = replace(params, min_tokens=task.min_tokens)
+    if task.services:
+        rows = [item.row for item in items]
+        return played(task, rows, prompts, subject, replace(params, seed=task.seed))
     if task.turns:
         return _converse(task, items, prompts, subject, replace(params, seed=task.seed))
     first = subject.generate(prompts, replace(params, seed=task.seed))
@@ -98,7 +102,7 @@ def _converse(
 ) -> list[Result]:
     """Conversations of several turns, every answer scored: the mean, and each turn's score."""
     talks = [[*prompt] for prompt in prompts if not isinstance(prompt, str)]
-    later = [[str(one) for one in expression_of(task.turns, item.row)] for item in items]
+    later = [[str(one) for one in list_of(task.turns, item.row)] for item in items]
     results: list[Result] = [{"answer": "", "scores": {}, "turns": []} for _ in items]
     for turn in range(1 + max(map(len, later), default=0)):
         asked = [place for place, one in enumerate(results) if turn <= len(later[place]) and "left_out" not in one]

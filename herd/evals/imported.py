@@ -28,7 +28,7 @@ _WITHOUT_MEANING |= {"doc_to_decontamination_query", "training_split"}
 def is_harness_task(file: Path) -> bool:
     """Whether a file is one of the harness's: it has a `doc_to_text` or a `dataset_path`."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         return False
     return re.search(r"^(doc_to_text|dataset_path|output_type):", text, re.MULTILINE) is not None
@@ -49,6 +49,9 @@ def harness_task(file: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{file}: output_type {kind}: only multiple_choice and generate_until are read; see `herd harness`"
         )
+    needed = ["doc_to_text", "doc_to_target", *(["doc_to_choice"] if kind == "multiple_choice" else [])]
+    if lacking := [name for name in needed if raw.get(name) is None]:
+        raise ConfigError(f"{file}: lacks {', '.join(lacking)}, which the harness's tasks of this kind have")
     paths = _paths(file, raw)
     split = next((raw[key] for key in ("test_split", "validation_split") if raw.get(key)), next(iter(paths)))
     delimiter = raw.get("fewshot_delimiter", "\n\n")
@@ -66,10 +69,20 @@ def harness_task(file: Path) -> dict[str, Any]:
         "preamble": raw.get("description", ""),
         "shots": int(raw.get("num_fewshot") or 0),
     }
+    if (repeats := raw.get("repeats", 1)) not in (None, 1):
+        say(f"  {file.name}: repeats: {repeats} is read as 1: each question is answered once")
     if task["shots"]:
-        shown = raw.get("fewshot_split") or raw.get("training_split") or split
+        shown = (
+            raw.get("fewshot_split")
+            or (raw.get("fewshot_config") or {}).get("split")
+            or raw.get("training_split")
+            or split
+        )
         task["shots_from"] = _path(file, paths, shown) if shown != split else None
-        first = raw.get("fewshot_config", {}).get("sampler") == "first_n"
+        config = raw.get("fewshot_config") or {}
+        if unknown := sorted(set(config) - {"sampler", "split"}):
+            raise ConfigError(f"{file}: not read from the harness's fewshot_config: {', '.join(unknown)}")
+        first = config.get("sampler") == "first_n"
         if not first or shown == split:
             say(f"  {file.name}: its examples are drawn otherwise than the harness draws them")
     return task | (_choices(raw) if kind == "multiple_choice" else _generation(file, raw)) | _scorer(file, raw)
@@ -126,15 +139,19 @@ def _generation(file: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
     until = given.get("until") or ["\n\n"]
     found: dict[str, Any] = {"stop": [until] if isinstance(until, str) else list(until)}
     found["max_tokens"] = int(given.get("max_gen_toks", 256))
+    if given.get("do_sample") and float(given.get("temperature", 1.0)) > 0:
+        found["temperature"] = float(given.get("temperature", 1.0))
+    if unread := sorted(set(given) - {"until", "max_gen_toks", "do_sample", "temperature"}):
+        say(f"  {file.name}: of its generation_kwargs are not read: {', '.join(unread)}")
     filters = raw.get("filter_list") or []
     if len(filters) > 1:
         say(f"  {file.name}: of its {len(filters)} filters the first is read ({filters[0].get('name')})")
-    for step in filters[0]["filter"] if filters else []:
-        if step["function"] == "regex":
+    for step in filters[0].get("filter") or [] if filters else []:
+        if step.get("function") == "regex":
             pattern = step.get("regex_pattern", r"#### (\-?[0-9\.\,]+)")
             found["pattern"] = pattern if step.get("group_select") == -1 else rf"(?s:\A.*?){pattern}"
-        elif step["function"] not in ("take_first", "remove_whitespace"):
-            raise ConfigError(f"{file}: filter {step['function']} is not read; see `herd harness`")
+        elif step.get("function") not in ("take_first", "remove_whitespace"):
+            raise ConfigError(f"{file}: filter {step.get('function')} is not read; see `herd harness`")
     return found
 
 
@@ -142,6 +159,8 @@ def _scorer(file: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
     names = [one["metric"] for one in raw.get("metric_list") or [] if one.get("metric") in _SCORERS]
     if raw.get("metric_list") and not names:
         raise ConfigError(f"{file}: none of its metrics is read; known: {', '.join(_SCORERS)}")
+    if unread := [str(one.get("metric")) for one in raw.get("metric_list") or [] if one.get("metric") not in _SCORERS]:
+        say(f"  {file.name}: of its metrics are not read: {', '.join(unread)}")
     found = [_SCORERS[name] for name in names]
     best = next((one for one in found if one == "accuracy_norm"), found[0] if found else "")
     if best == "exact" and any(one.get("regexes_to_ignore") or one.get("ignore_case") for one in raw["metric_list"]):

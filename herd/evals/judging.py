@@ -18,6 +18,7 @@ import numpy as np
 
 from herd.evals.statistics import bootstrap
 from herd.evals.templates import render
+from herd.log import say
 
 PROMPT = """\
 Two assistants answered the same question. Judge which answer is better: more correct, more helpful, closer to what \
@@ -60,11 +61,22 @@ class Duel:
 
 
 def duels_of(samples: Sequence[Mapping[str, Any]], models: Sequence[str]) -> list[Duel]:
-    """All pairs of free answers to the same questions, from rows of `samples.jsonl`."""
+    """All pairs of free answers to the same questions, from rows of `samples.jsonl`.
+
+    Questions are the same by their text: two evaluations with other limits number them otherwise. The first answer of a
+    model to a question counts; answers that have none to be held against are counted on the console.
+    """
     by_item: dict[str, dict[str, Mapping[str, Any]]] = {}
+    again = 0
     for row in samples:
         if "nats" not in row and "left_out" not in row and row["model"] in models:
-            by_item.setdefault(f"{row['task']} {row['item']}", {})[row["model"]] = row
+            answers = by_item.setdefault(f"{row['task']}: {row['question']}", {})
+            again += row["model"] in answers
+            answers.setdefault(row["model"], row)
+    if alone := sum(len(rows) == 1 for rows in by_item.values()):
+        say(f"  {alone:,} of {len(by_item):,} questions have the answer of one model only, and are passed over")
+    if again:
+        say(f"  {again:,} further answers of a model to a question that it had answered are passed over")
     found = []
     for item, rows in by_item.items():
         for one, other in combinations([name for name in models if name in rows], 2):

@@ -26,7 +26,8 @@ def page(
     skipped: Sequence[str] = (),
 ) -> str:
     """The page; rows are those of the run folder's files. `skipped` says which tasks were not asked, and why."""
-    head = "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+    head = "<!doctype html><html lang=en><meta charset=utf-8>"
+    head += "<meta name=viewport content='width=device-width, initial-scale=1'>"
     filters = "".join(
         f"<label><input type=radio name=filter id={name}{' checked' if name == 'all' else ''}> {text}</label>"
         for name, text in (
@@ -87,7 +88,7 @@ def _skipped(reasons: Sequence[str]) -> str:
     if not reasons:
         return ""
     lines = "".join(f"<p class=dim>{escape(why)}</p>" for why in reasons)
-    return f"<details><summary>{len(reasons)} tasks were not asked: their data are not here</summary>{lines}</details>"
+    return f"<details><summary>{len(reasons)} tasks were not asked</summary>{lines}</details>"
 
 
 def _maps(samples: Sequence[Row]) -> str:

@@ -4,41 +4,68 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from herd.data.rows import read_rows
+from herd.data.rows import SUFFIXES, read_rows
 from herd.errors import DataError
 
 
+def is_pattern(path: Path) -> bool:
+    """Whether a path may name several files: `*` in any part of it, or alternatives in braces in its name."""
+    return "*" in str(path) or "{" in path.name
+
+
 def files_of(path: Path) -> list[Path]:
-    """The files a path names: itself, or those that fit where it has a `*` or a list in braces, in order."""
-    if "*" not in path.name and "{" not in path.name:
+    """The files a path names: itself, or those that fit where it is a pattern, in order."""
+    if not is_pattern(path):
         return [path]
+    first = next((place for place, part in enumerate(path.parts) if "*" in part), len(path.parts) - 1)
+    root, folders = Path(*path.parts[:first]), path.parts[first:-1]
+    return sorted({file for name in names_of(path) for file in root.glob("/".join((*folders, name)))})
+
+
+def names_of(path: Path) -> list[str]:
+    """The name of a path, or each that its braces give."""
     before, _, rest = path.name.partition("{")
     inside, _, after = rest.partition("}")
-    names = [before + one + after for one in inside.split(",")] if rest else [path.name]
-    return sorted({file for name in names for file in path.parent.glob(name)})
+    return [before + one + after for one in inside.split(",")] if rest else [path.name]
+
+
+def alike(path: Path) -> list[Path]:
+    """Paths of the same name with every other ending of data, for the same rows are published in several."""
+    ending = max((one for one in SUFFIXES if path.name.endswith(one)), key=len, default="")
+    if not ending:
+        return []
+    stem = path.name.removesuffix(ending)
+    return [path.with_name(stem + one) for one in (*SUFFIXES, "-*.parquet") if one != ending]
 
 
 def rows_of(path: Path, columns: Sequence[str] | None = None, unfold: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-    """Rows of CSV, TSV, JSON, JSONL or Parquet; several files' rows have their file's name as `file`.
+    """Rows of CSV, TSV, JSON, JSONL or Parquet; where the path is a pattern, each with its file's name as `file` (its
+    folder's, where several folders have a file of that name). A `.txt` that is no JSON is one row with its `text`.
 
     Raises:
         DataError: it cannot be read.
     """
     files = files_of(path)
-    for file in files:
-        of_file = {"file": file.name.split(".")[0]} if len(files) > 1 else {}
+    names = [file.name.removesuffix(max((e for e in SUFFIXES if file.name.endswith(e)), default="")) for file in files]
+    if len(set(names)) < len(names):
+        names = [file.parent.name for file in files]
+    for file, name in zip(files, names, strict=True):
+        of_file = {"file": name.removesuffix(".txt")} if is_pattern(path) else {}
         for row in _rows(file, columns):
             yield from _unfolded(of_file | row, unfold, file)
 
 
 def _rows(path: Path, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    if suffix in (".csv", ".tsv"):
+    if suffix == ".txt" and (text := _plain_text(path)) is not None:
+        yield {"text": text}
+    elif suffix in (".csv", ".tsv"):
         yield from _table_rows(path, columns, "\t" if suffix == ".tsv" else ",")
     elif suffix in (".json", ".txt"):
         yield from _document_rows(path)
@@ -46,20 +73,40 @@ def _rows(path: Path, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]
         yield from (row for _, row in read_rows(path))
 
 
-def _table_rows(path: Path, columns: Sequence[str] | None, delimiter: str) -> Iterator[dict[str, Any]]:
+def _plain_text(path: Path) -> str | None:
+    """The text of a file that holds no JSON."""
     try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-            if path.suffix == ".gz"
-            else open(path, encoding="utf-8-sig", newline="") as file
-        ):
-            reader = csv.DictReader(file, columns, delimiter=delimiter)
-            for row in reader:
-                if None in row or None in row.values():
-                    raise DataError(f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or ())} columns")
-                yield row
+        text = path.read_text(encoding="utf-8-sig") if path.suffix != ".gz" else "{"
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as text ({error})") from None
+    return None if text.lstrip()[:1] in ("{", "[") else text
+
+
+def _table_rows(path: Path, columns: Sequence[str] | None, delimiter: str) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(1 << 30)  # its own limit of 128 KiB is less than an article
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        text = data.decode("utf-8-sig")
+        plain = delimiter == "\t" and len({line.count("\t") for line in text.split("\n") if line}) == 1
+        # most published TSV knows no quotes: " is a letter there
+        quoting: Literal[0, 3] = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
+        reader = csv.DictReader(io.StringIO(text, newline=""), columns, delimiter=delimiter, quoting=quoting)
+        names = list(reader.fieldnames or ())
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise DataError(f"{path}: two columns are called {twice[0]!r}")
+        for row in reader:
+            if None in row or None in row.values():
+                raise DataError(f"{path}, line {reader.line_num}: expected {len(names)} columns")
+            yield {name: _unquoted(value) for name, value in row.items()} if plain else row
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as CSV ({error})") from None
+
+
+def _unquoted(value: str) -> str:
+    """A cell that some program put in quotes for the quotes in it, which it doubled."""
+    inner = value[1:-1]
+    quoted = len(value) > 1 and value[0] == value[-1] == '"' and '""' in inner and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if quoted else value
 
 
 def _document_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -69,7 +116,7 @@ def _document_rows(path: Path) -> Iterator[dict[str, Any]]:
         try:
             found = json.loads(text)
         except json.JSONDecodeError:
-            found = [json.loads(line) for line in text.splitlines() if line.strip()]
+            found = [json.loads(line) for line in text.split("\n") if line.strip()]
     except (OSError, EOFError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error})") from None
     rows = found if isinstance(found, list) else [found]

@@ -72,7 +72,12 @@ def last_number(answer: str, references: Sequence[str]) -> float:
 def letter(answer: str, references: Sequence[str]) -> float:
     """The first capital that stands alone (`B`, `(B)`, `The answer is B.`) is the right one."""
     found = _LETTER.search(answer.replace("I ", "i "))
-    return float(found is not None and found[1] in [one.strip().strip("()") for one in references])
+    return float(found is not None and found[1] in [one.strip().strip("().").upper() for one in references])
+
+
+def is_letter(reference: str) -> bool:
+    """Whether a right answer is one that `letter` can find: `B`, `(b)`, `B.`"""
+    return re.fullmatch(r"\(?[A-Za-z]\)?\.?", reference.strip()) is not None
 
 
 def mathematics(answer: str, references: Sequence[str]) -> float:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from herd import endpoint as client
 from herd.errors import ConfigError, RequestError
 from herd.evals.cache import divergence, rounded_attention
 from herd.evals.likelihood import Choice, Continuation, Likelihood, continuation, likelihoods, tree_attention
@@ -166,10 +167,10 @@ class Endpoint:
 
     speaks_chat = True
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, kept: Path | None = None) -> None:
         self.url = url
         self.usage = {"tokens_read": 0}
-        self._engine = RemoteEngine(url, key=os.environ.get("OPENAI_API_KEY"))
+        self._engine = RemoteEngine(client.Endpoint(url, key=os.environ.get("OPENAI_API_KEY"), cache=kept))
 
     def forget(self) -> None:
         pass  # nothing is kept here
@@ -210,12 +211,13 @@ def address_of(model: Model | str) -> str | None:
     return f"{found[1]}://{found[2]}" if found else None
 
 
-def open_subject(model: Model | str) -> Subject:
-    """A checkpoint, run folder or GGUF file, or an address (http://HOST/v1)."""
+def open_subject(model: Model | str, kept: Path | None = None) -> Subject:
+    """A checkpoint, run folder or GGUF file, or an address (http://HOST/v1); what an address answers is kept in the
+    folder `kept`, so that nothing is asked twice when it fails midway."""
     if isinstance(model, Checkpoint):
         return Local(model)
     address = address_of(model)
-    return Endpoint(address) if address else Local(Path(model))
+    return Endpoint(address, kept) if address else Local(Path(model))
 
 
 def named(models: Mapping[str, Path], paths: Sequence[Path]) -> dict[str, Path]:

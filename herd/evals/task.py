@@ -9,15 +9,18 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
-from herd.config import load, settings
+from herd.config import load, settings, to_dict
 from herd.errors import DataError
 from herd.evals.answers import prompt_of, question_text, reference_of
+from herd.evals.forms import chosen, derived, found, gathered, is_there, joined, say_lacking
 from herd.evals.graders import GRADERS
 from herd.evals.imported import harness_task, is_harness_task
 from herd.evals.rows import files_of, rows_of
-from herd.evals.scorers import SCORERS
+from herd.evals.scorers import SCORERS, is_letter, last_number_of
+from herd.evals.services import services_folder
 from herd.evals.subject import Prompt
 from herd.evals.templates import expression_of, holds, render, value_of
+from herd.log import say
 from herd.sandbox import languages
 
 _CHOICE_SCORERS = ("accuracy", "accuracy_norm", "accuracy_pmi", "mass")
@@ -45,6 +48,15 @@ class Task:
     """Nested lists whose entries are the rows, from the outermost in: `[data, paragraphs, qas]`; see evals/rows.py."""
     tables: dict[str, Path] = field(default_factory=dict)
     """Further files, whose rows templates reach as lists by these names; found as `data` is."""
+    join: dict[str, str] = field(default_factory=dict)
+    """Of tables by name: the column by which each row gets the columns of the table's row with the same value."""
+    derive: dict[str, str] = field(default_factory=dict)
+    """Columns made of a row's others before all else, each by an expression: `{label: "choices.label.index(key)"}`."""
+    gather: dict[str, str] = field(default_factory=dict)
+    """Lists of the rows that share a value, by an expression: `{qas: context}`; `place` is a row's place in it."""
+    forms: list[dict[str, Any]] = field(default_factory=list)
+    """Other forms in which the same rows are published: what of the task is otherwise then. The columns that `has`
+    lists tell one in the task's own file; where that is absent, the form's own `data` is taken."""
     where: str = ""
     """Only rows for which this Jinja expression holds, such as `subject == 'law'`."""
     limit: int | None = None
@@ -97,6 +109,9 @@ class Task:
     """Level of the sandbox in which programs run (docs/sandbox.md)."""
     functions: str = ""
     """Of function calls: an expression that gives the functions' JSON schemas."""
+    services: Path | None = None
+    """Of function calls over several turns: the package bfcl-eval, unpacked there or installed, in whose simulated
+    services they are made; every turn must leave these as the right calls do."""
     samples: int = 1
     """Answers drawn for each question; the score is their mean."""
     temperature: float = 0.0
@@ -110,7 +125,8 @@ class Task:
     min_tokens: int = 0
     """Tokens before which no answer ends."""
     turns: str = ""
-    """What the user says after each answer: an expression that gives a list of messages. Every answer is scored."""
+    """What the user says after each answer: an expression that gives a list of messages, or a template that writes one
+    as JSON. Every answer is scored."""
     output_language: str = ""
     """Of a translation: a template of the ISO 639-1 code of the language that is wanted."""
     map: list[str] = field(default_factory=list)
@@ -148,6 +164,8 @@ class Task:
             )
         if self.turns and self.chat is not True:
             raise ValueError("turns: needs `chat: true`, for they are those of a conversation")
+        if self.services and (self.scorer != "calls" or not self.turns):
+            raise ValueError("services: needs `scorer: calls` and `turns`")
         if self.map and len(self.map) != 2:
             raise ValueError("map: two templates, of the rows and of the columns")
         if self.scorer == "translation" and not self.output_language:
@@ -215,23 +233,29 @@ def load_task(file: Path, data: Path | None, limit: int | None = None) -> Task:
 
     Raises:
         ConfigError: it is no task; all its faults are told.
+        DataError: its file is no table of rows.
     """
     task = load(Task, values=harness_task(file), where=str(file)) if is_harness_task(file) else load(Task, file)
+    if form := chosen(task.forms, task.data, (file.parent, data)):
+        task = _in_form(task, form, str(file))
+        say(f"  {task.name or file.stem}: its rows are read as those of {task.source}")
     paths = {name: getattr(task, name) for name in ("data", "shots_from", "pool")}
-    found: dict[str, Any] = {name: _found(path, file.parent, data) for name, path in paths.items() if path}
-    found["tables"] = {name: _found(path, file.parent, data) for name, path in task.tables.items()}
+    where: dict[str, Any] = {name: found(path, file.parent, data) for name, path in paths.items() if path}
+    where["tables"] = {name: found(path, file.parent, data) for name, path in task.tables.items()}
+    if task.services:
+        named = found(task.services, file.parent, data)
+        where["services"] = services_folder(named) or named
     limits = [one for one in (limit, task.limit) if one]
-    return replace(task, name=task.name or file.stem, limit=min(limits, default=None), **found)
+    return replace(task, name=task.name or file.stem, limit=min(limits, default=None), **where)
 
 
-def _found(path: Path, beside: Path, data: Path | None) -> Path:
-    places = [data / path] if data else []
-    places.append(beside / path)
-    return next((place for place in places if _exists(place)), places[0])
-
-
-def _exists(path: Path) -> bool:
-    return any(file.exists() for file in files_of(path))
+def _in_form(task: Task, form: dict[str, Any], where: str) -> Task:
+    """The task as one of its forms changes it; `derive` and `tables` are put over its own."""
+    plain = to_dict(task)
+    for name in ("derive", "tables"):
+        form = form | {name: form.get(name, {}) | {k: v for k, v in plain[name].items() if k not in form.get(name, {})}}
+    changed = {name: value for name, value in form.items() if name != "has"}
+    return load(Task, values=plain | to_dict(changed) | {"forms": []}, where=f"{where}, forms")
 
 
 def paths_of(task: Task) -> list[Path]:
@@ -244,12 +268,16 @@ def missing(task: Task) -> str:
     """Why a task cannot be asked: which file it lacks, and whence that comes, or which language's programs; nothing
     where all are there."""
     wanted = [path for path in (task.data, task.shots_from, task.pool, *task.tables.values()) if path]
-    absent = next((path for path in wanted if not _exists(path)), None)
+    absent = next((path for path in wanted if not is_there(path)), None)
     origin = f", from {task.source}" if task.source else ""
     if task.data is not None and task.data.is_file() and not task.data.stat().st_size:
         return f"{task.name}: {task.data} is empty, there is nothing to ask"
     if absent is not None:
-        return f"{absent} is not there (expected: the rows of {task.name}{origin})"
+        others = "".join(f"; or {one['data']}, from {one['source']}" for one in task.forms if "data" in one)
+        return f"{absent} is not there (expected: the rows of {task.name}{origin}{others})"
+    if task.services and services_folder(task.services) is None:
+        how = "unpack its wheel beside the data (pip download --no-deps bfcl-eval)"
+        return f"{task.name}: {task.services} is not there (expected: the simulated services of bfcl-eval; {how})"
     if task.scorer == "program" and task.language not in languages.LANGUAGES:
         return f"{task.name}: the sandbox runs no {task.language}"
     programs = languages.missing(task.language) if task.scorer == "program" else []
@@ -264,14 +292,30 @@ def items_of(task: Task) -> list[Item]:
         ConfigError: a template is no Jinja.
     """
     tables = {name: list(rows_of(path)) for name, path in task.tables.items()}
-    rows = [tables | row for row in rows_of(task.data, task.columns, task.unfold)]
-    rows = [row for row in rows if not task.where or holds(task.where, row)]
+    say_lacking(task.name, task.data)
+    rows = [row for row in _rows(task, task.data, tables) if not task.where or holds(task.where, row)]
     if not rows:
         raise DataError(f"{task.data}: no rows for {task.name}{f' where {task.where}' if task.where else ''}")
     examples = rows if task.shots else []
     if task.shots and task.shots_from:
-        examples = [tables | row for row in rows_of(task.shots_from, task.columns, task.unfold)]
-    return [_item(task, number, row, examples) for number, row in enumerate(_limited(task, rows))]
+        examples = _rows(task, task.shots_from, tables)
+    items, faults = list[Item](), list[str]()
+    for number, row in enumerate(_limited(task, rows)):
+        try:
+            items.append(_item(task, number, row, examples))
+        except DataError as error:
+            faults.append(f"question {number + 1} of {task.name}: {error}")
+    if faults:
+        more = f"; and {len(faults) - 1} more of its questions have faults" if len(faults) > 1 else ""
+        raise DataError(f"{task.data}, {faults[0]}{more}")
+    return items
+
+
+def _rows(task: Task, path: Path, tables: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of a file with all that the task adds to them."""
+    rows = joined(list(rows_of(path, task.columns, task.unfold)), tables, task.join)
+    rows = derived([tables | row for row in rows], task.derive, path)
+    return gathered(rows, task.gather)
 
 
 def _limited(task: Task, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -290,25 +334,25 @@ def _limited(task: Task, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _item(task: Task, number: int, row: dict[str, Any], examples: list[dict[str, Any]]) -> Item:
-    try:
-        choices, rights, right = _answers(task, row)
-        return Item(
-            number=number,
-            row=row,
-            text=_text(task, row),
-            examples=tuple(_example(task, one) for one in _chosen(task, number, row, examples)),
-            right=right,
-            choices=choices,
-            before=tuple(render(one, row) for one in task.before_choices),
-            best=rights[0] if rights else -1,
-            rights=frozenset(rights),
-            preamble=render(task.preamble, row),
-            system=render(task.system, row),
-            group=render(task.group, row),
-            kind=render(task.kind, row),
-        )
-    except DataError as error:
-        raise DataError(f"{task.data}, question {number + 1} of {task.name}: {error}") from None
+    text = _text(task, row)
+    choices, rights, right = _answers(task, row)
+    if len(choices) == 1:
+        raise DataError(f"one choice alone ({choices[0]!r}) is always right; give at least two")
+    return Item(
+        number=number,
+        row=row,
+        text=text,
+        examples=tuple(_example(task, one) for one in _chosen(task, number, row, examples)),
+        right=right,
+        choices=choices,
+        before=tuple(render(one, row) for one in task.before_choices),
+        best=rights[0] if rights else -1,
+        rights=frozenset(rights),
+        preamble=render(task.preamble, row),
+        system=render(task.system, row),
+        group=render(task.group, row),
+        kind=render(task.kind, row),
+    )
 
 
 def _text(task: Task, row: Mapping[str, Any]) -> str:
@@ -319,29 +363,56 @@ def _text(task: Task, row: Mapping[str, Any]) -> str:
 def _answers(task: Task, row: Mapping[str, Any]) -> tuple[tuple[str, ...], list[int], tuple[str, ...]]:
     """The choices, which are right, and the right answers as texts."""
     if not task.answer and task.ask in ("generate", "cache"):
-        return (), [], (reference_of(row) or "",)
-    found = value_of(task.answer, row)
-    right = tuple(str(one) for one in found) if isinstance(found, list) else (str(found),)
+        reference = reference_of(row) or ""
+        _check_right(task, (reference,))
+        return (), [], (reference,)
+    given = value_of(task.answer, row)
+    several = given if isinstance(given, list) else [given]
+    right = tuple(str(one) for one in several)
     if task.ask != "choices":
+        _check_right(task, right)
         return (), [], right
-    if isinstance(task.choices, str):
-        choices = tuple(str(one) for one in expression_of(task.choices, row) or ())
-    else:
-        choices = tuple(render(one, row) for one in task.choices)
-    places = [_place(one.strip(), choices) for one in right]
+    listed = expression_of(task.choices, row) or () if isinstance(task.choices, str) else ()
+    numbers = bool(listed) and all(isinstance(one, int | float) for one in listed)
+    choices = tuple(map(str, listed)) or tuple(render(one, row) for one in task.choices)
+    places = [_place(one, choices, numbers) for one in several]
+    if not task.before_choices:  # a text that stands there twice is right both times
+        right = tuple(choices[place] for place in places)
+        places += [place for place, one in enumerate(choices) if one in right and place not in places]
     return choices, places, tuple(choices[place] for place in places)
 
 
-def _place(letter: str, choices: Sequence[str]) -> int:
-    """Which choice is meant by its text, its number from 0, or its letter."""
-    if letter in choices:
-        return choices.index(letter)
-    if letter.isdigit():
-        place = int(letter)
+def _check_right(task: Task, right: Sequence[str]) -> None:
+    """Refuse a right answer that no answer could meet.
+
+    Raises:
+        DataError: it is empty, or is not of the kind that the scorer looks for.
+    """
+    scorer = task.scorer or "exact_words"
+    if task.ask != "generate" or scorer not in SCORERS or scorer == "fresh":
+        return
+    if not any(one.strip() for one in right):
+        raise DataError("it has no right answer; give `answer:` in the task's file, or fill the row's own")
+    if scorer == "number" and all(last_number_of(one) is None for one in right):
+        raise DataError(f"the scorer `number` looks for a number, but the right answer is {right[0]!r}")
+    if scorer == "letter" and not any(is_letter(one) for one in right):
+        raise DataError(f"the scorer `letter` looks for one capital letter, but the right answer is {right[0]!r}")
+
+
+def _place(given: Any, choices: Sequence[str], numbers: bool) -> int:
+    """Which choice is meant: by its place, where that is a number and the choices are none; by its text; by its number
+    from 0 as text; by its letter."""
+    if isinstance(given, int) and not isinstance(given, bool) and not numbers and 0 <= given < len(choices):
+        return int(given)
+    text = str(given).strip()
+    if text in choices:
+        return choices.index(text)
+    if text.isdigit():
+        place = int(text)
     else:
-        place = ord(letter.upper()) - ord("A") if len(letter) == 1 else -1
+        place = ord(text.upper()) - ord("A") if len(text) == 1 else -1
     if not 0 <= place < len(choices):
-        raise DataError(f"the answer {letter!r} is none of its {len(choices)} choices")
+        raise DataError(f"the answer {text!r} is none of its {len(choices)} choices")
     return place
 
 

@@ -18,8 +18,10 @@ _TEMPLATES = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, kee
 _TEMPLATES.filters |= {
     "literal": lambda text: ast.literal_eval(text),  # a Python literal, as AGIEval's cells are
     "fromjson": json.loads,
+    "tojson": lambda value: json.dumps(value, ensure_ascii=False),  # Jinja's own is for pages: it writes ' as \\u0027
     "search": lambda text, pattern: next(iter(re.findall(pattern, text, re.DOTALL)), ""),  # its first group
     "resub": lambda text, pattern, new: re.sub(pattern, new, text),
+    "zip": lambda first, second: list(zip(first, second, strict=True)),
 }
 
 
@@ -67,6 +69,22 @@ def expression_of(expression: str, row: Mapping[str, Any]) -> Any:
         ConfigError: it is no Jinja.
     """
     return row[expression] if expression in row else _over(row, expression, _expression)
+
+
+def list_of(text: str, row: Mapping[str, Any]) -> list[Any]:
+    """What an expression gives, or a template with statements writes as JSON: a list.
+
+    Raises:
+        DataError: it gives none, or the row lacks a column.
+        ConfigError: it is no Jinja.
+    """
+    try:
+        found = json.loads(render(text, row)) if "{%" in text else expression_of(text, row)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{text!r}: expected a list as JSON ({error})") from None
+    if not isinstance(found, list):
+        raise DataError(f"{text!r}: expected a list, got {type(found).__name__}")
+    return found
 
 
 def holds(expression: str, row: Mapping[str, Any]) -> bool:

@@ -29,6 +29,8 @@ from herd.run import Run, atomic_write
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.checkpoint import is_first
 from herd.train.hooks import Hook, at_shares, every
+from herd.train.job import Job
+from herd.train.sources import BatchSource
 
 FILE = "evaluations.jsonl"
 
@@ -79,6 +81,11 @@ def watched_tasks(watch: WatchSettings) -> list[Task]:
         if why := missing(task):
             raise ConfigError(f"watch.tasks: {why}")
     return [replace(task, max_bytes=min(task.max_bytes, watch.max_bytes)) for task in tasks]
+
+
+def watched_by(job: Job, watch: WatchSettings) -> Callable[[BatchSource], list[Hook]]:
+    """The hooks of a training job, once its source of batches is known; see `watcher`."""
+    return lambda source: watcher(job.run, job.model, job.tokenizer, watch, tokens_before=source.tokens_before)
 
 
 def watcher(

@@ -12,6 +12,7 @@ from herd.data.rows import write_rows
 from herd.data.shards import Documents, open_trained_with
 from herd.errors import ConfigError
 from herd.evals.answers import prompt_of
+from herd.evals.watching import WatchSettings, watched_by, watched_inputs
 from herd.formats.checkpoint import Checkpoint, open_checkpoint
 from herd.log import amount, say
 from herd.model.llama import LlamaForCausalLM
@@ -65,6 +66,8 @@ class DistillSettings(TuneSettings):
     """Steps on the student's own answers."""
     prompts_per_step: int = 32
     """Prompts that the student answers for a step."""
+    watch: WatchSettings = field(default_factory=WatchSettings)
+    """What the student is judged by while it learns."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,6 +86,7 @@ def run(settings: DistillSettings) -> Path:
     """Ask the teacher, train, and write `checkpoint/`."""
     names = ("teacher", "checkpoint", "shards", "conversations", "prompts")
     inputs = {name: getattr(settings, name) for name in names} | {"benchmarks": [*settings.benchmarks]}
+    inputs |= watched_inputs(settings.watch)
     with training(settings, "distill", inputs) as job:
         if job.finished:
             return settings.out
@@ -104,7 +108,8 @@ def _probabilities(job: Job, settings: DistillSettings, student: Checkpoint, tea
     if not is_taught(folder):
         _ask(job, teacher, trained, folder, settings.top)
     taught = read_taught(folder, trained, settings.top)
-    return job.learn(distill, trained, epochs=settings.epochs, mixture=settings.mixture, columns=taught.columns)
+    watch, mixture = watched_by(job, settings.watch), settings.mixture
+    return job.learn(distill, trained, epochs=settings.epochs, mixture=mixture, columns=taught.columns, watch=watch)
 
 
 def _answers(job: Job, settings: DistillSettings, student: Checkpoint, teacher: Checkpoint) -> dict[str, Any]:
@@ -130,7 +135,8 @@ def _answers(job: Job, settings: DistillSettings, student: Checkpoint, teacher: 
     write_rows(job.run.path / "answers.jsonl", talks)
     given = ((f"answer {number}", row) for number, row in enumerate(talks, 1))
     sources = pack_conversations(given, job.tokenizer, settings.batch.row_tokens)
-    return {"answers": len(talks)} | job.learn(next_token, sources, epochs=settings.epochs)
+    watch = watched_by(job, settings.watch)
+    return {"answers": len(talks)} | job.learn(next_token, sources, epochs=settings.epochs, watch=watch)
 
 
 def _own_answers(job: Job, settings: DistillSettings, student: Checkpoint, teacher: Checkpoint) -> dict[str, Any]:
@@ -145,7 +151,7 @@ def _own_answers(job: Job, settings: DistillSettings, student: Checkpoint, teach
     guess = settings.prompts_per_step * min(settings.batch.row_tokens, 2 * settings.answer_tokens)
     row_tokens, state = settings.batch.row_tokens, job.run.path / "state"
     source = Made(state, make, row_tokens=row_tokens, step_tokens=guess, varying=True, name="own answers")
-    job.train(distill, source, settings.steps)
+    job.train(distill, source, settings.steps, hooks=watched_by(job, settings.watch)(source))
     return {"steps": settings.steps} | last_means(job.run.path)
 
 

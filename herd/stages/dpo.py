@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
+from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -13,6 +13,7 @@ import numpy as np
 from herd.config import settings
 from herd.data.preferences import Pairs, load_pairs
 from herd.errors import DataError
+from herd.evals.watching import WatchSettings, watched_by, watched_inputs
 from herd.log import amount, say
 from herd.parallel.launch import agreed
 from herd.post.watch import Watch
@@ -48,6 +49,8 @@ class DpoSettings(TuneSettings):
     """Prompts that the model answers before and after, for a warning where lengths or refusals drift; 0: none."""
     watched_tokens: int = 128
     """Longest such answer, in tokens."""
+    watch: WatchSettings = field(default_factory=WatchSettings)
+    """What it is judged by while it learns."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,6 +64,7 @@ def run(settings: DpoSettings) -> Path:
     """Compute the reference's log-probabilities once, train, and write `checkpoint/`."""
     inputs: dict[str, Path | list[Path] | None] = {"pairs": settings.pairs, "checkpoint": settings.checkpoint}
     inputs["validation"] = settings.validation.files or None
+    inputs |= watched_inputs(settings.watch)
     with training(settings, "dpo", inputs) as job:
         if job.finished:
             return settings.out
@@ -77,6 +81,7 @@ def run(settings: DpoSettings) -> Path:
             columns=pairs.dpo_columns,
             max_steps=settings.max_steps,
             aside=KeptAside({"pairs": aside.documents}, aside.dpo_columns) if aside else None,
+            watch=watched_by(job, settings.watch),
         )
         job.finish({"pairs": len(pairs)} | figures | watch.end(figures, settings.beta))
     return settings.out

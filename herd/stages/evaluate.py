@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import gc
 import json
@@ -41,8 +42,9 @@ from herd.markup import read_markup
 from herd.run import Run, atomic_write, open_run
 from herd.types import Score
 
-CHUNK_ITEMS = 384
-"""Questions asked and kept together; nothing is remembered beyond them, so that stopping changes no answer."""
+CHUNK_ITEMS, CHUNK_ANSWERS = 384, 64
+"""Questions asked and kept together, and those with free answers; nothing is remembered beyond them, so that stopping
+changes no answer."""
 
 
 @settings
@@ -95,16 +97,20 @@ class EvaluateSettings:
 def run(settings: EvaluateSettings) -> Path:
     """Write `scores.jsonl`, `samples.jsonl`, `samples.html` (the page) and more, and show the scores as tables."""
     models = _models(settings)
-    files = [find_recipe(file) for file in [*settings.tasks, *_of_suite(settings.suite)]]
+    own, of_suite = [find_recipe(file) for file in settings.tasks], _of_suite(settings.suite)
+    files = [*own, *map(find_recipe, of_suite)]
+    _check_files(files)
     tasks = [replace(load_task(file, settings.data, settings.limit), sandbox=settings.sandbox) for file in files]
     if len({task.name for task in tasks}) < len(tasks):
         raise ConfigError(f"tasks: two have the same name among {', '.join(task.name for task in tasks)}")
-    skipped = [{"task": task.name, "why": why} for task in tasks if (why := missing(task))]
+    whys = {task.name: missing(task) for task in tasks} | _unanswerable(tasks[: len(own)], tasks[len(own) :], models)
+    skipped = [{"task": name, "why": why} for name, why in whys.items() if why]
     for one in skipped:
         say(f"  skipped: {one['why']}")
-    tasks = [task for task in tasks if not missing(task)]
+    tasks = [task for task in tasks if not whys[task.name]]
     if not tasks:
-        raise DataError("no task has its data here; give its folder as data=FOLDER")
+        raise DataError("no task can be asked; give the folder of the data as data=FOLDER")
+    items = {task.name: items_of(task) for task in tasks if task.ask not in ("bits_per_byte", "needle")}
     inputs: dict[str, Any] = {f"model {name}": _files(model) for name, model in models.items() if not address_of(model)}
     for task in tasks:
         inputs[f"task {task.name}"] = paths_of(task)
@@ -113,14 +119,51 @@ def run(settings: EvaluateSettings) -> Path:
         if not run.finished:
             run.need(disk_bytes=20e6)
             write_rows(run.path / "skipped.jsonl", skipped)
-            _judge(run, settings, models, tasks, [one["why"] for one in skipped])
+            _judge(run, settings, models, tasks, items, [one["why"] for one in skipped])
     return run.path
 
 
+def _check_files(files: list[Path]) -> None:
+    """Refuse task files that are not there, all at once.
+
+    Raises:
+        ConfigError: with the nearest names of shipped tasks.
+    """
+    absent = [file for file in files if not file.is_file()]
+    if absent:
+        shipped = find_recipe(Path("evals"))
+        known = {one.stem: one.relative_to(shipped.parent) for one in sorted(shipped.rglob("*.yaml"), reverse=True)}
+        near = {file: difflib.get_close_matches(file.stem, known, 1, 0.7) for file in absent}
+        told = [f"{file}" + "".join(f" (did you mean {known[one]}?)" for one in near[file]) for file in absent]
+        raise ConfigError(f"tasks: not there: {', '.join(told)}; shipped ones lie in {shipped}")
+
+
+def _unanswerable(own: list[Task], of_suite: list[Task], models: dict[str, Model]) -> dict[str, str]:
+    """Why tasks of a suite are not asked where a model is an endpoint, for they need its weights.
+
+    Raises:
+        ConfigError: such a task was named by itself.
+    """
+    remote = [name for name, model in models.items() if address_of(model)]
+    if not remote:
+        return {}
+    why = f"needs the weights (`ask: {{}}`), and {', '.join(remote)} answers `ask: generate` alone"
+    if refused := [f"{task.name} {why.format(task.ask)}" for task in own if task.ask != "generate"]:
+        raise ConfigError(f"tasks: {'; '.join(refused)}; name its checkpoint instead")
+    return {task.name: f"{task.name} {why.format(task.ask)}" for task in of_suite if task.ask != "generate"}
+
+
 def _models(settings: EvaluateSettings) -> dict[str, Model]:
-    """All models by name; an adapter is opened over its base, which is told."""
+    """All models by name; an adapter is opened over its base, which is told.
+
+    Raises:
+        ConfigError: some are not there: all by name.
+    """
     found: dict[str, Model] = {}
-    for name, path in named(settings.models, settings.path).items():
+    given = named(settings.models, settings.path)
+    if absent := [f"{name} ({path})" for name, path in given.items() if not address_of(path) and not path.exists()]:
+        raise ConfigError(f"models: not there: {', '.join(absent)}")
+    for name, path in given.items():
         found[name] = path
         if is_adapter(path):
             found[name] = adapted = open_adapter(name, path, settings.bases.get(name))
@@ -142,7 +185,9 @@ def _of_suite(name: str) -> list[Path]:
     try:
         found = read_markup(file)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"suite: {name} is none ({error}); there are `base`, `instruct`, or your own file") from None
+        shipped = sorted(one.stem for one in find_recipe(Path("evals/suites")).glob("*.yaml"))
+        told = f"there are {', '.join(shipped)}, or your own file"
+        raise ConfigError(f"suite: {name} is none ({error}); {told}") from None
     names = found.get("tasks") if isinstance(found, dict) and set(found) == {"tasks"} else None
     if not isinstance(names, list) or not names or not all(isinstance(one, str) for one in names):
         raise ConfigError(f"{file}: expected `tasks:` with a list of task files, and nothing else")
@@ -156,7 +201,12 @@ def _shipped(name: str) -> Path:
 
 
 def _judge(
-    run: Run, settings: EvaluateSettings, models: dict[str, Model], tasks: list[Task], skipped: list[str]
+    run: Run,
+    settings: EvaluateSettings,
+    models: dict[str, Model],
+    tasks: list[Task],
+    items: dict[str, list[Item]],
+    skipped: list[str],
 ) -> None:
     scores: list[Score] = []
     samples: list[dict[str, Any]] = []
@@ -166,10 +216,9 @@ def _judge(
     contaminated: list[dict[str, Any]] = []
     of_text: list[Score] = []  # the manifest tells them of the first model, which was made for text
     text_models = {name: models[name] for name in settings.text_models or models}
-    items = {task.name: items_of(task) for task in tasks if task.ask not in ("bits_per_byte", "needle")}
     answers: dict[tuple[str, str], list[Result]] = {}
     for name, path in models.items():  # each is opened once
-        opened = functools.cache(functools.partial(open_subject, path))
+        opened = functools.cache(functools.partial(open_subject, path, run.path / "state" / "answers"))
         for task in tasks:
             if task.name in items:
                 found, used = _answers(run, settings, task, items[task.name], name, opened)
@@ -250,8 +299,9 @@ def _answers(
     results: list[Result] = []
     used: dict[str, float] = {}
     with progress(f"{task.name}, {name}", total=len(items), unit="questions") as bar:
-        for start in range(0, len(items), CHUNK_ITEMS):
-            part = items[start : start + CHUNK_ITEMS]
+        size = CHUNK_ANSWERS if task.ask == "generate" else CHUNK_ITEMS
+        for start in range(0, len(items), size):
+            part = items[start : start + size]
             found = _kept(run, task, f"{name} {start}", partial(_asked, task, part, opened, base))
             results += found["results"]
             for key, value in found["usage"].items():

@@ -54,7 +54,7 @@ def run(settings: JudgeSettings) -> Path:
     with open_run(settings.out, stage="judge", settings=settings, inputs=inputs) as run:
         if run.finished:
             return run.path
-        samples = [row for file in files for _, row in read_rows(file)]
+        samples = _samples(files)
         samples = [row for row in samples if settings.tasks is None or row["task"] in settings.tasks]
         models = _models(settings, samples)
         duels = duels_of(samples, models)
@@ -80,6 +80,16 @@ def run(settings: JudgeSettings) -> Path:
         flips = sum(row["flipped"] for row in read) / len(read)
         run.finish({"best": ratings[0]["model"], "pairs": len(rows), "flip_rate": round(flips, 4)})
     return run.path
+
+
+def _samples(files: list[Path]) -> list[dict[str, Any]]:
+    wanted, found = ("task", "item", "model", "question", "answer"), []
+    for file in files:
+        for place, row in read_rows(file):
+            if lacking := [name for name in wanted if name not in row]:
+                raise DataError(f"{place}: has no {', '.join(lacking)}; expected rows of an evaluation's samples.jsonl")
+            found.append(row)
+    return found
 
 
 def _models(settings: JudgeSettings, samples: list[dict[str, Any]]) -> list[str]:

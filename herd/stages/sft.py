@@ -10,7 +10,7 @@ from pathlib import Path
 from herd.config import settings
 from herd.data.conversations import Conversations, split_conversations
 from herd.data.shards import Documents, open_trained_with
-from herd.evals.watching import WatchSettings, watched_inputs, watcher
+from herd.evals.watching import WatchSettings, watched_by, watched_inputs
 from herd.log import amount, say
 from herd.tokenizer.chat import stops
 from herd.train.job import Job, training
@@ -73,9 +73,7 @@ def run(settings: SftSettings) -> Path:
             mixture=mixture,
             max_steps=settings.max_steps,
             aside=KeptAside(aside) if aside else None,
-            watch=lambda source: watcher(
-                job.run, job.model, job.tokenizer, settings.watch, tokens_before=source.tokens_before
-            ),
+            watch=watched_by(job, settings.watch),
         )
         figures |= {"left_out": dict(left_out)} if left_out else {}
         job.finish({"conversations": count} | figures)

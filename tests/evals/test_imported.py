@@ -66,12 +66,24 @@ def test_answers_are_filtered_and_stopped_as_the_task_says(tmp_path):
         (("output_type: generate_until", "output_type: loglikelihood"), "output_type"),
         (("task: sums", "task: sums\nprocess_docs: x"), "process_docs"),
         (("exact_match", "rouge"), "none of its metrics"),
+        (('doc_to_target: "{{answer}}"', ""), "lacks doc_to_target"),
+        (("task: sums", "num_fewshot: 1\nfewshot_config: {samples: [{question: x}]}"), "fewshot_config: samples"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_name(tmp_path, change, words):
     (tmp_path / "sums.yaml").write_text(SUMS.replace(*change))
     with pytest.raises(ConfigError, match=words):
         load_task(tmp_path / "sums.yaml", None)
+
+
+def test_what_is_not_read_of_a_task_is_told_and_drawn_answers_are_drawn(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("HERD_QUIET", raising=False)
+    text = SUMS.replace("max_gen_toks: 9", "max_gen_toks: 9, do_sample: true, temperature: 0.5, top_p: 0.9")
+    text = text.replace("[{metric: exact_match}]", "[{metric: exact_match}, {metric: rouge}]\nrepeats: 3")
+    (tmp_path / "sums.yaml").write_text("\ufeff" + text.strip().replace("\n", "\r\n"), newline="")
+    assert load_task(tmp_path / "sums.yaml", None).temperature == 0.5
+    told = "".join(capsys.readouterr())
+    assert "not read: top_p" in told and "not read: rouge" in told and "repeats: 3 is read as 1" in told
 
 
 def test_files_that_include_one_another_end(tmp_path):

@@ -72,6 +72,24 @@ def test_what_cannot_be_read_is_counted_and_left_out():
     assert found == {"n": 0, "unreadable": 2}
 
 
+def test_answers_are_held_together_by_their_question_and_lonely_ones_are_counted(capsys, monkeypatch):
+    monkeypatch.delenv("HERD_QUIET", raising=False)
+    rows = [row for row in samples(4) if row["model"] == "strong"]
+    other = [row | {"model": "weak", "item": row["item"] - 1} for row in rows[1:]]  # of a smaller limit
+    found = duels_of([*rows, *other, other[0]], ["strong", "weak"])
+    assert [duel.question for duel in found] == ["q1", "q2", "q3"]
+    told = "".join(capsys.readouterr())
+    assert "1 of 4 questions have the answer of one model only" in told
+    assert "1 further answers" in told
+
+
+def test_rows_that_are_no_answers_are_refused_by_name(tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"task": "t", "item": 0, "model": "a", "question": "q"}) + "\n")
+    words = ["judge", str(tmp_path / "rows.jsonl"), f"judge.checkpoint={tmp_path}", f"out={tmp_path / 'j'}"]
+    assert cli.main(words) == 2
+    assert "row 1: has no answer" in capsys.readouterr().err
+
+
 def test_a_local_judge_from_the_command_line(tmp_path, capsys):
     file = tmp_path / "samples.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in samples(2)))

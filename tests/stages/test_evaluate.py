@@ -95,6 +95,26 @@ def test_a_suite_compares_models_over_tasks_and_its_page_shows_every_answer(inpu
     assert cli.main(["evaluate", str(inputs / "one"), "suite=nonesuch", f"out={tmp_path / 'f'}"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["suite=basis"], ["basis is none", "adversarial, base, instruct"]),
+        (["tasks=[evals/mmmlu.yaml,evals/arc-esy.yaml]"], ["arc-esy.yaml (did you mean evals/arc-easy.yaml?)", "mmlu"]),
+        (["tasks=MINE", "models={a: gone, b: lost/run}"], ["models: not there: a (gone), b (lost/run)"]),
+        (
+            ["tasks=MINE", "models={it: http://127.0.0.1:9/v1}"],
+            ["mine needs the weights", "it answers `ask: generate`"],
+        ),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is(inputs, tmp_path, capsys, monkeypatch, words, told):
+    monkeypatch.delenv("HERD_QUIET", raising=False)
+    words = [word.replace("MINE", str(inputs / "mine.yaml")) for word in words]
+    assert cli.main(["evaluate", str(inputs / "one"), *words, f"out={tmp_path / 'e'}"]) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in told), error
+
+
 def test_the_papers_suites_pass_over_by_name_what_has_no_data(inputs, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("HERD_QUIET", raising=False)
     (tmp_path / "bench-boolq").mkdir()
@@ -294,3 +314,4 @@ def test_a_faulty_task_is_refused_with_what_is_wrong(inputs, tmp_path, capsys, m
     assert cli.main(command) == 2
     told = capsys.readouterr().err
     assert all(word in told for word in words), told
+    assert not (tmp_path / "e").exists(), "nothing is begun"

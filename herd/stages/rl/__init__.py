@@ -11,6 +11,7 @@ import torch
 
 from herd.config import settings
 from herd.errors import ConfigError
+from herd.evals.watching import WatchSettings, watched_by, watched_inputs
 from herd.formats.checkpoint import Checkpoint
 from herd.log import amount, say
 from herd.model.llama import LlamaForCausalLM
@@ -87,6 +88,8 @@ class RlSettings(TuneSettings):
     """Files of benchmarks: a prompt that stands in one of them is left out."""
     sandbox: str = "full"
     """Level of the sandbox in which tests run (docs/sandbox.md)."""
+    watch: WatchSettings = field(default_factory=WatchSettings)
+    """What it is judged by while it learns."""
     batch: BatchSettings = field(default_factory=lambda: BatchSettings(row_tokens=512))
     """Row length (prompt and answer must fit) and `micro_tokens`; how many tokens a step has the answers decide."""
     optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(learning_rate=1e-6))
@@ -119,6 +122,7 @@ def run(settings: RlSettings) -> Path:
         "benchmarks": [*settings.benchmarks],
         "reward": Path(file) if ".py" in settings.reward else None,
     }
+    inputs |= watched_inputs(settings.watch)
     environment = Environment(settings.reward) if settings.reward.startswith(PREFIX) else None
     judge = Judge(environment.reward) if environment else open_reward(settings.reward, **_options(settings))
     second = open_reward(settings.second, **_options(settings))
@@ -138,7 +142,8 @@ def run(settings: RlSettings) -> Path:
         folder = job.run.path / "rollouts"
         folder.mkdir(exist_ok=True)
         make = Rollouts(model, job.tokenizer, rows, plan, judge, second.reward, folder, reference)
-        job.train(_objective(settings), _source(job, settings, make), settings.steps)
+        source = _source(job, settings, make)
+        job.train(_objective(settings), source, settings.steps, hooks=watched_by(job, settings.watch)(source))
         job.finish({"steps": settings.steps} | last_means(job.run.path, share=0.2))
     return settings.out
 
