@@ -6,8 +6,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from herd.data.shapes import LISTS, PROMPTS, Row, asking_keys, before_answer, count_unread, rank_of, with_system
-from herd.data.talks import LeftOut, Notes, Talk, asked, dialogue_of, said, tools_of, turns_of
+from herd.data.shapes import (
+    LISTS,
+    PROMPTS,
+    SYSTEMS,
+    Row,
+    asking_keys,
+    before_answer,
+    count_unread,
+    rank_of,
+    with_system,
+)
+from herd.data.talks import LeftOut, Notes, Talk, as_text, asked, dialogue_of, said, tools_of, turns_of
 from herd.errors import DataError
 from herd.types import Message
 
@@ -79,6 +89,8 @@ def _prompt(row: Row, notes: Notes) -> list[Message]:
     name = next((name for name in LISTS if row.get(name)), None)
     if any(row.get(name) for name in PROMPTS):
         turns = before_answer(row, notes)
+    elif isinstance(row.get("context"), list):  # HelpSteer3's
+        turns = with_system(row, turns_of(row["context"], "context", notes))
     else:
         turns = with_system(row, turns_of(row[name], name, notes) if name else [])
     return [message for message, _ in turns]
@@ -171,19 +183,13 @@ def _two(row: Row, notes: Notes) -> Iterable[Choice]:
     answers = {"chosen": names[0 if first else 1], "rejected": names[1 if first else 0]}
     asks_itself = isinstance(row.get("history"), str)
     prompt = [message for message, _ in asked(row["history"], "history", notes)] if asks_itself else _prompt(row, notes)
-    texts = {rank: _as_text(row[name], notes) for rank, name in answers.items()}
+    texts = {rank: as_text(row[name], notes) for rank, name in answers.items()}
     yield joined(prompt, {rank: _response(text, answers[rank], notes) for rank, text in texts.items()}, tools_of(row))
 
 
-def _as_text(value: Any, notes: Notes) -> Any:
-    """A response, one that a table has made a number or a truth value as text again."""
-    if not isinstance(value, bool | int | float) or value != value:
-        return value
-    notes.changed["responses stored as a number or truth value, taken as text"] += 1
-    return str(value)
-
-
 def _by_vote(row: Row) -> bool | None:
+    if isinstance(row.get("overall_preference"), int | float):  # HelpSteer3's, -3 to 3
+        return _by_sign("overall_preference")(row)
     votes = Counter(str(value) for key, value in row.items() if key.startswith("annotator"))
     return None if votes["1"] == votes["2"] or votes["0"] > max(votes["1"], votes["2"]) else votes["1"] > votes["2"]
 
@@ -192,10 +198,17 @@ def _one_of(key: str, first: str, second: str) -> Callable[[Row], bool | None]:
     return lambda row: {first: True, second: False}.get(str(row.get(key)))
 
 
+def _by_sign(key: str) -> Callable[[Row], bool | None]:
+    """HelpSteer's scale: below 0 the first is better."""
+    return lambda row: None if not row.get(key) else row[key] < 0
+
+
 _TWO: tuple[tuple[str, str, Callable[[Row], bool | None]], ...] = (
     ("output_1", "output_2", _one_of("label", "1", "2")),
     ("response1", "response2", _by_vote),
     ("response_0", "response_1", _one_of("better_response_id", "0", "1")),
+    ("response_1", "response_2", _by_sign("preference_strength")),
+    ("conversation_a", "conversation_b", _one_of("winner", "model_a", "model_b")),
     ("human_ref_A", "human_ref_B", _one_of("labels", "1", "0")),
     ("response_j", "response_k", lambda row: True),
 )
@@ -206,7 +219,8 @@ def _is_two(row: Row) -> bool:
 
 
 def _two_keys(row: Row) -> Iterable[str]:
-    return ("history", *(name for names in _TWO for name in names[:2]), *_asking_keys(row))
+    read = ("history", "label", "labels", "winner", "overall_preference", "preference_strength", "better_response_id")
+    return (*read, *(name for names in _TWO for name in names[:2]), *_asking_keys(row))
 
 
 def _ranked(row: Row, notes: Notes) -> Iterable[Choice]:
@@ -218,8 +232,10 @@ def _ranked(row: Row, notes: Notes) -> Iterable[Choice]:
     if len(known) < 2 or known[0][0] == known[-1][0]:
         raise LeftOut("pairs of which none is preferred")
     notes.left_out["responses between the best and the worst"] += len(several) - 2
-    name = "response" if by_score else "answer"
+    name, heard = ("response", "overall_score") if by_score else ("answer", "rank")
     ends = {"chosen": several[known[0][1]], "rejected": several[known[-1][1]]}
+    for one in ends.values():
+        notes.count_texts({key: value for key, value in one.items() if key not in (name, heard)}, " of responses")
     yield joined(_prompt(row, notes), {rank: _response(one[name], name, notes) for rank, one in ends.items()})
 
 
@@ -249,7 +265,9 @@ def _tree(row: Row, notes: Notes) -> Iterable[Choice]:
 
 def _asking_keys(row: Row) -> tuple[str, ...]:
     lists = next((name for name in LISTS if row.get(name)), "messages")
-    return asking_keys(row) if any(row.get(name) for name in PROMPTS) else (lists, "system", "tools")
+    if any(row.get(name) for name in PROMPTS):
+        return asking_keys(row)
+    return (lists if row.get(lists) or not isinstance(row.get("context"), list) else "context", *SYSTEMS, "tools")
 
 
 _SHAPES = (

@@ -6,6 +6,7 @@ its own document of a packed row, so none sees another.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
@@ -21,6 +22,9 @@ from herd.errors import DataError
 from herd.tokenizer.chat import own_style, render, require_trained, tells_tools
 from herd.tokenizer.llama3 import Rendered, Style
 from herd.tokenizer.tokenizer import Tokenizer
+
+_OPENINGS = re.compile(r"<tool_call>|<tool_response>|<functioncall>|\[TOOL_CALLS\]|<\|python_tag\|>|<think>")
+"""What opens calls and thoughts in vocabularies that have tokens for these."""
 
 
 class Conversations(NamedTuple):
@@ -153,7 +157,7 @@ def render_talk(tokenizer: Tokenizer, talk: Talk, notes: Notes, *, style: Style 
     Raises:
         DataError: the template refuses it, nothing in it is learned, or its messages cannot be told apart in it.
     """
-    _count_unwritten(tokenizer, talk, notes)
+    count_unwritten(tokenizer, talk, notes)
     rendered = require_trained(render(tokenizer, talk.messages, style=style, tools=talk.tools))
     return rendered if all(talk.trained) else Rendered(rendered.tokens, switched(rendered.mask, talk.trained))
 
@@ -171,12 +175,27 @@ def switched(mask: Sequence[bool], trained: Sequence[bool]) -> list[bool]:
     return [on for on, length in ((on and next(switches), length) for on, length in stretches) for _ in range(length)]
 
 
-def _count_unwritten(tokenizer: Tokenizer, talk: Talk, notes: Notes) -> None:
-    """Count the tools, and what messages say beside their content, that the checkpoint's template does not write."""
+def count_special(tokenizer: Tokenizer, text: str, notes: Notes) -> None:
+    """Count the strings in a text that name a special token, or open a call, and are kept as the text that they are."""
+    if not text or ("<" not in text and "[" not in text):
+        return
+    found = set(_OPENINGS.findall(text)) - tokenizer.visible
+    if tokenizer.special_strings:
+        found |= {hit[0] for hit in tokenizer.special_strings.finditer(text)}
+    for name in found:
+        notes.changed[f"texts with `{name}`, kept as text and not as a token"] += 1
+
+
+def count_unwritten(tokenizer: Tokenizer, talk: Talk, notes: Notes) -> None:
+    """Count the tools, and what messages say beside their content, that the checkpoint's template does not write; and
+    special strings in messages."""
     written = (tokenizer.chat_template or "") if own_style(tokenizer) is None else ""
     if talk.tools and not tells_tools(tokenizer):
         notes.unread["`tools`, which the chat template passes over"] += 1
     for message in talk.messages:
+        count_special(tokenizer, message.get("content") or "", notes)
+        if message["role"] not in ("system", "user", "assistant", "ipython", "tool"):
+            notes.changed[f"messages of `{message['role']}`, a role that Herd does not know, written as it stands"] += 1
         for key in ("reasoning_content", "name"):
             if key in message and key not in written and not (key == "name" and message["role"] == "ipython"):
                 notes.unread[f"`{key}` of messages"] += 1

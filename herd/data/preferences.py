@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from herd.data.choices import RANKS, Choice, choices_of
-from herd.data.conversations import switched
+from herd.data.conversations import count_unwritten, switched
 from herd.data.loader import Placed
 from herd.data.rows import RowSettings, read_rows
 from herd.data.shards import Documents, in_memory
 from herd.data.split import is_held_out
-from herd.data.talks import Notes
+from herd.data.talks import Notes, Talk
 from herd.errors import DataError
 from herd.tokenizer.chat import formatting_mask, render
 from herd.tokenizer.tokenizer import Tokenizer
@@ -152,7 +152,13 @@ def load_pairs(
         try:
             weak = _strength(row) < STRENGTHS.index(min_strength)
             pairs = [
-                _fitted(_responses(row, choice, tokenizer), row_tokens, context or row_tokens, options.too_long, notes)
+                _fitted(
+                    _responses(row, choice, tokenizer, notes),
+                    row_tokens,
+                    context or row_tokens,
+                    options.too_long,
+                    notes,
+                )
                 for choice in choices_of(row, notes)
             ]
         except DataError as error:
@@ -222,8 +228,10 @@ def _fitted(pair: list[_Response], row_tokens: int, context: int, too_long: str,
     return cut
 
 
-def _responses(row: dict[str, Any], choice: Choice, tokenizer: Tokenizer) -> list[_Response]:
+def _responses(row: dict[str, Any], choice: Choice, tokenizer: Tokenizer, notes: Notes) -> list[_Response]:
     made = []
+    spoken = [*choice.prompt, *(message for response in choice.responses.values() for message in response)]
+    count_unwritten(tokenizer, Talk(spoken, [], choice.tools), notes)
     before = sum(message["role"] == "assistant" for message in choice.prompt)
     for name, response in choice.responses.items():
         rendered = render(tokenizer, [*choice.prompt, *response], tools=choice.tools)

@@ -1,4 +1,7 @@
-"""Rows of data as people keep them: JSON lines (plain, gz, zst), Parquet, JSON arrays, CSV and TSV (plain, gz, zst)."""
+"""Rows of data as people keep them: JSON lines, JSON, CSV and TSV (each plain, gz, zst), Parquet, Arrow.
+
+Text is UTF-8, or UTF-16 where the file begins with its mark.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,17 @@ import pyarrow as pa
 
 from herd.config import settings
 from herd.errors import DataError
+from herd.log import say
 from herd.parquet import tell_lost, whole_rows
 from herd.run import atomic_write
 
-_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".parquet")
+_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".parquet", ".arrow")
 _TABLES = tuple(kind + packed for kind in (".csv", ".tsv") for packed in ("", ".gz", ".zst"))
 _WHOLE = tuple(".json" + packed for packed in ("", ".gz", ".zst"))
 SUFFIXES = (*_LINES, *_TABLES, *_WHOLE)
+_CACHED = "cache-"  # what `datasets` leaves beside the rows
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_DELIMITERS = (",", ";", "\t", "|")
 _SPLIT = re.compile(r"(?:^|[._-])(train|test|val|valid|validation|dev|eval)(?=[._-])", re.IGNORECASE)
 
 
@@ -95,16 +102,27 @@ def _files(path: Path) -> list[Path]:
 
 
 def splits_in(folder: Path) -> dict[str, list[Path]]:
-    """A folder's data files by the split that their names say (train, test, val, ...), those of none under "".
+    """A folder's data files by the split that their names or folders say (train, test, ...), those of none under "".
 
-    Documents (`.json`), which may be anything's settings, count only where there are no others.
+    Where it has none itself, those of the folders in it (`data/train-0.parquet`, `train/data-0.arrow`). Documents
+    (`.json`), which may be anything's settings, count only where there are no others.
     """
-    names = sorted(file for file in folder.iterdir() if file.name.endswith(SUFFIXES))
+    below = sorted(file for file in folder.rglob("*") if file.name.endswith(SUFFIXES) and _counts(folder, file))
+    for files in ([file for file in below if file.parent == folder], below):
+        names = [file for file in files if not file.name.endswith(_WHOLE)]
+        if names or (files and files == below):
+            break
     found: dict[str, list[Path]] = {}
-    for file in [file for file in names if not file.name.endswith(_WHOLE)] or names:
-        hit = _SPLIT.search(file.name)
+    for file in names or files:
+        hits = [_SPLIT.search(f"{part}.") for part in reversed(file.relative_to(folder).parts)]
+        hit = next((hit for hit in hits if hit), None)
         found.setdefault(hit[1].lower() if hit else "", []).append(file)
     return found
+
+
+def _counts(folder: Path, file: Path) -> bool:
+    parts = file.relative_to(folder).parts
+    return file.is_file() and not any(part.startswith(".") for part in parts) and not file.name.startswith(_CACHED)
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -112,59 +130,110 @@ def _files_in(folder: Path) -> list[Path]:
     files = sorted(file for several in splits.values() for file in several)
     if not files:
         raise DataError(f"{folder}: no data files; expected {', '.join(SUFFIXES)}")
+    if apart := sorted({str(file.parent) for file in folder.rglob("*") if _is_beside(folder, file, files)}):
+        say(f"  {folder}: its own files are read, not those in {', '.join(apart)}")
     splits.pop("", None)
     if "train" in splits and len(splits) > 1:
         raise DataError(
             f"{folder}: holds the splits {', '.join(sorted(splits))}, which are not to be mixed; name the files to "
-            f"read, such as {next(file for file in files if 'train' in file.name.lower())}"
+            f"read, such as {splits['train'][0]}"
         )
     return files
 
 
+def _is_beside(folder: Path, file: Path, read: Sequence[Path]) -> bool:
+    return file.name.endswith((*_LINES, *_TABLES)) and file not in read and _counts(folder, file)
+
+
 def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    if file.suffix == ".parquet":
-        return _parquet_rows(file)
+    if file.suffix in (".parquet", ".arrow"):
+        return _parquet_rows(file) if file.suffix == ".parquet" else _arrow_rows(file)
     if file.name.endswith(_TABLES):
         return _table_rows(file)
     return _document_rows(file) if file.name.endswith(_WHOLE) else _json_rows(file)
 
 
 def _document_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSON list; a file of JSON lines that is called `.json` is read as that."""
+    """The objects of a JSON list, or of the one that an object holds (`{"data": [...]}`); or JSON lines in `.json`."""
     try:
         with _open(file) as stream:
             text = stream.read()
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
         raise DataError(f"{file}: damaged or truncated ({error})") from None
-    if not text.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+    try:
+        rows = json.loads(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        if text.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+            raise DataError(f"{file}: not valid JSON ({error})") from None
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip():
                 yield f"{file}, row {number}", _object(file, number, line)
         return
-    try:
-        rows = json.loads(text.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not valid JSON ({error})") from None
+    rows = rows if isinstance(rows, list) else _rows_in(file, rows)
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise DataError(f"{file}, row {number}: expected an object, got {type(row).__name__}")
         yield f"{file}, row {number}", row
 
 
+def _rows_in(file: Path, whole: Any) -> list[Any]:
+    """The rows of a JSON document that is no list: those of its only list of objects, else itself.
+
+    Raises:
+        DataError: it has several such lists, or is no object.
+    """
+    if not isinstance(whole, dict):
+        raise DataError(f"{file}: expected a list of objects, got {type(whole).__name__}")
+    lists = [key for key, value in whole.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if len(lists) > 1:
+        raise DataError(f"{file}: holds several lists ({', '.join(lists)}); write the one that is meant to a file")
+    of_rows = lists and "role" not in (first := whole[lists[0]][0]) and "from" not in first
+    rows: list[Any] = whole[lists[0]] if of_rows else [whole]
+    if of_rows and len(whole) > 1:
+        say(f"  {file}: the rows are its `{lists[0]}`; not read: {', '.join(key for key in whole if key != lists[0])}")
+    return rows
+
+
 def _table_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a table with a header; every value is text."""
+    """The rows of a table with a header; every value is text. Its header tells what parts columns."""
     csv.field_size_limit(1 << 30)  # its own limit of 128 KiB is less than an article
     try:
         with _open(file) as stream:
-            text = io.StringIO(stream.read().decode("utf-8-sig"), newline="")
-        reader = csv.DictReader(text, delimiter="\t" if ".tsv" in file.suffixes else ",")
+            text = stream.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: is neither UTF-8 nor UTF-16 ({error}); save it as UTF-8") from None
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise DataError(f"{file}: damaged or truncated ({error})") from None
+    header = text.partition("\n")[0]
+    delimiter = "\t" if ".tsv" in file.suffixes else max(_DELIMITERS, key=header.count)
+    if delimiter != "," and ".csv" in file.suffixes:
+        say(f"  {file}: its columns are parted by {'tabs' if delimiter == chr(9) else delimiter}")
+    yield from _table(file, text, delimiter, csv.QUOTE_NONE if _is_unquoted(text, delimiter) else csv.QUOTE_MINIMAL)
+
+
+def _is_unquoted(text: str, delimiter: str) -> bool:
+    """Whether quotes in a table with tabs are just marks of its texts: each line has the columns of the first."""
+    lines = text.rstrip("\r\n").splitlines()
+    return delimiter == "\t" and len({line.count("\t") for line in lines if line}) == 1 and '""' not in text and any(
+        field.count('"') % 2 for line in lines for field in line.split("\t")
+    )  # fmt: skip
+
+
+def _table(file: Path, text: str, delimiter: str, quoting: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+    try:
+        names = list(reader.fieldnames or ())
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise DataError(f"{file}: two columns are called {twice!r}")
         for number, row in enumerate(reader, 1):
             if None in row or None in row.values():
-                columns = len(reader.fieldnames or ())
-                raise DataError(f"{file}, row {number} (line {reader.line_num}): expected {columns} columns")
+                raise DataError(f"{file}, row {number} (line {reader.line_num}): expected {len(names)} columns")
             yield f"{file}, row {number}", row
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error, pa.ArrowException) as error:
-        raise DataError(f"{file}: cannot be read as CSV ({error})") from None
+    except csv.Error as error:
+        raise DataError(
+            f"{file}, after line {reader.line_num}: cannot be read as CSV ({error}); a quote in a text is written "
+            "twice, and the text is put into quotes"
+        ) from None
 
 
 def _json_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -177,7 +246,17 @@ def _json_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError(f"{file}: damaged or truncated ({error})") from None
 
 
-def _open(file: Path) -> Any:  # a binary file, of Python or of Arrow
+def _open(file: Path) -> Any:  # a binary file, of Python or of Arrow; UTF-8, as no line can be told in UTF-16
+    with _unpacked(file) as stream:
+        mark = stream.read(2)
+        whole = mark + stream.read() if mark in _UTF16 else b""
+    try:
+        return io.BytesIO(whole.decode("utf-16").encode()) if whole else _unpacked(file)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: begins as UTF-16 and is not ({error})") from None
+
+
+def _unpacked(file: Path) -> Any:
     if file.name.endswith(".gz"):
         return gzip.open(file, "rb")
     if file.name.endswith(".zst"):
@@ -203,6 +282,25 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         tell_lost(file, counts)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{file}: cannot be read as Parquet ({error})") from None
+
+
+def _arrow_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of an Arrow stream or file, as `datasets` saves them."""
+    try:
+        with pa.memory_map(str(file)) as source:
+            try:
+                batches = iter(pa.ipc.open_stream(source))
+            except pa.ArrowInvalid:
+                opened = pa.ipc.open_file(source)
+                batches = (opened.get_batch(number) for number in range(opened.num_record_batches))
+            number = 0
+            for batch in batches:
+                batch.validate(full=True)
+                for index in range(len(batch)):
+                    number += 1
+                    yield f"{file}, row {number}", batch.slice(index, 1).to_pylist()[0]
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{file}: cannot be read as Arrow ({error})") from None
 
 
 def write_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:

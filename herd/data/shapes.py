@@ -9,14 +9,15 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from herd.data.dialects import glaive_turns, plain_text
 from herd.data.talks import (
     LeftOut,
     Notes,
     Talk,
+    as_text,
     asked,
     calls_in,
     dialogue_of,
-    has_text,
     said,
     talk_of,
     tools_of,
@@ -28,10 +29,11 @@ from herd.types import Message
 Row = Mapping[str, Any]
 _Turns = list[tuple[Message, bool]]
 
-LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue", "utterances", "data")
-PROMPTS = ("prompt", "instruction", "question", "query", "problem", "input")
-ANSWERS = ("completion", "response", "output", "answer", "answers", "solution")
-SYSTEMS, EXTRAS = ("system", "system_prompt", "system_message"), ("input", "context")
+LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue", "utterances", "data", "contents")
+PROMPTS = ("prompt", "instruction", "question", "query", "problem", "input", "inputs")
+ANSWERS = ("completion", "response", "output", "answer", "answers", "solution", "targets")
+SYSTEMS = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
+EXTRAS = ("input", "context")
 ABOUT = ("source", "group", "name", "kind")  # what other parts of Herd read
 _OFFERED = ("tools", "functions")
 
@@ -96,9 +98,8 @@ def shape_of(row: Row) -> str | None:
 def count_unread(row: Row, keys: Iterable[str], talks: Iterable[Talk], notes: Notes) -> None:
     """Count the row's keys with text that are not among `keys`, but for a copy of what a message says."""
     told, read = {message.get("content") for talk in talks for message in talk.messages}, {*keys, *ABOUT}
-    for key, value in row.items():
-        if key not in read and has_text(value) and not (isinstance(value, str) and value in told):
-            notes.unread[f"`{key}`"] += 1
+    copied = {key for key, value in row.items() if isinstance(value, str) and value in told}
+    notes.count_texts({key: value for key, value in row.items() if key not in read | copied})
 
 
 def _unknown(row: Row) -> str:
@@ -123,8 +124,14 @@ def _is_bad(row: Row) -> bool:
 
 
 def system_of(row: Row) -> str | None:
-    """The system prompt that stands beside the messages."""
-    return next((row[name] for name in SYSTEMS if isinstance(row.get(name), str) and row[name].strip()), None)
+    """The system prompt that stands beside the messages.
+
+    Raises:
+        DataError: it is no text.
+    """
+    name = next((name for name in SYSTEMS if row.get(name) and row[name] == row[name]), None)
+    text = "" if name is None else plain_text(row[name], name)
+    return text if text.strip() else None
 
 
 def with_system(row: Row, turns: _Turns) -> _Turns:
@@ -145,7 +152,8 @@ def with_system(row: Row, turns: _Turns) -> _Turns:
 def before_answer(row: Row, notes: Notes) -> _Turns:
     """System prompt, history and what is asked. Of them only the history's answers are learned."""
     name, extra = _asking(row)
-    prompt = row[name] if extra is None else f"{row[name]}\n\n{row[extra]}"
+    more = "" if extra is None else row[extra] if isinstance(row[extra], str) else "\n\n".join(row[extra])
+    prompt = row[name] if extra is None else f"{row[name]}\n\n{more}"
     history = turns_of(row["history"], "history", notes) if row.get("history") else []
     return with_system(row, [*history, *((message, False) for message, _ in asked(prompt, name, notes))])
 
@@ -153,8 +161,14 @@ def before_answer(row: Row, notes: Notes) -> _Turns:
 def _asking(row: Row) -> tuple[str, str | None]:
     """The key that asks, and the one with what the question is about."""
     name = next(name for name in PROMPTS if row.get(name))
-    extras = (key for key in EXTRAS if key != name and isinstance(row.get(key), str) and row[key].strip())
+    extras = (key for key in EXTRAS if key != name and _is_passage(row.get(key)))
     return name, next(extras, None) if isinstance(row[name], str) else None
+
+
+def _is_passage(value: Any) -> bool:
+    """Whether it is a text, or a list of passages."""
+    texts = value if isinstance(value, list) else [value]
+    return all(isinstance(text, str) for text in texts) and any(text.strip() for text in texts)
 
 
 def asking_keys(row: Row) -> tuple[str, ...]:
@@ -165,14 +179,24 @@ def asking_keys(row: Row) -> tuple[str, ...]:
 
 def _messages(row: Row, notes: Notes) -> Iterable[Talk]:
     name = next(name for name in LISTS if row.get(name) is not None)
-    yield talk_of(with_system(row, turns_of(row[name], name, notes)), tools_of(row))
+    turns, tools = with_system(row, turns_of(row[name], name, notes)), tools_of(row)
+    first = turns[0][0]
+    if tools and first["role"] == "system" and "<tools>" in first["content"]:  # Hermes'
+        notes.changed["`tools` that the system prompt tells already, not told twice"] += 1
+        tools = None
+    yield talk_of(turns, tools)
+
+
+def _glaive(row: Row, notes: Notes) -> Iterable[Talk]:
+    system = {"system": row["system"].removeprefix("SYSTEM:").strip()} if isinstance(row.get("system"), str) else {}
+    yield talk_of(with_system(system, turns_of(glaive_turns(row["chat"]), "chat", notes)))
 
 
 def _prompt_and_answer(row: Row, notes: Notes) -> Iterable[Talk]:
     turns, name = before_answer(row, notes), _answering(row)
     if row.get(name) in (None, "", [], {}):
         raise LeftOut("rows with an empty answer")
-    answer = row[name]
+    answer = as_text(row[name], notes)
     if name == "answers" and isinstance(answer, str) and row.get("tools"):
         answer = {"tool_calls": calls_in(answer, notes), "role": "assistant"}
     elif isinstance(answer, str):
@@ -257,12 +281,13 @@ SHAPES = (
     Shape("tasks with instances", lambda row: isinstance(row.get("instances"), list), _instances,
           lambda row: ("instances", *asking_keys(row))),
     Shape("rewarded turn", lambda row: isinstance(row.get("context"), list) and "generation" in row, _rewarded,
-          lambda row: ("context", "generation", *_OFFERED)),
+          lambda row: ("context", "generation", "reward", *_OFFERED)),
     Shape("questions in turn", lambda row: isinstance(row.get("turns"), list), _asked_in_turn,
           lambda row: ("turns", "reference_answer", "reference")),
     Shape("prompt and answer", _has_answer_key, _prompt_and_answer,
           lambda row: (*asking_keys(row), _answering(row))),
     Shape("dialogue in one text", lambda row: isinstance(row.get("text"), str) and bool(dialogue_of(row["text"])),
           _dialogue, lambda row: ("text", *SYSTEMS)),
+    Shape("glaive's chat", lambda row: isinstance(row.get("chat"), str), _glaive, lambda row: ("chat", "system")),
 )  # fmt: skip
 """The table, in the order in which shapes are tried."""

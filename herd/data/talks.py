@@ -5,6 +5,7 @@ Roles and keys of OpenAI, ShareGPT and its dialects, OpenAssistant, Anthropic's 
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections import Counter
@@ -12,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from herd.data.dialects import plain_tools, plain_turns
 from herd.errors import DataError
 from herd.log import say
 from herd.types import Message
 
 _SPEAKERS = {
     "user": ("user", "human", "prompter", "usr", "customer"),
-    "assistant": ("assistant", "gpt", "model", "bot", "agent", "ai", "chatgpt", "bing", "bard", "claude"),
+    "assistant": ("assistant", "gpt", "model", "bot", "agent", "ai", "chatgpt", "bing", "bard", "claude", "chatbot"),
     "system": ("system", "developer"),
     "ipython": ("tool", "ipython", "observation", "function", "function_response", "tool_response"),
     "call": ("function_call", "tool_call"),
@@ -26,18 +28,23 @@ _SPEAKERS = {
 ROLES = {name: role for role, names in _SPEAKERS.items() for name in names}
 """A role or speaker in somebody's data -> Herd's; `call` is the assistant's message that is a call in JSON."""
 
-_ROLE_KEYS, _TEXT_KEYS = ("role", "from", "speaker", "user"), ("content", "value", "text", "utterance")
+_ROLE_KEYS, _TEXT_KEYS = ("role", "from", "speaker", "user"), ("content", "value", "text", "utterance", "message")
+_PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"), ("question", "answer"),
+          ("prompt", "response"), ("instruction", "output"))  # fmt: skip
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _SWITCHES = ("train", "training", "trainable")
 _KEPT = ("name", "tool_call_id")
+_PARTLY = ("train_detail", "training_detail")  # axolotl's stretches of a message
 _HEARD = {*_ROLE_KEYS, *_TEXT_KEYS, *_REASONING, *_SWITCHES, *_KEPT, "id", "weight", "refusal"}
-_HEARD |= {"tool_calls", "function_call", "api"}
+_HEARD |= {"tool_calls", "function_call", "api", "tool_results"}
 _RENDERED = re.compile(
     r"\s*(<s>|<\|begin_of_text\|>|<bos>)?\s*"
     r"(<\|im_start\|>|<\|start_header_id\|>|\[INST\]|<start_of_turn>|<\|(user|system|assistant|prompter)\|>"
-    r"|### ?Instruction)"
+    r"|### ?Instruction|Below is an instruction that describes a task)"
 )
-_SPOKEN = re.compile(r"(?:^|\n\n)\s*(Human|Assistant): ?|(?:^|\n)\s*### (Human|Assistant): ?")
+_HELPSTEER = re.compile(r"\n?<extra_id_1>(User|Assistant)\n?")
+_GRADES = re.compile(r"(?i)score|rating|reward|grade|quality|weight|margin|helpful|correct|coheren|complex|verbos")
+_SPOKEN = re.compile(r"(?:^|\n\n)\s*(Human|Assistant): ?|\s*### (Human|Assistant): ?")
 
 
 class LeftOut(Exception):
@@ -52,11 +59,17 @@ class Notes:
         self.changed: Counter[str] = Counter()
         self.unread: Counter[str] = Counter()
 
+    def count_texts(self, values: Mapping[str, Any], of: str = "") -> None:
+        """Count those of somebody's values that hold text, or are a grade: nobody reads them."""
+        for key, value in values.items():
+            if has_text(value) or (isinstance(value, int | float) and value is not True and _GRADES.search(key)):
+                self.unread[f"`{key}`{of}"] += 1
+
     def tell(self) -> None:
         """Say each kind once, with counts."""
         for title, counts in (("left out", self.left_out), ("changed", self.changed), ("not read", self.unread)):
-            if counts:
-                say(f"  {title}: " + ", ".join(f"{what} ({count:,})" for what, count in counts.most_common()))
+            if told := ", ".join(f"{what} ({count:,})" for what, count in (+counts).most_common()):
+                say(f"  {title}: {told}")
 
 
 @dataclass(frozen=True)
@@ -72,10 +85,12 @@ def talk_of(turns: Sequence[tuple[Message, bool]], tools: list[Any] | None = Non
     """The conversation of messages with their switches.
 
     Raises:
-        LeftOut: the assistant's messages are all switched off.
+        LeftOut: it has no message of the assistant's, or they are all switched off.
     """
     trained = [on for message, on in turns if message.get("role") == "assistant"]
-    if trained and not any(trained):
+    if not trained:
+        raise LeftOut("conversations without an answer")
+    if not any(trained):
         raise LeftOut("conversations with nothing switched on to learn")
     return Talk([message for message, _ in turns], trained, tools)
 
@@ -87,19 +102,31 @@ def turns_of(value: Any, name: str, notes: Notes) -> list[tuple[Message, bool]]:
         DataError: it is no such list.
     """
     value = _unpacked(value)
-    if not isinstance(value, list) or not value:
-        raise DataError(f"`{name}` must be a list of messages, not empty")
+    if not isinstance(value, list):
+        raise DataError(f"`{name}` must be a list of messages, not a {type(value).__name__}")
+    if not value:
+        raise LeftOut("conversations without messages")
     if all(isinstance(one, str) for one in value):
         return [(said("user" if i % 2 == 0 else "assistant", text), True) for i, text in enumerate(value)]
     turns: list[tuple[Message, bool]] = []
     for one in value:
-        if isinstance(one, Mapping) and isinstance(one.get("human"), str) and isinstance(one.get("assistant"), str):
-            one = (one["human"], one["assistant"])
+        if isinstance(one, Mapping) and (pair := _pair(one)):
+            notes.count_texts({key: text for key, text in one.items() if key not in pair}, " of messages")
+            one = [one[key] for key in pair]
         if isinstance(one, Sequence) and len(one) == 2 and all(isinstance(text, str) for text in one):
             turns += [(said("user", one[0]), True), (said("assistant", one[1]), True)]
+        elif not isinstance(one, Mapping):
+            raise DataError(f"`{name}` holds a {type(one).__name__}, expected messages with role and content")
         else:
-            turns.append(_message(one, name, notes))
+            turns += [_message(turn, name, notes) for turn in plain_turns(one)]
     return turns
+
+
+def _pair(turn: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The keys of a question and its answer, where one object has both."""
+    if any(isinstance(turn.get(key), str) for key in _ROLE_KEYS if key != "user"):
+        return None
+    return next((pair for pair in _PAIRS if all(isinstance(turn.get(key), str) for key in pair)), None)
 
 
 def said(role: str, text: str) -> Message:
@@ -119,8 +146,21 @@ def said(role: str, text: str) -> Message:
     return Message(role=role, content=text)
 
 
+def rendered_mark(text: str) -> str | None:
+    """By what a whole text is seen to be a conversation that a template has written; None where it is not one."""
+    hit = _RENDERED.match(text)
+    if hit is None or ("nstruction" in hit[0] and "### Response" not in text):  # a heading of a manual
+        return None
+    return hit[0].strip()
+
+
 def dialogue_of(text: str) -> list[Message] | None:
     """The messages of a dialogue in one text (`Human:` and `Assistant:`, `### Human:`), None if it is none."""
+    if "<extra_id_1>" in text:  # HelpSteer's: the first question has no mark
+        first, *rest = _HELPSTEER.split(text)
+        turns = [("User", first), *zip(rest[::2], rest[1::2])]
+        told = [Message(role=ROLES[role.lower()], content=content.strip()) for role, content in turns]
+        return told[:-1] if told[-1] == {"role": "assistant", "content": ""} else told
     marks = list(_SPOKEN.finditer(text))
     if not marks or text[: marks[0].start()].strip() or marks[0][1] != "Human" != marks[0][2]:
         return None
@@ -153,7 +193,7 @@ def tools_of(row: Mapping[str, Any]) -> list[Any] | None:
         raise DataError(f"`tools` is no JSON ({error})") from None
     if tools is not None and not isinstance(tools, list):
         raise DataError(f"`tools` is {type(tools).__name__}, expected a list")
-    return [without_nulls(tool)[0] if isinstance(tool, Mapping) else tool for tool in tools] if tools else None
+    return plain_tools([without_nulls(tool)[0] for tool in tools]) if tools else None
 
 
 def without_nulls(value: Any) -> tuple[Any, int]:
@@ -168,6 +208,14 @@ def without_nulls(value: Any) -> tuple[Any, int]:
     return value, 0
 
 
+def as_text(value: Any, notes: Notes) -> Any:
+    """A response, one that a table has made a number or a truth value as text again."""
+    if not isinstance(value, bool | int | float) or value != value:
+        return value
+    notes.changed["responses stored as a number or truth value, taken as text"] += 1
+    return str(value)
+
+
 def has_text(value: Any) -> bool:
     """Whether there is text in a value or anywhere below it."""
     if isinstance(value, Mapping | list):
@@ -176,18 +224,19 @@ def has_text(value: Any) -> bool:
 
 
 def _unpacked(value: Any) -> Any:
-    """A list that a table holds as JSON."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
+    """A list that a table holds as JSON, or as Python writes it (`pandas.to_csv`)."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
         try:
-            return json.loads(value)
-        except ValueError as error:
+            return ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
             raise DataError(f"a list of messages is no JSON ({error})") from None
-    return value
 
 
-def _message(turn: Any, name: str, notes: Notes) -> tuple[Message, bool]:
-    if not isinstance(turn, Mapping):
-        raise DataError(f"`{name}` holds a {type(turn).__name__}, expected messages with role and content")
+def _message(turn: Mapping[str, Any], name: str, notes: Notes) -> tuple[Message, bool]:
     key = next((key for key in _ROLE_KEYS if isinstance(turn.get(key), str)), None)
     if key is None:
         raise DataError(f"a message of `{name}` has no role; expected role and content, or from and value")
@@ -201,20 +250,22 @@ def _message(turn: Any, name: str, notes: Notes) -> tuple[Message, bool]:
         content = turn["refusal"]
     if role == "assistant" and not calls and not (content or "").strip():
         raise LeftOut("conversations with an empty answer")
+    if role == "user" and not (content or "").strip():
+        notes.changed["messages of users without a text, kept"] += 1
     message: dict[str, Any] = {"role": role, "content": content or ""}
     if calls:
         message["tool_calls"] = calls
     message |= {key: turn[key] for key in _KEPT if turn.get(key)}
     if reasoning := next((turn[key] for key in _REASONING if isinstance(turn.get(key), str) and turn[key]), None):
         message["reasoning_content"] = reasoning
-    for key, one in turn.items():
-        if key not in _HEARD and has_text(one):
-            notes.unread[f"`{key}` of messages"] += 1
+    notes.count_texts({key: one for key, one in turn.items() if key not in _HEARD}, " of messages")
     return cast(Message, message), _is_on(turn, notes)
 
 
 def _is_on(turn: Mapping[str, Any], notes: Notes) -> bool:
     weight = turn.get("weight")
+    if any(turn.get(key) for key in _PARTLY):
+        notes.changed["messages of which only stretches were to be learned (`train_detail`), learned whole"] += 1
     if isinstance(weight, int | float) and weight not in (0, 1):
         notes.changed["weights of messages that are neither 0 nor 1, taken as 1"] += 1
     return weight != 0 and not any(turn.get(name) in (False, "false", "False") for name in _SWITCHES)
@@ -252,6 +303,8 @@ def _calls(turn: Mapping[str, Any], notes: Notes) -> list[Any]:
 
 def _call(call: Any, notes: Notes) -> Any:
     plain, nulls = without_nulls(call)
+    if isinstance(plain, dict) and "function" not in plain and "arguments" not in plain and "parameters" in plain:
+        plain["arguments"] = plain.pop("parameters")  # Cohere's
     if nulls:
         notes.changed["null arguments of calls, as tables add them, taken out"] += nulls
     return plain

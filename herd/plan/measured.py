@@ -14,7 +14,7 @@ import torch
 
 from herd.model.config import ModelConfig, num_parameters
 from herd.model.flops import flops_per_token
-from herd.ops.probe import best_dtype, matmul_rate, memory_bandwidth
+from herd.ops.probe import best_dtype, memory_bandwidth, quiet_matmul_rate
 from herd.plan.cluster import Device
 from herd.plan.project import Machine
 
@@ -97,8 +97,8 @@ def measure() -> Measured:
         gpu=torch.cuda.get_device_name() if gpu else None,
         gpu_memory=torch.cuda.get_device_properties(0).total_memory if gpu else 0,
         compiler=next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None),
-        matmul_fp32=matmul_rate(torch.float32, device=device),
-        matmul_bf16=matmul_rate(torch.bfloat16, device=device),
+        matmul_fp32=quiet_matmul_rate(torch.float32, device),
+        matmul_bf16=quiet_matmul_rate(torch.bfloat16, device),
         bandwidth=memory_bandwidth(device=device),
     )
 
@@ -129,7 +129,7 @@ def ability(name: str, config: ModelConfig, machine: Measured) -> dict[str, Any]
 def this_machine(efficiency: float | None = None) -> Machine:
     """This machine as one that runs are planned for, measured."""
     found = measure()
-    bf16 = found.matmul_bf16 >= found.matmul_fp32 or found.gpu is not None
+    bf16 = best_dtype(found.device) == torch.bfloat16
     rate = found.matmul_bf16 if bf16 else found.matmul_fp32
     name = found.gpu or f"this CPU, {found.cores} cores"
     device = Device(name, rate, found.room, found.bandwidth, found.bandwidth, found.bandwidth, 1, 15.0 * found.cores)

@@ -37,7 +37,7 @@ from herd.train.job import Job, training_as
 from herd.train.lora import has_adapters, merged_model
 from herd.train.objectives import dpo, next_token
 from herd.train.reference import log_probs
-from herd.train.schedule import ScheduleSettings
+from herd.train.schedule import ScheduleSettings, steps_for
 from herd.train.settings import Dtype, TuneSettings
 from herd.train.validation import KeptAside, ValidationSettings, history
 from herd.tuning import results
@@ -45,7 +45,7 @@ from herd.tuning.judging import General, Measured, general_text, measured, read_
 from herd.tuning.labels import labelled
 from herd.tuning.material import Entry, Material, classified, split, split_pairs, talks, texts
 from herd.tuning.reading import Kind, Placed, by_split, kind_of, read
-from herd.tuning.ways import NAMES, Way, batch_for, chosen, distance_for, epochs_for, ways
+from herd.tuning.ways import NAMES, Way, batch_for, chosen, distance_for, epochs_for, minutes_for, ways
 
 _KINDS = {
     "text": "raw text: pre-training is continued, all of it is learned",
@@ -87,6 +87,9 @@ class TuneOwnSettings:
     """How often rows are gone through at most; default: by their number."""
     max_steps: int | None = None
     """At most so many steps."""
+    minutes: float | None = None
+    """At most about so many minutes by plan, all measuring included; default: 10 for up to 1,000 rows, where neither
+    epochs nor max_steps are given."""
     learning_rate: float | None = None
     """Peak learning rate; default: by what is learned and the model's width."""
     batch_tokens: int | None = None
@@ -105,7 +108,9 @@ class TuneOwnSettings:
     """Seed of the order of rows."""
 
     def __post_init__(self) -> None:
-        numbers = {name: getattr(self, name) for name in ("epochs", "max_steps", "learning_rate", "batch_tokens")}
+        numbers = {
+            name: getattr(self, name) for name in ("epochs", "max_steps", "minutes", "learning_rate", "batch_tokens")
+        }
         if bad := [name for name, value in numbers.items() if value is not None and value <= 0]:
             raise ValueError(f"{', '.join(bad)} must be positive")
         if self.longest_tokens < 16 or self.answers < 0:
@@ -136,7 +141,7 @@ def run(settings: TuneOwnSettings) -> Path:
     material, tokenizer, template = _material(settings, base)
     general = general_text(settings.general, tokenizer)
     _show(material, tokenizer)
-    settings_of_run, way = _settled(settings, material, config, template)
+    settings_of_run, way = _settled(settings, material, general, config, template)
     if settings.look:
         say("  nothing is run: look=true")
         return settings.out
@@ -233,30 +238,39 @@ def _show(material: Material, tokenizer: Tokenizer) -> None:
 
 
 def _settled(
-    settings: TuneOwnSettings, material: Material, config: Any, template: str | None
+    settings: TuneOwnSettings, material: Material, general: General, config: Any, template: str | None
 ) -> tuple[TuneSettings, Way]:
     """The settings of the training, and the way that was taken; an interrupted run goes on in the way it began."""
     longest = min(settings.longest_tokens, config.max_position_embeddings)
     batch = batch_for(material, longest, settings.batch_tokens)
     epochs = settings.epochs or epochs_for(material)
-    found = ways(material, config, this_machine(), batch, epochs, settings.max_steps)
+    whole = steps_for(batch, epochs * material.num_tokens)
+    minutes = minutes_for(
+        material, settings.minutes, length_is_given=settings.epochs is not None or settings.max_steps is not None
+    )
+    tokens, wished = int(general.documents.num_tokens.sum()), min(whole, settings.max_steps or whole)
+    found = ways(material, config, this_machine(), batch, wished, minutes, tokens)
     begun, wish = settings.out / "way.json", settings.method
-    if wish == "auto" and agreed(begun.exists):
-        wish = json.loads(begun.read_text(encoding="utf-8"))["method"]
+    kept = json.loads(begun.read_text(encoding="utf-8")) if agreed(begun.exists) else {}
+    if wish == "auto":
+        wish = kept.get("method", wish)
     way, why = agreed(lambda: chosen(found, material, num_parameters(config), wish))
+    way = replace(way, steps=kept.get("steps", way.steps))
     for one in found:
         say(f"    {'>' if one.method == way.method else ' '} {one}")
     rate = settings.learning_rate or way.optimizer.learning_rate
     say(
-        f"  {NAMES[way.method]}: {why}; at most {epochs:g} epochs, {amount(batch.tokens)} tokens a step, "
-        f"rate {rate:g}, about {duration(way.seconds)} by plan"
+        f"  {NAMES[way.method]}: {why}; at most {way.steps:,} steps of {amount(batch.tokens)} tokens "
+        f"({epochs * way.steps / whole:.2g} epochs), rate {rate:g}, about {duration(way.seconds)} by plan"
     )
-    distance = distance_for(material, batch, epochs, settings.max_steps)
+    if way.steps < wished:
+        say(f"  {epochs:g} epochs take {wished:,} steps, and {minutes:g} minutes were planned for; minutes= gives more")
+    distance = distance_for(material, batch, way.steps)
     chosen_settings = TuneSettings(
         checkpoint=settings.path,
         out=settings.out,
         epochs=epochs,
-        max_steps=settings.max_steps,
+        max_steps=way.steps,
         template=template,
         batch=batch,
         optimizer=replace(way.optimizer, learning_rate=rate),
@@ -274,7 +288,7 @@ def _learn(settings: TuneOwnSettings, job: Job, material: Material, general: Gen
     """Measure, learn, measure again, and write it all down."""
     folder, batch = job.run.path, job.settings.batch
     if is_first():
-        atomic_write(folder / "way.json", json.dumps({"method": way.method}))
+        atomic_write(folder / "way.json", json.dumps({"method": way.method, "steps": way.steps}))
     how = {"row_tokens": batch.row_tokens, "micro_tokens": batch.micro_tokens} | job.placement.rows
     before, answered = _before(settings, job, material, general, how)
     figures = _trained(job, material)

@@ -67,7 +67,8 @@ def labelled(rows: Sequence[tuple[str, Mapping[str, Any]]], ask: str) -> Labelle
     names = sorted(name for name, count in counts.items() if count > 1)
     if len(names) < 2 or len(names) > _MOST_LABELS:
         raise DataError(
-            f"`{label}` has {len(names)} different values of more than one row; expected 2 to {_MOST_LABELS} labels"
+            f"`{label}` has {len(names)} different values of more than one row; expected 2 to {_MOST_LABELS} labels. "
+            f"If they are answers: kind=chat rows.columns='{{prompt: {texts[0]}, completion: {label}}}'"
         )
     unread = sorted({str(key) for _, row in rows for key in row} - {*texts, label})
     if unread:

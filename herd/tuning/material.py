@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from herd.data.conversations import documents_of, fitted, group_of, render_talk
+from herd.data.conversations import count_special, documents_of, fitted, group_of, render_talk
 from herd.data.preferences import Pairs
 from herd.data.shapes import talks_of
 from herd.data.shards import Documents
 from herd.data.split import kept_aside
-from herd.data.talks import Notes, Talk
+from herd.data.talks import Notes, Talk, rendered_mark
 from herd.errors import DataError
 from herd.tokenizer.llama3 import Rendered
 from herd.tokenizer.tokenizer import Tokenizer
@@ -32,6 +32,7 @@ _WATCHED = (0.1, 200)
 """The share to watch while learning, and at most so many."""
 _LEAST_ROWS = 6
 _SECTION_BYTES = 3000
+_OF_TEXTS = ("text", "group", "url")
 _FEW_TEXTS = 20  # of which sections are held out, and not whole texts
 
 
@@ -91,6 +92,13 @@ def texts(rows: Sequence[Placed], tokenizer: Tokenizer, longest: int, notes: Not
     for place, row in rows:
         group = str(row.get("group") or row.get("url") or place)
         sections = _sections(row["text"])
+        if mark := rendered_mark(row["text"]):
+            raise DataError(
+                f"{place}: the text is a conversation that is rendered already (it has {mark!r}), and its marks would "
+                "be learned as plain text; give the messages, or a dialogue of `### Human:` and `### Assistant:`"
+            )
+        count_special(tokenizer, row["text"], notes)
+        notes.count_texts({key: value for key, value in row.items() if key not in _OF_TEXTS})
         for number, section in enumerate(sections):
             bos, eos = number == 0, number == len(sections) - 1
             tokens = tokenizer.encode(section, bos=bos, eos=eos)
@@ -150,6 +158,7 @@ def classified(
         if not text.strip() or label not in known.labels:
             notes.left_out["rows without a text or label" if not (text.strip() and label) else "labels seen once"] += 1
             continue
+        count_special(tokenizer, text, notes)
         asked = known.question(text)
         try:
             options = [render_talk(tokenizer, _answered(asked, one), Notes()) for one in known.labels]

@@ -71,8 +71,9 @@ def by_split(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     judged = next((name for name in _JUDGED if name in splits), None)
     if "train" not in splits or judged is None:
         return list(paths), []
-    unused = [file.name for name, files in splits.items() if name not in ("train", judged) for file in files]
-    named = [", ".join(file.name for file in splits[name]) for name in ("train", judged)]
+    told = {name: [str(file.relative_to(paths[0])) for file in files] for name, files in splits.items()}
+    unused = [file for name, files in told.items() if name not in ("train", judged) for file in files]
+    named = [", ".join(told[name]) for name in ("train", judged)]
     more = f"; not read: {', '.join(unused)}" if unused else ""
     say(f"  the folder has its own split: learned from {named[0]}, judged by {named[1]}{more}")
     return splits["train"], splits[judged]
@@ -95,7 +96,8 @@ def kind_of(rows: Sequence[Placed]) -> tuple[Kind, str]:
         row = next(row for where, row in rows if where == place)
         raise DataError(
             f"{place}: neither a conversation, a question with its answer, a text with a label, a preference nor a "
-            f"text; the row has {', '.join(map(str, row)) or 'nothing'}. docs/tuning.md lists what is read; other "
+            f"text; the row has {', '.join(map(str, row)) or 'nothing'}. docs/tuning.md lists what is read (of "
+            "messages in trees, whole trees); other "
             "names are mapped: rows.columns='{prompt: QUESTION, completion: REPLY}' or '{text: BODY, label: TOPIC}'"
         )
     if len(kinds) > 1:
@@ -108,6 +110,8 @@ def kind_of(rows: Sequence[Placed]) -> tuple[Kind, str]:
 
 
 def _kind(row: dict[str, Any]) -> tuple[str, str]:
+    if {"message_id", "parent_id"} <= row.keys():  # one message of a tree is no page
+        return "", ""
     if shape := choice_shape_of(row):
         return "preferences", shape
     if {"text", "label"} <= row.keys() and shape_of(row) is None:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from herd.errors import CapacityError
 from herd.log import duration, size
 from herd.model.config import ModelConfig
@@ -13,7 +15,7 @@ from herd.plan.layout import Layout
 from herd.plan.project import Machine, Phase, PlannedPhase, lay_out
 from herd.train.lora import LoraSettings
 from herd.train.optimizer import OptimizerSettings
-from herd.train.schedule import BatchSettings, steps_for
+from herd.train.schedule import BatchSettings
 from herd.tuning.material import Material
 from herd.tuning.reading import Kind
 
@@ -28,6 +30,12 @@ _STEPS_PER_EPOCH = 32
 _BATCH_TOKENS = 32_768
 _MICRO_TOKENS = 2048
 _TOKENS_PER_WEIGHT = 0.2  # from here on there is enough to learn all weights
+_MINUTES, _FEW_ROWS = 10.0, 1_000  # so long by plan for so many rows, unless somebody says how long
+_LEAST_STEPS = 10  # though they take longer
+_LOOKING = 0.2  # the most of a run's time that goes into looking at the watched rows
+_FORWARD: dict[Method, float] = {"full": 1 / 3, "lora": 1 / 2, "qlora": 1 / 2}  # of a step's time
+_CPU_EFFICIENCY = 0.3  # of the matmul rate, in rows as short as these
+_START = 20.0  # seconds until the model is loaded, and for the answers on the page
 _EPOCHS = ((1_000, 4.0), (10_000, 3.0), (100_000, 2.0), (math.inf, 1.0))  # up to so many rows
 
 
@@ -39,7 +47,8 @@ class Way:
     optimizer: OptimizerSettings
     recompute: int
     bytes: float
-    seconds: float
+    steps: int
+    seconds: float  # of these steps, and of measuring before, meanwhile and after
     fits: bool
 
     def __str__(self) -> str:
@@ -62,12 +71,42 @@ def epochs_for(material: Material) -> float:
     return next(epochs for most, epochs in _EPOCHS if len(material.learned) <= most)
 
 
-def distance_for(material: Material, batch: BatchSettings, epochs: float, most_steps: int | None) -> int:
+def distance_for(material: Material, batch: BatchSettings, steps: int) -> int:
     """Steps between two looks at the watched rows: ten over the run, fewer where they took a fifth of its time."""
-    steps = min(steps_for(batch, epochs * material.num_tokens), most_steps or 10**9)
+    return max(1, round(steps / _looks(material, batch, steps)))
+
+
+def _looks(material: Material, batch: BatchSettings, steps: int) -> float:
     watched = max(int(material.watched.documents.num_tokens.sum()), 1)
-    looks = min(max(0.4 * steps * batch.tokens / watched, 3), 10)  # forward alone is half of an adapter's step
-    return max(1, round(steps / looks))
+    return min(max(_LOOKING * steps * batch.tokens / (_FORWARD["lora"] * watched), 3), 10)
+
+
+def minutes_for(material: Material, wished: float | None, *, length_is_given: bool) -> float:
+    """Minutes that a run may take by plan: as wished, else ten for few rows whose epochs or steps nobody gave."""
+    few = len(material.learned) <= _FEW_ROWS and not length_is_given
+    return wished or (_MINUTES if few else math.inf)
+
+
+def _bounded(
+    material: Material,
+    general_tokens: int,
+    batch: BatchSettings,
+    method: Method,
+    step: float,
+    wished: int,
+    minutes: float,
+) -> tuple[int, float]:
+    """How many of the wished steps, each of `step` seconds, fit into so many minutes; and what it all takes (s)."""
+    forward = _FORWARD[method] * step / batch.tokens
+    judged = int(material.judged.documents.num_tokens.sum())
+    if material.kind == "label":  # what a row's labels share is computed once
+        judged = judged // material.judged.per_row + sum(map(int, map(np.sum, material.judged.documents.trained or ())))
+    once = material.num_tokens if material.kind == "preferences" else 0  # by the model they are compared with
+    around = _START + forward * (2 * (judged + general_tokens) + once)
+    watched = forward * int(material.watched.documents.num_tokens.sum())
+    most = math.inf if math.isinf(minutes) else (60 * minutes - around) / ((1 + _LOOKING) * step)
+    steps = int(min(wished, max(most, min(wished, _LEAST_STEPS))))
+    return steps, around + steps * step + _looks(material, batch, steps) * watched
 
 
 def rate_for(kind: Kind, config: ModelConfig, method: Method) -> float:
@@ -81,12 +120,17 @@ def ways(
     config: ModelConfig,
     machine: Machine,
     batch: BatchSettings,
-    epochs: float,
-    most_steps: int | None,
+    wished: int,
+    minutes: float,
+    general_tokens: int,
 ) -> list[Way]:
-    """Every way to learn these rows with what it takes; layers are recomputed where it does not fit otherwise."""
-    steps = min(steps_for(batch, epochs * material.num_tokens), most_steps or 10**9)
-    phase = Phase("tune", batch.row_tokens, batch.tokens, steps, whole_rows=material.kind == "preferences")
+    """Every way to learn these rows with what it takes; layers are recomputed where it does not fit otherwise.
+
+    Of the steps that are wished each takes as many as fit into so many minutes by plan, which measures the machine.
+    """
+    if not machine.on_gpu:
+        machine = replace(machine, efficiency=min(machine.efficiency, _CPU_EFFICIENCY))
+    phase = Phase("tune", batch.row_tokens, batch.tokens, 1, whole_rows=material.kind == "preferences")
     plain = LoraSettings(rank=_RANK, alpha=2.0 * _RANK)
     learned: dict[Method, LoraSettings] = {
         "full": LoraSettings(),
@@ -100,7 +144,8 @@ def ways(
         planned = _laid_out(config, machine, replace(phase, optimizer=optimizer), batch)
         recompute = 1 if planned.layout.recompute == "full" else 0
         taken = sum(planned.memory.values())
-        found.append(Way(method, optimizer, recompute, taken, planned.seconds, planned.fits))
+        steps, seconds = _bounded(material, general_tokens, batch, method, planned.seconds, wished, minutes)
+        found.append(Way(method, optimizer, recompute, taken, steps, seconds, planned.fits))
     return found
 
 

@@ -173,6 +173,85 @@ def test_awq_means_scale_times_number_less_zero(folder):
     assert_read_as(folder, quantized(folder, AWQ, awq))
 
 
+# ---- words of any content, beside a dequantizer written from the layouts that the tools document ---------------------
+
+
+def any_words(rows: int, columns: int, bits: int = 0) -> torch.Tensor:
+    """Words that nobody packed; of `bits` in a row, each number is even, so that a zero point is never the largest."""
+    words = torch.randint(-(2**31), 2**31, (rows, columns), generator=GENERATOR, dtype=torch.int64)
+    if bits:
+        mask = sum((2**bits - 2) << bits * place for place in range(32 * columns // bits))
+        kept = [(int.from_bytes(row.to(torch.int32).numpy().tobytes(), "little") & mask) for row in words]
+        return torch.tensor([[row >> 32 * i & 0xFFFFFFFF for i in range(columns)] for row in kept]).to(torch.int32)
+    return words.to(torch.int32)
+
+
+def in_stream(words: torch.Tensor, bits: int) -> list[int]:
+    """GPTQ: the numbers lie one after another in the bits of the words, the lowest first, across borders too."""
+    stream = int.from_bytes(words.contiguous().numpy().tobytes(), "little")
+    return [stream >> bits * place & (2**bits - 1) for place in range(32 * len(words) // bits)]
+
+
+def gptq_by_layout(parts: dict[str, torch.Tensor], bits: int, offset: int) -> torch.Tensor:
+    """weight[n, k] = scales[g, n] (q[k, n] - zero[g, n]), g = g_idx[k]; the first format stores each zero less 1."""
+    rows = range(parts["qweight"].shape[1])
+    numbers = [in_stream(parts["qweight"][:, n], bits) for n in rows]
+    zeros = [[number + offset for number in in_stream(words, bits)] for words in parts["qzeros"]]
+    scales, order = parts["scales"].double().tolist(), parts["g_idx"].tolist()
+    return torch.tensor([[scales[g][n] * (numbers[n][k] - zeros[g][n]) for k, g in enumerate(order)] for n in rows])
+
+
+def awq_by_layout(parts: dict[str, torch.Tensor]) -> torch.Tensor:
+    """weight[n, k] = scales[g, n] (q[k, n] - zero[g, n]); the eight rows of a word are 0, 4, 1, 5, 2, 6, 3, 7."""
+    columns, rows = parts["qweight"].shape[0], parts["scales"].shape[1]
+    place = {0: 0, 1: 4, 2: 1, 3: 5, 4: 2, 5: 6, 6: 3, 7: 7}
+    words, zeros, scales = (parts[name].tolist() for name in ("qweight", "qzeros", "scales"))
+    found = torch.zeros(rows, columns)
+    for n in range(rows):
+        for k in range(columns):
+            at, g = 4 * place[n % 8], k // GROUP
+            found[n, k] = scales[g][n] * ((words[k][n // 8] >> at & 15) - (zeros[g][n // 8] >> at & 15))
+    return found
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("form, offset", [("gptq", 1), ("gptq_v2", 0)])
+def test_gptq_is_what_a_dequantizer_by_its_layout_makes_of_any_words(bits, form, offset, folder):
+    def pack(weight: torch.Tensor):
+        rows, columns = weight.shape
+        groups = columns // GROUP
+        parts = {
+            "qweight": any_words(rows, columns * bits // 32).T.contiguous(),
+            "qzeros": any_words(groups, rows * bits // 32, bits),
+            "scales": (torch.rand(groups, rows, generator=GENERATOR) * 0.05).half(),
+            "g_idx": (torch.arange(columns) // GROUP)[torch.randperm(columns, generator=GENERATOR)].int(),
+        }
+        return parts, gptq_by_layout(parts, bits, offset)
+
+    quantization = {
+        "quant_method": "gptq",
+        "bits": bits,
+        "group_size": GROUP,
+        "desc_act": True,
+        "checkpoint_format": form,
+    }
+    assert_read_as(folder, quantized(folder, quantization, pack))
+
+
+def test_awq_is_what_a_dequantizer_by_its_layout_makes_of_any_words(folder):
+    def pack(weight: torch.Tensor):
+        rows, columns = weight.shape
+        groups = columns // GROUP
+        parts = {
+            "qweight": any_words(columns, rows // 8),
+            "qzeros": any_words(groups, rows // 8),
+            "scales": (torch.rand(groups, rows, generator=GENERATOR) * 0.05).half(),
+        }
+        return parts, awq_by_layout(parts)
+
+    assert_read_as(folder, quantized(folder, AWQ, pack))
+
+
 def test_the_engine_answers_and_learning_begins_from_a_packed_folder(folder):
     quantized(folder, AWQ, awq)
     engine = herd.Engine(folder, dtype=torch.float32, cache_bytes=1_000_000)

@@ -91,3 +91,16 @@ def test_the_probe_measures_positive_rates_and_names_a_dtype():
     assert probe.matmul_rate(torch.float32, size=64, seconds=0.01) > 1e6
     assert probe.memory_bandwidth(seconds=0.01, megabytes=4) > 1e6
     assert probe.best_dtype() in (torch.float32, torch.bfloat16)
+
+
+def test_a_processor_that_multiplies_bfloat16_is_believed_whatever_a_busy_machine_measures(monkeypatch):
+    monkeypatch.setattr(probe, "matmul_rate", lambda dtype, **how: 2.0 if dtype == torch.float32 else 1.0)
+    for able, found in (
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({}, torch.float32),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able, raising=False)
+        probe.best_dtype.cache_clear()
+        assert probe.best_dtype() == found
+    probe.best_dtype.cache_clear()

@@ -108,6 +108,26 @@ def test_looking_writes_nothing_and_a_finished_run_is_told_again(tmp_path, base,
     assert (tmp_path / "out/results.json").stat().st_mtime_ns == stamp
 
 
+def test_few_rows_are_planned_for_ten_minutes_unless_somebody_says_how_long(tmp_path, base, capsys, monkeypatch):
+    monkeypatch.delenv("HERD_QUIET", raising=False)
+    slow = Device("a slow CPU", 3e7, 8e9, 1e10, 1e10, 1e10, 1, 30.0)
+    monkeypatch.setattr(stage, "this_machine", lambda: Machine(slow, 1, weight_bytes=4, on_gpu=False))
+    file = csv_of_labels(tmp_path / "rows.csv")
+
+    def said(**options):
+        herd.tune(base, file, out=tmp_path / "out", look=True, dtype="fp32", compile="off", **options)
+        err = capsys.readouterr().err
+        steps, _, minutes = re.search(r"at most ([\d,]+) steps.*\((.*) epochs\).*about (.*) by plan", err).groups()
+        return int(steps), minutes, err
+
+    steps, _, err = said()
+    whole, _, unbounded = said(epochs=4)
+    assert 10 <= steps < whole and f"4 epochs take {whole} steps, and 10 minutes were planned for" in err
+    assert "planned for" not in unbounded
+    assert steps < said(minutes=12)[0] < said(minutes=1000)[0] == whole
+    assert said(max_steps=3)[0] == 3 and said(minutes=0.01)[0] == 10
+
+
 def test_a_folder_with_its_own_split_is_judged_by_its_test_file(tmp_path, base, capsys, monkeypatch):
     monkeypatch.delenv("HERD_QUIET", raising=False)
     folder = tmp_path / "own"
