@@ -8,6 +8,7 @@ there is a family (`herd guard train` is `herd/stages/guard/train.py`), which ma
 from __future__ import annotations
 
 import ast
+import dataclasses
 import difflib
 import errno
 import importlib
@@ -186,7 +187,9 @@ def sort_words(verb: str, cls: type, words: list[str]) -> tuple[Path | None, lis
             overrides.append(f"{bare.pop(0)}={word}")
         else:
             expected = "only one recipe" if recipe else "a recipe (.yaml) or setting=value"
-            raise ConfigError(f"{word}: expected {expected}; see `herd {verb} --help`")
+            meant = _first_input(cls, hints)
+            hint = f"did you mean `{meant}={word}`? See" if meant and not recipe else "see"
+            raise ConfigError(f"{word}: expected {expected}; {hint} `herd {verb} --help`")
     for name, words in (("path", paths), ("recipe", recipes)):
         if words:
             overrides.append(f"{name}={json.dumps(words)}")  # JSON is YAML
@@ -196,6 +199,16 @@ def sort_words(verb: str, cls: type, words: list[str]) -> tuple[Path | None, lis
 def _bare(cls: type, names: Iterable[str]) -> list[str]:
     """The settings that words without a name give, in their order."""
     return [name for name in getattr(cls, "bare_words", ("path", "out")) if name in names] if "path" in names else []
+
+
+def _first_input(cls: type, hints: dict[str, Any]) -> str | None:
+    """The first setting that must be given and names files: what somebody means who gives a bare path."""
+    needed = (field.name for field in dataclasses.fields(cls) if field.name != "out" and _is_needed(field))
+    return next((name for name in needed if Path in (hints[name], *typing.get_args(hints[name]))), None)
+
+
+def _is_needed(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 # ---- help ------------------------------------------------------------------------------------------------------------

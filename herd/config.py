@@ -322,7 +322,10 @@ def _renamed_below(values: object, old_names: dict[str, str], prefix: str) -> li
 
 def _did_you_mean(cls: type, key: str, prefix: str) -> str:
     names = [field.name for field in dataclasses.fields(cls)]
-    nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    groups = {name: _settings_class(_hints(cls)[name]) for name in names}
+    inner = [f"{name}.{key}" for name, group in groups.items() if group and key in _hints(group)]
+    other = [name for name in [renamed.ELSEWHERE.get(key, "")] if _kind_at(cls, name.split("."))]
+    nearest = other or inner or difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     return f"; did you mean `{prefix}{nearest[0]}`?" if nearest else f"; known here: {', '.join(names)}"
 
 

@@ -43,3 +43,17 @@ def _group(values: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
     for group in groups:
         values = values.setdefault(group, {})
     return values, last
+
+
+ELSEWHERE = {
+    "gpus": "devices",
+    "num_gpus": "devices",
+    "lr": "optimizer.learning_rate",
+    "batch_size": "batch.tokens",
+    "output": "out",
+    "output_dir": "out",
+    "model": "checkpoint",
+    "dataset": "data",
+    "num_train_epochs": "epochs",
+}
+"""How other tools call a setting, and its name here: for "did you mean"."""

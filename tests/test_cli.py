@@ -177,3 +177,17 @@ def test_what_is_wrong_is_said_in_one_message_with_status_2(words, message, caps
 
 def test_shipped_recipes_are_found_by_name():
     assert find_recipe(Path("demo/pretrain.yaml")).is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["curate", "folder"], "pages=folder"),
+        (["quantize", "folder"], "checkpoint=folder"),
+        (["plan", "8B", "--gpus", "8"], "devices"),
+        (["sft", "learning_rate=1e-4"], "optimizer.learning_rate"),
+    ],
+)
+def test_what_was_probably_meant_is_named(words, meant, capsys):
+    assert cli.main(words) == 2
+    assert f"did you mean `{meant}`" in capsys.readouterr().err

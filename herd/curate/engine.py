@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 os.environ.setdefault("DO_NOT_TRACK", "1")  # before Daft is imported: no telemetry
+os.environ.setdefault("DAFT_PROGRESS_BAR", "0")  # what a person sees is the line of `map_parts`
+os.environ.setdefault("DAFT_SHOW_QUERY_ID", "0")
 
 import daft
 

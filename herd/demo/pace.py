@@ -39,7 +39,10 @@ SIZED = ("pretrain", "sft", "reward", "dpo", "demo preferences", "reject", "eval
 """The commands whose steps are made to fit; the others take what they take."""
 
 _ARITHMETIC_SHARE = 0.88  # of a step's time; the rest is the optimizer, saving, logging
-_SLOW = 3000  # tokens a second of the usual shape below which a smaller model is raised
+SLOW = 3000
+"""Tokens a second of the usual shape below which a smaller model is raised."""
+PRETRAINING_SECONDS = 320
+"""What `recipes/demo/story.yaml` gives pre-training, longer context and annealing together."""
 _SMALLER: dict[str, Any] = {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 352}
 _LEAST_SHARE = 0.25  # of its planned seconds that a step gets however late it is: with less nothing is learned
 _PROBED_PROMPTS = 48
@@ -168,7 +171,7 @@ class Pace:
         if self.pretrain_tokens:
             return machine
         rates = self._measured_rates(shape)
-        if rates[256] < _SLOW:
+        if rates[256] < SLOW:
             machine["model"] = _SMALLER
             rates = self._measured_rates(replace(shape, **_SMALLER))
         say(f"  this machine trains {amount(rates[256])} tokens/s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from herd.model.config import SEQUENCE_CLASSIFICATION, ModelConfig
+from herd.types import IGNORE, Batch
 
 
 def matmul_parameters(config: ModelConfig) -> int:
@@ -21,3 +22,18 @@ def flops_per_token(config: ModelConfig, context_tokens: int) -> int:
     """
     attention = 6 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * context_tokens
     return 6 * matmul_parameters(config) + attention
+
+
+def batch_flops(config: ModelConfig, batch: Batch, *, frozen: bool = False) -> float:
+    """Floating-point operations that are done to train on a micro-batch (forward and backward), for MFU.
+
+    Every place of its rows goes through the layers, padding too; logits are computed only where there is a label, and
+    attention only within documents. Of `frozen` weights (under adapters) no gradient is computed: 4 for each, not 6.
+    """
+    of_weight = 4 if frozen else 6
+    head = 0 if config.architecture == SEQUENCE_CLASSIFICATION else config.vocab_size * config.hidden_size
+    layers = matmul_parameters(config) - head
+    labels = int((batch.labels != IGNORE).sum())
+    seen = int(((batch.positions + 1) * (batch.document_ids >= 0)).sum())  # keys that the queries look at
+    attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * seen
+    return of_weight * (layers * batch.tokens.numel() + head * labels) + attention

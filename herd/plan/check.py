@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from herd.model.config import num_parameters
@@ -47,14 +48,15 @@ def _hours(wanted: Wanted, machine: Machine) -> float:
 def check_table(found: dict[str, Any]) -> str:
     """What `checks` found, for a person."""
     lines = ["Table 4 of the paper, calibrated on its first row only:", ""]
-    lines.append(f"  {'layout':<40}{'row':>8}{'measured':>10}{'predicted':>11}   where a step's time goes")
+    lines.append(f"  {'layout':<40}{'row':>8}{'measured':>12}{'predicted':>12}")
     for row in found["table_4"]:
         total = sum(row["seconds_by_term"].values())
         terms = ", ".join(f"{n} {s / total:.1%}" for n, s in row["seconds_by_term"].items() if s > 0.003 * total)
         lines.append(
             f"  {row['layout'].removesuffix(' · recompute light'):<40}{row['row_tokens']:>8,}"
-            f"{row['measured_mfu']:>10.1%}{row['predicted_mfu']:>11.1%}   {terms}"
+            f"{row['measured_mfu']:>12.1%}{row['predicted_mfu']:>12.1%}"
         )
+        lines += textwrap.wrap(f"of a step's time: {terms}", 80, initial_indent="    ", subsequent_indent="      ")
     hours, mine = found["gpu_hours"]["published"]["405B"], found["gpu_hours"]["405B_predicted"]
     lines += [
         "",
@@ -63,7 +65,7 @@ def check_table(found: dict[str, Any]) -> str:
     for name in ("8B", "70B"):
         lines.append(
             f"GPU hours of {name}: the published {published.GPU_HOURS[name] / 1e6:.2f}M mean "
-            f"{found['implied_mfu'][name]:.1%} of the peak, restarts and all; nothing here is fitted to that"
+            f"{found['implied_mfu'][name]:.1%} of the peak, restarts\n  and all; nothing here is fitted to that"
         )
     lines.append(f"Weights of Llama 2 70B: {found['llama2_70b_weights_bytes'] / 1e9:.0f} GB")
     return "\n".join(lines)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
+from collections.abc import Iterable
+
 from herd.config import settings
 from herd.log import amount, duration, size
 from herd.model.config import ModelConfig
 from herd.plan import published
+from herd.plan.layout import Layout
 from herd.plan.project import Machine, PlannedPhase, Projection
 from herd.plan.remedies import Remedy
 from herd.train.optimizer import OptimizerSettings
@@ -85,10 +90,12 @@ def table(
 ) -> str:
     """Everything, for people."""
     lines = [
-        f"{amount(projection.parameters)} parameters ({projection.parameters:,}), {size(2 * projection.parameters)} in "
-        f"bf16: {model.num_hidden_layers} layers of {model.hidden_size:,}, {model.num_attention_heads} heads, "
-        f"{model.num_key_value_heads} for keys and values, feed-forward {model.intermediate_size:,}, "
-        f"{model.vocab_size:,} rows",
+        *_wrapped(
+            f"{amount(projection.parameters)} parameters ({projection.parameters:,}), "
+            f"{size(2 * projection.parameters)} in bf16: {model.num_hidden_layers} layers of {model.hidden_size:,}, "
+            f"{model.num_attention_heads} heads, {model.num_key_value_heads} for keys and values, feed-forward "
+            f"{model.intermediate_size:,}, {model.vocab_size:,} rows"
+        ),
         f"{amount(projection.tokens)} tokens on {machine.count:,} x {machine.device.name} "
         f"({size(machine.device.memory)}, {machine.device.flops / 1e12:,.3g} TFLOP/s)",
         "",
@@ -101,16 +108,45 @@ def table(
     if len(best) > 1:
         lines += ["", f"Layouts that fit, the fastest first ({projection.phases[0].phase.name}):"]
         for one in best:
-            lines.append(
-                f"  {one.layout!s:<52} {one.step.seconds:>8.2f} s/step  MFU {one.step.mfu:>5.1%}  "
-                f"{size(sum(one.memory.values())):>8} a device"
-            )
-    lines += [
-        "",
-        f"The arithmetic alone is taken to reach {machine.efficiency:.0%} of the peak (efficiency=...), as good "
-        "kernels do; `herd plan --check` shows how near that comes to Meta's figures.",
-    ]
+            told = f"  {one.step.seconds:>7.2f} s/step  MFU {one.step.mfu:>5.1%}  {size(sum(one.memory.values())):>7}  "
+            lines += _wrapped(f"{told}{one.layout}", indent=len(told))
+    share = f"The arithmetic alone is taken to reach {machine.efficiency:.0%} of the peak (efficiency=...),"
+    arithmetic = f"{share} as good kernels do; `herd plan --check` shows how near that comes to Meta's figures."
+    lines += ["", *_legend(planned.layout for planned in [*projection.phases, *best]), "", *_wrapped(arithmetic, 0)]
     return "\n".join(lines)
+
+
+_MEANINGS = {
+    "TP": "tensor parallel: devices that split each layer's matrices",
+    "CP": "context parallel: devices that split each row's tokens",
+    "PP": "pipeline parallel: devices that split the layers",
+    "DP": "data parallel: groups of devices with other rows each",
+    "V": "stretches of layers on each device of a pipeline",
+    "copies": "groups that hold a whole model each, sharded within",
+    "rows": "rows that a device computes at a time",
+    "reshard": "gathered weights are freed between forward and backward pass",
+    "recompute": "what is computed again: light, norms and SwiGLU; full, whole layers",
+    "MFU": "share of the peak arithmetic rate that the model's own FLOPs take",
+}
+"""What the words of a plan mean."""
+
+
+def _legend(layouts: Iterable[Layout]) -> list[str]:
+    """What those words mean that these layouts are written in."""
+    printed = {*re.findall(r"[A-Za-z]+", " ".join(map(str, layouts))), "MFU"}
+    return [f"  {word:<10} {text}" for word, text in _MEANINGS.items() if word in printed]
+
+
+def _wrapped(text: str, indent: int = 2) -> list[str]:
+    """A line as lines of 80 columns at most, those after the first indented."""
+    return textwrap.wrap(
+        text,
+        80,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+    )
 
 
 def _phase_lines(planned: PlannedPhase) -> list[str]:
@@ -120,13 +156,19 @@ def _phase_lines(planned: PlannedPhase) -> list[str]:
     rate = phase.batch_tokens / step.seconds
     return [
         f"{phase.name}: {phase.steps:,} steps of {amount(phase.batch_tokens)} tokens in rows of {phase.row_tokens:,}",
-        f"  layout   {planned.layout}",
+        *_wrapped(f"  layout   {planned.layout}", indent=11),
         f"  learned  {learned_words(phase.optimizer)}",
-        f"  step     {step.seconds:.3g} s, {amount(rate)} tokens/s, MFU {step.mfu:.1%}: "
-        + ", ".join(f"{name} {seconds / step.seconds:.1%}" for name, seconds in terms),
-        f"  memory   {size(sum(planned.memory.values()))} on the fullest device: "
-        + ", ".join(f"{name} {size(value)}" for name, value in parts)
-        + ("" if planned.fits else "  (does not fit!)"),
+        *_wrapped(
+            f"  step     {step.seconds:.3g} s, {amount(rate)} tokens/s, MFU {step.mfu:.1%}: "
+            + ", ".join(f"{name} {seconds / step.seconds:.1%}" for name, seconds in terms),
+            indent=11,
+        ),
+        *_wrapped(
+            f"  memory   {size(sum(planned.memory.values()))} on the fullest device: "
+            + ", ".join(f"{name} {size(value)}" for name, value in parts)
+            + ("" if planned.fits else "  (does not fit!)"),
+            indent=11,
+        ),
         f"  time     {long_duration(planned.seconds)}",
     ]
 
@@ -134,7 +176,9 @@ def _phase_lines(planned: PlannedPhase) -> list[str]:
 def remedy_lines(would_fit: list[Remedy]) -> list[str]:
     """What would make a run fit that does not."""
     if not would_fit:
-        return ["  neither narrower state, adapters, recomputation nor more such devices make it fit: take larger ones"]
+        return _wrapped(
+            "  neither narrower state, adapters, recomputation nor more such devices make it fit: take larger ones"
+        )
     wide = max(len(remedy.words) for remedy in would_fit)
     told = [f"    {r.words:<{wide}}  {size(r.bytes):>8}  {r.planned.step.seconds:.3g} s/step" for r in would_fit]
     return ["  it fits with any one of", *told]
@@ -154,15 +198,19 @@ def _total_lines(machine: Machine, projection: Projection, cost: dict[str, float
     lines = [
         "",
         f"In all {long_duration(projection.seconds)}, {amount(projection.device_hours)} device hours",
-        f"  interruptions  about {amount(projection.interruptions)} "
-        f"(one in {long_duration(3600 / per_hour)}); save every {save_every}; "
-        f"goodput {projection.goodput.share:.1%}",
+        *_wrapped(
+            f"  interruptions  about {amount(projection.interruptions)} "
+            f"(one in {long_duration(3600 / per_hour)}); save every {save_every}; "
+            f"goodput {projection.goodput.share:.1%}",
+            indent=17,
+        ),
         f"  energy         {amount(cost['kwh'])} kWh, {amount(cost['co2e_kg'])} kg CO2e",
     ]
     if machine.on_gpu:
-        lines.append(
+        lines += _wrapped(
             f"  money          rented ${cost['rented_dollars']:,.0f}; or bought: ${cost['bought_dollars']:,.0f} "
-            f"written off and ${cost['electricity_dollars']:,.0f} of electricity"
+            f"written off and ${cost['electricity_dollars']:,.0f} of electricity",
+            indent=17,
         )
     return lines
 

@@ -72,29 +72,36 @@ def _joined(name: str, parts: Sequence[tuple[float, float]]) -> tuple[float, flo
 class Speed:
     """Tokens per second and the share of the peak arithmetic rate that they use (MFU)."""
 
-    def __init__(self, flops_per_token: float = 0.0, peak_flops: float = 0.0):
-        self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
+    def __init__(self, peak_flops: float = 0.0):
+        self.peak_flops = peak_flops
         self._began = time.perf_counter()
 
     def begin(self) -> None:
         """A step begins."""
         self._began = time.perf_counter()
 
-    def figures(self, num_tokens: int) -> dict[str, float]:
-        """Of the step since `begin`, in which `num_tokens` went through the model."""
+    def figures(self, num_tokens: int, flops: float) -> dict[str, float]:
+        """Of the step since `begin`, in which `num_tokens` went through the model and `flops` were computed.
+
+        A share above 1 is left out: the peak was then measured while the machine was busy, and is too low.
+        """
         seconds = max(time.perf_counter() - self._began, 1e-9)
         rate = num_tokens / seconds
         figures = {"seconds": seconds, "tokens_per_second": rate}
-        if self.flops_per_token and self.peak_flops:
-            figures["mfu"] = rate * self.flops_per_token / self.peak_flops
+        if self.peak_flops and 0 < (mfu := flops / seconds / self.peak_flops) <= 1:
+            figures["mfu"] = mfu
         return figures
 
 
 def headlines(folder: Path) -> dict[str, float]:
-    """What a run says of itself: tokens, the mean loss over its last twentieth, the typical speed."""
+    """What a run says of itself: tokens, the mean loss over its last twentieth, the typical speed.
+
+    MFU only where every step has one: a step without shows that the peak was measured too low (`Speed.figures`).
+    """
     rows = read_metrics(folder)
     tail = rows[-max(len(rows) // 20, 1) :]
-    speeds = {name: median(row[name] for row in rows) for name in ("tokens_per_second", "mfu") if name in rows[0]}
+    names = [name for name in ("tokens_per_second", "mfu") if all(name in row for row in rows)]
+    speeds = {name: median(row[name] for row in rows) for name in names}
     figures = {"tokens": rows[-1]["tokens"], "loss": round(fmean(row["loss"] for row in tail), 4)}
     return figures | {name: float(f"{value:.4g}") for name, value in speeds.items()}
 

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from herd.data.loader import within_vocabulary
 from herd.errors import CheckpointError, ConfigError, DataError
 from herd.log import progress, say
-from herd.model.flops import flops_per_token
+from herd.model.flops import batch_flops
 from herd.model.llama import Llama, Objective
 from herd.parallel.launch import agreed, asked_to_end, this_process
 from herd.parallel.model import ParallelModel
@@ -284,7 +284,7 @@ class _Fit:
                 "all of them warm up, and the learning rate never falls; a twentieth of the run is usual"
             )
         self.trainer, self.source, self.num_steps = trainer, source, num_steps
-        self.speed = Speed(flops_per_token(trainer.model.config, source.row_tokens), trainer.peak_flops)
+        self.speed = Speed(trainer.peak_flops)
         self.trackers, self.energy = Trackers(saving.trackers if is_first() else [], path, step), Energy()
         self.watchdog = Watchdog(path, saving.hang_seconds)
         self.fresh, self.saved_at = not step, time.monotonic()
@@ -336,7 +336,7 @@ class _Fit:
             return {}, 0
         done = self._tokens(step + 1)
         seen = done - self._tokens(step)
-        figures |= self.speed.figures(seen)
+        figures |= self.speed.figures(seen, self._flops(batches, seen))
         if self.energy and is_first():
             figures["joules"] = self.energy.joules()
         if (step + 1) % trainer.saving.log_steps == 0 and is_first():
@@ -344,6 +344,12 @@ class _Fit:
             self.trackers.log(step + 1, {"tokens": done} | figures)
         self.logged = step + 1
         return figures, seen
+
+    def _flops(self, batches: Sequence[Batch], places: int) -> float:
+        """What all processes computed for a step of so many places, by this one's share of it."""
+        config, frozen = self.trainer.model.config, bool(self.trainer.adamw.options.lora.rank)
+        mine = sum(batch.tokens.numel() for batch in batches)
+        return sum(batch_flops(config, batch, frozen=frozen) for batch in batches) * places / max(mine, 1)
 
     def _pass_over(self, outlier: Outlier) -> None:
         step, self.amid_roll_back = self.trainer.num_steps, True  # interrupted here, the weights are of two steps

@@ -640,3 +640,11 @@ def test_copies_hold_everything_and_shards_a_part():
 def test_odd_figures_are_refused_by_name(words, capsys):
     assert main(["plan", "8B", "--devices", "8", *words]) == 2
     assert words[0].removeprefix("--").split("=")[0].split(".")[-1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["8B", "--devices=8"], ["llama3/405b.yaml", "--devices=16384"], ["--check"]])
+def test_a_plan_fits_80_columns_and_says_what_its_words_mean(words, capsys):
+    assert main(["plan", *words]) == 0
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    assert words == ["--check"] or all(f"\n  {word} " in printed for word in ("TP", "CP", "PP", "DP", "MFU"))

@@ -3,6 +3,7 @@ import json
 import math
 import resource
 import threading
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -12,14 +13,17 @@ from herd.data.loader import PackedLoader, Phase
 from herd.data.shards import in_memory
 from herd.errors import CapacityError, CheckpointError, ConfigError, DataError
 from herd.formats.checkpoint import load
+from herd.model.flops import batch_flops
 from herd.run import read_metrics
 from herd.train import checkpoint, trainer
 from herd.train.hooks import Hook, at_shares, evenly, every
+from herd.train.metrics import Speed
 from herd.train.objectives import next_token
 from herd.train.optimizer import OptimizerSettings
 from herd.train.saving import SavingSettings, finish
 from herd.train.schedule import ScheduleSettings
 from herd.train.trainer import Trainer, tokens_per_second
+from herd.types import IGNORE
 from tests.train.tiny import corpus, run_folder, tiny_loader, tiny_model
 
 OPTIMIZER = OptimizerSettings(learning_rate=1e-2)
@@ -323,3 +327,14 @@ def test_where_memory_is_short_the_state_is_saved_without_a_copy_and_that_is_sai
     assert set(threads) == {threading.main_thread()}
     assert [state.name for state in sorted((tmp_path / "state").iterdir())] == ["step-00000003", "step-00000004"]
     assert capsys.readouterr().err.count("the training waits while its state is saved") == 1
+
+
+def test_the_share_of_the_peak_counts_what_is_computed_and_is_left_out_where_it_cannot_be():
+    config, [whole, *_] = tiny_model().config, tiny_loader().batches(0)
+    unlabelled = replace(whole, labels=torch.full_like(whole.labels, IGNORE))
+    head = 6 * config.vocab_size * config.hidden_size * int((whole.labels != IGNORE).sum())
+    assert batch_flops(config, whole) - batch_flops(config, unlabelled) == head
+    speed = Speed(peak_flops=1.0)
+    speed.begin()
+    assert "mfu" not in speed.figures(10, flops=1e12)
+    assert 0 < Speed(peak_flops=1e30).figures(10, flops=1e12)["mfu"] < 1

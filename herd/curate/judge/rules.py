@@ -78,7 +78,8 @@ class Quality:
     keep_shares: dict[str, float] = field(default_factory=dict)
     """Knowledge class to the share (0 to 1) of its documents that is kept: {sports: 0.3}."""
     max_class_share: float | None = None
-    """Hold every class to at most this share (0 to 1) of the documents that come to this step."""
+    """Hold every class to about this share (0 to 1) of the documents that remain once all are held to it, by drawing
+    among its documents; below 1 / classes it makes all classes equally large."""
 
     def __post_init__(self):
         if not 0 <= self.min_score <= 1:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -59,7 +58,6 @@ class DemoSettings:
 
 def run(settings: DemoSettings) -> Path:
     """Go through the story, and end by telling how to talk to the model."""
-    began = time.monotonic()
     inputs = {"pages": settings.pages} if settings.pages else {}
     with open_run(settings.path, stage="demo", settings=settings, inputs=inputs) as run:
         if run.finished:
@@ -67,7 +65,7 @@ def run(settings: DemoSettings) -> Path:
         else:
             _check_machine(run, settings)
             _raise(run, settings)
-    _farewell(settings.path, time.monotonic() - began)
+    _farewell(settings.path, _took(settings.path))
     return settings.path
 
 
@@ -129,6 +127,12 @@ def _chosen_model(path: Path) -> str:
         if best:
             return f"{best}/checkpoint"
     return "average/checkpoint"
+
+
+def _took(path: Path) -> float:
+    """Seconds that the whole took, those before an interruption too; a killed demo has lost its own count of them."""
+    steps = sum(read_manifest(file.parent)["seconds"] for file in path.glob("*/run.json"))
+    return float(max(read_manifest(path)["seconds"], steps))
 
 
 def _farewell(path: Path, seconds: float) -> None:
