@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from herd.knowledge.build import index_folder
     from herd.knowledge.citations import cite
     from herd.knowledge.index import Index
+    from herd.knowledge.reading import read_out
     from herd.stages.tune import tune
     from herd.tokenizer.tokenizer import Tokenizer
     from herd.types import Completion, SamplingParams
@@ -37,6 +38,7 @@ __all__ = [
     "load",
     "open_checkpoint",
     "open_tokenizer",
+    "read_out",
     "tune",
 ]
 
@@ -52,6 +54,7 @@ _HOMES = {
     "load": "herd.formats.pretrained",
     "open_checkpoint": "herd.formats.checkpoint",
     "open_tokenizer": "herd.formats.vocabulary",
+    "read_out": "herd.knowledge.reading",
     "tune": "herd.stages.tune",
 }
 

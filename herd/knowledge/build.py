@@ -15,7 +15,7 @@ from herd.errors import DataError
 from herd.formats.encoder import open_encoder
 from herd.knowledge.index import understood
 from herd.knowledge.passages import passages_of
-from herd.knowledge.sections import read_sections
+from herd.knowledge.sections import CRAWLS, Section, crawl_sections, read_sections
 from herd.knowledge.store import about, add_file, connect, remove_file, told
 from herd.lock import locked
 from herd.log import progress, say
@@ -135,7 +135,13 @@ def _read_file(
         base.execute("UPDATE files SET size = ?, changed = ? WHERE name = ?", (size, changed, name))
         found.unchanged += 1
         return
-    sections, problem = ([], problem) if problem else read_sections(name, content)
+    sections: list[Section] = []
+    if not problem and name.lower().endswith(CRAWLS):
+        sections, left = crawl_sections(path)
+        for reason, count in left.items():
+            found.leave(name, f"{reason}, in a crawl", f"{count:,} records")
+    elif not problem:
+        sections, problem = read_sections(name, content)
     passages = list(passages_of(sections))
     if not passages and not problem:
         problem = ("no text", "nothing to read in it")

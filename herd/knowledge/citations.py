@@ -50,7 +50,7 @@ def cite(answer: str, passages: Sequence[Hit | str], *, least: float = LEAST) ->
     weights = {word: math.log(1 + (len(spans) + 1) / (1 + count)) for word, count in counts.items()}
     unknown = math.log(2 + len(spans))
     found = []
-    for start, end in _sentences(answer):
+    for start, end in sentences_of(answer):
         sentence = answer[start:end]
         wanted = {word: weights.get(word, unknown) for word in _words(sentence)}
         if not wanted:
@@ -87,7 +87,7 @@ def _words(text: str) -> set[str]:
     return {word[:-1] if len(word) > 3 and word.endswith("s") else word for word in terms(text)}
 
 
-def _sentences(text: str) -> list[tuple[int, int]]:
+def sentences_of(text: str) -> list[tuple[int, int]]:
     """Start and end of every sentence, without the blanks around it."""
     found, start = [], 0
     for end, after in [*((match.start(), match.end()) for match in _END.finditer(text)), (len(text), len(text))]:
@@ -102,5 +102,5 @@ def _sentences(text: str) -> list[tuple[int, int]]:
 
 def _spans(text: str) -> list[tuple[int, int]]:
     """Every sentence, and every two that follow one another; the shorter first, which wins where both hold the same."""
-    single = _sentences(text)
+    single = sentences_of(text)
     return single + [(first[0], second[1]) for first, second in itertools.pairwise(single)]

@@ -8,7 +8,9 @@ for hit in index.search("Who pays for a lost key?"):
 from __future__ import annotations
 
 import functools
+import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +43,7 @@ class Hit:
     score: float  # BM25, or the sum of reciprocal ranks where two ways were merged; larger is better
     ways: tuple[str, ...]  # `words`, `meaning`
     stale: bool  # the file has changed or is gone since it was indexed
+    number: int = 0  # of the passage in its index
 
     @property
     def source(self) -> str:
@@ -101,6 +104,20 @@ class Index:
             best = sorted(scores, key=lambda number: -scores[number])[:limit]
             return [self._hit(n, scores[n], tuple(way for way, ranked in found.items() if n in ranked)) for n in best]
 
+    def rarity(self, words: Sequence[str]) -> dict[str, float]:
+        """How much each word tells: the logarithm of how few passages hold it; most where none does."""
+        query = "SELECT count(*) FROM words WHERE words MATCH ?"
+        with self._lock, told(self.place):
+            counts = {word: self._base.execute(query, (f'"{word}"',)).fetchone()[0] for word in words}
+        return {word: math.log(1 + self.passages / (1 + count)) for word, count in counts.items()}
+
+    def begins(self, hit: Hit) -> bool:
+        """Whether a passage is the first below its heading."""
+        query = "SELECT f.name, p.heading FROM passages p JOIN files f ON p.file = f.id WHERE p.id = ?"
+        with self._lock, told(self.place):
+            before = self._base.execute(query, (hit.number - 1,)).fetchone()
+        return before != (hit.file, hit.heading)
+
     def _by_words(self, wanted: list[str], depth: int) -> dict[int, float]:
         most = max(_FEW, int(_OFTEN * self.passages))
         query = "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)"
@@ -140,7 +157,7 @@ class Index:
             stale = (status.st_size, status.st_mtime_ns) != (size, changed)
         except OSError:
             stale = True
-        return Hit(name, heading, place, text, score, ways, stale)
+        return Hit(name, heading, place, text, score, ways, stale, number)
 
 
 def understood(encoder: Encoder, text: str) -> bool:

@@ -6,8 +6,9 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from selectolax.lexbor import LexborHTMLParser
@@ -18,11 +19,13 @@ from herd.curate.extract.part import time_limit
 from herd.curate.extract.pdf import pdf_pages
 from herd.curate.read.encoding import decode
 from herd.curate.read.kinds import kind_of_name, sniff
+from herd.curate.read.pages import RawPage, read_pages
 from herd.knowledge.office import OFFICE, office_parts
 
 MAX_SECONDS = 60.0
 """Of the processor for one file."""
 MAX_JSON_BYTES = 20_000_000
+CRAWLS = (".warc", ".warc.gz", ".warc.zst")
 _HEADING = re.compile(r"(#{1,6})\s+(.+?)\s*#*\s*$")
 _UNDERLINES = {"=": 1, "-": 2, "~": 3, "^": 4, '"': 4}
 _DEFINITION = re.compile(
@@ -79,6 +82,37 @@ def _read(suffix: str, name: str, content: bytes) -> tuple[list[Section], Proble
         return _page(content, kind)
     source = decode(content)[0].replace("\r\n", "\n")
     return list(_under_headings(source, _headings(source, kind, suffix))), None
+
+
+def crawl_sections(path: Path) -> tuple[list[Section], Counter[str]]:
+    """The sections of every page in a WARC file, placed by its address, and how many records gave none, and why."""
+    found: list[Section] = []
+    counts: Counter[str] = Counter()
+    left: Counter[str] = Counter()
+    for page in read_pages(path, counts):
+        sections, problem = _crawled(page)
+        if problem or not sections:
+            left[problem[0] if problem else "no text"] += 1
+        found += [section._replace(place=page.url + section.place, line=0) for section in sections]
+    left["damaged"] += counts["corrupt"]
+    left["not a page"] += sum(count for name, count in counts.items() if name.startswith("not a"))
+    return found, +left
+
+
+def _crawled(page: RawPage) -> tuple[list[Section], Problem | None]:
+    """One page, within the time of a file."""
+    try:
+        with time_limit(MAX_SECONDS):
+            if page.kind in ("html", "feed", "latex"):
+                return _page(page.content, page.kind)
+            if page.kind == "pdf":
+                return _read(".pdf", page.url, page.content)
+            source = decode(page.content, page.charset)[0].replace("\r\n", "\n")
+            return list(_under_headings(source, _headings(source, page.kind, ""))), None
+    except TimeoutError:
+        return [], ("too slow", f"took more than {MAX_SECONDS:.0f} s")
+    except (ValueError, RecursionError, MemoryError) as fault:
+        return [], ("damaged", f"{type(fault).__name__}: {str(fault)[:100]}")
 
 
 def _page(content: bytes, kind: str) -> tuple[list[Section], Problem | None]:

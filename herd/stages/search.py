@@ -1,4 +1,4 @@
-"""Search an index that `herd index` made: passages with file, heading and place; or check an answer against them.
+"""Search an index that `herd index` made: the sentence that answers, and passages with file, heading and place.
 
 `answer="..."` sets citations: each sentence with the passage that says it, or marked as unsupported.
 """
@@ -13,6 +13,7 @@ from typing import ClassVar
 from herd.config import settings
 from herd.knowledge.citations import Citation, cite, marked
 from herd.knowledge.index import Hit, Index
+from herd.knowledge.reading import Reading, read_out
 from herd.log import say
 
 
@@ -54,11 +55,23 @@ def run(settings: SearchSettings) -> None:
     if stale := sum(hit.stale for hit in hits):
         say(f"{stale} of {len(hits)} passages are of files that have changed since: run herd index again")
     citations = cite(settings.answer, hits) if settings.answer else []
+    reading = None if settings.answer else read_out(index, settings.question)
     if settings.json:
         found = {"hits": [asdict(hit) for hit in hits], "citations": [asdict(one) for one in citations]}
-        print(json_format.dumps(found, ensure_ascii=False, indent=1))
+        answer = {"reading": asdict(reading) if reading else None}
+        print(json_format.dumps(answer | found, ensure_ascii=False, indent=1))
+    elif settings.answer:
+        print(_cited(settings.answer, citations, hits))
     else:
-        print(_cited(settings.answer, citations, hits) if settings.answer else _listed(hits))
+        print(_read(reading) + _listed(hits))
+
+
+def _read(reading: Reading | None) -> str:
+    """The sentence that answers, where one does."""
+    if reading is None:
+        return ""
+    name = f"{reading.line}\n    " if reading.line else ""
+    return f"{name}{reading.text}\n    {reading.hit.source}\n\n"
 
 
 def _listed(hits: list[Hit]) -> str:

@@ -4,6 +4,9 @@ import zipfile
 
 import pytest
 
+from herd.curate.read.warc import warc_record
+from herd.knowledge.build import index_folder
+from herd.knowledge.index import Index
 from herd.knowledge.passages import passages_of
 from herd.knowledge.sections import Section, read_sections
 
@@ -144,3 +147,16 @@ def test_passages_end_where_the_text_does_and_know_their_line():
     lines = text.split("\n")
     for one in found:
         assert lines[int(one.place.removeprefix("line ")) - 5] == one.text.split("\n")[0]
+
+
+def test_the_pages_of_a_crawl_are_read_and_its_other_records_counted(tmp_path):
+    page = (
+        b"<html><title>Keys</title><h1 id=lost>Lost keys</h1><p>Who loses a key pays forty euros, says the house.</p>"
+    )
+    records = [warc_record("http://a/keys.html", "2024", "text/html", page)]
+    records += [warc_record("http://a/x.css", "2024", "text/css", b"a { color: red }")]
+    (tmp_path / "house.warc.gz").write_bytes(b"".join(records))
+    found = index_folder(tmp_path, tmp_path.parent / "house.index")
+    assert found.left_out == {"not a page, in a crawl": ["house.warc.gz: 1 records"]}
+    [hit] = Index(tmp_path.parent / "house.index").search("forty euros", limit=1)
+    assert hit.file == "house.warc.gz" and hit.place.startswith("http://a/keys.html")

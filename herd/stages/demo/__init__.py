@@ -141,4 +141,5 @@ def _farewell(path: Path, seconds: float) -> None:
     say(f"\nDone in {duration(seconds)}. Talk to it:\n")
     say(f"  {herd} chat {path}       # here in the terminal")
     say(f"  {herd} serve {path}      # a chat page, and an OpenAI-compatible API")
+    say(f'  {herd} search {path}/index/index "How do I ..."    # the pages themselves, with the place that says it')
     say(f"\nWhat happened, with every figure: {path / 'report.html'}")
