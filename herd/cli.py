@@ -40,7 +40,7 @@ STORY: dict[str, tuple[str, ...]] = {
     "From a corpus to a base model": ("pretrain", "average"),
     "From a base model to an assistant": ("tune", "distill", "sft", "reward", "reject", "dpo", "rl", "rounds"),
     "Measure and shrink": ("evaluate", "quantize"),
-    "Measure further": ("harness", "haystack", "judge"),
+    "Measure further": ("harness", "haystack", "judge", "scaling"),
     "Use": ("chat", "serve", "convert"),
     "Your own files": ("index", "search"),
     "Look closer": ("plan", "examine", "inspect", "show", "report", "template", "trace", "sandbox", "doctor"),

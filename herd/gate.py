@@ -1,6 +1,6 @@
 """A gate: comparisons of figures that finished steps left in their manifests, and nothing else.
 
-    new.accuracy > old.accuracy + 0.01 and min(size.loss) <= 4
+    new.accuracy > old.accuracy + 0.01 and min(size.loss) <= ${most}
 
 Words stand apart by spaces. A side is a number, `true`, `false` or `STEP.FIGURE`, with one more added (+), taken away
 (-) or multiplied (*); `min`, `max` and `mean` go over the cells of a grid.
@@ -32,6 +32,7 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 }
 _COMBINE: dict[str, Callable[[float, float], float]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 _OVER: dict[str, Callable[[Iterable[float]], float]] = {"min": min, "max": max, "mean": fmean}
+_LINK = re.compile(r"\$\{([^}]*)\}")
 _WORDS = {"true": 1.0, "false": 0.0}
 
 
@@ -69,12 +70,14 @@ class Gate:
 
     @classmethod
     def read(cls, text: str, steps: Iterable[str]) -> Gate:
-        """Read a gate; `steps` are the names it may ask, the longest that fits is meant.
+        """Read a gate; `steps` are the names it may ask, the longest that fits is meant, with what they mean if known.
 
         Raises:
             ConfigError: it is not in the grammar.
         """
         names = sorted(steps, key=len, reverse=True)
+        if isinstance(steps, Mapping):  # `${NAME}` is a number among the story's values
+            text = _LINK.sub(lambda link: f"{value}" if _is_number(value := steps.get(link[1])) else link[0], text)
         comparisons = []
         for part in re.split(r"\s+and\s+", text.strip()):
             words = part.split()
@@ -107,6 +110,10 @@ class Gate:
             holds = holds and _COMPARE[sign](a, b)
             texts.append(f"{figure(a)} {sign} {figure(b)}")
         return holds, " and ".join(texts)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _side(words: list[str], part: str, names: Sequence[str]) -> _Side:

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from herd.errors import DataError
 from herd.log import amount, duration, figure, size
 from herd.run import read_manifest, read_metrics
+from herd.scaling.plots import DRAWN
 
 _INK = "#8a8f98"  # reads on a light and on a dark page
 _COLOURS = ("#3b82c4", "#d9822b", "#3f9c5a", "#b04a8f", "#7a6bd1", "#c14d4d")
@@ -74,6 +75,7 @@ def render(path: Path) -> str:
         _funnel,
         _tokenizer,
         _losses,
+        _scaling,
         _watched,
         _compression,
         _samples,
@@ -217,6 +219,12 @@ def _draw_objective(figure: Figure, rows: Sequence[dict], name: str) -> None:
         accuracy.plot(steps, _smooth([row.get("accuracy", np.nan) for row in rows]), color=_COLOURS[2])
         accuracy.set_ylabel("accuracy", color=_COLOURS[2])
     axes.set(xlabel="step", ylabel="loss", title=name)
+
+
+def _scaling(runs: Sequence[StageRun]) -> str:
+    drawn = [(draw, run.json(file)) for run in runs for stage, (file, draw) in DRAWN.items() if run.stage == stage]
+    plots = "".join(_plot(partial(draw, record=record), width=9, height=3.2) for draw, record in drawn)
+    return _section("Small runs", plots) if plots else ""
 
 
 def _watched(runs: Sequence[StageRun]) -> str:

@@ -193,6 +193,9 @@ def test_a_gate_compares_and_calculates_nothing_else():
         ("mean(grid.f1) * 2 <= 0.6", True),
     ):
         assert Gate.read(text, figures).judge(figures.__getitem__)[0] is holds, text
+    assert Gate.read("new.n >= ${least}", figures | {"least": 3.0}).judge(figures.__getitem__)[0] is True
+    with pytest.raises(ConfigError, match="no number and no STEP"):
+        Gate.read("new.n >= ${lest}", figures | {"least": 3.0})
     with pytest.raises(DataError, match="2 cells"):
         Gate.read("grid.f1 < 1", figures).judge(figures.__getitem__)
     with pytest.raises(DataError, match="no figure `f2`"):
@@ -200,3 +203,24 @@ def test_a_gate_compares_and_calculates_nothing_else():
     for text in ("new.f1", "__import__('os').f1 < 1", "new.f1 < 1 + 2 + 3"):
         with pytest.raises(ConfigError):
             Gate.read(text, figures)
+
+
+def test_a_longer_context_that_costs_short_text_stops_the_story_with_the_reason(corpus, tmp_path):
+    """The gates of recipes/scaling/extend-context.yaml, with a stage that is planted to fail."""
+    recipe = config.load(StorySettings, config.find_recipe(Path("scaling/extend-context.yaml")))
+    gate = next(step.go_on_if for step in recipe.steps if step.name == "holds-512")
+    (tmp_path / "short.yaml").write_text(
+        f"name: short\nask: bits_per_byte\ndata: {corpus}/shards\ncontext_tokens: 64\n"
+    )
+    watch = {"tasks": [str(tmp_path / "short.yaml")], "shares": [1.0]}
+    before = {"name": "before", "run": "pretrain", "settings": tiny(corpus, watch=watch)}
+    longer = tiny(corpus, watch=watch, checkpoint="${before}", optimizer={"learning_rate": 3.0}, long_share=0.5)
+    longer["batch"] = longer["batch"] | {"row_tokens": 32}
+    del longer["model"]
+    steps = [
+        before,
+        {"name": "to-512", "run": "pretrain", "settings": longer},
+        {"name": "holds-512", "go_on_if": gate.split(" and ")[0]},
+    ]
+    with pytest.raises(DataError, match=r"stops at `holds-512`: to-512.short_bits_per_byte <= .* does not hold \("):
+        tell(tmp_path, steps, values={"may_cost": 0.01})

@@ -117,6 +117,13 @@ class PackedLoader:
         """How many tokens (places in rows) all steps before this one hold, over all processes."""
         return sum(steps * phase.num_rows * phase.row_tokens for phase, steps in self._spans(step))
 
+    def tokens_by_length(self, step: int) -> dict[int, int]:
+        """The same, apart for each length of rows."""
+        found: dict[int, int] = {}
+        for phase, steps in self._spans(step):
+            found[phase.row_tokens] = found.get(phase.row_tokens, 0) + steps * phase.num_rows * phase.row_tokens
+        return found
+
     def epochs(self, step: int) -> dict[str, float]:
         """How often each source has been gone through before this step."""
         row_tokens = self._phase(step).row_tokens

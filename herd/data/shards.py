@@ -6,6 +6,7 @@ Every document starts with begin-of-text and ends with end-of-text.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from herd.errors import CheckpointError, ConfigError, DataError
-from herd.run import atomic_write
+from herd.run import atomic_write, fingerprint, read_manifest
 
 FORMAT = 1
 """Version of the shard's manifest."""
@@ -154,6 +155,17 @@ def open_heldout(packed: Path) -> dict[str, Documents]:
     if not folder.is_dir() and not (Path(packed) / "train").is_dir():
         raise DataError(f"{packed}: has neither train/ nor heldout/ shards; expected the run folder of `herd pack`")
     return open_shards(folder) if folder.is_dir() else {}
+
+
+def content_hashes(packed: Path, side: str = "train") -> dict[str, str]:
+    """The content hash of each source of a `herd pack` run (`train` or `heldout`): of the tokens of all its shards."""
+    recorded: dict[str, Any] = read_manifest(packed).get("outputs", {}) if (packed / "run.json").exists() else {}
+    digests: dict[str, Any] = {}
+    for file in sorted((packed / side).glob("*-*.json")):
+        tokens = file.with_suffix(".npy")
+        known = recorded.get(f"{side}/{tokens.name}", {}).get("sha256") or fingerprint(tokens)
+        digests.setdefault(_read_manifest(file)["source"], hashlib.sha256()).update(known.encode())
+    return {source: digest.hexdigest()[:16] for source, digest in digests.items()}
 
 
 def _join(source: str, entries: list[tuple[dict[str, Any], np.ndarray]]) -> Documents:

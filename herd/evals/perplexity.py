@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -159,12 +159,26 @@ def heldout_bits_per_byte(
     model: nn.Module, heldout: Mapping[str, Documents], context_tokens: int, max_bytes: int = 150_000
 ) -> float:
     """Bits per byte on a fixed sample of the held-out documents of every source together."""
+    return together(heldout_lengths(model, heldout, context_tokens, max_bytes).values())
+
+
+def heldout_lengths(
+    model: nn.Module, heldout: Mapping[str, Documents], context_tokens: int, max_bytes: int = 150_000
+) -> dict[str, CodeLength]:
+    """The code length of that sample of each source."""
     assert isinstance(model, LlamaForCausalLM)
     model.eval()
-    nats = num_bytes = 0.0
-    for documents in heldout.values():
+    found = {}
+    for name, documents in heldout.items():
         chosen = sample_documents(documents, max_bytes)
         tokens = [documents.tokens(index) for index in chosen]
-        length = code_length_in_memory(model, tokens, documents.num_bytes[chosen], context_tokens=context_tokens)
-        nats, num_bytes = nats + length.nats.sum(), num_bytes + length.num_bytes.sum()
-    return nats / math.log(2) / max(num_bytes, 1)
+        sizes = documents.num_bytes[chosen]
+        found[name] = code_length_in_memory(model, tokens, sizes, context_tokens=context_tokens)
+    return found
+
+
+def together(lengths: Iterable[CodeLength]) -> float:
+    """Bits per byte of several sources as one text."""
+    lengths = list(lengths)
+    nats, num_bytes = sum(one.nats.sum() for one in lengths), sum(one.num_bytes.sum() for one in lengths)
+    return float(nats / math.log(2) / max(num_bytes, 1))

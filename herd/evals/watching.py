@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,14 @@ def watcher(
     return [every(watch.steps, judge) if watch.steps else at_shares(watch.shares, judge)]
 
 
+def last_figures(folder: Path) -> dict[str, float]:
+    """What a run was judged last, under names that a story's gate can ask; nothing where it was not judged."""
+    file = folder / FILE
+    rows = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    found: dict[str, float] = json.loads(rows[-1])["figures"] if rows else {}
+    return {re.sub(r"[^\w.-]+", "_", name): float(f"{value:.6g}") for name, value in found.items()}
+
+
 def _of_items(task: Task, items: list[Any], subject: Local) -> dict[str, float]:
     pairs = list(zip(items, ask(task, items, subject, base=True), strict=True))
     kept = [(item, one) for item, one in pairs if "left_out" not in one]
@@ -136,8 +144,13 @@ def _of_items(task: Task, items: list[Any], subject: Local) -> dict[str, float]:
         total = sum(one["weight"] for _, one in kept)
         return {f"{task.name} {metric}": sum(one["scores"][metric] * one["weight"] for _, one in kept) / total}
     right = [-one["nats"][item.best] for item, one in kept]
+    by_character = [nats / max(1, len(item.choices[item.best])) for nats, (item, _) in zip(right, kept, strict=True)]
     accuracy = sum(one["scores"][metric] for _, one in kept) / len(kept)
-    return {f"{task.name} {metric}": accuracy, f"{task.name} right_nats": sum(right) / len(right)}
+    return {
+        f"{task.name} {metric}": accuracy,
+        f"{task.name} right_nats": sum(right) / len(right),
+        f"{task.name} right_nats_per_character": sum(by_character) / len(kept),
+    }
 
 
 def _of_text(task: Task, subject: Local) -> dict[str, float]:
@@ -146,8 +159,9 @@ def _of_text(task: Task, subject: Local) -> dict[str, float]:
     model = with_attention(subject.engine.model, packed_attention)
     context = task.context_tokens or model.config.max_position_embeddings
     if task.ask == "bits_per_byte":
-        bits = partial(perplexity.heldout_bits_per_byte, model, context_tokens=context, max_bytes=task.max_bytes)
-        return {f"{task.name} {source} bits_per_byte": bits({source: found}) for source, found in heldout.items()}
+        lengths = perplexity.heldout_lengths(model, heldout, context, task.max_bytes)
+        apart = {f"{task.name} {source} bits_per_byte": one.bits_per_byte for source, one in lengths.items()}
+        return apart | {f"{task.name} bits_per_byte": perplexity.together(lengths.values())}
     if not heldout:
         return {}
     largest = max(heldout.values(), key=lambda documents: int(documents.num_tokens.sum()))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from herd.config import settings, to_dict
 from herd.model.config import ModelConfig, num_parameters
-from herd.model.sizes import hyperparameters, model_of_depth, model_of_size
+from herd.model.sizes import FittedLaw, fitted_hyperparameters, hyperparameters, model_of_depth, model_of_size
 from herd.tokenizer.tokenizer import Tokenizer
 
 _DIALLED = (
@@ -78,7 +80,9 @@ def dialled(values: Mapping[str, Any]) -> dict[str, Any]:
     if values.get("checkpoint") is not None:
         raise ValueError("`size` and `depth` are for a new model; the one of `checkpoint` keeps its shape")
     shape = model_of_size(str(size)) if size is not None else model_of_depth(_whole(depth))
-    found = hyperparameters(num_parameters(shape))
+    law = values.get("scaling")
+    count = num_parameters(shape)
+    found = hyperparameters(count) if law is None else fitted_hyperparameters(count, _law(Path(str(law))))
     row_tokens = 8192 if shape.hidden_size >= 2048 else 2048 if shape.hidden_size >= 768 else 512
     return {
         "model": {name: getattr(shape, name) for name in _DIALLED},
@@ -91,6 +95,17 @@ def dialled(values: Mapping[str, Any]) -> dict[str, Any]:
         "optimizer": {"learning_rate": found.learning_rate},
         "schedule": {"warmup_steps": found.warmup_steps},
     }
+
+
+def _law(folder: Path) -> FittedLaw:
+    """The law of a run folder of `herd scaling fit`."""
+    try:
+        record = json.loads((folder / "fit.json").read_text(encoding="utf-8"))
+        powers = record["law"] | record["dial"]
+        given = {field.name: powers[field.name] for field in fields(FittedLaw)}
+        return FittedLaw(**{name: (float(one["factor"]), float(one["exponent"])) for name, one in given.items()})
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"scaling: {folder} is no finished run folder of `herd scaling fit`") from None
 
 
 def _whole(depth: object) -> int:

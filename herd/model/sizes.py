@@ -111,6 +111,34 @@ def model_of_depth(depth: int, vocab_size: int = LLAMA3_ROWS) -> ModelConfig:
     )
 
 
+@dataclass(frozen=True)
+class FittedLaw:
+    """Powers (factor, exponent) that small runs gave: see `herd scaling fit`."""
+
+    parameters: tuple[float, float]  # of FLOPs
+    tokens: tuple[float, float]  # of FLOPs
+    batch_tokens: tuple[float, float]  # of FLOPs
+    learning_rate: tuple[float, float]  # of parameters
+
+
+def fitted_hyperparameters(parameters: float, law: FittedLaw) -> Hyperparameters:
+    """What a fitted law gives for a model of so many parameters: the budget it is best for, and what follows from that.
+
+    Warm-up as in `hyperparameters`.
+    """
+    compute = (parameters / law.parameters[0]) ** (1 / law.parameters[1])
+    tokens = law.tokens[0] * compute ** law.tokens[1]
+    batch_tokens = max(2 ** round(math.log2(law.batch_tokens[0] * compute ** law.batch_tokens[1])), 2048)
+    rate = law.learning_rate[0] * parameters ** law.learning_rate[1]
+    steps = max(tokens / batch_tokens, 1)
+    return Hyperparameters(
+        tokens=round(tokens),
+        batch_tokens=batch_tokens,
+        learning_rate=float(f"{rate:.2g}"),
+        warmup_steps=max(1, min(2000, round(steps / 20))),
+    )
+
+
 def hyperparameters(parameters: float) -> Hyperparameters:
     """What the paper's own laws give for a model of so many parameters.
 

@@ -14,7 +14,7 @@ from herd.plan.memory import fits, memory_by_part
 from herd.plan.reliability import Goodput, goodput
 from herd.plan.steptime import EFFICIENCY, StepTime, step_time
 from herd.train.lora import adapter_parameters
-from herd.train.optimizer import STATE_BYTES, OptimizerSettings, is_narrow, mesh_faults
+from herd.train.optimizer import STATE_BYTES, OptimizerSettings, keeps_copies, mesh_faults
 
 _NEAR = 1024  # how many numbers of devices are tried when one is impossible
 
@@ -167,7 +167,7 @@ def layouts(config: ModelConfig, machine: Machine, phase: Phase) -> Iterator[Lay
         data = machine.count // inside
         if phase.rows % data:
             continue
-        copies = sorted({1, data if is_narrow(phase.optimizer) else 1})
+        copies = sorted({1, data if keeps_copies(phase.optimizer) else 1})
         most = (config.num_hidden_layers + 2) // pipeline
         for virtual in [v for v in (1, 2, 4, 8) if v <= most] if pipeline > 1 else [1]:
             for rows, replicas in product([r for r in (1, 2, 4, 8, 16) if phase.rows % (data * r) == 0], copies):

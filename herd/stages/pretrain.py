@@ -6,22 +6,29 @@ and a learning-rate schedule.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
 from herd.config import settings
-from herd.data.shards import open_heldout, open_trained_with
+from herd.data.loader import PackedLoader
+from herd.data.long import for_long_rows, origin
+from herd.data.shards import Documents, content_hashes, open_heldout, open_trained_with
 from herd.errors import ConfigError
-from herd.evals.perplexity import heldout_bits_per_byte
+from herd.evals.perplexity import heldout_lengths, together
 from herd.evals.samples import sampler
-from herd.evals.watching import WatchSettings, watched_inputs, watcher
+from herd.evals.train_splits import check_no_train_split
+from herd.evals.watching import WatchSettings, last_figures, watched_inputs, watcher
 from herd.formats.checkpoint import Checkpoint, open_checkpoint
 from herd.formats.vocabulary import open_tokenizer
 from herd.log import say
-from herd.model.config import ModelConfig
+from herd.model.config import ModelConfig, num_parameters
+from herd.model.flops import flops_per_token
 from herd.model.shape import ModelSettings, dialled, new_config
+from herd.run import atomic_write, read_metrics
+from herd.scaling.mixing import recommended
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.checkpoint import is_first
 from herd.train.hooks import at_shares
@@ -53,10 +60,26 @@ class PretrainSettings(TrainSettings):
     """Shape of a new model; of a starting checkpoint only `rope_theta` is changed."""
     tokens: float = 2e6
     """Tokens to train on."""
+    flops: float | None = None
+    """FLOPs to train for, attention counted, instead of `tokens`: a budget that models of every size share."""
+    max_epochs: float | None = None
+    """Passes over a source at most; a run that needs more ends at once, with `left_out` in its figures."""
     mixture: dict[str, float] = field(default_factory=dict)
     """Weight of each source; by its size when empty."""
     mixture_at: dict[float, dict[str, float]] = field(default_factory=dict)
     """Shares of the run's steps (0 to 1) at which the mixture becomes another: `{0.8: {web: 1, code: 3}}`."""
+    mixture_from: Path | None = None
+    """Run folder of `herd scaling mix`, whose recommended weights are taken instead of `mixture`."""
+    scaling: Path | None = None
+    """Run folder of `herd scaling fit`, whose law gives a `size` its tokens, batch and rate instead of the paper's."""
+    benchmarks: Path | None = None
+    """Folder of benchmarks: a mix that holds rows of its files `train...` is refused where the rate falls to 0."""
+    probe: bool = False
+    """Anneal only to measure what a source is worth: the mix may hold a benchmark's training rows."""
+    long_share: float = 0.0
+    """Share (0 to 1) of each source's weight that goes to its documents which fill a row: for longer contexts."""
+    copying_share: float = 0.0
+    """Share (0 to 1) of the tokens that are documents made here, which at their end repeat what stood far before."""
     min_quality: float = 0.0
     """Percentile (0 to 100) of a source's quality below which its documents are left out."""
     prompts: list[str] = field(default_factory=list)
@@ -68,11 +91,21 @@ class PretrainSettings(TrainSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tokens < self.batch.tokens:
+        if self.flops is not None and self.flops <= 0:
+            raise ValueError("flops must be above 0")
+        if self.max_epochs is not None and self.max_epochs <= 0:
+            raise ValueError("max_epochs must be above 0")
+        if self.flops is None and self.tokens < self.batch.tokens:
             raise ValueError(
                 f"tokens ({self.tokens:,.0f}) are less than one step's batch.tokens ({self.batch.tokens:,}): train on "
                 "more, or make the batch smaller"
             )
+        if self.mixture_from is not None and (self.mixture or self.mixture_at):
+            raise ValueError("give mixture_from, or mixture and mixture_at")
+        if not (0 <= self.long_share <= 1 and 0 <= self.copying_share < 1):
+            raise ValueError("long_share and copying_share are shares: from 0 to 1, of copying_share below 1")
+        if (self.long_share or self.copying_share) and self.mixture_at:
+            raise ValueError("long_share and copying_share change the mixture: give them or mixture_at")
         if not all(0 < share < 1 for share in self.mixture_at):
             raise ValueError("mixture_at names shares of the run: above 0 and below 1")
         if not 0 <= self.min_quality < 100:
@@ -89,6 +122,7 @@ class PretrainSettings(TrainSettings):
 def run(settings: PretrainSettings) -> Path:
     """Train, and write `checkpoint/` with the tokenizer beside the weights."""
     inputs = {"shards": settings.shards, "tokenizer": settings.tokenizer, "checkpoint": settings.checkpoint}
+    inputs |= {"mixture_from": settings.mixture_from, "scaling": settings.scaling, "benchmarks": settings.benchmarks}
     inputs |= watched_inputs(settings.watch)
     with training(settings, "pretrain", inputs) as job:
         if job.finished:
@@ -105,16 +139,64 @@ def run(settings: PretrainSettings) -> Path:
         )
         found = open_trained_with(settings.shards / "train", tokenizer.fingerprint, str(settings.tokenizer))
         sources = {name: documents.better_than(settings.min_quality) for name, documents in found.items()}
-        num_steps = steps_for(settings.batch, settings.tokens)
-        loader = job.loader(sources, num_steps, mixture=settings.mixture, mixture_at=settings.mixture_at)
+        mixture = _mixture(settings, tokenizer)
+        if start is not None and settings.schedule.anneals and not settings.probe:
+            mixed = dict.fromkeys(
+                [*(mixture or sources), *(n for one in settings.mixture_at.values() for n in one)], 1.0
+            )
+            check_no_train_split(sources, mixed, settings.benchmarks, tokenizer)
+        tokens = _tokens(settings, config)
+        if settings.long_share or settings.copying_share:
+            shares = {"long_share": settings.long_share, "copying_share": settings.copying_share}
+            row_tokens, seed = settings.batch.row_tokens, settings.seed
+            sources, mixture = for_long_rows(sources, mixture, row_tokens, **shares, tokens=tokens, seed=seed)
+        num_steps = steps_for(settings.batch, tokens)
+        loader = job.loader(sources, num_steps, mixture=mixture, mixture_at=settings.mixture_at)
+        if too_often := _too_often(settings, loader.epochs(num_steps)):
+            say(f"  left out: {too_often}")
+            if is_first():
+                job.run.finish({"parameters": num_parameters(config), "left_out": too_often})
+            return settings.out
         samples = sampler(
             job.run, job.model, tokenizer, settings.prompts, num_steps=num_steps, loader=loader, seed=settings.seed
         )
         watch = watcher(job.run, job.model, tokenizer, settings.watch, tokens_before=loader.tokens_before)
         job.train(next_token, loader, num_steps, hooks=[at_shares(_SAMPLE_SHARES, samples), *watch])
         if is_first():
-            _finish(job, settings)
+            _finish(job, settings, sources, loader)
     return settings.out
+
+
+def _mixture(settings: PretrainSettings, tokenizer: Tokenizer) -> Mapping[str, float]:
+    """The mixture that is wished, or recommended for these very sources."""
+    if settings.mixture_from is None:
+        return settings.mixture
+    return recommended(settings.mixture_from, content_hashes(settings.shards), tokenizer.fingerprint)
+
+
+def _tokens(settings: PretrainSettings, config: ModelConfig) -> float:
+    """The tokens that are wished, or that a budget of FLOPs pays for.
+
+    Raises:
+        ConfigError: it does not pay for a single step.
+    """
+    if settings.flops is None:
+        return settings.tokens
+    tokens = settings.flops / flops_per_token(config, settings.batch.row_tokens)
+    if tokens < settings.batch.tokens:
+        raise ConfigError(
+            f"flops={settings.flops:g} pays for {tokens:,.0f} tokens of this model, less than one step's batch.tokens "
+            f"({settings.batch.tokens:,}): give more FLOPs, a smaller model or a smaller batch"
+        )
+    return tokens
+
+
+def _too_often(settings: PretrainSettings, epochs: Mapping[str, float]) -> str:
+    """Why a run sees its data too often, in words; else empty."""
+    name, most = max(epochs.items(), key=lambda one: one[1])
+    if settings.max_epochs is None or most <= settings.max_epochs:
+        return ""
+    return f"it would go through `{name}` {most:.1f} times, and max_epochs is {settings.max_epochs:g}"
 
 
 def _config(settings: PretrainSettings, tokenizer: Tokenizer, start: Checkpoint | None) -> ModelConfig:
@@ -132,12 +214,31 @@ def _config(settings: PretrainSettings, tokenizer: Tokenizer, start: Checkpoint 
     return replace(config, rope_theta=theta, max_position_embeddings=row_tokens)
 
 
-def _finish(job: Job, settings: PretrainSettings) -> None:
-    """The run's headlines, held-out bits per byte among them."""
-    figures = headlines(job.run.path)
+def _finish(job: Job, settings: PretrainSettings, sources: Mapping[str, Documents], loader: PackedLoader) -> None:
+    """The run's headlines, held-out bits per byte among them, and `sources.json`: what it learned from, by content."""
+    steps = read_metrics(job.run.path)[-1]["step"]
+    spent = loader.tokens_by_length(steps).items()
+    figures = headlines(job.run.path) | {
+        "parameters": num_parameters(job.config),
+        "flops": float(f"{sum(tokens * flops_per_token(job.config, length) for length, tokens in spent):.6g}"),
+    }
     job.put_together()
+    record: dict[str, Any] = {"tokenizer": job.tokenizer.fingerprint, "row_tokens": settings.batch.row_tokens}
+    hashes, epochs, weights = content_hashes(settings.shards), loader.epochs(steps), loader.phases[-1].mixture
+    record["sources"] = {
+        name: {
+            "sha256": hashes.get(origin(name), f"made here, seed {settings.seed}"),
+            "tokens": int(documents.num_tokens.sum()),
+            "share": round(weights.get(name, 0.0) / sum(weights.values()), 6),
+            "epochs": round(epochs.get(name, 0.0), 4),
+        }
+        for name, documents in sources.items()
+    }
     if heldout := open_heldout(settings.shards):
-        bits = heldout_bits_per_byte(job.model, heldout, settings.batch.row_tokens)
-        say(f"  held-out bits per byte {bits:.3f}")
-        figures["heldout_bits_per_byte"] = round(bits, 4)
-    job.finish(figures)
+        lengths = heldout_lengths(job.model, heldout, settings.batch.row_tokens)
+        figures["heldout_bits_per_byte"] = round(together(lengths.values()), 4)
+        say(f"  held-out bits per byte {figures['heldout_bits_per_byte']:.3f}")
+        bits = {name: round(length.bits_per_byte, 5) for name, length in lengths.items()}
+        record["heldout"] = {"sha256": content_hashes(settings.shards, "heldout"), "bits_per_byte": bits}
+    atomic_write(job.run.path / "sources.json", json.dumps(record, indent=1))
+    job.finish(figures | last_figures(job.run.path))

@@ -32,14 +32,18 @@ _ALIGN = 64  # elements: every parameter begins on a cache line, whatever its dt
 
 @settings
 class OptimizerSettings:
-    """AdamW."""
+    """AdamW, or Muon beside it."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon: the blocks' matrices by Muon, at a rate that AdamW's fits; embedding, output and norms by AdamW."""
     learning_rate: float = 3e-4
     """Peak learning rate."""
     beta1: float = 0.9
     """Decay of the running mean of gradients."""
     beta2: float = 0.95
     """Decay of the running mean of squared gradients."""
+    momentum: float = 0.95
+    """Muon's decay of the running sum of gradients."""
     eps: float = 1e-8
     """Added to the root of the second moment."""
     weight_decay: float = 0.1
@@ -56,8 +60,10 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.embedding_multiplier <= 0:
             raise ValueError("learning_rate and embedding_multiplier must be positive")
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise ValueError("beta1 and beta2 must lie in [0, 1)")
+        if not all(0 <= one < 1 for one in (self.beta1, self.beta2, self.momentum)):
+            raise ValueError("beta1, beta2 and momentum must lie in [0, 1)")
+        if self.kind == "muon" and (self.state != "fp32" or self.lora.rank):
+            raise ValueError("kind muon learns all weights with float32 state: no state=bf16, and no lora")
         if min(self.eps, self.weight_decay, self.clip_norm) < 0:
             raise ValueError("eps, weight_decay and clip_norm must be 0 or more")
 
@@ -69,6 +75,11 @@ STATE_BYTES = {"fp32": 12, "bf16": 6}
 def is_narrow(options: OptimizerSettings) -> bool:
     """Whether less is kept than float32 state of all weights: adapters, or state in bfloat16."""
     return bool(options.lora.rank) or options.state != "fp32"
+
+
+def keeps_copies(options: OptimizerSettings) -> bool:
+    """Whether replicas keep whole copies instead of shards: what is narrow, and Muon."""
+    return is_narrow(options) or options.kind == "muon"
 
 
 def mesh_faults(options: OptimizerSettings, parallel: ParallelSettings, whole_rows: bool = False) -> list[str]:
@@ -86,6 +97,10 @@ def mesh_faults(options: OptimizerSettings, parallel: ParallelSettings, whole_ro
         )
     if options.state != "fp32":
         found.append("optimizer.state=bf16 needs a whole copy on each process (replicas alone); use fp32 on a mesh")
+    if options.kind == "muon":
+        found.append(
+            "optimizer.kind=muon looks at whole matrices, which a mesh cuts in pieces: use replicas alone, or adamw"
+        )
     if options.lora.rank and options.lora.base != "as_is":
         found.append(
             "optimizer.lora.base=nf4 needs a whole copy on each process (replicas alone); shards hold a base as_is"
@@ -98,23 +113,31 @@ def mesh_faults(options: OptimizerSettings, parallel: ParallelSettings, whole_ro
 
 
 class FlatAdamW:
-    """AdamW with float32 masters for a model's trainable parameters; `num_steps` counts finished updates."""
+    """AdamW with float32 masters for a model's trainable parameters; `num_steps` counts finished updates.
+
+    With `kind` muon the blocks' matrices, views of their group's buffers, are stepped by `torch.optim.Muon` instead;
+    its updates are scaled to the size of AdamW's, so that one learning rate serves both.
+
+    Source of Muon: Jordan et al. 2024; of the scale: Liu et al. 2025, arXiv 2502.16982.
+    """
 
     def __init__(self, model: nn.Module, options: OptimizerSettings):
         self.options, self.narrow = options, options.state == "bf16"
         if self.narrow and any(p.dtype != torch.bfloat16 for p in model.parameters() if p.requires_grad):
             raise ConfigError("optimizer.state is bf16, which needs a model in bf16; set its dtype to bf16")
         self.groups = [_Group(found, narrow=self.narrow, **kind) for kind, found in _grouped(model, options)]
+        self._plain = [group for group in self.groups if not group.muon]
         self._adamw = torch.optim.AdamW(
             [
                 {"params": [group.master], "weight_decay": options.weight_decay if group.decays else 0.0}
-                for group in self.groups
+                for group in self._plain
             ],
             lr=options.learning_rate,
             betas=(options.beta1, options.beta2),
             eps=options.eps,
             fused=True,
         )
+        self._by_muon = [(group, _Muon(group, options)) for group in self.groups if group.muon]
         self.num_steps = 0
         self._set_moments()
 
@@ -139,7 +162,9 @@ class FlatAdamW:
         """Divide the summed gradients by `count`, clip them by their global `norm`, update, and forget them."""
         clip = self.options.clip_norm
         scale = min(1.0, clip / (norm + 1e-6)) / count if clip else 1.0 / count
-        for number, (group, adamw_group) in enumerate(zip(self.groups, self._adamw.param_groups)):
+        for group, muon in self._by_muon:
+            muon.step(group.sums().mul_(scale), learning_rate)
+        for number, (group, adamw_group) in enumerate(zip(self._plain, self._adamw.param_groups)):
             adamw_group["lr"] = learning_rate * group.multiplier
             if self.narrow:
                 self._narrow_step(group, adamw_group, scale, seed=self.num_steps * 1009 + number)
@@ -159,7 +184,10 @@ class FlatAdamW:
     def state(self) -> dict[str, Tensor]:
         """Masters, moments and the number of steps, by parameter name, as views."""
         tensors: dict[str, Tensor] = {"optimizer/num_steps": torch.tensor(self.num_steps)}
-        for group in self.groups:
+        for group, muon in self._by_muon:
+            for kind, flat in (("master", group.master.detach()), ("momentum", muon.momentum)):
+                tensors |= {f"{kind}/{name}": view for name, view in group.views(flat)}
+        for group in self._plain:
             moments = self._adamw.state[group.master]
             for kind, flat in (("master", group.master.detach()), *((m, moments[m]) for m in _MOMENTS)):
                 tensors |= {f"{kind}/{name}": view for name, view in group.views(flat)}
@@ -168,8 +196,9 @@ class FlatAdamW:
     def restored(self, tensors: dict[str, Tensor]) -> None:
         """Take up what `state` gave, after its views have been filled in place."""
         self.num_steps = int(tensors["optimizer/num_steps"])
-        for group in self.groups:
+        for group in self._plain:
             self._adamw.state[group.master]["step"].fill_(self.num_steps)
+        for group in self.groups:
             group.publish()
 
     @torch.no_grad()
@@ -190,13 +219,39 @@ class FlatAdamW:
                 part.copy_(stochastically_rounded(wide, generator))
 
     def _set_moments(self) -> None:
-        for group in self.groups:
+        for group in self._plain:
             moments = {name: torch.zeros_like(group.master) for name in _MOMENTS}
             step = torch.zeros((), dtype=torch.float32, device=group.master.device)
             self._adamw.state[group.master] = {"step": step, **moments}
 
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class _Muon:
+    """Muon over the matrices of a group, which stay views of its flat buffers."""
+
+    def __init__(self, group: _Group, options: OptimizerSettings):
+        self.group, self.momentum = group, torch.zeros_like(group.master.detach())
+        self.matrices = [nn.Parameter(view) for _, view in group.views(group.master.detach())]
+        self._muon = torch.optim.Muon(
+            self.matrices,
+            lr=options.learning_rate,
+            weight_decay=options.weight_decay,
+            momentum=options.momentum,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        for matrix, (_, view) in zip(self.matrices, group.views(self.momentum)):
+            self._muon.state[matrix] = {"momentum_buffer": view}
+
+    def step(self, gradients: Tensor, learning_rate: float) -> None:
+        """One update from the group's flat gradients."""
+        for matrix, (_, view) in zip(self.matrices, self.group.views(gradients)):
+            matrix.grad = view
+        self._muon.param_groups[0]["lr"] = learning_rate
+        self._muon.step()
+        for matrix in self.matrices:
+            matrix.grad = None
 
 
 def _norm_parts(x: Tensor) -> Sequence[Tensor]:
@@ -215,9 +270,16 @@ class _Group:
     """Parameters of one kind in flat buffers."""
 
     def __init__(
-        self, parameters: list[tuple[str, nn.Parameter]], *, decays: bool, multiplier: float, narrow: bool = False
+        self,
+        parameters: list[tuple[str, nn.Parameter]],
+        *,
+        decays: bool,
+        multiplier: float,
+        muon: bool,
+        narrow: bool = False,
     ):
         self.parameters, self.decays, self.multiplier, self.narrow = parameters, decays, multiplier, narrow
+        self.muon = muon
         self.begins, size = [], 0
         for _, parameter in parameters:
             self.begins.append(size)
@@ -282,17 +344,18 @@ class _Group:
         self.forget()
 
 
-def kind_of(name: str, parameter: Tensor, options: OptimizerSettings) -> tuple[bool, float]:
-    """Whether a parameter decays, and its learning rate as a multiple of the others'."""
+def kind_of(name: str, parameter: Tensor, options: OptimizerSettings) -> tuple[bool, float, bool]:
+    """Whether a parameter decays, its learning rate as a multiple of the others', and whether Muon steps it."""
     outer = name.endswith(("embed_tokens.weight", "lm_head.weight"))
-    return parameter.ndim > 1, options.embedding_multiplier if outer else 1.0
+    muon = options.kind == "muon" and parameter.ndim == 2 and not outer
+    return parameter.ndim > 1, options.embedding_multiplier if outer else 1.0, muon
 
 
 def _grouped(
     model: nn.Module, options: OptimizerSettings
 ) -> Iterable[tuple[dict[str, Any], list[tuple[str, nn.Parameter]]]]:
-    kinds: dict[tuple[bool, float], list[tuple[str, nn.Parameter]]] = {}
+    kinds: dict[tuple[bool, float, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             kinds.setdefault(kind_of(name, parameter, options), []).append((name, parameter))
-    return [({"decays": decays, "multiplier": multiplier}, found) for (decays, multiplier), found in kinds.items()]
+    return [(dict(zip(("decays", "multiplier", "muon"), kind)), found) for kind, found in kinds.items()]

@@ -30,7 +30,7 @@ from herd.parallel.model import ParallelModel
 from herd.parallel.settings import ParallelSettings
 from herd.train.compile import Compile, choose_float8, compile_model, recompute_layers
 from herd.train.lora import adapt, adapter_parameters, add_adapters, fresh_adapters
-from herd.train.optimizer import STATE_BYTES, OptimizerSettings, is_narrow, mesh_faults
+from herd.train.optimizer import STATE_BYTES, OptimizerSettings, keeps_copies, mesh_faults
 
 Weights = Callable[[], Iterable[tuple[str, Tensor]]]
 """Gives the weights that training begins with, by name, one at a time, whenever it is called."""
@@ -51,7 +51,7 @@ class Placement:
     @property
     def copied(self) -> bool:
         """Whether each process has the whole model."""
-        return self.layout.world == 1 or (is_narrow(self.optimizer) and self.parallel.of_one_copy == 1)
+        return self.layout.world == 1 or (keeps_copies(self.optimizer) and self.parallel.of_one_copy == 1)
 
     @property
     def rows(self) -> dict[str, int]:

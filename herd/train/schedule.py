@@ -15,14 +15,16 @@ from herd.data.loader import Phase
 class ScheduleSettings:
     """The learning rate over the run, as a share of its peak."""
 
-    shape: Literal["cosine", "linear", "constant"] = "cosine"
-    """How it falls after the warm-up."""
+    shape: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """How it falls after the warm-up; wsd: it stays at the peak, and falls linearly over the last `decay_share`."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""
     warmup_share: float = 0.0
     """The same as a share (0 to 1) of the run's steps, instead of their number."""
     final_share: float = 0.01
-    """What is left at the end, as a share of the peak (cosine and linear)."""
+    """What is left at the end, as a share of the peak (not of constant)."""
+    decay_share: float = 0.2
+    """wsd: share (0 to 1) of the run's steps over which it falls."""
     steps: int | None = None
     """Steps that the fall is laid out over; a shorter run ends above the final share. The run's own when not given."""
 
@@ -31,8 +33,15 @@ class ScheduleSettings:
             raise ValueError("warmup_steps must be 0 or more, steps at least 1")
         if not 0 <= self.final_share <= 1 or not 0 <= self.warmup_share <= 1:
             raise ValueError("final_share and warmup_share must lie between 0 and 1")
+        if not 0 < self.decay_share <= 1:
+            raise ValueError("decay_share must lie above 0 and at most at 1")
         if self.warmup_steps and self.warmup_share:
             raise ValueError("give warmup_steps or warmup_share, not both")
+
+    @property
+    def anneals(self) -> bool:
+        """Whether it falls to nothing within the run."""
+        return self.shape != "constant" and self.final_share == 0 and self.steps is None
 
     def warmup(self, num_steps: int) -> int:
         """Steps of warm-up of a run of `num_steps`."""
@@ -79,6 +88,8 @@ def learning_rate(schedule: ScheduleSettings, peak: float, step: int, num_steps:
 
     The first step of a warm-up of w steps has 1/w of the peak, its last one (without a warm-up the run's first) all of
     it; the last step of a falling shape has the final share. A single step has the peak.
+
+    Source of `wsd` (warm-up, stable, decay): Hu et al. 2024, arXiv 2404.06395.
     """
     warmup = schedule.warmup(num_steps)
     if step < warmup:
@@ -86,8 +97,11 @@ def learning_rate(schedule: ScheduleSettings, peak: float, step: int, num_steps:
     if schedule.shape == "constant":
         return peak
     at_peak = max(warmup - 1, 0)
-    progress = min((step - at_peak) / max((schedule.steps or num_steps) - 1 - at_peak, 1), 1.0)
-    fall = 1 - progress if schedule.shape == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    last = (schedule.steps or num_steps) - 1
+    if schedule.shape == "wsd":  # the last step of the peak is where the fall begins
+        at_peak = max(at_peak, last - max(1, round(schedule.decay_share * (last + 1))))
+    progress = min(max(step - at_peak, 0) / max(last - at_peak, 1), 1.0)
+    fall = (1 + math.cos(math.pi * progress)) / 2 if schedule.shape == "cosine" else 1 - progress
     return peak * (schedule.final_share + (1 - schedule.final_share) * fall)
 
 

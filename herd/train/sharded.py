@@ -22,14 +22,14 @@ class ShardedAdamW:
     def __init__(self, model: ParallelModel, options: OptimizerSettings):
         self.options, self.num_steps = options, 0
         self.shards = [shard for shard in model.shards() if shard.parameter.requires_grad]
-        kinds: dict[tuple[bool, float], list[Shard]] = {}
+        kinds: dict[tuple[bool, float, bool], list[Shard]] = {}
         for shard in self.shards:
             kinds.setdefault(kind_of(shard.name, shard.parameter, options), []).append(shard)
-        self._multipliers = [multiplier for _, multiplier in kinds]
+        self._multipliers = [multiplier for _, multiplier, _ in kinds]
         self._adamw = torch.optim.AdamW(
             [
                 {"params": [shard.parameter for shard in shards], "weight_decay": options.weight_decay * decays}
-                for (decays, _), shards in kinds.items()
+                for (decays, _, _), shards in kinds.items()
             ],
             lr=options.learning_rate,
             betas=(options.beta1, options.beta2),

@@ -33,8 +33,10 @@ def test_right_answers_become_likelier_and_the_report_draws_it(corpus, tmp_path)
     assert set(rows[0]["figures"]) == {
         "right accuracy",
         "right right_nats",
+        "right right_nats_per_character",
         "text bits_per_byte",
         "bits code bits_per_byte",
+        "bits bits_per_byte",
     }
     for name in ("right right_nats", "text bits_per_byte", "bits code bits_per_byte"):
         assert rows[1]["figures"][name] < rows[0]["figures"][name]

@@ -164,3 +164,43 @@ def test_the_demos_recipe_trains_on_anybodys_shards(corpus, tmp_path):
     recipe = config.find_recipe(Path("demo/pretrain.yaml"))
     wanted = config.load(pretrain.PretrainSettings, recipe, [*places, "tokens=4096", "dtype=fp32"])
     assert read_manifest(pretrain.run(wanted))["figures"]["tokens"] >= 4096
+
+
+def test_a_budget_of_flops_is_spent_whatever_the_size_and_what_it_learned_from_is_recorded(corpus, tmp_path):
+    spent = []
+    for width in (16, 32):
+        words = [f"model.hidden_size={width}", "flops=1e9", "batch.tokens=128"]
+        run = pretrain.run(settings(corpus, tmp_path / str(width), *words))
+        figures = read_manifest(run)["figures"]
+        spent.append((figures["flops"], figures["tokens"], figures["parameters"]))
+    assert [flops for flops, _, _ in spent] == pytest.approx([1e9, 1e9], rel=0.05)
+    assert spent[0][1] > 1.3 * spent[1][1] and spent[0][2] < spent[1][2]
+    record = json.loads((run / "sources.json").read_text())
+    assert record["sources"]["code"]["share"] == 1 and len(record["sources"]["code"]["sha256"]) == 16
+    assert record["heldout"]["bits_per_byte"]["code"] == pytest.approx(figures["heldout_bits_per_byte"], abs=1e-3)
+    with pytest.raises(ConfigError, match="less than one step's"):
+        pretrain.run(settings(corpus, tmp_path / "little", "flops=1e6"))
+
+
+def test_a_run_that_would_see_its_data_too_often_is_left_out_by_name(corpus, tmp_path):
+    run = pretrain.run(settings(corpus, tmp_path / "run", "tokens=20000", "max_epochs=2"))
+    assert "go through `code`" in read_manifest(run)["figures"]["left_out"]
+    assert not (run / "checkpoint").exists() and read_metrics(run) == []
+
+
+def test_an_annealing_mix_that_holds_a_train_split_is_refused_outside_of_a_probe(corpus, tmp_path):
+    first = pretrain.run(settings(corpus, tmp_path / "first", "tokens=512"))
+    (tmp_path / "bench").mkdir()
+    row = json.dumps({"question": TEXT.replace("1", "7")})
+    (tmp_path / "bench" / "train.jsonl").write_text(row + "\n")
+    words = [f"checkpoint={first}", "schedule.shape=linear", "schedule.final_share=0", "tokens=512"]
+    words.append(f"benchmarks={tmp_path / 'bench'}")
+    with pytest.raises(ConfigError, match=r"`code` holds 100% of train.jsonl.*probe=true"):
+        pretrain.run(settings(corpus, tmp_path / "anneal", *words))
+    assert (
+        read_manifest(pretrain.run(settings(corpus, tmp_path / "probe", *words, "probe=true")))["state"] == "finished"
+    )
+    (tmp_path / "bench" / "train.jsonl").write_text(
+        json.dumps({"question": "Nothing of it stands there at all. " * 9}) + "\n"
+    )
+    assert read_manifest(pretrain.run(settings(corpus, tmp_path / "clean", *words)))["state"] == "finished"

@@ -2,10 +2,11 @@ import pytest
 import torch
 
 from herd.errors import ConfigError
+from herd.parallel.settings import ParallelSettings
 from herd.run import read_metrics
 from herd.train.hooks import Hook
 from herd.train.objectives import next_token
-from herd.train.optimizer import FlatAdamW, OptimizerSettings, stochastically_rounded
+from herd.train.optimizer import FlatAdamW, OptimizerSettings, mesh_faults, stochastically_rounded
 from herd.train.trainer import Trainer
 from tests.train.tiny import run_folder, tiny_loader, tiny_model
 
@@ -149,3 +150,52 @@ def test_a_resumed_run_with_bfloat16_state_is_the_one_that_never_stopped(tmp_pat
 def test_bfloat16_state_needs_a_model_in_bfloat16():
     with pytest.raises(ConfigError, match="needs a model in bf16"):
         FlatAdamW(tiny_model(), OptimizerSettings(state="bf16"))
+
+
+def test_muon_steps_the_blocks_matrices_as_torchs_own_and_adamw_the_rest():
+    ours, theirs = tiny_model(), tiny_model()
+    flat = FlatAdamW(ours, OptimizerSettings(kind="muon", learning_rate=1e-2, weight_decay=0.1, clip_norm=0.0))
+    inner = [p for name, p in theirs.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [
+        {"params": [p for p in theirs.parameters() if p.ndim == 2 and not any(p is one for one in inner)]},
+        {"params": [p for p in theirs.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    steps = [
+        torch.optim.Muon(inner, lr=1e-2, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1),
+    ]
+    for step in range(3):
+        set_gradients(ours, step)
+        set_gradients(theirs, step)
+        flat.collect()
+        flat.step(1e-2, count=1.0, norm=1.0)
+        for one in steps:
+            one.step()
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters()):
+        torch.testing.assert_close(a, b, msg=name, atol=1e-6, rtol=1e-5)
+
+
+def test_a_resumed_run_with_muon_is_the_one_that_never_stopped_and_it_learns(tmp_path):
+    def go(name, hooks=()):
+        options = OptimizerSettings(learning_rate=1e-2, kind="muon")
+        with run_folder(tmp_path / name) as run:
+            model = tiny_model(dtype=torch.bfloat16)
+            Trainer(model, next_token, run, optimizer=options, hooks=hooks).fit(tiny_loader(), 30)
+
+    def interrupt(step):
+        raise KeyboardInterrupt
+
+    go("whole")
+    with pytest.raises(KeyboardInterrupt):
+        go("torn", [Hook(interrupt, lambda step, num_steps: step == 7)])
+    go("torn")
+    found = [[row["loss"] for row in read_metrics(tmp_path / name)] for name in ("whole", "torn")]
+    assert found[0] == found[1] and found[0][-1] < 0.5 * found[0][0]
+
+
+def test_muon_is_refused_on_shards_and_with_what_it_does_not_learn():
+    faults = mesh_faults(OptimizerSettings(kind="muon"), ParallelSettings(shard=2))
+    assert len(faults) == 1 and "whole matrices" in faults[0]
+    assert mesh_faults(OptimizerSettings(kind="muon"), ParallelSettings(replicas=2)) == []
+    with pytest.raises(ValueError, match="kind muon"):
+        OptimizerSettings(kind="muon", state="bf16")

@@ -30,7 +30,16 @@ def test_constant_stays():
     assert set(rates(shape="constant")) == {2.0}
 
 
-@pytest.mark.parametrize("shape", ["cosine", "linear", "constant"])
+def test_wsd_stays_at_the_peak_and_falls_over_its_last_share():
+    found = rates(shape="wsd", warmup_steps=10, decay_share=0.25, final_share=0.0)
+    assert found[9:75] == [2.0] * 66 and found[-1] == 0.0
+    assert found[74] - found[75] == pytest.approx(found[98] - found[99]) and found[75] < 2.0
+    assert rates(shape="wsd", decay_share=1.0, final_share=0.1)[1] < 2.0  # it is linear then
+    with pytest.raises(ValueError, match="decay_share"):
+        ScheduleSettings(decay_share=0)
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear", "constant", "wsd"])
 def test_one_step_is_learned_at_the_peak_and_two_end_at_the_final_share(shape):
     assert rates(num_steps=1, shape=shape) == [2.0]
     assert rates(num_steps=2, shape=shape, final_share=0.1)[0] == 2.0

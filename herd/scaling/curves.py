@@ -1,0 +1,113 @@
+"""Curves through few points: parabolas, straight lines in logarithms, and a robust fit of any function."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from herd.errors import DataError
+
+
+@dataclass(frozen=True)
+class Parabola:
+    """y = curvature (x - lowest)^2 + least, through points by least squares."""
+
+    curvature: float
+    lowest: float  # the x of the minimum
+    least: float  # the y there
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return self.curvature * (x - self.lowest) ** 2 + self.least
+
+
+@dataclass(frozen=True)
+class Power:
+    """y = factor x^exponent."""
+
+    factor: float
+    exponent: float
+
+    def __call__(self, x: float) -> float:
+        return self.factor * x**self.exponent
+
+    def inverse(self, y: float) -> float:
+        """The x that gives y."""
+        return float((y / self.factor) ** (1 / self.exponent))
+
+
+def parabola(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> Parabola:
+    """The parabola through points of at least three places.
+
+    Raises:
+        DataError: there are fewer, it has no minimum, or that lies outside of the points.
+    """
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    if len(set(x.tolist())) < 3:
+        raise DataError(f"{len(set(x.tolist()))} sizes, and a parabola needs three")
+    middle = x.mean()  # numbers near 0 lose no digits
+    a, b, c = np.polyfit(x - middle, y, 2)
+    if a <= 0:
+        raise DataError(
+            "not convex: the loss is lower at the sides than in the middle; a run is mis-tuned, or the sizes lie too "
+            "close together"
+        )
+    lowest = middle - b / (2 * a)
+    if not x.min() <= lowest <= x.max():
+        side = "fewest" if lowest < x.min() else "most"
+        raise DataError(f"its minimum lies outside of what was run: it falls on towards the {side} tokens or weights")
+    return Parabola(float(a), float(lowest), float(c - b * b / (4 * a)))
+
+
+def power(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> Power:
+    """The power law through points, by least squares in logarithms; constant where all x are the same."""
+    x, y = np.log(np.asarray(x, float)), np.log(np.asarray(y, float))
+    if np.ptp(x) < 1e-9:
+        return Power(float(np.exp(y.mean())), 0.0)
+    slope, start = np.polyfit(x, y, 1)
+    return Power(float(math.exp(start)), float(slope))
+
+
+def huber_fit(
+    residuals: Callable[[np.ndarray], np.ndarray], starts: Sequence[Sequence[float]], delta: float
+) -> tuple[np.ndarray, float]:
+    """Parameters with the least Huber loss of their residuals, and that loss; from the best of several starts.
+
+    Levenberg and Marquardt's steps over weights that hold back residuals above `delta`.
+    """
+    best, least = np.asarray(starts[0], float), math.inf
+    for start in starts:
+        found, loss = _descend(residuals, np.asarray(start, float), delta)
+        if loss < least:
+            best, least = found, loss
+    return best, least
+
+
+def _descend(residuals: Callable[[np.ndarray], np.ndarray], at: np.ndarray, delta: float) -> tuple[np.ndarray, float]:
+    damping, r = 1e-2, residuals(at)
+    loss = _huber(r, delta)
+    for _ in range(300):
+        slopes = np.stack([(residuals(at + step) - r) / step.max() for step in np.eye(len(at)) * 1e-6], axis=1)
+        weights = np.minimum(1.0, delta / np.maximum(np.abs(r), 1e-300))[:, None]
+        normal, gradient = slopes.T @ (weights * slopes), slopes.T @ (weights[:, 0] * r)
+        scale = np.diag(normal.diagonal() + 1e-12)
+        move = np.linalg.lstsq(normal + damping * scale, -gradient, rcond=None)[0]
+        moved = residuals(at + move)
+        after = _huber(moved, delta)
+        if np.isfinite(after) and after < loss:
+            done = loss - after < 1e-12 * (loss + 1e-30)
+            at, r, loss, damping = at + move, moved, after, max(damping / 3, 1e-9)
+            if done:
+                break
+        else:
+            damping *= 4
+            if damping > 1e9:
+                break
+    return at, loss
+
+
+def _huber(r: np.ndarray, delta: float) -> float:
+    size = np.abs(r)
+    return float(np.where(size <= delta, 0.5 * r * r, delta * (size - 0.5 * delta)).sum())
