@@ -42,10 +42,10 @@ def for_long_rows(
         raise DataError(
             f"no document of {', '.join(sources)} has {row_tokens:,} tokens: a longer context has nothing to learn from"
         )
-    for name, documents in longest.items() if long_share else ():
-        found[name + LONG] = documents
-        shares[name + LONG] = shares[name] * long_share
-        shares[name] *= 1 - long_share
+    if long_share:
+        found |= {name + LONG: documents for name, documents in longest.items()}
+        shares |= {name + LONG: shares[name] * long_share for name in longest}
+        shares |= {name: shares[name] * (1 - long_share) for name in longest}
     if copying_share:
         count = max(1, round(copying_share * tokens / row_tokens))
         found[COPYING] = _copying(longest, row_tokens, count, seed)

@@ -12,6 +12,7 @@ from herd.formats.checkpoint import open_checkpoint
 from herd.formats.vocabulary import open_tokenizer
 from herd.log import say
 from herd.model.config import ModelConfig, num_parameters
+from herd.model.flops import flops_per_token
 from herd.model.reward import reward_config
 from herd.model.sizes import LLAMA3_ROWS, hyperparameters, model_of_size
 from herd.plan.layout import Layout
@@ -218,7 +219,10 @@ def _rows_of(tokenizer: Path) -> int:
 
 def _phases(recipe: Recipe, asked: Asked) -> list[Phase]:
     batch, file = recipe.settings.batch, recipe.file
-    num_steps = steps_for(batch, asked.tokens or recipe.settings.tokens)
+    own = recipe.settings.tokens
+    if recipe.settings.flops is not None:
+        own = recipe.settings.flops / flops_per_token(_model_of(recipe), batch.row_tokens)
+    num_steps = steps_for(batch, asked.tokens or own)
     parts = phases(batch, num_steps, {"all": 1.0})
     ends = [part.step for part in parts[1:]] + [num_steps]
     return [

@@ -88,7 +88,7 @@ def huber_fit(
 def _descend(residuals: Callable[[np.ndarray], np.ndarray], at: np.ndarray, delta: float) -> tuple[np.ndarray, float]:
     damping, r = 1e-2, residuals(at)
     loss = _huber(r, delta)
-    for _ in range(300):
+    for _ in range(200):
         slopes = np.stack([(residuals(at + step) - r) / step.max() for step in np.eye(len(at)) * 1e-6], axis=1)
         weights = np.minimum(1.0, delta / np.maximum(np.abs(r), 1e-300))[:, None]
         normal, gradient = slopes.T @ (weights * slopes), slopes.T @ (weights[:, 0] * r)

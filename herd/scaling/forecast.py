@@ -73,23 +73,24 @@ def forecast(
     curve = sigmoid(pairs[:, 0], pairs[:, 1], chance)
     off = pairs[:, 1] - curve(pairs[:, 0])
     reached = []
-    for one in drawn[: min(draws, 200)]:
-        again = sigmoid(pairs[:, 0], curve(pairs[:, 0]) + random.choice(off, len(off)), chance)
+    for one in drawn[:200]:
+        again = sigmoid(pairs[:, 0], curve(pairs[:, 0]) + random.choice(off, len(off)), chance, near=curve)
         reached.append(float(again(one)))
     low, high = interval(reached) or (math.nan, math.nan)
     return Forecast(task, (nats, *ends), (float(curve(nats)), low, high))
 
 
-def sigmoid(nats: np.ndarray, accuracy: np.ndarray, chance: float) -> Sigmoid:
-    """The sigmoid through pairs of nats per character and accuracy, in the sense of least squares held back (Huber)."""
+def sigmoid(nats: np.ndarray, accuracy: np.ndarray, chance: float, near: Sigmoid | None = None) -> Sigmoid:
+    """The sigmoid through pairs of nats per character and accuracy by a Huber loss; looked for `near` another one."""
     spread = max(float(np.ptp(nats)), 1e-6)
 
     def residuals(at: np.ndarray) -> np.ndarray:
         found: np.ndarray = Sigmoid(chance, at[0], math.exp(min(max(at[1], -20.0), 20.0)))(nats) - accuracy
         return found
 
-    starts = [
-        [middle, math.log(spread * width)] for middle in (nats.min(), nats.mean(), nats.max()) for width in (0.1, 0.5)
-    ]
+    middles = (nats.min(), nats.mean(), nats.max())
+    starts = [[middle, math.log(spread * width)] for middle in middles for width in (0.1, 0.5)]
+    if near is not None:
+        starts = [[near.middle, math.log(near.width)]]
     (middle, width), _ = huber_fit(residuals, starts, 0.05)
     return Sigmoid(chance, float(middle), math.exp(min(max(width, -20.0), 20.0)))

@@ -184,11 +184,14 @@ def _with_fitted_floor(flops: Sequence[float], losses: Sequence[float]) -> LossL
     """The law whose irreducible loss fits best; None for two budgets, which any would fit."""
     if len(flops) < 3:
         return None
-    laws = []
-    for floor in np.linspace(0, 0.999 * min(losses), 400):
-        law = LossLaw(float(floor), power(flops, np.array(losses) - floor))
-        laws.append((sum((law(c) - loss) ** 2 for c, loss in zip(flops, losses, strict=True)), law))
-    return min(laws, key=lambda one: one[0])[1]
+    x, y = np.log(flops), np.asarray(losses)
+    floors = np.linspace(0, 0.999 * y.min(), 400)[:, None]
+    logs = np.log(y - floors)  # (floors, budgets)
+    slopes = (logs @ (x - x.mean())) / ((x - x.mean()) ** 2).sum()
+    starts = logs.mean(axis=1) - slopes * x.mean()
+    off = floors + np.exp(starts[:, None] + slopes[:, None] * x) - y
+    best = int((off**2).sum(axis=1).argmin())
+    return LossLaw(float(floors[best, 0]), Power(float(np.exp(starts[best])), float(slopes[best])))
 
 
 def _bootstrap(budgets: Sequence[Budget], law: Law, irreducible: float, draws: int, seed: int) -> list[Law]:
@@ -226,9 +229,9 @@ def _joint(points: Sequence[Point]) -> tuple[Joint | None, str]:
 
     starts = [
         [math.log(floor * loss.min()), *terms]
-        for floor in (0.2, 0.5, 0.8)
-        for alpha in (0.15, 0.35, 0.6)
-        for beta in (0.15, 0.35, 0.6)
+        for floor in (0.2, 0.7)
+        for alpha in (0.2, 0.5)
+        for beta in (0.2, 0.5)
         for half in [math.log(max(loss.mean() - floor * loss.min(), 1e-3) / 2)]
         for terms in [(half, math.log(alpha), half, math.log(beta))]
     ]

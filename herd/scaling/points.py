@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ class Point:
     loss: float  # the metric of the fit; lower is better
     learning_rate: float = 0.0
     batch_tokens: float = 0.0
-    sha256: str = ""  # of the run folder's outputs
+    sha256: str = ""  # of the run folder's outputs and figures
     answers: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Task -> nats per character of the right answer, accuracy."""
     shares: dict[str, float] = field(default_factory=dict)  # source -> share of the tokens
@@ -141,7 +142,7 @@ def _point(folder: Path, manifest: dict[str, Any], record: dict[str, Any], metri
         loss=figures[metric],
         learning_rate=settings["optimizer"]["learning_rate"],
         batch_tokens=settings["batch"]["tokens"],
-        sha256=fingerprint(folder),
+        sha256=hashlib.sha256(f"{fingerprint(folder)} {json.dumps(figures)}".encode()).hexdigest(),
         answers=_answers(folder),
         shares={name: one["share"] for name, one in record["sources"].items()},
         heldout=record.get("heldout", {}).get("bits_per_byte", {}),

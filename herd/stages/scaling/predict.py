@@ -45,10 +45,10 @@ class PredictSettings:
     """Accuracy of guessing, by task; 0.25 where nothing is said."""
 
     def __post_init__(self):
-        own = self.exponent is not None and self.factor is not None
-        if self.flops <= 0 or own == (self.fit is not None) or (self.exponent is None) != (self.factor is None):
+        exponent, factor = self.exponent, self.factor
+        if self.flops <= 0 or (exponent is None) == (self.fit is None) or (exponent is None) != (factor is None):
             raise ValueError("give flops above 0, and a `fit`, or `exponent` and `factor` together")
-        if own and (self.factor <= 0 or not 0 < self.exponent < 1):
+        if exponent is not None and factor is not None and (factor <= 0 or not 0 < exponent < 1):
             raise ValueError("factor must be above 0, exponent between 0 and 1")
 
 
