@@ -159,9 +159,9 @@ def _of_text(task: Task, subject: Local) -> dict[str, float]:
     model = with_attention(subject.engine.model, packed_attention)
     context = task.context_tokens or model.config.max_position_embeddings
     if task.ask == "bits_per_byte":
-        lengths = perplexity.heldout_lengths(model, heldout, context, task.max_bytes)
-        apart = {f"{task.name} {source} bits_per_byte": one.bits_per_byte for source, one in lengths.items()}
-        return apart | {f"{task.name} bits_per_byte": perplexity.together(lengths.values())}
+        coded = perplexity.heldout_lengths(model, heldout, context, task.max_bytes)
+        apart = {f"{task.name} {source} bits_per_byte": one.bits_per_byte for source, one in coded.items()}
+        return apart | {f"{task.name} bits_per_byte": perplexity.together(coded.values())}
     if not heldout:
         return {}
     largest = max(heldout.values(), key=lambda documents: int(documents.num_tokens.sum()))

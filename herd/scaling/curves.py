@@ -44,29 +44,29 @@ def parabola(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -
     Raises:
         DataError: there are fewer, it has no minimum, or that lies outside of the points.
     """
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    if len(set(x.tolist())) < 3:
-        raise DataError(f"{len(set(x.tolist()))} sizes, and a parabola needs three")
-    middle = x.mean()  # numbers near 0 lose no digits
-    a, b, c = np.polyfit(x - middle, y, 2)
+    at = np.asarray(x, float)
+    if len(set(at.tolist())) < 3:
+        raise DataError(f"{len(set(at.tolist()))} sizes, and a parabola needs three")
+    middle = at.mean()  # numbers near 0 lose no digits
+    a, b, c = np.polyfit(at - middle, np.asarray(y, float), 2)
     if a <= 0:
         raise DataError(
             "not convex: the loss is lower at the sides than in the middle; a run is mis-tuned, or the sizes lie too "
             "close together"
         )
     lowest = middle - b / (2 * a)
-    if not x.min() <= lowest <= x.max():
-        side = "fewest" if lowest < x.min() else "most"
+    if not at.min() <= lowest <= at.max():
+        side = "fewest" if lowest < at.min() else "most"
         raise DataError(f"its minimum lies outside of what was run: it falls on towards the {side} tokens or weights")
     return Parabola(float(a), float(lowest), float(c - b * b / (4 * a)))
 
 
 def power(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> Power:
     """The power law through points, by least squares in logarithms; constant where all x are the same."""
-    x, y = np.log(np.asarray(x, float)), np.log(np.asarray(y, float))
-    if np.ptp(x) < 1e-9:
-        return Power(float(np.exp(y.mean())), 0.0)
-    slope, start = np.polyfit(x, y, 1)
+    at, height = np.log(np.asarray(x, float)), np.log(np.asarray(y, float))
+    if np.ptp(at) < 1e-9:
+        return Power(float(np.exp(height.mean())), 0.0)
+    slope, start = np.polyfit(at, height, 1)
     return Power(float(math.exp(start)), float(slope))
 
 

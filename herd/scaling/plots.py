@@ -24,7 +24,8 @@ def draw_fit(figure: Figure, record: Mapping[str, Any]) -> None:
         own = [points[name] for name in budget["runs"]]
         curves.plot([one["tokens"] for one in own], [one["loss"] for one in own], "o", color=colour, markersize=4)
         if curve := budget["curve"]:
-            x = np.linspace(*np.log([min(one["tokens"] for one in own), max(one["tokens"] for one in own)]), 60)
+            ends = [math.log(one["tokens"]) for one in own]
+            x = np.linspace(min(ends), max(ends), 60)
             y = curve["curvature"] * (x - curve["lowest"]) ** 2 + curve["least"]
             curves.plot(np.exp(x), y, color=colour, linewidth=1, label=f"{budget['flops']:.3g} FLOPs")
             curves.plot(budget["tokens"], budget["loss"], "*", color=colour, markersize=9)
@@ -89,7 +90,7 @@ def draw_worth(figure: Figure, record: Mapping[str, Any]) -> None:
         axes.set_title(evaluation.replace("_", " "), fontsize=8)
 
 
-DRAWN: dict[str, tuple[str, Callable[[Figure, Mapping[str, Any]], None]]] = {
+DRAWN: dict[str, tuple[str, Callable[..., None]]] = {
     "scaling fit": ("fit.json", draw_fit),
     "scaling mix": ("mix.json", draw_mix),
     "scaling worth": ("worth.json", draw_worth),

@@ -79,7 +79,7 @@ def joint_from(record: Mapping[str, Any] | None) -> Joint | None:
 
 def points_from(records: Sequence[Mapping[str, Any]]) -> list[Point]:
     """Points as `to_record` wrote them."""
-    return [Point(**one | {"answers": {k: tuple(v) for k, v in one["answers"].items()}}) for one in records]
+    return [Point(**dict(one) | {"answers": {k: tuple(v) for k, v in one["answers"].items()}}) for one in records]
 
 
 def sha256_of(found: dict[str, Any]) -> str:

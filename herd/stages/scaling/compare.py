@@ -54,8 +54,8 @@ def run(settings: CompareSettings) -> Path:
         atomic_write(run.path / "comparison.json", json.dumps(result, indent=1))
         for row in rows:
             within = {None: "", True: ", within its interval", False: ", outside its interval"}[row["within"]]
-            figures = f"predicted {row['predicted']:.4g}, measured {row['measured']:.4g}"
-            say(f"  {row['what']}: {figures} ({row['error']:+.2%}{within})")
+            told = f"predicted {row['predicted']:.4g}, measured {row['measured']:.4g}"
+            say(f"  {row['what']}: {told} ({row['error']:+.2%}{within})")
         say(
             f"  {best.name}: {amount(best.parameters)} parameters on {amount(best.tokens)} tokens; best were thought "
             f"{amount(predicted['parameters']['value'])} on {amount(predicted['tokens']['value'])}"
