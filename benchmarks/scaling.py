@@ -1,6 +1,6 @@
 """What the stories of `recipes/scaling/` measured, gathered from their run folders into one file and one plot.
 
-    python benchmarks/scaling.py runs/ladder runs/ladder-3e13 runs/mix runs/anneal runs/extend-context runs/optimizers
+    python benchmarks/scaling.py runs/ladder-small runs/mix runs/anneal runs/extend-context runs/optimizers
 
 Writes `benchmarks/results/scaling.json` (each run with its tokens, FLOPs and seconds; the law, the forecast, the
 comparison, the mixture, the sources' worth) and `scaling.svg`, the plot of the law.

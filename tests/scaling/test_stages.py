@@ -133,7 +133,7 @@ def test_a_far_forecast_is_told_and_the_papers_law_too(fitted, tmp_path, capsys,
     notes = json.loads((tmp_path / "paper" / "forecast.json").read_text())["notes"]
     assert any("402B parameters on 16.55T tokens" in one and "389" in one and "16.3T" in one for one in notes)
     with pytest.raises(ConfigError, match="exponent"):
-        config.load(predict.PredictSettings, None, ["flops=1e9", "exponent=0.5"])
+        config.load(predict.PredictSettings, None, ["flops=1e9", "exponent=1.5"])
 
 
 def test_the_size_dial_follows_a_fitted_law(fitted, tmp_path):

@@ -31,25 +31,24 @@ FILE = "forecast.json"
 class PredictSettings:
     """What a fitted law says of a budget."""
 
-    flops: float
-    """FLOPs of the training, attention counted."""
     fit: Path | None = None
-    """Run folder of `herd scaling fit`."""
+    """Run folder of `herd scaling fit`; without one the law of tokens below."""
+    flops: float = 3.8e25
+    """FLOPs of the training, attention counted."""
     out: Path = Path("runs/forecast")
     """Run folder to write."""
-    exponent: float | None = None
-    """Instead of a fit: alpha of tokens = A FLOPs^alpha. Nothing but size and tokens follows."""
-    factor: float | None = None
-    """Instead of a fit: A of tokens = A FLOPs^alpha."""
+    exponent: float = PAPER.exponent
+    """Without a fit: alpha of tokens = A FLOPs^alpha. Nothing but size and tokens follows."""
+    factor: float = PAPER.factor
+    """Without a fit: A of tokens = A FLOPs^alpha."""
     chance: dict[str, float] = field(default_factory=dict)
     """Accuracy of guessing, by task; 0.25 where nothing is said."""
 
     def __post_init__(self):
-        exponent, factor = self.exponent, self.factor
-        if self.flops <= 0 or (exponent is None) == (self.fit is None) or (exponent is None) != (factor is None):
-            raise ValueError("give flops above 0, and a `fit`, or `exponent` and `factor` together")
-        if exponent is not None and factor is not None and (factor <= 0 or not 0 < exponent < 1):
-            raise ValueError("factor must be above 0, exponent between 0 and 1")
+        if self.flops <= 0 or self.factor <= 0 or not 0 < self.exponent < 1:
+            raise ValueError("flops and factor must be above 0, exponent between 0 and 1")
+        if self.fit is not None and Power(self.factor, self.exponent) != PAPER:
+            raise ValueError("give a `fit`, or `exponent` and `factor`: the law is one or the other")
 
 
 def run(settings: PredictSettings) -> Path:
@@ -58,7 +57,6 @@ def run(settings: PredictSettings) -> Path:
         if run.finished:
             return run.path
         if settings.fit is None:
-            assert settings.exponent is not None and settings.factor is not None
             found = _from_law(Power(settings.factor, settings.exponent), settings.flops)
         else:
             found = _from_fit(read_record(settings.fit), settings) | {"fit": fingerprint(settings.fit)}
