@@ -12,8 +12,10 @@ from __future__ import annotations
 import html
 import os
 import re
+from contextlib import suppress
+from itertools import pairwise
 from typing import Literal
-from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urljoin, urlsplit, urlunsplit
 
 os.environ.setdefault("DO_NOT_TRACK", "1")  # before Daft is imported: no telemetry
 
@@ -30,13 +32,19 @@ from herd.config import settings
 
 Survivor = Literal["longest", "newest", "first"]
 
-_TRACKING = {"fbclid", "gclid", "msclkid", "mc_cid", "mc_eid", "igshid"}
-_SESSION = {"sessionid", "phpsessid", "jsessionid", "sid"}
+_TRACKING = {"fbclid", "gclid", "msclkid", "mc_cid", "mc_eid", "igshid", "yclid", "ysclid", "dclid", "gbraid", "wbraid"}
+_TRACKING |= {"twclid", "ttclid", "srsltid", "_ga", "_gl", "_hsenc", "_hsmi", "_openstat"}
+_SESSION = {"sessionid", "session_id", "sessid", "phpsessid", "jsessionid", "sid", "oscsid", "zenid"}
 _REL = re.compile(rb"""\brel\s*=\s*(?:["'][^"'>]*\bcanonical\b|canonical\b)""", re.I)
 _HREF = re.compile(rb"""\bhref\s*=\s*(?:"([^"]{1,2000})"|'([^']{1,2000})'|([^\s"'>]{1,2000}))""", re.I)
+_NOT_READ = ((b"<!--", b"-->"), (b"<script", b"</script"))
 _HEAD_BYTES = 200_000
 _PATH_SESSION = re.compile(r";(\w+)=([^;/]*)")  # `;jsessionid=...`, as Java's servers write it
+_ASP_SESSION = re.compile(r"/\((?:[A-Z]\([\w-]{16,}\))+\)(?=/)")  # `/(S(...))/`, as ASP.NET writes it
 _SESSION_ID = re.compile(r"(?=.*\d)(?=.*[A-Za-z])[\w.~!-]{16,}")  # long and random: `sid=100` is a story
+_HASH = re.compile(r"[0-9a-f]{32}")
+_ESCAPE = re.compile(r"%([0-9a-fA-F]{2})")
+_UNRESERVED = re.compile(r"[\w.~-]", re.ASCII)
 
 
 @settings
@@ -103,26 +111,59 @@ def normal_url(url: str) -> str:
     if parts.scheme not in ("http", "https"):
         return url.strip()
     host = (parts.hostname or "").rstrip(".")
+    if not host.isascii():
+        with suppress(UnicodeError):
+            host = host.encode("idna").decode()
     if port and port != {"http": 80, "https": 443}[parts.scheme]:
         host = f"{host}:{port}"
-    query = parse_qsl(parts.query, keep_blank_values=True)
+    query = parse_qsl(parts.query.replace("&amp;", "&"), keep_blank_values=True)
     kept = [(k, v) for k, v in query if not _is_noise(k.lower(), v)]
     fragment = parts.fragment if parts.fragment.startswith(("!", "/")) else ""
     return urlunsplit(
         (
             "http",
             host.removeprefix("www."),
-            _PATH_SESSION.sub(_without_session, parts.path).rstrip("/"),
+            _plain_path(_ASP_SESSION.sub("", _PATH_SESSION.sub(_without_session, parts.path))).rstrip("/"),
             urlencode(kept),
             fragment,
         )
     )
 
 
+def _plain_path(path: str) -> str:
+    """A path without dots, and with no more escapes than it needs."""
+    path = _ESCAPE.sub(_plain_escape, path) if "%" in path else path
+    path = path if path.isascii() else quote(path, safe="/%:@!$&'()*+,;=~-._")
+    if "/." not in path:
+        return path
+    parts: list[str] = []
+    for part in path.split("/"):
+        if part == "..":
+            del parts[max(1, len(parts) - 1) :]
+        elif part != ".":
+            parts.append(part)
+    return "/".join(parts)
+
+
+def _plain_escape(match: re.Match) -> str:
+    character = chr(int(match[1], 16))
+    return character if _UNRESERVED.fullmatch(character) else match[0].upper()
+
+
 def _is_noise(name: str, value: str) -> bool:
-    if name in _SESSION:
-        return not value or _SESSION_ID.fullmatch(value) is not None
+    if name in _SESSION or name.startswith("aspsessionid"):
+        return not value or _is_session_id(value)
+    if name == "s":
+        return _HASH.fullmatch(value) is not None
     return name in _TRACKING or name.startswith("utm_")
+
+
+def _is_session_id(value: str) -> bool:
+    """Whether a value is long and random: letters and digits change often, as in no name of a story."""
+    if not _SESSION_ID.fullmatch(value):
+        return False
+    kinds = [(c.isdigit(), c.isupper()) for c in value if c.isalnum()]
+    return sum(a != b for a, b in pairwise(kinds)) >= max(3, len(value) // 8)
 
 
 def _without_session(match: re.Match) -> str:
@@ -133,17 +174,25 @@ def _without_session(match: re.Match) -> str:
 def has_session(url: str) -> bool:
     """Whether an address holds a session's id, which its normal form leaves out."""
     path, _, query = url.partition("?")
+    if _ASP_SESSION.search(path):
+        return True
     pairs = [*_PATH_SESSION.findall(path), *(parse_qsl(query) if query else ())]
-    return any(name.lower() in _SESSION and _is_noise(name.lower(), value) for name, value in pairs)
+    return any(
+        (name in _SESSION or name == "s" or name.startswith("aspsessionid")) and _is_noise(name, value)
+        for name, value in ((name.lower(), value) for name, value in pairs)
+    )
 
 
 def canonical_url(content: bytes, url: str) -> str:
     """The address that a page names as its own (`<link rel="canonical">`), empty where it names none."""
     end = 0
-    while (found := content.find(b"anonical", end, _HEAD_BYTES)) >= 0:  # whatever the case of its first letter
+    small = content[:_HEAD_BYTES].lower()
+    while (found := small.find(b"canonical", end)) >= 0:
         start, end = content.rfind(b"<", 0, found), content.find(b">", found)
         tag = content[start:end] if 0 <= start < end and end - start < 4000 else b""
-        end = found + 8
+        end = found + 9
+        if any(small.rfind(b, 0, start) > small.rfind(e, 0, start) for b, e in _NOT_READ):
+            continue  # in a comment or a script
         if tag[:5].lower() == b"<link" and _REL.search(tag) and (target := _HREF.search(tag)):
             named = html.unescape((target[1] or target[2] or target[3]).decode("utf-8", "replace")).strip()
             try:

@@ -42,6 +42,12 @@ _ROLES = {"navigation", "banner", "contentinfo", "search", "complementary", "dia
 _ROLES |= {"menu", "menubar", "toolbar", "tablist"}
 _SENTENCE = re.compile(r"[.!?…。！？।:;,،؟]")
 _HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.I)
+_OPENED = re.compile(  # what a click on its heading shows
+    r"(?<![a-z])(?:accordion|collaps(?:e|ed|ible)|tab-?(?:panel|pane|content)s?|panel|faqs?|answers?|expand(?:able|ed|er)?|"
+    r"toggle-?(?:content|text|body)|spoilers?|show-?more)(?![a-z])",
+    re.I,
+)
+_QUESTION_WORDS = 3
 _HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
 _LISTS = {"ul", "ol", "table", "dl"}
 _PARTS = {"li", "td", "th", "tr", "dt", "dd", "tbody", "thead", "tfoot", "pre", "caption"}  # judged with the whole
@@ -98,6 +104,9 @@ class _Element:
 
 def main_content(tree: LexborHTMLParser) -> LexborNode:
     """The element that holds the page's own content, with furniture taken out of it."""
+    for button in tree.css("h2 button, h3 button, h4 button, h5 button, dt button, button[aria-expanded]"):
+        if len((button.text() or "").split()) >= _QUESTION_WORDS:
+            button.unwrap()  # the question of an accordion
     for node in tree.css(_CUT):
         node.decompose()
     assert tree.body is not None  # the parser makes one where the page has none
@@ -254,6 +263,8 @@ def _is_hidden(element: _Element) -> bool:
     role = attributes.get("role")
     if role and role in _ROLES:
         return True
+    if role == "tabpanel" or (element.hint and _OPENED.search(element.hint)):
+        return False
     if "hidden" in attributes or attributes.get("aria-hidden") == "true":
         return not _is_math(element)
     style = attributes.get("style")

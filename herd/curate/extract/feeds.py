@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from html import escape, unescape
 
+_PREFIX = re.compile(r"(</?)(?:atom|rss|a|ns\d)\d*:(?=\w)", re.I)  # of feeds whose own names have one
 _ENTRY = re.compile(r"<(item|entry)\b[^>]*>(.*?)</\1\s*>", re.S | re.I)
 _TITLE = re.compile(r"<title\b[^>]*>(.*?)</title\s*>", re.S | re.I)
 _BODY = tuple(
@@ -16,6 +17,8 @@ _CDATA = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.S)
 
 def feed_page(source: str) -> str:
     """A feed as HTML: a heading and the body of every entry. Dates, links and categories are left out."""
+    if _ENTRY.search(source) is None:
+        source = _PREFIX.sub(r"\1", source)
     entries = [match[2] for match in _ENTRY.finditer(source)]
     head = source[: source.find(entries[0])] if entries else source
     title = _text(_TITLE.search(head))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from selectolax.lexbor import LexborHTMLParser
 
@@ -15,6 +15,9 @@ from herd.curate.extract.latex import latex_text
 from herd.curate.extract.markdown import markdown_text
 from herd.curate.extract.pdf import pdf_text
 from herd.curate.extract.render import Text, render
+from herd.curate.extract.threads import post_furniture
+from herd.curate.filters.structure import without
+from herd.curate.filters.text import keep_lines
 from herd.curate.read.encoding import decode
 from herd.errors import DataError
 
@@ -91,7 +94,18 @@ def extract(content: str | bytes, url: str | None = None, charset: str = "", kin
     shown = render(body)
     if kind != "feed" and (held := _held(source, len(str(shown)))) is not None:
         shown = held
-    return Extracted(str(shown), _title(tree), shown.code_lines, None, shown.aside_lines, shown.link_lines)
+    found: dict[str, Any] = {"text": str(shown), "code_lines": shown.code_lines}
+    found |= {"aside_lines": shown.aside_lines, "link_lines": shown.link_lines}
+    if kind != "feed":
+        _take_out_post_furniture(found)
+    return Extracted(found["text"], _title(tree), found["code_lines"], None, found["aside_lines"], found["link_lines"])
+
+
+def _take_out_post_furniture(found: dict[str, Any]) -> None:
+    lines = found["text"].split("\n")
+    gone = post_furniture(without(lines, found["code_lines"]))
+    if any(gone):
+        keep_lines(found, [not one for one in gone])
 
 
 def _held(source: str, size: int) -> Text | None:

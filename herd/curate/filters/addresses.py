@@ -33,6 +33,11 @@ _DOMAIN = re.compile(r"^(?:[a-z0-9_](?:[a-z0-9_-]{0,62}\.)+)[a-z0-9-]{2,63}$")
 _URL_WORDS = re.compile(r"[^\W_]+")
 _ISO = re.compile(r"(\d{4})(?:[-/.](\d{1,2})(?:[-/.](\d{1,2})(?:[T ]+(\d{2}):?(\d{2})(?::?(\d{2}))?.*)?)?)?$", re.A)
 _DIGITS = re.compile(r"(\d{4})(\d{2})(\d{2})(?:(\d{2})(\d{2})(\d{2})?)?$", re.A)
+_NAMED_MONTH = re.compile(
+    r"(?:[A-Z][a-z]+,? )?(?:(?P<day>\d{1,2})(?:st|nd|rd|th)?\.? )?(?P<month>[A-Z][a-z]{2,8})\.?"
+    r"(?: (?P<later>\d{1,2})(?:st|nd|rd|th)?)?,? (?P<year>\d{4})\b"
+)
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _EPOCH = re.compile(r"(?:\d{10}|\d{13})(?:\.\d+)?$", re.A)
 _DATE = re.compile(r"^\d{4}(?:-\d{2}(?:-\d{2}(?:T\d{2}:\d{2}:\d{2}Z?)?)?)?$")
 
@@ -125,8 +130,8 @@ def check_cutoff(cutoff: str | None) -> None:
 def plain_date(date: str) -> str:
     """A page's date as `2024-05-01T10:20:30Z`, or as much of it as is known; empty for what is no date.
 
-    Read are ISO 8601, its digits alone (`20240501102030`), dates of mail and HTTP, and seconds or milliseconds since
-    1970. Of `01/05/2024` nobody can tell the month: it is no date.
+    Read are ISO 8601, its digits alone (`20240501102030`), dates of mail and HTTP, English ones with the month's name,
+    and seconds or milliseconds since 1970. Of `01/05/2024` nobody can tell the month: it is no date.
     """
     found = _ISO.match(date.strip()) or _DIGITS.match(date.strip())
     if found is None:
@@ -147,7 +152,16 @@ def _timestamp(date: str) -> str:
             found = found.astimezone(UTC) if found.tzinfo else found
         return f"{found.replace(tzinfo=None).isoformat(timespec='seconds')}Z"
     except (ValueError, TypeError, LookupError, OverflowError):
+        return _with_month_name(date)
+
+
+def _with_month_name(date: str) -> str:
+    """`March 4, 2021`, `Thursday, 4th Mar 2021, 10:00`: the day of it."""
+    found = _NAMED_MONTH.match(date)
+    day = found and (found["day"] or found["later"])
+    if found is None or not day or found["month"][:3] not in _MONTHS or not 1 <= int(day) <= 31:
         return ""
+    return f"{found['year']}-{_MONTHS.index(found['month'][:3]) + 1:02d}-{int(day):02d}"
 
 
 def _domain(line: str, place: str) -> str:

@@ -28,6 +28,7 @@ from herd.curate.filters.repetition import (
     repeats,
     technical_repetition,
 )
+from herd.curate.filters.structure import is_speech
 from herd.curate.filters.text import STOP_WORDS, Reason, Text, is_technical
 from herd.curate.ngrams import ngram_numbers, word_numbers
 
@@ -35,10 +36,12 @@ Limits = dict[str, dict[str, float]]
 """Name of a filter to its keyword arguments."""
 
 _LETTERED_WORD = re.compile(r"[^\W\d_]\S*")  # from its first letter on: one to a word that has any
+_DASH = re.compile(r"(?<!\S)[–—―](?!\S)")
 _MARKS = ("Mn", "Mc")  # Thai vowel signs stand alone where every character is a word
 _SENTENCE = re.compile(r"[.!?…]+[\"'”’)\]]*(?:\s|$)|[。！？।؟۔]")
 _BULLETS = ("•", "‣", "►", "▶", "◦", "-", "*", "·", "●", "–")
-_END_MARKS = (".", "!", "?", '"', "'", "”", "’", "…", "。", "！", "？", "।", "ฯ", "؟", ":")
+_END_MARKS: tuple[str, ...] = (".", "!", "?", '"', "'", "”", "’", "…", "。", "！", "？", "।", "ฯ", "؟", ":")
+_END_MARKS += ("»", "」", "』")
 # ---- Gopher: quality -------------------------------------------------------------------------------------------------
 
 
@@ -86,8 +89,10 @@ def gopher_letters(text: Text, least: float = 0.8) -> Reason | None:
 
 def _lettered_share(text: Text) -> float:
     if text.word_characters:
-        return _share(text.words, lambda word: any(map(str.isalpha, word)) or unicodedata.category(word[0]) in _MARKS)
-    return len(_LETTERED_WORD.findall(text.text)) / len(text.words) if text.words else 0.0
+        words = [word for word in text.words if unicodedata.category(word[0])[0] != "P" or len(word) > 2]
+        return _share(words, lambda word: any(map(str.isalpha, word)) or unicodedata.category(word[0]) in _MARKS)
+    count = len(text.words) - len(_DASH.findall(text.text))  # a dash is no word
+    return len(_LETTERED_WORD.findall(text.text)) / count if count > 0 else 0.0
 
 
 def gopher_stop_words(text: Text, least: float = 2) -> Reason | None:
@@ -165,18 +170,30 @@ def c4_sentences(text: Text, least: float = 3) -> Reason | None:
     if text.language == "th" or text.prose is None:
         return None
     count = sum(1 for _ in _SENTENCE.finditer(text.text))
+    if count < least:
+        count += sum(_is_unmarked_sentence(line, text.language) for line in text.lines)
     return None if count >= least else ("c4_sentences", f"{count} sentences")
 
 
 def fineweb_line_ends(text: Text, least: float = 0.12) -> Reason | None:
     """Drop pages where under 12 % of the lines end in punctuation."""
-    share = _share(text.lines, lambda line: line.endswith(_END_MARKS))
+    share = _share(text.lines, lambda line: line.endswith(_END_MARKS) or _is_unmarked_sentence(line, text.language))
     return None if share >= least or text.language == "th" else ("fineweb_line_ends", f"{share:.0%} of lines")
 
 
+def _is_unmarked_sentence(line: str, language: str) -> bool:
+    """Whether a line without a mark at its end is a sentence all the same: a long one, with common words in it."""
+    words = line.lower().split()
+    common = STOP_WORDS.get(language, frozenset())
+    return len(words) >= _LONG_LINE_WORDS and len(common.intersection(words)) >= _LONG_LINE_COMMON
+
+
+_LONG_LINE_WORDS, _LONG_LINE_COMMON = 20, 3
+
+
 def fineweb_short_lines(text: Text, most: float = 0.67, characters: float = 30) -> Reason | None:
-    """Drop pages where over 67 % of the lines have fewer than 30 characters."""
-    share = _share(text.lines, lambda line: len(line) < characters)
+    """Drop pages where over 67 % of the lines have fewer than 30 characters; short lines of dialogue count as long."""
+    share = _share(text.lines, lambda line: len(line) < characters and not is_speech(line))
     return None if share <= most else ("fineweb_short_lines", f"{share:.0%} of lines")
 
 
@@ -186,8 +203,8 @@ def fineweb_repeated_characters(text: Text, most: float = 0.1) -> Reason | None:
 
 
 def fineweb_lines_to_words(text: Text, most: float = 0.3) -> Reason | None:
-    """Drop pages with over 0.3 line breaks to a word: lists and tables of single words."""
-    share = text.text.count("\n") / max(1, text.num_words)
+    """Drop pages with over 0.3 line breaks to a word (empty lines aside): lists and tables of single words."""
+    share = sum(not is_speech(line) for line in text.lines[1:]) / max(1, text.num_words)
     return None if share <= most else ("fineweb_lines_to_words", f"{share:.2f} line breaks to a word")
 
 

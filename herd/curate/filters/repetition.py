@@ -17,6 +17,9 @@ _LEAST_TOP_COUNT = 4  # a short page that names its subject three times is no sp
 _LEAST_SIZE = 0.05  # of the characters: the names of who speaks come again and again, and are a small part of it
 
 
+_LEAST_PLAIN = 0.6  # share of words in small letters, for a page to be an article with names in it
+
+
 def gopher_repeated_lines(text: Text, most_lines: float = 0.3, most_characters: float = 0.2) -> Reason | None:
     """Drop pages where repeated lines are over 30 % of the lines or 20 % of the characters."""
     return repeats("gopher_repeated_lines", "lines", text.lines, most_lines, most_characters)
@@ -51,7 +54,8 @@ def gopher_top_ngram(text: Text, most_2: float = 0.20, most_3: float = 0.18, mos
             continue
         first = int((keys == key).argmax())
         share = int(text.word_lengths[first : first + length].sum()) * count / max(1, int(text.word_lengths.sum()))
-        if share > limit:
+        is_name = all(_is_name(word) for word in text.words[first : first + length])
+        if share > (2 * limit if is_name and _is_mostly_plain(text) else limit):
             span = " ".join(text.words[first : first + length])
             return "gopher_top_ngram", f"{n}-gram {span!r} is {share:.0%} of the characters"
     return None
@@ -75,15 +79,24 @@ def gopher_repeated_ngrams(text: Text, most_5: float = 0.15, most_10: float = 0.
         share = repeated_ngram_share(text, n * (text.word_characters or 1))
         if share == 0:  # then no longer one is repeated either
             return None
-        if share > most_5 + (most_10 - most_5) * (n - 5) / 5 + 1e-9:
+        most = most_5 + (most_10 - most_5) * (n - 5) / 5 + 1e-9
+        if share > most and (share > 2 * most or repeated_ngram_share(text, n, names=False) > most):
             return "gopher_repeated_ngrams", f"repeated {n}-grams cover {share:.0%} of the characters"
     return None
 
 
-def repeated_ngram_share(text: Text, n: int) -> float:
-    """Share of the characters that lie in an n-gram of words which has stood before on the page."""
+def repeated_ngram_share(text: Text, n: int, names: bool = True) -> float:
+    """Share of the characters that lie in an n-gram of words which has stood before on the page.
+
+    Without `names`, n-grams do not count that are capitalized words and numbers but for one: an article has to name
+    its subject. Where most words are such, all count.
+    """
     keys = _ngram_keys(text.word_ids, n)
     repeated = _repeated(keys)
+    if not names and len(repeated) and _is_mostly_plain(text):
+        plain = np.array([not _is_name(word) for word in text.words])
+        before = np.concatenate([[0], plain.cumsum()])
+        repeated = repeated[before[repeated + n] - before[repeated] > 1]
     if len(repeated) == 0:
         return 0.0
     covered = np.zeros(len(text.word_ids) + 1, dtype=np.int64)
@@ -91,6 +104,15 @@ def repeated_ngram_share(text: Text, n: int) -> float:
     covered[repeated + n] -= 1
     inside = covered.cumsum()[:-1] > 0
     return float(text.word_lengths[inside].sum() / max(1, text.word_lengths.sum()))
+
+
+def _is_name(word: str) -> bool:
+    return word[0].isupper() or word[0].isdigit()
+
+
+def _is_mostly_plain(text: Text) -> bool:
+    """Whether most words are in small letters: an article with names in it, no list of them."""
+    return sum(not _is_name(word) for word in text.words) > _LEAST_PLAIN * len(text.words)
 
 
 def _repeated(keys: np.ndarray) -> np.ndarray:

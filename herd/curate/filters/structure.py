@@ -15,11 +15,28 @@ _CODE_START = re.compile(
 _CODE_CALL = re.compile(r"\w\([^)]*\)\s*(?:[;{:]|->|$)")
 _ASSIGNMENT = re.compile(r"\s*[\w.\[\]]+\s*[-+*/|&]?=\s*\S")
 _LIST_ITEM = re.compile(r"\s*(?:[-*+•‣▪◦·]|\(?(?:\d{1,3}|[a-zA-Z])[.)])\s+\S")
+_UNITS = (
+    r"cups?|tsps?|tbsps?|tablespoons?|teaspoons?|oz|ounces?|lbs?|pounds?|k?g|mg|grams?|[mcd]?l|lit(?:re|er)s?|slices?|"
+    r"pieces?|pinch(?:es)?|cloves?|servings?|cans?|handfuls?|sticks?|glass(?:es)?|bowls?|large|medium|small|el|tl|"
+    r"prisen?|stück|tassen?|gramm|bund|zehen?|cuill[eè]res?|c\. ?à|tasses?|verres?|tranches?|gousses?|"
+    r"cucharad(?:it)?as?|tazas?|vasos?|dientes?|cucchiai\w*|bicchier[ei]|łyż\w+|szklan\w+|ст\. ?л|ч\. ?л|г|кг|мл|шт"
+)
+_QUANTITY = re.compile(  # of a recipe: "1 cup of skim milk"
+    r"\s*(?:\d{1,4}(?:[.,/]\d{1,3})?|[½¼¾⅓⅔⅛]|an?|one|two|three)(?: ?[½¼¾⅓⅔⅛]| \d/\d)?(?: ?[-–] ?\d{1,4})? ?"
+    rf"(?:{_UNITS})(?!\w)",
+    re.I,
+)
+_SPEECH = re.compile(  # a line of dialogue: quoted, behind a dash, or behind the name of who speaks
+    r"\s*(?:[\"“„‟«»‹「『'‘]\s*\S.*[.!?…。！？,—–-][\"”“’»«›」』'](?:.{0,300}[.!?…。！？:,;])?|[—–―]\s?\S.*[.!?…:,]|"
+    r"[^\W\d_a-z][\w.'’-]{0,20}(?: [^\W\d_a-z][\w.'’-]{0,20}){0,3}[:.] \S.*[.!?…][\"”’)]?)\s*"
+)
+_VALUES = re.compile(r"[^,\n]*(?:,[^,\s][^,\n]*){3,}")  # separated by commas, without spaces
 _COLUMNS = re.compile(r"\S(?: {3,}|\t)\S.*\S(?: {3,}|\t)\S|^\s*\|.*\|\s*$|^\s*[-+|=: ]{5,}$")
 _MAX_ITEM_CHARACTERS = 300
 _END_OF_VERSE = (",", ";", ":", ".", "!", "?", "—", "–", "…", "”", '"', "’", "'", "。", "，", "、", "！", "？", "।")
 _VERSE = (4, 70, 3.0, 0.3)  # lines of a stanza at least, characters of a line at most, mean words, share of end marks
 _MAX_LABEL_WORDS = 6
+_MAX_QUANTITY_WORDS = 12
 _WIDTH = (50, 100)  # characters within which lines are broken
 _TYPICAL_LENGTH = 0.75  # of the width, that every broken line but the last has
 
@@ -63,7 +80,20 @@ def is_structured(line: str) -> bool:
         ("   " in line or "|" in line or "--" in line or "==" in line) and _COLUMNS.search(line)
     ):
         return True
-    return (len(line) <= _MAX_ITEM_CHARACTERS and _LIST_ITEM.match(line) is not None) or looks_like_code(line)
+    if len(line) <= _MAX_ITEM_CHARACTERS and (_LIST_ITEM.match(line) or _is_quantity(line)):
+        return True
+    return looks_like_code(line) or (line.count(",") > 2 and _VALUES.fullmatch(line) is not None)
+
+
+def _is_quantity(line: str) -> bool:
+    """Whether a line is an ingredient or a portion: so much of it, and no sentence."""
+    is_short = len(line.split()) <= _MAX_QUANTITY_WORDS and not line.endswith((".", "!", "?"))
+    return is_short and _QUANTITY.match(line) is not None
+
+
+def is_speech(line: str) -> bool:
+    """Whether a line is what somebody says: quoted, behind a dash, or behind a name, with a mark at its end."""
+    return _SPEECH.fullmatch(line) is not None
 
 
 def is_label(line: str) -> bool:

@@ -102,7 +102,8 @@ class Text:
             return self
         found = Text("\n".join(line for line in prose.split("\n") if not is_label(line)), self.language)
         if found.num_words < _LEAST_PROSE_WORDS or found.num_words < _LEAST_PROSE_SHARE * self.num_words:
-            return None
+            beside = Text(prose, self.language).num_words
+            return self if beside - found.num_words > self.num_words - beside else None  # a menu with an item among it
         return found
 
     @cached_property

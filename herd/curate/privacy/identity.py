@@ -166,6 +166,115 @@ def _india(value: str) -> bool:
     return check == 0 and value[0] not in "01"
 
 
+def _is_day_first(value: str) -> bool:
+    """Whether a value begins with a birthday as day, month, year."""
+    return any(_is_date(century + int(value[4:6]), int(value[2:4]), int(value[:2])) for century in (1900, 2000))
+
+
+def _is_year_first(value: str) -> bool:
+    """Whether a value begins with a birthday as year, month, day."""
+    return any(_is_date(century + int(value[:2]), int(value[2:4]), int(value[4:6])) for century in (1900, 2000))
+
+
+def _norway(value: str) -> bool:
+    first, second = -_weighted(value, "376189452") % 11, -_weighted(value, "5432765432") % 11
+    return _is_day_first(value) and value[9:] == f"{first}{second}"
+
+
+def _czechia(value: str) -> bool:
+    month = int(value[2:4]) % 50 % 20
+    is_dated = any(_is_date(century + int(value[:2]), month, int(value[4:6])) for century in (1900, 2000))
+    return is_dated and (len(value) == 9 or int(value) % 11 == 0)
+
+
+def _korea(value: str) -> bool:
+    check = (11 - _weighted(value, "234567892345") % 11) % 10
+    return _is_year_first(value) and (check == int(value[12]) or int(value[:2]) >= 20)  # newer ones are random
+
+
+def _chile(value: str) -> bool:
+    weighted = sum(int(digit) * (2 + place % 6) for place, digit in enumerate(reversed(value[:-1])))
+    return "0123456789K"[-weighted % 11] == value[-1]
+
+
+def _mexico(value: str) -> bool:
+    letters = "0123456789ABCDEFGHIJKLMNÑOPQRSTUVWXYZ"
+    return -sum(letters.index(c) * (18 - place) for place, c in enumerate(value[:17])) % 10 == int(value[17])
+
+
+def _romania(value: str) -> bool:
+    check = _weighted(value, "279146358279") % 11
+    return value[0] in "12345678" and _is_year_first(value[1:]) and (1 if check == 10 else check) == int(value[12])
+
+
+def _turkey(value: str) -> bool:
+    digits = list(map(int, value))
+    first = (7 * sum(digits[0:9:2]) - sum(digits[1:8:2])) % 10
+    return value[0] != "0" and digits[9] == first and digits[10] == sum(digits[:10]) % 10
+
+
+def _baltic(value: str) -> bool:
+    check = _weighted(value, "1234567891") % 11
+    check = _weighted(value, "3456789123") % 11 % 10 if check == 10 else check
+    return _is_year_first(value[1:]) and check == int(value[10])
+
+
+def _croatia(value: str) -> bool:
+    product = 10
+    for digit in value[:10]:
+        product = 2 * ((int(digit) + product) % 10 or 10) % 11
+    return (11 - product) % 10 == int(value[10])
+
+
+def _belgium(value: str) -> bool:
+    return int(value[9:]) in (97 - int(value[:9]) % 97, 97 - int("2" + value[:9]) % 97)
+
+
+def _yugoslavia(value: str) -> bool:
+    check = -_weighted(value, "765432765432") % 11
+    year = int(value[4:7]) + (1000 if value[4] == "9" else 2000)
+    return _is_date(year, int(value[2:4]), int(value[:2])) and check % 10 == int(value[12]) and check != 10
+
+
+def _russia(value: str) -> bool:
+    return sum(int(digit) * (9 - place) for place, digit in enumerate(value[:9])) % 101 % 100 == int(value[9:])
+
+
+def _singapore(value: str) -> bool:
+    total = _weighted(value[1:8], "2765432") + {"T": 4, "G": 4, "M": 3}.get(value[0], 0)
+    letters = {"S": "JZIHGFEDCBA", "T": "JZIHGFEDCBA", "M": "KLJNPQRTUWX"}.get(value[0], "XWUTRQPNMLK")
+    return value[8] == (letters[10 - total % 11] if value[0] == "M" else letters[total % 11])
+
+
+def _hong_kong(value: str) -> bool:
+    plain = value.strip("()").replace("(", "").rjust(9)
+    numbers = [36 if c == " " else int(c, 36) for c in plain]
+    return sum(number * (9 - place) for place, number in enumerate(numbers)) % 11 == 0
+
+
+def _taiwan(value: str) -> bool:
+    first = "ABCDEFGHJKLMNPQRSTUVXYWZIO".index(value[0]) + 10
+    return (first // 10 + first % 10 * 9 + _weighted(value[1:9], "87654321") + int(value[9])) % 10 == 0
+
+
+def _thailand(value: str) -> bool:
+    return (11 - _weighted(value, range(13, 1, -1)) % 11) % 10 == int(value[12])
+
+
+def _japan(value: str) -> bool:
+    rest = _weighted(value, "65432765432") % 11
+    return (0 if rest <= 1 else 11 - rest) == int(value[11])
+
+
+def _ireland(value: str) -> bool:
+    total = _weighted(value[:7], "8765432") + 9 * (ord(value[8]) - 64 if value[8:] not in ("", "W") else 0)
+    return value[7] == "WABCDEFGHIJKLMNOPQRSTUV"[total % 23]
+
+
+def _any(value: str) -> bool:
+    return True  # no check digit: the form, and the word before it
+
+
 # ---- the formats -----------------------------------------------------------------------------------------------------
 
 
@@ -179,7 +288,7 @@ _FORMATS = (
     _format("Brazil CPF", r"\d{11}", _brazil_person, r"\bcpf\b"),
     _format("China resident number", r"[1-9]\d{16}[\dX]", _china),
     _format("Italy codice fiscale", r"[A-Z]{6}\d{2}[A-EHLMPRST]\d{2}[A-Z]\d{3}[A-Z]", _italy),
-    _format("Spain DNI", r"(?:\d{8}|[XYZ]\d{7})[- ]?[A-Z]", _spain, r"\b(?:dni|nie|nif|documento)\b"),
+    _format("Spain DNI", r"(?:\d{8}|[XYZ][- ]?\d{7})[- ]?[A-Z]", _spain, r"\b(?:dni|nif|documento|n\.?i\.?e)\b"),
     _format("France NIR", r"[12] ?\d{2} ?(?:0[1-9]|1[0-2]|[2-4]\d) ?(?:\d{2}|2[AB]) ?\d{3} ?\d{3} ?\d{2}", _france),
     _format("Finland HETU", r"\d{6}[-+A]\d{3}[0-9A-Y]", _finland),
     _format("Poland PESEL", r"\d{11}", _poland, r"\bpesel\b"),
@@ -190,9 +299,52 @@ _FORMATS = (
     _format("Britain national insurance", r"[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?\d{2} ?\d{2} ?\d{2} ?[A-D]",
             lambda value: value[:2] not in ("BG", "GB", "NK", "KN", "TN", "NT", "ZZ"),
             r"national insurance|\bnino\b|\bni (?:no|number)"),
-    _format("USA social security", r"\d{3}-\d{2}-\d{4}", _usa, r"\bssn\b|social security"),
+    _format("USA social security", r"\d{3}[- ]\d{2}[- ]\d{4}|\d{9}", _usa, r"\bssn\b|social security"),
     _format("Canada SIN", r"\d{3}[ -]?\d{3}[ -]?\d{3}", _luhn, r"\bsin\b|social insurance"),
     _format("Australia TFN", r"\d{3} ?\d{3} ?\d{3}", _australia_tax, r"\btfn\b|tax file"),
+    _format("Norway fødselsnummer", r"\d{6} ?\d{5}", _norway, r"fødselsn|personnummer|\bf\.?nr\b"),
+    _format("Denmark CPR", r"\d{6}[- ]?\d{4}", _is_day_first, r"\bcpr\b|cpr-?n|personnummer"),
+    _format("Iceland kennitala", r"\d{6}-?\d{4}", _is_day_first, r"kennitala|\bkt\b"),
+    _format("Czech and Slovak birth number", r"\d{6}/\d{4}", _czechia),
+    _format("Czech and Slovak birth number", r"\d{6}/?\d{3,4}", _czechia, r"rodn[ée] [cč]|\br\.? ?[cč]\b"),
+    _format("Korea resident number", r"\d{6}-[1-8]\d{6}", _korea),
+    _format("Chile RUT", r"\d{1,2}\.\d{3}\.\d{3}-[\dKk]", _chile),
+    _format("Argentina CUIT", r"(?:20|23|24|27|30|33|34)-\d{8}-\d",
+            lambda value: (11 - _weighted(value, "5432765432") % 11) % 11 == int(value[10])),
+    _format("Mexico CURP", r"[A-Z]{4}\d{6}[HMX][A-Z]{5}[A-Z0-9]\d", _mexico),
+    _format("Bulgaria EGN", r"\d{10}",
+            lambda value: _weighted(value, [2, 4, 8, 5, 10, 9, 7, 3, 6]) % 11 % 10 == int(value[9]), r"\begn\b|егн"),
+    _format("Romania CNP", r"\d{13}", _romania, r"\bcnp\b|cod numeric"),
+    _format("Turkey TCKN", r"\d{11}", _turkey, r"kimlik|\btckn\b|\bt\.? ?c\.? ?(?:no|numara)"),
+    _format("Greece AMKA", r"\d{11}", lambda value: _is_day_first(value) and _luhn(value), r"\bamka\b|αμκα"),
+    _format("Switzerland AHV", r"756\.\d{4}\.\d{4}\.\d{2}", lambda value: _weighted(value, "1313131313131") % 10 == 0),
+    _format("India PAN", r"[A-Z]{3}[ABCFGHLJPT][A-Z]\d{4}[A-Z]", _any, r"\bpan\b"),
+    _format("Portugal NIF", r"\d{3} ?\d{3} ?\d{3}",
+            lambda value: -_weighted(value, "98765432") % 11 % 10 == int(value[8]), r"\bnif\b|contribuinte"),
+    _format("Croatia OIB", r"\d{11}", _croatia, r"\boib\b"),
+    _format("Estonia and Lithuania personal code", r"[1-6]\d{10}", _baltic, r"isikukood|asmens kod|\ba\. ?k\."),
+    _format("Latvia personal code", r"\d{6}-\d{5}", _any, r"personas kod|\bp\. ?k\."),
+    _format("Belgium national number", r"\d{2}\.\d{2}\.\d{2}-\d{3}\.\d{2}", _belgium),
+    _format("Belgium national number", r"\d{11}", _belgium, r"rijksregister|registre national|\binsz\b|\bniss\b"),
+    _format("Austria social security", r"\d{4} ?\d{6}", lambda value: _is_day_first(value[4:]),
+            r"\bsv-?nr|sozialversicherung"),
+    _format("Israel identity number", r"\d{9}", _luhn, r"ת\W{0,2}ז|תעודת זהות|teudat"),
+    _format("South Africa identity number", r"\d{13}|\d{6} \d{4} \d{3}",
+            lambda value: _is_year_first(value) and _luhn(value), r"\bid\b|identity"),
+    _format("Hungary TAJ", r"\d{3}[ -]?\d{3}[ -]?\d{3}",
+            lambda value: _weighted(value, "37373737") % 10 == int(value[8]), r"\btaj\b"),
+    _format("Serbia, Slovenia, Bosnia citizen number", r"\d{13}", _yugoslavia, r"jmbg|јмбг|emšo|ембг"),
+    _format("Russia SNILS", r"\d{3}-\d{3}-\d{3} \d{2}", _russia),
+    _format("Russia INN, Ukraine tax number", r"\d{10}|\d{12}", _any, r"\bинн\b|\bіпн\b|рнокпп"),
+    _format("Singapore NRIC", r"[STFGM]\d{7}[A-Z]", _singapore),
+    _format("Hong Kong identity card", r"[A-Z]{1,2}\d{6}\([\dA]\)", _hong_kong),
+    _format("Taiwan identity card", r"[A-Z][12]\d{8}", _taiwan, r"身[分份]證|\bid\b|identity"),
+    _format("Thailand identity card", r"\d-\d{4}-\d{5}-\d{2}-\d", _thailand),
+    _format("Thailand identity card", r"\d{13}", _thailand, r"บัตร|ประจำตัว"),
+    _format("Malaysia MyKad", r"\d{6}-\d{2}-\d{4}", _is_year_first, r"\bic\b|mykad|kad pengenalan|\bnric\b"),
+    _format("Indonesia NIK", r"\d{16}", _any, r"\bnik\b|\bktp\b"),
+    _format("Japan individual number", r"\d{4}[ -]?\d{4}[ -]?\d{4}", _japan, r"マイナンバー|個人番号"),
+    _format("Ireland PPS", r"\d{7}[A-W][A-IW]?", _ireland, r"\bpps"),
     _format("India Aadhaar", r"\d{4} ?\d{4} ?\d{4}", _india, r"aadhaar|aadhar|\buid(?:ai)?\b"),
 )  # fmt: skip
 FORMATS = tuple(dict.fromkeys(entry.name for entry in _FORMATS))

@@ -38,35 +38,46 @@ _EMAIL = re.compile(
     rf"(?<![{_LETTERS}0-9_.%+-])[{_LETTERS}0-9][{_LETTERS}0-9_.%+-]{{0,63}}@(?:[{_LETTERS}0-9-]{{1,63}}\.)+[{_LETTERS}]{{2,24}}"
     rf"(?![{_LETTERS}0-9])"
 )
+_WRITTEN_OUT = re.compile(  # joe [at] garden [dot] org
+    r"(?<![\w.+-])[\w.+-]{1,64} ?[\[({] ?(?:at|ät|@) ?[\])}] ?[\w-]{1,63}"
+    r"(?: ?(?:[\[({] ?(?:dot|punkt) ?[\])}]|\.) ?[\w-]{1,63}){1,5}",
+    re.I,
+)
 # icon@2x.png is a picture, decorators@module.py code; .com.py is Paraguay
 _ASSET = re.compile(r"@\dx\.|\.(?:png|jpe?g|gif|webp|svg|js|css)$|@[^.]*\.py$", re.I)
 _IP6 = re.compile(  # global unicast; a port may follow a whole one
     r"[23][0-9A-Fa-f]{3}(?::[0-9A-Fa-f]{1,4}){7}(?![0-9A-Fa-f])|[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?![\w:.]*[\w:])"
 )
 _RUN = re.compile(  # what a number with its signs is made of
-    r"(?<!\w)(?:\+[ \xa0]?)?\(?\+?\d(?:(?:\)[ \xa0./-]?|[ \xa0]\(?|[.–/-]\(?|\(| - )?\d){3,37}(?!\d)", re.ASCII
+    r"(?<!\w)(?:(?:\+\d\d )?(?:\(?0\) ?)?\(?0? ?\d{1,4}\)? / (?=\d))?"  # of two parts: 0 30 / 23 12 54
+    r"(?:\+[ \xa0]?)?\(?\+?\d(?:(?:\)[ \xa0./-]?|[ \xa0]\(?|[.–/-]\(?|\(| - )?\d){3,37}(?!\d)",
+    re.ASCII,
 )
 _LETTERED = re.compile(
     r"\b(?=[A-Z0-9]*\d)[A-Z]{1,6}[ -]?\d[A-Z0-9 -]{6,38}\b"  # letters first: Italy, Spain's NIE, IBAN-like
     r"|\b\d{7,8}[- ]?[A-Z]\b|\b\d{6}[-+A]\d{3}[0-9A-Y]\b|\b\d{17}X\b"  # a letter last: Spain, Finland, China
-    r"|\b[A-Z]{2} \d\d \d\d \d\d [A-D]\b",  # Britain
+    r"|\b[A-Z]{2} \d\d \d\d \d\d [A-D]\b"  # Britain
+    r"|\b[A-Z]{1,2}\d{6}\([\dA]\)|\b[A-Z]{5}\d{4}[A-Z]\b"  # Hong Kong, India
+    r"|\b\d{1,2}\.\d{3}\.\d{3}-[Kk]\b|\b\d{7}[A-W][A-IW]\b",  # Chile, Ireland
     re.ASCII,
 )
 _IP = re.compile(r"(?:\d{1,3}\.){3}\d{1,3}")
-_CARD = re.compile(r"\d(?:[ -]?\d){12,18}(?!\d)")
-_IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b", re.ASCII)
+_CARD = re.compile(r"\d(?:[ .-]?\d){12,18}(?!\d)")
+_IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]{4}){2,7}(?:[ -]?[A-Z0-9]{1,3})?\b", re.ASCII)
 _PHONE = re.compile(
     r"(?:\+[ \xa0]?|00)[1-9]\d{0,2}[ \xa0.–-]?(?:\(\d{1,5}\)[ \xa0.-]?)?\d{1,5}(?:[ \xa0.–/-]{1,1}\d{2,5}|\d){0,9}"
     r"|\(0?\d{2,5}\)[ \xa0/-]?\d{2,5}(?:[-. \xa0]\d{2,5}){0,3}"  # (555) 123-4567, (09193) 35056
     r"|\d{3}([-.])\d{3}\1\d{4}"  # 555-123-4567
-    r"|1[-.]\d{3}[-.]\d{3}[-.]\d{4}"  # 1-555-123-4567
+    r"|1[-.]\d{3}[-.]\d{3}[-.]\d{4}|1 ?\(\d{3}\) ?\d{3}[-. ]\d{4}"  # 1-555-123-4567, 1 (555) 123-4567
     r"|0\d{1,4}[ \xa0/-]\d{2,4}(?:[ \xa0/-]?\d{2,4}){1,3}"  # 030 1234 5678, 06 12 34 56 78
 )
 _ANY_PHONE = re.compile(r"\+?[ \xa0]?\(?\+?\d(?:[ \xa0().–/-]{0,3}\d){6,16}")
 _EXTENSION = re.compile(r"[ ]?(?:x|ext\.?|#)[ ]?\d{1,6}(?!\w)", re.I)
 _PHONE_BEFORE = re.compile(
-    r"phone|\btel\b|t[eé]l[eé]?f|\bt[eé]l\b|\btlf|fax|mobil|\bmob\b|\bcell|handy|\bcall|\bdial|\bring\b|\breach|contact|hotline|"
-    r"whatsapp|\bsms\b|viber|m[oó]vil|celular|\bportable\b|\bgsm\b|kom[oó]rk|\btelefon|kontakt|rufen|anruf|\bappel|\bllam|"
+    r"phone|\btel\b|t[eé]l[eé]?f|\bt[eé]l\b|\btlf|fax|mobil|\bmob\b|handy|\bcall(?!s\b)|\bdial|\bring\b|"
+    r"\bph\b|\bpuh|\bfon\b|\btelp|\bhp\b|τηλ|\bκιν|điện thoại|\bs?đt\b|\b(?-i:[TPMFC]) ?:|"
+    r"\bcell(?:\W{0,3}$|\s?phone|\s(?:no|num|nr|is)\b)|\btext (?:me|us)\b|\breach|contact|hotline|"
+    r"whatsapp|\bsms\b|viber|m[oó]vil|celular|\bportable\b|\bgsm\b|\bkom(?:[oó]rk|\.)|\btelefon|kontakt|rufen|anruf|\bappel|\bll[aá]m|"
     r"\bchiam|\bligue|\bligar|\bbel(?:len)?\b|zadzwo|\bzavol|тел|моб|звон|電話|电话|手机|手機|携帯|휴대|전화|연락|โทร|เบอร์|"
     r"फ़ोन|मोबाइल|هاتف|جوال|טלפון|נייד|☎|📞|✆",
     re.I,
@@ -75,8 +86,8 @@ _CARD_BEFORE = re.compile(
     r"card|karte|carte|tarjeta|cart[aã]|karta|visa|mastercard|amex|\bcc\b|kort|credit|カード|卡", re.I
 )
 _NO_NUMBER_BEFORE = re.compile(
-    r"(?:[\w#$€£¥]|[\d\w][.,/-]|\b(?:version|release|build|rev|pp|isbn|issn|doi|pmid|arxiv|ean|rfc|gtin|sku|patent|"
-    r"lotto|loto|lottery|tirage|ziehung|draw|oclc|bibcode)\b.{0,12}|(?:https?:|www\.)\S{0,60})$",
+    r"(?:[\w#$€£¥](?<![^\x00-\u04ff€£¥])|[\d\w][.,/-]|\b(?:version|release|build|rev|pp|isbn|issn|doi|pmid|arxiv|ean|rfc|gtin|sku|patent|"
+    r"ndc|lot|lotto|loto|lottery|tirage|ziehung|draw|oclc|bibcode)\b.{0,12}|(?:https?:|www\.)\S{0,60})$",
     re.I,
 )
 _VERSION_BEFORE = re.compile(
@@ -152,8 +163,17 @@ def _emails(text: str) -> Iterable[tuple[int, int]]:
         return
     for match in _EMAIL.finditer(text):
         domain = match[0].rpartition("@")[2].lower()
-        if not domain.endswith(_RESERVED_DOMAINS) and not _ASSET.search(match[0]):
+        is_service = match[0].lower().startswith("git@")  # `git@github.com:owner/name`
+        if not domain.endswith(_RESERVED_DOMAINS) and not _ASSET.search(match[0]) and not is_service:
             yield match.span()
+
+
+def _addresses(text: str) -> Iterable[tuple[int, int]]:
+    yield from _emails(text)
+    if any(
+        mark in text for mark in ("at]", "at)", "at }", "at ]", "at )", "at}", "AT]", "AT)", "@]", "@)", "ät]", "ät)")
+    ):
+        yield from (match.span() for match in _WRITTEN_OUT.finditer(text))
 
 
 def _ibans(text: str) -> Iterable[tuple[int, int]]:
@@ -191,7 +211,7 @@ _IP6_GOES_ON = re.compile(r"[0-9A-Fa-f:]:$")  # `IP:2001:...` begins with a word
 
 _FINDERS: dict[str, Callable[[str], Iterable[tuple[int, int]]]] = {
     "secret": find_secrets,
-    "email": _emails,
+    "email": _addresses,
     "iban": _ibans,
     "id": _lettered_ids,
     "ip": _ip6,
@@ -229,7 +249,10 @@ def _judge_number(text: str, start: int, end: int, kinds: list[str]) -> Found | 
     if "ip" in kinds and run.count(".") >= 3 and (ip := _IP.match(run.lstrip("("))):
         start += run.index(ip[0])
         follows = text[start + ip.end() - ip.start() :][:2]
-        if follows[:1].isalnum() or (follows[:1] in (".", "-", "/", "_") and follows[1:].isalnum()):
+        if follows[:1] == "." and follows[1:].isdigit() and _PHONE_BEFORE.search(before):
+            return _phone(text, start, end, before) if "phone" in kinds else None  # 01.99.00.12.34
+        signs = (".", "-", "_") if not _is_small(ip[0]) or before.endswith("//") else (".", "-", "/", "_")
+        if follows[:1].isalnum() or (follows[:1] in signs and follows[1:].isalnum()):
             return None
         is_version = _VERSION_BEFORE.search(before) or (_is_small(ip[0]) and not _ADDRESS_BEFORE.search(before))
         return Found(start, start + len(ip[0]), "ip") if not is_version and _is_public_ip(ip[0]) else None
@@ -261,7 +284,9 @@ def _phone(text: str, start: int, end: int, before: str) -> Found | None:
         whole = _ANY_PHONE.match(run)
         if found is None or (whole and whole.end() > found.end() and _num_digits(whole[0]) <= _MAX_PHONE_DIGITS):
             found = whole
-    if found is None or not (7 if labelled else 9) <= _num_digits(found[0]) <= _MAX_PHONE_DIGITS:
+    if found is None or _is_years(found[0]) or len(set(re.sub(r"\D", "", found[0]))) < 2:
+        return None
+    if not (7 if labelled else 9) <= _num_digits(found[0]) <= _MAX_PHONE_DIGITS:
         return None
     if not labelled and (_is_series(found[0]) or before.endswith((",", "/", "-", "="))):
         return None
@@ -275,6 +300,11 @@ def _phone(text: str, start: int, end: int, before: str) -> Found | None:
 
 _MAX_PHONE_DIGITS = 15
 _YEARS = re.compile(r"(?:19|20)\d\d ?[-–/] ?(?:19|20)\d\d(?!\d)")
+
+
+def _is_years(value: str) -> bool:
+    """Whether groups of digits are years alone: `2019 2020 2021`."""
+    return all(len(group) == 4 and group[:2] in ("19", "20") for group in re.findall(r"\d+", value))
 
 
 def _num_digits(value: str) -> int:
@@ -295,8 +325,8 @@ def _goes_on(text: str, end: int) -> bool:
 
 def _is_grouped(value: str) -> bool:
     """Cards are written whole or in groups of three to six digits, with one sign."""
-    groups = re.split(r"[ -]", value)
-    return len(groups) == 1 or (all(3 <= len(group) <= 7 for group in groups) and len(set(value) & {" ", "-"}) == 1)
+    groups = re.split(r"[ .-]", value)
+    return len(groups) == 1 or (all(3 <= len(group) <= 7 for group in groups) and len(set(value) & set(" .-")) == 1)
 
 
 def _is_issued(value: str) -> bool:
@@ -322,7 +352,8 @@ def _is_small(ip: str) -> bool:
 
 def _is_public_ip(value: str) -> bool:
     try:
-        return ipaddress.ip_address(value).is_global
+        address = ipaddress.ip_address(value)
+        return address.is_global and not address.is_multicast
     except ValueError:
         return False
 
@@ -338,7 +369,7 @@ def is_card_number(value: str) -> bool:
 
 def is_iban(value: str) -> bool:
     """Whether a string is an IBAN by its checksum (ISO 7064, modulo 97)."""
-    value = value.replace(" ", "")
+    value = value.replace(" ", "").replace("-", "")
     if not 15 <= len(value) <= 34:
         return False
     return int("".join(str(int(c, 36)) for c in value[4:] + value[:4])) % 97 == 1

@@ -12,6 +12,11 @@ from herd.curate.filters.addresses import plain_date
 
 _HEAD_BYTES = 300_000
 _MARKS = (b"ublish", b"PUBLISH", b"odified", b"date", b"Date", b"DATE", b"ssued", b"<time")
+_PUBLISHED_MARK = re.compile(  # an element that says that its date is when the page was published
+    rb"""\b(?:itemprop\s*=\s*["']?datePublished|pubdate\b|class\s*=\s*["'][^"'>]*\bpublished\b)""", re.I
+)
+_DATED = re.compile(rb"<(?:time|span|abbr|div|p)\b[^>]{0,300}>", re.I)
+_VALUE = re.compile(rb"""\b(?:datetime|content|title)\s*=\s*["']?((?:19|20)\d\d-[^"'>]{2,40})""", re.I)
 _JSON_LD = re.compile(rb'"(datePublished|dateCreated|dateModified|uploadDate)"\s*:\s*"([^"]{4,40})"')
 _META = re.compile(rb"<meta\b[^>]{0,600}>", re.I)
 _NAME = re.compile(rb"""\b(?:name|property|itemprop|http-equiv)\s*=\s*["']?([\w:.-]{3,60})""", re.I)
@@ -20,6 +25,7 @@ _TIME = re.compile(rb"""<time\b[^>]{0,300}?\bdatetime\s*=\s*["']?([0-9][^"'>]{3,
 _PUBLISHED: tuple[str, ...] = (
     "article:published_time",
     "og:published_time",
+    "og:article:published_time",
     "datepublished",
     "date",
     "dc.date",
@@ -32,6 +38,7 @@ _PUBLISHED += (
     "dcterms.issued",
     "citation_publication_date",
     "citation_date",
+    "citation_online_date",
     "publishdate",
 )
 _PUBLISHED += (
@@ -51,7 +58,11 @@ _MODIFIED: tuple[str, ...] = (
     "dcterms.modified",
     "revised",
 )
-_IN_ADDRESS = re.compile(r"[/_-]((?:19|20)\d\d)[/_-](0[1-9]|1[0-2])(?:[/_-](0[1-9]|[12]\d|3[01]))?(?=[/_.?-]|$)")
+_IN_ADDRESS = re.compile(
+    r"[/_-]((?:19|20)\d\d)[/_-](0[1-9]|1[0-2])(?:[/_-](0[1-9]|[12]\d|3[01]))?(?=[/_.?]|-(?!\d)|$)"
+    r"|/((?:19|20)\d\d)/([1-9]|1[0-2])/([1-9]|[12]\d|3[01])(?=/|$)"
+    r"|[/_-](20\d\d)(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(?=[/_.?]|-(?!\d)|$)"
+)
 _FIRST_YEAR = "1990"
 
 
@@ -70,7 +81,7 @@ def date_of(url: str, recorded: str, content: bytes) -> Dated:
         return Dated(told, "page")
     path = url.split("/", 3)[3] if url.startswith(("http://", "https://")) and url.count("/") > 2 else ""
     if match := _IN_ADDRESS.search("/" + path.partition("?")[0]):
-        found = "-".join(part for part in match.groups() if part)
+        found = "-".join(part.zfill(2) for part in match.groups() if part)
         if _is_possible(found, crawled):
             return Dated(found, "address")
     return Dated(crawled, "crawl") if crawled else Dated("", "")
@@ -91,9 +102,19 @@ def _told(content: bytes) -> str:
             which = "published" if key in _PUBLISHED else "modified" if key in _MODIFIED else ""
             if which and (value := _plain(next(part for part in content_of.groups() if part))):
                 found.setdefault(which, value)
+    if not any(found.values()) and (marked := _marked(head)):
+        found["published"] = marked
     if not any(found.values()) and (times := _TIME.findall(head)) and len(set(times)) == 1:
         found["published"] = _plain(times[0])  # several are of comments and of other pages
     return found.get("published") or found.get("modified", "")
+
+
+def _marked(head: bytes) -> str:
+    """The date of the first element that is marked as when the page was published."""
+    for element in _DATED.findall(head):
+        if _PUBLISHED_MARK.search(element) and (value := _VALUE.search(element)):
+            return _plain(value[1])
+    return ""
 
 
 def _plain(value: bytes) -> str:

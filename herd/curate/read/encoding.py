@@ -12,6 +12,7 @@ from __future__ import annotations
 import codecs
 import re
 import unicodedata
+from contextlib import suppress
 from itertools import pairwise
 
 from charset_normalizer import from_bytes
@@ -40,21 +41,37 @@ _LATIN = {
     "cp1258": "vi",
 }
 """Encodings of Latin letters that are guessed among, and the languages that speak for each."""
+_MACINTOSH_SURER = 0.3  # by which the Macintosh's letters must be surer than Windows'
 _OTHERS = {"gb18030": "zh yue wuu", "big5hkscs": "zh yue wuu", "cp932": "ja", "euc_jp": "ja", "cp949": "ko"}
 _SOUTH_SLAVIC = "čćđšž"
 _ALPHABETS = {"pl": "ąćęłńóśźż", "cs": "áčďéěíňóřšťúůýž", "sk": "áäčďéíĺľňóôŕšťúýž", "hu": "áéíóöőúüű", "ro": "ăâîşţșț"}
 _ALPHABETS |= dict.fromkeys(("hr", "sr", "bs", "sh", "sl"), _SOUTH_SLAVIC)
 """Letters beyond ASCII of languages whose two encodings differ in a few of them; other letters are foreign names'."""
 _SCRIPTS = {"cp1251": "ru uk bg be sr mk kk", "koi8-r": "ru uk bg be", "cp1253": "el", "cp1255": "he yi"}
+_SCRIPTS |= {"iso8859-5": "ru uk bg be sr mk", "cp866": "ru uk be", "iso8859-6": "ar fa"}
 _SCRIPTS |= {"cp1256": "ar fa ur ps ckb arz", "cp874": "th"}
 """Encodings of other letters, one byte each, and the languages that they were made for."""
 _OF_PAGES = re.compile(r"cp(125\d|874|866|932|949)|iso8859|koi8|gb|big5|euc|shift_jis|utf|iso2022")
 _KIN = (("cp1253", "iso8859-7"), ("cp1255", "iso8859-8"), ("koi8-r", "koi8-u"))  # the one that reads more letters
 _NO_GREEK = re.compile(r"[άέήίόύώΐΰ](?=\w*[άέήίόύώΐΰ])|ς(?=\w)")  # a word has one accent, and this sigma at its end
+_FREQUENT = dict.fromkeys(("ru", "uk", "bg", "be", "sr", "mk", "kk"), "оеаинтсрвлкмдпуіјы")
+_FREQUENT |= {
+    "th": "านรอกเงมยลวดทสต่้ัิีไบปคะข",
+    "el": "αοιετσνηυρπκμλςόήάίέύ",
+    "he": "יוהלאמרתבשנםד",
+    "ar": "اليمونرتبعدسفهةكقأ",
+}
+"""The letters that make up most of a text: reading the bytes as of another encoding gives rare ones."""
+_MOSTLY_FREQUENT = 0.75
+_NO_HEBREW = re.compile(r"[ךםןףץ](?=[א-ת])")  # these end a word
+_NO_THAI = re.compile(r"(?<![ก-ฮิ-ูั])[ิ-ูั็-์]|[เ-ไ](?![ก-ฮ])|[็-์]{2,}")  # signs that stand on no letter
+_NO_KOREAN = re.compile(r"[\u3131-\u318e\u4e00-\u9fff\uf900-\ufaff]")
+_LONG_WORD, _MOSTLY, _SURE = 3, 0.6, 0.6  # bytes of a word; share of the sample in such words; least sureness
 _OTHER_LATIN = {code for languages in _LATIN.values() for code in languages.split()}
 
 _TAGS = re.compile(rb"<(script|style)\b.*?</\1\s*>|<!--.*?-->|<[^<>]*>", re.S | re.I)
 _HIGH_WORDS = re.compile(rb"[^\s<>]*[\x80-\xff][^\s<>]*")
+_SHIFTS = ((b"\x1b$B", "iso2022_jp"), (b"\x1b$@", "iso2022_jp"), (b"\x1b$)C", "iso2022_kr"))
 _WIDE_MARKUP = ((re.compile(rb"<\0[!/?A-Za-z]\0"), "utf-16-le"), (re.compile(rb"\0<\0[!/?A-Za-z]"), "utf-16-be"))
 _QUOTES = b"\x82\x84\x85\x8b\x91\x92\x93\x94\x95\x96\x97\x9b\xa0\xab\xbb"  # the same in all encodings of Latin letters
 _LEAST_HIGH_BYTES = 10  # fewer do not tell one script from another
@@ -77,6 +94,9 @@ def decode(content: bytes, declared: str = "") -> tuple[str, str]:
             return content[len(mark) :].decode(encoding, "replace"), encoding
     if wide := _wide(content):
         return content.decode(wide, "replace"), wide
+    if shifted := next((name for mark, name in _SHIFTS if mark in content[:100_000]), ""):
+        with suppress(UnicodeDecodeError):
+            return content.decode(shifted), shifted
     try:
         text = content.decode("utf-8")
         if not _is_escaped_multibyte(text, declared):
@@ -101,8 +121,10 @@ def ord_above_ascii(character: str) -> bool:
 
 
 def _wide(content: bytes) -> str:
-    """UTF-16 without a byte order mark: of markup every second byte is zero."""
+    """UTF-16 and UTF-32 without a byte order mark: of markup every second byte is zero, or three of four."""
     head = content[:4000]
+    if len(head) > 40 and min(head[1::4].count(0), head[2::4].count(0)) > 0.9 * (len(head) // 4):
+        return "utf-32-le" if head[0] else "utf-32-be"
     for pattern, encoding in _WIDE_MARKUP:
         if sum(match.start() % 2 == 0 for match in pattern.finditer(head)) >= 3:
             return encoding
@@ -125,15 +147,30 @@ def _looks_like(content: bytes, told: str) -> str:
             words = around
     sample = words[:_SAMPLE_BYTES]
     guess = _guess(sample)
+    if told == "cp1252" and guess == "iso8859-15":
+        return guess
     if not told or told == guess or _read(sample, told) == _read(sample, guess):
         return told or guess
     return guess if _sureness(sample, guess) > _sureness(sample, told) + _SURER else told
 
 
+def _other_script(sample: bytes) -> str:
+    """The encoding of a sample whose words are of other letters than Latin ones, where one is clearly the surest."""
+    words = [word for word in sample.split() if len(word) >= _LONG_WORD]
+    high = sum(byte > 0x7F for byte in sample)
+    if sum(len(word) for word in words if all(byte > 0x7F for byte in word)) < _MOSTLY * high:
+        return ""
+    sure = {name: _sureness(sample, name) for name in (*_SCRIPTS, *_OTHERS)}
+    best, second = sorted(sure, key=lambda name: -sure[name])[:2]
+    return best if sure[best] >= _SURE and sure[best] > sure[second] + _SURER else ""
+
+
 def _guess(sample: bytes) -> str:
     high = sum(byte > 0x7F for byte in sample)
-    if high < _FEW_HIGH_BYTES:
+    if sum(byte > 0x7F for byte in sample.translate(None, _QUOTES)) < _FEW_HIGH_BYTES:
         return "cp1252"
+    if found := _other_script(sample):
+        return next((_more_letters(kin, sample) for kin in _KIN if found in kin), found)
     best = from_bytes(sample).best() if high >= _LEAST_HIGH_BYTES else None
     name = _known(best.encoding) if best is not None else ""
     if name == "utf-8" or not _OF_PAGES.match(name):
@@ -145,29 +182,44 @@ def _guess(sample: bytes) -> str:
             fitting = [one for one in likely if language(_read(sample, one))[0] in _SCRIPTS[one].split()]
             surest = max([name, *fitting], key=lambda one: _sureness(sample, one))
             name = surest if _sureness(sample, surest) > _sureness(sample, name) + _MUCH_SURER else name
-        kin = next((kin for kin in _KIN if name in kin), (name,))
-        return max(kin, key=lambda one: (sum(map(str.isalpha, _read(sample, one))), one == name))
+        return _more_letters(next((kin for kin in _KIN if name in kin), (name,)), sample)
     telling = [word for word in sample.split() if not word.translate(None, _QUOTES).isascii()]
     sample = b" ".join(telling) or sample
     sure = {latin: _sureness(sample, latin) for latin in _LATIN}
     surest = max(sure, key=lambda latin: sure[latin])
-    return surest if sure[surest] > sure["cp1252"] else "cp1252"
+    if sure[surest] > sure["cp1252"]:
+        return surest
+    if any(0x80 <= byte < 0xA0 for byte in sample.translate(None, _QUOTES)):
+        return "mac_roman" if _sureness(sample, "mac_roman") > sure["cp1252"] + _MACINTOSH_SURER else "cp1252"
+    return "iso8859-15" if b"\xa4" in sample else "cp1252"  # nobody writes the sign that the euro's place had
+
+
+def _more_letters(kin: tuple[str, ...], sample: bytes) -> str:
+    """Of kindred encodings the one that reads more letters; of equal ones the first."""
+    return max(kin, key=lambda one: sum(map(str.isalpha, _read(sample, one))))
 
 
 def _sureness(sample: bytes, encoding: str) -> float:
     """How sure the language model is of these words, 0 to 1; less for characters that no text has."""
     text = _read(sample, encoding)
     code, probability = language(text)
-    languages = (_LATIN | _OTHERS).get(encoding)
+    languages = (_LATIN | _OTHERS | _SCRIPTS).get(encoding)
     if languages is not None and code not in (languages.split() or {code} - _OTHER_LATIN):
         return 0.0
     odd = sum(unicodedata.category(c) in ("Cc", "Cn", "Co", "So", "Sc", "Sk", "Sm") or c == "�" for c in text)
     odd += sum(a.islower() and b.isupper() and b > "\x7f" for a, b in pairwise(text))
     if code == "el":
         odd += len(_NO_GREEK.findall(text))
-    if own := _ALPHABETS.get(code):
+    odd += len(_NO_HEBREW.findall(text)) if code == "he" else len(_NO_THAI.findall(text)) if code == "th" else 0
+    if encoding == "cp949":  # letters of syllables apart, and Chinese ones between syllables: other bytes misread
+        odd += len(_NO_KOREAN.findall(text))
+    if own := _ALPHABETS.get(code) if encoding in _LATIN else None:
         odd += sum(c > "\x7f" and c.isalpha() and c.lower() not in own for c in text)
     high = sum(map(ord_above_ascii, text))
+    if frequent := _FREQUENT.get(code):
+        letters = [c for c in text.lower() if c > "\x7f" and c.isalpha()]
+        share = sum(map(frequent.__contains__, letters)) / max(1, len(letters))
+        probability *= min(1.0, share / _MOSTLY_FREQUENT)
     return probability * max(0.0, 1 - 3 * odd / max(1, high))
 
 

@@ -29,7 +29,7 @@ from herd.curate.read.kinds import (
     sniff,
 )
 from herd.curate.read.storage import file_size, list_files, location, modified, open_file
-from herd.curate.read.warc import read_warc
+from herd.curate.read.warc import read_arc, read_warc
 from herd.errors import DataError
 from herd.log import say
 from herd.parquet import Length, read_rows
@@ -38,11 +38,12 @@ MAX_PAGE_BYTES = 20_000_000
 """Pages over this size are not parsed; they are kept as dropped, with the reason."""
 
 _MAX_LINE_BYTES = 100_000_000
+_ENTITY = re.compile(rb"&(?:#\d{1,6}|[a-zA-Z]{2,8});")
+_NO_PAGES = ("json", "xml", "script", "records")  # in a file that is named a web page
 _COLUMNS = {"html", "text", "content", "raw_content", "url", "date", "timestamp", "warc_date", "path"}
 
-_FORMATS = (
-    ".html .htm .warc .wet .jsonl .ndjson .parquet .txt .md .rst .tex .pdf .rss .atom and source code, also .gz, .zst"
-)
+_FORMATS = ".html .htm .warc .wet .arc .jsonl .ndjson .parquet .txt .md .rst .tex .pdf .rss .atom and source code, "
+_FORMATS += "also .gz, .zst"
 
 
 class RawPage(NamedTuple):
@@ -160,7 +161,7 @@ def _writable(text: str) -> str:
 
 def _read_warc(path: Path, counts: Counter, max_bytes: int) -> Iterator[RawPage]:
     name = _name(path)
-    for page in read_warc(path, counts, max_bytes):
+    for page in (read_arc if _suffix(path) == ".arc" else read_warc)(path, counts, max_bytes):
         kind = kind_of(page.url, page.media_type, page.content)
         if kind is None:
             counts["not a page: " + (page.media_type or "unknown type")] += 1
@@ -216,7 +217,9 @@ def _file_kind(named: str, content: bytes) -> str | None:
     found = sniff(content)
     if found in ("pdf", "feed"):
         return found
-    if found == "binary" or named in ("feed", "pdf") or (named == "html" and found in ("json", "xml")):
+    if named == "html" and found == "text" and not _ENTITY.search(content[:4096]):
+        return "text"
+    if found == "binary" or named in ("feed", "pdf") or (named == "html" and found in _NO_PAGES):
         return "html" if found == "html" else None
     return named
 
@@ -327,7 +330,7 @@ def _row_page(row: Any, place: str, counts: Counter, max_bytes: int) -> RawPage 
 
 
 _READERS = (
-    dict.fromkeys([".warc", ".wet"], _read_warc)
+    dict.fromkeys([".warc", ".wet", ".arc"], _read_warc)
     | dict.fromkeys([".jsonl", ".ndjson", ".json"], _read_jsonl)
     | {".parquet": _read_parquet}
     | dict.fromkeys(HTML_SUFFIXES, _read_file("html"))

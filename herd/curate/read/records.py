@@ -1,4 +1,4 @@
-"""The records of a WARC file as bytes, found again after any damage: plain, gzip and zstd.
+"""The records of a WARC or ARC file as bytes, found again after any damage: plain, gzip and zstd.
 
 A file is cut into members (of gzip) or frames (of zstd), usually one a record; each is unpacked by itself, so that a
 damaged one takes no other along. In what they hold, and in plain files, a record is taken for sound where another
@@ -19,6 +19,8 @@ from typing import IO
 
 from fastwarc.stream_io import ZstdReader
 
+from herd.curate.read.answers import HEAD_END
+
 _GZIP, _ZSTD, _SKIPPABLE = b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18"
 _DICTIONARY = b"\x5d" + _SKIPPABLE
 _BLOCK, _SEARCH_BYTES = 1 << 16, 1 << 20
@@ -27,20 +29,25 @@ _MAX_HEAD = 1 << 16
 _START = re.compile(rb"(?:\A|(?<=\n))WARC/[01]\.\d")
 _BEHIND = re.compile(rb"[\r\n]*(?:WARC/|W?A?R?C?\Z)")
 _NEXT = b"\nWARC/"
-_LENGTH = re.compile(rb"^content-length:[ \t]*(\d{1,15})[ \t]*\r?$", re.I | re.M)
-_HEAD_END = re.compile(rb"\r?\n\r?\n")
+_LENGTH = re.compile(rb"^content-length[ \t]*:[ \t]*(\d{1,15})[ \t]*\r?$", re.I | re.M)
+_BLANK = b"\r\n\xef\xbb\xbf"  # line breaks, and what an editor puts before a file
+_ARC_HEAD = re.compile(rb"(?:\A|(?<=\n))([a-z]{3,10}:[^\r\n]*?) ([\d.:a-f]+) (\d{14}) (\S+)(?: \S+)*? (\d{1,12})\r?\n")
 
 
 def records(file: IO[bytes], counts: Counter) -> Iterator[tuple[int, bytes]]:
     """Every sound record with where it (or the member that holds it) begins; damaged ones go to `counts["corrupt"]`."""
     file.seek(0)
-    start = file.read(4)
-    if start.startswith(_GZIP[:2]):
+    start = file.read(_BLOCK)
+    if start.startswith(_GZIP[:2]) or (not _is_plain(start) and _find(file, 0, _Gzip(file)) is not None):
         yield from _members(file, counts, _Gzip(file))
-    elif start == _ZSTD or start[1:] == _SKIPPABLE:
+    elif start[:4] == _ZSTD or start[1:4] == _SKIPPABLE:
         yield from _members(file, counts, _Zstd(file))
     else:
         yield from _plain(file, counts)
+
+
+def _is_plain(start: bytes) -> bool:
+    return _START.search(start) is not None or start.startswith(_ZSTD) or start[1:4] == _SKIPPABLE or not start
 
 
 def _members(file: IO[bytes], counts: Counter, packed: _Gzip | _Zstd) -> Iterator[tuple[int, bytes]]:
@@ -49,14 +56,53 @@ def _members(file: IO[bytes], counts: Counter, packed: _Gzip | _Zstd) -> Iterato
     while position is not None and position < size:
         with tempfile.SpooledTemporaryFile(max_size=_MEMORY_BYTES) as unpacked:
             end = packed.unpack(position, unpacked)
-            while end is not None and end < size and packed.goes_on(end):  # a record over several members
-                end = packed.unpack(end, unpacked)
+            while end is not None and end < size and packed.goes_on(end) and _is_cut(unpacked):
+                end = packed.unpack(end, unpacked)  # a record over several members
             damaged = counts["corrupt"]
-            for _, record in _plain(unpacked, counts):
+            if end is not None and (record := _whole(unpacked)):
+                counts["length of a record not as declared"] += 1
                 yield position, record
+            else:
+                for _, record in _plain(unpacked, counts):
+                    yield position, record
         if end is None and counts["corrupt"] == damaged:
             counts["corrupt"] += 1
         position = _find(file, position + 1, packed) if end is None else end
+
+
+def _is_cut(unpacked: IO[bytes]) -> bool:
+    """Whether the last record that begins here ends beyond."""
+    size = unpacked.seek(0, 2)
+    position = 0
+    while position < size:
+        unpacked.seek(position)
+        lead = unpacked.read(_MAX_HEAD)
+        text = lead.lstrip(_BLANK)
+        if not _START.match(text):
+            return False
+        head = HEAD_END.search(text)
+        declared = _LENGTH.search(text, 0, head.start() + 2) if head else None
+        if head is None or declared is None:
+            return head is None
+        position += len(lead) - len(text) + head.end() + int(declared[1])
+    return position > size
+
+
+def _whole(unpacked: IO[bytes]) -> bytes | None:
+    """The one record of a sound member where its head declares another length than it has: the member tells."""
+    size = unpacked.seek(0, 2)
+    if size > _MEMORY_BYTES:
+        return None
+    unpacked.seek(0)
+    data = unpacked.read().lstrip(_BLANK)
+    head = HEAD_END.search(data, 0, _MAX_HEAD)
+    if head is None or not _START.match(data):
+        return None
+    declared = _LENGTH.search(data, 0, head.start() + 2)
+    end = head.end() + int(declared[1]) if declared else -1
+    if 0 <= end <= len(data) and not data[end:].strip(b"\r\n"):
+        return None
+    return None if _START.search(data, 1) else data.rstrip(b"\r\n")
 
 
 def _find(file: IO[bytes], position: int, packed: _Gzip | _Zstd) -> int | None:
@@ -199,7 +245,7 @@ def _plain(file: IO[bytes], counts: Counter) -> Iterator[tuple[int, bytes]]:
     while position is not None and position < size:
         file.seek(position)
         lead = file.read(_MAX_HEAD if size - position > _MAX_HEAD else size - position)
-        text = lead.lstrip(b"\r\n")
+        text = lead.lstrip(_BLANK)
         position += len(lead) - len(text)
         if not text:
             return
@@ -208,19 +254,21 @@ def _plain(file: IO[bytes], counts: Counter) -> Iterator[tuple[int, bytes]]:
             counts["corrupt"] += 1
             position = _next_head(file, position + 1)
             continue
-        file.seek(position)
-        yield position, file.read(end - position)
         file.seek(end)
-        behind = file.read(64)
+        behind = file.read(80)
+        found = None
         if not _BEHIND.match(behind) and (found := _START.search(behind, 1)):
             counts["corrupt"] += 1  # the declared end lies a little before the real one
             end += found.start()
+        file.seek(position)
+        data = file.read(end - position)
+        yield position, data if not found else data.rstrip(b"\r\n")
         position = end
 
 
 def _record_end(file: IO[bytes], position: int, lead: bytes, size: int, whole: bool = True) -> int | None:
     """Where a record's content ends, or None where it is damaged: no head there, cut, or no record behind it."""
-    head = _HEAD_END.search(lead)
+    head = HEAD_END.search(lead)
     if not _START.match(lead) or head is None:
         return None
     declared = _LENGTH.search(lead, 0, head.start() + 2)
@@ -235,7 +283,8 @@ def _record_end(file: IO[bytes], position: int, lead: bytes, size: int, whole: b
     if not whole:
         return end if is_followed else None
     inner = _next_head(file, position + 1, end)
-    if is_followed and (inner is None or inner >= end or _end_of_inner(file, inner, size) is None):
+    is_ended = behind.startswith(b"\r\n\r\n") and (inner is None or inner >= end)  # whatever follows
+    if is_ended or (is_followed and (inner is None or inner >= end or _end_of_inner(file, inner, size) is None)):
         return end  # a page may quote a head; one that swallows a whole sound record has a wrong length
     return end if inner is not None and end < inner <= end + 64 else None  # a length that is a little too short
 
@@ -260,3 +309,58 @@ def _next_head(file: IO[bytes], position: int, until: int | None = None) -> int 
         if len(block) < _SEARCH_BYTES:
             return None
         position += len(block) - 16
+
+
+# ---- ARC -------------------------------------------------------------------------------------------------------------
+
+
+def arc_records(file: IO[bytes], counts: Counter) -> Iterator[tuple[int, str, str, str, bytes]]:
+    """Place, address, date, type and content of every sound record of an ARC file, plain or a member of gzip each."""
+    size = file.seek(0, 2)
+    file.seek(0)
+    packed = _Gzip(file) if file.read(2) == _GZIP[:2] else None
+    position: int | None = 0
+    while position is not None and position < size:
+        if packed is None:
+            yield from ((offset, *record) for offset, record in _arc_plain(file, counts))
+            return
+        with tempfile.SpooledTemporaryFile(max_size=_MEMORY_BYTES) as unpacked:
+            end = packed.unpack(position, unpacked)
+            if end is None:
+                counts["corrupt"] += 1
+                position = _find(file, position + 1, packed)
+                continue
+            for _, record in _arc_plain(unpacked, counts):
+                yield position, *record
+        position = end
+
+
+def _arc_plain(file: IO[bytes], counts: Counter) -> Iterator[tuple[int, tuple[str, str, str, bytes]]]:
+    """ARC records one after the other; after a damaged one, from the next head on."""
+    size = file.seek(0, 2)
+    position = 0
+    while position < size:
+        file.seek(position)
+        lead = file.read(_BLOCK)
+        text = lead.lstrip(b"\r\n")
+        position += len(lead) - len(text)
+        if not text:
+            position += not lead
+            continue
+        head = _ARC_HEAD.match(text)
+        if head is None or position + head.end() + int(head[5]) > size:
+            counts["corrupt"] += 1
+            found = _ARC_HEAD.search(text, 1)
+            while found is None and len(lead) == _BLOCK:
+                position += _BLOCK - 4096
+                file.seek(position)
+                lead = text = file.read(_BLOCK)
+                found = _ARC_HEAD.search(text)
+            if found is None:
+                return
+            position += found.start()
+            continue
+        url, _, date, declared, length = (part.decode("utf-8", "replace") for part in head.groups())
+        file.seek(position + head.end())
+        yield position, (url, date, declared, file.read(int(length)))
+        position += head.end() + int(length)

@@ -5,30 +5,19 @@ Source: ISO 28500 (WARC 1.0 and 1.1).
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
-import io
 import uuid
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
-
-from herd.curate.read.records import records
+from herd.curate.read.answers import is_answer, media_type_of, read_answer, read_head
+from herd.curate.read.records import arc_records, records
 from herd.curate.read.storage import open_file
 
-_PAGES = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
-_COMPRESSED = (b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd")
-_DECODINGS: tuple[Literal["all", "transfer", "content", "none"], ...] = (
-    "all",
-    "transfer",
-    "content",
-    "none",
-)  # of a body that is not what its headers say: less and less
+_PAGES = ("response", "resource", "conversion")
 
 
 class WarcPage(NamedTuple):
@@ -51,61 +40,57 @@ def read_warc(path: Path, counts: Counter, max_bytes: int) -> Iterator[WarcPage]
     """
     with open_file(path) as file:
         for offset, data in records(file, counts):
-            try:
-                for record in ArchiveIterator(io.BytesIO(data), parse_http=False, auto_decode="all"):
-                    page = _page(record, counts, max_bytes, offset, data)
-                    if page is not None:
-                        yield page
-                    break  # what follows the first head is that record's content
-            except (OSError, ValueError, EOFError):
-                counts["corrupt"] += 1
+            headers, start = read_head(data)
+            counts["records"] += 1
+            kind = headers.get("warc-type", "").lower()
+            if kind not in _PAGES:
+                counts[kind or "no type of record"] += 1
+                continue
+            url, date = headers.get("warc-target-uri", "").strip("<> "), headers.get("warc-date", "")
+            declared = headers.get("content-type", "")
+            page = _page(url, date, declared, data[start:], counts, max_bytes, offset, kind == "response")
+            if page is not None:
+                if headers.get("warc-truncated"):
+                    counts["truncated by the crawler"] += 1
+                yield page
 
 
-def _page(record: WarcRecord, counts: Counter, max_bytes: int, offset: int, data: bytes) -> WarcPage | None:
-    counts["records"] += 1
-    if not record.record_type & _PAGES:
-        counts[str(record.record_type)] += 1
-        return None
-    media_type, charset = record.headers.get("Content-Type") or "", ""
-    url = (record.headers.get("WARC-Target-URI") or "").strip("<> ")
-    date = record.headers.get("WARC-Date") or ""
-    if media_type.startswith("application/http"):
-        status, media_type, charset, content = _answer(data, counts, max_bytes)
-        if not 200 <= status < 300:
+def read_arc(path: Path, counts: Counter, max_bytes: int) -> Iterator[WarcPage]:
+    """The pages of an ARC file (plain or gzip), as crawls before WARC wrote it; damage is counted as in `read_warc`."""
+    with open_file(path) as file:
+        for offset, url, date, declared, block in arc_records(file, counts):
+            counts["records"] += 1
+            if url.startswith("filedesc:"):
+                continue
+            page = _page(url, date, declared, block, counts, max_bytes, offset, True)
+            if page is not None:
+                yield page
+
+
+def _page(
+    url: str, date: str, declared: str, block: bytes, counts: Counter, max_bytes: int, offset: int, is_response: bool
+) -> WarcPage | None:
+    """The page of a record: of an HTTP answer its body, unpacked; None where there is none, which is counted."""
+    media_type, charset = media_type_of(declared)
+    if media_type.startswith("application/http") or (is_response and is_answer(block)):
+        try:
+            answer = read_answer(block, max_bytes)
+        except ValueError:
+            counts["corrupt"] += 1
+            return None
+        if not 200 <= answer.status < 300:
             counts["not a successful answer"] += 1
             return None
+        media_type, charset, content = answer.media_type, answer.charset, answer.body
+        for name, is_so in (("body not encoded as it says", answer.lied), ("body cut off", answer.cut)):
+            if is_so:
+                counts[name] += 1
     else:
-        content = record.reader.read(max_bytes + 1)
+        content = block
     num_bytes = len(content)
     if num_bytes > max_bytes:
-        num_bytes, content = max(num_bytes, record.content_length), b""
-    if record.headers.get("WARC-Truncated"):
-        counts["truncated by the crawler"] += 1
-    return WarcPage(url, date, media_type.partition(";")[0].strip().lower(), charset, content, num_bytes, offset)
-
-
-def _answer(data: bytes, counts: Counter, max_bytes: int) -> tuple[int, str, str, bytes]:
-    """Status, media type, charset and body of an HTTP answer; of a body encoded otherwise than it says, as it is.
-
-    Raises:
-        ValueError: the body is compressed as it says, and damaged.
-    """
-    for decoding in _DECODINGS:
-        record = next(iter(ArchiveIterator(io.BytesIO(data), parse_http=False)))
-        try:
-            record.parse_http(auto_decode=decoding)
-            body = record.reader.read(max_bytes + 1)
-        except (OSError, ValueError, EOFError):
-            continue
-        about = record.http_headers.status_code or 0, record.http_content_type or "", record.http_charset or ""
-        if decoding != "all" and (record.http_headers.get("Content-Encoding") or "").strip().lower() == "deflate":
-            with contextlib.suppress(zlib.error):  # without the wrapping that the standard asks for: browsers read it
-                return *about, zlib.decompressobj(wbits=-15).decompress(body, max_bytes + 1)
-        if decoding != "all" and body.startswith(_COMPRESSED):
-            break
-        counts["body not encoded as it says"] += decoding != "all"
-        return *about, body
-    raise ValueError("the body is damaged")
+        num_bytes, content = max(num_bytes, len(block)), b""
+    return WarcPage(url, date, media_type, charset, content, num_bytes, offset)
 
 
 def warc_record(url: str, date: str, media_type: str, content: bytes) -> bytes:

@@ -186,3 +186,32 @@ def test_a_session_may_stand_in_the_path_and_a_canonical_link_among_others():
     link = b"<link href=//b.org/z rel='shortlink canonical'>"
     assert dedup.canonical_url(link, "https://a.org/") == "https://b.org/z"
     assert dedup.canonical_url(b"<link rel=next href=/canonical>", "https://a.org/") == ""
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("http://a.org/%7Eanne/", "http://a.org/~anne"),
+        ("http://a.org/a%2fb", "http://a.org/a%2Fb"),
+        ("http://a.org/./b/../x", "http://a.org/x"),
+        ("http://a.org/../x", "http://a.org/x"),
+        ("http://a.org/x?a=1&amp;b=2", "http://a.org/x?a=1&b=2"),
+        ("http://bücher.de/ü", "http://xn--bcher-kva.de/%C3%BC"),
+        ("http://a.org/x?yclid=1&_ga=2.1", "http://a.org/x"),
+        ("http://a.org/x?s=a1b2c3d4e5f6a7b8c9d0a1b2c3d4e5f6", "http://a.org/x"),
+        ("http://a.org/(S(a1b2c3d4e5f6a7b8c9d0a1b2))/x.aspx", "http://a.org/x.aspx"),
+    ],
+)
+def test_escapes_dots_and_session_ids_make_no_other_address(one, other):
+    assert dedup.normal_url(one) == dedup.normal_url(other)
+
+
+def test_readable_ids_are_stories_and_links_in_comments_and_scripts_name_no_page():
+    for one, other in (
+        ("how-bees-fly-in-2024", "how-ants-walk-in-2024"),
+        ("SIDNEY2000OLYMPICS", "ATLANTA1996OLYMPICS"),
+    ):
+        assert dedup.normal_url(f"http://a.org/?sid={one}") != dedup.normal_url(f"http://a.org/?sid={other}")
+    assert dedup.normal_url("http://a.org/?s=hello") != dedup.normal_url("http://a.org/?s=world")
+    for before in (b"<!-- <link rel=canonical href=/bad> -->", b"<script>'<link rel=canonical href=/bad>'</script>"):
+        assert dedup.canonical_url(before + b'<LINK HREF="/x" REL="CANONICAL">', "http://a.org/y") == "http://a.org/x"

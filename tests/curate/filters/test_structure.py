@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import re
 
 import pyarrow as pa
+import pytest
 
 from herd.curate.extract.html import extract
 from herd.curate.filters.heuristics import WEB_FILTERS, reasons
@@ -105,3 +107,64 @@ def test_a_range_of_the_first_line_stays_a_range_that_can_be_written():
     row = {"text": "a table\nnotice\nprose", "aside_lines": [0, 1], "code_lines": [], "link_lines": []}
     keep_lines(row, [True, False, True])
     assert pa.array([row["aside_lines"]], pa.list_(pa.int32())).to_pylist() == [[0, 1]]
+
+
+SPOKEN = """Are you sure?|I think so.|Then why did you come back?|Because of the letter.|Which letter?|Since when?
+The one you sent.|I never sent a letter.|Then who did?|Ask your brother.|My brother is dead.|Since the winter.
+I am sorry to hear that.|You did not know him.|I did, a little.|From where?|From the school.|He liked it there."""
+
+
+@pytest.mark.parametrize("form", ["“{}”", '"{}"', "— {}", "Anne: {}"])
+def test_dialogue_in_short_lines_stays_and_menus_go(form):
+    assert [
+        r
+        for r in drops(Text("\n\n".join(map(form.format, re.split(r"[|\n]", SPOKEN))), "en"))
+        if r.startswith("fineweb")
+    ] == []
+    menu = "Home|About us|Need help?|Login|What is new|Hot deals!|Buy now!|Free shipping|Contact us!|Top rated|News"
+    assert "fineweb_short_lines" in drops(Text("\n\n".join(menu.split("|") * 3), "en"))
+
+
+def test_portions_are_a_list_and_not_repetition():
+    meals = [
+        f"{INTRO.replace('functions', meal)}" for meal in ("oats", "beans", "fish", "eggs", "rice", "bread", "soup")
+    ]
+    plan = "\n".join(f"{meal}\n1 cup of skim milk\n2 slices of whole wheat bread\n½ tsp. salt" for meal in meals)
+    assert "milk" not in running_text(plan.split("\n")) and "oats" in running_text(plan.split("\n"))
+    assert "2 large dogs came by." in running_text(["2 large dogs came by."])
+
+
+def test_news_without_marks_at_their_ends_are_sentences_and_key_words_are_none():
+    news = (
+        "The government that fell in {} will have to be formed again, officials said, with the help of that of others"
+    )
+    text = "\n".join(news.format(f"a{n}") for n in range(8))
+    assert not {"fineweb_line_ends", "c4_sentences"} & set(drops(Text(text, "en")))
+    words = "\n".join(
+        f"cheap shoes{n} online buy best cheap shoes{n} sale discount shoes{n} outlet store" for n in range(8)
+    )
+    assert {"fineweb_line_ends", "c4_sentences"} <= set(drops(Text(words, "en")))
+
+
+REVIEW = """In grey and red the Acme Hover Clean Pro weighs less than three bags of flour do.
+Four brushes came with our Acme Hover Clean Pro, and two of them lost their hair within a month.
+Whoever has stairs will like that an Acme Hover Clean Pro runs for a whole hour without its cable.
+Nobody slept while the Acme Hover Clean Pro was on, though its maker calls the thing a quiet one.
+For a third less than the best cleaner of our last test, an Acme Hover Clean Pro cleans nearly as well.
+After six weeks of use the hinge of every second Acme Hover Clean Pro had come off, and glue did not help."""
+
+
+def test_an_article_may_name_its_subject_and_spam_may_not():
+    assert "gopher_repeated_ngrams" not in drops(Text(REVIEW, "en"))
+    assert "gopher_repeated_ngrams" in drops(Text(REVIEW.lower(), "en"))
+    assert "gopher_repeated_ngrams" in drops(
+        Text("Cheap Nike Air Max Shoes Online Sale. " * 4 + "Buy It Now. " * 3, "en")
+    )
+
+
+def test_a_list_item_in_a_menu_does_not_make_it_a_list():
+    menu = (
+        "Home|About us|Login|What is new|Hot deals|Shipping|Top rated|News|Sports today|Terms|Imprint|Careers|Partners"
+    )
+    lines = [f"{word} {letter}" for letter in "abcdef" for word in menu.split("|")]
+    assert "fineweb_short_lines" in drops(Text("\n".join([*lines, "1. Bees and more", "- Wax"]), "en"))

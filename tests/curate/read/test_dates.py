@@ -14,6 +14,14 @@ from herd.curate.read.dates import date_of
         (b"<meta name=date content=20180708>", "2018-07-08"),
         (b'<meta property="article:modified_time" content="2022-01-01">', "2022-01-01"),
         (b'{"dateModified":"2022-05-05","datePublished":"2020-05-05"}', "2020-05-05"),
+        (b'<time itemprop="datePublished" datetime="2021-03-04">x</time><time datetime="2022-01-01">', "2021-03-04"),
+        (
+            b'<time class="entry-date published" datetime="2021-03-04T10:00">x</time><time datetime="2022">',
+            "2021-03-04",
+        ),
+        (b'<span itemprop="datePublished" content="2021-03-04">x</span>', "2021-03-04"),
+        (b'<meta name="date" content="Thursday, March 4, 2021, 10:00 AM">', "2021-03-04"),
+        (b'<meta name="date" content="4th March 2021">', "2021-03-04"),
         (b'<p>On <time datetime="2017-02-03">3 Feb</time></p>', "2017-02-03"),
     ],
 )
@@ -25,6 +33,9 @@ def test_a_page_tells_its_own_date(content, date):
 def test_then_its_address_then_the_crawl_and_else_nobody():
     assert date_of("http://a.org/blog/2021/07/bees", "2023-09-09", b"") == ("2021-07", "address")
     assert date_of("http://a.org/2021-07-15-bees.html", "", b"") == ("2021-07-15", "address")
+    assert date_of("http://a.org/2021/7/5/bees", "", b"") == ("2021-07-05", "address")
+    assert date_of("http://a.org/news/20210705/bees", "", b"") == ("2021-07-05", "address")
+    assert date_of("http://a.org/item/1998-05-1234", "", b"") == ("", "")
     assert date_of("http://a.org/bees", "20230909101112", b"") == ("2023-09-09T10:11:12Z", "crawl")
     assert date_of("/home/2021/07/bees.html", "", b"") == ("", "")
 

@@ -173,3 +173,25 @@ def test_greek_and_romanian_are_read_also_on_pages_of_mostly_english_words(encod
 def test_curly_quotes_do_not_make_a_page_english():
     text = "“Free software” and “open source” – these – are “words”. " * 3 + "Această secţiune este necesară şi utilă."
     assert decode(text.encode("cp1250"))[0] == text
+
+
+SHORT = [
+    ("windows-1251", "Расписание автобусов на зиму и весну"),
+    ("windows-1251", "Јуче је у граду отворена нова библиотека, а већ првог дана дошло је више од хиљаду људи."),
+    ("cp866", "Вчера в городе открыли новую библиотеку, и в первый же день туда пришло много людей."),
+    ("iso8859-5", "Вчера в городе открыли новую библиотеку, и в первый же день туда пришло много людей."),
+    ("gbk", "先把土豆切成小块，再放进锅里煮二十分钟，最后加盐。"),
+    ("euc-jp", "昨日、町に新しい図書館が開館し、初日から千人以上が訪れました。"),
+    ("iso2022_jp", "昨日、町に新しい図書館が開館しました。"),
+    ("iso8859-6", "افتتحت أمس في المدينة مكتبة جديدة، وفي اليوم الأول وحده حضر إليها أكثر من ألف شخص."),
+    ("iso8859-15", "Le prix du billet est de 12 € pour les élèves et de 20 € à l'été."),
+    ("mac_roman", "Hier, une nouvelle bibliothèque a été inaugurée ; dès le premier jour, mille personnes étaient là."),
+    ("utf-32-le", "Gestern wurde in der Stadt eine neue Bücherei eröffnet."),
+]
+
+
+@pytest.mark.parametrize(("encoding", "text"), SHORT)
+@pytest.mark.parametrize("declared", ["", "iso-8859-1"])
+def test_one_sentence_in_a_page_with_an_english_menu_is_read(encoding, text, declared):
+    page = f"<html><body><ul><li>Home<li>About us<li>Login</ul><p>{text}</p><p>All rights reserved.</p></body></html>"
+    assert decode(page.encode(encoding), declared)[0] == page

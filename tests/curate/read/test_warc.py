@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from herd.curate.read.pages import read_pages
 from herd.curate.read.warc import read_warc, warc_record
 
 BODY = b"<html><body>Bees fly early, whatever the heading of their page may say.</body></html>"
@@ -92,6 +93,53 @@ def test_bodies_are_read_as_they_are_whatever_their_headers_say(tmp_path, header
     found, counts = pages(tmp_path, b"".join(records), ".gz")
     assert [page.content for page in found] == [BODY] * 6
     assert counts["body not encoded as it says"] == 3 * lies and counts["corrupt"] == 0
+
+
+def test_a_sound_members_bounds_are_believed_where_its_head_lies_about_its_length(tmp_path):
+    records = []
+    for lie in (0, -30, -1, 5, 1000):
+        plain = gzip.decompress(warc_record(f"http://a/{lie}", "2024", "text/html", BODY))
+        records.append(gzip.compress(plain.replace(b"Length: %d" % len(BODY), b"Length: %d" % (len(BODY) + lie))))
+    records.insert(3, gzip.compress(plain.replace(b"Content-Length: %d\r\n" % len(BODY), b"")))
+    found, counts = pages(tmp_path, b"".join(records), ".gz")
+    assert [page.content for page in found] == [BODY] * 6
+    assert counts["length of a record not as declared"] == 5 and counts["corrupt"] == 0
+
+
+def test_what_is_no_record_costs_none_of_those_around_it(tmp_path):
+    first, second = (gzip.decompress(warc_record(f"http://a/{i}", "2024", "text/html", BODY)) for i in range(2))
+    noise, packed = b"no record\r\n" * 300, [gzip.compress(data) for data in (first, BODY, second)]
+    for data, suffix in (
+        (first + noise + second, ""),
+        (b"\xef\xbb\xbf" + first + second, ""),
+        (
+            first.replace(b"\r\n", b"\n")
+            + second.replace(b"\r\n", b"\n").replace(b"Content-Length: ", b"content-length :"),
+            "",
+        ),
+        (b"".join(packed), ".gz"),
+        (noise + packed[0] + packed[2], ".gz"),
+        (packed[0] + bytes(900) + packed[2], ".gz"),
+        (gzip.compress(first[:40]) + gzip.compress(first[40:]) + packed[2], ".gz"),
+    ):
+        found, counts = pages(tmp_path, data, suffix)
+        assert [page.url for page in found] == ["http://a/0", "http://a/1"] and counts["corrupt"] <= 1
+        assert [page.content for page in found] == [BODY] * 2
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_arc_files_of_older_crawls_are_read(tmp_path, suffix):
+    http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + BODY
+    records = [b"filedesc://x.arc 0.0.0.0 20050101000000 text/plain 12\n1 0 Archive\n\n"]
+    records += [b"http://a.org/%d x 1.2.3.4 20050102030405 text/html %d\n%s\n" % (i, len(http), http) for i in range(3)]
+    records.insert(2, b"damage that is no record\n")
+    (tmp_path / f"a.arc{suffix}").write_bytes(b"".join(map(gzip.compress, records) if suffix else records))
+    counts: Counter = Counter()
+    found = list(read_pages(tmp_path / f"a.arc{suffix}", counts))
+    assert [(page.url, page.date, page.content) for page in found] == [
+        (f"http://a.org/{i} x", "20050102030405", BODY) for i in range(3)
+    ]
+    assert counts["corrupt"] == 1 and counts["records"] == 4
 
 
 def test_a_cut_member_counts_once(tmp_path):
