@@ -156,7 +156,7 @@ After six weeks of use the hinge of every second Acme Hover Clean Pro had come o
 
 def test_an_article_may_name_its_subject_and_spam_may_not():
     assert "gopher_repeated_ngrams" not in drops(Text(REVIEW, "en"))
-    assert "gopher_repeated_ngrams" in drops(Text(REVIEW.lower(), "en"))
+    assert {"gopher_top_ngram", "gopher_repeated_ngrams"} & set(drops(Text(REVIEW.lower(), "en")))
     assert "gopher_repeated_ngrams" in drops(
         Text("Cheap Nike Air Max Shoes Online Sale. " * 4 + "Buy It Now. " * 3, "en")
     )
