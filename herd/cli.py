@@ -43,7 +43,7 @@ STORY: dict[str, tuple[str, ...]] = {
     "Measure further": ("harness", "haystack", "judge", "scaling"),
     "Use": ("chat", "serve", "convert"),
     "Your own files": ("index", "search"),
-    "Look closer": ("plan", "examine", "inspect", "show", "report", "template", "trace", "sandbox", "doctor"),
+    "Look closer": ("plan", "examine", "inspect", "show", "report", "template", "trace", "sandbox", "guard", "doctor"),
 }
 """The verbs in the order of the story; each is `herd/stages/<verb>.py`, or a family `herd/stages/<verb>/`."""
 

@@ -164,6 +164,7 @@ def test_one_word_fills_a_list_even_an_optional_one():
 
 
 ONE_OF = {
+    "CheckSettings": ["text=x"],
     "StorySettings": ["steps=[{name: x, run: average}]"],
     "QualitySettings": ["labelled=x"],
     "DistillSettings": ["shards=x"],

@@ -13,6 +13,7 @@ from herd.errors import ConfigError
 from herd.evals.answers import rouge_l, token_f1
 from herd.evals.calls import names_api
 from herd.evals.mathematics import same_value
+from herd.evals.refusals import complies, refuses
 
 Scorer = Callable[[str, Sequence[str]], float]
 """(answer, right answers) -> 0 to 1. Of several right answers the one that fits best counts."""
@@ -121,6 +122,8 @@ SCORERS: Mapping[str, Scorer] = {
     "names_api": names_api,
     "chrf": chrf,
     "bleu": bleu,
+    "refuses": refuses,
+    "complies": complies,
 }
 """What `scorer:` of a task may name."""
 

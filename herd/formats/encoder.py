@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ _POOLINGS: dict[str, Pooling] = {
 }
 _NO_PART = ("pooler.", "cls.", "lm_head.")  # heads of the training; vectors are made of the hidden states
 _HEAD = "head.json"
+_BESIDE = (
+    *("config.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json"),
+    *("modules.json", "sentence_bert_config.json", "LICENSE"),
+)
 
 
 def open_encoder(place: Path | str, *, device: str = "cpu") -> Encoder:
@@ -46,6 +51,21 @@ def open_encoder(place: Path | str, *, device: str = "cpu") -> Encoder:
     limit = _read_json(folder / "sentence_bert_config.json", {}).get("max_seq_length")
     tokenizer = _tokenizer(folder)
     return Encoder(model.to(device), tokenizer, pooling=pooling, normalize=normalize, max_tokens=limit)
+
+
+def save_encoder(encoder: Encoder, source: Path | str, folder: Path) -> None:
+    """Write an encoder whole: its weights in float32 as they are now, and the other files of the one it came from.
+
+    Raises:
+        CheckpointError: `source` holds no encoder.
+    """
+    place = _folder(source)
+    with atomic_folder(folder) as aside:
+        for name in (*_BESIDE, "1_Pooling/config.json"):
+            if (place / name).is_file():
+                (aside / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(place / name, aside / name)
+        save_tensors(encoder.model.state_dict(), aside / "model.safetensors")
 
 
 def save_head(classifier: TextClassifier, folder: Path, **about: Any) -> None:

@@ -195,22 +195,34 @@ class Encoder:
         found = self.tokenizer.encode_batch_fast(list(texts))
         if cut := sum(bool(entry.overflowing) for entry in found):
             say(f"  of {cut:,} of {len(found):,} texts only the first {self.max_tokens} tokens are embedded")
-        rows = [entry.ids for entry in found]
-        vectors, device = torch.empty(len(rows), self.size), self.model.embeddings.word_embeddings.weight.device
+        return self.embed_tokens([entry.ids for entry in found], batch_tokens=batch_tokens, label=label)
+
+    @torch.no_grad()
+    def embed_tokens(
+        self, rows: Sequence[Sequence[int]], *, batch_tokens: int = 8192, label: str | None = None
+    ) -> Tensor:
+        """The same of token ids, special tokens included, at most as many a row as the model has places for."""
+        vectors = torch.empty(len(rows), self.size)
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         with progress(label, total=len(rows), unit="texts") if label else nullcontext() as bar:
             while order:
                 batch = order[-max(1, batch_tokens // len(rows[order[-1]])) :]  # the longest first
                 del order[-len(batch) :]
-                lengths = torch.tensor([len(rows[index]) for index in batch])
-                mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (B, T)
-                tokens = torch.zeros(mask.shape, dtype=torch.int64)
-                tokens[mask] = torch.tensor([token for index in batch for token in rows[index]])
-                hidden = self.model(tokens.to(device), mask.to(device)).float().cpu()
-                vectors[batch] = _pooled(hidden, mask, self.pooling)
+                vectors[batch] = self.vectors([rows[index] for index in batch]).cpu()
                 if bar is not None:
                     bar.advance(len(batch))
-        return F.normalize(vectors, dim=1) if self.normalize else vectors
+        return vectors
+
+    def vectors(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """One batch of token ids to (N, D) float32 on the model's device, with gradients where weights ask for them."""
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (B, T)
+        tokens = torch.zeros(mask.shape, dtype=torch.int64)
+        tokens[mask] = torch.tensor([token for row in rows for token in row])
+        device = self.model.embeddings.word_embeddings.weight.device
+        hidden = self.model(tokens.to(device), mask.to(device)).float()
+        pooled = _pooled(hidden, mask.to(device), self.pooling)
+        return F.normalize(pooled, dim=1) if self.normalize else pooled
 
 
 def _pooled(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:

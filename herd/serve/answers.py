@@ -64,14 +64,15 @@ async def answer(desk: Desk, model: Model, http: Request, body: Dialect) -> Resp
     account: Account = http.scope["herd.account"]
     account.model = model.name
     turn, account.unheeded = await asyncio.to_thread(lambda: (_turn(body), body.unheeded(model)))
-    turn, refusal = _with_own_tools(turn, desk.tools), None
+    turn = replace(_with_own_tools(turn, desk.tools), owner=account.owner, request=account.id)
+    refusal: Refused | None = None
     if turn.tools and not await asyncio.to_thread(tells_tools, model.engine.tokenizer):
         account.unheeded = [*account.unheeded, "tools"]
     try:
-        for guard in desk.guards:
-            turn = await guard.before(turn)
+        if desk.guards:
+            turn = await _guarded(desk, model.engine, turn)
     except Refused as refused:
-        refusal = str(refused)
+        refusal = refused
     desk.places.take(model.engine, turn.num_places)
     gone = asyncio.create_task(_gone(http))
     try:
@@ -128,11 +129,11 @@ class _Run:
         self._talks: dict[int, list[Message]] = {}  # what was said, of answers that used the server's own tools
         self._rounds: dict[int, int] = {}
 
-    def refuse(self, words: str) -> None:
+    def refuse(self, refused: Refused) -> None:
         """A guard lets nothing be generated."""
         self._is_refused = True
         for speech in self.answers:
-            speech.refuse(words)
+            speech.refuse(refused)
 
     def _speech(self) -> Speech:
         turn = self.reply.turn
@@ -168,8 +169,9 @@ class _Run:
                 told = []
                 for index, piece in pieces:
                     speech = self.answers[index]
-                    if speech.finish_reason is None:
-                        parts = speech.take(piece)
+                    if speech.finish_reason is None or piece.finish_reason == "content_filter":
+                        judged = self._desk.guards and piece.text + (piece.finish_reason or "")
+                        parts = await asyncio.to_thread(speech.take, piece) if judged else speech.take(piece)
                         if piece.finish_reason != speech.finish_reason:  # as the client sees it
                             piece = replace(piece, finish_reason=speech.finish_reason)
                         told.append((index, parts, piece))
@@ -192,6 +194,13 @@ class _Run:
         async with asyncio.timeout_at(self._until):
             results = await asyncio.gather(*(self._desk.tools[c["name"]].call(c["arguments"]) for c in calls))
         talk += [Message(role="ipython", content=result) for result in results]
+        try:
+            for guard in self._desk.guards:
+                await guard.before(replace(turn, inputs=[talk]))
+        except Refused as refused:
+            speech.refuse(refused)
+            self._conveyor.say(index, Piece(index, "", (), (), "content_filter"))
+            return
         speech.next_round(self._reader())
         self._rounds[index] = self._rounds.get(index, 0) + 1
         left = first.params.max_tokens - speech.num_tokens
@@ -338,6 +347,20 @@ def _turn(body: Dialect) -> Turn:
         return body.turn()
     except RequestError as error:
         raise ApiError(400, str(error), param=body.field_of(str(error))) from None
+
+
+async def _guarded(desk: Desk, engine: Engine, turn: Turn) -> Turn:
+    """The turn as the guards let it go on; they see token ids as the text that these are."""
+    ids = any(map(_is_ids, turn.inputs))
+    seen = replace(turn, inputs=[_as_text(engine, item) for item in turn.inputs]) if ids else turn
+    passed = seen
+    for guard in desk.guards:
+        passed = await guard.before(passed)
+    return turn if passed is seen else passed
+
+
+def _as_text(engine: Engine, item: Input | list[int]) -> Input:
+    return engine.tokenizer.decode(item) if _is_ids(item) else cast(Input, item)
 
 
 def _with_own_tools(turn: Turn, tools: Mapping[str, Tool]) -> Turn:

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 
 from herd.infer.engine import Engine
-from herd.serve import browsers, errors, tokens
+from herd.serve import browsers, errors, moderations, tokens
 from herd.serve.answers import Desk
 from herd.serve.dialects import anthropic, chat, completions, responses
 from herd.serve.documents import (
@@ -36,6 +36,7 @@ from herd.serve.store import Store
 from herd.serve.tracing import Tracing
 from herd.serve.trials import Trials
 from herd.serve.turn import Guard, Tool
+from herd.serve.watch import Watch
 from herd.serve.worker import Worker
 
 _BODIES: dict[str, type[BaseModel]] = {
@@ -45,6 +46,7 @@ _BODIES: dict[str, type[BaseModel]] = {
     "/v1/messages": anthropic.MessagesRequest,
     "/v1/messages/count_tokens": anthropic.CountRequest,
     "/v1/embeddings": tokens.EmbeddingRequest,
+    "/v1/moderations": moderations.ModerationRequest,
     "/tokenize": tokens.TokenizeRequest,
     "/detokenize": tokens.DetokenizeRequest,
 }
@@ -84,6 +86,7 @@ def create_app(
     journal: Journal | None = None,
     hosts: Sequence[str] | None = None,
     guards: Sequence[Guard] = (),
+    watch: Watch | None = None,
     own_tools: Sequence[Tool] = (),
     store: Store | None = None,
     origins: Sequence[str] = (),
@@ -92,13 +95,13 @@ def create_app(
     """The application around one engine, called `name`, or several by their names.
 
     `key`, or one of `keys` (by their owners' names), must come with every request but those for the page, `/health` and
-    `/metrics`. With `hosts`, only requests to those host names are answered. `guards` look at every turn, `own_tools`
-    are told to the model in every conversation and run here. Responses are kept in the `store`, where there is one.
-    Pages of these `origins` may read answers.
+    `/metrics`. With `hosts`, only requests to those host names are answered. The `watch` looks at every turn and
+    answers `/v1/moderations`; then come the `guards`. `own_tools` are told to the model in every conversation and run
+    here. Responses are kept in the `store`, where there is one. Pages of these `origins` may read answers.
     """
     server = Server(engines if isinstance(engines, Mapping) else {name: engines})
     limits, journal = limits or Limits(), journal or Journal()
-    allowances, metrics, trials = Allowances(limits), Metrics(server.models), Trials()
+    allowances, metrics, trials = Allowances(limits), Metrics(server.models, watch), Trials()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -134,7 +137,7 @@ def create_app(
         Places(limits.max_waiting),
         trials,
         keep_text=journal.with_text,
-        guards=tuple(guards),
+        guards=(*((watch,) if watch is not None else ()), *guards),
         tools={tool.function["name"]: tool for tool in own_tools},
     )
     app.include_router(_open_routes(server, metrics))
@@ -143,6 +146,7 @@ def create_app(
     for room in (chat, completions, anthropic, tokens):
         app.include_router(room.routes(desk, server.models), dependencies=guarded)
     app.include_router(responses.routes(desk, server.models, store), dependencies=guarded)
+    app.include_router(moderations.routes(watch), dependencies=guarded)
     _document(app)
     return app
 

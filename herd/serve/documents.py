@@ -62,6 +62,7 @@ class ChatChoice(BaseModel):
     message: AnswerMessage
     finish_reason: Literal["stop", "length", "tool_calls", "content_filter"]
     logprobs: dict[str, Any] | None
+    verdict: dict[str, Any] | None = None
 
 
 class ChatCompletion(BaseModel):
@@ -132,6 +133,24 @@ class EmbeddingList(BaseModel):
     model: str
     data: list[EmbeddingObject]
     usage: Usage
+
+
+class Moderation(BaseModel):
+    """What the guards say of one text; categories are OpenAI's, and those of the guards' policies by their codes."""
+
+    flagged: bool
+    categories: dict[str, bool]
+    category_scores: dict[str, float]
+    category_applied_input_types: dict[str, list[str]]
+    verdicts: list[dict[str, Any]]
+
+
+class Moderations(BaseModel):
+    """The answer to `POST /v1/moderations`."""
+
+    id: str
+    model: str
+    results: list[Moderation]
 
 
 class Tokenized(BaseModel):

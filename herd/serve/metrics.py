@@ -8,6 +8,7 @@ from typing import Any
 from herd.serve.account import Account
 from herd.serve.errors import ApiError
 from herd.serve.models import Models
+from herd.serve.watch import Watch
 
 try:
     import prometheus_client
@@ -18,7 +19,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 _PATHS = (
     *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"),
-    *("/v1/embeddings", "/v1/models", "/tokenize", "/detokenize"),
+    *("/v1/embeddings", "/v1/moderations", "/v1/models", "/tokenize", "/detokenize"),
 )
 _OTHER = "other"
 
@@ -26,12 +27,14 @@ _OTHER = "other"
 class Metrics:
     """Counts of requests and tokens, times, and how full the engines are."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, watch: Watch | None = None) -> None:
         self.registry = None
         if prometheus_client is None:
             return
         self.registry = registry = prometheus_client.CollectorRegistry()
         registry.register(_EngineGauges(models))
+        if watch is not None:
+            registry.register(_Verdicts(watch))
         counter, histogram = prometheus_client.Counter, prometheus_client.Histogram
         path, model = ["path", "status"], ["model"]
         self._requests = counter("herd_requests", "Requests by path and status.", path, registry=registry)
@@ -77,6 +80,23 @@ class Metrics:
             message = "Metrics need the package prometheus-client: pip install prometheus-client"
             raise ApiError(501, message, code="no_metrics")
         return prometheus_client.generate_latest(self.registry), prometheus_client.CONTENT_TYPE_LATEST
+
+
+class _Verdicts:
+    """Reads what the guards counted when it is asked."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def collect(self) -> Iterator[Any]:
+        """One counter."""
+        labels = ["guard", "where", "outcome", "category", "key"]
+        family = prometheus_client.metrics_core.CounterMetricFamily(
+            "herd_verdicts", "Verdicts of guards.", labels=labels
+        )
+        for names, count in self._watch.tallies():
+            family.add_metric(names, count)
+        yield family
 
 
 class _EngineGauges:

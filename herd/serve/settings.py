@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from herd.config import settings
 from herd.serve.connections import Door
 from herd.serve.journal import Form
@@ -75,6 +77,8 @@ class ServeLog:
     """`text` for people, `json` for programs, `off` for no lines."""
     with_text: bool = False
     """Also what was asked and answered (form json only): it is not kept otherwise."""
+    verdicts: Path | None = None
+    """File to which each text that a guard flags adds a line of JSON: when, whose, where and why, without the text."""
     traces: bool = False
     """Spans for OpenTelemetry, without what was asked and answered, to where its variables say (OTEL_...)."""
 

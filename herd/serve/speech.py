@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from herd.infer.request import Piece
 from herd.serve.tools import Begun, Call, CallReader, Part, Words
@@ -42,6 +42,7 @@ class Speech:
         self.finish_reason: str | None = None
         self.stop: str | None = None  # the stop string that ended it
         self.refusal: str | None = None  # a guard's words
+        self.verdict: Mapping[str, Any] | None = None  # and what it found
         self.own_calls: list[Call] = []
         self.round_text = ""  # what was said since the last round
         self._reader, self._filters = reader, filters
@@ -66,9 +67,9 @@ class Speech:
             self._end(piece.finish_reason, told)
         return told
 
-    def refuse(self, words: str) -> None:
+    def refuse(self, refused: Refused) -> None:
         """End it with a guard's words."""
-        self.refusal, self.finish_reason = words, "content_filter"
+        self.refusal, self.verdict, self.finish_reason = str(refused), refused.verdict, "content_filter"
 
     def next_round(self, reader: CallReader | None) -> None:
         """The server's tools were run; the answer goes on."""
@@ -106,7 +107,7 @@ class Speech:
                 for one in self._filters:
                     text = one.push(text)
             except Refused as refusal:
-                self.refuse(str(refusal))
+                self.refuse(refusal)
                 break
             told += self._noted(text)
         return told
@@ -118,7 +119,7 @@ class Speech:
             for one in self._filters:
                 text = (one.push(text) if text else "") + one.finish()
         except Refused as refusal:
-            self.refuse(str(refusal))
+            self.refuse(refusal)
             return []
         return self._noted(text)
 

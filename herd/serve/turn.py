@@ -37,6 +37,8 @@ class Turn:
     stream: bool = False
     with_usage: bool = False  # a stream ends with counts of tokens
     usage_throughout: bool = False  # and each of its events has them
+    owner: str | None = None  # whose key it came with
+    request: str = ""  # the id it is written down under
 
     @property
     def num_places(self) -> int:
@@ -45,7 +47,11 @@ class Turn:
 
 
 class Refused(Exception):
-    """A guard ends an answer; its words are told instead."""
+    """A guard ends an answer; its words are told instead, and its verdict beside them where it has one."""
+
+    def __init__(self, words: str, verdict: Mapping[str, Any] | None = None) -> None:
+        super().__init__(words)
+        self.verdict = verdict
 
 
 class Filter(Protocol):

@@ -14,6 +14,7 @@ from typing import Literal
 from herd.config import settings
 from herd.errors import ConfigError
 from herd.infer.settings import EngineSettings
+from herd.safety.opened import open_any_guard
 from herd.serve.app import create_app
 from herd.serve.journal import Journal
 from herd.serve.keys import check_keys, read_keys
@@ -22,6 +23,7 @@ from herd.serve.server import LOOPBACK, announce, begin_to_listen, bound, open_e
 from herd.serve.settings import ServeLimits, ServeLog
 from herd.serve.store import Store
 from herd.serve.tracing import Tracing
+from herd.serve.watch import Watch
 
 KEY_VARIABLE = "HERD_KEY"
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
@@ -51,6 +53,8 @@ class ServeSettings:
     """Round the weights on loading; see `herd quantize` for a smaller copy on disk."""
     adapters: dict[str, Path] | None = None
     """LoRA adapters (PEFT folders) of the first model, by the model ids that clients give."""
+    guard: list[Path] | None = None
+    """Guards (`herd guard train`, or Llama Guards): they judge what is asked, answered, brought by tools."""
     store: Path | None = None
     """SQLite file that keeps responses for `previous_response_id`; nothing is kept when not given."""
     origins: list[str] | None = None
@@ -70,6 +74,8 @@ class ServeSettings:
         for name in (*(self.name or ()), *(self.adapters or ())):
             if not name.strip() or not name.isprintable():
                 raise ValueError(f"{name!r} is no name that clients could give; take letters and digits")
+        if self.log.verdicts is not None and not self.guard:
+            raise ValueError("log.verdicts: there are verdicts only with guard=FOLDER")
         for origin in self.origins or ():
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"origins: {origin!r} is none; write https://page.example, with a port if it has one")
@@ -86,6 +92,8 @@ def run(settings: ServeSettings) -> None:
     check_keys({KEY_VARIABLE if settings.key is None else "key": key} if key else {})
     check_keys(keys)
     store = Store(settings.store) if settings.store is not None else None
+    guards = [open_any_guard(folder) for folder in settings.guard or ()]
+    watch = Watch(guards, settings.log.verdicts) if guards else None
     tracing = Tracing() if settings.log.traces else None
     listener = bound(settings.host, settings.port)
     engines = open_engines(paths, settings.engine, settings.device, dtype=settings.dtype, quantize=settings.quantize)
@@ -98,6 +106,7 @@ def run(settings: ServeSettings) -> None:
         keys=keys,
         limits=settings.limits.for_app(),
         journal=Journal(settings.log.form, with_text=settings.log.with_text),
+        watch=watch,
         store=store,
         origins=settings.origins or (),
         tracing=tracing,

@@ -13,7 +13,7 @@ from herd.evals.task import items_of, load_task, missing
 from tests.evals.published import FILES
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "evals"
-MADE_HERE = ("suites", "long", "steer", "languages")  # no published benchmarks of questions with a right answer
+MADE_HERE = ("suites", "long", "steer", "languages", "safety")  # no published benchmarks with right answers
 TASKS = sorted(path for path in RECIPES.rglob("*.yaml") if path.parent.name not in MADE_HERE)
 ELSEWHERE = [
     path for path in TASKS if not str(load_task(path, None).data.relative_to(path.parent)).startswith("bench-")

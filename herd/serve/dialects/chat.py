@@ -154,7 +154,10 @@ class ChatReply(Reply):
             deltas.append({})
         for number, delta in enumerate(deltas):
             is_last = number == len(deltas) - 1
-            yield self._delta(index, delta, None if number else logprobs, finish if is_last else None)
+            event = self._delta(index, delta, None if number else logprobs, finish if is_last else None)
+            if is_last and finish and answer.verdict is not None:
+                event["choices"][0]["verdict"] = answer.verdict
+            yield event
 
     def _of(self, part: Part, answer: Speech) -> dict[str, Any]:
         match part:
@@ -179,6 +182,7 @@ class ChatReply(Reply):
             message["content"] = answer.text or None
         if answer.calls:
             message["tool_calls"] = [call_object(call, call.arguments) for call in answer.calls]
+        choice |= {"verdict": answer.verdict} if answer.verdict is not None else {}
         return choice | {"message": message}
 
     def _delta(

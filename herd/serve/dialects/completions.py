@@ -106,7 +106,7 @@ class CompletionReply(Reply):
         if self.turn.empty:  # what was drawn stands behind the prompt, and was not asked for
             prompt = index // self.turn.params.n
             text, entries, finish = self.echoes[prompt], entries[: len(self.prompts[prompt])], "length"
-        return self._choice(index, text, self._logprobs(entries, _Places(self)), finish)
+        return self._choice(index, text, self._logprobs(entries, _Places(self)), finish) | _refusal(answer)
 
     def opening(self, index: int, prompt: int = 0) -> Iterator[Event]:
         """An answer's prompt, where that is echoed."""
@@ -122,7 +122,8 @@ class CompletionReply(Reply):
         logprobs = None if self.turn.empty else self._logprobs(piece.logprobs, self._places[index])
         finish = "length" if self.turn.empty and piece.finish_reason else piece.finish_reason
         if text or finish or (logprobs and piece.logprobs):
-            frame = self._frame([self._choice(index, text, logprobs, finish)])
+            choice = self._choice(index, text, logprobs, finish)
+            frame = self._frame([choice | _refusal(answer) if finish else choice])
             if self.turn.usage_throughout:
                 frame["usage"] = usage_of(Counts(sum(map(len, self.prompts))), self._written_tokens)
             yield frame
@@ -153,6 +154,11 @@ class CompletionReply(Reply):
             ],
             "text_offset": [places.next(entry.token) for entry in entries],
         }
+
+
+def _refusal(answer: Speech) -> dict[str, Any]:
+    """A guard's words and verdict, which OpenAI's form has no place for."""
+    return {} if answer.refusal is None else {"refusal": answer.refusal, "verdict": answer.verdict}
 
 
 class _Places:
