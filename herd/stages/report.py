@@ -1,6 +1,11 @@
-"""Make the HTML report of a run folder, or of a folder of runs.
+"""Make the HTML report of a run folder, of a folder of runs, or of several of them side by side.
 
-One self-contained page: what was done, the funnel, loss curves, samples, scores, and the command to redo each stage.
+    herd report runs/demo
+    herd report runs/one runs/other out=compared.html
+
+One self-contained page: what was made, five dialogues, what each step gained; then the figures, curves, samples and
+scores of each stage, and the command to redo it. Runs of one stage stand side by side with the settings in which they
+differ and their curves in one plot.
 """
 
 from __future__ import annotations
@@ -18,18 +23,25 @@ from herd.run import atomic_write
 class ReportSettings:
     """Which folder to report on."""
 
-    path: Path
-    """A run folder, or a folder of run folders (runs/demo)."""
+    path: list[Path]
+    """A run folder, or a folder of run folders (runs/demo); several are compared."""
 
     out: Path | None = None
-    """Where the page goes; `report.html` in that folder when not given."""
+    """Where the page goes; `report.html` in that folder when not given. Of several folders it must be given."""
+
+    def __post_init__(self):
+        if not self.path:
+            raise ValueError("path: which run folder? Give one, or several to compare")
+        if len(self.path) > 1 and self.out is None:
+            raise ValueError("several folders: say where the page goes, out=compared.html")
 
 
 def run(settings: ReportSettings) -> Path:
     """Write the page and return its path."""
-    if not settings.path.is_dir():
-        raise DataError(f"{settings.path}: no such run folder")
-    page = settings.out or settings.path / "report.html"
-    atomic_write(page, render(settings.path))
+    for path in settings.path:
+        if not path.is_dir():
+            raise DataError(f"{path}: no such run folder")
+    page = settings.out or settings.path[0] / "report.html"
+    atomic_write(page, render(*settings.path))
     say(f"report: {page}")
     return page
