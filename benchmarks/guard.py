@@ -270,8 +270,8 @@ def hazards(out: Path, encoder: Path, training: GuardTraining) -> dict[str, Any]
     limit = guard.thresholds["input"]
     found["threshold"] = round(limit, 4)
     found["flagged"] = {name: round(float((values >= limit).mean()), 4) for name, values in table["guard"].items()}
-    bad = spread(sets["advbench"] + sets["harmbench"], 120)
-    good = [*spread(sets["p3"], 60), *spread(sets["oasst"], 60), *spread(sets["code"], 60)]
+    bad = spread(sets["advbench"] + sets["harmbench"], 80)
+    good = [text[:600] for name in ("p3", "oasst", "code") for text in spread(sets[name], 34)]
     found["disguises"] = disguised(guard, bad, good, "input")
     return found | {"latency": latency(guard, "input")}
 
@@ -306,11 +306,11 @@ def prompts(out: Path, encoder: Path, training: GuardTraining) -> dict[str, Any]
         for bad in (name for name, (place, _) in sets.items() if place == where and name.startswith(ATTACKS)):
             both = {"guard": table, "tfidf": theirs}
             found["areas"][f"{bad} against {' + '.join(good)}"] = _areas(both, [bad], good)
-    bad = spread(sets["jailbreakbench JBC"][1], 100) if "jailbreakbench JBC" in sets else []
-    good = [*spread(sets["oasst"][1], 60), *spread(sets["p3"][1], 60)]
+    bad = [text[:900] for name in sets if name.startswith("jailbreakbench") for text in spread(sets[name][1], 25)]
+    good = [text[:600] for name in ("oasst", "p3") for text in spread(sets[name][1], 40)]
     found["disguises of jailbreaks"] = disguised(guard, bad, good, "input")
-    bad = spread(sets["bipia in mails"][1], 75)
-    good = [*spread(sets["mails"][1], 50), *spread(sets["code"][1], 60)]
+    bad = [text[:900] for text in spread(sets["bipia in mails"][1], 50)]
+    good = [text[:600] for name in ("mails", "code") for text in spread(sets[name][1], 40)]
     found["disguises of injections"] = disguised(guard, bad, good, "tool")
     return found | {"latency": latency(guard, "tool")}
 
@@ -322,14 +322,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=GuardTraining().epochs)
     parser.add_argument("--only", choices=("hazards", "prompts"))
     given = parser.parse_args()
-    result = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    result |= {"machine": machine(), "commit": commit(), "date": time.strftime("%Y-%m-%d")}
-    result["command"] = f"python -m benchmarks.guard OUT --encoder {given.encoder.name} --epochs {given.epochs:g}"
+    found: dict[str, Any] = {"machine": machine(), "commit": commit(), "date": time.strftime("%Y-%m-%d")}
+    found["command"] = f"python -m benchmarks.guard OUT --encoder {given.encoder.name} --epochs {given.epochs:g}"
     if given.only != "prompts":
-        result["hazards"] = hazards(given.out, given.encoder, GuardTraining(epochs=given.epochs))
+        found["hazards"] = hazards(given.out, given.encoder, GuardTraining(epochs=given.epochs))
     if given.only != "hazards":
         options = GuardTraining(epochs=given.epochs, false_refusal=0.01, narrow_tokens=64)
-        result["prompts"] = prompts(given.out, given.encoder, options)
+        found["prompts"] = prompts(given.out, given.encoder, options)
+    result = (json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}) | found
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
 

@@ -18,7 +18,7 @@ _HEX = re.compile(r"(?<![\w])(?:(?:0x|\\x)?[0-9a-fA-F]{2}[\s:,]?){6,}(?![\w])")
 _BITS = re.compile(r"(?<![\w])(?:[01]{8}\s?){3,}(?![\w])")
 _NUMBERS = re.compile(r"(?<![\w])(?:\d{2,3}[\s,]+){5,}\d{2,3}(?![\w])")
 _ESCAPES = re.compile(r"(?:\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}){3,}")
-_PERCENT = re.compile(r"(?:\S*(?:%[0-9a-fA-F]{2})){3,}\S*")
+_PERCENT = re.compile(r"(?<!\S)(?:[^\s%]*+%[0-9a-fA-F]{2}){3,}+\S*+")  # from a word's beginning on: read once
 _ENTITY = re.compile(r"(?:&#x?[0-9a-fA-F]+;){3,}")
 _MORSE = re.compile(
     r"(?<![\w.-])[.\-·−]{1,6}(?:\s*[/|]\s*|\s+)(?:[.\-·−]{1,6}(?:\s*[/|]\s*|\s+))+[.\-·−]{1,6}(?![\w.-])"

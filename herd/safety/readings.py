@@ -27,6 +27,7 @@ _MARKS = re.compile(r"[\u0300-\u036f\u0489\u20d0-\u20ff]+")
 _ODD_SPACES = re.compile(r"[^\S\n]")
 _JOINED_STRINGS = re.compile(r"""(?<=\w)["']\s*[+.]\s*["'](?=\w)""")
 _SINGLE = re.compile(r"(?<!\w)(?:\w(?P<gap>[ .\-_*|/·,~+:]{1,3}))(?:\w(?P=gap)+){2,}\w(?!\w)")
+_WIDE = re.compile(r"(?<!\S)(?<!\S )\S(?: \S(?!\S))++(?: {2,}\S(?!\S)(?: \S(?!\S))*+)++")
 _INNER = re.compile(r"\b[^\W\d_]+(?:[.\-_*|/·~^+][^\W\d_]+)+\b")
 _LETTERS = re.compile(r"[^\W\d_]{12,}")
 _LEET = {"0": "o", "1": "il", "2": "z", "3": "e", "4": "a", "5": "s", "6": "gb", "7": "t", "8": "b", "9": "g"}
@@ -174,8 +175,7 @@ def _without_marks(word: str, words: Words) -> str:
 
 def _wide_gaps(text: str, words: Words) -> str:
     """Letters apart by one space and words by more: the wider gaps are the borders."""
-    singles = re.compile(r"(?<!\S)\S(?: \S)+(?: {2,}\S(?: \S)*)+(?!\S)")
-    return singles.sub(lambda hit: " ".join(part.replace(" ", "") for part in re.split(r" {2,}", hit[0])), text)
+    return _WIDE.sub(lambda hit: " ".join(part.replace(" ", "") for part in re.split(r" {2,}", hit[0])), text)
 
 
 def _cut_apart(text: str, words: Words) -> str:

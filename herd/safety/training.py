@@ -33,7 +33,7 @@ _LEAST = 5
 class GuardTraining:
     """How a small guard is trained."""
 
-    epochs: float = 3.0
+    epochs: float = 2.0
     """Passes over the rows in which the encoder's layers learn too; 0 leaves the encoder as it is (seconds)."""
     learning_rate: float = 5e-5
     """Peak rate of the encoder's layers (AdamW)."""

@@ -55,12 +55,11 @@ class ModerationRequest(Body):
 def routes(watch: Watch | None) -> APIRouter:
     """The router of this route; without guards it says that there are none."""
     router = APIRouter(prefix="/v1", route_class=Apart)
-    codes: dict[int | str, Any] = {501: {"model": REFUSALS[404]["model"], "description": "The server has no guard."}}
 
-    @router.post("/moderations", response_model=Moderations, responses={**REFUSALS, **codes})
+    @router.post("/moderations", response_model=Moderations, responses=REFUSALS)
     async def moderations(body: ModerationRequest, http: Request) -> dict[str, Any]:
         if watch is None:
-            raise ApiError(501, "This server has no guard; start it with guard=FOLDER.", code="no_guard")
+            raise ApiError(404, "This server has no guard; start it with guard=FOLDER.", code="no_guard")
         account = http.scope["herd.account"]
         turn = Turn(inputs=(), params=SamplingParams(), owner=account.owner, request=account.id)
         results = await asyncio.to_thread(lambda: [_result(watch, text, body, turn) for text in body.texts])

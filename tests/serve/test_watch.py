@@ -143,7 +143,7 @@ def test_moderations_in_openais_form(guarded):
 
 def test_without_a_guard_moderations_say_so(http):
     answer = http.post("/v1/moderations", json={"input": "a"})
-    assert answer.status_code == 501 and answer.json()["error"]["code"] == "no_guard"
+    assert answer.status_code == 404 and answer.json()["error"]["code"] == "no_guard"
 
 
 def test_text_is_held_back_until_its_sentence_has_ended(guard):
