@@ -92,14 +92,6 @@ def test_messages_are_read_together_also_where_a_word_is_split():
 
 
 def test_hostile_lengths_are_read_in_a_moment():
-    for text in (
-        "a." * 50_000,
-        "%41" * 50_000,
-        "0" * 100_000,
-        "x\u0336" * 50_000,
-        ". - " * 20_000,
-        "\u200b" * 100_000,
-        "%" * 60_000,
-        "a b " * 20_000,
-    ):
+    many = [one * 20_000 for one in ("a.", "%41", "%", "0", "x\u0336", ". - ", "\u200b", "a b ", "a  b  ", "af")]
+    for text in many:
         assert readings(text, WORDS)[0] == text
