@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -11,12 +10,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from herd.curate.meanings import spans
 from herd.curate.privacy.personal import mask_pii
 from herd.run import atomic_write
 
 EXAMPLES_PER_REASON = 3
 _PLAIN = ("name", "documents_in", "documents_out", "bytes_in", "bytes_out", "examples", "lines")
-_EXAMPLE_CHARACTERS = 300
+_EXAMPLE_CHARACTERS = 600
+_LOOKED_AT = 20_000  # characters in which the words that met a rule are looked for
 _SHOW_SECONDS = 2.0
 _MAX_ROWS = 5000  # rows of a table that are kept while it is gathered: a crawl has millions of domains
 KEPT = "kept"
@@ -24,9 +25,6 @@ PHRASES = "planted phrases"
 """The table of phrases that look planted, and the documents that hold each."""
 LINES = "lines dropped"
 """The note of lines taken out of documents that stay."""
-SPAN = re.compile(r"(?<!\w)['\"](.{1,200}?)['\"](?!\w)")
-"""The words that broke a rule, as a reason's detail quotes them."""
-
 REST = "(the rest)"
 
 
@@ -62,7 +60,7 @@ class Step:
         """Count a dropped document and keep the first few of each reason as examples, personal data masked."""
         self.reasons[reason] += 1
         if self.reasons[reason] <= EXAMPLES_PER_REASON:
-            shown = mask_pii(_excerpt(text, detail))[0]
+            shown = mask_pii(excerpt(text, detail, reason))[0]
             example = {"url": url, "reason": reason, "detail": mask_pii(detail)[0], "text": shown}
             self.examples.append(example)
 
@@ -89,10 +87,9 @@ class Step:
         return {name: getattr(self, name) for name in _PLAIN} | counts | {"tables": tables}
 
 
-def _excerpt(text: str, detail: str) -> str:
-    """The beginning of a text, or the surroundings of the words that the detail quotes."""
-    places = (text.find(match[1]) for match in SPAN.finditer(detail))
-    place = min((found for found in places if found >= 0), default=0)
+def excerpt(text: str, detail: str, reason: str = "") -> str:
+    """The beginning of a text, or the surroundings of the words that met the rule."""
+    place = next((start for start, _ in spans(reason, detail, text[:_LOOKED_AT])), 0)
     start = max(0, place - _EXAMPLE_CHARACTERS // 3) if place > _EXAMPLE_CHARACTERS // 2 else 0
     return ("… " if start else "") + text[start : start + _EXAMPLE_CHARACTERS]
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from herd.curate.funnel import KEPT, LINES, PHRASES, REST, SPAN
+from herd.curate.dropped import sample
+from herd.curate.filters.heuristics import Limits
+from herd.curate.funnel import KEPT, LINES, PHRASES, REST
+from herd.curate.meanings import limits, meaning
 from herd.log import size
 
 BYTES_PER_TOKEN = 4.0
@@ -19,9 +23,22 @@ _RAW_STEPS = {"read", "addresses", "url_dedup"}  # pages, not yet text: no token
 _KINDS = ("prose", "code", "maths", "rare domains")
 
 
-def page(funnel: dict[str, Any], title: str) -> str:
-    """The page of a `funnel.json`."""
-    style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
+def page_style() -> str:
+    """The CSS of the funnel's page and of those of dropped documents."""
+    return Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
+
+
+def page(
+    funnel: dict[str, Any],
+    title: str,
+    given: Mapping[str, Limits] | None = None,
+    browsable: Mapping[str, str] | None = None,
+) -> str:
+    """The page of a `funnel.json`.
+
+    `given` are the recipe's limits of filters, `browsable` the page of all documents dropped for a reason.
+    """
+    style = page_style()
     head = (
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>{escape(title)}</title><style>{style}</style>"
@@ -30,7 +47,7 @@ def page(funnel: dict[str, Any], title: str) -> str:
     sections = [
         _headline(funnel["steps"], title),
         _steps(funnel["steps"]),
-        _dropped(funnel["steps"]),
+        _dropped(funnel["steps"], given or {}, browsable or {}),
         _by_kind(tables),
         _spared(funnel["steps"]),
         _planted(funnel.get("planted", {})),
@@ -72,30 +89,25 @@ def _steps(steps: list[dict]) -> str:
     return f"<h2>Step by step</h2><div class=wide><table>{head}{''.join(rows)}</table></div>"
 
 
-def _dropped(steps: list[dict]) -> str:
+def _dropped(steps: list[dict], given: Mapping[str, Limits], browsable: Mapping[str, str]) -> str:
     parts = []
     for step in steps:
         for reason, count in step["reasons"].items():
-            samples = "".join(_sample(e) for e in step["examples"] if e["reason"] == reason)
+            samples = "".join(sample(e) for e in step["examples"] if e["reason"] == reason)
+            rule = " ".join(filter(None, [meaning(reason), limits(reason, given)]))
+            every = f" <a href='{escape(browsable[reason])}'>All of them</a>" if reason in browsable else ""
+            samples = f"<p>{escape(rule)}{every}</p>{samples}" if rule or every else samples
             share = _percent(count, step["documents_in"])
             told = f"<span class=dim>{escape(step['name'])}: {count:,} documents, {share} of those that came</span>"
             parts.append(
                 f"<details><summary><span class=reason>{escape(reason)}</span>{told}</summary>{samples}</details>"
             )
         if lines := step["notes"].get(LINES):
-            samples = "".join(map(_sample, step.get("lines", ())))
+            samples = f"<p>{escape(meaning(LINES))}</p>" * bool(meaning(LINES))
+            samples += "".join(map(sample, step.get("lines", ())))
             told = f"<span class=dim>{escape(step['name'])}: {lines:,} lines, their documents stay</span>"
             parts.append(f"<details><summary><span class=reason>{LINES}</span>{told}</summary>{samples}</details>")
     return f"<h2>What was dropped, and why</h2>{''.join(parts) or '<p>Nothing.</p>'}"
-
-
-def _sample(example: dict[str, str]) -> str:
-    text, detail = example["text"], example["detail"]
-    shown = escape(text)
-    for span in {escape(match[1]) for match in SPAN.finditer(detail) if match[1].strip()}:
-        shown = shown.replace(span, f"<mark>{span}</mark>")
-    place = f"<div class=url>{escape(example['url'])}: <b>{escape(detail)}</b></div>"
-    return place + (f"<pre>{shown}</pre>" if text else "")
 
 
 def _by_kind(tables: dict[str, Any]) -> str:
@@ -141,7 +153,7 @@ def _planted(step: dict[str, Any]) -> str:
         return ""
     rows = []
     for phrase, documents in sorted(phrases.items(), key=lambda item: -item[1]):
-        samples = "".join(_sample(e) for e in step["examples"] if e["reason"] == f"{PHRASES}: {phrase}")
+        samples = "".join(sample(e) for e in step["examples"] if e["reason"] == f"{PHRASES}: {phrase}")
         told = f"<span class=dim>{documents:,} documents, which stay</span>"
         rows.append(f"<details><summary><span class=reason>{escape(phrase)}</span>{told}</summary>{samples}</details>")
     note = "<p>They stand in documents of several sites that share nothing else: poison, or boilerplate.</p>"

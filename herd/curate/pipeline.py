@@ -41,6 +41,7 @@ from herd.curate.judge.documents import (
 )
 from herd.curate.judge.part import judge_part
 from herd.curate.judge.planted import find_planted
+from herd.curate.meanings import meaning
 from herd.curate.parts import read_record, save_table, write_record
 from herd.curate.read.dates import date_of
 from herd.curate.read.pages import RawPage, page_made_of, read_pages
@@ -120,7 +121,8 @@ def _read(files: list[Path], state: Path, funnel: Funnel, rules: Rules, work: Wo
         gate_step.add(record["addresses"])
     funnel.write()
     if not names:
-        raise DataError(f"{files[0]}: no page could be read; what was found: {dict(step.notes) or 'nothing'}")
+        found = ", ".join(f"{count:,} {name}" for name, count in step.notes.items() if count)
+        raise DataError(f"{files[0]}: no page could be read; what was found: {found or 'nothing'}")
     return Corpus(state, names, rows, work.memory_bytes)
 
 
@@ -311,8 +313,9 @@ def _judge(
     last = funnel.steps[-1]
     if not last.documents_out:
         reasons = sum((step.reasons for step in funnel.steps), Counter()).most_common(3)
-        told = ", ".join(f"{reason} ({count:,})" for reason, count in reasons)
-        raise DataError(f"no document was kept; most were dropped for: {told}. See {funnel.path} for examples")
+        told = "; ".join(f"{reason} ({count:,}): {meaning(reason)}".rstrip(": .") for reason, count in reasons)
+        page = funnel.path.with_suffix(".html")
+        raise DataError(f"no document was kept; most were dropped for {told or 'nothing'}. {page} shows them")
     return {
         "documents_read": funnel.steps[0].documents_out,
         "documents": last.documents_out,

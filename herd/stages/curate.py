@@ -10,9 +10,11 @@ from pathlib import Path
 
 from herd.config import settings
 from herd.curate.dedup.duplicates import DocumentDedup, LineDedup
+from herd.curate.dropped import write_dropped
 from herd.curate.estimate import estimate
+from herd.curate.filters.heuristics import Limits
 from herd.curate.funnel import heavy_losses, planted_phrases
-from herd.curate.funnel_page import page
+from herd.curate.funnel_page import page, page_style
 from herd.curate.judge.documents import Rules, rule_files
 from herd.curate.pipeline import Work, curate
 from herd.curate.read.pages import find_files
@@ -40,7 +42,7 @@ class CurateSettings:
 
 
 def run(settings: CurateSettings) -> Path:
-    """Write `documents/*.parquet` (dropped ones with their reason), `funnel.json` and its page `funnel.html`.
+    """Write `documents/*.parquet` (dropped ones with their reason), `funnel.json`, its page and `dropped/*.html`.
 
     Raises:
         DataError: no page can be read, or no document is kept.
@@ -53,8 +55,10 @@ def run(settings: CurateSettings) -> Path:
             return run.path
         expected = estimate(files, settings.rules, settings.work.processes, settings.work.max_page_bytes)
         run.need(disk_bytes=expected.disk_bytes, seconds=expected.seconds)
-        figures = curate(files, run.path, settings.rules, settings.documents, settings.lines, settings.work)
-        atomic_write(run.path / "funnel.html", page(json.loads((run.path / "funnel.json").read_text()), "The funnel"))
+        try:
+            figures = curate(files, run.path, settings.rules, settings.documents, settings.lines, settings.work)
+        finally:  # where nothing is kept, the page says why
+            _write_pages(run.path, settings.rules.heuristics.limits)
         kept, read = figures["documents"], figures["documents_read"]
         if figures["corrupt"]:
             say(f"  {figures['corrupt']:,} damaged records skipped")
@@ -68,3 +72,11 @@ def run(settings: CurateSettings) -> Path:
         run.finish(figures)
         shutil.rmtree(run.path / "state")
     return run.path
+
+
+def _write_pages(out: Path, limits: dict[str, Limits]) -> None:
+    """The funnel as a page, and all dropped documents behind it."""
+    if (out / "funnel.json").exists():
+        funnel = json.loads((out / "funnel.json").read_text())
+        browsable = write_dropped(out, page_style(), limits)
+        atomic_write(out / "funnel.html", page(funnel, "The funnel", limits, browsable))

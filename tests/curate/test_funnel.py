@@ -2,8 +2,12 @@
 
 import re
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from herd.curate.dropped import write_dropped
 from herd.curate.funnel import KEPT, REST, Funnel, Step, domain, tables_of
-from herd.curate.funnel_page import page
+from herd.curate.funnel_page import page, page_style
 
 
 def row(url, drop=None, text="Some words.", **more):
@@ -55,3 +59,23 @@ def test_the_page_is_one_file_and_says_everything_escaped():
     assert "<mark>&lt;b&gt;now</mark>" in html and "a=1&amp;b=&lt;2&gt;" in html
     assert "Bees &amp; honey" in html and "2 (66.7 %)" in html and "50.0 %" in html
     assert not re.search(r"""(?:src|href)\s*=|@import|url\(""", html), "nothing is loaded from elsewhere"
+
+
+def test_each_rule_has_its_meaning_and_limits_and_all_drops_can_be_leafed_through(tmp_path):
+    text = "A fine page by ann@bees.org about honey.\n" + "- a bullet\n" * 20
+    rows = [{"url": f"http://a.org/{n}", "drop": "gopher_bullets", "drop_detail": "95% of lines"} for n in range(101)]
+    rows.append({"url": "http://a.org/kept", "drop": None, "drop_detail": None})
+    (tmp_path / "documents").mkdir()
+    pq.write_table(pa.Table.from_pylist([row | {"text": text} for row in rows]), tmp_path / "documents" / "a.parquet")
+    limits = {"*": {"gopher_bullets": {"most": 0.5}}}
+    browsable = write_dropped(tmp_path, page_style(), limits)
+    assert browsable == {"gopher_bullets": "dropped/gopher_bullets-0001.html"}
+    first, second = (page.read_text() for page in sorted((tmp_path / "dropped").iterdir()))
+    assert first.count("class=url") == 100 and second.count("class=url") == 1 and "a.org/kept" not in first + second
+    assert "<mark>- a bullet</mark>" in first and "gopher_bullets-0002.html" in first
+    assert "ann@bees.org" not in first and "email@example.com" in first
+    step = Step("heuristics", documents_in=101)
+    step.drop("http://a.org/0", "gopher_bullets", "95% of lines", text)
+    html = page({"steps": [step.as_dict()]}, "The funnel", limits, browsable)
+    assert "over 90 % of the lines start with a bullet" in html and "usual limits: most 0.9; here: most 0.5" in html
+    assert "href='dropped/gopher_bullets-0001.html'" in html
