@@ -8,6 +8,7 @@ from herd import cli
 from herd.errors import ConfigError
 from herd.evals.watching import WatchSettings, watched_tasks
 from herd.report import render
+from tests.post.models import save_model
 from tests.stages.test_pretrain import TEXT, corpus  # noqa: F401
 
 SHAPE = "model.hidden_size=32 model.num_hidden_layers=2 model.intermediate_size=64 model.num_attention_heads=2"
@@ -41,6 +42,30 @@ def test_right_answers_become_likelier_and_the_report_draws_it(corpus, tmp_path)
     for name in ("right right_nats", "text bits_per_byte", "bits code bits_per_byte"):
         assert rows[1]["figures"][name] < rows[0]["figures"][name]
     assert "Judged while it learned" in render(tmp_path / "run")
+
+
+def test_preferences_a_teacher_and_rewards_are_watched_too(tmp_path):
+    (tmp_path / "rows.csv").write_text("question,a,b\nWhat is open?,the mode,care\n")
+    (tmp_path / "right.yaml").write_text(
+        'ask: choices\nchoices: ["{{ a }}", "{{ b }}"]\nanswer: A\ndata: rows.csv\nprompt: "{{ question }}"\n'
+    )
+    pair = {"prompt": "What is open?", "chosen": "the mode", "rejected": "care"}
+    (tmp_path / "pairs.jsonl").write_text((json.dumps(pair) + "\n") * 8)
+    (tmp_path / "asked.jsonl").write_text((json.dumps({"prompt": "What is open?", "answer": "7"}) + "\n") * 4)
+    for name in ("model", "teacher"):
+        save_model(tmp_path / name, seed=len(name))
+    asked, steps = [f"prompts={tmp_path / 'asked.jsonl'}", "answer_tokens=8"], ["steps=1", "prompts_per_step=2"]
+    words = {
+        "dpo": [f"pairs=[{tmp_path / 'pairs.jsonl'}]", "watched=0"],
+        "distill": [*asked, *steps, f"teacher={tmp_path / 'teacher'}", "how=own_answers"],
+        "rl": [*asked, *steps, "samples=2"],
+    }
+    for stage, own in words.items():
+        own += [f"checkpoint={tmp_path / 'model'}", f"watch.tasks=[{tmp_path / 'right.yaml'}]", "batch.row_tokens=256"]
+        assert cli.main([stage, *own, "compile=off", f"out={tmp_path / stage}"]) == 0
+        rows = [json.loads(line) for line in (tmp_path / stage / "evaluations.jsonl").read_text().splitlines()]
+        assert set(rows[-1]["figures"]) == {"right accuracy", "right right_nats"}, stage
+    assert cli.main(["reward", words["dpo"][0], "watch.tasks=[right.yaml]", f"out={tmp_path / 'reward'}"]) == 2
 
 
 def test_what_cannot_be_watched_is_refused_by_name(tmp_path):
