@@ -325,7 +325,9 @@ def samples_of(task: Task, items: Sequence[Item], results: Mapping[str, Sequence
                 name: found[place][name] for name in ("why", "left_out", "shots", "prompt_hash") if name in found[place]
             }
             row |= {"answers": found[place]["answers"]} if "answers" in found[place] else {}
-            row |= {"map": [render(one, item.row) for one in task.map]} if task.map else {}
+            if task.map:
+                row["map"] = [render(one, item.row) for one in task.map]
+                row["axes"] = [one.strip("{} ") for one in task.map]
             row |= {"choices": item.choices, "nats": found[place]["nats"]} if "nats" in found[place] else {}
             rows.append(row)
     return rows

@@ -13,7 +13,7 @@ SHOWN = 200
 
 Row = Mapping[str, Any]
 _KNOWN = {"task", "model", "item", "group", "kind", "name", "question", "answer", "answers", "reference", "choices"}
-_KNOWN |= {"nats", "why", "left_out", "shots", "prompt_hash", "map"}
+_KNOWN |= {"nats", "why", "left_out", "shots", "prompt_hash", "map", "axes"}
 
 
 def page(
@@ -106,8 +106,12 @@ def _maps(samples: Sequence[Row]) -> str:
             f"<tr><th>{escape(one)}" + "".join(_heat(cells.get((one, other), [])) for other in across) for one in down
         )
         head = "".join(f"<th>{escape(other)}" for other in across)
+        axes = next((row["axes"] for row in samples if row["task"] == task and "axes" in row), ["", ""])
+        corner = f"<span class=dim>{escape(' / '.join(filter(None, axes)))}</span>"
         name = ", ".join(filter(None, (task, kind, model)))
-        parts.append(f"<figure><figcaption>{escape(name)}</figcaption><table><tr><th>{head}{body}</table></figure>")
+        parts.append(
+            f"<figure><figcaption>{escape(name)}</figcaption><table><tr><th>{corner}{head}{body}</table></figure>"
+        )
     return f"<h2>Maps</h2><div class=maps>{''.join(parts)}</div>" if parts else ""
 
 
@@ -122,7 +126,7 @@ def _heat(values: Sequence[float]) -> str:
     if not values:
         return "<td>"
     mean = sum(values) / len(values)
-    return f"<td class=n style='background:rgba(63,156,90,{mean:.2f})' title='{len(values)} prompts'>{mean:.0%}"
+    return f"<td class=n style='background:hsl({120 * mean:.0f} 55% 45% / .4)' title='{len(values)} prompts'>{mean:.0%}"
 
 
 def _left_out(samples: Sequence[Row]) -> str:

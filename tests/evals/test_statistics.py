@@ -110,3 +110,13 @@ def test_among_many_tests_only_what_stands_out_of_all_is_a_finding():
     found = [min(statistics.benjamini_hochberg(generator.uniform(size=20).tolist())) <= 0.05 for _ in range(1000)]
     assert np.mean(found) <= 0.07
     assert statistics.benjamini_hochberg([]) == []
+
+
+def test_what_did_not_move_may_still_differ_and_fewer_than_six_moved_questions_show_nothing():
+    same = statistics.compared([0.0] * 45, [0.0] * 45)
+    assert same.difference.low == -same.difference.high == pytest.approx(-0.064, abs=0.001)
+    assert same.detectable == pytest.approx(6 / 45)
+    five = statistics.compared([1.0] * 5 + [0.0] * 45, [0.0] * 50)
+    six = statistics.compared([1.0] * 6 + [0.0] * 44, [0.0] * 50)
+    assert five.p > 0.05 > six.p
+    assert five.detectable >= 6 / 50
