@@ -28,6 +28,7 @@ import numpy as np
 
 from benchmarks.curate_extraction import commit, machine
 from herd.data.rows import write_rows
+from herd.run import read_manifest
 from herd.safety.baselines import Keywords, TfIdf
 from herd.safety.curve import areas
 from herd.safety.guard import Guard, open_guard
@@ -245,11 +246,10 @@ def latency(guard: Guard, where: Where, repeats: int = 200) -> dict[str, float]:
     return {f"p{at}_ms": round(float(np.percentile(times[10:], at)), 1) for at in (50, 95)}
 
 
-def hazards(out: Path, encoder: Path, training: GuardTraining) -> dict[str, Any]:
+def hazards(out: Path, encoder: Path, training: GuardTraining, most: int) -> dict[str, Any]:
     rows = hazard_rows(out / "hazards.jsonl")
-    began = time.monotonic()
     stage.run(stage.GuardSettings(rows=[rows], out=out / "hazards", encoder=encoder, training=training))
-    seconds = time.monotonic() - began
+    seconds = read_manifest(out / "hazards")["seconds"]
     guard = open_guard(out / "hazards")
     learned = labelled_rows([rows], read_policy("safety/hazards.yaml"))
     texts, unsafe = [row.text for row in learned], [row.is_unsafe for row in learned]
@@ -257,7 +257,7 @@ def hazards(out: Path, encoder: Path, training: GuardTraining) -> dict[str, Any]
     others = {"tfidf": TfIdf(texts, unsafe).scores, "keywords": Keywords.of_rows(texts, unsafe).scores}
     ways = {"guard": lambda some: scores(guard, some), **others}
     table = {way: {name: score(some) for name, some in sets.items()} for way, score in ways.items()}
-    found: dict[str, Any] = {"rows": len(learned), "seconds_from_rows_to_curve": round(seconds, 1)}
+    found: dict[str, Any] = {"rows": len(learned), "seconds_from_rows_to_curve": seconds}
     found["areas"] = {
         f"{' + '.join(bad)} against {' + '.join(good)}": _areas(table, bad, good)
         for bad, good in (
@@ -270,10 +270,13 @@ def hazards(out: Path, encoder: Path, training: GuardTraining) -> dict[str, Any]
     limit = guard.thresholds["input"]
     found["threshold"] = round(limit, 4)
     found["flagged"] = {name: round(float((values >= limit).mean()), 4) for name, values in table["guard"].items()}
-    bad = spread(sets["advbench"] + sets["harmbench"], 80)
-    good = [text[:600] for name in ("p3", "oasst", "code") for text in spread(sets[name], 34)]
-    found["disguises"] = disguised(guard, bad, good, "input")
-    return found | {"latency": latency(guard, "input")}
+    bad = spread(sets["advbench"] + sets["harmbench"], most)
+    good = [text[:600] for name in ("p3", "oasst", "code") for text in spread(sets[name], most // 3)]
+    found["latency"] = latency(guard, "input")
+    if most:
+        found["disguised_texts"] = {"harmful": len(bad), "harmless": len(good)}
+        found["disguises"] = disguised(guard, bad, good, "input")
+    return found
 
 
 def _areas(table: dict[str, dict[str, np.ndarray]], bad: Iterable[str], good: Iterable[str]) -> dict[str, Any]:
@@ -283,12 +286,11 @@ def _areas(table: dict[str, dict[str, np.ndarray]], bad: Iterable[str], good: It
     return areas(several, unsafe)
 
 
-def prompts(out: Path, encoder: Path, training: GuardTraining) -> dict[str, Any]:
+def prompts(out: Path, encoder: Path, training: GuardTraining, most: int) -> dict[str, Any]:
     rows = prompt_rows(out / "prompts.jsonl")
     policy = Path("safety/prompt-guard.yaml")
-    began = time.monotonic()
     stage.run(stage.GuardSettings(rows=[rows], policy=policy, out=out / "prompts", encoder=encoder, training=training))
-    found: dict[str, Any] = {"seconds_from_rows_to_curve": round(time.monotonic() - began, 1)}
+    found: dict[str, Any] = {"seconds_from_rows_to_curve": read_manifest(out / "prompts")["seconds"]}
     guard = open_guard(out / "prompts")
     found["thresholds"] = {where: round(limit, 4) for where, limit in guard.thresholds.items()}
     learned = labelled_rows([rows], read_policy(policy))
@@ -306,13 +308,18 @@ def prompts(out: Path, encoder: Path, training: GuardTraining) -> dict[str, Any]
         for bad in (name for name, (place, _) in sets.items() if place == where and name.startswith(ATTACKS)):
             both = {"guard": table, "tfidf": theirs}
             found["areas"][f"{bad} against {' + '.join(good)}"] = _areas(both, [bad], good)
-    bad = [text[:900] for name in sets if name.startswith("jailbreakbench") for text in spread(sets[name][1], 25)]
-    good = [text[:600] for name in ("oasst", "p3") for text in spread(sets[name][1], 40)]
+    found["latency"] = latency(guard, "tool")
+    if not most:
+        return found
+    bad = [
+        text[:900] for name in sets if name.startswith("jailbreakbench") for text in spread(sets[name][1], most // 2)
+    ]
+    good = [text[:600] for name in ("oasst", "p3") for text in spread(sets[name][1], most // 2)]
     found["disguises of jailbreaks"] = disguised(guard, bad, good, "input")
-    bad = [text[:900] for text in spread(sets["bipia in mails"][1], 50)]
-    good = [text[:600] for name in ("mails", "code") for text in spread(sets[name][1], 40)]
+    bad = [text[:900] for text in spread(sets["bipia in mails"][1], most)]
+    good = [text[:600] for name in ("mails", "code") for text in spread(sets[name][1], most // 2)]
     found["disguises of injections"] = disguised(guard, bad, good, "tool")
-    return found | {"latency": latency(guard, "tool")}
+    return found
 
 
 def main() -> None:
@@ -321,14 +328,16 @@ def main() -> None:
     parser.add_argument("--encoder", type=Path, required=True)
     parser.add_argument("--epochs", type=float, default=GuardTraining().epochs)
     parser.add_argument("--only", choices=("hazards", "prompts"))
+    parser.add_argument("--disguised", type=int, default=80, help="harmful and harmless texts that are disguised")
     given = parser.parse_args()
     found: dict[str, Any] = {"machine": machine(), "commit": commit(), "date": time.strftime("%Y-%m-%d")}
-    found["command"] = f"python -m benchmarks.guard OUT --encoder {given.encoder.name} --epochs {given.epochs:g}"
     if given.only != "prompts":
-        found["hazards"] = hazards(given.out, given.encoder, GuardTraining(epochs=given.epochs))
+        found["hazards"] = {"epochs": given.epochs} | hazards(
+            given.out, given.encoder, GuardTraining(epochs=given.epochs), given.disguised
+        )
     if given.only != "hazards":
         options = GuardTraining(epochs=given.epochs, false_refusal=0.01, narrow_tokens=64)
-        found["prompts"] = prompts(given.out, given.encoder, options)
+        found["prompts"] = prompts(given.out, given.encoder, options, given.disguised)
     result = (json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}) | found
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
