@@ -270,10 +270,10 @@ def hazards(out: Path, encoder: Path, training: GuardTraining, most: int) -> dic
     limit = guard.thresholds["input"]
     found["threshold"] = round(limit, 4)
     found["flagged"] = {name: round(float((values >= limit).mean()), 4) for name, values in table["guard"].items()}
-    bad = spread(sets["advbench"] + sets["harmbench"], most)
-    good = [text[:600] for name in ("p3", "oasst", "code") for text in spread(sets[name], most // 3)]
     found["latency"] = latency(guard, "input")
     if most:
+        bad = spread(sets["advbench"] + sets["harmbench"], most)
+        good = [text[:600] for name in ("p3", "oasst", "code") for text in spread(sets[name], max(most // 3, 1))]
         found["disguised_texts"] = {"harmful": len(bad), "harmless": len(good)}
         found["disguises"] = disguised(guard, bad, good, "input")
     return found
@@ -311,10 +311,9 @@ def prompts(out: Path, encoder: Path, training: GuardTraining, most: int) -> dic
     found["latency"] = latency(guard, "tool")
     if not most:
         return found
-    bad = [
-        text[:900] for name in sets if name.startswith("jailbreakbench") for text in spread(sets[name][1], most // 2)
-    ]
-    good = [text[:600] for name in ("oasst", "p3") for text in spread(sets[name][1], most // 2)]
+    jailbreaks = [text for name, (_, some) in sets.items() if name.startswith("jailbreakbench") for text in some]
+    bad = [text[:900] for text in spread(jailbreaks, most)]
+    good = [text[:600] for name in ("oasst", "p3") for text in spread(sets[name][1], max(most // 2, 1))]
     found["disguises of jailbreaks"] = disguised(guard, bad, good, "input")
     bad = [text[:900] for text in spread(sets["bipia in mails"][1], most)]
     good = [text[:600] for name in ("mails", "code") for text in spread(sets[name][1], most // 2)]
