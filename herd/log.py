@@ -32,6 +32,8 @@ class Progress:
         self.began = time.monotonic()
         self._terminal = sys.stderr.isatty()
         self._shown = self.began if not self._terminal else 0.0
+        if self._terminal:  # so that it is seen what has begun, however long its first part takes
+            self._draw(self.began)
 
     def advance(self, amount: float = 1, **figures: object) -> None:
         """Count `amount` more units; `figures` (loss=2.1) are shown beside."""

@@ -15,7 +15,7 @@ from herd.evals import baselines, needle, perplexity
 from herd.evals.subject import Model, address_of
 from herd.evals.task import Task
 from herd.formats.checkpoint import Checkpoint, open_checkpoint
-from herd.log import say
+from herd.log import progress, say
 from herd.model.llama import LlamaForCausalLM
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.types import Score
@@ -34,9 +34,11 @@ def judge_text(task: Task, models: Mapping[str, Model], keep: Keep) -> list[Scor
         size = int(documents.num_bytes[chosen[source]].sum())
         say(f"  held-out {source}: {len(chosen[source])} of {len(documents)} documents, {size:,} bytes")
         score = partial(Score, task=f"{task.name} {source}", metric="bits_per_byte", n=len(chosen[source]))
-        for name, path in models.items():
-            found = keep(f"{name} {source}", partial(_bits, task, path, documents, chosen[source]))
-            scores.append(score(model=name, **found))
+        with progress(f"{task.name} {source}, bits per byte", total=len(models), unit="models") as bar:
+            for name, path in models.items():
+                found = keep(f"{name} {source}", partial(_bits, task, path, documents, chosen[source]))
+                scores.append(score(model=name, **found))
+                bar.advance()
         scores += [score(model=name, value=value) for name, value in known[source].items()]
     return scores
 
@@ -51,7 +53,9 @@ def judge_needles(task: Task, models: Mapping[str, Model], keep: Keep) -> tuple[
     grids: dict[str, Any] = {}
     scores = []
     for name, path in models.items():
-        grid = keep(name, partial(_grid, task, name, path, haystack))
+        with progress(f"{task.name}, {name}", total=1, unit="grids") as bar:
+            grid = keep(name, partial(_grid, task, name, path, haystack))
+            bar.advance()
         if not grid:
             continue
         grids[name] = grid | {"accuracy": grid["copied"]}

@@ -86,7 +86,7 @@ class Checkpoint:
 
     @cached_property
     def generation(self) -> dict[str, Any]:
-        """What its generation_config.json says; nothing where there is none, or none that is a JSON object."""
+        """What its generation_config.json says; empty where there is none or it is no JSON object."""
         try:
             values = json.loads((self.place / GENERATION).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):

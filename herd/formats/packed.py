@@ -343,7 +343,7 @@ def _block(quantization: dict[str, Any]) -> tuple[int, int]:
 
 
 def unpack_bits(words: Tensor, bits: int, count: int) -> Tensor:
-    """Numbers of so many bits, one after another in each row's words: int32 (N, W) -> int32 (N, count)."""
+    """Numbers of `bits` bits, one after another in each row's words: int32 (N, W) -> int32 (N, count)."""
     mask = (1 << bits) - 1
     if 32 % bits == 0:
         return (words[..., None] >> torch.arange(0, 32, bits, dtype=torch.int32) & mask).flatten(1)[:, :count]

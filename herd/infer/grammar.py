@@ -199,7 +199,7 @@ _LITERAL = ("const", "enum", "default", "examples")
 
 
 def is_set(value: str | tuple[str, ...] | Mapping[str, Any] | None) -> bool:
-    """A form was asked for; an empty schema is one (any object), an empty list of choices is none."""
+    """Whether a form was asked for: an empty schema counts (any object), an empty list of choices does not."""
     return value is not None and value != ()
 
 

@@ -135,7 +135,7 @@ class DecodeGraphs:
         return self._hidden.nbytes + sum(graph.buffer.nbytes for graph in self._graphs.values())
 
     def shape_for(self, num_rows: int, num_blocks: int) -> tuple[int, int] | None:
-        """The shape of the graph that so many rows and blocks fit into; None where there can be none."""
+        """The smallest recorded shape that holds this many rows and blocks; None where none does."""
         if num_rows > self.most_rows or num_blocks > self.most_blocks:
             return None
         rows = min(_power_of_two(num_rows), self.most_rows)

@@ -1,4 +1,4 @@
-"""The loop of an engine: plan a step, compute it, draw, tell whoever listens."""
+"""The loop of an engine: plan a step, compute it, draw tokens, hand them out."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _LOGPROB_ROWS = 64  # rows of logits held at a time for a prompt's log-probabili
 
 
 class Loop:
-    """What an engine is made of, and its step. One thread at a time is in it (`lock`); requests come by the `inbox`."""
+    """An engine's parts and its step. One thread at a time runs it (`lock`); requests arrive in the `inbox`."""
 
     def __init__(self, model: LlamaForCausalLM, tokenizer: Tokenizer, options: Options) -> None:
         config, weight, group = model.config, model.model.norm.weight, options.group
@@ -135,8 +135,8 @@ class Loop:
         return self._roots[whose]
 
     def warm_up(self) -> None:
-        """Wait for what makes answers quick and is got ready while the first ones are made: compiled kernels, and the
-        weights' place in large pages of memory."""
+        """Wait for what is prepared while the first answers are made and makes later ones quick: compiled kernels, and
+        the weights' place in large pages of memory."""
         if self.runner.device.type == "cpu":
             decoding.wait()
         with self.lock:

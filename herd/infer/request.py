@@ -66,7 +66,7 @@ class Request:
         return all(answer.finish_reason for answer in self.answers)
 
     def raise_error(self) -> None:
-        """Tell whoever waits why there is no answer, where there is none.
+        """Raise to the waiting caller why there is no answer, if there is none.
 
         Raises:
             RequestError: what was asked for turned out to be impossible midway.
@@ -134,7 +134,7 @@ class Answer:
 
     @property
     def request(self) -> Request:
-        """What it answers. The scheduler holds it until all its answers have ended, then only whoever asked."""
+        """Its answers. The scheduler keeps it until all of them have ended, then only the caller does."""
         request = self.asked_by()
         assert request is not None, "an answer outlived its request"
         return request

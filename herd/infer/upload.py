@@ -1,4 +1,4 @@
-"""Whole numbers from the host to the device: everything a step needs, in one transfer that nobody waits for."""
+"""Whole numbers from the host to the device: everything a step needs, in one asynchronous transfer."""
 
 from __future__ import annotations
 

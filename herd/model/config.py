@@ -236,7 +236,7 @@ GENERATION = "generation_config.json"
 
 
 def _read_generation(file: Path) -> dict[str, Any] | None:
-    """What a generation_config.json says; None where there is none, or none that is a JSON object."""
+    """What a generation_config.json says; None where there is none or it is no JSON object."""
     if not file.is_file():  # a pipe would be waited for, a device read without end
         return None
     try:

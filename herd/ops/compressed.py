@@ -2,7 +2,7 @@
 
 Three schemes: `int8` (a scale for each row, every linear layer of the blocks), `int4` (a scale for 32 weights, the same
 layers) and `fp8` (a scale for each row, activations quantized as they come; the feed-forward layers only, without those
-of the first and last block: facts §10).
+of the first and last block, as in the Llama 3 paper, section 6.2).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def takes(scheme: Scheme, name: str, num_layers: int) -> bool:
 
 
 def pack(weight: Tensor, bits: int = 8) -> Tensor:
-    """int8 (N, K) of so many bits -> int32 (N, ceil(K * bits / 32)): the first weight in the lowest bits, no sign."""
+    """int8 (N, K) of `bits` bits -> int32 (N, ceil(K * bits / 32)): the first weight in the lowest bits, no sign."""
     per_word, offset = 32 // bits, 2 ** (bits - 1)
     padded = F.pad(weight, (0, -weight.shape[1] % per_word)).to(torch.int16) + offset
     if bits == 4:

@@ -4,7 +4,7 @@ The weight is stored in 8-bit floating point (e4m3); each token's activations ar
 token of huge activations would get a huge scale and its small values would vanish, so the row maximum that sets the
 scale is at most 1200; what lies beyond saturates.
 
-Source: "The Llama 3 Herd of Models", section 6.2; facts §10.
+Source: "The Llama 3 Herd of Models", section 6.2.
 """
 
 from __future__ import annotations

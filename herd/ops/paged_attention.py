@@ -5,7 +5,7 @@ similar length, then chunks of prompts. `paged_attention` fills the model's `att
 `reference_paged_attention` is its twin and shares no code with it. The cache holds the model's own numbers, or 8 bits
 each with a scale for every key and value: half the memory, and half the reading for each token.
 
-Source: facts §8.3; Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving".
+Source: Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving".
 """
 
 from __future__ import annotations

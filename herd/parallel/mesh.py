@@ -1,4 +1,4 @@
-"""The process groups of a layout, made once and handed to whoever talks; nothing here is global."""
+"""The process groups of a layout, made once and handed to all that communicate; nothing here is global."""
 
 from __future__ import annotations
 

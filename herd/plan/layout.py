@@ -67,7 +67,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A stretch of the model that one pipeline rank holds: so many layers, perhaps the embedding or the head."""
+    """A stretch of the model that one pipeline rank holds: a number of layers, perhaps the embedding or the head."""
 
     layers: int
     embedding: bool = False

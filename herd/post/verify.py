@@ -14,7 +14,7 @@ Verifier = Literal["checks", "answer"]
 
 
 def verifier_of(rows: Sequence[Mapping[str, Any]]) -> Verifier | None:
-    """The verifier that all rows have what it needs for; checks come first, None where there is none."""
+    """The verifier whose columns all rows have, checks first; None where no verifier fits."""
     if all("instruction_id_list" in row for row in rows):
         return "checks"
     return "answer" if all(reference_of(row) is not None for row in rows) else None

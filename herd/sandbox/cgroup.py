@@ -15,7 +15,7 @@ _NEEDED = {"memory", "pids"}
 
 
 def parent(mounts: str | None = None, own: str | None = None) -> tuple[str | None, str | None]:
-    """The cgroup in which boxes may have theirs, or the reason why there is none.
+    """The cgroup under which sandboxes may create theirs, or why there is none.
 
     It is ours or the one above: the kernel lets no cgroup that holds processes hand controllers down, unless it is the
     root. `mounts` and `own` are the texts of /proc/self/mounts and /proc/self/cgroup.

@@ -1,4 +1,4 @@
-"""`run(code, language, files, limits) -> Result`: the way in for whoever has code that a model wrote."""
+"""`run(code, language, files, limits) -> Result`: the entry point for running code that a model wrote."""
 
 from __future__ import annotations
 

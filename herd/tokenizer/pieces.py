@@ -86,7 +86,7 @@ def adds_a_space(data: dict) -> bool:
 
 
 def places_of(text: str, sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """From where to where tokens of so many bytes, which are the text's, stand in it, in characters."""
+    """Where each token of a text begins and ends in characters, from the tokens' lengths in bytes."""
     content = np.frombuffer(_valid(text).encode(), dtype=np.uint8)
     begun = np.concatenate([[0], np.cumsum((content & 0xC0) != 0x80)])  # characters begun before each byte
     last = np.cumsum(sizes, dtype=np.int64)

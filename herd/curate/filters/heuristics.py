@@ -340,7 +340,7 @@ def limits_for(language: str, overrides: dict[str, Limits] | None = None) -> Lim
 
 
 def check_limits(overrides: dict[str, Limits]) -> None:
-    """Refuse limits of filters that there are not, or that a filter has not.
+    """Refuse limits of unknown filters, and limits that a filter does not have.
 
     Raises:
         ValueError: which, and what there is.
@@ -356,7 +356,7 @@ def check_limits(overrides: dict[str, Limits]) -> None:
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Refuse names of filters that there are not.
+    """Refuse the names of unknown filters.
 
     Raises:
         ValueError: which, and what there is.
