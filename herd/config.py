@@ -122,7 +122,7 @@ def to_dict(value: Any) -> Any:
 
 
 def dump(value: Any) -> str:
-    """Settings as the YAML text that makes them again."""
+    """Settings as YAML text that loads as the same settings."""
     return yaml.safe_dump(to_dict(value), sort_keys=False, allow_unicode=True, width=120)
 
 

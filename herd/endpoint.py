@@ -58,7 +58,7 @@ class Prices:
 
 @dataclass
 class Count:
-    """What an endpoint was asked for, by this client."""
+    """What this client has asked of an endpoint: requests, tokens, cost."""
 
     requests: int = 0  # that were answered
     tries: int = 0  # exchanges begun, those that failed too
@@ -99,7 +99,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one request brought, its choices in order."""
+    """The answer to one request, its choices in order."""
 
     choices: list[Choice]
     prompt_tokens: int

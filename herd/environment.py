@@ -53,7 +53,7 @@ def user_folder(variable: str, usual: str, otherwise: str) -> Path | None:
 
 @functools.cache
 def say_once(text: str) -> None:
-    """Say a sentence that is no news the second time."""
+    """Say a sentence, once in a process."""
     say(text)
 
 

@@ -92,7 +92,7 @@ class Gate:
 
     @property
     def refers(self) -> set[str]:
-        """The steps it asks."""
+        """The steps whose figures it compares."""
         terms = [term for left, _, right in self.comparisons for side in (left, right) for term in (side[0], side[2])]
         return {term.step for term in terms if isinstance(term, _Figure)}
 

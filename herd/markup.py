@@ -23,7 +23,7 @@ _MAX_NUMBER = 2**63  # what an integer of a machine holds
 
 
 def read_markup(path: Path, most: int = MAX_VALUES) -> Any:
-    """What a YAML file of at most so many values holds.
+    """The content of a YAML file of at most `most` values.
 
     Raises:
         OSError: it cannot be read, is no plain file, or is too large.
@@ -63,7 +63,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def count_values(value: Any) -> int:
-    """How many values something of dictionaries and lists is made of."""
+    """The number of values in nested dictionaries and lists."""
     inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
     return 1 + sum(map(count_values, inner))
 
@@ -81,7 +81,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """One value, unless it lies too deep for whoever reads it after us."""
+        """One value, refused where it is nested too deeply for later readers."""
         self.depth = getattr(self, "depth", 0) + 1
         self.values = getattr(self, "values", 0) + 1
         if self.values > self.most:

@@ -36,7 +36,7 @@ class Fault(Exception):
 
 
 def strange(what: str, *, passing: bool = False) -> Fault:
-    """The fault of an answer that is none."""
+    """The fault of an answer in an unexpected form."""
     return Fault(CapacityError(f"does not answer as an OpenAI-compatible endpoint: {what}"), passing=passing)
 
 
@@ -62,7 +62,7 @@ class Clock:
         return min(left, self._silence)
 
     def told(self) -> str:
-        """Which limit was reached."""
+        """The limit that was reached, in words."""
         limit = self._silence if self.left else self.seconds
         return f"timed out: it {'was silent for' if self.left else 'had not answered after'} {limit:g} s"
 
@@ -150,7 +150,7 @@ class Exchange:
         self.status = response.status
 
     def close(self) -> None:
-        """Close the connection, whatever still comes."""
+        """Close the connection, even if more is still to come."""
         self._socket.close()
 
     def header(self, name: str) -> str:
@@ -184,7 +184,7 @@ class Exchange:
             yield data
 
     def reason(self) -> str:
-        """What a refusal says."""
+        """The message of a refusal."""
         try:
             data = b"".join(self._pieces(_REASON_BYTES))
         except Fault:

@@ -1,4 +1,4 @@
-"""LoRA adapters: several small changes to one base model, each answer with its own.
+"""LoRA adapters: several over one base model, each request with its own.
 
 A layer's weight W becomes W + scale * B A, with A (r, K) and B (N, r); it is never added up, so that answers with and
 without adapters share every step. Folders are those of PEFT (`adapter_config.json`, `adapter_model.safetensors`).

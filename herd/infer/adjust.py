@@ -53,7 +53,7 @@ class Adjustment:
 
     @property
     def fault(self) -> RequestError | None:
-        """Why the grammar cannot be kept to any longer, where it cannot."""
+        """Why the answer can no longer keep to the grammar; None while it can."""
         return None if self.guide is None else self.guide.fault
 
     def apply(self, logits: Tensor) -> None:

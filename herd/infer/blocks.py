@@ -36,7 +36,7 @@ class BlockAllocator:
         return len(self._free) + len(self._kept)
 
     def take(self) -> int:
-        """A block for one holder; its old content is forgotten.
+        """A free block for one holder; its old content is dropped.
 
         The scheduler admits only what fits, so an empty pool is a fault of ours, not of a user.
         """
@@ -54,7 +54,7 @@ class BlockAllocator:
         self._references[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
-        """One holder fewer of each block of a sequence; the last blocks become the first to give way."""
+        """One holder fewer of each block of a sequence; its last blocks are the first to be reused."""
         for block in reversed(blocks):
             assert self._references[block] > 0, f"block {block} released more often than held"
             self._references[block] -= 1

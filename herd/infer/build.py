@@ -1,4 +1,4 @@
-"""The model of an engine: opened or shared, its layers replaced by those that are quick here."""
+"""The model of an engine: opened or shared, its layers replaced by the fastest ones for this machine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from herd.train.lora import has_adapters, merged_model
 def load_model(
     checkpoint: Checkpoint, dtype: torch.dtype | None, device: str, quantize: Scheme | None, as_stored: bool = False
 ) -> LlamaForCausalLM:
-    """The model, its layers replaced by those that are quick here.
+    """The model with the fastest layers for this machine.
 
     `as_stored` lets a GGUF file's blocks stay in their few bits, where our kernels are there to compute with them.
     """
@@ -51,7 +51,7 @@ def load_model(
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """What an engine computes in, by its name or as PyTorch has it.
+    """The number type an engine computes in, given by name or as a `torch.dtype`.
 
     Raises:
         ConfigError: it is none in which the engine computes.

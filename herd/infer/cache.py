@@ -45,7 +45,7 @@ class PagedCache:
 
     @property
     def nbytes(self) -> int:
-        """What it may take, in bytes."""
+        """Its largest size in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     def copy(self, source: int, target: int) -> None:

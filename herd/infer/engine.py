@@ -393,12 +393,12 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """A step would do something."""
+        """Whether there is anything left to compute."""
         return bool(self.loop.inbox) or self.loop.scheduler.has_work
 
     @property
     def num_waiting(self) -> int:
-        """Answers that have not begun."""
+        """Answers that wait to be started."""
         return len(self.loop.scheduler.waiting) + len(self.loop.inbox)
 
     @property
@@ -413,7 +413,7 @@ class Engine:
 
     @property
     def free_share(self) -> float:
-        """The share of the cache's blocks that nobody holds."""
+        """The share of the cache's blocks that are free."""
         return self.loop.allocator.num_free / self.loop.allocator.num_blocks
 
     def step(self) -> None:

@@ -101,7 +101,7 @@ class Compiler:
         return found
 
     def check(self, form: str, value: Any) -> None:
-        """Refuse what needs no compiling to be refused.
+        """Refuse what is wrong at first sight, without compiling.
 
         Raises:
             RequestError: it is too large or nested too deeply, or llguidance is not installed.
@@ -152,7 +152,7 @@ class Compiler:
 
 
 def form_of(params: SamplingParams) -> str | None:
-    """Which form an answer is to have, None where it is free."""
+    """The grammar an answer must follow; None where it is free."""
     return next((name for name in FORMS if is_set(getattr(params, name))), None)
 
 

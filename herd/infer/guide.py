@@ -42,12 +42,12 @@ class Guide:
 
     @property
     def is_complete(self) -> bool:
-        """Nothing may follow but the end."""
+        """Only the end token may follow."""
         return bool(self._matcher.is_stopped())
 
     @property
     def fault(self) -> RequestError | None:
-        """Why the grammar lets the answer neither go on nor end, where it does not: seen only once it is reached."""
+        """Why the answer can neither go on nor end under the grammar; None while it can."""
         return fault_of(self._form, self._matcher)
 
 

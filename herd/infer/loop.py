@@ -206,7 +206,7 @@ class Loop:
             self.speculation.end(plan)
 
     def open_inbox(self) -> None:
-        """Take in what was asked for since the last step; with the lock held."""
+        """Take in the requests that arrived since the last step; the lock must be held."""
         while self.inbox:
             kind, request = self.inbox.popleft()
             if kind == "add":
@@ -366,7 +366,7 @@ class Loop:
         return "".join(map(stream.push, answer.tokens)) + stream.flush()
 
     def text_stream(self) -> TextStream:
-        """What makes text of an answer's tokens."""
+        """The stream that turns an answer's tokens into text."""
         return TextStream(self.tokenizer, skip_unknown=True)
 
 

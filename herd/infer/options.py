@@ -1,4 +1,4 @@
-"""What an engine is told when it is made."""
+"""The options of an engine."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Options:
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that is not there.
+    """Refuse a device that this machine does not have.
 
     Raises:
         ConfigError, CapacityError: there is no such device, or PyTorch does not find it.
@@ -76,7 +76,7 @@ def check_device(device: str) -> None:
 
 
 def check_scheme(quantize: Scheme | None) -> None:
-    """Refuse a way of quantizing that there is not.
+    """Refuse an unknown quantization scheme.
 
     Raises:
         ConfigError: there is none of that name.

@@ -64,7 +64,7 @@ class Moving:
             return None
 
     def wait(self) -> None:
-        """Until all is copied."""
+        """Wait until everything is copied."""
         self._thread.join()
 
     def settle(self) -> bool:

@@ -71,7 +71,7 @@ class _Compilations:
             return self._asked[launch.key]
 
     def are_pending(self) -> bool:
-        """Something is still being compiled."""
+        """Whether a kernel is still being compiled."""
         with self.lock:
             return any(not event.is_set() for event in self._asked.values())
 

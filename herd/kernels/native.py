@@ -56,7 +56,7 @@ def library(name: str) -> ctypes.CDLL | None:
 
 
 def loaded(name: str) -> ctypes.CDLL:
-    """The same, where it is known to be there."""
+    """The same library, once `library` has found it."""
     found = library(name)
     assert found is not None
     return found
