@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _LINE_SECONDS = 5.0  # between plain progress lines where there is no terminal
 _REDRAW_SECONDS = 0.1
+_BEAT_SECONDS = 1.0
 
 
 def say(text: str = "") -> None:
@@ -72,6 +74,24 @@ class Progress:
             parts.append(f"{duration((self.total - self.done) / rate)} left")
         parts += [f"{name} {figure(value)}" for name, value in self.figures.items()]
         return " | ".join(parts)
+
+
+@contextmanager
+def heartbeat(bar: Progress, figures: Callable[[], dict[str, object]]) -> Iterator[None]:
+    """While one long part is worked on, show newest figures every second (without a terminal every few seconds)."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(_BEAT_SECONDS):
+            bar.advance(0, **figures())
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextmanager

@@ -41,8 +41,6 @@ SIZED = ("pretrain", "sft", "reward", "dpo", "demo preferences", "reject", "eval
 _ARITHMETIC_SHARE = 0.88  # of a step's time; the rest is the optimizer, saving, logging
 SLOW = 3000
 """Tokens a second of the usual shape below which a smaller model is raised."""
-PRETRAINING_SECONDS = 320
-"""What `recipes/demo/story.yaml` gives pre-training, longer context and annealing together."""
 _SMALLER: dict[str, Any] = {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 352}
 _LEAST_SHARE = 0.25  # of its planned seconds that a step gets however late it is: with less nothing is learned
 _PROBED_PROMPTS = 48

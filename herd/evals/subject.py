@@ -78,6 +78,12 @@ class Local:
         found.__dict__["engine"] = engine
         return found
 
+    @property
+    def num_open(self) -> int:
+        """Answers that are being written, or wait to be; 0 where likelihoods are computed."""
+        engine = self.__dict__.get("engine")
+        return engine.num_waiting + engine.num_running if engine else 0
+
     def forget(self) -> None:
         if "engine" in self.__dict__:
             self.engine.weights_changed()

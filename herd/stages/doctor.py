@@ -7,12 +7,14 @@ trained and run here, how long that takes and what memory it needs. Takes about 
 from __future__ import annotations
 
 import json as json_format
+from pathlib import Path
 
 from herd import sandbox
-from herd.config import settings
-from herd.demo.pace import PRETRAINING_SECONDS, SLOW
+from herd.config import find_recipe, settings
+from herd.demo.pace import SLOW
 from herd.errors import CapacityError
 from herd.log import amount, duration, size
+from herd.markup import read_markup
 from herd.plan.measured import SIZES, TOKENS_PER_PARAMETER, Measured, ability, measure
 
 _DEMO_MEMORY_BYTES = 4_000_000_000
@@ -68,9 +70,11 @@ def _table(machine: Measured, abilities: list[dict]) -> str:
 def _next(demo: dict) -> list[str]:
     """What the demo does with its model here, which is not what the table's first line says."""
     rate = demo["train_tokens"] / demo["train_seconds"]
+    planned = read_markup(find_recipe(Path("demo/story.yaml")))["seconds"]
+    seconds = sum(planned[name] for name in ("pretrain", "longer-context", "anneal"))
     return [
         "Next: `herd demo` raises a model of that first size from raw pages in about ten minutes. It trains on what",
-        f"fits into {duration(PRETRAINING_SECONDS)} of them, here about {amount(rate * PRETRAINING_SECONDS)} tokens "
+        f"fits into {duration(seconds)} of them, here about {amount(rate * seconds)} tokens "
         f"instead of {amount(demo['train_tokens'])}; below {SLOW:,} tokens a second the model is smaller.",
     ]
 

@@ -37,7 +37,7 @@ from herd.evals.table import (
 )
 from herd.evals.task import Item, Task, items_of, load_task, missing, paths_of
 from herd.evals.text import judge_needles, judge_text
-from herd.log import progress, say
+from herd.log import Progress, heartbeat, progress, say
 from herd.markup import read_markup
 from herd.run import Run, atomic_write, open_run
 from herd.types import Score
@@ -302,7 +302,7 @@ def _answers(
         size = CHUNK_ANSWERS if task.ask == "generate" else CHUNK_ITEMS
         for start in range(0, len(items), size):
             part = items[start : start + size]
-            found = _kept(run, task, f"{name} {start}", partial(_asked, task, part, opened, base))
+            found = _kept(run, task, f"{name} {start}", partial(_asked, task, part, opened, base, bar))
             results += found["results"]
             for key, value in found["usage"].items():
                 used[key] = used.get(key, 0) + value
@@ -310,11 +310,14 @@ def _answers(
     return results, used
 
 
-def _asked(task: Task, items: list[Item], opened: Callable[[], Subject], base: bool | None) -> dict[str, Any]:
+def _asked(
+    task: Task, items: list[Item], opened: Callable[[], Subject], base: bool | None, bar: Progress
+) -> dict[str, Any]:
     subject = opened()
     subject.forget()
     before, begin = dict(subject.usage), time.perf_counter()
-    results = ask(task, items, subject, base)
+    with heartbeat(bar, lambda: {"answers open": getattr(subject, "num_open", 0)}):
+        results = ask(task, items, subject, base)
     used = {key: value - before[key] for key, value in subject.usage.items()}
     return {"results": results, "usage": {"seconds": round(time.perf_counter() - begin, 2)} | used}
 

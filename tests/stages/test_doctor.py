@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+from herd.config import find_recipe
+from herd.markup import read_markup
+from herd.plan.measured import SIZES
 from herd.stages import doctor
 
 
@@ -18,3 +22,9 @@ def test_the_table_is_for_people(capsys):
     doctor.run(doctor.DoctorSettings())
     printed = capsys.readouterr().out
     assert "GFLOP/s" in printed and "What it can do" in printed and "herd demo" in printed
+
+
+def test_doctor_and_demo_speak_of_the_same_model():
+    model = read_markup(find_recipe(Path("demo/pretrain.yaml")))["model"]
+    assert model["num_hidden_layers"] == SIZES["demo 5M"].num_hidden_layers
+    assert model["hidden_size"] == SIZES["demo 5M"].hidden_size
