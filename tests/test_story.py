@@ -208,7 +208,7 @@ def test_a_gate_compares_and_calculates_nothing_else():
 def test_a_longer_context_that_costs_short_text_stops_the_story_with_the_reason(corpus, tmp_path):
     """The gates of recipes/scaling/extend-context.yaml, with a stage that is planted to fail."""
     recipe = config.load(StorySettings, config.find_recipe(Path("scaling/extend-context.yaml")))
-    gate = next(step.go_on_if for step in recipe.steps if step.name == "holds-512")
+    gate = next(step.go_on_if for step in recipe.steps if step.name == "holds-256")
     (tmp_path / "short.yaml").write_text(
         f"name: short\nask: bits_per_byte\ndata: {corpus}/shards\ncontext_tokens: 64\n"
     )
@@ -219,8 +219,8 @@ def test_a_longer_context_that_costs_short_text_stops_the_story_with_the_reason(
     del longer["model"]
     steps = [
         before,
-        {"name": "to-512", "run": "pretrain", "settings": longer},
-        {"name": "holds-512", "go_on_if": gate.split(" and ")[0]},
+        {"name": "to-256", "run": "pretrain", "settings": longer},
+        {"name": "holds-256", "go_on_if": gate.split(" and ")[0]},
     ]
-    with pytest.raises(DataError, match=r"stops at `holds-512`: to-512.short_bits_per_byte <= .* does not hold \("):
+    with pytest.raises(DataError, match=r"stops at `holds-256`: to-256.short_bits_per_byte <= .* does not hold \("):
         tell(tmp_path, steps, values={"may_cost": 0.01})

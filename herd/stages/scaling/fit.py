@@ -13,7 +13,6 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from herd.config import settings
-from herd.curate.read.documents import as_list
 from herd.log import amount, say
 from herd.run import atomic_write, open_run
 from herd.scaling.law import IRREDUCIBLE, Fit, fit
@@ -21,11 +20,18 @@ from herd.scaling.points import MAX_EPOCHS, Collection, collect
 from herd.scaling.record import FILE, to_record
 
 
+def _flat(given: Any) -> Any:
+    """One folder, several, or lists of them, as a story has of each grid."""
+    if not isinstance(given, list | tuple):
+        return [given]
+    return [one for part in given for one in (part if isinstance(part, list | tuple) else [part])]
+
+
 @settings
 class FitSettings:
     """IsoFLOP fits over finished runs."""
 
-    runs: Annotated[list[Path], BeforeValidator(as_list)]
+    runs: Annotated[list[Path], BeforeValidator(_flat)]
     """Run folders of `herd pretrain`, or folders (of stories) that hold them."""
     out: Path
     """Run folder to write."""
