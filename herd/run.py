@@ -279,7 +279,9 @@ def _enter(path: Path, stage: str, settings: Any, hashes: dict[str, str]) -> dic
     if manifest["state"] == "running" and not _holds_work(path):
         return fresh  # an earlier try failed before it made anything
     free, usual = set(_free(settings)), set(_usual(settings))
-    changed = [line for name, line in _differences(manifest["settings"], wished, usual) if name not in free] + [
+    within = tuple(f"{name}." for name in free)
+    differences = _differences(manifest["settings"], wished, usual)
+    changed = [line for name, line in differences if name not in free and not name.startswith(within)] + [
         f"input `{name}` has other content"
         for name in dict.fromkeys([*hashes, *manifest["inputs"]])
         if manifest["inputs"].get(name) != hashes.get(name)

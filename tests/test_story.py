@@ -132,7 +132,8 @@ def test_a_finished_story_takes_more_steps_even_after_one_of_them_stopped_it(cor
     with pytest.raises(DataError, match="stops at `good`"):
         tell(tmp_path, [base, mean, {"name": "good", "go_on_if": "base.loss < 0"}])
     assert read_manifest(out)["state"] == "running"
-    tell(tmp_path, [base, mean, {"name": "good", "go_on_if": "base.loss > 0"}])
+    tell(tmp_path, [base, mean, {"name": "good", "go_on_if": "base.loss > 0"}], values={"axis": {"one": 1}})
+    tell(tmp_path, [base, mean, {"name": "good", "go_on_if": "base.loss > 0"}], values={"axis": {"two": 2}})
     assert read_manifest(out)["figures"]["steps"] == 2
 
 
