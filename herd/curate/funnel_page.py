@@ -11,7 +11,7 @@ from typing import Any
 from herd.curate.dropped import sample
 from herd.curate.filters.heuristics import Limits
 from herd.curate.funnel import KEPT, LINES, PHRASES, REST
-from herd.curate.meanings import limits, meaning
+from herd.curate.meanings import STEPS, limits, meaning
 from herd.log import size
 
 BYTES_PER_TOKEN = 4.0
@@ -79,7 +79,7 @@ def _steps(steps: list[dict]) -> str:
         text = step["name"] not in _RAW_STEPS
         before = _tokens(step["bytes_in"]) if text and step["name"] != "extract" else "–"
         rows.append(
-            f"<tr><td>{escape(step['name'])}<td><span class=bar><i style='width:{share:.1f}%'></i></span>"
+            f"<tr><td>{_name(step)}<td><span class=bar><i style='width:{share:.1f}%'></i></span>"
             f"<td class=n>{step['documents_in']:,}<td class=n>{step['documents_out']:,}"
             f"<td class=n>{size(step['bytes_in'])}<td class=n>{size(step['bytes_out'])}"
             f"<td class=n>{before}<td class=n>{_tokens(step['bytes_out']) if text else '–'}"
@@ -87,6 +87,10 @@ def _steps(steps: list[dict]) -> str:
     head = "<tr><th>step<th><th class=n>documents in<th class=n>out<th class=n>bytes in<th class=n>out"
     head += "<th class=n>tokens in<th class=n>out"
     return f"<h2>Step by step</h2><div class=wide><table>{head}{''.join(rows)}</table></div>"
+
+
+def _name(step: dict) -> str:
+    return escape(STEPS.get(step["name"], step["name"]))
 
 
 def _dropped(steps: list[dict], given: Mapping[str, Limits], browsable: Mapping[str, str]) -> str:
@@ -98,14 +102,14 @@ def _dropped(steps: list[dict], given: Mapping[str, Limits], browsable: Mapping[
             every = f" <a href='{escape(browsable[reason])}'>All of them</a>" if reason in browsable else ""
             samples = f"<p>{escape(rule)}{every}</p>{samples}" if rule or every else samples
             share = _percent(count, step["documents_in"])
-            told = f"<span class=dim>{escape(step['name'])}: {count:,} documents, {share} of those that came</span>"
+            told = f"<span class=dim>{_name(step)}: {count:,} documents, {share} of those that came</span>"
             parts.append(
                 f"<details><summary><span class=reason>{escape(reason)}</span>{told}</summary>{samples}</details>"
             )
         if lines := step["notes"].get(LINES):
             samples = f"<p>{escape(meaning(LINES))}</p>" * bool(meaning(LINES))
             samples += "".join(map(sample, step.get("lines", ())))
-            told = f"<span class=dim>{escape(step['name'])}: {lines:,} lines, their documents stay</span>"
+            told = f"<span class=dim>{_name(step)}: {lines:,} lines, their documents stay</span>"
             parts.append(f"<details><summary><span class=reason>{LINES}</span>{told}</summary>{samples}</details>")
     return f"<h2>What was dropped, and why</h2>{''.join(parts) or '<p>Nothing.</p>'}"
 

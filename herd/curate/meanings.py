@@ -13,6 +13,17 @@ from herd.curate.filters.heuristics import Limits
 SPAN = re.compile(r"(?<!\w)['\"](.{1,200}?)['\"](?!\w)")
 """The words that broke a rule, as a reason's detail quotes them."""
 
+STEPS = {
+    "url_dedup": "newest copy of each address",
+    "document_dedup": "near-duplicates",
+    "line_dedup": "repeated lines",
+    "heuristics": "rules",
+    "decontaminate": "benchmark questions",
+    "pii": "personal data",
+    "knowledge": "shares of classes",
+}
+"""The funnel's steps in words, where their names are not."""
+
 _MEANINGS = {
     "near_duplicate": "Drop pages that say nearly the same as one that is kept (MinHash; documents.similarity).",
     "url_older_copy": "Keep the newest copy of each address.",

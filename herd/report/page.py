@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from herd.curate.meanings import STEPS
 from herd.errors import DataError
 from herd.log import amount, duration, size
 from herd.report.compare import side_by_side
@@ -89,7 +90,7 @@ def _funnel(runs: Sequence[StageRun]) -> str:
             f"{escaped(reason)} {count:,}" for reason, count in step.get("reasons", {}).items() if count
         )
         line = (
-            f"<div class=step><span>{escaped(step['name'])}</span>"
+            f"<div class=step><span>{escaped(STEPS.get(step['name'], step['name']))}</span>"
             f"<span class=track><i class=fill style='width:{100 * share:.1f}%'></i></span>"
             f"<span>{step['documents_in']:,} → {step['documents_out']:,} documents, "
             f"{size(step.get('bytes_out', 0))}</span></div>"
@@ -267,7 +268,8 @@ def _pivot(scores: Sequence[dict[str, Any]]) -> str:
     """A table with a row for each task and metric and a column for each model."""
     lines = list(dict.fromkeys((score["task"], score["metric"]) for score in scores))
     cells = {(score.get("model", ""), score["task"], score["metric"]): _score(score) for score in scores}
-    models = list(dict.fromkeys(model for model, *_ in cells))
+    asked = [[score.get("model", "") for score in scores if (score["task"], score["metric"]) == line] for line in lines]
+    models = list(dict.fromkeys(model for names in sorted(asked, key=len, reverse=True) for model in names))
     rows = [
         [f"{escaped(task)}<small>{escaped(words(metric))}</small>"]
         + [cells.get((model, task, metric), "") for model in models]

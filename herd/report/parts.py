@@ -40,7 +40,7 @@ _WORDS = {
     "bytes": "text",
     "token_f1": "F1 over words",
     "copied": "word found",
-    "chosen": "word chosen among ten",
+    "chosen": "word chosen among 16",
     "refused": "share refused",
     "kl_nats_per_token": "divergence from the original (nats per token)",
     "same_likeliest_token": "same likeliest token as the original",
