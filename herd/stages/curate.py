@@ -19,6 +19,7 @@ from herd.curate.judge.documents import Rules, rule_files
 from herd.curate.pipeline import Work, curate
 from herd.curate.read.pages import find_files
 from herd.curate.read.storage import identity, location
+from herd.errors import DataError
 from herd.log import say, size
 from herd.run import atomic_write, open_run
 
@@ -57,8 +58,10 @@ def run(settings: CurateSettings) -> Path:
         run.need(disk_bytes=expected.disk_bytes, seconds=expected.seconds)
         try:
             figures = curate(files, run.path, settings.rules, settings.documents, settings.lines, settings.work)
-        finally:  # where nothing is kept, the page says why
+        except DataError:  # nothing was kept: the page says why
             _write_pages(run.path, settings.rules.heuristics.limits)
+            raise
+        _write_pages(run.path, settings.rules.heuristics.limits)
         kept, read = figures["documents"], figures["documents_read"]
         if figures["corrupt"]:
             say(f"  {figures['corrupt']:,} damaged records skipped")

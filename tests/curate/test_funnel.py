@@ -5,6 +5,7 @@ import re
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from herd.cli import main
 from herd.curate.dropped import write_dropped
 from herd.curate.funnel import KEPT, REST, Funnel, Step, domain, tables_of
 from herd.curate.funnel_page import page, page_style
@@ -79,3 +80,10 @@ def test_each_rule_has_its_meaning_and_limits_and_all_drops_can_be_leafed_throug
     html = page({"steps": [step.as_dict()]}, "The funnel", limits, browsable)
     assert "over 90 % of the lines start with a bullet" in html and "usual limits: most 0.9; here: most 0.5" in html
     assert "href='dropped/gopher_bullets-0001.html'" in html
+
+
+def test_where_nothing_is_kept_the_reason_is_named_and_the_page_is_there(tmp_path, capsys):
+    (tmp_path / "short.html").write_text("<html><body><p>Short page.</p></body></html>")
+    assert main(["curate", f"pages=[{tmp_path / 'short.html'}]", f"out={tmp_path / 'out'}", "work.processes=1"]) == 2
+    assert "gopher_word_count (1): Drop pages outside 50 to 100,000 words" in capsys.readouterr().err
+    assert "Drop pages outside 50" in (tmp_path / "out" / "funnel.html").read_text()
