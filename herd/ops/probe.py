@@ -22,17 +22,17 @@ def matmul_rate(dtype: torch.dtype, size: int | None = None, seconds: float = 0.
     return 2 * size**3 / best_seconds(lambda: torch.mm(a, b.T, out=result), seconds, device)
 
 
-def quiet_matmul_rate(dtype: torch.dtype, device: str = "cpu") -> float:
+def quiet_matmul_rate(dtype: torch.dtype, device: str = "cpu", seconds: float = 0.3) -> float:
     """The same for all cores of a machine that does nothing else, also where it does.
 
     One thread multiplies for so short a time that the best repetition is hardly disturbed; times the threads.
     """
     if device != "cpu":
-        return matmul_rate(dtype, device=device)
+        return matmul_rate(dtype, device=device, seconds=seconds)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return threads * matmul_rate(dtype, size=384)
+        return threads * matmul_rate(dtype, size=384, seconds=seconds)
     finally:
         torch.set_num_threads(threads)
 
@@ -46,21 +46,16 @@ def memory_bandwidth(seconds: float = 0.2, device: str = "cpu", megabytes: int =
 
 @functools.cache
 def best_dtype(device: str = "cpu") -> torch.dtype:
-    """bfloat16 where the device has instructions for it or it is measured faster, else float32.
+    """bfloat16 where its matmul is measured faster than float32's, as `quiet_matmul_rate` does, else float32.
 
-    A GPU, AVX-512 BF16 and AMX have them; what is known is not measured, as a busy machine's figures are chance.
+    That a processor has instructions for it says little: those of AVX-512 BF16 halve the rate on some, double it on
+    others.
     """
-    if device != "cpu" or _multiplies_bf16():
+    if device != "cpu":
         return torch.bfloat16
     kinds = (torch.float32, torch.bfloat16)  # in turn, so that what else is running slows both
-    rounds = [[matmul_rate(kind, size=512, seconds=0.05) for kind in kinds] for _ in range(4)]
+    rounds = [[quiet_matmul_rate(kind, seconds=0.05) for kind in kinds] for _ in range(4)]
     return max(zip(kinds, map(max, zip(*rounds))), key=lambda pair: pair[1])[0]
-
-
-def _multiplies_bf16() -> bool:
-    """Whether the processor says that it multiplies bfloat16, and PyTorch's kernels for that (oneDNN) are there."""
-    able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return torch.backends.mkldnn.is_available() and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def best_seconds(work: Callable[[], object], seconds: float, device: str) -> float:

@@ -34,7 +34,6 @@ _MINUTES, _FEW_ROWS = 10.0, 1_000  # so long by plan for so many rows, unless so
 _LEAST_STEPS = 10  # though they take longer
 _LOOKING = 0.2  # the most of a run's time that goes into looking at the watched rows
 _FORWARD: dict[Method, float] = {"full": 1 / 3, "lora": 1 / 2, "qlora": 1 / 2}  # of a step's time
-_CPU_EFFICIENCY = 0.3  # of the matmul rate, in rows as short as these
 _START = 20.0  # seconds until the model is loaded, and for the answers on the page
 _EPOCHS = ((1_000, 4.0), (10_000, 3.0), (100_000, 2.0), (math.inf, 1.0))  # up to so many rows
 
@@ -128,8 +127,6 @@ def ways(
 
     Of the steps that are wished each takes as many as fit into so many minutes by plan, which measures the machine.
     """
-    if not machine.on_gpu:
-        machine = replace(machine, efficiency=min(machine.efficiency, _CPU_EFFICIENCY))
     phase = Phase("tune", batch.row_tokens, batch.tokens, 1, whole_rows=material.kind == "preferences")
     plain = LoraSettings(rank=_RANK, alpha=2.0 * _RANK)
     learned: dict[Method, LoraSettings] = {

@@ -93,14 +93,17 @@ def test_the_probe_measures_positive_rates_and_names_a_dtype():
     assert probe.best_dtype() in (torch.float32, torch.bfloat16)
 
 
-def test_a_processor_that_multiplies_bfloat16_is_believed_whatever_a_busy_machine_measures(monkeypatch):
-    monkeypatch.setattr(probe, "matmul_rate", lambda dtype, **how: 2.0 if dtype == torch.float32 else 1.0)
-    for able, found in (
-        ({"avx512_bf16": True}, torch.bfloat16),
-        ({"amx_bf16": True}, torch.bfloat16),
-        ({}, torch.float32),
-    ):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able, raising=False)
+def test_the_faster_number_type_is_measured_by_one_thread_which_others_hardly_disturb(monkeypatch):
+    threads = torch.get_num_threads()
+    for faster in (torch.float32, torch.bfloat16):
+        seen = []
+
+        def rate(dtype, faster=faster, seen=seen, **how):
+            seen.append(torch.get_num_threads())
+            return 2.0 if dtype == faster else 1.0
+
+        monkeypatch.setattr(probe, "matmul_rate", rate)
         probe.best_dtype.cache_clear()
-        assert probe.best_dtype() == found
+        assert probe.best_dtype() == faster and set(seen) == {1}
+        assert probe.quiet_matmul_rate(faster) == 2.0 * threads and torch.get_num_threads() == threads
     probe.best_dtype.cache_clear()
