@@ -29,6 +29,11 @@ class PieceEncoding:
         kept = [token for token in data.get("added_tokens") or [] if token["content"] in visible]
         model = data["model"] | {"vocab": _unreachable(data["model"], special.keys() - set(visible))}
         self._plain = tokenizers.Tokenizer.from_str(json.dumps(data | {"added_tokens": kept, "model": model}))
+        own = {token["content"]: self._with_special.token_to_id(token["content"]) for token in kept}
+        found = {self._plain.token_to_id(name): token_id for name, token_id in own.items()}
+        self._moved = {
+            i: token_id for i, token_id in found.items() if i != token_id
+        }  # special ones before them are gone
         read = read_bytes if is_byte_level(data) else read_piece
         vocabulary = self._with_special.get_vocab(with_added_tokens=True)
         names = {token_id: name for name, token_id in special.items()}
@@ -39,7 +44,8 @@ class PieceEncoding:
 
     def encode_ordinary(self, text: str) -> list[int]:
         """Ids of plain text."""
-        return _encoded(self._plain, text).ids
+        ids: list[int] = _encoded(self._plain, text).ids
+        return [self._moved.get(token, token) for token in ids] if self._moved else ids
 
     def encode(self, text: str, allowed_special: object) -> list[int]:
         """Ids of text whose special strings count as tokens."""

@@ -210,6 +210,23 @@ def test_added_tokens_that_are_text_stay_in_answers(checkpoint):
 # ---- which template --------------------------------------------------------------------------------------------------
 
 
+def test_added_text_tokens_behind_special_ones_keep_their_ids_in_plain_text(tmp_path):
+    vocabulary = tokenizers.Tokenizer(tokenizers.models.BPE())
+    vocabulary.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    vocabulary.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False)
+    vocabulary.train_from_iterator(["a cat"], trainer)
+    vocabulary.add_special_tokens(["<s>", "</s>"])
+    vocabulary.add_tokens([tokenizers.AddedToken("<think>", special=False)])
+    vocabulary.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    tokenizer, text = load_tokenizer(tmp_path), "a <think> cat"
+    assert tokenizer.encode(text) == vocabulary.encode(text).ids
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert not set(tokenizer.encode("<s></s>")) & tokenizer.special_ids
+
+
 def test_templates_by_name_and_in_files_of_their_own(checkpoint, vocabulary):
     ours, theirs = checkpoint(
         "named",
