@@ -111,7 +111,7 @@ def test_looking_writes_nothing_and_a_finished_run_is_told_again(tmp_path, base,
 def test_few_rows_are_planned_for_ten_minutes_unless_somebody_says_how_long(tmp_path, base, capsys, monkeypatch):
     monkeypatch.delenv("HERD_QUIET", raising=False)
     slow = Device("a slow CPU", 3e7, 8e9, 1e10, 1e10, 1e10, 1, 30.0)
-    monkeypatch.setattr(stage, "this_machine", lambda: Machine(slow, 1, weight_bytes=4, on_gpu=False))
+    monkeypatch.setattr(stage, "this_machine", lambda: Machine(slow, 1, efficiency=0.3, weight_bytes=4, on_gpu=False))
     file = csv_of_labels(tmp_path / "rows.csv")
 
     def said(**options):
