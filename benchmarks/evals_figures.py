@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 import os
+import platform
 import tempfile
 import time
 from dataclasses import replace
@@ -124,9 +125,9 @@ def main() -> None:
         "herd": HarnessModel(Local(options.model)),
         "hf": HFLM(pretrained=str(options.model), dtype="float32", device="cpu"),
     }
-    result: dict[str, Any] = {
-        "command": f"--rows {options.rows} --free-rows {options.free_rows} --max-tokens {options.max_tokens}"
-    }
+    told = f"--rows {options.rows} --free-rows {options.free_rows} --max-tokens {options.max_tokens}"
+    result: dict[str, Any] = {"command": f"python -m benchmarks.evals_figures --data FOLDER {told}"}
+    result |= {"machine": platform.processor() or platform.machine()}
     result |= {"model": options.model.name, "torch": torch.__version__, "threads": torch.get_num_threads()}
     result |= {"lm_eval": lm_eval.__version__, "load_average": round(os.getloadavg()[0], 1), "tasks": {}}
     with tempfile.TemporaryDirectory() as name:
