@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
-from herd.curate.extract.furniture import MAX_PHRASE_CHARACTERS, is_phrase, strength
+from herd.curate.extract import furniture
 from herd.curate.extract.render import BLOCKS
 
 _GOOD_CHARACTERS = 60  # a block this long with a sentence mark in it is good text
@@ -36,22 +36,27 @@ _LINK_TABLE = 0.75  # share of links that makes a table a menu
 _EDGE_CHARACTERS = 60  # shorter blocks before the first and after the last good text are furniture
 _CODE_FRAME = 0.8  # share of preformatted text that makes an element the frame of a code block
 
-_CUT = "nav, script:not([type^=math]), style, template, iframe, button, select, textarea, dialog, object, canvas"
-_CUT += ", audio, video, input, svg, link, meta"
-_ROLES = {"navigation", "banner", "contentinfo", "search", "complementary", "dialog", "alertdialog"}
-_ROLES |= {"menu", "menubar", "toolbar", "tablist"}
 _SENTENCE = re.compile(r"[.!?…。！？।:;,،؟]")
 _HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.I)
-_OPENED = re.compile(  # what a click on its heading shows
-    r"(?<![a-z])(?:accordion|collaps(?:e|ed|ible)|tab-?(?:panel|pane|content)s?|panel|faqs?|answers?|expand(?:able|ed|er)?|"
-    r"toggle-?(?:content|text|body)|spoilers?|show-?more)(?![a-z])",
-    re.I,
-)
-_QUESTION_WORDS = 3
+_QUESTION_WORDS, _LEAST_SECTIONS = 3, 3
 _HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
 _LISTS = {"ul", "ol", "table", "dl"}
 _PARTS = {"li", "td", "th", "tr", "dt", "dd", "tbody", "thead", "tfoot", "pre", "caption"}  # judged with the whole
-_NAMED_AFTER_CONTENT = {"code", "pre", "math", "kbd", "samp", "table", "thead", "tbody", "tr", "td", "th", *_HEADINGS}
+_NAMED_AFTER_CONTENT = {
+    "code",
+    "pre",
+    "math",
+    "kbd",
+    "samp",
+    "dt",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "td",
+    "th",
+    *_HEADINGS,
+}
 _NAMED_AFTER_CONTENT |= {"body", "html", "article", "main"}
 _NEVER_HOME = {"p", "ul", "ol", "tbody", "tr", "blockquote", "pre", "dl", "li", "dd", "dt", *_HEADINGS}
 _INLINE_HOME = {"span", "font", "a", "b", "i", "em", "strong"}  # what broken pages wrap everything in
@@ -107,13 +112,16 @@ def main_content(tree: LexborHTMLParser) -> LexborNode:
     for button in tree.css("h2 button, h3 button, h4 button, h5 button, dt button, button[aria-expanded]"):
         if len((button.text() or "").split()) >= _QUESTION_WORDS:
             button.unwrap()  # the question of an accordion
-    for node in tree.css(_CUT):
+    for node in tree.css(furniture.CUT):
         node.decompose()
     assert tree.body is not None  # the parser makes one where the page has none
     elements = _measure(tree.body)
+    _forget_ids_of_headings(elements)
     whole = sum(element.own for element in elements)
     for strictness in (2, 1, 0):
         home = _search(elements, strictness)
+        while home and _take_out_consent(elements, home):
+            home = _search(elements, strictness)
         if elements[home].text >= min(_MIN_CHARACTERS, 0.5 * whole):
             break
     for element in _alive(elements, home + 1, elements[home].end, take_gone=True):
@@ -135,6 +143,34 @@ def _search(elements: list[_Element], strictness: int) -> int:
         _mark_empty_headings(elements, home)
         _sum(elements, home)
     return home
+
+
+def _take_out_consent(elements: list[_Element], home: int) -> bool:
+    """Take the home out of the page where it only asks for consent, over an article that is shorter."""
+    frame, number = elements[home].hint, home
+    while (number := elements[number].parent) > 0:
+        frame += f" {elements[number].hint}"
+    if elements[home].text == elements[0].text or not furniture.asks_consent(elements[home].node.text() or "", frame):
+        return False
+    elements[home].node.decompose()
+    for element in elements[home : elements[home].end]:
+        element.own = element.own_link = element.marks = 0
+        element.tag, element.has_title = "aside", False
+    return True
+
+
+def _forget_ids_of_headings(elements: list[_Element]) -> None:
+    """The ids of a documentation's sections are made of their headings and tell nothing: `<section id=comments>`."""
+    found = []
+    for number, element in enumerate(elements):
+        if element.tag in _HEADINGS and element.parent > 0:
+            section = elements[element.parent]
+            named = (section.attributes.get("id") or "").lower()
+            if named and named == furniture.slug(element.node.text() or ""):
+                found.append((number, section))
+    if len(found) >= _LEAST_SECTIONS:
+        for number, section in found:
+            section.hint, elements[number].has_title = section.attributes.get("class") or "", True
 
 
 # ---- the measure -----------------------------------------------------------------------------------------------------
@@ -188,10 +224,11 @@ def _close(elements: list[_Element], number: int) -> int:
 
 def _count_text(elements: list[_Element], above: _Element, text: str) -> None:
     block = elements[above.block]
-    block.own += len(text)
+    size = len(text)
+    block.own += size
     block.marks += len(_SENTENCE.findall(text))
     if above.in_link:
-        block.own_link += len(text)
+        block.own_link += size
 
 
 def _sum(elements: list[_Element], root: int = 0) -> None:
@@ -254,16 +291,16 @@ def _is_furniture(element: _Element, total: int, strictness: int) -> bool:
         return False
     if element.has_title and total and element.good > _PROTECTED_TITLE * total:
         return False
-    sure = strength(element.hint)
+    sure = furniture.strength(element.hint)
     return sure == 2 or (sure == 1 and strictness == 2 and element.tag in BLOCKS and has_little)
 
 
 def _is_hidden(element: _Element) -> bool:
     attributes = element.attributes
     role = attributes.get("role")
-    if role and role in _ROLES:
+    if role and role in furniture.ROLES:
         return True
-    if role == "tabpanel" or (element.hint and _OPENED.search(element.hint)):
+    if role == "tabpanel" or (element.hint and furniture.is_opened(element.hint)):
         return False
     if "hidden" in attributes or attributes.get("aria-hidden") == "true":
         return not _is_math(element)
@@ -368,7 +405,7 @@ def _mark_links_and_phrases(elements: list[_Element], home: int) -> None:
 def _says_nothing(element: _Element, at_edge: bool, total: int) -> bool:
     if element.tag == "figcaption":
         return element.node.css_first("pre, math, table") is None
-    if element.text == 0 or element.good > _PROTECTED_WEAK * total:
+    if element.text == 0 or element.good > _PROTECTED_WEAK * total or (element.has_title and element.tag in _HEADINGS):
         return False
     if element.tag == "table":
         return element.link > _LINK_TABLE * element.text and not _says_more_than_links(element.node)
@@ -384,7 +421,8 @@ def _says_nothing(element: _Element, at_edge: bool, total: int) -> bool:
             return True
         if at_edge and element.own < _EDGE_CHARACTERS and not element.marks:
             return True
-    return element.own <= MAX_PHRASE_CHARACTERS and is_phrase(" ".join((element.node.text() or "").split()))
+    said = " ".join((element.node.text() or "").split())
+    return element.own <= furniture.MAX_PHRASE_CHARACTERS and furniture.is_phrase(said)
 
 
 def _says_more_than_links(table: LexborNode) -> bool:

@@ -9,6 +9,11 @@ from __future__ import annotations
 import functools
 import re
 
+CUT = "nav, script:not([type^=math]), style, template, iframe, button, select, textarea, dialog, object, canvas"
+CUT += ", audio, video, input, svg, link, meta"
+ROLES = {"navigation", "banner", "contentinfo", "search", "complementary", "dialog", "alertdialog"}
+ROLES |= {"menu", "menubar", "toolbar", "tablist"}
+"""Elements and roles that are no text of a page, whatever they hold."""
 _STRONG = frozenset(
     """
     nav navbar navigation menu submenu topnav subnav mainnav sitenav postnav breadcrumb breadcrumbs
@@ -64,7 +69,7 @@ _PHRASES = (
     r"(?:photo|foto|bild|image|source|quelle|fuente|fonte)s?(?: credit)?\s*[:©/].{0,80}",
     r"<\w+ [^>]*>.*",  # markup that a page shows by mistake
     # elsewhere on the site
-    r"read (?:more|next|also|the full).*|click here.*|see also:?|related(?: \w+){0,2}:?|continue reading.*|view all.*",
+    r"read (?:more|next|also|the full).*|click here.*|see also:?|continue reading.*|view all.*",
     r"more(?: (?:from|on|in|news|stories|about)\b.*)?:?|(?:you )?(?:may|might) also (?:like|be interested).*",
     r"don'?t miss:?|top (?:video|stor)\w*|recommended.*|trending.*|most (?:read|popular).*|show more.*",
     r"schon gelesen.*|lesen sie auch.*|mehr zum thema.*|das könnte sie auch.*|auch interessant.*|weiterlesen.*",
@@ -73,6 +78,7 @@ _PHRASES = (
     r"te puede interesar.*|czytaj (?:także|też|również).*|zobacz (?:także|też|również).*|leggi anche.*",
     r"potrebbe interessarti.*|читайте также.*|lees ook.*|läs också.*",
     r"zurück zur .{0,30}|zurück|back to (?:top|.{0,20})|nach oben",
+    r"related(?! (?:work|functions?|methods?|concepts?|modules?|projects?|class(?:es)?|commands?)\b)(?: \w+){0,2}:?",
     # readers' part
     r"leave a (?:reply|comment).*|post a comment.*|join the conversation.*|tell us what you think.*|vos réactions.*",
     r"(?:\d+ |no |keine |view )?(?:comments?|kommentare?|comentarios|commentaires)(?: \(.*\)| \d+)?:?",
@@ -81,11 +87,30 @@ _PHRASES = (
     r"get the .{0,40}(?:app|newsletter)\b.*",
     # labels and rights
     r"tags?(?::.*)?|filed under.*|posted in.*|categor(?:y|ies):?|schlagwörter:?|schlagworte:?",
-    r"all rights reserved.*|©.*|copyright\b.{0,80}",
+    r"all rights reserved.*|©.*",
+    r"copyright\b(?!.*\b(?:laws?|is|are|was|do|does|protects?|covers?|applies|expires)\b).{0,80}",
 )
 _PHRASE = re.compile(rf"^\W*(?:{'|'.join(_PHRASES)})\W*$", re.I)
 _MAX_PHRASE = 120
 MAX_PHRASE_CHARACTERS = 400  # a notice of rights can be that long
+
+
+_CONSENT = re.compile(
+    r"\bcookies?\b|\bconsent\b|\bpartners\b|\bvendors\b|legitimate interest|privacy policy|personal data|\bgdpr\b|"
+    r"unique identifiers|your (?:privacy )?choices|browsing data|on a device|einwilligung|datenschutz|"
+    r"consentement|données personnelles|consentimiento|datos personales|согласи|персональны",
+    re.I,
+)
+_CONSENT_FRAME = re.compile(
+    r"(?<![a-z])(?:overlay|modal|popup|dialog|consent|privacy|cookies?|gdpr|cmp|onetrust|didomi|banner)(?![a-z])"
+)
+_CONSENT_CHARACTERS, _CONSENT_WORDS = 4000, 3
+
+
+def asks_consent(text: str, frame: str) -> bool:
+    """Whether a text asks the reader for consent: it is short, of such words, in a frame (class and id) called so."""
+    found = {match.lower() for match in _CONSENT.findall(text)} if len(text) <= _CONSENT_CHARACTERS else set()
+    return len(found) >= _CONSENT_WORDS and _CONSENT_FRAME.search(_CAMEL_CASE.sub("-", frame).lower()) is not None
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -112,3 +137,21 @@ def is_phrase(text: str) -> bool:
     if text.startswith("©"):
         return len(text) <= MAX_PHRASE_CHARACTERS
     return len(text) <= _MAX_PHRASE and bool(_PHRASE.match(text))
+
+
+_OPENED = re.compile(
+    r"(?<![a-z])(?:accordion|collaps(?:e|ed|ible)|tab-?(?:panel|pane|content)s?|panel|faqs?|answers?|expand(?:able|ed|er)?|"
+    r"toggle-?(?:content|text|body)|spoilers?|show-?more)(?![a-z])",
+    re.I,
+)
+_NO_SLUG = re.compile(r"[^a-z0-9]+")
+
+
+def is_opened(hint: str) -> bool:
+    """Whether a class name or id is of what a click on its heading shows: hidden it is content all the same."""
+    return _OPENED.search(hint) is not None
+
+
+def slug(heading: str) -> str:
+    """The id that documentation tools make of a heading."""
+    return _NO_SLUG.sub("-", heading.lower()).strip("-")
