@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from herd.scaling.record import law_from
 
@@ -34,6 +35,7 @@ def draw_fit(figure: Figure, record: Mapping[str, Any]) -> None:
     for one in record["diverged"]:
         curves.plot(one["tokens"], one["loss"], "x", color="#c14d4d", label=f"{one['name']} (left out)")
     curves.set(xscale="log", xlabel="tokens", ylabel=record["metric"].replace("_", " "), title="each budget's runs")
+    curves.xaxis.set_minor_formatter(NullFormatter())
     curves.legend(fontsize=7)
     _laws(tokens, loss, record)
 
