@@ -31,9 +31,9 @@ class PieceEncoding:
         self._plain = tokenizers.Tokenizer.from_str(json.dumps(data | {"added_tokens": kept, "model": model}))
         own = {token["content"]: self._with_special.token_to_id(token["content"]) for token in kept}
         found = {self._plain.token_to_id(name): token_id for name, token_id in own.items()}
-        self._moved = {
-            i: token_id for i, token_id in found.items() if i != token_id
-        }  # special ones before them are gone
+        self._moved: dict[int, int] = {  # special ones before them are gone
+            i: token_id for i, token_id in found.items() if i is not None and token_id is not None and i != token_id
+        }
         read = read_bytes if is_byte_level(data) else read_piece
         vocabulary = self._with_special.get_vocab(with_added_tokens=True)
         names = {token_id: name for name, token_id in special.items()}
