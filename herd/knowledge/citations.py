@@ -20,8 +20,8 @@ LEAST = 0.8
 """The share of a sentence's words, weighed by their rarity, that must stand in the span."""
 _END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=\S)|\n+|(?<=[。！？])|(?<=[\u0e00-\u0e7f]) +(?=[\u0e00-\u0e7f])")
 _NO_END = re.compile(r"(?:\b(?:Dr|Mr|Mrs|Ms|St|No|vs|cf|e\.g|i\.e|[A-Z]))\.$")
-_STRONG = re.compile(r"\w*\d[\w.,]*\w|\d|(?<=[\w,;:] )[A-Z]\w+|[A-Z]\w*[A-Z]\w*")
-_NEGATION = re.compile(r"\b(?:not|no|never|cannot|none|neither|nor|without)\b|n['’]t\b", re.I)
+STRONG = re.compile(r"\w*\d[\w.,]*\w|\d|(?<=[\w,;:] )[A-Z]\w+|[A-Z]\w*[A-Z]\w*")
+NEGATION = re.compile(r"\b(?:not|no|never|cannot|none|neither|nor|without)\b|n['’]t\b", re.I)
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,15 @@ def cite(answer: str, passages: Sequence[Hit | str], *, least: float = LEAST) ->
     the sentence has one and only there.
     """
     texts = [passage if isinstance(passage, str) else passage.text for passage in passages]
-    spans = [(number, *span) for number, text in enumerate(texts) for span in _spans(text)]
-    words = [_words(texts[number][start:end]) for number, start, end in spans]
+    spans = [(number, *span) for number, text in enumerate(texts) for span in spans_of(text)]
+    words = [content_words(texts[number][start:end]) for number, start, end in spans]
     counts = Counter(word for found in words for word in found)
     weights = {word: math.log(1 + (len(spans) + 1) / (1 + count)) for word, count in counts.items()}
     unknown = math.log(2 + len(spans))
     found = []
     for start, end in sentences_of(answer):
         sentence = answer[start:end]
-        wanted = {word: weights.get(word, unknown) for word in _words(sentence)}
+        wanted = {word: weights.get(word, unknown) for word in content_words(sentence)}
         if not wanted:
             continue
         best = Citation(sentence, end, False, None, 0, "", 0.0)
@@ -79,11 +79,15 @@ def marked(answer: str, citations: Sequence[Citation]) -> str:
 
 
 def _agree(sentence: str, quote: str, held: set[str]) -> bool:
-    strong = {word for found in _STRONG.findall(sentence) for word in _words(found)}
-    return strong <= held and bool(_NEGATION.search(sentence)) == bool(_NEGATION.search(quote))
+    strong = {word for found in STRONG.findall(sentence) for word in content_words(found)}
+    words = content_words(sentence)
+    parts = [quote[start:end] for start, end in sentences_of(quote)]
+    nearest = max(parts, key=lambda part: len(words & content_words(part)), default=quote)  # another's `not` is its own
+    return strong <= held and bool(NEGATION.search(sentence)) == bool(NEGATION.search(nearest))
 
 
-def _words(text: str) -> set[str]:
+def content_words(text: str) -> set[str]:
+    """The words of a text as they are compared: in lower case, without a plural's s."""
     return {word[:-1] if len(word) > 3 and word.endswith("s") else word for word in terms(text)}
 
 
@@ -100,7 +104,7 @@ def sentences_of(text: str) -> list[tuple[int, int]]:
     return found
 
 
-def _spans(text: str) -> list[tuple[int, int]]:
+def spans_of(text: str) -> list[tuple[int, int]]:
     """Every sentence, and every two that follow one another; the shorter first, which wins where both hold the same."""
     single = sentences_of(text)
     return single + [(first[0], second[1]) for first, second in itertools.pairwise(single)]

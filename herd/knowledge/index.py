@@ -118,10 +118,29 @@ class Index:
             before = self._base.execute(query, (hit.number - 1,)).fetchone()
         return before != (hit.file, hit.heading)
 
+    def covered(self, question: str, hits: Sequence[Hit]) -> float:
+        """The share (0 to 1) of a question's words that one of these passages holds, weighed by their rarity here.
+
+        English words are compared by their stems. A word that no passage of the index holds weighs most.
+        """
+        wanted = lookups(question)[:MAX_TERMS]
+        with self._lock, told(self.place):
+            weights = {term: math.log(1 + self.passages / (1 + self._count(term, self.passages))) for term in wanted}
+            whole = sum(weights.values())
+            held = dict.fromkeys((hit.number for hit in hits), 0.0)
+            query = f"SELECT rowid FROM words WHERE words MATCH ? AND rowid IN ({', '.join('?' * len(held))})"
+            for term, weight in weights.items():
+                for (number,) in self._base.execute(query, (term, *held)):
+                    held[number] += weight
+            return max(held.values(), default=0.0) / whole if whole else 0.0
+
+    def _count(self, term: str, most: int) -> int:
+        query = "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)"
+        return self._base.execute(query, (term, most)).fetchone()[0]
+
     def _by_words(self, wanted: list[str], depth: int) -> dict[int, float]:
         most = max(_FEW, int(_OFTEN * self.passages))
-        query = "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)"
-        counts = {term: self._base.execute(query, (term, most + 1)).fetchone()[0] for term in wanted}
+        counts = {term: self._count(term, most + 1) for term in wanted}
         there = [term for term in wanted if counts[term]]
         asked = [term for term in there if counts[term] <= most] or there
         if not asked:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import TypeGuard, cast
+from typing import cast
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -16,25 +15,27 @@ from starlette.background import BackgroundTask
 from starlette.types import Receive, Scope, Send
 
 from herd.errors import DataError, RequestError
-from herd.infer.engine import Engine
-from herd.infer.inputs import Input
 from herd.infer.request import Piece
 from herd.infer.request import Request as EngineRequest
+from herd.knowledge.grounding import NOT_FOUND, Found, Library
+from herd.knowledge.index import Hit
 from herd.serve.account import Account
+from herd.serve.effort import EFFORT_FIELDS, Effort, Vote
 from herd.serve.errors import ApiError
 from herd.serve.limits import Limits, Places
 from herd.serve.memory import give_back
 from herd.serve.models import Model
-from herd.serve.prompts import conversation_prompt
+from herd.serve.prompts import encode, longest
 from herd.serve.replies import Counts, Dialect, Reply, num_tokens, written
-from herd.serve.speech import Speech
+from herd.serve.rounds import Rounds, own_names, with_documents, with_own_tools
+from herd.serve.speech import Speech, parts_of
 from herd.serve.tools import CallReader, Part
 from herd.serve.trials import Trials
-from herd.serve.turn import MAX_ROUNDS, Guard, Refused, Tool, Turn
+from herd.serve.turn import Budget, Guard, Refused, Tool, Turn
 from herd.serve.worker import Conveyor, Worker
 from herd.tokenizer.chat import tells_tools
 from herd.tokenizer.specials import PYTHON_TAG
-from herd.types import Message, ToolCall
+from herd.types import Message
 
 _log = logging.getLogger("herd.serve")
 _FEW_SCORES = 200  # tokens with their likeliest others: what is written of more is written beside the event loop
@@ -53,6 +54,10 @@ class Desk:
     keep_text: bool = False  # in the accounts
     guards: Sequence[Guard] = ()
     tools: Mapping[str, Tool] = field(default_factory=dict)  # the server's own, by name
+    budget: Budget = field(default_factory=Budget)
+    library: Library | None = None
+    from_library: bool = False  # answer from it where a request does not say
+    effort: Effort | None = None
 
 
 async def answer(desk: Desk, model: Model, http: Request, body: Dialect) -> Response:
@@ -64,11 +69,17 @@ async def answer(desk: Desk, model: Model, http: Request, body: Dialect) -> Resp
     account: Account = http.scope["herd.account"]
     account.model = model.name
     turn, account.unheeded = await asyncio.to_thread(lambda: (_turn(body), body.unheeded(model)))
-    turn = replace(_with_own_tools(turn, desk.tools), owner=account.owner, request=account.id)
+    own = with_own_tools(turn, desk.tools)
+    turn = replace(own, owner=account.owner, request=account.id)
     refusal: Refused | None = None
+    found: Found | None = None
+    vote = desk.effort.vote(turn) if desk.effort is not None else None
+    if vote is not None:
+        turn, account.unheeded = vote.drawn(turn), [name for name in account.unheeded if name not in EFFORT_FIELDS]
     if turn.tools and not await asyncio.to_thread(tells_tools, model.engine.tokenizer):
         account.unheeded = [*account.unheeded, "tools"]
     try:
+        turn, found = await with_documents(turn, desk.library, desk.guards, model.engine, default=desk.from_library)
         if desk.guards:
             turn = await _guarded(desk, model.engine, turn)
     except Refused as refused:
@@ -87,9 +98,11 @@ async def answer(desk: Desk, model: Model, http: Request, body: Dialect) -> Resp
         if desk.keep_text:
             account.asked = turn.inputs
         reply = body.reply(model, turn, [request.prompt for request in requests])
-        run = _Run(desk, model, requests, conveyor, body, reply, account)
+        run = _Run(desk, model, requests, conveyor, body, reply, account, vote)
         if refusal is not None:
             run.refuse(refusal)
+        elif found is not None:
+            run.answer_from(found)
     except BaseException as error:
         desk.places.give_back(model.engine, turn.num_places)
         gone.cancel()
@@ -116,30 +129,43 @@ class _Run:
         body: Dialect,
         reply: Reply,
         account: Account,
+        vote: Vote | None = None,
     ) -> None:
         self.body = body
         self.requests, self.reply, self.account = list(requests), reply, account
         self.seconds = desk.limits.timeout_seconds
-        self._desk, self._engine, self._conveyor = desk, model.engine, conveyor
+        self._desk, self._engine, self._conveyor, self._vote = desk, model.engine, conveyor, vote
         self._until = asyncio.get_running_loop().time() + self.seconds
-        self._gone = self._is_refused = False
+        self._gone = False
+        self._instead: str | None = None  # of a word from the model: why an answer ends before it begins
+        self._found: Found | None = None
         self._n = requests[0].params.n
         self._special = model.engine.tokenizer.special
         self.answers = [self._speech() for request in requests for _ in range(request.params.n)]
-        self._talks: dict[int, list[Message]] = {}  # what was said, of answers that used the server's own tools
-        self._rounds: dict[int, int] = {}
+        self._rounds: dict[int, Rounds] = {}  # of answers that use the server's own tools
+        self._at_work: set[asyncio.Task[None]] = set()
+        self._notes: dict[int, list[Part]] = {}  # what tools did, not yet passed on
+        self._latest: dict[int, EngineRequest] = {}  # by which an answer goes on behind its tools
+        self._over: set[int] = set()  # answers whose end was passed on
+        self._fault: Exception | None = None
 
     def refuse(self, refused: Refused) -> None:
         """A guard lets nothing be generated."""
-        self._is_refused = True
+        self._instead = "content_filter"
         for speech in self.answers:
             speech.refuse(refused)
+
+    def answer_from(self, found: Found) -> None:
+        """The answer is given from passages of the documents, or declined where they have none."""
+        self._found = found
+        if not found.passages:
+            self._instead = "stop"
 
     def _speech(self) -> Speech:
         turn = self.reply.turn
         filters = [guard.after(turn) for guard in self._desk.guards]
         tags = [self._special[name] for name in _CALL_TOKENS if name in self._special]
-        return Speech(self._reader(), filters, tags=tags, own=_own_names(turn, self._desk.tools))
+        return Speech(self._reader(), filters, tags=tags, own=own_names(turn, self._desk.tools))
 
     def _reader(self) -> CallReader | None:
         turn = self.reply.turn
@@ -159,65 +185,109 @@ class _Run:
 
     async def _steps(self) -> AsyncGenerator[list[tuple[int, list[Part], Piece]]]:
         """What the client is to be told, piece by piece; an empty list where nothing came for a while."""
-        if self._is_refused:
-            yield [(index, [], Piece(index, "", (), (), "content_filter")) for index in range(len(self.answers))]
+        if self._instead is not None:
+            told = []
+            for index, speech in enumerate(self.answers):
+                parts = speech.say(NOT_FOUND) if self._instead == "stop" else []
+                told.append((index, parts, Piece(index, "", (), (), self._instead)))
+            yield told
             return
         quiet = self._desk.limits.keep_alive_seconds
         batches = self._conveyor.pieces(self._desk.worker, self._engine, self.requests, self._until, quiet)
-        async with aclosing(batches):
-            async for pieces in batches:
-                told = []
-                for index, piece in pieces:
-                    speech = self.answers[index]
-                    if speech.finish_reason is None or piece.finish_reason == "content_filter":
-                        judged = self._desk.guards and piece.text + (piece.finish_reason or "")
-                        parts = await asyncio.to_thread(speech.take, piece) if judged else speech.take(piece)
-                        if piece.finish_reason != speech.finish_reason:  # as the client sees it
-                            piece = replace(piece, finish_reason=speech.finish_reason)
-                        told.append((index, parts, piece))
-                if pieces:
-                    self.account.first_piece()
-                yield told
-                for index, piece in pieces:
-                    if self.answers[index].own_calls and piece.finish_reason and not self.answers[index].finish_reason:
-                        await self._use_tools(index)
-                if self._desk.guards:
-                    self._cancel_what_is_refused()
+        try:
+            async with aclosing(batches):
+                async for pieces in batches:
+                    if self._fault is not None:
+                        raise self._fault
+                    taken = [await self._take(index, piece) for index, piece in pieces]
+                    yield [told for told in taken if told is not None]
+                    if pieces:
+                        self.account.first_piece()
+                    if self._desk.guards:
+                        self._cancel_what_is_refused()
+        finally:
+            for task in self._at_work:
+                task.cancel()
+
+    async def _take(self, index: int, piece: Piece) -> tuple[int, list[Part], Piece] | None:
+        """What a client is told of a piece; where its answer calls tools of the server's, they begin to run."""
+        speech = self.answers[index]
+        if index in self._over:
+            return None
+        judged = self._desk.guards and piece.text + (piece.finish_reason or "")
+        told = await asyncio.to_thread(speech.take, piece) if judged else speech.take(piece)
+        parts = self._notes.pop(index, []) + told
+        if speech.own_calls and piece.finish_reason and not speech.finish_reason:
+            self._conveyor.hold(1)
+            task = asyncio.create_task(self._use_tools(index))
+            self._at_work.add(task)
+            task.add_done_callback(self._at_work.discard)
+        if speech.finish_reason:
+            self._over.add(index)
+        if speech.finish_reason and (passages := self._passages(index)):
+            parts += await asyncio.to_thread(speech.cite, passages)
+        if piece.finish_reason != speech.finish_reason:  # as the client sees it
+            piece = replace(piece, finish_reason=speech.finish_reason)
+        return index, parts, piece
+
+    def _passages(self, index: int) -> list[Hit]:
+        if index in self._rounds:
+            return self._rounds[index].errand.passages
+        return self._found.passages if self._found is not None else []
 
     async def _use_tools(self, index: int) -> None:
         """Run the server's own tools that an answer calls, and let it go on."""
-        speech, turn = self.answers[index], self.reply.turn
-        first = self.requests[index // self._n]
-        talk = self._talks.setdefault(index, cast("list[Message]", list(turn.inputs[index // self._n])))
-        calls = [ToolCall(name=call.name, arguments=json.loads(call.arguments)) for call in speech.own_calls]
-        talk.append(Message(role="assistant", content=speech.round_text, tool_calls=calls))
-        async with asyncio.timeout_at(self._until):
-            results = await asyncio.gather(*(self._desk.tools[c["name"]].call(c["arguments"]) for c in calls))
-        talk += [Message(role="ipython", content=result) for result in results]
         try:
-            for guard in self._desk.guards:
-                await guard.before(replace(turn, inputs=[talk]))
+            await self._next_round(index)
+        except Exception as error:
+            self._fault = error
+            self._end(index, "cancelled")
+        self._conveyor.hold(-1)
+
+    async def _next_round(self, index: int) -> None:
+        speech, turn, first = self.answers[index], self.reply.turn, self.requests[index // self._n]
+        if index not in self._rounds:
+            talk = cast("list[Message]", turn.inputs[index // self._n])
+            desk = self._desk
+            self._rounds[index] = Rounds(desk.tools, desk.budget, desk.guards, talk, turn.max_calls)
+            self._rounds[index].errand.found(self._found.passages if self._found is not None else [])
+        rounds = self._rounds[index]
+        goes_on = await rounds.run(speech, lambda parts: self._note(index, parts))
+        try:
+            for guard in self._desk.guards if goes_on else ():
+                await guard.before(replace(turn, inputs=[rounds.talk]))
         except Refused as refused:
             speech.refuse(refused)
-            self._conveyor.say(index, Piece(index, "", (), (), "content_filter"))
-            return
+            goes_on = False
         speech.next_round(self._reader())
-        self._rounds[index] = self._rounds.get(index, 0) + 1
         left = first.params.max_tokens - speech.num_tokens
-        if self._rounds[index] > MAX_ROUNDS or left < 1:
-            self._conveyor.say(index, Piece(index, "", (), (), "length"))
-            return
-        prompt = await asyncio.to_thread(_encode, self._engine, turn, talk)
+        prompt = await asyncio.to_thread(
+            encode, self._engine, turn, rounds.talk, builtin=own_names(turn, self._desk.tools)
+        )
         room = self._engine.max_context - len(prompt)
-        params = replace(first.params, n=1, best_of=None, max_tokens=max(min(left, room), 1), prompt_logprobs=None)
+        if self._gone or not goes_on or min(left, room) < 1:
+            self._end(index, "cancelled" if self._gone else "length")
+            return
+        params = replace(first.params, n=1, best_of=None, max_tokens=min(left, room), prompt_logprobs=None)
         owner = None if self._desk.limits.share_prefixes else self.account.owner
         listener = self._conveyor.listener(index)
         request = await asyncio.to_thread(self._engine.request, prompt, params, listener, owner=owner)
         self.account.prompt_tokens += len(prompt)
         self.requests.append(request)
+        self._latest[index] = request
         self._conveyor.go_on(request)
 
+    def _note(self, index: int, parts: list[Part]) -> None:
+        self._notes.setdefault(index, []).extend(parts)
+        self._conveyor.say(index, Piece(index, "", (), (), None))
+
+    def _end(self, index: int, reason: str) -> None:
+        self._conveyor.say(index, Piece(index, "", (), (), reason))
+
     def _cancel_what_is_refused(self) -> None:
+        for index, request in self._latest.items():
+            if self.answers[index].refusal is not None and not request.finished:
+                self._desk.worker.cancel(self._engine, request)
         for number, request in enumerate(self.requests):
             mine = self.answers[number * self._n : (number + 1) * self._n]
             if mine and all(speech.refusal is not None for speech in mine) and not request.finished:
@@ -240,11 +310,20 @@ class _Run:
                 raise ApiError(499, "The client closed the connection.", code="gone")
             raise ApiError(503, "The server is stopping; this answer was not finished.", code="stopping")
         self._echo()
+        self._choose()
         await self.reply.keep(self.answers, self._counts)
         if sum(len(answer.logprobs) for answer in self.answers) <= _FEW_SCORES:
             return JSONResponse(self.reply.whole(self.answers, self._counts))
         text = await asyncio.to_thread(lambda: "".join(written(self.reply.whole(self.answers, self._counts))))
         return Response(text, media_type="application/json", background=BackgroundTask(give_back))
+
+    def _choose(self) -> list[tuple[int, list[Part], Piece]]:
+        """Of answers that were drawn for a vote the chosen one stays; what is told of it."""
+        if self._vote is None:
+            return []
+        speech = self._vote.chosen(self.answers)
+        self.answers = [speech]
+        return [(0, parts_of(speech), Piece(0, "", (), (), speech.finish_reason))]
 
     @property
     def _was_cut(self) -> bool:
@@ -267,18 +346,20 @@ class _Run:
         """Server-sent events, as the dialect writes them."""
         reply = self.reply
         try:
-            for index in range(len(self.answers)):
+            for index in range(1 if self._vote else len(self.answers)):
                 for chunk in reply.opening(index, index // self._n):
                     yield reply.written(chunk)
             async with aclosing(self._steps()) as steps:
                 async for told in steps:
-                    if text := self._chunks(told):
+                    if text := "" if self._vote else self._chunks(told):
                         yield text
                     elif not told:
                         yield ": nothing yet\n\n"
             if self._was_cut:
                 yield reply.failure(503, "The server is stopping; this answer was cut.", code="stopping")
                 return
+            for chosen in self._choose():
+                yield self._chunks([chosen])
             await reply.keep(self.answers, self._counts)
             for event in reply.closing(self.answers, self._counts):
                 yield reply.written(event)
@@ -308,6 +389,8 @@ class _Run:
     def _settle(self) -> None:
         """Close the account; what was taken on is over."""
         self._desk.places.give_back(self._engine, self.reply.turn.num_places)
+        for rounds in self._rounds.values():
+            asyncio.get_running_loop().run_in_executor(None, rounds.close)
         account = self.account
         account.completion_tokens = num_tokens(self.answers)
         reasons = {answer.finish_reason or "gone" for answer in self.answers}
@@ -351,7 +434,7 @@ def _turn(body: Dialect) -> Turn:
 
 async def _guarded(desk: Desk, engine: Engine, turn: Turn) -> Turn:
     """The turn as the guards let it go on; they see token ids as the text that these are."""
-    ids = any(map(_is_ids, turn.inputs))
+    ids = any(map(is_ids, turn.inputs))
     seen = replace(turn, inputs=[_as_text(engine, item) for item in turn.inputs]) if ids else turn
     passed = seen
     for guard in desk.guards:
@@ -360,22 +443,7 @@ async def _guarded(desk: Desk, engine: Engine, turn: Turn) -> Turn:
 
 
 def _as_text(engine: Engine, item: Input | list[int]) -> Input:
-    return engine.tokenizer.decode(item) if _is_ids(item) else cast(Input, item)
-
-
-def _with_own_tools(turn: Turn, tools: Mapping[str, Tool]) -> Turn:
-    """The turn with the server's own tools, in conversations; the client's come first where names are the same."""
-    names = _own_names(turn, tools)
-    if not names or _is_ids(turn.inputs[0]) or isinstance(turn.inputs[0], str):
-        return turn
-    own = [{"type": "function", "function": dict(tools[name].function)} for name in names]
-    return replace(turn, tools=[*turn.tools, *own])
-
-
-def _own_names(turn: Turn, tools: Mapping[str, Tool]) -> list[str]:
-    functions = [tool["function"] for tool in turn.tools]
-    theirs = {f["name"] for f in functions if f["name"] not in tools or f != dict(tools[f["name"]].function)}
-    return [name for name in tools if name not in theirs]
+    return engine.tokenizer.decode(item) if is_ids(item) else cast(Input, item)
 
 
 def _requests(
@@ -386,8 +454,8 @@ def _requests(
     owner = None if desk.limits.share_prefixes else owner
     for number, item in enumerate(turn.inputs):
         try:
-            prompt = _encode(engine, turn, item)
-            max_tokens = _max_tokens(engine, desk.limits, len(prompt), turn)
+            prompt = encode(engine, turn, item, builtin=own_names(turn, desk.tools))
+            max_tokens = longest(engine, desk.limits, len(prompt), turn)
             params = replace(turn.params, max_tokens=max_tokens, adapter=model.adapter)
             requests.append(engine.request(prompt, params, conveyor.listener(number * params.n), owner=owner))
         except (RequestError, DataError) as error:
@@ -395,37 +463,3 @@ def _requests(
             code = "context_length_exceeded" if too_long else None
             raise ApiError(400, str(error), param=body.field_of(str(error)), code=code) from None
     return requests
-
-
-def _encode(engine: Engine, turn: Turn, item: Input | list[int]) -> list[int]:
-    if _is_ids(item):
-        return item
-    if isinstance(item, str):
-        return engine.encode(item)
-    return conversation_prompt(
-        engine,
-        cast("list[Message]", item),
-        tools=turn.tools,
-        template=turn.template,
-        goes_on=turn.goes_on,
-        opens_answer=turn.opens_answer,
-    )
-
-
-def _max_tokens(engine: Engine, limits: Limits, prompt_tokens: int, turn: Turn) -> int:
-    """The longest answer: what the request asks for if it fits, else what fits within the server's own limit."""
-    room, wanted = engine.max_context - prompt_tokens, turn.max_tokens
-    if wanted is not None and turn.is_ceiling:
-        return max(min(room, wanted), 1)
-    if wanted is None:
-        return max(min(room, limits.max_tokens), 1)
-    if 0 < room < wanted:
-        raise RequestError(
-            f"The context is {engine.max_context} tokens; the prompt has {prompt_tokens} and the "
-            f"answer was to have up to {wanted}. Ask for at most {room}, or leave the limit out."
-        )
-    return wanted
-
-
-def _is_ids(item: object) -> TypeGuard[list[int]]:
-    return isinstance(item, list) and (not item or isinstance(item[0], int))

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 
 from herd.infer.engine import Engine
+from herd.knowledge.grounding import Library
 from herd.serve import browsers, errors, moderations, tokens
 from herd.serve.answers import Desk
 from herd.serve.dialects import anthropic, chat, completions, responses
@@ -28,6 +29,7 @@ from herd.serve.documents import (
     ModelList,
     ModelObject,
 )
+from herd.serve.effort import Effort
 from herd.serve.journal import Bookkeeping, Journal
 from herd.serve.limits import Allowances, BodyLimit, Gate, Guesses, HostCheck, Keys, Limits, Places
 from herd.serve.metrics import Metrics
@@ -35,7 +37,7 @@ from herd.serve.models import Models
 from herd.serve.store import Store
 from herd.serve.tracing import Tracing
 from herd.serve.trials import Trials
-from herd.serve.turn import Guard, Tool
+from herd.serve.turn import Budget, Guard, StaysOpen, Tool
 from herd.serve.watch import Watch
 from herd.serve.worker import Worker
 
@@ -88,6 +90,10 @@ def create_app(
     guards: Sequence[Guard] = (),
     watch: Watch | None = None,
     own_tools: Sequence[Tool] = (),
+    budget: Budget | None = None,
+    library: Library | None = None,
+    from_library: bool = False,
+    effort: Effort | None = None,
     store: Store | None = None,
     origins: Sequence[str] = (),
     tracing: Tracing | None = None,
@@ -96,8 +102,10 @@ def create_app(
 
     `key`, or one of `keys` (by their owners' names), must come with every request but those for the page, `/health` and
     `/metrics`. With `hosts`, only requests to those host names are answered. The `watch` looks at every turn and
-    answers `/v1/moderations`; then come the `guards`. `own_tools` are told to the model in every conversation and run
-    here. Responses are kept in the `store`, where there is one. Pages of these `origins` may read answers.
+    answers `/v1/moderations`; then come the `guards`. `own_tools` are told to the model in conversations and run here,
+    within a `budget`. Responses are kept in the `store`, where there is one. From the `library` answers are given where
+    a request asks for it, or all that do not say, with `from_library`. `effort` says how many answers a request's word
+    for it draws. Pages of these `origins` may read answers.
     """
     server = Server(engines if isinstance(engines, Mapping) else {name: engines})
     limits, journal = limits or Limits(), journal or Journal()
@@ -107,6 +115,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         server.worker.start()
         yield
+        await asyncio.gather(*(tool.close() for tool in own_tools if isinstance(tool, StaysOpen)))
         await trials.close()
         await asyncio.to_thread(server.worker.stop)
 
@@ -139,7 +148,16 @@ def create_app(
         keep_text=journal.with_text,
         guards=(*((watch,) if watch is not None else ()), *guards),
         tools={tool.function["name"]: tool for tool in own_tools},
+        budget=budget or Budget(),
+        library=library,
+        from_library=from_library,
+        effort=effort,
     )
+    _add_routes(app, server, desk, store, metrics)
+    return app
+
+
+def _add_routes(app: FastAPI, server: Server, desk: Desk, store: Store | None, metrics: Metrics) -> None:
     app.include_router(_open_routes(server, metrics))
     guarded = [Depends(HTTPBearer(auto_error=False))]  # for the document: the gate stands before the body
     app.include_router(_model_routes(server.models), dependencies=guarded)
@@ -148,7 +166,6 @@ def create_app(
     app.include_router(responses.routes(desk, server.models, store), dependencies=guarded)
     app.include_router(moderations.routes(watch), dependencies=guarded)
     _document(app)
-    return app
 
 
 def _document(app: FastAPI) -> None:

@@ -82,7 +82,7 @@ class Choice:
             raise ValueError(f"has no function {missing!r} in `tools` for its `tool_choice`")
         if mode == "required" and not names:
             raise ValueError("has a `tool_choice` of required, but no `tools`")
-        self.must_call = mode == "required"
+        self.must_call, self.may_call = mode == "required", mode != "none"
         usable = [tool for tool in tools if only is None or tool["function"]["name"] in only]
         self.tools: list[Mapping[str, Any]] = [] if mode == "none" else usable
 
@@ -209,6 +209,13 @@ class Talk(Drawing):
     """What a request for an answer in a conversation says of its form and of calls, in any dialect."""
 
     own_form: ClassVar[str]  # the dialect's field for the form of a text
+    server_tools: list[Name] | None = Field(
+        None, max_length=MAX_TOOLS, description="Of the tools that the server runs itself, those that may be called."
+    )
+
+    documents: bool | None = Field(
+        None, description="Whether to answer from the server's documents; as the server is set up when left out."
+    )
 
     @cached_property
     def choice(self) -> Choice:
@@ -228,6 +235,11 @@ class Talk(Drawing):
                 f"may have `structured_outputs` only without `{self.own_form}` and a required `tool_choice`"
             )
         return self
+
+    @property
+    def own(self) -> list[str] | None:
+        """The server's own tools that may be called; all of them when None."""
+        return self.server_tools if self.choice.may_call else []
 
     def constraint(self) -> dict[str, Any]:
         """The engine's setting for the form of the answer; empty where it is free."""

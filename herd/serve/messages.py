@@ -98,6 +98,9 @@ class AssistantMessage(Open):
     name: Annotated[Any, Unheeded()] = None
     reasoning_content: Annotated[Any, Unheeded("")] = None
     annotations: NoEffect = None
+    tool_trace: NoEffect = None
+    documents: NoEffect = None
+    votes: NoEffect = None
 
     @model_validator(mode="after")
     def _says_something(self) -> AssistantMessage:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import mimetypes
 import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import quote
 
 from herd.infer.request import Piece
+from herd.knowledge.citations import Citation
+from herd.knowledge.index import Hit
 from herd.serve.errors import error_object
 from herd.serve.models import Model
 from herd.serve.speech import Speech
-from herd.serve.tools import Part
+from herd.serve.tools import Cited, Part, Use
 from herd.serve.turn import Turn
 
 Event = dict[str, Any]
@@ -124,6 +129,65 @@ def token_object(reply: Reply, token: int, logprob: float | None) -> dict[str, A
     data = reply.tokenizer.token_bytes(token, b"")
     known = None if token in reply.tokenizer.special_ids else list(data)
     return {"token": reply.name_of(token), "logprob": logprob, "bytes": known}
+
+
+def cited_fields(cited: Cited) -> dict[str, Any]:
+    """An answer's citations as OpenAI writes them in a chat, and the passages they are of; counted in characters."""
+    found: dict[str, Any] = {"annotations": []}
+    found["documents"] = {"passages": passages_of(cited.passages), "unsupported": unsupported_of(cited, cited.start)}
+    for one, hit in supported_by(cited):
+        start, end = span_of(one, cited.start)
+        place = {"start_index": start, "end_index": end, "title": hit.source, "url": address_of(hit)}
+        more = {"quote": one.quote, "passage": (one.passage or 0) + 1}
+        found["annotations"].append({"type": "url_citation", "url_citation": place | more})
+    return found
+
+
+def supported_by(cited: Cited) -> Iterator[tuple[Citation, Hit]]:
+    """The sentences that a passage supports, with it."""
+    for one in cited.citations:
+        if one.supported and one.passage is not None:
+            yield one, cited.passages[one.passage]
+
+
+def unsupported_of(cited: Cited, start: int = 0) -> list[dict[str, int]]:
+    """Where the sentences stand that no passage supports."""
+    spans = (span_of(one, start) for one in cited.citations if not one.supported)
+    return [{"start_index": first, "end_index": last} for first, last in spans]
+
+
+def passages_of(passages: Sequence[Hit]) -> list[dict[str, Any]]:
+    """Passages with their numbers from 1."""
+    names = ("file", "heading", "place", "text", "stale")
+    return [{"number": n} | {name: getattr(hit, name) for name in names} for n, hit in enumerate(passages, 1)]
+
+
+def span_of(one: Citation, start: int = 0) -> tuple[int, int]:
+    """Where a sentence begins and ends, in a text that begins at `start`."""
+    return start + one.end - len(one.sentence), start + one.end
+
+
+def address_of(hit: Hit) -> str:
+    """Where a passage stands: a web page's address, or the name of a file with the place in it."""
+    return hit.file if "web" in hit.ways else f"{quote(hit.file)}#{quote(hit.place.removeprefix('#'))}"
+
+
+def traced_call(use: Use) -> dict[str, Any]:
+    """A call that the server runs itself, in the trace of an answer."""
+    return {"id": use.call.id, "name": use.call.name, "arguments": use.call.arguments}
+
+
+def traced_result(use: Use) -> dict[str, Any]:
+    """What came of it; files as data: addresses."""
+    found: dict[str, Any] = {"output": use.output, "failed": use.failed, "seconds": round(use.seconds, 3)}
+    if use.files:
+        found["files"] = [{"index": at} | _file(name, use.files[name]) for at, name in enumerate(sorted(use.files))]
+    return found
+
+
+def _file(name: str, data: bytes) -> dict[str, str]:
+    kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    return {"name": name, "data": f"data:{kind};base64,{base64.b64encode(data).decode()}"}
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))

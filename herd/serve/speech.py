@@ -6,7 +6,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from herd.infer.request import Piece
-from herd.serve.tools import Begun, Call, CallReader, Part, Words
+from herd.knowledge.citations import cite
+from herd.knowledge.index import Hit
+from herd.serve.tools import Begun, Call, CallReader, Cited, Ended, Grown, Part, Ran, Running, Use, Words
 from herd.serve.turn import Filter, Refused
 from herd.types import TokenLogprob
 
@@ -37,12 +39,15 @@ class Speech:
     ) -> None:
         self.text, self.num_tokens = "", 0
         self.calls: list[Call] = []
-        self.order: list[str | Call] = []  # texts and calls as they followed one another
+        self.uses: list[Use] = []  # of the server's own tools
+        self.order: list[str | Call | Use] = []  # texts, calls and uses as they followed one another
         self.logprobs: list[TokenLogprob | Unscored] = []
         self.finish_reason: str | None = None
         self.stop: str | None = None  # the stop string that ended it
         self.refusal: str | None = None  # a guard's words
         self.verdict: Mapping[str, Any] | None = None  # and what it found
+        self.cited: Cited | None = None
+        self.votes: dict[str, int] | None = None  # where it was chosen among several
         self.own_calls: list[Call] = []
         self.round_text = ""  # what was said since the last round
         self._reader, self._filters = reader, filters
@@ -62,7 +67,7 @@ class Speech:
             if piece.finish_reason:
                 parts += self._reader.finish(cut=piece.finish_reason == "length")
         self.own_calls += [part.call for part in parts if isinstance(part, Begun) and part.call.name in self._own]
-        told = self._passed([part for part in parts if isinstance(part, Words) or part.call.name not in self._own])
+        told = self._passed([part for part in parts if not self._is_own(part)])
         if piece.finish_reason and not self.finish_reason:
             self._end(piece.finish_reason, told)
         return told
@@ -70,6 +75,28 @@ class Speech:
     def refuse(self, refused: Refused) -> None:
         """End it with a guard's words."""
         self.refusal, self.verdict, self.finish_reason = str(refused), refused.verdict, "content_filter"
+
+    def begin_uses(self, uses: Sequence[Use]) -> list[Part]:
+        """The server's tools begin to run; what the client is to be told."""
+        told = self._flushed()
+        if self.finish_reason is None:
+            self.uses += uses
+            self.order += uses
+            told += map(Running, uses)
+        return told
+
+    def say(self, words: str) -> list[Part]:
+        """Words of the program's own in the place of an answer: there is no passage to answer from."""
+        self.finish_reason, self.cited = "stop", Cited(0, (), ())
+        return [*self._noted(words), self.cited]
+
+    def cite(self, passages: Sequence[Hit]) -> list[Part]:
+        """Hold the last text of an answer that has ended against the passages it was given."""
+        text = self.order[-1] if self.order else ""
+        if self.finish_reason not in ("stop", "length") or not text or not isinstance(text, str):
+            return []
+        self.cited = Cited(len(self.text) - len(text), cite(text, passages), passages)
+        return [self.cited]
 
     def next_round(self, reader: CallReader | None) -> None:
         """The server's tools were run; the answer goes on."""
@@ -85,10 +112,16 @@ class Speech:
             if all(call.is_whole for call in self.own_calls):
                 return  # the tools' turn
             self.own_calls = []
+        for call in self.own_calls:  # the client has to run its own first, and sends a history without this one
+            use = Use(call, "was not run: the same answer calls tools of the client's", failed=True)
+            told += [*self.begin_uses([use]), Ran(use)]
         told += self._flushed()
         if self.finish_reason is None:
             whole = bool(self.calls) and all(call.is_whole for call in self.calls)
             self.finish_reason = "tool_calls" if whole and reason in ("stop", "length") else reason
+
+    def _is_own(self, part: Part) -> bool:
+        return isinstance(part, Begun | Grown | Ended) and part.call.name in self._own
 
     def _passed(self, parts: list[Part]) -> list[Part]:
         """What may go on of some parts."""
@@ -133,3 +166,17 @@ class Speech:
         else:
             self.order.append(text)
         return [Words(text)]
+
+
+def parts_of(speech: Speech) -> list[Part]:
+    """All that is told of an answer that is done, at once."""
+    parts: list[Part] = []
+    for one in speech.order:
+        match one:
+            case str():
+                parts.append(Words(one))
+            case Call():
+                parts += [Begun(one), Grown(one, one.arguments), Ended(one)]
+            case Use():
+                parts += [Running(one), Ran(one)]
+    return parts if speech.cited is None else [*parts, speech.cited]

@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from herd.knowledge.citations import Citation
+from herd.knowledge.index import Hit
 from herd.serve.scan import KEYS, ObjectScan, call_in
 from herd.tokenizer.toolcalls import read_tagged, read_untagged
 
@@ -54,7 +56,38 @@ class Ended(NamedTuple):
     call: Call
 
 
-Part = Words | Begun | Grown | Ended
+@dataclass(eq=False)
+class Use:
+    """A call that the server runs itself, and what came of it; `output` is None until then."""
+
+    call: Call
+    output: str | None = None
+    failed: bool = False
+    seconds: float = 0.0
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+class Running(NamedTuple):
+    """A tool of the server's begins to run."""
+
+    use: Use
+
+
+class Ran(NamedTuple):
+    """It has ended."""
+
+    use: Use
+
+
+class Cited(NamedTuple):
+    """What the documents say for an answer that is done: its last text's sentences, which begins at `start`."""
+
+    start: int  # of the text, in characters of the whole answer
+    citations: Sequence[Citation]
+    passages: Sequence[Hit]
+
+
+Part = Cited | Words | Begun | Grown | Ended | Running | Ran
 
 _FENCE = re.compile(r"```(?:json|python|tool_call|tool_code|tool)?\s*")
 _FENCES = ("```json", "```python", "```tool_call", "```tool_code")

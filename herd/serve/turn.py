@@ -8,13 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from herd.infer.engine import Input
+from herd.toolbox.errand import Errand
 from herd.types import SamplingParams
 
-MAX_ROUNDS = 8
-"""Times that one answer may call the server's own tools."""
+
+@dataclass(frozen=True)
+class Budget:
+    """What one answer may use of the server's own tools."""
+
+    calls: int = 8
+    seconds: float = 30.0  # for one call
+    characters: int = 8000  # of one result, as the model is told it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +33,10 @@ class Turn:
     max_tokens: int | None = None  # longest answer; what fits, within the server's limit, when None
     is_ceiling: bool = False  # that many at most: what fits where that is less
     tools: Sequence[dict[str, Any]] = ()  # that the model is told of, as OpenAI writes them
+    own: Sequence[str] | None = None  # of the server's own tools, those that may be called; all of them when None
+    effort: str | None = None  # how much to think, in the dialect's word
+    documents: bool | None = None  # answer from the server's documents; where it does so by itself, when None
+    max_calls: int | None = None  # of the server's own tools; the server's budget when None
     one_call: bool = False  # of an answer that holds several, the first
     must_call: bool = False  # the form of the answer allows nothing but a call
     typed_calls: bool = False  # calls begin with their type, for another form of the answer looks like one
@@ -82,14 +93,40 @@ class Guard(Protocol):
         ...
 
 
+@runtime_checkable
+class Inspector(Protocol):
+    """A guard that looks at what tools bring from outside, too: data, which may hold instructions of a stranger's."""
+
+    async def data(self, text: str, source: str) -> str:
+        """A tool's result as the model may read it; `source` is the tool's name.
+
+        Raises:
+            Refused: it may not; the model is told so in its place.
+        """
+        ...
+
+
 class Tool(Protocol):
-    """A tool that the server runs by itself: the model is told of it in every conversation."""
+    """A tool that the server runs by itself: the model is told of it in conversations."""
 
     @property
     def function(self) -> Mapping[str, Any]:
         """Its `name`, `description` and `parameters`, as OpenAI writes a function."""
         ...
 
-    async def call(self, arguments: dict[str, Any]) -> str:
-        """What the model is told of the result, faults included."""
+    async def call(self, arguments: dict[str, Any], errand: Errand) -> str:
+        """What the model is told of the result; the errand lasts from call to call of one answer.
+
+        Raises:
+            Failed: it cannot; the model is told why.
+        """
+        ...
+
+
+@runtime_checkable
+class StaysOpen(Protocol):
+    """A tool that holds something from answer to answer."""
+
+    async def close(self) -> None:
+        """Let go of it: the server stops."""
         ...

@@ -118,9 +118,13 @@ class Conveyor:
         self._still_open += request.params.n
         self._submit(request)
 
+    def hold(self, count: int) -> None:
+        """So many answers go on without a request for now; negative where they have one again, or ended."""
+        self._still_open += count
+
     def say(self, index: int, piece: Piece) -> None:
-        """Pass on a piece that no engine made, and that ends an answer."""
-        self._still_open += 1
+        """Pass on a piece that no engine made; it may end an answer."""
+        self._still_open += piece.finish_reason is not None
         self._waiting.append((index, piece))
         self._arrived.set()
 

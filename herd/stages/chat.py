@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import io
 import sys
-from pathlib import Path
 from typing import Literal
 
 from herd.config import settings
 from herd.errors import RequestError
 from herd.infer.settings import EngineSettings
-from herd.serve.client import Client
 from herd.serve.terminal.session import answer_lines, converse, history_file, leave_when_told, line_editing
+from herd.serve.terminal.speaker import open_speaker
 from herd.serve.terminal.talk import Speaker, Talk
 from herd.types import SamplingParams
 
@@ -74,14 +73,9 @@ def run(settings: ChatSettings) -> int:
 
 
 def _speaker(settings: ChatSettings, params: SamplingParams) -> Speaker:
-    """PyTorch is loaded only where the model runs here."""
-    if str(settings.path).startswith(("http://", "https://")):
-        return Client(str(settings.path), model=settings.model)
-    from herd.serve.terminal.local import open_local
-
     options = settings.engine.options() | {
         "device": settings.device,
         "dtype": settings.dtype,
         "quantize": settings.quantize,
     }
-    return open_local(Path(settings.path), params, **options)
+    return open_speaker(str(settings.path), params, model=settings.model, **options)

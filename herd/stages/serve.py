@@ -14,8 +14,12 @@ from typing import Literal
 from herd.config import settings
 from herd.errors import ConfigError
 from herd.infer.settings import EngineSettings
+from herd.knowledge.grounding import Library
+from herd.knowledge.index import Index
+from herd.log import say
 from herd.safety.opened import open_any_guard
 from herd.serve.app import create_app
+from herd.serve.effort import Effort
 from herd.serve.journal import Journal
 from herd.serve.keys import check_keys, read_keys
 from herd.serve.memory import use_one_pool
@@ -24,6 +28,8 @@ from herd.serve.settings import ServeLimits, ServeLog
 from herd.serve.store import Store
 from herd.serve.tracing import Tracing
 from herd.serve.watch import Watch
+from herd.serve.turn import Budget
+from herd.toolbox.settings import ToolSettings, open_tools
 
 KEY_VARIABLE = "HERD_KEY"
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
@@ -59,8 +65,22 @@ class ServeSettings:
     """SQLite file that keeps responses for `previous_response_id`; nothing is kept when not given."""
     origins: list[str] | None = None
     """Origins (https://page.example) whose pages may read answers in a browser; * for any; none when not given."""
+    tools: list[str] | None = None
+    """Tools that run here: python, calculator, wolfram_alpha, documents, search, and Python files (their functions)."""
+    mcp: dict[str, str] | None = None
+    """MCP servers whose tools run here, by names of yours: a command, or an address (http://host/mcp)."""
+    documents: Path | None = None
+    """Index of your own files (`herd index`): answers are given from it and cite it, where no tool looks into it."""
+    search: str | None = None
+    """Search engine for the tool `search`, answering in JSON: http://host/search?format=json&q={query}."""
+    effort: dict[str, int] | None = None
+    """Answers that a vote chooses among, by a request's word: effort.high=8. Without it such words have no effect."""
+    vote: Literal["number", "mathematics", "words"] = "number"
+    """What makes two answers of such a vote one: their last number, final expression, or words."""
     engine: EngineSettings = EngineSettings()
     """How each model is run."""
+    toolbox: ToolSettings = ToolSettings()
+    """How the tools are run."""
     limits: ServeLimits = ServeLimits()
     """What the server takes on."""
     log: ServeLog = ServeLog()
@@ -79,6 +99,9 @@ class ServeSettings:
         for origin in self.origins or ():
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"origins: {origin!r} is none; write https://page.example, with a port if it has one")
+        for word, count in (self.effort or {}).items():
+            if not 1 <= count <= 128:
+                raise ValueError(f"effort.{word}: expected 1 to 128 answers")
         if not 0 <= self.port <= 65535:
             raise ValueError("port must be from 0 to 65535")
 
@@ -95,6 +118,9 @@ def run(settings: ServeSettings) -> None:
     guards = [open_any_guard(folder) for folder in settings.guard or ()]
     watch = Watch(guards, settings.log.verdicts) if guards else None
     tracing = Tracing() if settings.log.traces else None
+    index = Index(settings.documents) if settings.documents is not None else None
+    tools = open_tools(settings.tools or (), settings.toolbox, index=index, search=settings.search, mcp=settings.mcp)
+    looks = not {"documents", "search"}.isdisjoint(settings.tools or ())
     listener = bound(settings.host, settings.port)
     engines = open_engines(paths, settings.engine, settings.device, dtype=settings.dtype, quantize=settings.quantize)
     for name, folder in (settings.adapters or {}).items():
@@ -107,6 +133,11 @@ def run(settings: ServeSettings) -> None:
         limits=settings.limits.for_app(),
         journal=Journal(settings.log.form, with_text=settings.log.with_text),
         watch=watch,
+        own_tools=tools,
+        budget=Budget(settings.toolbox.calls, settings.toolbox.seconds, settings.toolbox.characters),
+        library=Library(index) if index is not None else None,
+        from_library=index is not None and not looks,
+        effort=Effort(settings.effort, settings.vote) if settings.effort else None,
         store=store,
         origins=settings.origins or (),
         tracing=tracing,
@@ -114,6 +145,8 @@ def run(settings: ServeSettings) -> None:
     )
     settle()
     begin_to_listen(listener, settings.host, settings.port)  # who comes before the loop's first turn waits, unrefused
+    if tools:
+        say(f"tools that run here: {', '.join(tool.function['name'] for tool in tools)}")
     announce(engines, settings.host, listener.getsockname()[1], is_open=is_open)
     serve(app, listener, settings.limits.door(), settings.limits.drain_seconds)
 

@@ -50,7 +50,7 @@ class Clock:
         self.function = {"name": "clock", "description": "The time.", "parameters": {"type": "object"}}
         self.asked = []
 
-    async def call(self, arguments):
+    async def call(self, arguments, errand):
         self.asked.append(arguments)
         return "noon"
 
@@ -121,7 +121,9 @@ def test_a_tool_that_is_called_without_end_is_called_a_few_times():
     with listening(create_app(engine, name="tiny", own_tools=[clock])) as url:
         body = forced('{"name": "clock", "parameters": {}}', max_tokens=2000)
         choice = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()["choices"][0]
-    assert choice["finish_reason"] == "length" and choice["message"]["content"] == "" and len(clock.asked) == 9
+    assert choice["finish_reason"] == "length" and choice["message"]["content"] == "" and len(clock.asked) == 8
+    last = choice["message"]["tool_trace"][-1]
+    assert last["failed"] and "the budget of 8 calls is used up" in last["output"]
 
 
 def test_a_client_that_offers_a_tool_of_the_same_name_has_the_call_itself():

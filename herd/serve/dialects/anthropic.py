@@ -24,14 +24,15 @@ from herd.serve.messages import CalledFunction, said
 from herd.serve.models import Model, Models
 from herd.serve.prompts import conversation_prompt
 from herd.serve.reading import Apart
-from herd.serve.replies import Counts, Event, Reply, num_tokens
+from herd.serve.replies import Counts, Event, Reply, address_of, num_tokens, supported_by
 from herd.serve.speech import Speech
-from herd.serve.tools import Begun, Call, Ended, Grown, Part, Words
+from herd.serve.tools import Begun, Call, Cited, Ended, Grown, Part, Ran, Running, Use, Words
 from herd.serve.turn import Turn
 from herd.serve.unheeded import Unheeded
 from herd.types import Conversation, Message, SamplingParams
 
 _TEXT, _THOUGHT = "text", ("thinking", "redacted_thinking")
+_USED = ("mcp_tool_use", "mcp_tool_result")  # by the server itself, for an earlier answer: not told again
 
 
 class Block(Open):
@@ -46,7 +47,9 @@ class Block(Open):
 
     @model_validator(mode="after")
     def _is_known(self) -> Block:
-        needs = {_TEXT: "text", "tool_use": "name", "tool_result": "tool_use_id"} | dict.fromkeys(_THOUGHT, "type")
+        needs = {_TEXT: "text", "tool_use": "name", "tool_result": "tool_use_id"} | dict.fromkeys(
+            _THOUGHT + _USED, "type"
+        )
         if self.type not in needs:
             raise ValueError(f"is of type {self.type[:40]!r}, and this server reads text only; leave it out")
         if getattr(self, needs[self.type]) is None:
@@ -220,6 +223,11 @@ class MessagesRequest(CountRequest):
             max_tokens=self.max_tokens,
             is_ceiling=True,  # the field is required, so clients send what the largest model can
             tools=[dict(tool) for tool in self.choice.tools],
+            own=self.own,
+            documents=self.documents,
+            effort=self.output_config.effort
+            if self.output_config and isinstance(self.output_config.effort, str)
+            else None,
             one_call=self.tool_choice is not None and self.tool_choice.disable_parallel_tool_use,
             must_call=self.choice.must_call,
             typed_calls=not self.choice.must_call and self.choice.looks_like(self.form),
@@ -244,7 +252,14 @@ class MessagesReply(Reply):
     def whole(self, answers: Sequence[Speech], counts: Counts) -> dict[str, Any]:
         """The response that is not streamed; a call that was cut has nothing to be called with, and is left out."""
         (answer,) = answers
-        blocks = [_block(said) for said in answer.order if not isinstance(said, Call) or said.is_whole]
+        blocks = []
+        for one in answer.order:
+            if isinstance(one, Use):
+                blocks += [_using(one), _used(one)]
+            elif not isinstance(one, Call) or one.is_whole:
+                blocks.append(_block(one))
+        if answer.cited is not None:
+            blocks[-1]["citations"] = _citations(answer.cited)
         if answer.refusal is not None:
             blocks.append({"type": "text", "text": answer.refusal})
         return self._message(blocks) | self._ending(answer) | {"usage": _usage(counts, num_tokens(answers))}
@@ -267,6 +282,14 @@ class MessagesReply(Reply):
                     yield self._delta({"type": "input_json_delta", "partial_json": text})
                 case Ended():
                     yield {"type": "content_block_stop", "index": self._index}
+                case Cited():
+                    for citation in _citations(part):
+                        yield self._delta({"type": "citations_delta", "citation": citation})
+                case Running(use):
+                    yield from self._close()
+                    yield from self._at_once(_using(use))
+                case Ran(use):
+                    yield from self._at_once(_used(use))
         if piece.finish_reason:
             if answer.refusal is not None:
                 yield from self._text(answer.refusal)
@@ -309,6 +332,10 @@ class MessagesReply(Reply):
         self._index, self._is_open = self._index + 1, is_text
         yield {"type": "content_block_start", "index": self._index, "content_block": block}
 
+    def _at_once(self, block: dict[str, Any]) -> Iterator[Event]:
+        yield from self._open(block, is_text=False)
+        yield {"type": "content_block_stop", "index": self._index}
+
     def _close(self) -> Iterator[Event]:
         if self._is_open:
             self._is_open = False
@@ -323,6 +350,29 @@ def _block(said: str | Call) -> dict[str, Any]:
         return {"type": "text", "text": said}
     given = json.loads(said.arguments) if said.is_whole else {}
     return {"type": "tool_use", "id": "toolu_" + said.id[5:], "name": said.name, "input": given}
+
+
+def _citations(cited: Cited) -> list[dict[str, Any]]:
+    """Citations as Anthropic writes those of search results."""
+    found = []
+    for one, hit in supported_by(cited):
+        number = one.passage or 0
+        place = {"search_result_index": number, "start_block_index": 0, "end_block_index": 1}
+        said = {"cited_text": one.quote, "source": address_of(hit), "title": hit.source}
+        found.append({"type": "search_result_location"} | said | place)
+    return found
+
+
+def _using(use: Use) -> dict[str, Any]:
+    """A call that the server runs itself; Anthropic's form for a tool of a server is that of MCP."""
+    given = json.loads(use.call.arguments)
+    head = {"type": "mcp_tool_use", "id": "mcptoolu_" + use.call.id[5:], "server_name": "herd"}
+    return head | {"name": use.call.name, "input": given}
+
+
+def _used(use: Use) -> dict[str, Any]:
+    block = {"type": "mcp_tool_result", "tool_use_id": "mcptoolu_" + use.call.id[5:], "is_error": use.failed}
+    return block | {"content": [{"type": "text", "text": use.output or ""}]}
 
 
 def _usage(counts: Counts, output_tokens: int) -> dict[str, int]:

@@ -19,9 +19,19 @@ from herd.serve.messages import ChatMessage
 from herd.serve.models import Model, Models
 from herd.serve.prompts import unknown_variables
 from herd.serve.reading import Apart
-from herd.serve.replies import Counts, Event, Reply, num_tokens, token_object, usage_of
+from herd.serve.replies import (
+    Counts,
+    Event,
+    Reply,
+    cited_fields,
+    num_tokens,
+    token_object,
+    traced_call,
+    traced_result,
+    usage_of,
+)
 from herd.serve.speech import Speech, Unscored
-from herd.serve.tools import Begun, Call, Grown, Part, Words
+from herd.serve.tools import Begun, Call, Cited, Grown, Part, Ran, Running, Words
 from herd.serve.turn import Turn
 from herd.serve.unheeded import Unheeded, named
 from herd.types import Conversation, TokenLogprob
@@ -111,6 +121,9 @@ class ChatRequest(Generation, Talk):
             params=self.sampling(),
             max_tokens=self.wanted_tokens,
             tools=[dict(tool) for tool in self.choice.tools],
+            own=self.own,
+            documents=self.documents,
+            effort=self.reasoning_effort if isinstance(self.reasoning_effort, str) else None,
             one_call=self.parallel_tool_calls is False,
             must_call=self.choice.must_call,
             typed_calls=not self.choice.must_call and self.choice.looks_like(self.form),
@@ -147,6 +160,8 @@ class ChatReply(Reply):
         self._written_tokens += len(piece.tokens)
         deltas = [delta for part in parts if (delta := self._of(part, answer))]
         finish = piece.finish_reason
+        if finish and answer.votes is not None:
+            deltas.append({"votes": answer.votes})
         if finish and answer.refusal is not None:
             deltas.append({"refusal": answer.refusal})
         logprobs = self._logprobs(piece.logprobs)
@@ -167,6 +182,12 @@ class ChatReply(Reply):
                 return {"tool_calls": [{"index": answer.calls.index(call)} | call_object(call, arguments="")]}
             case Grown(call, text):
                 return {"tool_calls": [{"index": answer.calls.index(call), "function": {"arguments": text}}]}
+            case Cited():
+                return cited_fields(part)
+            case Running(use):
+                return {"tool_trace": [{"index": answer.uses.index(use)} | traced_call(use)]}
+            case Ran(use):
+                return {"tool_trace": [{"index": answer.uses.index(use)} | traced_result(use)]}
         return {}
 
     def closing(self, answers: Sequence[Speech], counts: Counts) -> Iterator[Event]:
@@ -183,6 +204,12 @@ class ChatReply(Reply):
         if answer.calls:
             message["tool_calls"] = [call_object(call, call.arguments) for call in answer.calls]
         choice |= {"verdict": answer.verdict} if answer.verdict is not None else {}
+        if answer.cited is not None:
+            message |= cited_fields(answer.cited)
+        if answer.votes is not None:
+            message["votes"] = answer.votes
+        if answer.uses:
+            message["tool_trace"] = [traced_call(use) | traced_result(use) for use in answer.uses]
         return choice | {"message": message}
 
     def _delta(

@@ -56,6 +56,23 @@ class ReasoningItem(Open):
     encrypted_content: Annotated[Any, Unheeded()] = None
 
 
+class UseItem(Open):
+    """What a tool of the server's own did for an earlier answer; that answer is told again, this is not."""
+
+    type: Literal["mcp_call", "file_search_call"]
+    id: NoEffect = None
+    status: NoEffect = None
+    name: NoEffect = None
+    arguments: NoEffect = None
+    output: NoEffect = None
+    error: NoEffect = None
+    files: NoEffect = None
+    server_label: NoEffect = None
+    approval_request_id: NoEffect = None
+    queries: NoEffect = None
+    results: NoEffect = None
+
+
 class ReferenceItem(Open):
     """An item of an answer that is kept, by its id."""
 
@@ -75,12 +92,14 @@ Item = Annotated[
     | Annotated[CallItem, Tag("item[function_call]")]
     | Annotated[ResultItem, Tag("item[function_call_output]")]
     | Annotated[ReasoningItem, Tag("item[reasoning]")]
+    | Annotated[UseItem, Tag("item[mcp_call]")]
+    | Annotated[UseItem, Tag("item[file_search_call]")]
     | Annotated[ReferenceItem, Tag("item[item_reference]")],
     Discriminator(
         _kind,
         custom_error_type="unknown_item",
         custom_error_message="is of a type that is not known here; message, function_call, function_call_output, "
-        "reasoning and item_reference are",
+        "reasoning, mcp_call, file_search_call and item_reference are",
     ),
 ]
 

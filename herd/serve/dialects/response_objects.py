@@ -10,10 +10,21 @@ from typing import Any
 from herd.infer.request import Piece
 from herd.serve.errors import error_object
 from herd.serve.models import Model
-from herd.serve.replies import Counts, Event, Reply, num_tokens, token_object
+from herd.serve.replies import (
+    Counts,
+    Event,
+    Reply,
+    num_tokens,
+    passages_of,
+    span_of,
+    supported_by,
+    token_object,
+    traced_result,
+    unsupported_of,
+)
 from herd.serve.speech import Speech, Unscored
 from herd.serve.store import Kept, Store
-from herd.serve.tools import Begun, Call, Ended, Grown, Part, Words
+from herd.serve.tools import Begun, Call, Cited, Ended, Grown, Part, Ran, Running, Use, Words
 from herd.serve.turn import Turn
 from herd.types import TokenLogprob
 
@@ -40,6 +51,7 @@ class ResponsesReply(Reply):
         self._output: list[dict[str, Any]] = []  # the items so far
         self._texts: dict[str, Any] | None = None  # the message that is being written
         self._is_streamed = False
+        self._searched: dict[str, Any] | None = None  # what is told of passages, behind the text
 
     # ---- whole -------------------------------------------------------------------------------------------------------
 
@@ -96,8 +108,13 @@ class ResponsesReply(Reply):
         for said in answer.order:
             if isinstance(said, Call):
                 items.append(self._call(said, "completed" if said.is_whole else "incomplete"))
+            elif isinstance(said, Use):
+                items.append(_use(said))
             else:
                 items.append(self._message(said, answer))
+        if answer.cited is not None:
+            items[-1]["content"][0] |= _cited(answer.cited)
+            items.append(_searched(answer.cited))
         if answer.refusal is not None:
             items.append(self._message("", answer) | {"content": [{"type": "refusal", "refusal": answer.refusal}]})
         if not items and not self.turn.must_call:
@@ -160,8 +177,33 @@ class ResponsesReply(Reply):
                         "response.function_call_arguments.done", arguments=call.arguments, name=call.name
                     )
                     yield self._of_item("response.output_item.done", self._output[-1])
+                case Cited():
+                    yield from self._cite(part)
+                case Running(use):
+                    yield from self._close_text("completed")
+                    self._output.append(_use(use))
+                    yield self._of_item("response.output_item.added", self._output[-1] | {"arguments": ""})
+                    yield self._of_call("response.mcp_call.in_progress")
+                    yield self._of_call("response.mcp_call_arguments.done", arguments=use.call.arguments)
+                case Ran(use):
+                    yield from self._ran(_use(use))
         if piece.finish_reason:
             yield from self._finish(answer)
+
+    def _cite(self, cited: Cited) -> Iterator[Event]:
+        yield from self._open_text()
+        assert self._texts is not None
+        self._texts |= _cited(cited)
+        for number, annotation in enumerate(self._texts["annotations"]):
+            kind = "response.output_text.annotation.added"
+            yield self._of_text(kind, annotation_index=number, annotation=annotation)
+        self._searched = _searched(cited)
+
+    def _ran(self, item: dict[str, Any]) -> Iterator[Event]:
+        at = [one["id"] for one in self._output].index(item["id"])
+        self._output[at] = item
+        yield self._event(f"response.mcp_call.{item['status']}", item_id=item["id"], output_index=at)
+        yield self._event("response.output_item.done", output_index=at, item=item)
 
     def _finish(self, answer: Speech) -> Iterator[Event]:
         if answer.refusal is not None:
@@ -201,11 +243,17 @@ class ResponsesReply(Reply):
         if self._texts is None:
             return
         part = _text(self._texts["text"], self._texts["logprobs"])
+        part |= {name: self._texts[name] for name in ("annotations", "unsupported") if name in self._texts}
         yield self._of_text("response.output_text.done", text=part["text"], logprobs=part["logprobs"])
         yield self._of_text("response.content_part.done", part=part)
         self._output[-1] = self._output[-1] | {"status": status, "content": [part]}
         self._texts = None
         yield self._of_item("response.output_item.done", self._output[-1])
+        if self._searched is not None:
+            self._output.append(self._searched)
+            yield self._of_item("response.output_item.added", self._searched)
+            yield self._of_item("response.output_item.done", self._searched)
+            self._searched = None
 
     def _refused(self, words: str) -> Iterator[Event]:
         part = {"type": "refusal", "refusal": words}
@@ -239,6 +287,38 @@ def _id(kind: str) -> str:
 
 def _text(text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
+
+
+def _cited(cited: Cited) -> dict[str, Any]:
+    annotations = []
+    for one, hit in supported_by(cited):
+        start, end = span_of(one)
+        number = (one.passage or 0) + 1
+        found: dict[str, Any] = {"type": "file_citation", "file_id": hit.file, "filename": hit.file, "index": end}
+        if "web" in hit.ways:
+            found = {"type": "url_citation", "url": hit.file, "title": hit.heading, "end_index": end}
+        annotations.append(found | {"start_index": start, "quote": one.quote, "passage": number})
+    return {"annotations": annotations, "unsupported": unsupported_of(cited)}
+
+
+def _searched(cited: Cited) -> dict[str, Any]:
+    """The passages that an answer was given from; OpenAI's form is that of its file search."""
+    results = []
+    for one in passages_of(cited.passages):
+        attributes = {name: one[name] for name in ("number", "heading", "place", "stale")}
+        results.append({"file_id": one["file"], "filename": one["file"], "text": one["text"], "attributes": attributes})
+    return {"type": "file_search_call", "id": _id("fs"), "status": "completed", "queries": [], "results": results}
+
+
+def _use(use: Use) -> dict[str, Any]:
+    """A call that the server ran itself; OpenAI's form for a tool of a server is that of MCP."""
+    item = {"type": "mcp_call", "id": "mcp_" + use.call.id[5:], "server_label": "herd", "approval_request_id": None}
+    item |= {"name": use.call.name, "arguments": use.call.arguments, "output": None, "error": None}
+    if use.output is None:
+        return item | {"status": "in_progress"}
+    files = {"files": traced_result(use)["files"]} if use.files else {}
+    status = "failed" if use.failed else "completed"
+    return item | {"error" if use.failed else "output": use.output, "status": status} | files
 
 
 def _known(token: dict[str, Any]) -> dict[str, Any]:

@@ -120,7 +120,7 @@ class ResponsesRequest(Talk):
     reasoning: Reasoning | None = None
     metadata: Metadata | None = Field(None, description="Told back; has no effect on the answer.")
     truncation: Annotated[Literal["auto", "disabled"] | None, Unheeded("disabled")] = None
-    max_tool_calls: Annotated[Any, Unheeded()] = None
+    max_tool_calls: int | None = Field(None, ge=0, description="Calls of the server's own tools, at most.")
     context_management: Annotated[Any, Unheeded()] = None
     moderation: Annotated[Any, Unheeded()] = None
     access_programs: Annotated[Any, Unheeded()] = None
@@ -199,6 +199,10 @@ class _Asked:
             params=body.sampling(),
             max_tokens=body.max_output_tokens,
             tools=[dict(tool) for tool in body.choice.tools],
+            own=body.own,
+            documents=body.documents,
+            effort=body.reasoning.effort if body.reasoning and isinstance(body.reasoning.effort, str) else None,
+            max_calls=body.max_tool_calls,
             one_call=body.parallel_tool_calls is False,
             must_call=body.choice.must_call,
             typed_calls=not body.choice.must_call and body.choice.looks_like(body.form),

@@ -1,0 +1,1 @@
+"""What an assistant works with: tools that run here while a model answers."""
