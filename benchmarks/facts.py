@@ -38,6 +38,7 @@ from herd.knowledge.grounding import LEAST_COVERED
 from herd.knowledge.index import Index
 
 LABELS = ("supported", "contradicted", "not found")
+_KEPT = 0.35  # of sentences word for word, so that the ways are about equally many
 EACH = 100  # of a label, in each of the two halves
 _AUXILIARY = re.compile(r"\b(was|were|is|are|had|has|can|could|will|would)\b (?!not\b)")
 _NEGATED = re.compile(r"\b(was|were|is|are|had|has|can|could|will|would|did) not\b")
@@ -55,8 +56,8 @@ def sentences(text: str) -> list[str]:
     return [one for one in found if 8 <= len(one.split()) <= 40 and one[0].isupper() and one.endswith(".")]
 
 
-def said_otherwise(sentence: str, draw: random.Random) -> tuple[str, str]:
-    """The same fact: as it stands, without its last clause, or with other small words."""
+def said_otherwise(sentence: str, draw: random.Random) -> tuple[str, str] | None:
+    """The same fact: as it stands, without its last clause, or with other small words; a third of each."""
     way = draw.choice(("word for word", "shortened", "other words"))
     if way == "shortened" and sentence.count(", ") >= 1 and len(sentence.rpartition(", ")[0].split()) >= 8:
         return sentence.rpartition(", ")[0] + ".", way
@@ -64,7 +65,7 @@ def said_otherwise(sentence: str, draw: random.Random) -> tuple[str, str]:
         for old, new in _OTHER_WORDS.items():
             if old in sentence:
                 return sentence.replace(old, new), way
-    return sentence, "word for word"
+    return (sentence, way) if way == "word for word" and draw.random() < _KEPT else None
 
 
 def contradicted(sentence: str, names: Sequence[str], draw: random.Random) -> tuple[str, str] | None:
@@ -100,11 +101,11 @@ def labelled(inside: Sequence[str], outside: Sequence[str], draw: random.Random)
     rows: list[dict[str, str]] = []
     source = iter(pool)
     while len(rows) < 2 * EACH:
-        text, way = said_otherwise(next(source), draw)
-        rows.append({"text": text, "label": "supported", "way": way})
+        if said := said_otherwise(next(source), draw):
+            rows.append({"text": said[0], "label": "supported", "way": said[1]})
     while len(rows) < 4 * EACH:
-        text, _ = said_otherwise(next(source), draw)
-        if changed := contradicted(text, names, draw):
+        said = said_otherwise(next(source), draw)
+        if said and (changed := contradicted(said[0], names, draw)):
             rows.append({"text": changed[0], "label": "contradicted", "way": changed[1]})
     rows += [{"text": one, "label": "not found", "way": "elsewhere"} for one in strange[: 2 * EACH]]
     return rows

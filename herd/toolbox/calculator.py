@@ -180,7 +180,7 @@ def _called(name: str, given: list[Number]) -> Number:
             root = Fraction(math.isqrt(Fraction(one).numerator), math.isqrt(Fraction(one).denominator))
             return root if root * root == one and not isinstance(one, float) else math.sqrt(one)
         case "abs", [one]:
-            return abs(one)
+            return -one if one < 0 else one
         case (("round" | "floor" | "ceil"), [one]):
             kinds: dict[str, Callable[[Any], int]] = {"round": round, "floor": math.floor, "ceil": math.ceil}
             return kinds[name](one)
