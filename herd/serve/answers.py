@@ -27,7 +27,7 @@ from herd.serve.memory import give_back
 from herd.serve.models import Model
 from herd.serve.prompts import encode, longest
 from herd.serve.replies import Counts, Dialect, Reply, num_tokens, written
-from herd.serve.rounds import Rounds, own_names, with_documents, with_own_tools
+from herd.serve.rounds import Rounds, guarded, own_names, with_documents, with_own_tools
 from herd.serve.speech import Speech, parts_of
 from herd.serve.tools import CallReader, Part
 from herd.serve.trials import Trials
@@ -69,8 +69,7 @@ async def answer(desk: Desk, model: Model, http: Request, body: Dialect) -> Resp
     account: Account = http.scope["herd.account"]
     account.model = model.name
     turn, account.unheeded = await asyncio.to_thread(lambda: (_turn(body), body.unheeded(model)))
-    own = with_own_tools(turn, desk.tools)
-    turn = replace(own, owner=account.owner, request=account.id)
+    turn = replace(with_own_tools(turn, desk.tools), owner=account.owner, request=account.id)
     refusal: Refused | None = None
     found: Found | None = None
     vote = desk.effort.vote(turn) if desk.effort is not None else None
@@ -81,7 +80,7 @@ async def answer(desk: Desk, model: Model, http: Request, body: Dialect) -> Resp
     try:
         turn, found = await with_documents(turn, desk.library, desk.guards, model.engine, default=desk.from_library)
         if desk.guards:
-            turn = await _guarded(desk, model.engine, turn)
+            turn = await guarded(desk.guards, model.engine, turn)
     except Refused as refused:
         refusal = refused
     desk.places.take(model.engine, turn.num_places)
@@ -430,20 +429,6 @@ def _turn(body: Dialect) -> Turn:
         return body.turn()
     except RequestError as error:
         raise ApiError(400, str(error), param=body.field_of(str(error))) from None
-
-
-async def _guarded(desk: Desk, engine: Engine, turn: Turn) -> Turn:
-    """The turn as the guards let it go on; they see token ids as the text that these are."""
-    ids = any(map(is_ids, turn.inputs))
-    seen = replace(turn, inputs=[_as_text(engine, item) for item in turn.inputs]) if ids else turn
-    passed = seen
-    for guard in desk.guards:
-        passed = await guard.before(passed)
-    return turn if passed is seen else passed
-
-
-def _as_text(engine: Engine, item: Input | list[int]) -> Input:
-    return engine.tokenizer.decode(item) if is_ids(item) else cast(Input, item)
 
 
 def _requests(

@@ -153,11 +153,13 @@ def create_app(
         from_library=from_library,
         effort=effort,
     )
-    _add_routes(app, server, desk, store, metrics)
+    _add_routes(app, server, desk, store, metrics, watch)
     return app
 
 
-def _add_routes(app: FastAPI, server: Server, desk: Desk, store: Store | None, metrics: Metrics) -> None:
+def _add_routes(
+    app: FastAPI, server: Server, desk: Desk, store: Store | None, metrics: Metrics, watch: Watch | None
+) -> None:
     app.include_router(_open_routes(server, metrics))
     guarded = [Depends(HTTPBearer(auto_error=False))]  # for the document: the gate stands before the body
     app.include_router(_model_routes(server.models), dependencies=guarded)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from herd.infer.engine import Engine
+from herd.infer.inputs import Input
 from herd.knowledge.grounding import Found, Library, fitting, grounded
 from herd.serve.errors import ApiError
 from herd.serve.prompts import is_ids
@@ -151,3 +152,21 @@ async def with_documents(
             hits[number] = replace(hit, text=await guard.data(hits[number].text, "documents"))
     found = replace(found, passages=hits)
     return (replace(turn, inputs=[grounded(talk, hits)]) if hits else turn), found
+
+
+async def guarded(guards: Sequence[Guard], engine: Engine, turn: Turn) -> Turn:
+    """The turn as the guards let it go on; they see token ids as the text that these are.
+
+    Raises:
+        Refused: one does not.
+    """
+    ids = any(map(is_ids, turn.inputs))
+    seen = replace(turn, inputs=[_as_text(engine, item) for item in turn.inputs]) if ids else turn
+    passed = seen
+    for guard in guards:
+        passed = await guard.before(passed)
+    return turn if passed is seen else passed
+
+
+def _as_text(engine: Engine, item: Input | list[int]) -> Input:
+    return engine.tokenizer.decode(item) if is_ids(item) else cast(Input, item)

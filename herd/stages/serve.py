@@ -27,8 +27,8 @@ from herd.serve.server import LOOPBACK, announce, begin_to_listen, bound, open_e
 from herd.serve.settings import ServeLimits, ServeLog
 from herd.serve.store import Store
 from herd.serve.tracing import Tracing
-from herd.serve.watch import Watch
 from herd.serve.turn import Budget
+from herd.serve.watch import Watch
 from herd.toolbox.settings import ToolSettings, open_tools
 
 KEY_VARIABLE = "HERD_KEY"
