@@ -19,6 +19,6 @@ def test_a_folder_is_indexed_searched_and_an_answer_checked(tmp_path, capsys, mo
     shown = capsys.readouterr().out
     assert "euros. [1] Dogs pay twice. [unsupported]" in shown and '[1] keys.md · Keys · line 3: "Who loses' in shown
     assert cli.main(["search", index, "zebra", "json=true"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"hits": [], "citations": []}
+    assert json.loads(capsys.readouterr().out) == {"reading": None, "hits": [], "citations": []}
     assert cli.main(["search", str(tmp_path / "none"), "key"]) == 2
     assert "no index lies there" in capsys.readouterr().err

@@ -60,7 +60,7 @@ _MAYBE_SCRIPT = re.compile(
     rb"(?:window|document|self|module|jQuery|define|require|[\w$.]{1,60})\s*(?:[.=\[]\s*\S|\(\s*[\[{'\"f(]))"
 )
 _SCRIPT_SIGNS, _SCRIPT_SHARE = b"(){};=", 0.04  # what makes a text that begins like a script one
-_RULE = re.compile(rb"[^{}<>]{1,300}+\{(?:\s*+[-\w*]++\s*+:[^{}:;]{1,300}+;?+)*+\s*+\}")
+_RULE = re.compile(rb"[^{}<>]{1,300}+\{(?:\s*+[-\w*]++\s*+:[^{}:;]{1,300}+;?+)++\s*+\}")
 _RULES_SHARE = 0.6  # of the bytes, that makes a style sheet
 _RECORDS = re.compile(
     rb"\s*(?:BEGIN:V(?:CARD|CALENDAR)\b|WEBVTT\b|#EXTM3U|\{\\rtf|\)\]\}'|%!PS|"
@@ -108,7 +108,9 @@ def sniff(content: bytes) -> str:
 
 
 def _is_script(head: bytes) -> bool:
-    """Whether bytes begin like a script or a style sheet, and go on so."""
+    """Whether bytes begin like a script or a style sheet, and go on so; a page may show code, but begins with a tag."""
+    if _ROOT.match(head.lstrip()):
+        return False
     if _SCRIPT.match(head):
         return not _ANY_TAG.search(head[:200])
     signs = sum(map(head.count, (bytes([sign]) for sign in _SCRIPT_SIGNS)))
