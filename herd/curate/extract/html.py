@@ -29,7 +29,8 @@ MAX_COMPARISONS = 200_000_000
 _LONG_TAG = 300  # characters; what shorter ones cost all together is little
 _ATTRIBUTE = r"""(?:[\s/]*+[^\s/>][^\s/>=]*+(?:\s*+=\s*+(?:"[^"]*+"?|'[^']*+'?|[^\s>]*+))?+)"""
 _OPENING = re.compile(
-    rf"<!--.*?(?:-->|\Z)|<(script|style)\b[^>]*>.*?(?:</\1|\Z)|<[a-zA-Z][^\s/>]*+{_ATTRIBUTE}*+", re.S | re.I
+    rf"<!--[^-]*+(?:-(?!->)[^-]*+)*+|<(script|style)\b[^>]*>[^<]*+(?:<(?!/\1)[^<]*+)*+|<[a-zA-Z][^\s/>]*+{_ATTRIBUTE}*+",
+    re.I,
 )
 _MANY_ATTRIBUTES = re.compile(rf"<[a-zA-Z][^\s/>]*+{_ATTRIBUTE}{{{MAX_ATTRIBUTES}}}+")
 _ONE_ATTRIBUTE = re.compile(_ATTRIBUTE)

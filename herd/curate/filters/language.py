@@ -38,10 +38,19 @@ def language(text: str) -> tuple[str, float]:
         return "", 0.0
     windows = [window for window in _spread(prose, _WINDOW) if any(map(str.isalpha, window))]
     sums: dict[str, float] = defaultdict(float)
-    for window in windows:
+    for judged, window in enumerate(_ends_first(windows), 1):
         for found in _DETECTOR.detect(window, model="lite", k=3):
-            sums[str(found["lang"])] += min(1.0, float(found["score"])) / len(windows)
-    return max(sums.items(), key=lambda item: item[1])
+            sums[str(found["lang"])] += min(1.0, float(found["score"]))
+        best, sure = max(sums.items(), key=lambda item: item[1])
+        if judged == len(windows) or (judged == _ENOUGH and sure >= _SURE * judged):
+            return best, sure / judged
+    raise AssertionError("there is a window")
+
+
+def _ends_first(windows: list[str]) -> list[str]:
+    """The first, the middle and the last window before the others: where they agree, so does what lies between."""
+    first = dict.fromkeys([0, len(windows) // 2, len(windows) - 1])
+    return [windows[number] for number in [*first, *(n for n in range(len(windows)) if n not in first)]]
 
 
 def _spread(text: str, size: int) -> list[str]:
@@ -55,12 +64,14 @@ def _own_script(text: str) -> str:
     """The text without its Latin words where letters of other scripts are a fair part."""
     if text.isascii():
         return text
-    latin = len(_LATIN.findall(text))
-    others = sum(map(str.isalpha, _LATIN.sub("", text)))
+    latin = len(text) - len(_LATIN.sub("", text))
+    others = sum(map(str.isalpha, _LATIN_OR_ASCII.sub("", text)))
     return " ".join(_LATIN.sub(" ", text).split()) if others >= _LEAST_SHARE * (latin + others) else text
 
 
-_LATIN = re.compile(r"[A-Za-z\u00aa\u00ba\u00c0-\u024f\u1e00-\u1eff]")
+_ENOUGH, _SURE = 3, 0.95  # windows that decide alone where they agree with such a mean probability
+_LATIN_OR_ASCII = re.compile(r"[\x00-\x7f\u00aa\u00ba\u00c0-\u024f\u1e00-\u1eff]+")
+_LATIN = re.compile(r"[A-Za-z\u00aa\u00ba\u00c0-\u024f\u1e00-\u1eff]+")
 
 
 class Paragraph(NamedTuple):
