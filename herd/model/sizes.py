@@ -130,13 +130,7 @@ def fitted_hyperparameters(parameters: float, law: FittedLaw) -> Hyperparameters
     tokens = law.tokens[0] * compute ** law.tokens[1]
     batch_tokens = max(2 ** round(math.log2(law.batch_tokens[0] * compute ** law.batch_tokens[1])), 2048)
     rate = law.learning_rate[0] * parameters ** law.learning_rate[1]
-    steps = max(tokens / batch_tokens, 1)
-    return Hyperparameters(
-        tokens=round(tokens),
-        batch_tokens=batch_tokens,
-        learning_rate=float(f"{rate:.2g}"),
-        warmup_steps=max(1, min(2000, round(steps / 20))),
-    )
+    return _rounded(tokens, batch_tokens, rate)
 
 
 def hyperparameters(parameters: float) -> Hyperparameters:
@@ -155,10 +149,15 @@ def hyperparameters(parameters: float) -> Hyperparameters:
     small, large = num_parameters(LLAMAS["8B"]), num_parameters(LLAMAS["405B"])
     slope = math.log(3e-4 / 8e-5) / math.log(large / small)
     rate = 3e-4 * (parameters / small) ** -slope
+    return _rounded(tokens, batch_tokens, min(rate, 5e-3))
+
+
+def _rounded(tokens: float, batch_tokens: int, rate: float) -> Hyperparameters:
+    """As they are written in a recipe, with the warm-up that belongs to them."""
     steps = max(tokens / batch_tokens, 1)
     return Hyperparameters(
         tokens=round(tokens),
         batch_tokens=batch_tokens,
-        learning_rate=float(f"{min(rate, 5e-3):.2g}"),
+        learning_rate=float(f"{rate:.2g}"),
         warmup_steps=max(1, min(2000, round(steps / 20))),
     )

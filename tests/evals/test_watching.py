@@ -15,6 +15,9 @@ SHAPE = "model.hidden_size=32 model.num_hidden_layers=2 model.intermediate_size=
 BATCH = "batch.row_tokens=64 batch.tokens=256 batch.micro_tokens=128 optimizer.learning_rate=1e-2 tokens=2048"
 
 
+WATCHED = {"right accuracy", "right right_nats", "right right_nats_per_character"}
+
+
 def tasks(folder, shards):
     (folder / "rows.csv").write_text("question,a,b\ndef add(first,second,third\nreturn first +, second, nothing\n")
     prompt = 'data: rows.csv\nprompt: "{{ question }}"\n'
@@ -64,7 +67,7 @@ def test_preferences_a_teacher_and_rewards_are_watched_too(tmp_path):
         own += [f"checkpoint={tmp_path / 'model'}", f"watch.tasks=[{tmp_path / 'right.yaml'}]", "batch.row_tokens=256"]
         assert cli.main([stage, *own, "compile=off", f"out={tmp_path / stage}"]) == 0
         rows = [json.loads(line) for line in (tmp_path / stage / "evaluations.jsonl").read_text().splitlines()]
-        assert set(rows[-1]["figures"]) >= {"right accuracy", "right right_nats"}, stage
+        assert set(rows[-1]["figures"]) == WATCHED, stage
     assert cli.main(["reward", words["dpo"][0], "watch.tasks=[right.yaml]", f"out={tmp_path / 'reward'}"]) == 2
 
 
