@@ -19,20 +19,20 @@ from herd.infer.request import Piece
 from herd.infer.request import Request as EngineRequest
 from herd.knowledge.grounding import NOT_FOUND, Found, Library
 from herd.knowledge.index import Hit
-from herd.serve.account import Account
 from herd.serve.effort import EFFORT_FIELDS, Effort, Vote
 from herd.serve.errors import ApiError
-from herd.serve.limits import Limits, Places
+from herd.serve.limits import Admission, Limits
 from herd.serve.memory import give_back
 from herd.serve.models import Model
 from herd.serve.prompts import encode, longest
+from herd.serve.record import RequestRecord
 from herd.serve.replies import Counts, Dialect, Reply, num_tokens, written
 from herd.serve.rounds import Rounds, guarded, own_names, with_documents, with_own_tools
 from herd.serve.speech import Speech, parts_of
 from herd.serve.tools import CallReader, Part
 from herd.serve.trials import Trials
 from herd.serve.turn import Budget, Guard, Refused, Tool, Turn
-from herd.serve.worker import Conveyor, Worker
+from herd.serve.worker import PieceRelay, Worker
 from herd.tokenizer.chat import tells_tools
 from herd.tokenizer.specials import PYTHON_TAG
 from herd.types import Message
@@ -44,14 +44,14 @@ _CALL_TOKENS = (PYTHON_TAG, "<tool_call>")  # special tokens that open calls
 
 
 @dataclass(frozen=True)
-class Desk:
-    """What answering needs of the server."""
+class Services:
+    """The parts of the server that answering a request needs."""
 
     worker: Worker
     limits: Limits
-    places: Places
+    admission: Admission
     trials: Trials
-    keep_text: bool = False  # in the accounts
+    keep_text: bool = False  # in the records
     guards: Sequence[Guard] = ()
     tools: Mapping[str, Tool] = field(default_factory=dict)  # the server's own, by name
     budget: Budget = field(default_factory=Budget)
@@ -60,50 +60,50 @@ class Desk:
     effort: Effort | None = None
 
 
-async def answer(desk: Desk, model: Model, http: Request, body: Dialect) -> Response:
+async def answer(services: Services, model: Model, http: Request, body: Dialect) -> Response:
     """Run one request body, streamed or whole. A client that goes away takes its request with it.
 
     Raises:
         ApiError: the queue is full, a prompt does not fit, or the answer takes too long.
     """
-    account: Account = http.scope["herd.account"]
-    account.model = model.name
-    turn, account.unheeded = await asyncio.to_thread(lambda: (_turn(body), body.unheeded(model)))
-    turn = replace(with_own_tools(turn, desk.tools), owner=account.owner, request=account.id)
+    record: RequestRecord = http.scope["herd.request"]
+    record.model = model.name
+    turn, record.unheeded = await asyncio.to_thread(lambda: (_turn(body), body.unheeded(model)))
+    turn = replace(with_own_tools(turn, services.tools), owner=record.owner, request=record.id)
     refusal: Refused | None = None
     found: Found | None = None
-    vote = desk.effort.vote(turn) if desk.effort is not None else None
+    vote = services.effort.vote(turn) if services.effort is not None else None
     if vote is not None:
-        turn, account.unheeded = vote.drawn(turn), [name for name in account.unheeded if name not in EFFORT_FIELDS]
+        turn, record.unheeded = vote.drawn(turn), [name for name in record.unheeded if name not in EFFORT_FIELDS]
     if turn.tools and not await asyncio.to_thread(tells_tools, model.engine.tokenizer):
-        account.unheeded = [*account.unheeded, "tools"]
+        record.unheeded = [*record.unheeded, "tools"]
     try:
-        turn, found = await with_documents(turn, desk.library, desk.guards, model.engine, default=desk.from_library)
-        if desk.guards:
-            turn = await guarded(desk.guards, model.engine, turn)
+        library, guards = services.library, services.guards
+        turn, found = await with_documents(turn, library, guards, model.engine, default=services.from_library)
+        turn = await guarded(guards, model.engine, turn) if guards else turn
     except Refused as refused:
         refusal = refused
-    desk.places.take(model.engine, turn.num_places)
+    services.admission.admit(model.engine, turn.num_answers)
     gone = asyncio.create_task(_gone(http))
     try:
-        conveyor = Conveyor()
-        requests = await desk.trials.in_turn(
+        relay = PieceRelay()
+        requests = await services.trials.in_turn(
             model.engine,
             turn.params,
             gone,
-            lambda: _requests(desk, model, body, turn, conveyor, account.owner),
+            lambda: _requests(services, model, body, turn, relay, record.owner),
         )
-        account.prompt_tokens = sum(len(request.prompt) for request in requests)
-        if desk.keep_text:
-            account.asked = turn.inputs
+        record.prompt_tokens = sum(len(request.prompt) for request in requests)
+        if services.keep_text:
+            record.asked = turn.inputs
         reply = body.reply(model, turn, [request.prompt for request in requests])
-        run = _Run(desk, model, requests, conveyor, body, reply, account, vote)
+        run = _Run(services, model, requests, relay, body, reply, record, vote)
         if refusal is not None:
             run.refuse(refusal)
         elif found is not None:
             run.answer_from(found)
     except BaseException as error:
-        desk.places.give_back(model.engine, turn.num_places)
+        services.admission.release(model.engine, turn.num_answers)
         gone.cancel()
         if isinstance(error, RequestError):
             raise ApiError(400, str(error), param=body.field_of(str(error))) from None
@@ -121,19 +121,19 @@ class _Run:
 
     def __init__(
         self,
-        desk: Desk,
+        services: Services,
         model: Model,
         requests: Sequence[EngineRequest],
-        conveyor: Conveyor,
+        relay: PieceRelay,
         body: Dialect,
         reply: Reply,
-        account: Account,
+        record: RequestRecord,
         vote: Vote | None = None,
     ) -> None:
         self.body = body
-        self.requests, self.reply, self.account = list(requests), reply, account
-        self.seconds = desk.limits.timeout_seconds
-        self._desk, self._engine, self._conveyor, self._vote = desk, model.engine, conveyor, vote
+        self.requests, self.reply, self.record = list(requests), reply, record
+        self.seconds = services.limits.timeout_seconds
+        self._services, self._engine, self._relay, self._vote = services, model.engine, relay, vote
         self._until = asyncio.get_running_loop().time() + self.seconds
         self._gone = False
         self._instead: str | None = None  # of a word from the model: why an answer ends before it begins
@@ -162,9 +162,9 @@ class _Run:
 
     def _speech(self) -> Speech:
         turn = self.reply.turn
-        filters = [guard.after(turn) for guard in self._desk.guards]
+        filters = [guard.after(turn) for guard in self._services.guards]
         tags = [self._special[name] for name in _CALL_TOKENS if name in self._special]
-        return Speech(self._reader(), filters, tags=tags, own=own_names(turn, self._desk.tools))
+        return Speech(self._reader(), filters, tags=tags, own=own_names(turn, self._services.tools))
 
     def _reader(self) -> CallReader | None:
         turn = self.reply.turn
@@ -180,7 +180,7 @@ class _Run:
         await gone
         self._gone = True
         for request in self.requests:
-            self._desk.worker.cancel(self._engine, request)
+            self._services.worker.cancel(self._engine, request)
 
     async def _steps(self) -> AsyncGenerator[list[tuple[int, list[Part], Piece]]]:
         """What the client is to be told, piece by piece; an empty list where nothing came for a while."""
@@ -191,8 +191,8 @@ class _Run:
                 told.append((index, parts, Piece(index, "", (), (), self._instead)))
             yield told
             return
-        quiet = self._desk.limits.keep_alive_seconds
-        batches = self._conveyor.pieces(self._desk.worker, self._engine, self.requests, self._until, quiet)
+        quiet = self._services.limits.keep_alive_seconds
+        batches = self._relay.pieces(self._services.worker, self._engine, self.requests, self._until, quiet)
         try:
             async with aclosing(batches):
                 async for pieces in batches:
@@ -201,8 +201,8 @@ class _Run:
                     taken = [await self._take(index, piece) for index, piece in pieces]
                     yield [told for told in taken if told is not None]
                     if pieces:
-                        self.account.first_piece()
-                    if self._desk.guards:
+                        self.record.first_piece()
+                    if self._services.guards:
                         self._cancel_what_is_refused()
         finally:
             for task in self._at_work:
@@ -213,11 +213,11 @@ class _Run:
         speech = self.answers[index]
         if index in self._over:
             return None
-        judged = self._desk.guards and piece.text + (piece.finish_reason or "")
+        judged = self._services.guards and piece.text + (piece.finish_reason or "")
         told = await asyncio.to_thread(speech.take, piece) if judged else speech.take(piece)
         parts = self._notes.pop(index, []) + told
         if speech.own_calls and piece.finish_reason and not speech.finish_reason:
-            self._conveyor.hold(1)
+            self._relay.hold(1)
             task = asyncio.create_task(self._use_tools(index))
             self._at_work.add(task)
             task.add_done_callback(self._at_work.discard)
@@ -241,19 +241,19 @@ class _Run:
         except Exception as error:
             self._fault = error
             self._end(index, "cancelled")
-        self._conveyor.hold(-1)
+        self._relay.hold(-1)
 
     async def _next_round(self, index: int) -> None:
         speech, turn, first = self.answers[index], self.reply.turn, self.requests[index // self._n]
         if index not in self._rounds:
             talk = cast("list[Message]", turn.inputs[index // self._n])
-            desk = self._desk
-            self._rounds[index] = Rounds(desk.tools, desk.budget, desk.guards, talk, turn.max_calls)
+            services = self._services
+            self._rounds[index] = Rounds(services.tools, services.budget, services.guards, talk, turn.max_calls)
             self._rounds[index].errand.found(self._found.passages if self._found is not None else [])
         rounds = self._rounds[index]
         goes_on = await rounds.run(speech, lambda parts: self._note(index, parts))
         try:
-            for guard in self._desk.guards if goes_on else ():
+            for guard in self._services.guards if goes_on else ():
                 await guard.before(replace(turn, inputs=[rounds.talk]))
         except Refused as refused:
             speech.refuse(refused)
@@ -261,36 +261,36 @@ class _Run:
         speech.next_round(self._reader())
         left = first.params.max_tokens - speech.num_tokens
         prompt = await asyncio.to_thread(
-            encode, self._engine, turn, rounds.talk, builtin=own_names(turn, self._desk.tools)
+            encode, self._engine, turn, rounds.talk, builtin=own_names(turn, self._services.tools)
         )
         room = self._engine.max_context - len(prompt)
         if self._gone or not goes_on or min(left, room) < 1:
             self._end(index, "cancelled" if self._gone else "length")
             return
         params = replace(first.params, n=1, best_of=None, max_tokens=min(left, room), prompt_logprobs=None)
-        owner = None if self._desk.limits.share_prefixes else self.account.owner
-        listener = self._conveyor.listener(index)
+        owner = None if self._services.limits.share_prefixes else self.record.owner
+        listener = self._relay.listener(index)
         request = await asyncio.to_thread(self._engine.request, prompt, params, listener, owner=owner)
-        self.account.prompt_tokens += len(prompt)
+        self.record.prompt_tokens += len(prompt)
         self.requests.append(request)
         self._latest[index] = request
-        self._conveyor.go_on(request)
+        self._relay.go_on(request)
 
     def _note(self, index: int, parts: list[Part]) -> None:
         self._notes.setdefault(index, []).extend(parts)
-        self._conveyor.say(index, Piece(index, "", (), (), None))
+        self._relay.say(index, Piece(index, "", (), (), None))
 
     def _end(self, index: int, reason: str) -> None:
-        self._conveyor.say(index, Piece(index, "", (), (), reason))
+        self._relay.say(index, Piece(index, "", (), (), reason))
 
     def _cancel_what_is_refused(self) -> None:
         for index, request in self._latest.items():
             if self.answers[index].refusal is not None and not request.finished:
-                self._desk.worker.cancel(self._engine, request)
+                self._services.worker.cancel(self._engine, request)
         for number, request in enumerate(self.requests):
             mine = self.answers[number * self._n : (number + 1) * self._n]
             if mine and all(speech.refusal is not None for speech in mine) and not request.finished:
-                self._desk.worker.cancel(self._engine, request)
+                self._services.worker.cancel(self._engine, request)
 
     async def whole(self) -> Response:
         """The response that is not streamed."""
@@ -330,7 +330,7 @@ class _Run:
 
     @property
     def _counts(self) -> Counts:
-        return Counts(self.account.prompt_tokens, sum(request.num_cached for request in self.requests))
+        return Counts(self.record.prompt_tokens, sum(request.num_cached for request in self.requests))
 
     def _echo(self) -> None:
         """Put the prompts before the answers, where that was asked for."""
@@ -365,15 +365,15 @@ class _Run:
             if end := reply.end():
                 yield end
         except TimeoutError:
-            self.account.error = "timeout"
+            self.record.error = "timeout"
             yield reply.failure(504, self._too_long(), code="timeout")
         except RequestError as error:
-            self.account.error = "invalid_request_error"
+            self.record.error = "invalid_request_error"
             yield reply.failure(400, str(error), self.body.field_of(str(error)))
         except Exception as error:
             if not isinstance(error, RuntimeError):  # the worker has told of those
                 _log.exception("a stream failed")
-            self.account.error = "internal_error"
+            self.record.error = "internal_error"
             yield reply.failure(500, "The server failed on this request.", code="internal_error")
         finally:
             self._settle()
@@ -386,16 +386,16 @@ class _Run:
         return "" if self._gone else "".join(map(self.reply.written, chunks))
 
     def _settle(self) -> None:
-        """Close the account; what was taken on is over."""
-        self._desk.places.give_back(self._engine, self.reply.turn.num_places)
+        """Complete the request's record and release its answers."""
+        self._services.admission.release(self._engine, self.reply.turn.num_answers)
         for rounds in self._rounds.values():
             asyncio.get_running_loop().run_in_executor(None, rounds.close)
-        account = self.account
-        account.completion_tokens = num_tokens(self.answers)
+        record = self.record
+        record.completion_tokens = num_tokens(self.answers)
         reasons = {answer.finish_reason or "gone" for answer in self.answers}
-        account.finish = "gone" if "gone" in reasons or (self._gone and "cancelled" in reasons) else min(reasons)
-        if self._desk.keep_text:
-            account.answered = [answer.text for answer in self.answers]
+        record.finish = "gone" if "gone" in reasons or (self._gone and "cancelled" in reasons) else min(reasons)
+        if self._services.keep_text:
+            record.answered = [answer.text for answer in self.answers]
 
     def _too_long(self) -> str:
         return f"The answer was not finished after {self.seconds:g} s and was cancelled; ask for fewer tokens."
@@ -415,7 +415,7 @@ class EventStream(StreamingResponse):
             async with asyncio.timeout(self._run.seconds + _READING_SECONDS), aclosing(self._events):
                 await self.stream_response(send)
         except TimeoutError:
-            self._run.account.error = "not_read"  # uvicorn closes a connection whose response was left unfinished
+            self._run.record.error = "not_read"  # uvicorn closes a connection whose response was left unfinished
 
 
 async def _gone(http: Request) -> None:
@@ -432,17 +432,17 @@ def _turn(body: Dialect) -> Turn:
 
 
 def _requests(
-    desk: Desk, model: Model, body: Dialect, turn: Turn, conveyor: Conveyor, owner: str | None
+    services: Services, model: Model, body: Dialect, turn: Turn, relay: PieceRelay, owner: str | None
 ) -> list[EngineRequest]:
     """Encode and check every prompt of a body before any of them runs."""
     engine, requests = model.engine, []
-    owner = None if desk.limits.share_prefixes else owner
+    owner = None if services.limits.share_prefixes else owner
     for number, item in enumerate(turn.inputs):
         try:
-            prompt = encode(engine, turn, item, builtin=own_names(turn, desk.tools))
-            max_tokens = longest(engine, desk.limits, len(prompt), turn)
+            prompt = encode(engine, turn, item, builtin=own_names(turn, services.tools))
+            max_tokens = longest(engine, services.limits, len(prompt), turn)
             params = replace(turn.params, max_tokens=max_tokens, adapter=model.adapter)
-            requests.append(engine.request(prompt, params, conveyor.listener(number * params.n), owner=owner))
+            requests.append(engine.request(prompt, params, relay.listener(number * params.n), owner=owner))
         except (RequestError, DataError) as error:
             too_long = "context" in str(error)
             code = "context_length_exceeded" if too_long else None

@@ -20,7 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 from herd.infer.engine import Engine
 from herd.knowledge.grounding import Library
 from herd.serve import browsers, errors, moderations, tokens
-from herd.serve.answers import Desk
+from herd.serve.answers import Services
 from herd.serve.dialects import anthropic, chat, completions, responses
 from herd.serve.documents import (
     REFUSALS,
@@ -31,7 +31,7 @@ from herd.serve.documents import (
 )
 from herd.serve.effort import Effort
 from herd.serve.journal import Bookkeeping, Journal
-from herd.serve.limits import Allowances, BodyLimit, Gate, Guesses, HostCheck, Keys, Limits, Places
+from herd.serve.limits import Admission, Allowances, BodyLimit, Gate, Guesses, HostCheck, Keys, Limits
 from herd.serve.metrics import Metrics
 from herd.serve.models import Models
 from herd.serve.store import Store
@@ -140,10 +140,10 @@ def create_app(
     app.add_middleware(browsers.Head)
     app.add_middleware(Bookkeeping, journal=journal, metrics=metrics, allowances=allowances, tracing=tracing)
     errors.install(app, KNOWN_FIELDS)
-    desk = Desk(
+    services = Services(
         server.worker,
         limits,
-        Places(limits.max_waiting),
+        Admission(limits.max_waiting),
         trials,
         keep_text=journal.with_text,
         guards=(*((watch,) if watch is not None else ()), *guards),
@@ -153,19 +153,19 @@ def create_app(
         from_library=from_library,
         effort=effort,
     )
-    _add_routes(app, server, desk, store, metrics, watch)
+    _add_routes(app, server, services, store, metrics, watch)
     return app
 
 
 def _add_routes(
-    app: FastAPI, server: Server, desk: Desk, store: Store | None, metrics: Metrics, watch: Watch | None
+    app: FastAPI, server: Server, services: Services, store: Store | None, metrics: Metrics, watch: Watch | None
 ) -> None:
     app.include_router(_open_routes(server, metrics))
     guarded = [Depends(HTTPBearer(auto_error=False))]  # for the document: the gate stands before the body
     app.include_router(_model_routes(server.models), dependencies=guarded)
     for room in (chat, completions, anthropic, tokens):
-        app.include_router(room.routes(desk, server.models), dependencies=guarded)
-    app.include_router(responses.routes(desk, server.models, store), dependencies=guarded)
+        app.include_router(room.routes(services, server.models), dependencies=guarded)
+    app.include_router(responses.routes(services, server.models, store), dependencies=guarded)
     app.include_router(moderations.routes(watch), dependencies=guarded)
     _document(app)
 

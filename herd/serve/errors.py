@@ -90,11 +90,11 @@ def _respond(
     code: str | None = None,
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
-    if account := request.scope.get("herd.account"):
-        account.error, account.field = code or _TYPES.get(status, "invalid_request_error"), param
+    if record := request.scope.get("herd.request"):
+        record.error, record.field = code or _TYPES.get(status, "invalid_request_error"), param
     found = error_object(status, _shortened(message, _LONGEST_MESSAGE), param, code)
     if speaks_anthropic(request.scope):
-        found = as_anthropic(status, found, account.id if account else None)
+        found = as_anthropic(status, found, record.id if record else None)
     return JSONResponse(found, status_code=status, headers=headers)
 
 

@@ -16,11 +16,11 @@ from typing import Any, Literal, TextIO
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from herd.serve.account import Account
 from herd.serve.connections import LINES_PER_SECOND, Sparing
 from herd.serve.errors import speaks_anthropic
 from herd.serve.limits import Allowances
 from herd.serve.metrics import Metrics
+from herd.serve.record import RequestRecord
 from herd.serve.tracing import Tracing
 
 Form = Literal["text", "json", "off"]
@@ -35,51 +35,51 @@ class Journal:
         self.form, self.with_text, self._stream = form, with_text, stream
         self._refusals = Sparing(LINES_PER_SECOND)  # strangers can make as many as they like
 
-    def write(self, account: Account) -> None:
+    def write(self, record: RequestRecord) -> None:
         """One line for a request."""
-        if self.form == "off" or (account.path in _QUIET_PATHS and account.status == 200):
+        if self.form == "off" or (record.path in _QUIET_PATHS and record.status == 200):
             return
-        left_out = self._refusals.take() if account.model is None and account.status >= 400 else 0
+        left_out = self._refusals.take() if record.model is None and record.status >= 400 else 0
         if left_out is None:
             return
-        line = self._json(account, left_out) if self.form == "json" else self._text(account, left_out)
+        line = self._json(record, left_out) if self.form == "json" else self._text(record, left_out)
         with suppress(
             OSError
         ):  # nobody reads the log any more (a closed terminal, a pipe): no reason to fail a request
             print(line, file=self._stream or sys.stderr, flush=True)
 
-    def _json(self, account: Account, left_out: int) -> str:
-        entry: dict[str, Any] = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "id": account.id}
+    def _json(self, record: RequestRecord, left_out: int) -> str:
+        entry: dict[str, Any] = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "id": record.id}
         for name in ("path", "status", "owner", "model", "prompt_tokens", "completion_tokens", "finish", "error"):
-            entry[name] = getattr(account, name)
-        entry |= {"field": _name(account.field)} if account.field else {}
-        entry |= {"ignored": [*map(_name, account.unheeded)]} if account.unheeded else {}
-        entry["first_seconds"] = account.first_seconds and round(account.first_seconds, 4)
-        entry["seconds"] = round(account.seconds, 4)
+            entry[name] = getattr(record, name)
+        entry |= {"field": _name(record.field)} if record.field else {}
+        entry |= {"ignored": [*map(_name, record.unheeded)]} if record.unheeded else {}
+        entry["first_seconds"] = record.first_seconds and round(record.first_seconds, 4)
+        entry["seconds"] = round(record.seconds, 4)
         if left_out:
             entry["left_out"] = left_out
         if self.with_text:
-            entry |= {"asked": account.asked, "answered": account.answered}
+            entry |= {"asked": record.asked, "answered": record.answered}
         return json.dumps(entry, ensure_ascii=False)
 
-    def _text(self, account: Account, left_out: int) -> str:
-        path = account.path.encode("unicode_escape").decode()  # a path may hold line breaks, a log line may not
-        words = [datetime.now().strftime("%H:%M:%S"), str(account.status), path]
-        if account.model:
-            words.append(account.model)
-        if account.prompt_tokens:
-            words.append(f"{account.prompt_tokens} -> {account.completion_tokens} tokens")
-        words.append(f"{account.seconds:.2f} s")
-        words += [word for word in (account.finish, account.error, account.field and _name(account.field)) if word]
-        if account.unheeded:
-            words.append(f"ignored: {', '.join(map(_name, account.unheeded))}")
+    def _text(self, record: RequestRecord, left_out: int) -> str:
+        path = record.path.encode("unicode_escape").decode()  # a path may hold line breaks, a log line may not
+        words = [datetime.now().strftime("%H:%M:%S"), str(record.status), path]
+        if record.model:
+            words.append(record.model)
+        if record.prompt_tokens:
+            words.append(f"{record.prompt_tokens} -> {record.completion_tokens} tokens")
+        words.append(f"{record.seconds:.2f} s")
+        words += [word for word in (record.finish, record.error, record.field and _name(record.field)) if word]
+        if record.unheeded:
+            words.append(f"ignored: {', '.join(map(_name, record.unheeded))}")
         if left_out:
             words.append(f"({left_out:,} lines of refusals left out before)")
         return "  ".join(words)
 
 
 class Bookkeeping:
-    """Opens an account for every request, names it in `x-request-id`, and closes it when the answer is out."""
+    """Opens an record for every request, names it in `x-request-id`, and closes it when the answer is out."""
 
     def __init__(
         self,
@@ -96,31 +96,31 @@ class Bookkeeping:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        account = scope["herd.account"] = Account(scope["path"])
+        record = scope["herd.request"] = RequestRecord(scope["path"])
 
         async def noted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                account.status = message["status"]
-                headers = [*message.get("headers", ()), (b"x-request-id", account.id.encode())]
+                record.status = message["status"]
+                headers = [*message.get("headers", ()), (b"x-request-id", record.id.encode())]
                 if speaks_anthropic(scope):
-                    headers.append((b"request-id", account.id.encode()))
-                if account.unheeded:
-                    headers.append((b"x-herd-ignored", ", ".join(account.unheeded).encode("ascii", "backslashreplace")))
-                if account.owner is not None:
-                    headers += self.allowances.headers(account.owner)
+                    headers.append((b"request-id", record.id.encode()))
+                if record.unheeded:
+                    headers.append((b"x-herd-ignored", ", ".join(record.unheeded).encode("ascii", "backslashreplace")))
+                if record.owner is not None:
+                    headers += self.allowances.headers(record.owner)
                 message = {**message, "headers": headers}
             await send(message)
 
         try:
             await self.app(scope, receive, noted)
         finally:
-            account.seconds = time.monotonic() - account.began
-            if account.owner is not None:
-                self.allowances.spend_tokens(account.owner, account.prompt_tokens + account.completion_tokens)
-            self.metrics.observe(account)
-            self.journal.write(account)
+            record.seconds = time.monotonic() - record.began
+            if record.owner is not None:
+                self.allowances.spend_tokens(record.owner, record.prompt_tokens + record.completion_tokens)
+            self.metrics.observe(record)
+            self.journal.write(record)
             if self.tracing is not None:
-                self.tracing.write(account, Headers(scope=scope))
+                self.tracing.write(record, Headers(scope=scope))
 
 
 def _name(field: str) -> str:

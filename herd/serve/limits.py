@@ -132,7 +132,7 @@ class Gate:
                     await self._guesses.hold(request.client.host if request.client else "")
                 await (await refusal(request, error))(scope, receive, send)
                 return
-            scope["herd.account"].owner = owner
+            scope["herd.request"].owner = owner
         await self.app(scope, receive, send)
 
 
@@ -205,21 +205,21 @@ class Allowances:
         return self._rates.setdefault((owner, what), Rate(per_minute, self._clock))
 
 
-class Places:
-    """The answers that each engine has taken on and not handed over yet: those in the batch, and those that wait.
+class Admission:
+    """Bounds the answers that each engine has accepted and not delivered yet: running, or waiting in the queue.
 
-    An answer that is done but not read by its client waits too, so that clients who do not read cannot pile them up.
+    A finished answer that its client has not read still counts, so that slow readers cannot pile answers up.
     """
 
     def __init__(self, most_waiting: int) -> None:
         self._most = most_waiting
         self._taken: Counter[Engine] = Counter()
 
-    def take(self, engine: Engine, count: int) -> None:
-        """Take on answers; each must be given back.
+    def admit(self, engine: Engine, count: int) -> None:
+        """Accept `count` more answers; `release` them when they are delivered.
 
         Raises:
-            ApiError: 400 where so many never fit, 429 where they may later.
+            ApiError: 400 if so many never fit, 429 if the queue is full now.
         """
         if count > self._most:
             message = f"{count} answers in one request; at most {self._most} are taken."
@@ -230,8 +230,8 @@ class Places:
             raise ApiError(429, message, code="queue_full")
         self._taken[engine] += count
 
-    def give_back(self, engine: Engine, count: int) -> None:
-        """So many are handed over, or not wanted any more."""
+    def release(self, engine: Engine, count: int) -> None:
+        """`count` answers were delivered, or their client is gone."""
         self._taken[engine] -= count
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from herd.serve.account import Account
 from herd.serve.errors import ApiError
 from herd.serve.models import Models
+from herd.serve.record import RequestRecord
 from herd.serve.watch import Watch
 
 try:
@@ -51,24 +51,24 @@ class Metrics:
             "herd_token_seconds", "Between tokens, mean of a request.", model, buckets=_TOKEN_SECONDS, registry=registry
         )
 
-    def observe(self, account: Account) -> None:
+    def observe(self, record: RequestRecord) -> None:
         """Count a finished request."""
         if self.registry is None:
             return
-        path = account.path if account.path in _PATHS else _OTHER  # a label for every wrong address would never end
-        self._requests.labels(path, account.status or "gone").inc()
-        self._seconds.labels(path).observe(account.seconds)
-        if account.model is None:
+        path = record.path if record.path in _PATHS else _OTHER  # a label for every wrong address would never end
+        self._requests.labels(path, record.status or "gone").inc()
+        self._seconds.labels(path).observe(record.seconds)
+        if record.model is None:
             return
-        self._prompt.labels(account.model).inc(account.prompt_tokens)
-        self._generated.labels(account.model).inc(account.completion_tokens)
-        if account.finish:
-            self._finished.labels(account.model, account.finish).inc()
-        if account.first_seconds is not None:
-            self._first.labels(account.model).observe(account.first_seconds)
-            if account.completion_tokens > 1:
-                rest = account.seconds - account.first_seconds
-                self._each.labels(account.model).observe(rest / (account.completion_tokens - 1))
+        self._prompt.labels(record.model).inc(record.prompt_tokens)
+        self._generated.labels(record.model).inc(record.completion_tokens)
+        if record.finish:
+            self._finished.labels(record.model, record.finish).inc()
+        if record.first_seconds is not None:
+            self._first.labels(record.model).observe(record.first_seconds)
+            if record.completion_tokens > 1:
+                rest = record.seconds - record.first_seconds
+                self._each.labels(record.model).observe(rest / (record.completion_tokens - 1))
 
     def page(self) -> tuple[bytes, str]:
         """The text for Prometheus, and its content type.

@@ -60,8 +60,8 @@ def routes(watch: Watch | None) -> APIRouter:
     async def moderations(body: ModerationRequest, http: Request) -> dict[str, Any]:
         if watch is None:
             raise ApiError(404, "This server has no guard; start it with guard=FOLDER.", code="no_guard")
-        account = http.scope["herd.account"]
-        turn = Turn(inputs=(), params=SamplingParams(), owner=account.owner, request=account.id)
+        record = http.scope["herd.request"]
+        turn = Turn(inputs=(), params=SamplingParams(), owner=record.owner, request=record.id)
         results = await asyncio.to_thread(lambda: [_result(watch, text, body, turn) for text in body.texts])
         names = ", ".join(guard.policy.name for guard in watch.guards)
         return {"id": "modr-" + uuid.uuid4().hex, "model": names, "results": results}

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from herd.errors import DataError, RequestError
 from herd.infer.embedder import Pooling
 from herd.infer.engine import Engine
-from herd.serve.answers import Desk
+from herd.serve.answers import Services
 from herd.serve.body import MAX_MESSAGES, Body, Inputs, NoEffect, TokenId
 from herd.serve.documents import REFUSALS, Detokenized, EmbeddingList, Tokenized
 from herd.serve.errors import ApiError
@@ -83,14 +83,14 @@ class DetokenizeRequest(Body):
     tokens: Annotated[list[TokenId], Field(max_length=MAX_LISTED, fail_fast=True)]
 
 
-def routes(desk: Desk, models: Models) -> APIRouter:
+def routes(services: Services, models: Models) -> APIRouter:
     """The router of this file's routes."""
     router = APIRouter(responses=REFUSALS, route_class=Apart)
 
     @router.post("/tokenize", response_model=Tokenized)
     async def tokenize(body: TokenizeRequest, http: Request) -> Response:
         model = _model(models, body.model, http)
-        http.scope["herd.account"].unheeded = await asyncio.to_thread(body.unheeded, model)
+        http.scope["herd.request"].unheeded = await asyncio.to_thread(body.unheeded, model)
         found = await asyncio.to_thread(_tokenized, model.engine, body)
         return Response(found, media_type="application/json")
 
@@ -113,10 +113,10 @@ def routes(desk: Desk, models: Models) -> APIRouter:
         if body.dimensions is not None and body.dimensions > width:
             raise ApiError(400, f"`dimensions` is {body.dimensions}; this model has {width}.", param="dimensions")
         prompts = await asyncio.to_thread(_prompts, model.engine, body)
-        http.scope["herd.account"].prompt_tokens = count = sum(map(len, prompts))
+        http.scope["herd.request"].prompt_tokens = count = sum(map(len, prompts))
         vectors = []
         for prompt in prompts:
-            vector = await desk.worker.run(partial(model.embedder.embed, prompt, body.pooling))
+            vector = await services.worker.run(partial(model.embedder.embed, prompt, body.pooling))
             vectors.append(vector if body.dimensions is None else normalize(vector[: body.dimensions], dim=0))
         usage = {"prompt_tokens": count, "total_tokens": count}
         head = {"object": "list", "model": model.name, "usage": usage}
@@ -127,7 +127,7 @@ def routes(desk: Desk, models: Models) -> APIRouter:
 
 def _model(models: Models, name: str | None, http: Request) -> Model:
     model = models.find(name)
-    http.scope["herd.account"].model = model.name
+    http.scope["herd.request"].model = model.name
     return model
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from herd.errors import ConfigError
-from herd.serve.account import Account
+from herd.serve.record import RequestRecord
 
 _OPERATIONS = {
     "/v1/chat/completions": "chat",
@@ -39,36 +39,36 @@ class Tracing:
             raise ConfigError("log.traces: OpenTelemetry is not installed: pip install '.[tracing]'") from None
         self._tracer = provider.get_tracer("herd.serve")
 
-    def write(self, account: Account, headers: Mapping[str, str]) -> None:
+    def write(self, record: RequestRecord, headers: Mapping[str, str]) -> None:
         """The span of a finished request; a request's `traceparent` is its parent."""
-        operation = _OPERATIONS.get(account.path)
+        operation = _OPERATIONS.get(record.path)
         if operation is None:
             return
         ended = time.time_ns()
         span = self._tracer.start_span(
-            f"{operation} {account.model}" if account.model else operation,
+            f"{operation} {record.model}" if record.model else operation,
             context=self._propagate.extract(headers),
             kind=self._trace.SpanKind.SERVER,
-            start_time=ended - int(account.seconds * 1e9),
-            attributes={name: value for name, value in _attributes(account, operation).items() if value is not None},
+            start_time=ended - int(record.seconds * 1e9),
+            attributes={name: value for name, value in _attributes(record, operation).items() if value is not None},
         )
-        if account.status >= 500 or account.status == 0:
+        if record.status >= 500 or record.status == 0:
             span.set_status(self._trace.StatusCode.ERROR)
         span.end(ended)
 
 
-def _attributes(account: Account, operation: str) -> dict[str, Any]:
+def _attributes(record: RequestRecord, operation: str) -> dict[str, Any]:
     return {
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": "herd",
-        "gen_ai.request.model": account.model,
-        "gen_ai.response.model": account.model,
-        "gen_ai.response.finish_reasons": [account.finish] if account.finish else None,
-        "gen_ai.usage.input_tokens": account.prompt_tokens if account.model else None,
-        "gen_ai.usage.output_tokens": account.completion_tokens if account.model else None,
-        "gen_ai.response.time_to_first_chunk": account.first_seconds,
-        "http.response.status_code": account.status or None,
-        "error.type": account.error,
+        "gen_ai.request.model": record.model,
+        "gen_ai.response.model": record.model,
+        "gen_ai.response.finish_reasons": [record.finish] if record.finish else None,
+        "gen_ai.usage.input_tokens": record.prompt_tokens if record.model else None,
+        "gen_ai.usage.output_tokens": record.completion_tokens if record.model else None,
+        "gen_ai.response.time_to_first_chunk": record.first_seconds,
+        "http.response.status_code": record.status or None,
+        "error.type": record.error,
     }
 
 

@@ -52,7 +52,7 @@ class Turn:
     request: str = ""  # the id it is written down under
 
     @property
-    def num_places(self) -> int:
+    def num_answers(self) -> int:
         """Answers that are drawn, for all inputs."""
         return len(self.inputs) * self.params.num_drawn
 

@@ -100,14 +100,14 @@ class Worker:
             future.set_exception(error)
 
 
-class Conveyor:
-    """Hands pieces of one or several requests from the engine's thread to the event loop that made it."""
+class PieceRelay:
+    """Passes pieces of one or several requests from the engine's thread to the event loop that created it."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[tuple[int, Piece]] = deque()
         self._arrived = asyncio.Event()
-        self._told = True  # the loop is awake, or will be: it need not be told of a piece
+        self._woken = True  # the loop is awake, or will be: a new piece need not wake it
         self._due = math.inf  # when whoever waits is woken though nothing came
         self._alarm: asyncio.TimerHandle | None = None
         self._still_open = 0
@@ -133,8 +133,8 @@ class Conveyor:
 
         def put(piece: Piece) -> None:
             self._waiting.append((first_index + piece.index, piece))
-            if not self._told and not self._loop.is_closed():
-                self._told = True
+            if not self._woken and not self._loop.is_closed():
+                self._woken = True
                 self._loop.call_soon_threadsafe(self._arrived.set)
 
         return put
@@ -189,7 +189,7 @@ class Conveyor:
             if self._alarm is None and self._due < math.inf:
                 self._alarm = self._loop.call_at(self._due, self._ring)
             self._arrived.clear()
-            self._told = False  # first this, then the look: a piece that comes now is told of
+            self._woken = False  # first this, then the look: a piece that comes now is told of
             if not self._waiting:
                 await self._arrived.wait()
             now = self._loop.time()

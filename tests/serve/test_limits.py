@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from herd.errors import RequestError
-from herd.serve.account import Account
+from herd.serve.record import RequestRecord
 from herd.serve.app import create_app
 from herd.serve.client import Client
 from herd.serve.journal import Journal
@@ -130,7 +130,7 @@ def test_a_log_that_nobody_reads_any_more_fails_no_request():
         def write(self, text: str) -> int:
             raise BrokenPipeError
 
-    Journal("text", stream=Closed()).write(Account("/v1/models", status=200))
+    Journal("text", stream=Closed()).write(RequestRecord("/v1/models", status=200))
 
 
 def test_an_answer_that_takes_too_long_is_cancelled(monkeypatch):

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from herd.errors import DataError
 from herd.infer.request import Piece
-from herd.serve.answers import Desk, answer
+from herd.serve.answers import Services, answer
 from herd.serve.body import MAX_MESSAGES, MAX_STOPS, SHORT_STOPS, Name, OnlyEmpty, Open, Strict
 from herd.serve.documents import REFUSALS, AnthropicMessage, TokenCount, streamed
 from herd.serve.errors import ApiError, as_anthropic, error_object
@@ -385,19 +385,19 @@ def _usage(counts: Counts, output_tokens: int) -> dict[str, int]:
     }
 
 
-def routes(desk: Desk, models: Models) -> APIRouter:
+def routes(services: Services, models: Models) -> APIRouter:
     """The router of this dialect."""
     router = APIRouter(prefix="/v1/messages", route_class=Apart)
 
     @router.post("", response_model=None, responses=streamed(AnthropicMessage))
     async def messages(body: MessagesRequest, http: Request) -> Response:
-        return await answer(desk, models.find_chat(body.model), http, body)
+        return await answer(services, models.find_chat(body.model), http, body)
 
     @router.post("/count_tokens", response_model=TokenCount, responses=REFUSALS)
     async def count_tokens(body: CountRequest, http: Request) -> dict[str, int]:
         model, talk = models.find_chat(body.model), body.conversation
-        account = http.scope["herd.account"]
-        account.model, account.unheeded = model.name, await asyncio.to_thread(body.unheeded, model)
+        record = http.scope["herd.request"]
+        record.model, record.unheeded = model.name, await asyncio.to_thread(body.unheeded, model)
         try:
             prompt = await asyncio.to_thread(
                 conversation_prompt, model.engine, talk, tools=body.choice.tools, goes_on=body.goes_on(talk)

@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from pydantic import Field, model_validator
 
 from herd.infer.request import MAX_LOGPROBS, Piece
-from herd.serve.answers import Desk, answer
+from herd.serve.answers import Services, answer
 from herd.serve.body import MAX_MESSAGES, Generation, NotSupported, OnlyEmpty, OnlyText, enum_of, only
 from herd.serve.documents import ChatCompletion, streamed
 from herd.serve.forms import MAX_TOOLS, AllowedChoice, Choice, ResponseFormat, Talk, Tool, ToolChoice
@@ -245,12 +245,12 @@ def call_object(call: Call, arguments: str) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
 
-def routes(desk: Desk, models: Models) -> APIRouter:
+def routes(services: Services, models: Models) -> APIRouter:
     """The router of this dialect."""
     router = APIRouter(prefix="/v1", route_class=Apart)
 
     @router.post("/chat/completions", response_model=None, responses=streamed(ChatCompletion))
     async def chat_completions(body: ChatRequest, http: Request) -> Response:
-        return await answer(desk, models.find_chat(body.model), http, body)
+        return await answer(services, models.find_chat(body.model), http, body)
 
     return router

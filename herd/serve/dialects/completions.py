@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from pydantic import Field, model_validator
 
 from herd.infer.request import MAX_LOGPROBS, Piece
-from herd.serve.answers import Desk, answer
+from herd.serve.answers import Services, answer
 from herd.serve.body import Generation, Inputs, OnlyEmpty
 from herd.serve.documents import TextCompletion, streamed
 from herd.serve.models import Model, Models
@@ -178,12 +178,12 @@ class _Places:
         return place
 
 
-def routes(desk: Desk, models: Models) -> APIRouter:
+def routes(services: Services, models: Models) -> APIRouter:
     """The router of this dialect."""
     router = APIRouter(prefix="/v1", route_class=Apart)
 
     @router.post("/completions", response_model=None, responses=streamed(TextCompletion))
     async def completions(body: CompletionRequest, http: Request) -> Response:
-        return await answer(desk, models.find(body.model), http, body)
+        return await answer(services, models.find(body.model), http, body)
 
     return router

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from herd.errors import DataError, RequestError
 from herd.infer.request import MAX_LOGPROBS
-from herd.serve.answers import Desk, answer
+from herd.serve.answers import Services, answer
 from herd.serve.body import MAX_MESSAGES, Name, NoEffect, NotSupported, OnlyFalse, Strict
 from herd.serve.dialects.items import ITEMS, Item, MessageItem, ReferenceItem, conversation, listed
 from herd.serve.dialects.response_objects import ResponsesReply
@@ -255,12 +255,12 @@ def _tool(tool: ResponseTool) -> dict[str, Any]:
     return whole | tool.model_dump(mode="json", exclude_none=True)
 
 
-def routes(desk: Desk, models: Models, store: Store | None) -> APIRouter:
+def routes(services: Services, models: Models, store: Store | None) -> APIRouter:
     """The router of this dialect."""
     router = APIRouter(prefix="/v1/responses", route_class=Apart)
 
     async def asked(body: ResponsesRequest, http: Request) -> _Asked:
-        owner, earlier = http.scope["herd.account"].owner, list[Item]()
+        owner, earlier = http.scope["herd.request"].owner, list[Item]()
         if body.previous_response_id is not None:
             there = _kept(store, "previous_response_id")
             found = await asyncio.to_thread(there.items, owner, body.previous_response_id)
@@ -273,13 +273,13 @@ def routes(desk: Desk, models: Models, store: Store | None) -> APIRouter:
     @router.post("", response_model=None, responses=streamed(ResponseObject))
     async def create(body: ResponsesRequest, http: Request) -> Response:
         model = models.find_chat(body.model)
-        return await answer(desk, model, http, await asked(body, http))
+        return await answer(services, model, http, await asked(body, http))
 
     @router.post("/input_tokens", response_model=InputTokens, responses=REFUSALS)
     async def input_tokens(body: ResponsesRequest, http: Request) -> dict[str, Any]:
-        model, account = models.find_chat(body.model), http.scope["herd.account"]
+        model, record = models.find_chat(body.model), http.scope["herd.request"]
         dialect = await asked(body, http)
-        account.model, account.unheeded = model.name, dialect.unheeded(model)
+        record.model, record.unheeded = model.name, dialect.unheeded(model)
         try:
             talk = dialect.conversation
             prompt = await asyncio.to_thread(conversation_prompt, model.engine, talk, tools=body.choice.tools)
@@ -289,7 +289,7 @@ def routes(desk: Desk, models: Models, store: Store | None) -> APIRouter:
 
     @router.get("/{id}", response_model=ResponseObject, responses=REFUSALS)
     async def get(id: str, http: Request) -> Response:
-        found = await asyncio.to_thread(_kept(store).get, http.scope["herd.account"].owner, id)
+        found = await asyncio.to_thread(_kept(store).get, http.scope["herd.request"].owner, id)
         if found is None:
             raise _no_response(id)
         return JSONResponse(found.response)
@@ -302,7 +302,7 @@ def routes(desk: Desk, models: Models, store: Store | None) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         after: str | None = None,
     ) -> Response:
-        found = await asyncio.to_thread(_kept(store).get, http.scope["herd.account"].owner, id)
+        found = await asyncio.to_thread(_kept(store).get, http.scope["herd.request"].owner, id)
         if found is None:
             raise _no_response(id)
         data = [listed(item, f"item_{id}_{number}") for number, item in enumerate(found.input)]
@@ -318,7 +318,7 @@ def routes(desk: Desk, models: Models, store: Store | None) -> APIRouter:
 
     @router.delete("/{id}", response_model=ResponseDeleted, responses=REFUSALS)
     async def delete(id: str, http: Request) -> dict[str, Any]:
-        if not await asyncio.to_thread(_kept(store).delete, http.scope["herd.account"].owner, id):
+        if not await asyncio.to_thread(_kept(store).delete, http.scope["herd.request"].owner, id):
             raise _no_response(id)
         return {"id": id, "object": "response", "deleted": True}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 
 @dataclass
-class Account:
+class RequestRecord:
     """One request: who asked for what, and what it took."""
 
     path: str
