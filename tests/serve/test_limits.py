@@ -12,11 +12,11 @@ import httpx
 import pytest
 
 from herd.errors import RequestError
-from herd.serve.record import RequestRecord
 from herd.serve.app import create_app
 from herd.serve.client import Client
 from herd.serve.journal import Journal
 from herd.serve.limits import Allowances, Limits, Rate
+from herd.serve.record import RequestRecord
 from tests.serve.conftest import Running, chat_engine, listening
 
 CHAT = {"messages": [{"role": "user", "content": "a secret"}], "max_tokens": 5, "temperature": 0}
