@@ -25,7 +25,8 @@ MOST_STEPS = 20
 
 _PARTS = ("constants/executable_backend_config.py", "eval_checker/multi_turn_eval/**/*.py")
 _COLUMNS = ("id", "initial_config", "involved_classes", "ground_truth")
-_LIMITS = Limits(wall_seconds=20.0, cpu_seconds=20.0, output_bytes=4 << 20)
+LIMITS = Limits(wall_seconds=20.0, cpu_seconds=20.0, output_bytes=4 << 20)
+"""Of one step's calls."""
 _CELL = """
 import json
 from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_checker, multi_turn_utils
@@ -59,7 +60,7 @@ class Services:
     def __init__(self, folder: Path, level: str) -> None:
         found = [file for part in _PARTS for file in sorted(folder.glob(part))]
         files = {f"bfcl_eval/{file.relative_to(folder)}": file.read_bytes() for file in found}
-        self._session = Session(level, packages=["mpmath"], files=files, limits=_LIMITS)
+        self._session = Session(level, packages=["mpmath"], files=files, limits=LIMITS)
         self._lost = 0  # how often everything was lost
         self._known: dict[str, int] = {}  # conversations whose services are up, and since which loss
 

@@ -22,7 +22,7 @@ from herd.model.config import SEQUENCE_CLASSIFICATION, ModelConfig, num_paramete
 from herd.model.init import fresh_weights, initialize
 from herd.model.llama import Llama, empty_model
 from herd.model.reward import as_reward_model, fresh_score
-from herd.ops.probe import matmul_rate
+from herd.ops.probe import quiet_matmul_rate
 from herd.parallel.launch import agreed, num_processes, this_process
 from herd.parallel.layout import Layout, check
 from herd.parallel.mesh import Mesh
@@ -69,7 +69,7 @@ class Placement:
     def peak_flops(self, model: Llama | ParallelModel) -> float:
         """The arithmetic rate of all processes together, as the first one measures its own."""
         dtype = model.dtype if isinstance(model, ParallelModel) else next(model.parameters()).dtype
-        return agreed(lambda: matmul_rate(dtype, device=self.device.type)) * self.layout.world
+        return agreed(lambda: quiet_matmul_rate(dtype, self.device.type)) * self.layout.world
 
     def model(self, whole: Callable[[], Llama], weights: Weights, dtype: torch.dtype) -> Llama | ParallelModel:
         """The model of this process: `whole` made and moved, or its part of it filled from `weights`, read by name.

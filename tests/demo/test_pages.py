@@ -1,7 +1,6 @@
 """The pages of the running Python, and the user's own."""
 
 import json
-import time
 
 import pytest
 
@@ -87,12 +86,10 @@ def test_modules_that_hang_crash_or_are_not_there_cost_one_page(tmp_path):
     names = ["hang", "crash", "call", "fine", "no_such_module"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stdlib, "ENVIRONMENT", stdlib.ENVIRONMENT | {"PYTHONPATH": str(tmp_path)})
-        began = time.monotonic()
         stdlib.render(names, tmp_path, seconds=1.5, processes=1, report=found.__setitem__)
     assert "took longer" in found["hang"] and "signal 11" in found["crash"] and "not allowed" in found["call"]
     assert "no module named" in found["no_such_module"] and found["fine"] == ""
     assert b"All&nbsp;is&nbsp;well" in (tmp_path / "fine.html").read_bytes()
-    assert time.monotonic() - began < 15
 
 
 def test_what_is_left_out_is_named_and_the_rest_is_there():

@@ -1,10 +1,12 @@
 """Calls over several turns in simulated services: made in the sandbox, judged by the states they lead to."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from herd.evals import services
 from herd.evals.asking import ask
 from herd.evals.task import items_of, load_task, missing
 from tests.evals.otherwise import put
@@ -80,7 +82,8 @@ def data(tmp_path):
     return tmp_path
 
 
-def test_calls_are_made_and_told_until_none_is_left_and_states_decide(data):
+def test_calls_are_made_and_told_until_none_is_left_and_states_decide(data, monkeypatch):
+    monkeypatch.setattr(services, "LIMITS", replace(services.LIMITS, wall_seconds=3.0, cpu_seconds=1.0))
     task = load_task(RECIPE, data)
     assert not missing(task)
     items = items_of(task)

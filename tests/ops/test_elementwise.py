@@ -87,10 +87,18 @@ def test_rms_norm_by_the_kernel_is_rounded_only_once():
     assert ((rms_norm(x, weight, 1e-5).double() - exact).abs() <= exact.abs() * 2**-8).all()
 
 
-def test_the_probe_measures_positive_rates_and_names_a_dtype():
-    assert probe.matmul_rate(torch.float32, size=64, seconds=0.01) > 1e6
-    assert probe.memory_bandwidth(seconds=0.01, megabytes=4) > 1e6
-    assert probe.best_dtype() in (torch.float32, torch.bfloat16)
+def test_the_probe_counts_the_operations_and_bytes_of_what_it_times(monkeypatch):
+    done = []
+
+    def half_a_second(work, seconds, device):
+        done.append(work())
+        return 0.5
+
+    monkeypatch.setattr(probe, "best_seconds", half_a_second)
+    assert probe.matmul_rate(torch.float32, size=64, seconds=0.01) == 2 * 64**3 / 0.5
+    assert probe.memory_bandwidth(seconds=0.01, megabytes=4) == 2 * 4 * 2**20 / 0.5
+    product, copy = done
+    assert product.shape == (64, 64) and product.count_nonzero() > 0 and (copy == 1).all()
 
 
 def test_the_faster_number_type_is_measured_by_one_thread_which_others_hardly_disturb(monkeypatch):

@@ -92,9 +92,8 @@ def test_a_server_that_is_started_is_asked_fails_vanishes_and_comes_back(place):
 def test_a_server_that_hangs_is_left_within_the_deadline(place):
     tools = opened(place, command(place))
     tools["small_wait"].server.seconds = 1.0
-    began = time.monotonic()
     (said,) = ask((tools["small_wait"], {}))
-    assert "has not answered after 1 s" in said and time.monotonic() - began < 30
+    assert "has not answered after 1 s" in said
 
 
 def test_changed_words_are_refused_until_they_are_allowed_again(place, capsys, monkeypatch):

@@ -67,7 +67,7 @@ def test_biases_stay_beside_the_adapters(tmp_path, base):
         expected = model(TOKENS)
         add_adapters(model, LoraSettings(rank=4, base=base))
         found = model(TOKENS)
-    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-4 if base == "as_is" else 0.2)
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-4 if base == "as_is" else 5e-3)
     save_merged(model, tmp_path)
     torch.testing.assert_close(load(tmp_path)(TOKENS), found, atol=1e-4, rtol=1e-4)
 
