@@ -66,11 +66,11 @@ def _map_with_daft(task: Task, jobs: list[dict], processes: int, on_ray: bool) -
 
 
 def _on_this_machine(task: Task, processes: int) -> Callable:
-    """Daft awaits `processes` jobs at once; threads pass them on to workers."""
+    """Daft awaits `processes` jobs at once, or one more; threads pass them on to workers."""
 
     @daft.func.batch(return_dtype=daft.DataType.string(), batch_size=1, use_process=False, max_concurrency=processes)
     async def run(jobs: daft.Series) -> list[str]:
-        return [await asyncio.to_thread(workers().run, task, job) for job in jobs.to_pylist()]
+        return [await asyncio.to_thread(workers().run, task, job, processes) for job in jobs.to_pylist()]
 
     return run
 

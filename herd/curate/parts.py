@@ -36,6 +36,12 @@ def save_table(table: pa.Table, path: Path, durable: bool = False) -> None:
         raise
 
 
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """One Parquet file; Arrow's own `read_table` looks for folders of them, and loads what that takes."""
+    with pq.ParquetFile(path) as file:
+        return file.read(columns)
+
+
 def save_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path, durable: bool = False) -> None:
     """Write tables of one form to a Parquet file, whole or not at all; with none of them it is empty, of the schema.
 

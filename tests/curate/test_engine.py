@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ import pytest
 
 from herd.curate.engine import map_parts
 from herd.curate.pipeline import Work
+from herd.curate.workers import Workers, result_of
 from herd.errors import ConfigError, DataError, UserError
 from tests.curate.test_pipeline import crawl, curated  # noqa: F401  (a fixture)
 
@@ -94,6 +96,29 @@ def test_processes_stay_from_map_to_map():
     seen = {row["pid"] for _ in range(4) for row in map_parts(pid, [{}] * 8, 2, "test")}
     assert os.getpid() not in seen
     assert len(seen) <= 4  # another test may have left one or two; started anew they would be eight
+
+
+def test_no_more_processes_work_than_were_asked_for():
+    pool = Workers()
+    with ThreadPoolExecutor(6) as threads:
+        seen = list(threads.map(lambda _: result_of(json.loads(pool.run(pid, "{}", 2)))["pid"], range(30)))
+    pool.close()
+    assert len(seen) == 30
+    assert len(set(seen)) <= 2
+
+
+def end_parent(job):
+    if os.getppid() != job["tester"]:  # where the system has no forks, the worker's parent is this process
+        os.kill(os.getppid(), signal.SIGKILL)
+    return {}
+
+
+def test_the_process_that_workers_are_forks_of_may_be_killed_too():
+    pool = Workers()
+    pool.run(end_parent, json.dumps({"tester": os.getpid()}), 2)
+    assert "ended (signal 9)" in pool.run(end, "{}", 2)
+    assert result_of(json.loads(pool.run(pid, "{}", 2)))["pid"] != os.getpid()
+    pool.close()
 
 
 def test_a_process_that_was_killed_is_told_and_replaced():

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from herd.curate.dedup import duplicates as dedup
 from herd.curate.funnel import Step
-from herd.curate.parts import read_record, save_array, write_record
+from herd.curate.parts import read_record, read_table, save_array, write_record
 from herd.curate.spill import Spill, num_partitions
 from herd.log import progress
 
@@ -130,7 +129,7 @@ def _drop_old_urls(corpus: Corpus, step: Step) -> None:
 
 def _raw_facts(corpus: Corpus, part: int) -> dict[str, np.ndarray]:
     file = corpus.state / "raw" / f"{corpus.names[part]}.parquet"
-    table = pq.read_table(file, columns=["url_key", "date_number", "num_bytes", "drop"])
+    table = read_table(file, columns=["url_key", "date_number", "num_bytes", "drop"])
     names = {"key": "url_key", "date": "date_number", "bytes": "num_bytes"}
     facts = {name: table[column].to_numpy() for name, column in names.items()}
     return facts | {"wanted": table["drop"].is_null().to_numpy()}
@@ -295,7 +294,7 @@ def _write_copies(corpus: Corpus, copies: Spill, step: Step) -> None:
 
 
 def _urls(corpus: Corpus, part: int, rows: np.ndarray) -> list[bytes]:
-    table = pq.read_table(corpus.state / "text" / f"{corpus.names[part]}.parquet", columns=["url"])
+    table = read_table(corpus.state / "text" / f"{corpus.names[part]}.parquet", columns=["url"])
     return [url.encode()[:240] for url in table["url"].take(rows).to_pylist()]
 
 
@@ -303,7 +302,7 @@ def _add_duplicates(step: Step, corpus: Corpus, part: int, copies: np.ndarray) -
     """Count them, and keep the first few as examples."""
     wanted = step.room_for("near_duplicate", len(copies))
     if wanted:
-        table = pq.read_table(corpus.state / "text" / f"{corpus.names[part]}.parquet", columns=["url", "text"])
+        table = read_table(corpus.state / "text" / f"{corpus.names[part]}.parquet", columns=["url", "text"])
         rows = table.take(copies["doc"][:wanted]).to_pylist()
         for row, url in zip(rows, copies["url"].tolist()):
             step.drop(row["url"], "near_duplicate", f"of {url.decode(errors='ignore')}", row["text"])

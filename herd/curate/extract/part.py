@@ -6,7 +6,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from types import FrameType
@@ -15,17 +14,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-import tldextract
 
 from herd.curate.dedup import duplicates as dedup
 from herd.curate.dedup.steps import DOCUMENT_FACTS
 from herd.curate.extract.html import extract
-from herd.curate.filters.addresses import host
+from herd.curate.filters.addresses import host, registered_domain
 from herd.curate.filters.language import foreign_lines, language
 from herd.curate.filters.text import LINE_RANGES, keep_lines
 from herd.curate.funnel import Step
-from herd.curate.parts import save_array, save_table, write_record
+from herd.curate.parts import read_table, save_array, save_table, write_record
 from herd.curate.read.pages import page_made_of
 from herd.types import DOCUMENT_COLUMNS
 
@@ -66,7 +63,7 @@ def _too_long(number: int, frame: FrameType | None) -> None:
 def extract_part(job: dict[str, Any]) -> dict[str, Any]:
     """Extract one part's pages: text, title, language; and what the steps over the whole corpus need of them."""
     state, name = Path(job["state"]), job["name"]
-    raw = pq.read_table(state / "raw" / f"{name}.parquet")
+    raw = read_table(state / "raw" / f"{name}.parquet")
     replaced = np.load(state / "keys" / f"{name}.url.npy")
     steps = {"extract": Step("extract"), "language": Step("language")}
     rows = [_document(row, int(old), steps, job) for row, old in zip(raw.to_pylist(), replaced, strict=True)]
@@ -189,9 +186,6 @@ def _with_language(document: dict, kind: str, size: int, step: Step, job: dict[s
     return document
 
 
-_DOMAINS = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)  # the list that its package holds: no network
-
-
 def group_of(url: str, kind: str = "site") -> str:
     """What must not be torn apart: a site, the top-level module of a library page, a repository, else the page.
 
@@ -201,15 +195,10 @@ def group_of(url: str, kind: str = "site") -> str:
         return url.partition("@")[0]
     if url.startswith(("http://", "https://")):
         name = host(url)
-        return url if kind == "page" or not name else name if kind == "host" else _registered(name)
+        return url if kind == "page" or not name else name if kind == "host" else registered_domain(name) or name
     if not url.startswith("python://"):
         return url
     path = url.split("/", 4)[4] if url.count("/") >= 4 else url
     if path.startswith("topics."):
         return path.removesuffix(".html")
     return path.split("/")[0].removesuffix(".html").removesuffix(".py").split(".")[0]
-
-
-@lru_cache(maxsize=100_000)
-def _registered(name: str) -> str:
-    return _DOMAINS(name).top_domain_under_public_suffix or name

@@ -16,7 +16,8 @@ import unicodedata
 from dataclasses import field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -115,6 +116,41 @@ def host(url: str) -> str:
         except UnicodeError:
             return name
     return name.removeprefix("www.")
+
+
+@lru_cache(maxsize=100_000)
+def registered_domain(name: str) -> str:
+    """What somebody has registered of a host: of `shop.bees.co.uk` it is `bees.co.uk`; empty where there is none.
+
+    Source: the public suffix list (publicsuffix.org), without the suffixes of private providers.
+    """
+    labels, suffixes = name.split("."), _suffixes()
+    read = [_unicode(label) for label in labels]
+    for start in range(len(labels)):
+        suffix = ".".join(read[start:])
+        under = ".".join(["*", *read[start + 1 :]])
+        if f"!{suffix}" in suffixes:
+            return ".".join(labels[start:])
+        if suffix in suffixes or (under in suffixes and start + 1 < len(labels)):
+            return ".".join(labels[start - 1 :]) if start else ""
+    return ""
+
+
+@cache
+def _suffixes() -> frozenset[str]:
+    """The rules of the list in tldextract's folder; the package itself, which can fetch others, is not imported."""
+    spec = find_spec("tldextract")
+    assert spec is not None and spec.submodule_search_locations
+    text = (Path(spec.submodule_search_locations[0]) / ".tld_set_snapshot").read_text(encoding="utf-8")
+    public = text.partition("===BEGIN PRIVATE DOMAINS===")[0]
+    return frozenset(line.split()[0] for line in public.splitlines() if line.strip() and not line.startswith("//"))
+
+
+def _unicode(label: str) -> str:
+    try:
+        return label.encode().decode("idna") if label.startswith("xn--") else label
+    except UnicodeError:
+        return label
 
 
 def check_cutoff(cutoff: str | None) -> None:

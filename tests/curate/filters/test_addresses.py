@@ -3,8 +3,9 @@
 import gzip
 
 import pytest
+import tldextract
 
-from herd.curate.filters.addresses import AddressGate, Blocked, host, plain_date
+from herd.curate.filters.addresses import AddressGate, Blocked, host, plain_date, registered_domain
 from herd.errors import DataError
 
 
@@ -93,3 +94,11 @@ def test_a_date_that_cannot_be_read_is_not_after_the_cutoff():
     cut = AddressGate(Blocked(), "2023-12-31")
     assert cut.why_refuse("http://a/", "Someday") is None and cut.why_refuse("http://a/", "20230501") is None
     assert cut.why_refuse("http://a/", "Wed, 01 May 2024 12:20:30 GMT")[0] == "after_cutoff"
+
+
+def test_registered_domains_are_those_that_tldextract_finds():
+    theirs = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
+    suffixes = [suffix.lstrip("!").replace("*", "bees") for suffix in theirs.tlds]
+    names = [f"{before}{suffix}" for suffix in suffixes for before in ("", "bees.", "www.shop.bees.")]
+    names += ["1.2.3.4", "localhost", "shop.unknown", "2001::1", "", "jane.github.io", "xn--e1afmkfd.xn--p1ai"]
+    assert [name for name in names if registered_domain(name) != theirs(name).top_domain_under_public_suffix] == []
