@@ -43,7 +43,9 @@ STORY: dict[str, tuple[str, ...]] = {
     "Measure further": ("harness", "haystack", "judge", "scaling"),
     "Use": ("chat", "serve", "convert"),
     "Your own files": ("index", "search", "ask", "check"),
-    "Look closer": ("plan", "examine", "inspect", "show", "report", "template", "trace", "sandbox", "guard", "doctor"),
+    "Look closer": (
+        *("plan", "examine", "inspect", "show", "report", "template", "trace", "sandbox", "guard", "shield", "doctor"),
+    ),
 }
 """The verbs in the order of the story; each is `herd/stages/<verb>.py`, or a family `herd/stages/<verb>/`."""
 

@@ -58,7 +58,7 @@ def routes(watch: Watch | None) -> APIRouter:
 
     @router.post("/moderations", response_model=Moderations, responses=REFUSALS)
     async def moderations(body: ModerationRequest, http: Request) -> dict[str, Any]:
-        if watch is None:
+        if watch is None or not watch.guards:
             raise ApiError(404, "This server has no guard; start it with guard=FOLDER.", code="no_guard")
         record = http.scope["herd.request"]
         turn = Turn(inputs=(), params=SamplingParams(), owner=record.owner, request=record.id)

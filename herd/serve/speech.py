@@ -9,7 +9,7 @@ from herd.infer.request import Piece
 from herd.knowledge.citations import cite
 from herd.knowledge.index import Hit
 from herd.serve.tools import Begun, Call, CallReader, Cited, Ended, Grown, Part, Ran, Running, Use, Words
-from herd.serve.turn import Filter, Refused
+from herd.serve.turn import CallFilter, Filter, Refused
 from herd.types import TokenLogprob
 
 
@@ -79,6 +79,8 @@ class Speech:
     def begin_uses(self, uses: Sequence[Use]) -> list[Part]:
         """The server's tools begin to run; what the client is to be told."""
         told = self._flushed()
+        for use in uses:
+            self._examine(use.call)
         if self.finish_reason is None:
             self.uses += uses
             self.order += uses
@@ -132,6 +134,8 @@ class Speech:
                     told += self._flushed()
                     self.calls.append(part.call)
                     self.order.append(part.call)
+                if isinstance(part, Ended):
+                    self._examine(part.call)
                 if self.finish_reason is None:
                     told.append(part)
                 continue
@@ -144,6 +148,15 @@ class Speech:
                 break
             told += self._noted(text)
         return told
+
+    def _examine(self, call: Call) -> None:
+        """Show a whole call to the filters; one that is refused ends the answer."""
+        try:
+            for one in self._filters:
+                if isinstance(one, CallFilter) and self.finish_reason is None:
+                    one.call(call.name, call.arguments)
+        except Refused as refusal:
+            self.refuse(refusal)
 
     def _flushed(self) -> list[Part]:
         """What the filters held back."""

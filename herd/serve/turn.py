@@ -77,6 +77,19 @@ class Filter(Protocol):
         ...
 
 
+@runtime_checkable
+class CallFilter(Protocol):
+    """A filter that looks at the calls of its answer, too."""
+
+    def call(self, name: str, arguments: str) -> None:
+        """Look at a call that was written to its end (`arguments` is JSON), before it is run or told to be whole.
+
+        Raises:
+            Refused: it may not be made.
+        """
+        ...
+
+
 class Guard(Protocol):
     """Looks at what is asked, and at what is answered."""
 

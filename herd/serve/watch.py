@@ -23,6 +23,7 @@ from herd.infer.engine import Input
 from herd.safety.guard import Verdict
 from herd.safety.opened import AnyGuard
 from herd.safety.policy import Where
+from herd.safety.shield import Finding
 from herd.serve.turn import Refused, Turn
 from herd.types import Message
 
@@ -34,7 +35,7 @@ _SHORTEST = 24  # characters of a sentence that is judged by itself
 _END = re.compile(r"[.!?。！？।…]+[\"'”’)\]]*(?=\s)|\n+")
 WITHHELD = "[The result was withheld: a guard found something in it that it must not hold.]"
 Tally = tuple[str, str, str, str, str]
-"""Guard, place, outcome (passed or flagged), category and owner of a key, as they are counted."""
+"""Guard, place, outcome (passed, flagged; warned by Code Shield), category and owner of a key, as they are counted."""
 
 
 class Watch:
@@ -166,10 +167,26 @@ class Watch:
         self._count(guard, verdict, turn)
         if self._log is None or not verdict.flagged:
             return
+        self._write(told(guard, verdict), turn)
+
+    def note_code(self, found: Sequence[Finding], turn: Turn) -> None:
+        """Count and write down what Code Shield found in an answer or a call; of none that it passed."""
+        worst = min((one.severity for one in found), default="")
+        outcome = {"": "passed", "block": "flagged"}.get(worst, "warned")
+        with self._lock:
+            for cwe in sorted({one.cwe for one in found}) or [""]:
+                self.counts["code shield", "output", outcome, cwe, turn.owner or ""] += 1
+        if found and self._log is not None:
+            self._write(
+                {"guard": "code shield", "where": "output", "flagged": outcome == "flagged"}
+                | {"categories": [one.cwe for one in found], "names": [one.rule for one in found]},
+                turn,
+            )
+
+    def _write(self, what: dict[str, Any], turn: Turn) -> None:
         entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "id": turn.request, "owner": turn.owner}
-        line = json.dumps(entry | told(guard, verdict)) + "\n"
-        with self._lock, open(self._log, "a", encoding="utf-8", opener=_private) as file:
-            file.write(line)
+        with self._lock, open(self._log or "", "a", encoding="utf-8", opener=_private) as file:
+            file.write(json.dumps(entry | what) + "\n")
 
     def _count(self, guard: AnyGuard, verdict: Verdict, turn: Turn) -> None:
         category = verdict.categories[0] if verdict.flagged else ""

@@ -19,6 +19,7 @@ from herd.knowledge.index import Index
 from herd.log import say
 from herd.safety.opened import open_any_guard
 from herd.serve.app import create_app
+from herd.serve.codes import CodeWatch
 from herd.serve.effort import Effort
 from herd.serve.journal import Journal
 from herd.serve.keys import check_keys, read_keys
@@ -61,6 +62,8 @@ class ServeSettings:
     """LoRA adapters (PEFT folders) of the first model, by the model ids that clients give."""
     guard: list[Path] | None = None
     """Guards (`herd guard train`, or Llama Guards): they judge what is asked, answered, brought by tools."""
+    shield: Literal["warn", "block"] | None = None
+    """Code Shield: scan the code that is answered or handed to tools; tell what is insecure, or end the answer too."""
     store: Path | None = None
     """SQLite file that keeps responses for `previous_response_id`; nothing is kept when not given."""
     origins: list[str] | None = None
@@ -94,8 +97,8 @@ class ServeSettings:
         for name in (*(self.name or ()), *(self.adapters or ())):
             if not name.strip() or not name.isprintable():
                 raise ValueError(f"{name!r} is no name that clients could give; take letters and digits")
-        if self.log.verdicts is not None and not self.guard:
-            raise ValueError("log.verdicts: there are verdicts only with guard=FOLDER")
+        if self.log.verdicts is not None and not self.guard and not self.shield:
+            raise ValueError("log.verdicts: there are verdicts only with guard=FOLDER or shield=warn")
         for origin in self.origins or ():
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"origins: {origin!r} is none; write https://page.example, with a port if it has one")
@@ -116,7 +119,8 @@ def run(settings: ServeSettings) -> None:
     check_keys(keys)
     store = Store(settings.store) if settings.store is not None else None
     guards = [open_any_guard(folder) for folder in settings.guard or ()]
-    watch = Watch(guards, settings.log.verdicts) if guards else None
+    watch = Watch(guards, settings.log.verdicts) if guards or settings.shield else None
+    shields = [CodeWatch(watch, settings.shield)] if watch is not None and settings.shield else []
     tracing = Tracing() if settings.log.traces else None
     index = Index(settings.documents) if settings.documents is not None else None
     tools = open_tools(settings.tools or (), settings.toolbox, index=index, search=settings.search, mcp=settings.mcp)
@@ -133,6 +137,7 @@ def run(settings: ServeSettings) -> None:
         limits=settings.limits.for_app(),
         journal=Journal(settings.log.form, with_text=settings.log.with_text),
         watch=watch,
+        guards=shields,
         own_tools=tools,
         budget=Budget(settings.toolbox.calls, settings.toolbox.seconds, settings.toolbox.characters),
         library=Library(index) if index is not None else None,
