@@ -2,14 +2,15 @@
 
 What is asked (a task and a topic) is crossed with what the answer must look like (one to three checks that do not
 contradict one another, each in several wordings). Nothing of a benchmark is in them: the tasks, topics and wordings are
-this file's own. Rows of one topic have one `group`, so that a held-out split keeps whole topics apart.
+this file's own. Rows of one topic have one `group`, so that a held-out split keeps whole topics apart; the last wording
+of every check and the last tasks can be kept for it too.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from herd.errors import ConfigError
 
@@ -32,79 +33,98 @@ _ENDINGS = ("That is all.", "I hope this helps.", "Thank you for asking.", "The 
 _MARKS = ("P.S.", "P.P.S")
 _LETTERS = "aeilnorst"
 
-_Made = tuple[dict[str, Any], str]  # arguments and wording
+_UNSEEN_TASKS = 3  # at the end of _TASKS
+Wordings = Literal["all", "known", "unseen"]
+"""Which wordings prompts are made of: all; all but the last tasks and the last wording of each check; those alone."""
+_Made = tuple[dict[str, Any], tuple[str, ...]]  # arguments, and what can be said for them
 
 
 def _sized(draw: random.Random) -> _Made:
     if draw.random() < 0.5:
         count = draw.choice((8, 10, 12, 15, 20, 25))
-        texts = (f"Use fewer than {count} words.", f"Stay below {count} words.", f"Answer in less than {count} words.")
-        return {"num_words": count, "relation": "less than"}, draw.choice(texts)
+        given = {"num_words": count, "relation": "less than"}
+        return given, (
+            f"Use fewer than {count} words.",
+            f"Stay below {count} words.",
+            f"Answer in less than {count} words.",
+        )
     count = draw.choice((20, 25, 30, 40, 50))
-    texts = (
+    return {"num_words": count, "relation": "at least"}, (
         f"Use at least {count} words.",
         f"Write {count} words or more.",
         f"The answer needs {count} words at least.",
     )
-    return {"num_words": count, "relation": "at least"}, draw.choice(texts)
 
 
 def _sentences(draw: random.Random) -> _Made:
     count = draw.choice((2, 3, 4))
     if draw.random() < 0.5:
-        return {"num_sentences": count, "relation": "less than"}, f"Write fewer than {count} sentences."
-    return {"num_sentences": count, "relation": "at least"}, f"Write at least {count} sentences."
+        given = {"num_sentences": count, "relation": "less than"}
+        return given, (f"Write fewer than {count} sentences.", f"It must have less than {count} sentences.")
+    given = {"num_sentences": count, "relation": "at least"}
+    return given, (f"Write at least {count} sentences.", f"It must have {count} sentences or more.")
 
 
 def _keywords(draw: random.Random) -> _Made:
     chosen = draw.sample(_KEYWORDS, draw.choice((1, 1, 2)))
     named = " and ".join(f'"{one}"' for one in chosen)
     word = "words" if len(chosen) > 1 else "word"
-    return {"keywords": chosen}, draw.choice((f"Use the {word} {named}.", f"The {word} {named} must occur in it."))
+    texts = f"Use the {word} {named}.", f"The {word} {named} must occur in it.", f"Do not forget to say {named}."
+    return {"keywords": chosen}, texts
 
 
 def _forbidden(draw: random.Random) -> _Made:
     chosen = draw.sample(("the", "and", "is", "it", "you", "can", "very", "of"), draw.choice((1, 2)))
     named = " or ".join(f'"{one}"' for one in chosen)
-    return {"forbidden_words": chosen}, draw.choice((f"Do not use {named}.", f"Avoid saying {named}."))
+    texts = f"Do not use {named}.", f"Avoid saying {named}.", f"The answer must never say {named}."
+    return {"forbidden_words": chosen}, texts
 
 
 def _letter(draw: random.Random) -> _Made:
     letter, count = draw.choice(_LETTERS), draw.choice((3, 5, 8))
+    given = {"letter": letter, "let_frequency": count}
     if draw.random() < 0.5:
-        text = f"The letter {letter} must occur fewer than {count} times."
-        return {"letter": letter, "let_frequency": count, "let_relation": "less than"}, text
-    text = f"The letter {letter} must occur at least {count} times."
-    return {"letter": letter, "let_frequency": count, "let_relation": "at least"}, text
+        return given | {"let_relation": "less than"}, (
+            f"The letter {letter} must occur fewer than {count} times.",
+            f"Write the letter {letter} less than {count} times in all.",
+        )
+    return given | {"let_relation": "at least"}, (
+        f"The letter {letter} must occur at least {count} times.",
+        f"Write the letter {letter} {count} times or more.",
+    )
 
 
 def _bullets(draw: random.Random) -> _Made:
     count = draw.choice((2, 3, 4))
-    texts = (
+    return {"num_bullets": count}, (
         f"Give exactly {count} bullet points, each after a * sign.",
         f"Answer as a list of {count} lines with `* `.",
     )
-    return {"num_bullets": count}, draw.choice(texts)
 
 
 def _ending(draw: random.Random) -> _Made:
     phrase = draw.choice(_ENDINGS)
-    return {"end_phrase": phrase}, draw.choice((f'End with "{phrase}"', f'The last words must be "{phrase}"'))
+    texts = f'End with "{phrase}"', f'The last words must be "{phrase}"', f'Finish by saying "{phrase}"'
+    return {"end_phrase": phrase}, texts
 
 
 def _postscript(draw: random.Random) -> _Made:
     mark = draw.choice(_MARKS)
-    return {"postscript_marker": mark}, f"Add a postscript that begins with {mark}"
+    texts = f"Add a postscript that begins with {mark}", f"Put a line starting with {mark} below the answer."
+    return {"postscript_marker": mark}, texts
 
 
 def _highlights(draw: random.Random) -> _Made:
     count = draw.choice((1, 2))
-    text = f"Put at least {count} part{'s' * (count > 1)} of it between asterisks, *like this*."
-    return {"num_highlights": count}, text
+    several = "s" * (count > 1)
+    return {"num_highlights": count}, (
+        f"Put at least {count} part{several} of it between asterisks, *like this*.",
+        f"Highlight {count} part{several} or more with *asterisks*.",
+    )
 
 
 def _plain(*texts: str) -> Callable[[random.Random], _Made]:
-    return lambda draw: ({}, draw.choice(texts))
+    return lambda draw: ({}, texts)
 
 
 _KINDS: dict[str, tuple[str, Callable[[random.Random], _Made]]] = {  # check -> what it is about, how it is made
@@ -117,14 +137,26 @@ _KINDS: dict[str, tuple[str, Callable[[random.Random], _Made]]] = {  # check -> 
     "startend:end_checker": ("end", _ending),
     "startend:quotation": (
         "end",
-        _plain("Wrap the whole answer in double quotation marks.", 'Put it between " signs.'),
+        _plain("Wrap the whole answer in double quotation marks.", 'Put it between " signs.', 'Quote all of it, "so".'),
     ),
     "detectable_content:postscript": ("end", _postscript),
     "detectable_format:number_highlighted_sections": ("layout", _highlights),
-    "detectable_format:title": ("title", _plain("Give it a title in double angle brackets, such as <<a title>>.")),
-    "punctuation:no_comma": ("commas", _plain("Use no commas.", "There must be no comma in it.")),
-    "change_case:english_lowercase": ("case", _plain("Write in lower case only.", "Use no capital letters.")),
-    "change_case:english_capital": ("case", _plain("Write in capital letters only.", "ANSWER IN CAPITALS.")),
+    "detectable_format:title": (
+        "title",
+        _plain("Give it a title in double angle brackets, such as <<a title>>.", "Begin with a title <<written so>>."),
+    ),
+    "punctuation:no_comma": (
+        "commas",
+        _plain("Use no commas.", "There must be no comma in it.", "Commas are not allowed."),
+    ),
+    "change_case:english_lowercase": (
+        "case",
+        _plain("Write in lower case only.", "Use no capital letters.", "Every letter must be lowercase."),
+    ),
+    "change_case:english_capital": (
+        "case",
+        _plain("Write in capital letters only.", "ANSWER IN CAPITALS.", "Every letter must be uppercase."),
+    ),
 }
 KINDS = tuple(_KINDS)
 """The checks that prompts are made for."""
@@ -132,10 +164,10 @@ _AT_ODDS = ({"case", "end"}, {"case", "keywords"}, {"case", "title"}, {"length",
 
 
 def instruction_rows(
-    count: int, *, seed: int = 0, most: int = 2, kinds: tuple[str, ...] = KINDS
+    count: int, *, seed: int = 0, most: int = 2, kinds: tuple[str, ...] = KINDS, wordings: Wordings = "all"
 ) -> list[dict[str, Any]]:
     """`count` different prompts with one to `most` checks each: `prompt`, `instruction_id_list`, `kwargs`, `group`,
-    `kind` (its checks, in order).
+    `kind` (its checks, in order). `known` and `unseen` wordings share neither a task nor words for a check.
 
     Raises:
         ConfigError: there is no such check, or there are not so many prompts.
@@ -149,7 +181,8 @@ def instruction_rows(
         names = _chosen(draw, draw.randint(1, most), kinds)
         made = [_KINDS[name][1](draw) for name in names]
         topic = draw.choice(_TOPICS)
-        prompt = " ".join([draw.choice(_TASKS).format(topic), *(text for _, text in made)])
+        said = (draw.choice(_worded(texts, wordings, 1)) for _, texts in made)
+        prompt = " ".join([draw.choice(_worded(_TASKS, wordings, _UNSEEN_TASKS)).format(topic), *said])
         if prompt not in seen:
             seen.add(prompt)
             arguments = [given for given, _ in made]
@@ -158,6 +191,11 @@ def instruction_rows(
                 | {"kind": " + ".join(sorted(names))}
             )
     raise ConfigError(f"only {len(rows):,} different prompts can be made so, {count:,} were asked for; ask for fewer")
+
+
+def _worded(texts: tuple[str, ...], wordings: Wordings, kept: int) -> tuple[str, ...]:
+    """What may be said: all texts, all but the last `kept`, or those."""
+    return {"all": texts, "known": texts[:-kept], "unseen": texts[-kept:]}[wordings]
 
 
 def _chosen(draw: random.Random, count: int, kinds: tuple[str, ...]) -> list[str]:

@@ -7,10 +7,10 @@ from typing import Any
 
 from herd.evals.answers import prompt_of, reference_of
 from herd.post.prompts import origin_of
+from herd.post.verify import RIGHT
 
 STRENGTHS = ((0.6, "significantly_better"), (0.35, "better"), (0.15, "slightly_better"), (0.0, "marginally_better"))
 """From which difference of scores (0 to 1) on a pair is called how strong."""
-_RIGHT = 1 - 1e-6
 
 
 def strength(gap: float) -> str:
@@ -42,7 +42,7 @@ def pair_of(
     }
     pair |= {"chosen_score": round(best[0], 4), "rejected_score": round(worst[0], 4)}
     reference = reference_of(row)
-    if reference is not None and "instruction_id_list" not in row and best[0] < _RIGHT:
+    if reference is not None and "instruction_id_list" not in row and best[0] < RIGHT:
         messages = row.get("messages") or []
         pair["edited"] = messages[-1]["content"] if messages and messages[-1]["role"] == "assistant" else reference
     return pair | origin_of(row)

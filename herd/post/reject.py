@@ -12,7 +12,7 @@ import numpy as np
 
 from herd.evals.answers import prompt_of, question_text, reference_of
 from herd.post.prompts import origin_of
-from herd.post.verify import Verifier, gain_over_random, verified
+from herd.post.verify import RIGHT, Verifier, gain_over_random, verified
 
 
 def best_of(
@@ -80,9 +80,17 @@ def selection_figures(
     return {name: round(value, 4) for name, value in {**means, **found}.items()}
 
 
+def verified_figures(scores: Sequence[Sequence[float]]) -> dict[str, float]:
+    """How many answers a verifier finds right, and for how many questions there is a right one to choose."""
+    right = [[one >= RIGHT for one in several] for several in scores if several]
+    found = {"right_of_samples": np.mean([np.mean(one) for one in right])}
+    found |= {"right_of_best": np.mean([any(one) for one in right]), "all_right": np.mean([all(one) for one in right])}
+    return {name: round(float(value), 4) for name, value in found.items()}
+
+
 def where_samples_differ(
-    rows: Sequence[dict], questions: Sequence[dict], answers: Sequence[Sequence[str]]
+    rows: Sequence[dict], questions: Sequence[dict], answers: Sequence[Sequence[Any]]
 ) -> list[dict]:
-    """Of the chosen rows those whose question got different answers: elsewhere nothing was chosen."""
+    """Of the chosen rows those whose question got different answers (texts or scores): elsewhere nothing was chosen."""
     several = {question_text(q) for q, texts in zip(questions, answers, strict=True) if len({*texts} - {""}) > 1}
     return [row for row in rows if question_text(row) in several]

@@ -9,6 +9,8 @@ from herd.evals.answers import f1_scores, reference_of
 from herd.evals.checks import checked
 from herd.evals.statistics import Interval, summary
 
+RIGHT = 1 - 1e-6
+"""From here on an answer counts as right."""
 Verifier = Literal["checks", "answer"]
 """Share of a row's checks (IFEval's `instruction_id_list`) that hold, or token F1 to its reference answer."""
 

@@ -17,6 +17,7 @@ from herd.evals.answers import words_of
 from herd.evals.mathematics import final_answer, plain
 from herd.evals.scorers import last_number_of
 from herd.infer.engine import Engine
+from herd.infer.request import Request
 from herd.log import progress
 from herd.types import Conversation, Message, SamplingParams
 
@@ -154,7 +155,7 @@ def tree_search(
     with progress("search", total=options.expansions * len(trees), unit="steps") as bar:
         for turn in range(options.expansions):
             growing = [(tree, node) for tree in trees if (node := tree.leaf(options.curiosity)) is not None]
-            drawn = _draw(engine, growing, options, turn)
+            drawn = next_steps(engine, [(tree.prompt, node.text) for tree, node in growing], options, turn)
             talks = [_talk(tree, text) for (tree, _), steps in zip(growing, drawn) for text, _ in steps]
             values = iter(score(talks) if talks else [])
             for (tree, node), steps in zip(growing, drawn, strict=True):
@@ -163,12 +164,14 @@ def tree_search(
     return [tree.best() for tree in trees]
 
 
-def _draw(
-    engine: Engine, growing: Sequence[tuple[_Tree, _Node]], options: TreeOptions, turn: int
+def next_steps(
+    engine: Engine, begun: Sequence[tuple[list[int], str]], options: TreeOptions, turn: int
 ) -> list[list[tuple[str, bool]]]:
-    """`width` next steps of each beginning: the answer so far with it, and whether it is whole."""
+    """`width` next steps of each beginning (prompt tokens, answer so far): the answer with the step, and whether it is
+    whole. `turn` makes each drawing another one.
+    """
     requests = []
-    for number, (tree, node) in enumerate(growing):
+    for number, (prompt, text) in enumerate(begun):
         params = SamplingParams(
             temperature=options.temperature,
             top_p=1.0,
@@ -177,24 +180,51 @@ def _draw(
             seed=(options.seed * 1_000_003 + turn) * 10_007 + number,
             stop=(options.step_end,),
         )
-        so_far = engine.tokenizer.encode(node.text) if node.text else []
-        requests.append(engine.request([*tree.prompt, *so_far], params))
+        requests.append(engine.request([*prompt, *_encoded(engine, text)], params))
+    found = []
+    for (prompt, text), request in zip(begun, _done(engine, requests), strict=True):
+        steps = []
+        for answer in request.answers:
+            ended = bool(answer.tokens) and answer.tokens[-1] in engine.stop_ids
+            longer = text + engine.text_of(answer)
+            long = len(request.prompt) - len(prompt) + len(answer.tokens) >= options.answer_tokens
+            at_end = len(answer.tokens) < options.step_tokens  # else the step was too long, and goes on
+            steps.append((longer, True) if ended or long else (longer + options.step_end * at_end, False))
+        found.append(steps)
+    return found
+
+
+def endings(
+    engine: Engine, begun: Sequence[tuple[list[int], str]], options: TreeOptions, count: int, turn: int
+) -> list[list[str]]:
+    """`count` whole answers from each beginning (prompt tokens, answer so far)."""
+    requests = []
+    for number, (prompt, text) in enumerate(begun):
+        so_far = _encoded(engine, text)
+        params = SamplingParams(
+            temperature=options.temperature,
+            top_p=1.0,
+            max_tokens=max(options.answer_tokens - len(so_far), 1),
+            n=count,
+            seed=(options.seed * 1_000_003 + turn) * 10_007 + number,
+        )
+        requests.append(engine.request([*prompt, *so_far], params))
+    done = zip(begun, _done(engine, requests), strict=True)
+    return [[text + engine.text_of(answer) for answer in request.answers] for (_, text), request in done]
+
+
+def _encoded(engine: Engine, text: str) -> list[int]:
+    return engine.tokenizer.encode(text) if text else []
+
+
+def _done(engine: Engine, requests: list[Request]) -> list[Request]:
     for request in requests:
         engine.submit(request)
     while not all(request.finished for request in requests):
         engine.step()
-    found = []
-    for (tree, node), request in zip(growing, requests, strict=True):
+    for request in requests:
         request.raise_error()
-        steps = []
-        for answer in request.answers:
-            ended = bool(answer.tokens) and answer.tokens[-1] in engine.stop_ids
-            text = node.text + engine.text_of(answer)
-            long = len(request.prompt) - len(tree.prompt) + len(answer.tokens) >= options.answer_tokens
-            at_end = len(answer.tokens) < options.step_tokens  # else the step was too long, and goes on
-            steps.append((text, True) if ended or long else (text + options.step_end * at_end, False))
-        found.append(steps)
-    return found
+    return requests
 
 
 def _talk(tree: _Tree, text: str) -> Conversation:

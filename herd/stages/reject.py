@@ -1,8 +1,9 @@
-"""Reject: of K answers to each question the reward model keeps the best, as conversations for the next SFT."""
+"""Reject: of K answers to each question a reward model or a verifier keeps the best, for the next SFT."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from herd.data.rows import read_rows, write_rows
 from herd.errors import DataError
 from herd.evals.answers import prompt_of
 from herd.log import progress, say
-from herd.post.prompts import part_of, read_prompts, spread
-from herd.post.reject import best_of, keep_best, selection_figures, where_samples_differ
+from herd.post.prompts import apart_from, part_of, read_prompts, spread
+from herd.post.reject import best_of, keep_best, selection_figures, verified_figures, where_samples_differ
 from herd.post.reward import RewardModel
 from herd.post.sampling import sample_answers
-from herd.post.verify import Verifier, verifier_of
+from herd.post.verify import RIGHT, Verifier, verified, verifier_of
 from herd.run import Run, atomic_write, open_run
 from herd.types import SamplingParams
 
@@ -30,8 +31,8 @@ class RejectSettings:
     """Run folder to write."""
     checkpoint: Path
     """The chat model that is sampled."""
-    reward: Path
-    """The reward model that chooses."""
+    reward: Path | None = None
+    """The reward model that chooses. Without one the verifier does: the first of the answers that it finds right."""
     prompts: Path
     """What is asked: JSONL or Parquet rows with `messages` or `prompt`; a reference `answer` or checks are optional.
     Rows with `answers` (of `herd rounds prefer`) are not asked again."""
@@ -41,10 +42,14 @@ class RejectSettings:
     """Prompts asked, spread evenly over the file."""
     part: tuple[float, float] = (0.0, 1.0)
     """Which prompts, by a hash of theirs (0 to 1): other parts are for other uses."""
+    benchmarks: tuple[Path, ...] = ()
+    """Files of benchmarks: a prompt that stands in one of them is left out."""
     verifier: Verifier | None = None
-    """What measures the choice: `checks` or `answer`; default: what all rows have. It chooses nothing."""
+    """What measures the choice: `checks` or `answer`; default: what all rows have. It chooses only where no reward
+    model does."""
     only_differing: bool = False
-    """Leave out prompts to which all samples are the same text: there is nothing to choose, and it is known already."""
+    """Leave out prompts to which all samples are the same text (or, where the verifier chooses, equally right): there
+    is nothing to choose, and it is known already."""
     keep: float = 0.7
     """Share (0 to 1) of the chosen answers that is kept, those of the highest reward."""
     references: Path | None = None
@@ -71,27 +76,41 @@ class RejectSettings:
 
 def run(settings: RejectSettings) -> Path:
     """Write `chosen.jsonl` (the best answers with their reward) and `conversations.jsonl` (what to train on)."""
-    inputs = {name: getattr(settings, name) for name in ("checkpoint", "reward", "prompts", "references")}
+    names = ("checkpoint", "reward", "prompts", "references")
+    inputs: dict[str, Any] = {name: getattr(settings, name) for name in names} | {"benchmarks": [*settings.benchmarks]}
     with open_run(settings.out, stage="reject", settings=settings, inputs=inputs) as run:
         if run.finished:
             return run.path
         run.need(disk_bytes=6000 * settings.max_prompts)
-        questions = spread(part_of(read_prompts(settings.prompts, 10**9), *settings.part), settings.max_prompts)
+        everything = apart_from(read_prompts(settings.prompts, 10**9), settings.benchmarks)
+        questions = spread(part_of(everything, *settings.part), settings.max_prompts)
         if not questions:
-            raise DataError(f"{settings.prompts}: no prompt lies in part {settings.part}")
-        verifier = settings.verifier or verifier_of(questions) or "answer"
+            raise DataError(f"{settings.prompts}: no prompt is left in part {settings.part}")
+        verifier = settings.verifier or verifier_of(questions)
+        if settings.reward is None and verifier is None:
+            raise DataError(f"{settings.prompts}: no verifier fits all rows (checks, or an answer); give reward=")
         answers = _answers(run, settings, questions)
-        rewards = _rewards(run, settings, questions, answers)
-        best = best_of(questions, answers, rewards)
+        differing: Sequence[Sequence[Any]] = answers
+        if settings.reward is None and verifier is not None:
+            rewards = [verified(verifier, row, texts) for row, texts in zip(questions, answers, strict=True)]
+            best = [row for row in best_of(questions, answers, rewards) if row["score"] >= RIGHT]
+            figures, differing = verified_figures(rewards), rewards
+            told = _share_right(figures)
+        else:
+            rewards = _rewards(run, settings, questions, answers)
+            best = best_of(questions, answers, rewards)
+            figures = selection_figures(questions, answers, rewards, verifier or "answer")
+            told = f"each the best of {settings.samples} by reward; {_worth(figures)}"
         if settings.only_differing:
-            best = where_samples_differ(best, questions, answers)
+            best = where_samples_differ(best, questions, differing)
             say(f"  {len(best):,} of {len(questions):,} prompts got answers that differ")
         chosen = keep_best(best, settings.keep)
-        figures = selection_figures(questions, answers, rewards, verifier)
+        if not chosen and settings.references is None:
+            raise DataError(f"{settings.prompts}: no answer is left to keep; raise `samples`, or ask what is easier")
         write_rows(run.path / "chosen.jsonl", chosen)
         references = [row for _, row in read_rows(settings.references)] if settings.references else []
         write_rows(run.path / "conversations.jsonl", [*references, *chosen])
-        say(f"  {len(chosen):,} answers kept, each the best of {settings.samples} by reward; {_worth(figures)}")
+        say(f"  {len(chosen):,} answers kept, {told}")
         run.finish(figures | {"questions": len(questions), "kept": len(chosen)})
     return run.path
 
@@ -115,6 +134,13 @@ def _answers(run: Run, settings: RejectSettings, questions: list[dict]) -> list[
     return sample_answers(settings.checkpoint, prompts, params, run.path / "state", engine=settings.engine)
 
 
+def _share_right(figures: dict[str, float]) -> str:
+    return (
+        f"each the first that the verifier finds right: {figures['right_of_samples']:.1%} of all are, and "
+        f"{figures['right_of_best']:.1%} of the prompts have one"
+    )
+
+
 def _worth(figures: dict[str, float]) -> str:
     """What the selection was worth in words: by the verifier where rows have what it needs, else by reward alone."""
     unit, what = next(one for one in _UNITS if f"{one[0]}_of_chosen" in figures)
@@ -133,6 +159,7 @@ _UNITS = (("f1", "F1 to the references"), ("checks", "checks that hold"), ("rewa
 
 def _rewards(run: Run, settings: RejectSettings, questions: list[dict], answers: list[list[str]]) -> list[list[float]]:
     """The reward of every answer to every question; scored questions are kept in parts of a fixed size."""
+    assert settings.reward is not None
     model = RewardModel(settings.reward)
     rewards: list[list[float]] = []
     with progress("score", total=len(questions) * settings.samples, unit="answers") as bar:

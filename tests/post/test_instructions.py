@@ -1,6 +1,7 @@
 """Prompts that are made here: different ones, fit to be judged, and none that stands in a benchmark."""
 
 import json
+import re
 
 import pytest
 
@@ -46,3 +47,23 @@ def test_a_system_message_stands_before_every_prompt(tmp_path):
     assert [one["role"] for one in messages] == ["system", "user"] and messages[0][
         "content"
     ] == "Answer with the number."
+
+
+def test_held_out_prompts_can_be_worded_as_no_other(tmp_path):
+    run(PromptSettings(out=tmp_path, count=600, most=1, new_wordings=True))
+    trained, held_out = (rows_in(tmp_path / f"{name}.jsonl") for name in ("prompts", "held_out"))
+    assert {row["group"] for row in trained}.isdisjoint(row["group"] for row in held_out)
+
+    def said(rows):  # the prompts without topic and figures
+        return {
+            re.sub(r'\d+|".*"|letter .|\b(part|word)s?\b', "", one["prompt"]).replace(one["group"], "") for one in rows
+        }
+
+    def split(texts):
+        return {text.split(".", 1)[0] for text in texts}, {re.split(r"[.?]", text, maxsplit=1)[-1] for text in texts}
+
+    tasks, checks = zip(split(said(trained)), split(said(held_out)))
+    assert tasks[0].isdisjoint(tasks[1]) and checks[0].isdisjoint(checks[1])
+    assert {row["kind"] for row in trained} == {row["kind"] for row in held_out} == set(KINDS)
+    with pytest.raises(ValueError, match="new_wordings is for instructions"):
+        PromptSettings(out=tmp_path, kind="sums", new_wordings=True)

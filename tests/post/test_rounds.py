@@ -15,6 +15,7 @@ from herd.evals.task import items_of, load_task
 from herd.post.prefer import pair_of, strength
 from herd.post.prompts import part_of
 from herd.post.verify import gain_over_random, verified, verifier_of
+from herd.stages import reject
 from herd.stages.rl import prompts
 from herd.stages.rounds import prefer, table
 from tests.post.models import save_model
@@ -93,6 +94,32 @@ def test_a_models_answers_become_pairs_and_earlier_rounds_go_before_them(tmp_pat
         prefer.run(prefer.PreferSettings(out=tmp_path / "three", **given))
 
 
+def test_without_a_reward_model_the_verifier_keeps_the_first_right_answer(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("HERD_QUIET", raising=False)
+    save_model(tmp_path / "model")
+    rows = [
+        CHECKED | {"prompt": f"Say {number}.", "answers": answers}
+        for number, answers in enumerate((["A, b", "so it is", "or so"], ["right", "right too"], ["No, no", "Never"]))
+    ]
+    write_rows(tmp_path / "answers.jsonl", [*rows, CHECKED | {"prompt": "Known?", "answers": ["yes"]}])
+    write_rows(tmp_path / "bench.jsonl", [{"prompt": "known?"}])
+    given = {"checkpoint": tmp_path / "model", "prompts": tmp_path / "answers.jsonl", "keep": 1.0}
+    given |= {"benchmarks": (tmp_path / "bench.jsonl",)}
+    for only, texts in ((False, ["so it is", "right"]), (True, ["so it is"])):
+        out = reject.run(reject.RejectSettings(out=tmp_path / f"out-{only}", only_differing=only, **given))
+        found = [json.loads(line)["messages"][-1]["content"] for line in (out / "conversations.jsonl").open()]
+        assert found == texts
+    figures = json.loads((out / "run.json").read_text())["figures"]
+    assert figures["right_of_best"] == 0.6667 and figures["all_right"] == 0.3333
+    assert "1 of 4 prompts stand in bench.jsonl" in capsys.readouterr().err
+    with pytest.raises(DataError, match="no answer is left"):
+        write_rows(tmp_path / "answers.jsonl", rows[2:])
+        reject.run(reject.RejectSettings(out=tmp_path / "none", **given))
+    with pytest.raises(DataError, match="no verifier fits"):
+        write_rows(tmp_path / "answers.jsonl", [{"prompt": "Why?"}])
+        reject.run(reject.RejectSettings(out=tmp_path / "no", **given))
+
+
 def test_a_round_that_does_not_gain_keeps_the_best_before_it(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("HERD_QUIET", raising=False)
     story = tmp_path / "story"
@@ -130,4 +157,8 @@ def test_the_shipped_rounds_are_planned_with_all_their_settings(tmp_path, capsys
         (tmp_path / name).touch()
     values = [f"values.base={tmp_path / 'model'}", f"values.start={tmp_path / 'model'}"]
     words = ["recipes/rounds/story.yaml", f"out={tmp_path / 'rounds'}", *values, "dry_run=true"]
+    assert cli.main(["story", *words]) == 0
+    (tmp_path / "pages.jsonl").touch()
+    values = [f"values.{name}={tmp_path / file}" for name, file in (("model", "model"), ("text", "pages.jsonl"))]
+    words = ["recipes/rounds/verified.yaml", f"out={tmp_path / 'verified'}", *values, "dry_run=true"]
     assert cli.main(["story", *words]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,8 @@ class PromptSettings:
     """Prompts to make, the held-out ones among them."""
     held_out: float = 0.2
     """Share (0 to 1) of the topics or sums that goes to held_out.jsonl instead of prompts.jsonl."""
+    new_wordings: bool = False
+    """Word held-out instructions as no other is: other tasks, and other words for every check."""
     most: int = 2
     """Checks in one instruction, at most."""
     checks: tuple[str, ...] = KINDS
@@ -45,6 +48,8 @@ class PromptSettings:
             raise ValueError("count, most and largest must be at least 1")
         if not 0 <= self.held_out < 1:
             raise ValueError("held_out must be at least 0 and below 1")
+        if self.new_wordings and (self.kind == "sums" or not self.held_out):
+            raise ValueError("new_wordings is for instructions with a held-out share")
 
 
 def run(settings: PromptSettings) -> Path:
@@ -54,13 +59,10 @@ def run(settings: PromptSettings) -> Path:
     ) as run:
         if run.finished:
             return run.path
-        if settings.kind == "sums":
-            rows = sum_rows(settings.count, seed=settings.seed, largest=settings.largest)
-        else:
-            rows = instruction_rows(settings.count, seed=settings.seed, most=settings.most, kinds=settings.checks)
+        rows = _rows(settings)
         kept = [_under(settings.system, row) for row in apart_from(rows, settings.benchmarks)]
-        held_out = [row for row in kept if is_held_out(f"rl {row['group']}", settings.held_out)]
-        trained = [row for row in kept if not is_held_out(f"rl {row['group']}", settings.held_out)]
+        held_out = [row for row in kept if _is_aside(row, settings)]
+        trained = [row for row in kept if not _is_aside(row, settings)]
         if not trained or (settings.held_out and not held_out):
             raise ConfigError(f"{len(trained):,} prompts to train on and {len(held_out):,} held out; ask for more")
         write_rows(run.path / "prompts.jsonl", trained)
@@ -68,6 +70,23 @@ def run(settings: PromptSettings) -> Path:
         say(f"  {len(trained):,} prompts, {len(held_out):,} held out, {len(rows) - len(kept):,} left out")
         run.finish({"prompts": len(trained), "held_out": len(held_out), "left_out": len(rows) - len(kept)})
     return run.path
+
+
+def _rows(settings: PromptSettings) -> list[dict[str, Any]]:
+    if settings.kind == "sums":
+        return sum_rows(settings.count, seed=settings.seed, largest=settings.largest)
+    make = partial(instruction_rows, settings.count, seed=settings.seed, most=settings.most, kinds=settings.checks)
+    if not settings.new_wordings:
+        return make()
+    known, unseen = make(wordings="known"), make(wordings="unseen")
+    return [
+        *(row for row in known if not _is_aside(row, settings)),
+        *(row for row in unseen if _is_aside(row, settings)),
+    ]
+
+
+def _is_aside(row: dict[str, Any], settings: PromptSettings) -> bool:
+    return is_held_out(f"rl {row['group']}", settings.held_out)
 
 
 def _under(system: str, row: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from herd.evals.answers import prompt_of
 from herd.evals.statistics import summary
 from herd.log import say
 from herd.post.prefer import pair_of
-from herd.post.prompts import part_of, read_prompts
+from herd.post.prompts import apart_from, part_of, read_prompts
 from herd.post.sampling import sample_answers
 from herd.post.verify import Verifier, verified, verifier_of
 from herd.run import open_run
@@ -45,6 +45,8 @@ class PreferSettings:
     """Temperature of the answers."""
     answer_tokens: int = 128
     """Longest answer, in tokens."""
+    benchmarks: tuple[Path, ...] = ()
+    """Files of benchmarks: a prompt that stands in one of them is left out."""
     earlier: Path | None = None
     """Run folder of an earlier round's `herd rounds prefer`, whose pairs go before these in `all_pairs.jsonl`."""
     seed: int = 0
@@ -61,7 +63,8 @@ class PreferSettings:
 
 def run(settings: PreferSettings) -> Path:
     """Write `answers.jsonl` (each prompt with its answers and their scores), `pairs.jsonl` and `all_pairs.jsonl`."""
-    inputs = {name: getattr(settings, name) for name in ("checkpoint", "prompts", "earlier")}
+    inputs: dict[str, Any] = {name: getattr(settings, name) for name in ("checkpoint", "prompts", "earlier")}
+    inputs["benchmarks"] = [*settings.benchmarks]
     with open_run(settings.out, stage="rounds prefer", settings=settings, inputs=inputs) as run:
         if run.finished:
             return run.path
@@ -98,7 +101,7 @@ def run(settings: PreferSettings) -> Path:
 
 
 def _asked(settings: PreferSettings) -> tuple[list[dict], Verifier]:
-    everything = read_prompts(settings.prompts, 10**9)
+    everything = apart_from(read_prompts(settings.prompts, 10**9), settings.benchmarks)
     rows = [row for row in part_of(everything, *settings.part) if _is_hard(row, settings.least_checks)]
     verifier = settings.verifier or verifier_of(rows)
     if not rows or verifier is None:
