@@ -1,8 +1,8 @@
 """The command line: `herd <stage> [recipe.yaml] [setting=value ...]`.
 
 A thin caller: every verb is one file of `herd/stages/`, with a settings class and `run(settings)`; a verb with a folder
-there is a family (`herd guard train` is `herd/stages/guard/train.py`), which may have a `run` of its own in its
-`__init__.py`. Nothing heavy is imported before the verb is known, so that `herd --help` answers at once.
+there is a family (`herd guard train` is `herd/stages/guard/train.py`), whose `__init__.py` may have a `run` of its own.
+Nothing heavy is imported before the verb is known, so that `herd --help` answers at once.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ STORY: dict[str, tuple[str, ...]] = {
 """The verbs in the order of the story; each is `herd/stages/<verb>.py`, or a family `herd/stages/<verb>/`."""
 
 BY_NAME_ONLY = ("Measure further", "Your own files", "Look closer")
-"""The groups whose verbs stand in one line of the first help screen, so that it stays within 40 lines."""
+"""Groups whose verbs share one line of the first help screen, which has at most 40 lines."""
 
 INTERRUPTED = 130
 USER_ERROR = 2
@@ -58,7 +58,7 @@ _LONGEST_MESSAGE = 20_000  # characters
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status (0 done, 2 something the user can mend, 130 interrupted)."""
+    """Run one command; returns the exit status (0 done, 2 a user error, 130 interrupted)."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # else PyTorch is 5 to 20 times slower on a busy machine
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -86,17 +86,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def commands() -> list[str]:
     """Every command, in the order of the story: `pack`, `guard train`, ..."""
-    found = []
+    result = []
     for verb in (name for names in STORY.values() for name in names):
         members = _members(verb)
         if not members or _has_run(verb):
-            found.append(verb)
-        found += [f"{verb} {member}" for member in members]
-    return found
+            result.append(verb)
+        result += [f"{verb} {member}" for member in members]
+    return result
 
 
 def _members(verb: str) -> list[str]:
-    """The members of a family by name; none for a verb that is one file."""
+    """The commands of a family by name; empty for a verb that is one file."""
     file = _file(verb)
     files = file.parent.glob("*.py") if file.name == "__init__.py" else ()
     return sorted(one.stem for one in files if not one.stem.startswith("_"))
@@ -129,13 +129,13 @@ def _run_verb(verb: str, words: list[str]) -> int:
 
 
 def _which(verb: str, words: list[str]) -> tuple[str, list[str]]:
-    """The command that the first words name (a member of a family takes two) and the words that are left."""
+    """The command that the first word names (or the first two, for a family), and the remaining words."""
     if verb in renamed.VERBS:
         raise ConfigError(f"`herd {verb}` is now `herd {renamed.VERBS[verb]}`")
     known = commands()
     if verb not in (name.split()[0] for name in known):
         if verb.isidentifier() and verb[0] != "_" and (file := next(_files(verb), None)):
-            raise ConfigError(f"no command `{verb}`: {file} is there, but `STORY` in {__file__} does not name it")
+            raise ConfigError(f"no command `{verb}`: {file} exists, but `STORY` in {__file__} does not list it")
         raise ConfigError(f"no command `{verb}`{_nearest(verb, known)}")
     first = words[0] if words else ""
     if f"{verb} {first}" in known:
@@ -146,7 +146,7 @@ def _which(verb: str, words: list[str]) -> tuple[str, list[str]]:
 
 
 def _nearest(wrong: str, known: list[str], family: str = "") -> str:
-    """What was probably meant, or all there is."""
+    """A hint for an error: the nearest known command, or all of them."""
     names = [name for name in known if name.startswith(f"{family} ")] if family else known
     if nearest := difflib.get_close_matches(wrong, names, n=1):
         return f"; did you mean `{nearest[0]}`?"
@@ -156,12 +156,12 @@ def _nearest(wrong: str, known: list[str], family: str = "") -> str:
 
 
 def sort_words(verb: str, cls: type, words: list[str]) -> tuple[Path | None, list[str]]:
-    """Tell apart the recipe, `key=value`, `--key value`, `--flag` and the bare words a command may take (path, out).
+    """Separate the recipe from the settings: `key=value`, `--key value`, `--flag` and positional words (path, out).
 
-    Returns the recipe's path and the words for `herd.config.load`.
+    Returns the recipe's path and the settings as `key=value` words for `herd.config.load`.
 
     Raises:
-        ConfigError: a word that the command has no place for.
+        ConfigError: a word that the command does not take.
     """
     from herd.config import find_recipe
 
@@ -199,12 +199,12 @@ def sort_words(verb: str, cls: type, words: list[str]) -> tuple[Path | None, lis
 
 
 def _bare(cls: type, names: Iterable[str]) -> list[str]:
-    """The settings that words without a name give, in their order."""
+    """The settings that positional words set, in order."""
     return [name for name in getattr(cls, "bare_words", ("path", "out")) if name in names] if "path" in names else []
 
 
 def _first_input(cls: type, hints: dict[str, Any]) -> str | None:
-    """The first setting that must be given and names files: what somebody means who gives a bare path."""
+    """The first required setting that takes files: what a bare path was probably meant for."""
     needed = (field.name for field in dataclasses.fields(cls) if field.name != "out" and _is_needed(field))
     return next((name for name in needed if Path in (hints[name], *typing.get_args(hints[name]))), None)
 
@@ -254,7 +254,7 @@ def _files(command: str) -> Iterator[Path]:
 
 
 def _family_help(family: str) -> str:
-    """What a family is, and its members with a line each."""
+    """The description of a family, and its commands with a line each."""
     text = (ast.get_docstring(_parsed(family)) or "").strip()
     usage = f"  herd {family} <command> [setting=value ...]     herd {family} <command> --help shows every setting"
     return "\n".join([text, "", usage, "", *_member_lines(family)])
@@ -281,21 +281,21 @@ def _verb_help(verb: str, stage: ModuleType, cls: type) -> str:
     return "\n".join(lines)
 
 
-# ---- how it ends -----------------------------------------------------------------------------------------------------
+# ---- errors and signals ----------------------------------------------------------------------------------------------
 
 
 def _fail(message: str) -> int:
-    if len(message) > _LONGEST_MESSAGE:  # somebody's megabyte without a blank
+    if len(message) > _LONGEST_MESSAGE:  # it may quote a megabyte of input
         half = _LONGEST_MESSAGE // 2
         left_out = len(message) - 2 * half
         message = f"{message[:half]} ... ({left_out:,} characters left out) ... {message[-half:]}"
-    message = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in message)  # no terminal's codes
+    message = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in message)  # no escape codes
     print(f"error: {message}", file=sys.stderr)
     return USER_ERROR
 
 
 def _system_fault(error: OSError) -> str | None:
-    """A plain sentence for the faults of a machine that a person can mend; None for what looks like our bug."""
+    """A message for a system error that the user can fix; None for what looks like a bug of ours."""
     where = f"{error.filename}: " if error.filename else ""
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:

@@ -1,4 +1,4 @@
-"""Settings: frozen dataclasses read from YAML and `key=value` words, validated once, every fault reported together.
+"""Settings: frozen dataclasses read from YAML and `key=value` words, validated once, all errors reported together.
 
     @settings
     class Optimizer:
@@ -9,8 +9,8 @@
     load(Optimizer, Path("recipe.yaml"), ["lr=1e-3"])
 
 A recipe may name another as `base:` and change only what differs. A class may have a static method `derived(values)`
-that gives defaults following from what was set (a learning rate from a size); whatever is set wins. The docstring under
-a field is its documentation: it is what `--help` and the JSON schema for editors show.
+that computes defaults from the values given (a learning rate from a size); given values win. The docstring under a
+field is its documentation, shown by `--help` and in the JSON schema for editors.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from herd.errors import ConfigError
 from herd.markup import MAX_VALUES, count_values, parse_markup, read_markup
 
 S = TypeVar("S")
-_LONGEST_CHAIN = 20  # of recipes, each on top of another
-_MAX_TOLD = 50  # faults
+_LONGEST_CHAIN = 20  # of recipes, each the `base:` of the next
+_MAX_FAULTS_SHOWN = 50  # faults
 
 
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True)
 def settings(cls: type[S]) -> type[S]:
-    """Make a class of settings: a frozen keyword-only dataclass that refuses fields it does not know.
+    """Make a settings class: a frozen keyword-only dataclass that refuses unknown fields.
 
-    A list or dictionary may stand as a default; each object gets its own copy. What a class adds stands before what it
-    inherits, and before both what has no default.
+    Defaults may be lists or dictionaries; each object gets its own copy. The order of fields: required ones, then the
+    class's own, then inherited ones.
     """
     own = inspect.get_annotations(cls)
     for name in own:
@@ -52,7 +52,7 @@ def settings(cls: type[S]) -> type[S]:
         if isinstance(default, list | dict):
             setattr(cls, name, dataclasses.field(default_factory=functools.partial(copy.copy, default)))
     rules = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-    setattr(cls, "__pydantic_config__", rules)  # noqa: B010  (the type of a class knows no such attribute)
+    setattr(cls, "__pydantic_config__", rules)  # noqa: B010  (mypy: a type has no such attribute)
     made = dataclasses.dataclass(kw_only=True, frozen=True)(cls)
     if any(dataclasses.is_dataclass(base) for base in cls.__bases__):
         known: dict[str, dataclasses.Field[Any]] = getattr(made, "__dataclass_fields__")  # noqa: B009
@@ -70,20 +70,20 @@ def load(
     values: Mapping[str, Any] | None = None,
     where: str = "",
 ) -> S:
-    """Read settings from a recipe, put `values` (found in `where`) and the `key=value` words over it and validate.
+    """Read a recipe, override it with `values` (from `where`) and then the `key=value` words, and validate the result.
 
     Raises:
-        ConfigError: with every fault at once: unknown keys (and the nearest known one), values of the wrong kind,
-            required settings that are missing, rules between settings.
+        ConfigError: with all errors at once: unknown keys (and the nearest known one), values of the wrong kind,
+            missing required settings, settings that contradict each other.
     """
-    found, origin = _read_recipe(file) if file else ({}, {})
-    _merge(found, copy.deepcopy(dict(values or {})), origin, where)
-    faults = _apply_overrides(cls, found, origin, overrides)
-    faults += _unknown_keys(cls, found, origin)
-    faults += _derive(cls, found)
-    _fill_groups(cls, found, cls)
+    merged, origin = _read_recipe(file) if file else ({}, {})
+    _merge(merged, copy.deepcopy(dict(values or {})), origin, where)
+    faults = _apply_overrides(cls, merged, origin, overrides)
+    faults += _unknown_keys(cls, merged, origin)
+    faults += _derive(cls, merged)
+    _fill_groups(cls, merged, cls)
     try:
-        result: S = _adapter(typing.cast(Any, cls)).validate_python(found)
+        result: S = _adapter(typing.cast(Any, cls)).validate_python(merged)
     except ValidationError as error:
         faults += _validation_faults(error, origin)
     if faults:
@@ -92,19 +92,19 @@ def load(
 
 
 def recipe_keys(file: Path) -> set[str]:
-    """The top-level settings that a recipe gives, those of its `base:` too.
+    """The top-level settings that a recipe and its `base:` give.
 
     Raises:
-        ConfigError: it is missing or no YAML mapping.
+        ConfigError: it is missing or not a YAML mapping.
     """
     return set(_read_recipe(file)[0])
 
 
 def find_recipe(path: Path) -> Path:
-    """A recipe by its path, or by its place among the shipped ones (`demo/pretrain.yaml`)."""
+    """A recipe by its path, or by its name among the shipped ones (`demo/pretrain.yaml`)."""
     if path.exists():
         return path
-    package = Path(__file__).parent  # the recipes lie in an installed package, or beside it in a checkout
+    package = Path(__file__).parent  # recipes are inside an installed package, or beside it in a checkout
     folder = package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
     shipped = folder.joinpath(*(path.parts[1:] if path.parts[0] == "recipes" else path.parts))
     return shipped if shipped.exists() else path
@@ -145,9 +145,9 @@ class FieldHelp:
 
 
 def describe(cls: type, prefix: str = "", owner: Any = None) -> list[FieldHelp]:
-    """Every setting of a class with its kind, default and documentation, groups unfolded.
+    """Every setting of a class with its kind, default and documentation; groups are expanded.
 
-    `owner` is an object whose values are the defaults: those that a stage gives a group.
+    `owner` is an object whose values are the defaults, such as a stage's own defaults for a group.
     """
     owner = cls if owner is None else owner
     texts, lines = _texts(cls), []
@@ -164,7 +164,7 @@ def describe(cls: type, prefix: str = "", owner: Any = None) -> list[FieldHelp]:
 
 
 def _put_defaults(schema: dict[str, Any], cls: type, owner: Any, definitions: dict[str, Any]) -> None:
-    """Write a stage's own defaults into the schema of its groups, each in a copy of its own."""
+    """Write a stage's own defaults into copies of its groups' schemas."""
     for field in dataclasses.fields(cls):
         entry, group = schema["properties"][field.name], _settings_class(_hints(cls)[field.name])
         entry["description"] = _texts(cls).get(field.name, "")
@@ -183,13 +183,13 @@ def _put_defaults(schema: dict[str, Any], cls: type, owner: Any, definitions: di
 def _read_recipe(
     file: Path, chain: tuple[Path, ...] = (), most: int = MAX_VALUES
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values of a recipe with its `base:` recipes under it, and the file each dotted key came from.
+    """The values of a recipe merged over its `base:` recipes, and the file each dotted key came from.
 
-    There are at most so many values, those of all files together.
+    `most` limits the number of values in all files together.
     """
     try:
         resolved = file.resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a name that none can be
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of symlinks, an impossible name
         raise ConfigError(f"{_short(str(file))}: cannot be read as a recipe: {_short(str(error))}") from None
     if resolved in chain:
         raise ConfigError(
@@ -251,7 +251,7 @@ def _apply_overrides(cls: type, values: dict[str, Any], origin: dict[str, str], 
 
 
 def _derive(cls: type, values: dict[str, Any]) -> list[str]:
-    """Put the defaults that follow from the given values beneath them."""
+    """Fill in the defaults that follow from the given values."""
     if not hasattr(cls, "derived"):
         return []
     try:
@@ -262,9 +262,9 @@ def _derive(cls: type, values: dict[str, Any]) -> list[str]:
 
 
 def _fill_groups(cls: type, values: dict[str, Any], owner: Any) -> None:
-    """Put a stage's own defaults beneath a group given in part: `optimizer.beta2=0.99` leaves its learning rate.
+    """Complete a partly given group with the stage's own defaults: `optimizer.beta2=0.99` keeps its learning rate.
 
-    `owner` is what holds the defaults: the class itself, or the group's object that a stage stands for.
+    `owner` holds the defaults: the class itself, or the group object that a stage has as its default.
     """
     for field in dataclasses.fields(cls):
         group = _settings_class(_hints(cls)[field.name])
@@ -284,11 +284,11 @@ def _fill(values: dict[str, Any], defaults: dict[str, Any]) -> None:
             values.setdefault(name, default)
 
 
-# ---- faults ----------------------------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------------------------------------------------------------------------
 
 
 def _unknown_keys(cls: type, values: dict[str, Any], origin: dict[str, str]) -> list[str]:
-    """Take out the keys that no setting has, with a fault for each: its new name, or the nearest known one."""
+    """Remove unknown keys; an error for each with its new name, or the nearest known one."""
     return _unknown_in(cls, values, origin, renamed.SETTINGS.get(cls.__name__, {}), "")
 
 
@@ -306,7 +306,7 @@ def _unknown_in(
             faults += [f"{_where(old, origin)}`{old}` is now `{old_names[old]}`" for old in inner]
             del values[key]
         elif key not in known:
-            hint = _did_you_mean(cls, str(key)[:60], prefix) if len(faults) < _MAX_TOLD else ""
+            hint = _did_you_mean(cls, str(key)[:60], prefix) if len(faults) < _MAX_FAULTS_SHOWN else ""
             faults.append(f"{_where(name, origin)}no setting `{name[:100]}`{hint}")
             del values[key]
         elif (group := known[key]) and isinstance(values[key], dict):
@@ -315,7 +315,7 @@ def _unknown_in(
 
 
 def _renamed_below(values: object, old_names: dict[str, str], prefix: str) -> list[str]:
-    """Which of the old settings of a group that is no more are given."""
+    """The renamed settings that are given under a group that no longer exists."""
     names = [f"{prefix}{key}" for key in values] if isinstance(values, dict) else []
     return [old for old in old_names if any(old == name or old.startswith(f"{name}.") for name in names)]
 
@@ -359,12 +359,12 @@ def _short(value: Any) -> str:
 
 def _report(cls: type, faults: list[str]) -> str:
     count = "1 problem" if len(faults) == 1 else f"{len(faults)} problems"
-    more = [f"and {len(faults) - _MAX_TOLD} more"] if len(faults) > _MAX_TOLD else []
-    told = (f"  {fault}" for fault in (*faults[:_MAX_TOLD], *more))
-    return "\n".join([f"{count} in the {cls.__name__.removesuffix('Settings').lower()} settings", *told])
+    more = [f"and {len(faults) - _MAX_FAULTS_SHOWN} more"] if len(faults) > _MAX_FAULTS_SHOWN else []
+    shown = (f"  {fault}" for fault in (*faults[:_MAX_FAULTS_SHOWN], *more))
+    return "\n".join([f"{count} in the {cls.__name__.removesuffix('Settings').lower()} settings", *shown])
 
 
-# ---- the shape of a settings class -----------------------------------------------------------------------------------
+# ---- fields and types of a settings class ----------------------------------------------------------------------------
 
 
 @functools.cache
@@ -379,7 +379,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 @functools.cache
 def _texts(cls: type) -> dict[str, str]:
-    """The documentation of each setting, of inherited ones too (which the library that reads it leaves out)."""
+    """The documentation of each setting, inherited ones too (pydantic leaves those out)."""
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if dataclasses.is_dataclass(base):

@@ -4,9 +4,9 @@
     endpoint.complete([{"role": "user", "content": "Hello"}], model="llama", max_tokens=50).choices[0].text
     for answer in endpoint.each(ask, questions): ...
 
-Whatever a server does, a call ends: with its answer, or with one sentence. Each call has a deadline over all its tries
-and a largest answer; busy and failing servers are asked again, later each time and not all at once. The key travels to
-the address it was given for and nowhere else: no redirect is followed.
+Whatever a server does, a call ends with its answer or one error message. Each call has a deadline over all its retries
+and a size limit; busy and failing servers are retried with exponential backoff and jitter. The key is sent to the given
+address only: redirects are not followed.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from herd.errors import CapacityError, DataError, RequestError, UserError
 from herd.log import amount
 from herd.run import atomic_write
 from herd.types import Conversation
-from herd.wire import Clock, Exchange, Fault, Wire, parsed, reason, strange
+from herd.wire import Clock, Exchange, Fault, Wire, parsed, reason, unexpected
 
 T = TypeVar("T")
 Item = TypeVar("Item")
-_PASSING = (408, 425, 429, 500, 502, 503, 504, 529)  # busy, or away for a moment
+_TRANSIENT = (408, 425, 429, 500, 502, 503, 504, 529)  # busy, or briefly unavailable
 _LONGEST_PAUSE_SECONDS = 30.0
-_AHEAD = 4  # times as many items are begun as are answered at once, so that one slow answer does not stop the others
-_HALVES = re.compile("[\ud800-\udfff]")  # of characters, which JSON can hold and no text can
-_WRITING = threading.Lock()  # two threads with one request would write one file
+_AHEAD = 4  # times as many items are started as run at once, so that a slow one does not hold up the others
+_SURROGATES = re.compile("[\ud800-\udfff]")  # halves of characters, valid in JSON but not in text
+_CACHE_WRITE = threading.Lock()  # two threads with the same request write the same file
 
 
 @settings
@@ -47,9 +47,9 @@ class Prices:
     """What an endpoint charges, in any currency."""
 
     prompt: float = 0.0
-    """Of a million tokens of prompts."""
+    """Price of a million prompt tokens."""
     completion: float = 0.0
-    """Of a million tokens of answers."""
+    """Price of a million answer tokens."""
 
     def __post_init__(self):
         if min(self.prompt, self.completion) < 0:
@@ -58,33 +58,33 @@ class Prices:
 
 @dataclass
 class Count:
-    """What this client has asked of an endpoint: requests, tokens, cost."""
+    """A client's use of an endpoint: requests, tokens, cost."""
 
-    requests: int = 0  # that were answered
-    tries: int = 0  # exchanges begun, those that failed too
+    requests: int = 0  # answered ones
+    tries: int = 0  # exchanges, failed ones included
     cached: int = 0  # answered from the disk, at no cost
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    uncounted: int = 0  # answers that came without a count of tokens: the sums and the cost are too low by these
+    uncounted: int = 0  # answers without token counts, which are missing from the sums and the cost
     cost: float = 0.0
 
     def __str__(self) -> str:
-        told = f"{self.requests:,} requests"
-        told += f" ({self.tries - self.requests:,} tried again)" if self.tries > self.requests else ""
-        told += f", {self.cached:,} from the cache" if self.cached else ""
-        told += f", {amount(self.prompt_tokens)} + {amount(self.completion_tokens)} tokens"
-        told += f", cost {self.cost:.2f}" if self.cost else ""
-        return told + (f"; {self.uncounted:,} answers told no tokens" if self.uncounted else "")
+        text = f"{self.requests:,} requests"
+        text += f" ({self.tries - self.requests:,} retried)" if self.tries > self.requests else ""
+        text += f", {self.cached:,} from the cache" if self.cached else ""
+        text += f", {amount(self.prompt_tokens)} + {amount(self.completion_tokens)} tokens"
+        text += f", cost {self.cost:.2f}" if self.cost else ""
+        return text + (f"; {self.uncounted:,} answers without token counts" if self.uncounted else "")
 
 
 @dataclass(frozen=True)
 class TokenText:
-    """A token as an endpoint tells of it: by its text, where ids are not known."""
+    """A token as an endpoint reports it: by its text, without its id."""
 
     text: str
     logprob: float | None  # natural; None for the first token of an echoed prompt
     top: tuple[tuple[str, float], ...] = ()
-    offset: int | None = None  # characters before it, where the endpoint says (plain completions)
+    offset: int | None = None  # characters before it, if the endpoint says (plain completions)
 
 
 @dataclass(frozen=True)
@@ -108,24 +108,23 @@ class Answer:
 
 @dataclass(kw_only=True)
 class Patience:
-    """How long a call may take, how often it is tried, and how much it may bring."""
+    """Limits of a call: time, retries, size of the answer."""
 
-    seconds: float = 600.0  # for a whole call with all its tries
-    silence_seconds: float | None = None  # for the next bytes of an answer; no other limit than `seconds` when None
+    seconds: float = 600.0  # for a whole call with all its retries
+    silence_seconds: float | None = None  # for the next bytes of an answer; None: only `seconds` counts
     tries: int = 4
-    pause_seconds: float = 1.0  # before the second try; twice as long before each further one, give or take a half
+    pause_seconds: float = 1.0  # before the second try, doubled before each further one, plus or minus half of it
     max_bytes: int = 64_000_000  # of one answer
 
 
 class Endpoint:
-    """An endpoint by its address, which ends before `/chat/completions`, usually in `/v1`.
+    """An endpoint by its address without `/chat/completions`; it usually ends in `/v1`.
 
-    `key` is sent as a bearer token. With a folder as `cache`, an answer is kept under the hash of address and request
-    (never of the key), and the same request is not sent again; streams are not kept. Objects may be used by many
-    threads at once.
+    `key` is sent as a bearer token. With a folder as `cache`, answers are kept under the hash of address and request
+    (without the key), and the same request is not sent again; streams are not cached. Thread-safe.
 
     Raises:
-        RequestError: the address is none, or the key does not fit into a header.
+        RequestError: the address is not valid, or the key cannot be sent in a header.
     """
 
     def __init__(
@@ -144,22 +143,22 @@ class Endpoint:
         self._wire = Wire(url, _bearer(key))
         self.url = self._wire.url
 
-    # ---- what is asked -----------------------------------------------------------------------------------------------
+    # ---- requests ----------------------------------------------------------------------------------------------------
 
     def complete(self, inputs: str | Conversation, *, logprobs: int | None = None, **fields: Any) -> Answer:
-        """The answer to messages (chat), or to a text that is gone on with; `fields` are OpenAI's, `model` among them.
+        """The answer to messages (chat), or the continuation of a text; `fields` are OpenAI's, `model` among them.
 
-        With `logprobs` each token comes with its log-probability and so many of the likeliest in its place.
+        With `logprobs`, each token has its log-probability and those of this many likeliest alternatives.
 
         Raises:
-            RequestError: the endpoint refuses, in its own words.
-            CapacityError: it cannot be reached, takes too long, or does not answer as such an endpoint.
+            RequestError: the endpoint refuses; the message is its own.
+            CapacityError: it cannot be reached, takes too long, or does not answer as an OpenAI-compatible endpoint.
         """
         path, body = request_of(inputs, logprobs, fields)
         return self.ask(path, body, read_answer)
 
     def pieces(self, inputs: str | Conversation, *, logprobs: int | None = None, **fields: Any) -> Iterator[Choice]:
-        """The same, piece by piece as it is made. Leaving early closes the connection.
+        """The same, streamed. Leaving the iterator early closes the connection.
 
         Raises:
             UserError: as `complete`; also midway.
@@ -169,28 +168,28 @@ class Endpoint:
             yield from choices
 
     def models(self, seconds: float = 30.0) -> list[dict[str, Any]]:
-        """The models that are served, each with an `id` and whatever else is told of it.
+        """The models of the endpoint, each with an `id` and whatever else it reports.
 
         Raises:
             UserError: as `complete`.
         """
 
-        def read(found: Any) -> list[dict[str, Any]]:
-            return [{**entry, "id": str(entry["id"])} for entry in found["data"]]
+        def read(reply: Any) -> list[dict[str, Any]]:
+            return [{**entry, "id": str(entry["id"])} for entry in reply["data"]]
 
         try:
             return self.ask("/models", None, read, seconds=min(seconds, self.patience.seconds))
         except CapacityError as error:
             raise CapacityError(f"{error} (asked for its list of models)") from None
 
-    # ---- how -----------------------------------------------------------------------------------------------------
+    # ---- transport ---------------------------------------------------------------------------------------------------
 
     def ask(
         self, path: str, body: dict[str, Any] | None, read: Callable[[Any], T], *, seconds: float | None = None
     ) -> T:
-        """What `read` makes of the JSON that answers a request; POST, or GET without a body.
+        """Send a request (POST, or GET without a body) and return what `read` makes of its JSON answer.
 
-        `read` may fail with a LookupError, TypeError, AttributeError or ValueError where the answer lacks something.
+        `read` may raise LookupError, TypeError, AttributeError or ValueError if the answer is incomplete.
 
         Raises:
             UserError: as `complete`.
@@ -202,62 +201,64 @@ class Endpoint:
             try:
                 return self._read(kept, read)
             except Fault:
-                raise DataError(f"{file}: holds no such answer; delete it, or give another cache") from None
+                raise DataError(
+                    f"{file}: not a cached answer to this request; delete it, or choose another cache"
+                ) from None
         clock = Clock(seconds or self.patience.seconds, self.patience.silence_seconds)
 
         def once() -> tuple[Any, T]:
             with closing(self._exchange(path, body, clock)) as exchange:
-                found = parsed(exchange.whole(self.patience.max_bytes))
-            return found, self._read(found, read)
+                reply = parsed(exchange.whole(self.patience.max_bytes))
+            return reply, self._read(reply, read)
 
-        found, result = self._patiently(clock, once)
-        self._add(found.get("usage") if isinstance(found, dict) else None, counts=body is not None)
+        reply, result = self._patiently(clock, once)
+        self._add(reply.get("usage") if isinstance(reply, dict) else None, counts=body is not None)
         if file is not None:
-            with _WRITING:
-                atomic_write(file, json.dumps(found))
+            with _CACHE_WRITE:
+                atomic_write(file, json.dumps(reply))
         return result
 
     def stream(self, path: str, body: dict[str, Any], read: Callable[[Any], T]) -> Iterator[T]:
-        """What `read` makes of each server-sent event; tried again only as long as nothing was answered.
+        """What `read` makes of each server-sent event; retried only before the first event.
 
         Raises:
-            UserError: as `complete`; also where the stream ends before its answer does.
+            UserError: as `complete`; also if the stream ends before its answer does.
         """
         clock = Clock(self.patience.seconds, self.patience.silence_seconds)
         exchange = self._patiently(clock, lambda: self._exchange(path, body, clock))
-        usage, is_whole, is_begun = None, False, False
+        usage, is_complete, has_begun = None, False, False
         with closing(exchange):
             try:
                 for data in exchange.events(self.patience.max_bytes):
-                    is_begun = True
+                    has_begun = True
                     if data == b"[DONE]":
-                        is_whole = True
+                        is_complete = True
                         break
                     event = parsed(data)
                     if not isinstance(event, dict):
-                        raise strange("an event that is no object")
+                        raise unexpected("an event that is no object")
                     if event.get("error"):
                         raise RequestError(f"{self.url}: {self._safe(reason(event))}")
                     usage = event.get("usage") or usage
-                    is_whole = is_whole or _is_last(event)
+                    is_complete = is_complete or _is_last(event)
                     yield self._read(event, read)
-                if not is_whole:
-                    raise strange("a stream that is cut off" if is_begun else "no stream of events")
+                if not is_complete:
+                    raise unexpected("a stream that is cut off" if has_begun else "no stream of events")
             except Fault as fault:
-                if not is_whole:  # whatever comes after the end
-                    raise self._told(fault, 1) from None
+                if not is_complete:  # errors after the end are ignored
+                    raise self._as_error(fault, 1) from None
         self._add(usage)
 
     def each(self, ask: Callable[[Item], T], items: Iterable[Item]) -> Iterator[T]:
-        """`ask(item)` of each item, in order, `num_at_once` of them at once; `items` may be endless.
+        """`ask(item)` for each item, in order, `num_at_once` in parallel; `items` may be infinite.
 
-        The first fault ends it. Whoever leaves early, with Ctrl-C too, does not wait for what is under way.
+        The first error ends it. Leaving early, also by Ctrl-C, does not wait for running requests.
         """
-        places, left, begun = threading.Semaphore(self.num_at_once), threading.Event(), deque[Future[T]]()
+        slots, stopped, started = threading.Semaphore(self.num_at_once), threading.Event(), deque[Future[T]]()
 
         def work(item: Item, future: Future[T]) -> None:
-            with places:
-                if left.is_set():
+            with slots:
+                if stopped.is_set():
                     return
                 try:
                     future.set_result(ask(item))
@@ -266,14 +267,14 @@ class Endpoint:
 
         try:
             for item in items:
-                begun.append(Future())
-                threading.Thread(target=work, args=(item, begun[-1]), daemon=True).start()
-                if len(begun) >= _AHEAD * self.num_at_once:
-                    yield begun.popleft().result()
-            while begun:
-                yield begun.popleft().result()
+                started.append(Future())
+                threading.Thread(target=work, args=(item, started[-1]), daemon=True).start()
+                if len(started) >= _AHEAD * self.num_at_once:
+                    yield started.popleft().result()
+            while started:
+                yield started.popleft().result()
         finally:
-            left.set()
+            stopped.set()
 
     def _patiently(self, clock: Clock, once: Callable[[], T]) -> T:
         tries = max(1, self.patience.tries)
@@ -285,41 +286,41 @@ class Endpoint:
             except Fault as fault:
                 pause = self.patience.pause_seconds * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
                 pause = max(fault.wait, min(pause, _LONGEST_PAUSE_SECONDS))
-                if not fault.passing or attempt == tries or pause >= clock.left:
-                    raise self._told(fault, attempt) from None
+                if not fault.transient or attempt == tries or pause >= clock.left:
+                    raise self._as_error(fault, attempt) from None
             time.sleep(pause)
         raise AssertionError("the last try returns or raises")
 
     def _exchange(self, path: str, body: dict[str, Any] | None, clock: Clock) -> Exchange:
-        """A request that was sent and not refused."""
+        """Send a request; raises a `Fault` if it is refused."""
         exchange = self._wire.send(path, None if body is None else json.dumps(body).encode(), clock)
         if 200 <= exchange.status < 300:
             return exchange
         with closing(exchange):
             if 300 <= exchange.status < 400:
                 where = self._safe(exchange.header("Location"))
-                told = f"sends its clients elsewhere ({where or 'it does not say where'}); give that address instead"
-                raise Fault(RequestError(f"{self.url} {told}"))
+                message = f"redirects ({where or 'without saying where'}); give that address instead"
+                raise Fault(RequestError(f"{self.url} {message}"))
             wait = exchange.retry_after()
-            told = f"refused the request ({exchange.status}): {self._safe(exchange.reason())}"
-            told += f" (it asks to come back in {wait:g} s)" if wait else ""
-            raise Fault(RequestError(f"{self.url} {told}"), passing=exchange.status in _PASSING, wait=wait)
+            message = f"refused the request ({exchange.status}): {self._safe(exchange.reason())}"
+            message += f" (it asks to retry in {wait:g} s)" if wait else ""
+            raise Fault(RequestError(f"{self.url} {message}"), transient=exchange.status in _TRANSIENT, wait=wait)
 
-    def _read(self, found: Any, read: Callable[[Any], T]) -> T:
+    def _read(self, reply: Any, read: Callable[[Any], T]) -> T:
         try:
-            return read(found)
+            return read(reply)
         except (LookupError, TypeError, AttributeError, ValueError):
-            raise strange(json.dumps(found)[:200], passing=True) from None
+            raise unexpected(json.dumps(reply)[:200], transient=True) from None
 
-    def _told(self, fault: Fault, tries: int) -> UserError:
+    def _as_error(self, fault: Fault, tries: int) -> UserError:
         error = fault.error
-        if isinstance(error, CapacityError):  # the wire does not know whose it is
+        if isinstance(error, CapacityError):  # the message lacks the address
             error = CapacityError(f"{self.url} {self._safe(str(error))}")
         return type(error)(f"{error} (after {tries} tries)") if tries > 1 else error
 
     def _safe(self, text: str) -> str:
-        """What a server said, on one line and without the key, which some repeat."""
-        text = " ".join(_HALVES.sub("?", re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text)).split())
+        """A server's message, on one line and without the key, which some servers repeat."""
+        text = " ".join(_SURROGATES.sub("?", re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text)).split())
         return text.replace(self._key, "...") if self._key else text
 
     def _file(self, path: str, body: dict[str, Any] | None) -> Path | None:
@@ -340,17 +341,17 @@ class Endpoint:
 
 
 def fits_header(key: str) -> bool:
-    """A key can be sent: no control characters, no space at its ends."""
+    """Whether a key can be sent in a header: no control characters, no space at its ends."""
     return key == key.strip() and not any(letter < " " or letter == "\x7f" for letter in key)
 
 
 def key_of(*variables: str) -> str | None:
-    """The key that the first of these environment variables holds, if any does."""
+    """The key in the first of these environment variables that is set, if any."""
     return next((os.environ[name] for name in variables if os.environ.get(name)), None)
 
 
 def _bearer(key: str | None) -> dict[str, str]:
-    """The header of a key, in UTF-8: Python writes headers in Latin-1, byte for byte."""
+    """The header for a key, its UTF-8 bytes passed through Latin-1, in which Python writes headers."""
     if not key:
         return {}
     if not fits_header(key):
@@ -364,7 +365,7 @@ def _kept(file: Path) -> Any:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise DataError(f"{file}: holds no answer ({error}); delete it, or give another cache") from None
+        raise DataError(f"{file}: not a cached answer ({error}); delete it, or choose another cache") from None
 
 
 # ---- OpenAI's forms --------------------------------------------------------------------------------------------------
@@ -379,7 +380,7 @@ def request_of(inputs: str | Conversation, logprobs: int | None, fields: dict[st
 
 
 def messages_of(conversation: Conversation) -> list[dict[str, Any]]:
-    """A conversation as OpenAI writes it: a tool's answers carry the ids of the calls, in order."""
+    """A conversation in OpenAI's form: tool results carry the ids of the calls, in order."""
     messages, open_calls = [], deque[str]()
     for place, message in enumerate(conversation):
         written: dict[str, Any] = dict(message)
@@ -396,16 +397,16 @@ def messages_of(conversation: Conversation) -> list[dict[str, Any]]:
     return messages
 
 
-def read_answer(found: Any) -> Answer:
+def read_answer(reply: Any) -> Answer:
     """An answer in OpenAI's form; raises as `Endpoint.ask` allows."""
-    usage = found.get("usage") or {}
-    choices = sorted(read_choices(found), key=lambda choice: choice.index)
+    usage = reply.get("usage") or {}
+    choices = sorted(read_choices(reply), key=lambda choice: choice.index)
     return Answer(choices, usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0)
 
 
-def read_choices(found: Any) -> list[Choice]:
-    """The choices of an answer or of a piece of one."""
-    return [_choice(choice) for choice in found["choices"]]
+def read_choices(reply: Any) -> list[Choice]:
+    """The choices of an answer, or of one chunk of a stream."""
+    return [_choice(choice) for choice in reply["choices"]]
 
 
 def _choice(choice: dict[str, Any]) -> Choice:
@@ -413,7 +414,7 @@ def _choice(choice: dict[str, Any]) -> Choice:
     text = choice["text"] if said is None else said.get("content")
     if not isinstance(text, str | None):
         raise TypeError("content is no text")
-    text = _HALVES.sub("\N{REPLACEMENT CHARACTER}", text or "")
+    text = _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text or "")
     return Choice(choice.get("index", 0), text, choice.get("finish_reason") or "", _tokens(choice.get("logprobs")))
 
 

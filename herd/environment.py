@@ -34,26 +34,27 @@ def environment() -> dict[str, Any]:
 
 
 def now() -> str:
-    """The time, as every record of a run writes it: `2024-05-01T10:20:30Z`."""
+    """The time in the form of all run records: `2024-05-01T10:20:30Z`."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def user_folder(variable: str, usual: str, otherwise: str) -> Path | None:
     """The folder `herd` under an XDG variable, or under `usual` in the user's home.
 
-    None, with `otherwise` said once, for a relative path (which XDG refuses) and for a user without a home.
+    None for a relative path (which XDG forbids) and for a user without a home; `otherwise`, what happens then, is
+    printed once.
     """
-    told = os.environ.get(variable)
-    base = told or os.path.join(os.path.expanduser("~"), usual)  # stays `~` where nobody knows a home
+    given = os.environ.get(variable)
+    base = given or os.path.join(os.path.expanduser("~"), usual)  # stays `~` without a home
     if os.path.isabs(base):
         return Path(base) / "herd"
-    say_once(f"{variable}={told} is no absolute path: {otherwise}" if told else f"no home folder: {otherwise}")
+    say_once(f"{variable}={given} is not an absolute path: {otherwise}" if given else f"no home folder: {otherwise}")
     return None
 
 
 @functools.cache
 def say_once(text: str) -> None:
-    """Say a sentence, once in a process."""
+    """Print a sentence, once in a process."""
     say(text)
 
 

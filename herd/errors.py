@@ -1,4 +1,4 @@
-"""What can go wrong because of what a user gave us.
+"""Errors that a user can fix.
 
 Every message says what is wrong, where (file, key or row), what was expected and what to do next. The command line
 prints it without a traceback and exits with 2; the server turns it into OpenAI's error object. `assert` is left for
@@ -7,11 +7,11 @@ our own invariants.
 
 
 class UserError(Exception):
-    """Something that the person who runs Herd can mend."""
+    """An error that the user can fix."""
 
 
 class ConfigError(UserError):
-    """A setting is unknown, missing, of the wrong kind, or impossible together with another."""
+    """A setting is unknown, missing, of the wrong kind, or contradicts another."""
 
 
 class DataError(UserError):
@@ -23,11 +23,11 @@ class CheckpointError(UserError):
 
 
 class CapacityError(UserError):
-    """The machine has too little disk, memory or time for what was asked."""
+    """The machine has too little disk, memory or time for the request."""
 
 
 class RequestError(UserError):
-    """A generation request asks for what the model or the server cannot give."""
+    """A generation request asks for something that the model or the server cannot do."""
 
 
 class SandboxError(UserError):

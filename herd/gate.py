@@ -1,9 +1,9 @@
-"""A gate: comparisons of figures that finished steps left in their manifests, and nothing else.
+"""A gate: comparisons of figures in the manifests of finished steps.
 
     new.accuracy > old.accuracy + 0.01 and min(size.loss) <= ${most}
 
-Words stand apart by spaces. A side is a number, `true`, `false` or `STEP.FIGURE`, with one more added (+), taken away
-(-) or multiplied (*); `min`, `max` and `mean` go over the cells of a grid.
+Words are separated by spaces. A side is one term, or two terms joined by +, - or *; a term is a number, `true`, `false`
+or `STEP.FIGURE`. `min`, `max` and `mean` aggregate over the cells of a grid.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from herd.errors import ConfigError, DataError
 from herd.log import figure
 
 Figures = Sequence[Mapping[str, Any]]
-"""The figures of a step: one manifest's, or those of every cell of a grid."""
+"""The figures of a step: one manifest, or one for each cell of a grid."""
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -38,14 +38,14 @@ _WORDS = {"true": 1.0, "false": 0.0}
 
 @dataclass(frozen=True)
 class _Figure:
-    """A figure of a step, over all cells of a grid where `over` says how."""
+    """A figure of a step; `over` says how the cells of a grid are aggregated."""
 
     step: str
     figure: str
     over: str
 
     def value(self, figures: Callable[[str], Figures]) -> float:
-        found = []
+        values = []
         for one in figures(self.step):
             value = one.get(self.figure)
             if not isinstance(value, int | float):
@@ -53,10 +53,10 @@ class _Figure:
                 raise DataError(
                     f"`{self.step}` has no figure `{self.figure}` that is a number; it has: {', '.join(numbers)}"
                 )
-            found.append(float(value))
-        if len(found) > 1 and not self.over:
-            raise DataError(f"`{self.step}` has {len(found)} cells: say min(), max() or mean() of {self.figure}")
-        return _OVER[self.over](found) if self.over else found[0]
+            values.append(float(value))
+        if len(values) > 1 and not self.over:
+            raise DataError(f"`{self.step}` has {len(values)} cells: say min(), max() or mean() of {self.figure}")
+        return _OVER[self.over](values) if self.over else values[0]
 
 
 _Side = tuple[float | _Figure, str, float | _Figure | None]
@@ -70,10 +70,10 @@ class Gate:
 
     @classmethod
     def read(cls, text: str, steps: Iterable[str]) -> Gate:
-        """Read a gate; `steps` are the names it may ask, the longest that fits is meant, with what they mean if known.
+        """Parse a gate. `steps` are the names it may use, or a mapping of them to values; the longest match wins.
 
         Raises:
-            ConfigError: it is not in the grammar.
+            ConfigError: it does not follow the grammar.
         """
         names = sorted(steps, key=len, reverse=True)
         if isinstance(steps, Mapping):  # `${NAME}` is a number among the story's values
@@ -135,7 +135,7 @@ def _term(word: str, part: str, names: Sequence[str]) -> float | _Figure:
     reference = over[2] if over else word
     step = next((name for name in names if reference.startswith(f"{name}.")), reference.rpartition(".")[0])
     if not step or not re.fullmatch(r"[\w.-]+", reference):
-        raise ConfigError(f"`{part}`: `{word}` is no number and no STEP.FIGURE")
+        raise ConfigError(f"`{part}`: `{word}` is neither a number nor STEP.FIGURE")
     return _Figure(step, reference[len(step) + 1 :], over[1] if over else "")
 
 

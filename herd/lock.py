@@ -1,4 +1,4 @@
-"""The lock of a folder: one process at a time works in it, and the lock dies with it, however it dies."""
+"""A folder's lock: one process at a time works in it; the lock ends with the process, however that ends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def locked(path: Path) -> Iterator[None]:
     """Hold the lock of a folder.
 
     Raises:
-        CheckpointError: a living process has it, or its `.lock` is a link to somewhere else.
+        CheckpointError: another process holds it, or `.lock` is a link.
     """
     with _opened(path / ".lock") as file:
         _take_lock(file, path)
@@ -34,17 +34,17 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _opened(file: Path) -> IO[str]:
-    """The lock's file, never one that a link in its place leads to: what is written here would overwrite it."""
+    """Open the lock file without following links: writing through one would overwrite its target."""
     try:
         number = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO):
-            raise CheckpointError(f"{file}: is no plain file but a link or a folder; delete it") from None
+            raise CheckpointError(f"{file}: is a link or a folder, not a regular file; delete it") from None
         raise
     status = os.fstat(number)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(number)
-        raise CheckpointError(f"{file}: is no plain file of its own but a link; delete it")
+        raise CheckpointError(f"{file}: is a link, not a regular file; delete it")
     return os.fdopen(number, "r+", encoding="utf-8", errors="replace")
 
 
@@ -71,6 +71,6 @@ def _alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    except OverflowError:  # no number of a process
+    except OverflowError:  # not a process id
         return False
     return True

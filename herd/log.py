@@ -1,7 +1,7 @@
 """What a person sees while a stage works: plain sentences, and progress with rate and time left.
 
-On a terminal progress is one living line; elsewhere (a file, CI) it is a plain line every few seconds. `HERD_QUIET=1`
-silences both.
+On a terminal, progress is one line that is redrawn; elsewhere (a file, CI) it is a plain line every few seconds.
+`HERD_QUIET=1` silences both.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BEAT_SECONDS = 1.0
 
 
 def say(text: str = "") -> None:
-    """Print a sentence for the person who watches (standard error, so that pipes carry results only)."""
+    """Print a sentence for the user (to standard error, so that pipes carry results only)."""
     if not os.environ.get("HERD_QUIET"):
         print(text, file=sys.stderr, flush=True)
 
@@ -34,7 +34,7 @@ class Progress:
         self.began = time.monotonic()
         self._terminal = sys.stderr.isatty()
         self._shown = self.began if not self._terminal else 0.0
-        if self._terminal:  # so that it is seen what has begun, however long its first part takes
+        if self._terminal:  # visible at once, however long the first part takes
             self._draw(self.began)
 
     def advance(self, amount: float = 1, **figures: object) -> None:
@@ -47,7 +47,7 @@ class Progress:
             self._draw(now)
 
     def finish(self) -> None:
-        """Draw the last state and leave the line."""
+        """Draw the last state and end the line."""
         self._draw(time.monotonic())
         if self._terminal and not os.environ.get("HERD_QUIET"):
             print(file=sys.stderr, flush=True)
@@ -78,7 +78,7 @@ class Progress:
 
 @contextmanager
 def heartbeat(bar: Progress, figures: Callable[[], dict[str, object]]) -> Iterator[None]:
-    """While one long part is worked on, show newest figures every second (without a terminal every few seconds)."""
+    """During one long part, show the newest figures every second (without a terminal: every few seconds)."""
     ended = threading.Event()
 
     def beat() -> None:
@@ -96,7 +96,7 @@ def heartbeat(bar: Progress, figures: Callable[[], dict[str, object]]) -> Iterat
 
 @contextmanager
 def progress(label: str, *, total: float | None = None, unit: str = "items", done: float = 0.0) -> Iterator[Progress]:
-    """Show progress over a block of work; `done` is what an earlier, interrupted run had finished."""
+    """Show progress over a block of work; `done` is what an interrupted run had already finished."""
     bar = Progress(label, total, unit, done)
     try:
         yield bar

@@ -1,7 +1,7 @@
-"""YAML as recipes, keys and rubrics are written in it, read within bounds: what a file of a kilobyte may become.
+"""YAML for recipes, keys and rubrics, parsed with limits on size and depth.
 
-A few nested aliases stand for billions of values, a few thousand brackets for a stack that overflows. Whatever a text
-holds, it is read in a moment or refused with `yaml.YAMLError`.
+A few nested aliases can expand to billions of values, and a few thousand brackets can overflow the stack. Any text is
+parsed within about a second or refused with `yaml.YAMLError`.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from typing import Any
 import yaml
 
 MAX_BYTES = 300_000
-"""Of a file of settings: so many take half a second, whatever stands in them."""
+"""Largest settings file; this many bytes take half a second to parse, whatever they hold."""
 MAX_VALUES = 10_000
-"""Of a file, or of recipes on top of one another, with aliases and merges written out: so many take a second."""
+"""Most values in a file, or in a recipe with its bases, aliases and merges expanded; this many take a second."""
 _MAX_DEPTH = 50
-_MAX_NUMBER = 2**63  # what an integer of a machine holds
+_MAX_NUMBER = 2**63  # beyond a signed 64-bit integer
 
 
 def read_markup(path: Path, most: int = MAX_VALUES) -> Any:
     """The content of a YAML file of at most `most` values.
 
     Raises:
-        OSError: it cannot be read, is no plain file, or is too large.
-        UnicodeDecodeError: it is no UTF-8.
-        yaml.YAMLError: it is no YAML, or stands for more than settings can be.
+        OSError: it cannot be read, is not a regular file, or is too large.
+        UnicodeDecodeError: it is not UTF-8.
+        yaml.YAMLError: it is not valid YAML, or exceeds the limits.
     """
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(f"{path} is no plain file")
+            raise OSError(f"{path} is not a regular file")
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise OSError(f"{path} has more than {MAX_BYTES:,} bytes")
@@ -40,10 +40,10 @@ def read_markup(path: Path, most: int = MAX_VALUES) -> Any:
 
 
 def parse_markup(text: str, most: int = MAX_VALUES) -> Any:
-    """What a YAML text holds.
+    """The value of a YAML text.
 
     Raises:
-        yaml.YAMLError: it is no YAML, or stands for more than settings can be.
+        yaml.YAMLError: it is not valid YAML, or exceeds the limits.
     """
     try:
         loader = _Loader(text)
@@ -53,12 +53,12 @@ def parse_markup(text: str, most: int = MAX_VALUES) -> Any:
         raise yaml.YAMLError(shortened(" ".join(str(error).split()), 300)) from None
     except RecursionError:
         raise yaml.YAMLError(f"nested deeper than {_MAX_DEPTH} levels") from None
-    except (ValueError, ArithmeticError, LookupError, AttributeError) as error:  # of a number, a date, a word for true
+    except (ValueError, ArithmeticError, LookupError, AttributeError) as error:  # from a number, a date or a boolean
         raise yaml.YAMLError(f"a value is not what its tag says: {shortened(str(error), 100)}") from None
 
 
 def shortened(text: str, most: int) -> str:
-    """A text of at most so many characters: beginning and end of one that is longer."""
+    """A text cut to at most `most` characters: of a longer one the beginning and the end."""
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[len(text) - most // 2 + 5 :]}"
 
 
@@ -69,19 +69,19 @@ def count_values(value: Any) -> int:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML where `1e-3` is a number, `no` is a word and `none` (as `--help` prints it) is nothing."""
+    """YAML in which `1e-3` is a number, `no` is a string and `none` (as `--help` prints it) is null."""
 
     most = MAX_VALUES
 
     def get_single_node(self) -> Any:
-        """The document's tree, once it is known how much it stands for."""
+        """The document's tree, after its expanded size was checked."""
         node = super().get_single_node()
         if node is not None:
             _count(node, {}, 1, self.most)
         return node
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """One value, refused where it is nested too deeply for later readers."""
+        """One value; refused if nested too deeply for later code."""
         self.depth = getattr(self, "depth", 0) + 1
         self.values = getattr(self, "values", 0) + 1
         if self.values > self.most:
@@ -93,7 +93,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def whole_number(self, node: yaml.ScalarNode) -> int:
-        """An integer that a machine can hold."""
+        """An integer of at most 64 bits."""
         number = self.construct_yaml_int(node) if len(node.value) <= 100 else _MAX_NUMBER
         if abs(number) >= _MAX_NUMBER:
             raise yaml.YAMLError(f"a whole number of {len(node.value)} digits, beyond 2^63")
@@ -101,7 +101,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _count(node: yaml.Node, sizes: dict[int, int], depth: int, most: int) -> int:
-    """How many values a tree stands for with its aliases written out; each node is counted once."""
+    """The number of values in a tree with its aliases expanded; each node is visited once."""
     if (known := sizes.get(id(node))) is not None:
         if known < 0:
             raise yaml.YAMLError("an alias that leads back to itself")

@@ -1,8 +1,8 @@
-"""Rows of Parquet files from anywhere: lengths are looked at first, damage is counted and never fatal.
+"""Rows of untrusted Parquet files: lengths are checked before values are made; damage is counted and never fatal.
 
-A file of two kilobytes may hold one value of 60 MB that stands in every row, or a page that unpacks to gigabytes. A
-text that stands in many rows is held once, one that is too long is never made, a row group that cannot be read takes no
-other along.
+A file of two kilobytes may hold one value of 60 MB that occurs in every row, or a page that unpacks to gigabytes. A
+text that occurs in many rows is held once, one that is too long is never made, and an unreadable row group does not
+affect the others.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from herd.log import say
 T = TypeVar("T")
 
 MAX_VALUE_BYTES = 64_000_000
-"""Of a text; a longer one is left out."""
+"""Longest text; a longer one is left out."""
 MAX_TABLE_BYTES = 64_000_000
-"""Of the texts that are read at a time."""
+"""Most bytes of text in one table."""
 _ROWS = 256  # of a batch
 _BATCH_BYTES = 1 << 26
-_LARGE, _RATIO = 1 << 26, 500  # what unpacks to more bytes than this, and than so many times its size, is a bomb
-_DICTIONARY_BYTES = 1 << 24  # of a nested column: who writes files changes to plain values after 1 or 2 MB
+_LARGE, _RATIO = 1 << 26, 500  # a decompression bomb unpacks to more bytes than this and to over 500 times its size
+_DICTIONARY_BYTES = 1 << 24  # most, of a nested column: writers change to plain values after 1 or 2 MB
 _OF_BYTES = ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY")
 _FAULTS = (OSError, MemoryError, OverflowError, pa.ArrowException)
 
 
 class Length(int):
-    """What is known of a value that is too long to be looked at: its bytes."""
+    """Stands for a value that is too long to be read: its number of bytes."""
 
 
 def read_rows(
@@ -45,13 +45,13 @@ def read_rows(
     flat: bool = False,
     max_bytes: int = MAX_VALUE_BYTES,
 ) -> Iterator[dict[str, Any] | None]:
-    """The rows, one at a time; a text of more than `max_bytes` as a `Length`, None for a row that has no Python values.
+    """The rows, one at a time; a text over `max_bytes` is a `Length`, a row that cannot be converted to Python is None.
 
-    Of `columns`, those that are there; with `flat` without nested ones. Row groups that cannot be read are counted in
-    `counts["corrupt"]`, the rows that they take along in `counts["rows lost"]`.
+    `columns` that do not exist are ignored; `flat` skips nested columns. Unreadable row groups are counted in
+    `counts["corrupt"]`, their rows in `counts["rows lost"]`.
 
     Raises:
-        OSError, ArrowException: it is no Parquet file.
+        OSError, ArrowException: not a Parquet file.
     """
     yield from _read(source, counts, columns, flat, lambda batch: ((1, row) for row in _plain_rows(batch, max_bytes)))
 
@@ -59,11 +59,11 @@ def read_rows(
 def whole_tables(
     source: Path, counts: Counter, columns: Collection[str] | None = None, *, max_bytes: int = MAX_TABLE_BYTES
 ) -> Iterator[pa.Table]:
-    """The rows that can be read whole, in tables of at most so many bytes of text, or of one row; others are counted
-    (`tell_lost` says how many).
+    """The rows that can be read whole, in tables of at most `max_bytes` of text (or of a single row); the others are
+    counted, for `tell_lost`.
 
     Raises:
-        OSError, ArrowException: it is no Parquet file.
+        OSError, ArrowException: not a Parquet file.
     """
     for table, lost in _read(source, counts, columns, False, lambda batch: _plain_tables(batch, max_bytes)):
         counts["rows lost"] += lost
@@ -78,7 +78,7 @@ def _read(
     flat: bool,
     parts_of: Callable[[pa.RecordBatch], Iterable[tuple[int, T]]],
 ) -> Iterator[T]:
-    """What `parts_of` makes of each batch, each part with the number of rows that are in it."""
+    """The parts that `parts_of` makes of each batch; it gives each with its number of rows."""
     schema = pq.read_schema(source)
     fields = [field for field in schema if columns is None or field.name in columns]
     fields = [field for field in fields if not (flat and pa.types.is_nested(field.type))]
@@ -114,7 +114,7 @@ def whole_rows(source: Path, counts: Counter, columns: Collection[str] | None = 
 
 
 def tell_lost(source: Path, counts: Counter) -> None:
-    """Say how many rows of a file were damaged or too large, where there were any."""
+    """Print how many rows of a file were damaged or too large, if any."""
     if counts["rows lost"]:
         say(
             f"  {source}: {counts['rows lost']:,} rows left out, damaged or with a value over {MAX_VALUE_BYTES:,} bytes"
@@ -122,11 +122,11 @@ def tell_lost(source: Path, counts: Counter) -> None:
 
 
 def _batch_rows(source: Path | IO[bytes], group: pq.RowGroupMetaData, names: set[str], texts: set[str]) -> int:
-    """How many rows to read at once, such that they are not much: what is no plain text (nested, or of 64-bit lengths)
-    cannot be held once for all its rows.
+    """How many rows to read at once within the memory limit: a repeated value of a nested column, or of one with 64-bit
+    lengths, takes memory for every row.
 
     Raises:
-        OSError: it is a bomb.
+        OSError: it is a decompression bomb.
     """
     rows = _ROWS
     for index in range(group.num_columns):
@@ -147,7 +147,7 @@ def _batch_rows(source: Path | IO[bytes], group: pq.RowGroupMetaData, names: set
 
 
 def _dictionary_bytes(source: Path | IO[bytes], offset: int) -> int:
-    """The bytes that a dictionary unpacks to, by the head of its page: two numbers in Thrift's compact form."""
+    """The unpacked bytes of a dictionary, from its page header: two numbers in Thrift's compact encoding."""
     if isinstance(source, Path):
         with open(source, "rb") as file:
             return _dictionary_bytes(file, offset)
@@ -177,7 +177,7 @@ def _plain_rows(batch: pa.RecordBatch, max_bytes: int) -> Iterator[dict[str, Any
 
 
 def _plain_tables(batch: pa.RecordBatch, max_bytes: int) -> Iterator[tuple[int, tuple[pa.Table, int]]]:
-    """Tables without dictionaries, each with the number of rows that were left out before it."""
+    """Tables without dictionary encoding, each with its number of rows and of rows left out."""
     texts = [column for column in batch.columns if _has_length(column.type)]
     sizes = np.array([[size or 0 for size in _lengths(column)] for column in texts] or [[0] * len(batch)])
     sums, long, begin = sizes.sum(0), sizes.max(0) > MAX_VALUE_BYTES, 0
@@ -194,7 +194,7 @@ def _plain_tables(batch: pa.RecordBatch, max_bytes: int) -> Iterator[tuple[int, 
 
 
 def _valid(batch: pa.RecordBatch) -> tuple[pa.Table, int]:
-    """The rows that are what their types say, as a table; and the number of the others."""
+    """The rows that are valid for their types, as a table; and the number of the others."""
     try:
         plain = [
             column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in batch.columns

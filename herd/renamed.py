@@ -1,4 +1,4 @@
-"""What had another name in an earlier version: the old name is refused in one sentence that gives the new one."""
+"""Names that changed since an earlier version: the old name is refused with the new one."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ SETTINGS: dict[str, dict[str, str]] = {
 
 
 def with_new_names(cls: str, values: dict[str, Any]) -> dict[str, Any]:
-    """The settings that a run folder has recorded, nested, under the names they have now."""
-    found = copy.deepcopy(values)
+    """The settings recorded in a run folder, nested, under their present names."""
+    updated = copy.deepcopy(values)
     for old, new in SETTINGS.get(cls, {}).items():
-        before, name = _group(found, old)
+        before, name = _group(updated, old)
         if name in before:
-            after, new_name = _group(found, new)
+            after, new_name = _group(updated, new)
             after[new_name] = before.pop(name)
-        if "." in old and found.get(old.split(".")[0]) == {}:
-            del found[old.split(".")[0]]
-    return found
+        if "." in old and updated.get(old.split(".")[0]) == {}:
+            del updated[old.split(".")[0]]
+    return updated
 
 
 def _group(values: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
-    """The group that a dotted name lies in, made where it is not there, and its last part."""
+    """The group that a dotted name belongs to (created if missing), and the last part of the name."""
     *groups, last = name.split(".")
     for group in groups:
         values = values.setdefault(group, {})
@@ -56,4 +56,4 @@ ELSEWHERE = {
     "dataset": "data",
     "num_train_epochs": "epochs",
 }
-"""How other tools call a setting, and its name here: for "did you mean"."""
+"""A setting's name in other tools -> its name here, for "did you mean"."""

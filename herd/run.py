@@ -1,13 +1,13 @@
-"""Run folders: where a stage keeps its settings, inputs, metrics and results, so that it can be trusted and continued.
+"""Run folders: a stage's settings, inputs, metrics and results, so that it can be checked and resumed.
 
     settings.yaml     the resolved settings; feeding the file back reruns the stage
     environment.json  versions, machine, command
-    inputs.json       the content hash of every input, so that an answer can be followed back to its pages
+    inputs.json       the content hash of every input, so that results can be traced back to their data
     metrics.jsonl     one JSON line per logged step
     run.json          written last: format version, state, hashes of the outputs, headline figures
 
-Half-written output does not exist: files and folders are written aside, flushed and renamed. A folder in use is locked
-by its process, and the lock dies with it, however it dies.
+Output is never half-written: files and folders are written under a temporary name, flushed and renamed. A folder in use
+is locked by its process; the lock ends with the process.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from herd.log import duration, say, size
 from herd.renamed import with_new_names
 
 FORMAT = 1
-"""Version of the run folder's layout; folders of another version are refused by name."""
+"""Version of the run folder's layout; folders of another version are refused."""
 
 _BOOKKEEPING = {"settings.yaml", "environment.json", "inputs.json", "metrics.jsonl", "run.json", ".lock"}
-_SPARE_DISK = 50_000_000  # bytes left free for everybody else when a stage says what it needs
+_SPARE_DISK = 50_000_000  # bytes to leave free beyond what a stage needs
 
 
 class Run:
@@ -52,11 +52,11 @@ class Run:
         return self.manifest["state"] == "finished"
 
     def need(self, *, disk_bytes: float = 0, seconds: float | None = None) -> None:
-        """Say what the stage will take, and refuse before it starts if the disk is too small.
+        """Print what the stage will take, and refuse to start if the disk is too small.
 
         Raises:
-            CapacityError: when less than `disk_bytes` (and a little spare) is free, beside what an interrupted run has
-                written here already.
+            CapacityError: less than `disk_bytes` (plus a reserve, minus what an interrupted run has already written
+                here) is free.
         """
         free, held = shutil.disk_usage(self.path).free, _held_bytes(self.path)
         missing = max(disk_bytes - held, 0) + _SPARE_DISK
@@ -75,14 +75,14 @@ class Run:
             file.write(line)
 
     def rewind(self, step: int) -> None:
-        """Forget metrics logged after `step`: what a resumed run will log again."""
+        """Drop metrics logged after `step`, which a resumed run will log again."""
         kept = [row for row in read_metrics(self.path) if row.get("step", 0) <= step]
         atomic_write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
 
     def finish(self, figures: dict[str, Any] | None = None, **pointers: str) -> None:
-        """Record that the run is complete: hashes of its outputs and its headline figures; the manifest comes last.
+        """Record that the run is complete: the hashes of its outputs and its headline figures.
 
-        `pointers` are kept in the manifest as they are (the demo's `checkpoint="dpo/checkpoint"`).
+        `pointers` are added to the manifest as they are (the demo's `checkpoint="dpo/checkpoint"`).
         """
         outputs = {str(file.relative_to(self.path)): _record(file) for file in _output_files(self.path)}
         seconds = self.manifest.get("seconds", 0.0) + time.monotonic() - self._began
@@ -91,7 +91,7 @@ class Run:
         self._write_manifest()
 
     def reopen(self) -> None:
-        """Go on in a folder that may be finished: until `finish`, its outputs may change again."""
+        """Mark a finished run as running again: until `finish`, its outputs may change."""
         self.manifest["state"] = "running"
         self._write_manifest()
 
@@ -99,7 +99,7 @@ class Run:
         atomic_write(self.path / "run.json", json.dumps(self.manifest, indent=1))
 
     def _interrupted(self) -> None:
-        """Keep the time spent so far, for the run that continues this one."""
+        """Record the time spent so far, for the run that resumes this one."""
         self.manifest["seconds"] = self.manifest.get("seconds", 0.0) + round(time.monotonic() - self._began, 2)
         self._write_manifest()
 
@@ -108,13 +108,13 @@ class Run:
 def open_run(
     path: Path, *, stage: str, settings: Any, inputs: Mapping[str, Path | str | Sequence[Path | str] | None]
 ) -> Iterator[Run]:
-    """Open the run folder of a stage: new, interrupted (to be continued) or finished (to be skipped).
+    """Open the run folder of a stage: new, interrupted (to be resumed) or finished (to be skipped).
 
-    `inputs` maps the names of settings that point to files or folders to their paths; they are compared by content,
-    so a moved input is the same input.
+    `inputs` maps settings that name files or folders to their paths; they are compared by content, so an input may be
+    moved.
 
     Raises:
-        CheckpointError: the folder is in use, of another format version, of another stage, was made with other
+        CheckpointError: the folder is in use, has another format version, belongs to another stage, was made with other
             settings or inputs, holds foreign files or links, or its recorded outputs were changed.
         DataError: an input is missing.
     """
@@ -126,7 +126,7 @@ def open_run(
         run = Run(path, manifest)
         if run.finished:
             _check_outputs(path, manifest)
-            shutil.rmtree(path / "state", ignore_errors=True)  # of a run killed between its end and letting go of it
+            shutil.rmtree(path / "state", ignore_errors=True)  # left by a run that was killed right after finishing
             say(f"{stage}: already done in {path}, skipped")
             yield run
             return
@@ -144,10 +144,10 @@ def open_run(
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The run.json of a run folder.
+    """The `run.json` of a run folder.
 
     Raises:
-        CheckpointError: not a run folder, or one of another format version.
+        CheckpointError: not a run folder, or of another format version.
     """
     try:
         manifest = json.loads((path / "run.json").read_text(encoding="utf-8"))
@@ -155,17 +155,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a run folder (it has no run.json)") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}/run.json: cannot be read: {error}") from None
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != FORMAT:
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if version != FORMAT:
         raise CheckpointError(
-            f"{path}: run folder of format {found}, this Herd reads format {FORMAT}; "
+            f"{path}: run folder of format {version}, this Herd reads format {FORMAT}; "
             "use the version of Herd that wrote it, or choose another out="
         )
     return manifest
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a run folder's metrics.jsonl; a last line torn by a kill is left out."""
+    """The rows of a run folder's metrics.jsonl; a last line cut off by a kill is skipped."""
     try:
         lines = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -180,7 +180,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def read_record(path: Path) -> Any:
-    """A JSON file that an interrupted run has left for the one that continues it.
+    """A JSON file that an interrupted run left for the one that resumes it.
 
     Raises:
         CheckpointError: it is damaged.
@@ -194,11 +194,11 @@ def read_record(path: Path) -> Any:
 
 
 def fingerprint(path: Path) -> str:
-    """Content hash of a file or folder. A finished run folder answers with the hash of its recorded outputs.
+    """Content hash of a file or folder; for a finished run folder, the hash of its recorded outputs.
 
     Raises:
-        DataError: nothing there, or nothing in it.
-        CheckpointError: a run folder that is not finished, or whose outputs were changed after it finished.
+        DataError: the path does not exist, or the folder is empty.
+        CheckpointError: a run folder that is not finished, or whose outputs were changed since.
     """
     path = Path(path)
     if not path.exists():
@@ -218,10 +218,10 @@ def fingerprint(path: Path) -> str:
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write a file whole or not at all: aside, flushed to disk, then renamed."""
+    """Write a file whole or not at all: under a temporary name, flushed to disk, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.unlink(missing_ok=True)  # of a killed process; whatever lies there is never written through
+    aside.unlink(missing_ok=True)  # left by a killed process; a link in its place is not followed
     try:
         with open(aside, "xb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
@@ -235,7 +235,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder aside; when the block ends well it becomes `path` (replacing what was there), else it vanishes."""
+    """A temporary folder that replaces `path` when the block succeeds, and is deleted when it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of a killed process
         shutil.rmtree(leftover, ignore_errors=True)
@@ -259,7 +259,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise
 
 
-# ---- entering a folder -----------------------------------------------------------------------------------------------
+# ---- opening a folder ------------------------------------------------------------------------------------------------
 
 
 def _enter(path: Path, stage: str, settings: Any, hashes: dict[str, str]) -> dict[str, Any]:
@@ -277,7 +277,7 @@ def _enter(path: Path, stage: str, settings: Any, hashes: dict[str, str]) -> dic
     if manifest["stage"] != stage:
         raise CheckpointError(f"{path}: is a `{manifest['stage']}` run, not a `{stage}` run; choose another out=")
     if manifest["state"] == "running" and not _holds_work(path):
-        return fresh  # an earlier try failed before it made anything
+        return fresh  # an earlier attempt failed before it wrote anything
     free, usual = set(_free(settings)), set(_usual(settings))
     within = tuple(f"{name}." for name in free)
     differences = _differences(manifest["settings"], wished, usual)
@@ -296,7 +296,7 @@ def _enter(path: Path, stage: str, settings: Any, hashes: dict[str, str]) -> dic
 
 
 def _refuse_links(path: Path) -> None:
-    """Nothing is written through a link: a folder that came from elsewhere would say what is overwritten here."""
+    """Refuse links: in a folder from somebody else they could make a stage overwrite files elsewhere."""
     for folder, folders, files in os.walk(path):
         for name in (*folders, *files):
             if (link := Path(folder, name)).is_symlink():
@@ -315,9 +315,9 @@ def _holds_work(path: Path) -> bool:
 
 
 def _differences(old: dict, new: dict, usual: set[str], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Each setting with another value: its name, and both in words.
+    """Each setting that differs: its name, and a text with both values.
 
-    One that an older Herd did not know is the same where it has its `usual` value.
+    A setting that an older version did not have counts as equal where it has its default (is in `usual`).
     """
     for key in [*new, *(key for key in old if key not in new)]:
         before, after, name = old.get(key), new.get(key), f"{prefix}{key}"
@@ -328,7 +328,7 @@ def _differences(old: dict, new: dict, usual: set[str], prefix: str = "") -> Ite
 
 
 def _free(settings: Any, prefix: str = "") -> Iterator[str]:
-    """Names of the settings that a run may be continued with other values of (`may_change` of their class)."""
+    """Names of the settings that may change when a run is resumed (`may_change` of their class)."""
     if dataclasses.is_dataclass(settings):
         yield from (prefix + name for name in getattr(settings, "may_change", ()))
         for field in dataclasses.fields(settings):
@@ -336,7 +336,7 @@ def _free(settings: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _usual(settings: Any, prefix: str = "", owner: Any = None) -> Iterator[str]:
-    """Names of the settings that are as they are when nobody says anything: as in `owner`, a stage's own default."""
+    """Names of the settings that have their default value; `owner` holds a stage's own defaults of a group."""
     if dataclasses.is_dataclass(settings):
         for field in dataclasses.fields(settings):
             value, name = getattr(settings, field.name), prefix + field.name
@@ -349,7 +349,7 @@ def _usual(settings: Any, prefix: str = "", owner: Any = None) -> Iterator[str]:
 
 
 def _comparable(settings: Any) -> dict:
-    """The settings a result depends on, without paths: inputs are compared by content, and a folder may move."""
+    """The settings that a result depends on, without paths: inputs are compared by content and may be moved."""
     return json.loads(json.dumps(_without_paths(settings)))
 
 
@@ -364,7 +364,7 @@ def _without_paths(value: Any) -> Any:
 
 
 def _matters(value: Any) -> bool:
-    """Whether a result depends on a setting; some only say how it is computed (`only_how` of their class)."""
+    """Whether results depend on a setting; some only change how they are computed (`only_how` of their class)."""
     return not isinstance(value, Path) and not getattr(value, "only_how", False)
 
 
@@ -373,7 +373,7 @@ def _inputs_record(inputs: dict[str, Any], hashes: dict[str, str]) -> dict:
 
 
 def _check_outputs(path: Path, manifest: dict[str, Any]) -> None:
-    """A finished run's files must be what was written; a file whose size and time are unchanged is taken as sound."""
+    """Check that a finished run's files are unchanged; equal size and modification time are trusted."""
     for name, record in manifest["outputs"].items():
         file = path / name
         if not file.exists():
@@ -388,11 +388,11 @@ def _check_outputs(path: Path, manifest: dict[str, Any]) -> None:
             )
 
 
-# ---- small parts -----------------------------------------------------------------------------------------------------
+# ---- files and hashes ------------------------------------------------------------------------------------------------
 
 
 def _held_bytes(path: Path) -> int:
-    """What lies in a folder; of several processes another may be writing there."""
+    """The size of a folder's files; another process may be writing there."""
     total = 0
     for file in path.rglob("*"):
         with suppress(FileNotFoundError):
@@ -401,7 +401,7 @@ def _held_bytes(path: Path) -> int:
 
 
 def _output_files(path: Path) -> list[Path]:
-    """What a run hands on: its files but for the bookkeeping, the trainer's state and nested run folders."""
+    """A run's output files: all but the bookkeeping, the trainer's state and nested run folders."""
     nested = {manifest.parent for manifest in path.glob("*/run.json")}
     return sorted(
         file
@@ -420,7 +420,7 @@ def _record(file: Path) -> dict[str, Any]:
 
 def _fingerprint_all(value: Path | str | Sequence[Path | str]) -> str:
     if isinstance(value, str):
-        return _hash_text(value)  # a text speaks for what is far away
+        return _hash_text(value)  # a text identifies remote data
     return fingerprint(value) if isinstance(value, Path) else _hash_text("".join(map(_fingerprint_all, value)))
 
 

@@ -1,4 +1,4 @@
-"""A story: steps that build on one another, each an ordinary stage in a run folder of its own.
+"""A story: a sequence of steps, each an ordinary stage with a run folder of its own, as one YAML file.
 
     out: runs/mine
     steps:
@@ -9,8 +9,8 @@
         settings: {shards: "${pack}", tokenizer: my/tokenizer, tokens: 1e6, model: {hidden_size: "${width}"}}
       - {name: learned, go_on_if: min(size.loss) < 4}
 
-`${name}` is the run folder of an earlier step, a value of the story or of a grid's axis; `${name}/file` a file in it.
-`plan` turns a story into acts and checks them all; `go` does them, one after the other.
+`${name}` is the run folder of an earlier step (`${name}/file` a file in it), a value of the story, or the value of a
+grid's axis. `plan` expands a story into acts and checks them all; `go` executes them in order.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _NAME = re.compile(r"[A-Za-z][\w-]*")
 _BUILT_IN = {"story", "round", "previous"}
 
 Find = Callable[[str], tuple[type, Callable[[Any], Any]]]
-"""From a command to its settings class and its `run`; raises ConfigError where there is none."""
+"""Maps a command to its settings class and its `run`; raises ConfigError for an unknown command."""
 
 
 @settings
@@ -43,25 +43,25 @@ class Step:
     """One step: a stage to run, steps to repeat, or a gate."""
 
     name: str
-    """What others call it: letters, digits, `-` and `_`; its run folder has this name."""
+    """Name of the step and of its run folder: letters, digits, `-` and `_`."""
     run: str = ""
     """The command, as after `herd`: `pretrain`, or `demo questions` of a family."""
     recipe: str = ""
-    """Recipe beneath `settings`: a path, or the place of a shipped one (`demo/pretrain.yaml`)."""
+    """Recipe that `settings` override: a path, or a shipped one (`demo/pretrain.yaml`)."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Settings of the command; texts in them may hold links."""
+    """Settings of the command; texts may contain links (`${name}`)."""
     first: dict[str, Any] = field(default_factory=dict)
-    """What is put over `settings` in the first round, which has no `${previous.NAME}`."""
+    """Overrides `settings` in the first round, which has no `${previous.NAME}`."""
     grid: dict[str, list[Any] | dict[str, Any] | str] = field(default_factory=dict)
-    """Axes to cross: values, values by a readable name, or `${NAME}` of either. Each cell does `run` or `steps`."""
+    """Axes to cross: values, values by name, or `${NAME}` of either. Each cell does `run` or `steps`."""
     rounds: int = 0
-    """How often `steps` are gone through; `${round}` is the number, `${previous.NAME}` a step of the round before."""
+    """How often `steps` are repeated; `${round}` is the number, `${previous.NAME}` a step of the round before."""
     steps: list[Step] = field(default_factory=list)
-    """What is repeated, of a grid or of rounds."""
+    """The steps that a grid or rounds repeat."""
     go_on_if: str = ""
-    """A gate: `sft.loss < 2 and new.accuracy > old.accuracy + 0.01`, of figures in the manifests of earlier steps."""
+    """A gate on figures of earlier steps' manifests: `sft.loss < 2 and new.accuracy > old.accuracy + 0.01`."""
     otherwise: Literal["stop", "leave"] | list[Step] = "stop"
-    """Where a gate does not hold: stop with the reason, leave the rounds, or go through these steps and end."""
+    """If the gate fails: stop with the reason, leave the rounds, or do these steps instead of the rest."""
 
     def __post_init__(self):
         kinds = [bool(self.run), bool(self.steps), bool(self.go_on_if)]
@@ -81,24 +81,24 @@ class Step:
 
 @settings
 class StorySettings:
-    """Steps that build on one another."""
+    """A story: what is done, where, and with which values."""
 
     out: Path
     """Folder of the story: a run folder for each step, and report.html."""
     steps: list[Step]
-    """What is done, in this order: `herd.story.Step`, and docs/stories.md."""
+    """The steps, in order (`herd.story.Step`, docs/stories.md)."""
     values: dict[str, Any] = field(default_factory=dict)
-    """Values that settings may name as `${NAME}`, to be changed in one place (`values.tokens=1e6`)."""
+    """Values for `${NAME}` in settings, to be changed in one place (`values.tokens=1e6`)."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Seconds planned for each step, by name. They are shown in the plan; `herd demo` sizes its steps by them."""
+    """Planned seconds of each step by name, shown in the plan; `herd demo` sizes its steps by them."""
     dry_run: bool = False
-    """Check everything and print the plan, without running anything."""
+    """Check everything and print the plan; run nothing."""
     may_change = ("steps", "values", "seconds", "dry_run")  # each step's own run folder knows what it was made with
 
 
 @dataclass(frozen=True)
 class _Rounds:
-    """A step of rounds that are over: one run folder for each round; a round whose gate failed does not count."""
+    """A step of completed rounds, with a run folder for each round; a round whose gate failed does not count."""
 
     group: str
     folders: tuple[Path, ...]
@@ -106,12 +106,12 @@ class _Rounds:
 
 @dataclass(frozen=True)
 class Act:
-    """One thing to do: run a stage in `folder`, or hold a gate against what came before."""
+    """One thing to do: run a stage in `folder`, or evaluate a gate."""
 
     name: str
     folder: Path
     step: Step
-    names: Mapping[str, Any]  # what `${...}` may mean here
+    names: Mapping[str, Any]  # the meaning of each `${...}` here
     given: Mapping[str, Any] = field(default_factory=dict)
     rounds: str = ""  # the rounds it belongs to
     round: int = 0
@@ -122,11 +122,11 @@ class Act:
 
 
 def plan(story: StorySettings, find: Find) -> list[Act]:
-    """The acts of a story, every grid and round laid out, all settings checked.
+    """The acts of a story, with grids and rounds expanded and all settings checked.
 
     Raises:
-        ConfigError: with every fault of all steps at once: links to nothing, to what comes later or round in a
-            circle, unknown commands and settings, gates that cannot be read.
+        ConfigError: with all errors at once: unknown, circular or forward links, unknown commands and settings, gates
+            that cannot be parsed.
     """
     faults: list[str] = []
     names = {"story": story.out, **story.values}
@@ -138,14 +138,14 @@ def plan(story: StorySettings, find: Find) -> list[Act]:
     for act in _with_endings(acts):
         faults += _faults_of(act, find, known)
     if faults:
-        found = list(dict.fromkeys(faults))
-        count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
-        raise ConfigError("\n".join([f"{count} in the story", *(f"  {fault}" for fault in found)]))
+        unique = list(dict.fromkeys(faults))
+        count = "1 problem" if len(unique) == 1 else f"{len(unique)} problems"
+        raise ConfigError("\n".join([f"{count} in the story", *(f"  {fault}" for fault in unique)]))
     return acts
 
 
 class _Layout:
-    """Lays steps out as acts; what a name means grows as it goes."""
+    """Expands steps into acts and collects the meaning of names on the way."""
 
     def __init__(self, out: Path, faults: list[str]):
         self.out, self.faults, self.taken = out, faults, set[str]()
@@ -153,7 +153,7 @@ class _Layout:
     def lay(
         self, steps: Sequence[Step], names: dict[str, Any], prefix: str, rounds: str = "", no: int = 0
     ) -> list[Act]:
-        """The acts of these steps; `names` takes up what they make."""
+        """The acts of these steps; the names that they define are added to `names`."""
         acts: list[Act] = []
         for step in steps:
             if step.name in names:
@@ -165,7 +165,7 @@ class _Layout:
             elif step.rounds:
                 acts += self._rounds(step, names, prefix)
             elif no == 1 and "previous." in step.go_on_if:
-                continue  # there is nothing to hold the first round against
+                continue  # the first round has nothing to compare with
             else:
                 acts.append(self._act(step, names, prefix, rounds, no))
         return acts
@@ -176,11 +176,11 @@ class _Layout:
             self.faults.append(f"{name}: two steps would share this run folder; choose another name")
         self.taken.add(name)
         if isinstance(step.otherwise, list):
-            taken = set(self.taken)  # an ending and what it replaces may share names
+            taken = set(self.taken)  # an ending may reuse the names of the steps that it replaces
             ending = tuple(self.lay(step.otherwise, dict(names), prefix))
             self.taken = taken
         elif step.otherwise == "leave" and not rounds:
-            self.faults.append(f"{name}: `otherwise: leave` leaves rounds, and there are none around it")
+            self.faults.append(f"{name}: `otherwise: leave` leaves rounds, but this gate is not inside any")
         given = _merged(step.settings, step.first) if no == 1 else step.settings
         act = Act(name, self.out / name, step, dict(names), given, rounds, no, ending)
         if step.run:
@@ -227,10 +227,10 @@ class _Layout:
 
 
 def _given(axis: str, values: Any, names: Mapping[str, Any]) -> Any:
-    found = names.get(values.strip("${}")) if isinstance(values, str) else values
-    if not isinstance(found, list | dict) or not found:
+    given = names.get(values.strip("${}")) if isinstance(values, str) else values
+    if not isinstance(given, list | dict) or not given:
         raise ConfigError(f"grid: the axis `{axis}` is {values!r}; expected values, or ${{NAME}} of a list or a table")
-    return found
+    return given
 
 
 def _axis(values: list[Any] | dict[str, Any]) -> dict[str, Any]:
@@ -258,7 +258,7 @@ def _with_endings(acts: Sequence[Act]) -> Iterator[Act]:
         yield from _with_endings(act.ending)
 
 
-# ---- faults ----------------------------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------------------------------------------------------------------------
 
 
 def _faults_of(act: Act, find: Find, known: set[str]) -> Iterator[str]:
@@ -281,9 +281,9 @@ def _faults_of(act: Act, find: Find, known: set[str]) -> Iterator[str]:
 
 def _unlinked(name: str, act: Act, known: set[str]) -> str:
     if name.split(".")[-1] in known and name.startswith("previous."):
-        return f"${{{name}}} is not there in the first round; say what stands for it under `first`"
+        return f"${{{name}}} does not exist in the first round; give a replacement under `first`"
     if name in known:
-        return f"${{{name}}} comes only later (or in another branch); move that step before this one"
+        return f"${{{name}}} is defined later (or in another branch); move that step before this one"
     nearest = difflib.get_close_matches(name, list(act.names), n=1)
     return f"no step, value or axis `{name}`" + (f"; did you mean `{nearest[0]}`?" if nearest else "")
 
@@ -305,7 +305,7 @@ def _all_names(steps: Sequence[Step]) -> set[str]:
 
 
 def _circles(steps: Sequence[Step]) -> Iterator[str]:
-    """A line for each ring of links among the steps of one list, and of those within."""
+    """A line for each cycle of links among the steps of a list, and within nested lists."""
     links = {step.name: {*_links(step.settings), *_links(step.first)} for step in steps}
     said: set[frozenset[str]] = set()
     for start in links:
@@ -315,14 +315,14 @@ def _circles(steps: Sequence[Step]) -> Iterator[str]:
             for name in sorted(links.get(way[-1], ())):
                 if name == start and frozenset(way) not in said:
                     said.add(frozenset(way))
-                    yield f"{start}: the links lead in a circle: {' -> '.join((*way, start))}"
+                    yield f"{start}: circular links: {' -> '.join((*way, start))}"
                 elif name in links and name not in way:
                     ways.append((*way, name))
     for step in steps:
         yield from _circles(step.steps)
 
 
-# ---- what a step is run with -----------------------------------------------------------------------------------------
+# ---- settings of a step ----------------------------------------------------------------------------------------------
 
 
 def _settings(
@@ -330,7 +330,7 @@ def _settings(
 ) -> Any:
     cls, _ = find(act.step.run)
     if "out" not in getattr(cls, "__dataclass_fields__", {}):
-        raise ConfigError(f"`herd {act.step.run}` writes no run folder (it has no `out`), so it is no step of a story")
+        raise ConfigError(f"`herd {act.step.run}` writes no run folder (it has no `out`), so it cannot be a step")
     if "out" in act.given:
         raise ConfigError("`out` is the step's folder in the story; take it out of the settings")
     recipe = config.find_recipe(Path(act.step.recipe)) if act.step.recipe else None
@@ -355,40 +355,40 @@ def _resolved(value: Any, names: Mapping[str, Any], kept: Mapping[str, int], sta
         return meaning(whole[1])
 
     def within(link: re.Match[str]) -> str:
-        if isinstance(found := meaning(link[1]), list | dict):
-            raise ConfigError(f"{value}: {link[0]} means {len(found)} things; it can only stand alone")
-        return str(found)
+        if isinstance(target := meaning(link[1]), list | dict):
+            raise ConfigError(f"{value}: {link[0]} is {len(target)} values; it can only stand alone")
+        return str(target)
 
     return _LINK.sub(within, value)
 
 
 def _folder(name: str, meant: Any, kept: Mapping[str, int]) -> Any:
-    """What a name means now: of rounds that are over, the folder of the last one that was kept."""
+    """The present meaning of a name; for completed rounds, the folder of the last round that was kept."""
     if isinstance(meant, list):
         return [_folder(name, one, kept) for one in meant]
     if not isinstance(meant, _Rounds):
         return meant
     number = kept.get(meant.group, len(meant.folders))
     if not number:
-        raise DataError(f"{name}: no round of `{meant.group}` passed its gate, so there is nothing to go on from")
+        raise DataError(f"{name}: no round of `{meant.group}` passed its gate, so there is nothing to continue from")
     return meant.folders[number - 1]
 
 
-# ---- doing it --------------------------------------------------------------------------------------------------------
+# ---- execution -------------------------------------------------------------------------------------------------------
 
 
 Adjust = Callable[[Act, Any], Mapping[str, Any]]
-"""From an act and the settings it would be run with to settings over these; see `go`."""
+"""Maps an act and its settings to overrides of these; see `go`."""
 
 
 def go(acts: Sequence[Act], find: Find, adjust: Adjust = lambda act, settings: {}, *, done: Sequence[Act] = ()) -> str:
-    """Do the acts in order; stages skip what is finished. Returns why it ended early, empty where it did not.
+    """Execute the acts in order; finished stages are skipped. Returns why it ended early, or an empty string.
 
-    `adjust` gives settings over a step's own that are known only when its turn comes (from a measured speed). `done`
-    are acts before these: they count where a step is announced.
+    `adjust` overrides settings that are known only when a step's turn comes (from a measured speed). `done` are acts
+    before these; they are included in the step numbers that are printed.
 
     Raises:
-        DataError: a gate does not hold and says to stop; a figure it asks for is not there.
+        DataError: a gate failed and says to stop, or a figure that it needs is missing.
     """
     kept: dict[str, int] = {}
     number = sum(bool(act.step.run) for act in done)
@@ -411,7 +411,7 @@ def go(acts: Sequence[Act], find: Find, adjust: Adjust = lambda act, settings: {
             kept[act.rounds] = act.round - 1
             say(f"  {act.rounds} ends: round {act.round} is not kept, {act.round - 1} before it count")
             continue
-        say("  the story takes its other ending")
+        say("  the story continues with its other ending")
         return go(act.ending, find, adjust, done=[*done, *acts[:place]]) or f"{act.name}: {reason}"
     return ""
 
@@ -424,7 +424,7 @@ def _run(act: Act, find: Find, kept: Mapping[str, int], adjust: Adjust) -> None:
 
 
 def _verdict(act: Act, kept: Mapping[str, int]) -> str:
-    """Hold a gate against the manifests; says how it went, and returns why it does not hold."""
+    """Evaluate a gate and print the result; returns why it failed, or an empty string."""
 
     def figures(name: str) -> Figures:
         folders = _folder(name, act.names[name], kept)
@@ -436,7 +436,7 @@ def _verdict(act: Act, kept: Mapping[str, int]) -> str:
 
 
 def described(acts: Sequence[Act], seconds: Mapping[str, float]) -> Iterator[str]:
-    """The plan in lines: what is run where, what is done already, how long it may take, where the way may part."""
+    """The plan as lines: what runs where, what is done already, how long it may take, and the gates."""
     for act in acts:
         if act.step.go_on_if:
             yield f"  {act.name}: goes on if {act.step.go_on_if}, else " + (

@@ -1,7 +1,7 @@
-"""The nouns that travel between rooms, all in one place; importable without PyTorch.
+"""The data types that rooms exchange; importable without PyTorch.
 
-Letters for shapes, in the whole house: B rows, T tokens, D hidden, H query heads, K key-value heads, C channels of a
-head, F feed-forward, V vocabulary, N documents.
+Letters for shapes, everywhere: B rows, T tokens, D hidden, H query heads, K key-value heads, C channels of a head, F
+feed-forward, V vocabulary, N documents.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORE = -100
-"""The label of a token that nothing is to be learned from (the value PyTorch and `transformers` use)."""
+"""The label of a token without loss (the value that PyTorch and `transformers` use)."""
 
 
 class ToolCall(TypedDict):
-    """A call the assistant asks for: the function's name and its arguments by name."""
+    """A tool call of the assistant: the function's name and its arguments by name."""
 
     name: str
     arguments: dict[str, Any]
 
 
 class Message(TypedDict, total=False):
-    """One message of a conversation. Roles: `system`, `user`, `assistant`, `ipython` (a tool's answer)."""
+    """One message of a conversation. Roles: `system`, `user`, `assistant`, `ipython` (a tool's result)."""
 
     role: str
     content: str
@@ -42,13 +42,13 @@ DOCUMENT_COLUMNS: dict[str, str] = {
     "text": "large_string",
     "language": "string",  # ISO 639-1, empty when unknown
     "source": "string",  # which collection: `pydoc`, `library`, `web`, `files`...
-    "group": "string",  # what a train/held-out split must not tear apart: a module, a page, a repository
-    "place": "string",  # where the page was read: file, and byte offset (WARC), line or row behind `#`
+    "group": "string",  # documents of a group stay on one side of a train/held-out split: a module, a repository
+    "place": "string",  # where the page was read: the file, then `#` and the byte offset (WARC), line or row
     "quality": "float",  # 0 to 1, larger is better
     "drop": "string",  # the reason the document was dropped, null for the ones kept
     "drop_detail": "string",  # the figure or span behind the reason, null for the ones kept
 }
-"""The one schema of documents on disk (Parquet): column -> Arrow type name."""
+"""The schema of documents on disk (Parquet): column -> Arrow type name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +59,10 @@ class Batch:
     """
 
     tokens: Tensor  # (B, T) int64
-    labels: Tensor  # (B, T) int64: the token to predict at each place, IGNORE where nothing is learned
-    positions: Tensor  # (B, T) int64: place within the document
+    labels: Tensor  # (B, T) int64: the token to predict at each position, IGNORE for no loss
+    positions: Tensor  # (B, T) int64: position within the document
     document_ids: Tensor  # (B, T) int32: which document of the row a token belongs to, -1 for padding
-    columns: dict[str, Tensor] = field(default_factory=dict)  # what an objective needs beside: pairs, log-probabilities
+    columns: dict[str, Tensor] = field(default_factory=dict)  # further inputs of an objective: pairs, log-probabilities
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""
@@ -75,19 +75,19 @@ _BATCH_TENSORS = ("tokens", "labels", "positions", "document_ids")
 
 
 class Loss(NamedTuple):
-    """What an objective returns: sums, so that one global division makes unequal micro-batches right."""
+    """What an objective returns: sums, so that the mean over unequal micro-batches takes one global division."""
 
     sum: Tensor  # () total over this micro-batch
-    count: Tensor  # type: ignore[assignment]  # () what was summed (tokens or pairs), hiding a tuple's `count`
+    count: Tensor  # type: ignore[assignment]  # () number of summed items (tokens or pairs); shadows tuple.count
     metrics: dict[str, tuple[Tensor, Tensor]]  # name -> (sum, count), reduced like the loss
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to draw tokens. Temperature 0 is greedy.
+    """How tokens are sampled. Temperature 0 is greedy.
 
     The defaults are Llama 3.1's own generation settings (temperature 0.6, top-p 0.9). At most one of `json_schema`,
-    `regex`, `grammar` and `choice` may say what form the answer has; every token then keeps to it.
+    `regex`, `grammar` and `choice` may constrain the answer's form; every token then follows it.
     """
 
     temperature: float = 0.6
@@ -96,18 +96,18 @@ class SamplingParams:
     min_p: float = 0.0  # drop tokens below this share of the likeliest one's probability
     max_tokens: int = 256
     n: int = 1  # answers per prompt
-    seed: int | None = None  # the same seed gives the same answer; None draws a fresh one
+    seed: int | None = None  # the same seed gives the same answer; None takes a random one
     stop: tuple[str, ...] = ()  # strings that end the answer and are not part of it
-    logprobs: int | None = None  # also return log-probabilities: of the drawn token and of this many likeliest
+    logprobs: int | None = None  # also return log-probabilities: of the sampled token and of this many likeliest ones
     repetition_penalty: float = 1.0  # divides positive logits (multiplies negative) of tokens in prompt and answer
-    presence_penalty: float = 0.0  # taken off the logit of every token the answer holds
-    frequency_penalty: float = 0.0  # taken off a token's logit as often as the answer holds it
+    presence_penalty: float = 0.0  # subtracted from the logit of every token that the answer contains
+    frequency_penalty: float = 0.0  # subtracted from a token's logit for each of its occurrences in the answer
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)  # token id -> added to its logit
-    min_tokens: int = 0  # no stop token is drawn, and no stop string ends the answer, before so many tokens
+    min_tokens: int = 0  # no stop token is sampled, and no stop string ends the answer, before this many tokens
     ignore_eos: bool = False  # the model's own stop tokens end nothing; only lengths, stop strings and stop_token_ids
     stop_token_ids: tuple[int, ...] = ()  # further tokens that end the answer
-    best_of: int | None = None  # draw so many answers, return the n of highest mean log-probability
-    prompt_logprobs: int | None = None  # also return the prompt's log-probabilities, with so many likeliest tokens
+    best_of: int | None = None  # sample this many answers, return the n of highest mean log-probability
+    prompt_logprobs: int | None = None  # also return the prompt's log-probabilities, with this many likeliest tokens
     json_schema: Mapping[str, Any] | None = field(default=None, hash=False)  # {} is any JSON object
     regex: str | None = None  # Rust's syntax
     grammar: str | None = None  # a Lark grammar, as llguidance reads it
@@ -122,7 +122,7 @@ class SamplingParams:
 
     @property
     def num_drawn(self) -> int:
-        """Answers that are drawn: `n`, or `best_of` where that is more."""
+        """Number of sampled answers: `n`, or `best_of` if that is more."""
         return max(self.n, self.best_of or 0)
 
 

@@ -1,6 +1,6 @@
-"""HTTP for a client that trusts no server: every wait ends at a deadline, every answer has a largest size.
+"""HTTP for a client that trusts no server: every wait has a deadline, every answer a size limit.
 
-`urllib` restarts its timeout with every byte, follows redirects with the key in hand, and reads whatever comes.
+`urllib` restarts its timeout with every byte, sends the key along when it follows a redirect, and has no size limit.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _CONNECT_SECONDS = 30.0
 
 
 class Fault(Exception):
-    """What went wrong with one exchange; it may be `passing`, and the server may ask to `wait` so many seconds."""
+    """An error of one exchange; `transient` ones may be retried, after the `wait` seconds that the server asked for."""
 
-    def __init__(self, error: UserError, *, passing: bool = False, wait: float = 0.0) -> None:
+    def __init__(self, error: UserError, *, transient: bool = False, wait: float = 0.0) -> None:
         super().__init__(str(error))
-        self.error, self.passing, self.wait = error, passing, wait
+        self.error, self.transient, self.wait = error, transient, wait
 
 
-def strange(what: str, *, passing: bool = False) -> Fault:
-    """The fault of an answer in an unexpected form."""
-    return Fault(CapacityError(f"does not answer as an OpenAI-compatible endpoint: {what}"), passing=passing)
+def unexpected(what: str, *, transient: bool = False) -> Fault:
+    """The fault for an answer in an unexpected form."""
+    return Fault(CapacityError(f"does not answer as an OpenAI-compatible endpoint: {what}"), transient=transient)
 
 
 class Clock:
-    """The time that a call has left; `silence_seconds` is the longest wait for the next bytes."""
+    """The deadline of a call; `silence_seconds` is the longest wait for the next bytes."""
 
     def __init__(self, seconds: float, silence_seconds: float | None = None) -> None:
         self.seconds, self._until, self._silence = seconds, time.monotonic() + seconds, silence_seconds or seconds
@@ -52,7 +52,7 @@ class Clock:
         return max(0.0, self._until - time.monotonic())
 
     def wait(self) -> float:
-        """The longest wait for what comes next, in seconds.
+        """The longest wait for the next bytes, in seconds.
 
         Raises:
             TimeoutError: the deadline has passed.
@@ -61,17 +61,17 @@ class Clock:
             raise TimeoutError
         return min(left, self._silence)
 
-    def told(self) -> str:
-        """The limit that was reached, in words."""
+    def limit(self) -> str:
+        """A message with the limit that was reached."""
         limit = self._silence if self.left else self.seconds
         return f"timed out: it {'was silent for' if self.left else 'had not answered after'} {limit:g} s"
 
 
 class Wire:
-    """The way to one address, through the proxy that the environment names for it (`https_proxy`, `no_proxy`).
+    """Connections to one address, through the proxy that the environment sets for it (`https_proxy`, `no_proxy`).
 
     Raises:
-        RequestError: the address is none of http or https, or not in the form that one is given in.
+        RequestError: the address is not a plain http or https URL.
     """
 
     def __init__(self, url: str, headers: dict[str, str]) -> None:
@@ -94,7 +94,7 @@ class Wire:
         """Send a request and read the head of its answer.
 
         Raises:
-            Fault: there is no connection, or no answer.
+            Fault: the connection failed, or no answer came.
         """
         with faults(clock):
             connection, target, headers = self._connection(clock)
@@ -106,14 +106,16 @@ class Wire:
             except OSError as error:
                 connection.close()
                 if isinstance(error, ssl.SSLCertVerificationError):
-                    told = f"has a certificate that this machine does not trust: {error.verify_message}"
-                    raise Fault(CapacityError(told)) from None
-                told = f"cannot be reached ({error.strerror or error or 'timed out'}); is the server running?"
-                raise Fault(CapacityError(told), passing=not isinstance(error, TimeoutError)) from None
+                    message = f"has a certificate that this machine does not trust: {error.verify_message}"
+                    raise Fault(CapacityError(message)) from None
+                message = f"cannot be reached ({error.strerror or error or 'timed out'}); is the server running?"
+                raise Fault(CapacityError(message), transient=not isinstance(error, TimeoutError)) from None
             opened = connection.sock
             connection.sock = _TimedSocket(opened, clock)
             try:
-                with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered before it had read all
+                with suppress(
+                    BrokenPipeError, ConnectionResetError
+                ):  # it may answer before it has read the whole request
                     connection.request("GET" if body is None else "POST", target + path, body, headers)
                 return Exchange(connection.getresponse(), opened, clock)
             except BaseException:
@@ -143,25 +145,25 @@ class Wire:
 
 
 class Exchange:
-    """A request whose answer has begun to arrive. Close it."""
+    """A request whose answer has begun to arrive. Must be closed."""
 
     def __init__(self, response: http.client.HTTPResponse, opened: socket.socket, clock: Clock) -> None:
         self._response, self._socket, self._clock = response, opened, clock
         self.status = response.status
 
     def close(self) -> None:
-        """Close the connection, even if more is still to come."""
+        """Close the connection, even if the answer is not complete."""
         self._socket.close()
 
     def header(self, name: str) -> str:
-        """A header of the answer, or nothing."""
+        """A header of the answer, empty if missing."""
         return self._response.getheader(name) or ""
 
     def whole(self, max_bytes: int) -> bytes:
         """The whole answer.
 
         Raises:
-            Fault: it is larger, is cut off, or takes too long.
+            Fault: it is too large, is cut off, or takes too long.
         """
         return b"".join(self._pieces(max_bytes))
 
@@ -184,7 +186,7 @@ class Exchange:
             yield data
 
     def reason(self) -> str:
-        """The message of a refusal."""
+        """The error message of a refused request."""
         try:
             data = b"".join(self._pieces(_REASON_BYTES))
         except Fault:
@@ -196,7 +198,7 @@ class Exchange:
         return (f"a web page, {title[1].strip()!r}" if title else text or self._response.reason)[:_REASON_LETTERS]
 
     def retry_after(self) -> float:
-        """Seconds after which the server wants to be asked again; 0 where it does not say."""
+        """Seconds after which the server wants a retry; 0 if it does not say."""
         said = self.header("Retry-After").strip()
         with suppress(ValueError, TypeError, OverflowError):
             if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", said):
@@ -211,16 +213,16 @@ class Exchange:
                 piece = response.read1(_PIECE_BYTES)
             num_bytes += len(piece)
             if num_bytes > max_bytes or (response.length or 0) > max_bytes:
-                raise Fault(CapacityError(f"answers with more than {max_bytes:,} bytes, which is more than is read"))
+                raise Fault(CapacityError(f"answers with more than {max_bytes:,} bytes, which is the limit"))
             if not piece:
                 break
             yield piece
         if response.length:  # of what was announced
-            raise Fault(CapacityError("broke its answer off"), passing=True)
+            raise Fault(CapacityError("ended its answer early"), transient=True)
 
 
 class _TimedSocket:
-    """What `http.client` needs of a socket, with no wait longer than the clock says."""
+    """The socket interface that `http.client` needs, with timeouts from the clock."""
 
     def __init__(self, opened: socket.socket, clock: Clock) -> None:
         self._socket, self._clock = opened, clock
@@ -250,33 +252,33 @@ class _TimedReads(io.RawIOBase):
 
 @contextmanager
 def faults(clock: Clock) -> Iterator[None]:
-    """Make one kind of fault of all that Python raises on the way."""
+    """Turn the errors that Python raises on the way into `Fault`."""
     try:
         yield
     except TimeoutError:
-        raise Fault(CapacityError(clock.told())) from None
+        raise Fault(CapacityError(clock.limit())) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
-        told = f"broke the connection off ({str(error) or type(error).__name__})"
+        message = f"closed the connection ({str(error) or type(error).__name__})"
         if isinstance(error, http.client.HTTPException) and not isinstance(error, http.client.RemoteDisconnected):
-            told = f"does not answer in HTTP as it should ({type(error).__name__})"
-        raise Fault(CapacityError(told), passing=True) from None
+            message = f"does not answer in valid HTTP ({type(error).__name__})"
+        raise Fault(CapacityError(message), transient=True) from None
 
 
 def parsed(data: bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
-        Fault: it is none.
+        Fault: it is not JSON.
     """
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
-        raise strange(data[:200].decode(errors="replace") or "an empty answer", passing=True) from None
+        raise unexpected(data[:200].decode(errors="replace") or "an empty answer", transient=True) from None
 
 
-def reason(found: Any) -> str:
+def reason(body: Any) -> str:
     """The message of an error object, in any of the forms that servers give it."""
-    told = found.get("error", found) if isinstance(found, dict) else found
-    if isinstance(told, dict):
-        told = told.get("message") or told.get("detail") or told
-    return told if isinstance(told, str) else json.dumps(told)
+    message = body.get("error", body) if isinstance(body, dict) else body
+    if isinstance(message, dict):
+        message = message.get("message") or message.get("detail") or message
+    return message if isinstance(message, str) else json.dumps(message)

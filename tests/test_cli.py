@@ -57,9 +57,9 @@ def test_every_stage_file_is_a_verb():
 def test_a_stage_that_no_group_names_is_told_apart_from_a_slip(monkeypatch, capsys):
     monkeypatch.setitem(cli.STORY, "Look closer", ("inspect",))
     assert cli.main(["sandbox"]) == cli.USER_ERROR
-    assert "sandbox.py is there, but `STORY`" in capsys.readouterr().err
+    assert "sandbox.py exists, but `STORY`" in capsys.readouterr().err
     assert cli.main(["sandbx"]) == cli.USER_ERROR
-    assert "is there" not in capsys.readouterr().err
+    assert "exists" not in capsys.readouterr().err
 
 
 # ---- families --------------------------------------------------------------------------------------------------------

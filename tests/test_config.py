@@ -271,7 +271,7 @@ BOMBS = {
     "unknown keys": ("".join(f"key_{n}: 1\n" for n in range(1_000)), "and 950 more"),
     "a list that does not end": ("pages: [" + "1," * 100_000, "more than 10,000 values"),
     "a base that is a list": ("base: [a, b]", "by its path"),
-    "a device": ("base: /dev/zero", "no plain file"),
+    "a device": ("base: /dev/zero", "not a regular file"),
     "a name with a zero byte": ('base: "a\\0b"', "cannot be read as a recipe"),
     "a name of a book": ("base: " + "x" * 5000, "cannot be read as a recipe"),
     "no time": ("out: !!timestamp soon", "not what its tag says"),
@@ -300,7 +300,7 @@ def test_a_bomb_in_a_recipe_is_one_fault_in_little_memory(tmp_path, name):
 
 def test_a_pipe_as_a_recipe_is_refused_without_waiting_for_it(tmp_path):
     os.mkfifo(tmp_path / "r.yaml")
-    with pytest.raises(ConfigError, match="no plain file"):
+    with pytest.raises(ConfigError, match="not a regular file"):
         config.load(TrainSettings, tmp_path / "r.yaml")
 
 

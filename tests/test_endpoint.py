@@ -203,7 +203,7 @@ def test_tokens_cost_and_tries_are_counted():
         for _ in range(2):
             endpoint.complete(QUESTION)
     assert (endpoint.count.requests, endpoint.count.tries, endpoint.count.cost) == (2, 3, 2 * (7 + 2 * 3))
-    assert str(endpoint.count) == "2 requests (1 tried again), 14 + 6 tokens, cost 26.00"
+    assert str(endpoint.count) == "2 requests (1 retried), 14 + 6 tokens, cost 26.00"
     with pytest.raises(ValueError, match="negative"):
         Prices(prompt=-1)
 
@@ -230,7 +230,7 @@ def test_a_server_that_is_always_busy_is_left_in_one_sentence():
 @pytest.mark.parametrize("when", ["3600", "Fri, 31 Dec 9999 23:59:59 GMT"])
 def test_a_server_that_asks_to_come_back_after_the_deadline_is_left_at_once(when):
     busy = http("later", status="429 Too Many Requests", extra=f"Retry-After: {when}\r\n")
-    with Scripted(busy) as server, pytest.raises(RequestError, match="asks to come back in"):
+    with Scripted(busy) as server, pytest.raises(RequestError, match="asks to retry in"):
         text_of(server)
     assert len(server.requests) == 1
 
@@ -279,14 +279,14 @@ CUT = answer("cut")[:-20]
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (b"", "broke the connection off"),
-        (reset, "broke the connection off"),
-        (CUT, "broke its answer off"),
-        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{\"cho", "does not answer in HTTP|broke"),
-        (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", "does not answer in HTTP"),
-        (b"SSH-2.0-OpenSSH_9\r\n", "does not answer in HTTP"),
-        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 500, "does not answer in HTTP"),
-        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000, "does not answer in HTTP"),
+        (b"", "closed the connection"),
+        (reset, "closed the connection"),
+        (CUT, "ended its answer early"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{\"cho", "does not answer in valid HTTP|ended"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", "does not answer in valid HTTP"),
+        (b"SSH-2.0-OpenSSH_9\r\n", "does not answer in valid HTTP"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 500, "does not answer in valid HTTP"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000, "does not answer in valid HTTP"),
         (http("<html><body>It works!", kind="text/html"), "OpenAI-compatible endpoint: <html>"),
         (http('{"choices": ['), "OpenAI-compatible"),
         (http(""), "an empty answer"),
@@ -302,7 +302,7 @@ CUT = answer("cut")[:-20]
         (http("<title>504 Gateway\n Time-out</title>", status="504 x"), r"\(504\): a web page, '504 Gateway Time-out'"),
         (http('{"detail": "nobody\\u001b[2J here"}', status="404 x"), r"\(404\): nobody \[2J here"),
         (http("", status="401 Unauthorized"), r"\(401\): Unauthorized"),
-        (http("", status="307 x", extra="Location: http://elsewhere/v1\r\n"), "elsewhere .http://elsewhere/v1"),
+        (http("", status="307 x", extra="Location: http://elsewhere/v1\r\n"), "redirects .http://elsewhere/v1"),
         (http("", status="204 No Content"), "an empty answer"),
     ],
     ids=lambda value: None if callable(value) else str(value)[:60],
@@ -374,7 +374,7 @@ def test_no_answer_fills_the_client(act):
         (events({"choices": [{"delta": 5}]}), "OpenAI-compatible"),
         (events({"error": {"message": "out of memory"}}), "out of memory"),
         (events({"error": "out of luck"}), "out of luck"),
-        (events(piece("a"), piece("b"))[:-30], "broke its answer off"),
+        (events(piece("a"), piece("b"))[:-30], "ended its answer early"),
     ],
     ids=str,
 )

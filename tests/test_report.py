@@ -48,7 +48,7 @@ def test_the_page_holds_every_section_and_escapes_what_pages_contained(tmp_path)
         "Losses",
         "Bits per byte",
         "Answers",
-        "Do it again",
+        "Repeat it",
     ):
         assert section in page
     assert "<script>" not in page and "&lt;script&gt;" in page and "<b>That</b>" not in page
@@ -73,7 +73,10 @@ def test_a_run_of_any_length_is_drawn(tmp_path, steps):
 def test_names_of_figures_are_words_and_a_figure_that_cannot_be_is_left_out(tmp_path):
     finished(tmp_path / "a", "demo questions", {}, enough=1, eval_trained=400, mfu=1.33, heldout_bits_per_byte=1.5)
     page = render(tmp_path)
-    assert "enough facts to ask about</dt><dd>yes" in page and "kept back, of trained modules</dt><dd>400" in page
+    assert (
+        "enough facts to ask about</dt><dd>yes" in page
+        and "held-out questions about trained modules</dt><dd>400" in page
+    )
     assert "MFU" not in page and "1.33" not in page and "held-out: bits per byte" in page.replace("heldout", "held-out")
 
 
@@ -85,7 +88,7 @@ def test_a_loss_that_climbs_is_said_and_validation_stands_beside_training(tmp_pa
         file.writelines(json.dumps({"step": step, "loss": 1 + step / 30}) + "\n" for step in range(1, 31))
     page = render(tmp_path)
     assert "a: the validation loss was lowest after step 20 (1.500) and is 2.500" in page
-    assert "b: the loss climbs at the end" in page and "a: the loss climbs" not in page
+    assert "b: the loss rises at the end" in page and "a: the loss rises" not in page
     assert page.count("<title>a: validation loss ") == 3
 
 

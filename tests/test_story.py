@@ -195,7 +195,7 @@ def test_a_gate_compares_and_calculates_nothing_else():
     ):
         assert Gate.read(text, figures).judge(figures.__getitem__)[0] is holds, text
     assert Gate.read("new.n >= ${least}", figures | {"least": 3.0}).judge(figures.__getitem__)[0] is True
-    with pytest.raises(ConfigError, match="no number and no STEP"):
+    with pytest.raises(ConfigError, match="neither a number nor STEP"):
         Gate.read("new.n >= ${lest}", figures | {"least": 3.0})
     with pytest.raises(DataError, match="2 cells"):
         Gate.read("grid.f1 < 1", figures).judge(figures.__getitem__)

@@ -15,14 +15,14 @@ from herd.report.parts import KEPT_FOR_FIRST, escaped, section, shown, table, wo
 from herd.report.runs import StageRun, steps_of
 
 _MOST = 12
-"""Runs in one table: more columns are not read."""
+"""Most runs (columns) in one table."""
 
 
 def side_by_side(runs: Sequence[StageRun]) -> str:
-    """Every stage of which there are several runs."""
+    """The runs of every stage that has several."""
     stages = {run.stage: [one for one in runs if one.stage == run.stage] for run in runs}
     parts = [_stage(name, several) for name, several in stages.items() if len(several) > 1]
-    note = "Settings in which runs of one stage differ, and what came of them; paths and inputs are left out."
+    note = "Settings in which runs of one stage differ, and their results; paths and inputs are left out."
     return section("Runs side by side", "".join(parts), note) if parts else ""
 
 

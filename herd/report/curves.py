@@ -1,4 +1,4 @@
-"""Curves: losses with their values under the pointer, validation beside training, and what is to be said of them."""
+"""Loss curves with values under the pointer, validation beside training, and warnings about losses that rise."""
 
 from __future__ import annotations
 
@@ -18,47 +18,47 @@ from herd.log import amount, figure
 from herd.report.parts import escaped, section
 from herd.report.runs import StageRun, steps_of
 
-INK = "#8a8f98"  # reads on a light and on a dark page
+INK = "#8a8f98"  # legible on a light and on a dark page
 COLOURS = ("#3b82c4", "#d9822b", "#3f9c5a", "#b04a8f", "#7a6bd1", "#c14d4d")
 Values = Sequence[float] | np.ndarray
 _TRAINING = ("pretrain", "sft", "reward", "dpo", "distill", "rl", "tune")
-_TIPS = 48  # points of a curve that say their value under the pointer
-_LEAST_STEPS = 20  # fewer tell nothing about where a loss goes
+_TIPS = 48  # points of a curve that have a tooltip
+_LEAST_STEPS = 20  # with fewer, a loss has no trend
 
 
 def losses(runs: Sequence[StageRun]) -> str:
-    """The losses of all trainings, pre-training in one plot; what climbs is said."""
+    """The losses of all training runs, pre-training in one plot, with a warning for each that rises."""
     language = [run for run in runs if run.stage == "pretrain" and steps_of(run)]
     parts = [plot(partial(_draw_pretraining, runs=language), width=9, height=3.4)] if language else []
     for run in runs:
         if run.stage in _TRAINING and run not in language and steps_of(run):
             parts.append(plot(partial(_draw_objective, run=run), width=4.4, height=2.8))
-    told = "".join(f"<li>{escaped(one)}</li>" for run in runs for one in climbing(run))
-    warnings = f"<ul class=warn>{told}</ul>" if told else ""
-    note = "Point at a curve for its values. Thin: each step; thick: smoothed; dashed: rows kept aside (validation)."
+    items = "".join(f"<li>{escaped(one)}</li>" for run in runs for one in climbing(run))
+    warnings = f"<ul class=warn>{items}</ul>" if items else ""
+    note = "Point at a curve for its values. Thin: each step; thick: smoothed; dashed: validation."
     return section("Losses", warnings + "".join(parts), note) if parts else ""
 
 
 def climbing(run: StageRun) -> list[str]:
-    """Sentences about a loss that is higher at the end of a run than before, beyond its own noise."""
-    told = []
+    """Warnings about a loss that rises at the end of a run by more than its noise."""
+    sentences = []
     loss = [row["loss"] for row in steps_of(run)]
-    if len(loss) >= _LEAST_STEPS and run.stage != "rl":  # a policy's loss is not a measure of it
+    if len(loss) >= _LEAST_STEPS and run.stage != "rl":  # a policy's loss does not measure its quality
         before, last = np.array_split(np.asarray(loss, dtype=float), 4)[2:]
         noise = math.hypot(*(part.std() / math.sqrt(len(part)) for part in (before, last)))
         if last.mean() - before.mean() > max(3 * noise, 0.01 * abs(before.mean())):
-            told.append(
-                f"{run.name}: the loss climbs at the end, from {before.mean():.3f} in the third quarter of steps to "
-                f"{last.mean():.3f} in the last; a lower learning rate or other data would be tried first"
+            sentences.append(
+                f"{run.name}: the loss rises at the end, from {before.mean():.3f} in the third quarter of steps to "
+                f"{last.mean():.3f} in the last; try a lower learning rate or other data first"
             )
-    if kept_aside := run.rows("validation.jsonl"):
-        best = min(kept_aside, key=lambda row: row["loss"])
-        if kept_aside[-1]["loss"] > 1.01 * best["loss"]:
-            told.append(
+    if validation := run.rows("validation.jsonl"):
+        best = min(validation, key=lambda row: row["loss"])
+        if validation[-1]["loss"] > 1.01 * best["loss"]:
+            sentences.append(
                 f"{run.name}: the validation loss was lowest after step {best['step']:,} ({best['loss']:.3f}) and is "
-                f"{kept_aside[-1]['loss']:.3f} at the end: from there on the rows were learned by heart"
+                f"{validation[-1]['loss']:.3f} at the end: after that step the run overfitted"
             )
-    return told
+    return sentences
 
 
 def _draw_pretraining(figure: Figure, runs: Sequence[StageRun]) -> None:
@@ -83,27 +83,27 @@ def _draw_objective(figure: Figure, run: StageRun) -> None:
         accuracy = axes.twinx()
         accuracy.plot(steps, smooth([row.get("accuracy", np.nan) for row in rows]), color=COLOURS[2])
         accuracy.set_ylabel("accuracy", color=COLOURS[2])
-        axes.set_zorder(accuracy.get_zorder() + 1)  # so that the loss's points are under the pointer
+        axes.set_zorder(accuracy.get_zorder() + 1)  # so that the loss has the tooltips
         axes.patch.set_visible(False)
     axes.set(xlabel="step", ylabel="loss", title=run.name)
 
 
 def draw_loss(axes: Axes, x: Values, run: StageRun, colour: str, *, label: str, unit: str) -> None:
-    """A run's loss by step and smoothed, and dashed what was measured on rows kept aside."""
+    """A run's loss by step and smoothed, and its validation loss dashed."""
     rows = steps_of(run)
     loss = [row["loss"] for row in rows]
     axes.plot(x, loss, color=colour, linewidth=0.5, alpha=0.35)
     axes.plot(x, smooth(loss), color=colour, label=label)
     _tips(axes, x, smooth(loss), colour, f"{run.name}: loss", unit)
     places = {row["step"]: place for row, place in zip(rows, x)}
-    if measured := [row for row in run.rows("validation.jsonl") if row["step"] in places]:
-        at, aside = [places[row["step"]] for row in measured], [row["loss"] for row in measured]
-        axes.plot(at, aside, color=colour, linestyle="--", marker=".", label=f"{label}, kept aside")
-        _tips(axes, at, aside, colour, f"{run.name}: validation loss", unit)
+    if validation := [row for row in run.rows("validation.jsonl") if row["step"] in places]:
+        at, values = [places[row["step"]] for row in validation], [row["loss"] for row in validation]
+        axes.plot(at, values, color=colour, linestyle="--", marker=".", label=f"{label}, validation")
+        _tips(axes, at, values, colour, f"{run.name}: validation loss", unit)
 
 
 def _tips(axes: Axes, x: Values, y: Values, colour: str, name: str, unit: str) -> None:
-    """Unseen points that show where they are when pointed at."""
+    """Invisible points with tooltips."""
     for place in dict.fromkeys(np.linspace(0, len(x) - 1, min(len(x), _TIPS)).astype(int).tolist()):
         [point] = axes.plot([x[place]], [y[place]], "o", color=colour, markersize=9, alpha=0.0)
         at = amount(x[place]) if unit == "step" else f"{x[place]:.3g}"
@@ -111,7 +111,7 @@ def _tips(axes: Axes, x: Values, y: Values, colour: str, name: str, unit: str) -
 
 
 def plot(draw: Callable[[Figure], None], *, width: float, height: float) -> str:
-    """What `draw` makes of a figure, inches wide and high, as SVG within the page."""
+    """A figure drawn by `draw`, `width` by `height` inches, as inline SVG."""
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "herd",

@@ -1,4 +1,4 @@
-"""The report's first screen, for people: what was made, five dialogues, what each step gained."""
+"""The report's first screen: what was made, five dialogues, what each step gained."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from herd.report.parts import escaped, section, shown, table, words
 from herd.report.runs import StageRun
 
 _DIALOGUES = 5
-_RIGHT, _WRONG = 0.8, 0.3  # F1 over words from which an answer counts as right, below which as wrong
+_RIGHT, _WRONG = 0.8, 0.3  # word F1 from which an answer is marked right, below which wrong
 
 
 def first_screen(title: str, path: Path, runs: Sequence[StageRun]) -> str:
-    """The head of the page and its first cards."""
+    """The header of the page and its first cards."""
     energy = sum(run.figures.get("energy_joules", 0) for run in runs)
     facts = [f"{len(runs)} {'stage' if len(runs) == 1 else 'stages'}", duration(sum(run.seconds for run in runs))]
     facts += [f"{energy / 3.6e6:.3f} kWh"] if energy else []
@@ -29,34 +29,36 @@ def first_screen(title: str, path: Path, runs: Sequence[StageRun]) -> str:
 
 
 def _made(path: Path, runs: Sequence[StageRun]) -> str:
-    told = []
+    sentences = []
     best = _best(path, runs)
     if best and (parameters := _parameters(best.path / "checkpoint")):
-        told.append(f"A language model of <b>{amount(parameters)} parameters</b> (<code>{escaped(best.name)}</code>).")
+        sentences.append(
+            f"A language model of <b>{amount(parameters)} parameters</b> (<code>{escaped(best.name)}</code>)."
+        )
     if curated := next((run for run in runs if run.stage == "curate"), None):
         read, kept = (curated.figures.get(name, 0) for name in ("documents_read", "documents"))
-        told.append(
-            f"From {read:,} pages {kept:,} documents were kept, {size(curated.figures.get('bytes', 0))} of text."
+        sentences.append(
+            f"{kept:,} documents were kept from {read:,} pages, {size(curated.figures.get('bytes', 0))} of text."
         )
     if tokens := sum(run.figures.get("tokens", 0) for run in runs if run.stage == "pretrain"):
-        told.append(f"It read {amount(tokens)} tokens of them in pre-training.")
+        sentences.append(f"It was pre-trained on {amount(tokens)} tokens.")
     if rows := [run for run in runs if run.figures.get("conversations")]:
-        told.append(f"It was taught to answer with {rows[0].figures['conversations']:,} conversations.")
-    if not told:
+        sentences.append(f"It was fine-tuned on {rows[0].figures['conversations']:,} conversations.")
+    if not sentences:
         return ""
     command = f"<pre>herd chat {escaped(path)}</pre>" if best else ""
-    return section("What was made", f"<p>{' '.join(told)}</p>{command}")
+    return section("What was made", f"<p>{' '.join(sentences)}</p>{command}")
 
 
 def _best(path: Path, runs: Sequence[StageRun]) -> StageRun | None:
-    """The run whose checkpoint a chat opens: by the evaluation, else the last that has one."""
+    """The run whose checkpoint `herd chat` opens: the best by evaluation, else the last one with a checkpoint."""
     named = next((run.figures["best"] for run in runs if run.figures.get("best")), None)
-    having = [run for run in runs if (run.path / "checkpoint").is_dir() and run.stage not in ("reward", "quantize")]
-    return next((run for run in having if run.name == named), having[-1] if having else None)
+    candidates = [run for run in runs if (run.path / "checkpoint").is_dir() and run.stage not in ("reward", "quantize")]
+    return next((run for run in candidates if run.name == named), candidates[-1] if candidates else None)
 
 
 def _parameters(folder: Path) -> int:
-    """Of a checkpoint, by the heads of its files."""
+    """The number of parameters of a checkpoint, from the headers of its files."""
     total = 0
     for file in folder.glob("*.safetensors"):
         with open(file, "rb") as opened:
@@ -78,7 +80,7 @@ def _dialogues(runs: Sequence[StageRun]) -> str:
         f"<p class=reference>{_marked(row)}expected: {escaped(row.get('reference', ''))}</p></div>"
         for row in chosen
     ]
-    note = "Of the best model, unedited: evenly over all questions that were kept back, whether answered well or not."
+    note = "The best model's answers, unedited: an even sample of the held-out questions, answered well or not."
     return section("Five dialogues" if len(parts) == _DIALOGUES else "Dialogues", "".join(parts), note)
 
 
@@ -94,7 +96,7 @@ def _gained(runs: Sequence[StageRun]) -> str:
     key = "heldout_bits_per_byte"
     learned = [(run.name, run.figures[key]) for run in runs if key in run.figures]
     text = ", ".join(f"<b>{figure:.3f}</b> after {escaped(name)}" for name, figure in learned)
-    parts = [f"<p>Bits per byte of text kept back (less is better): {text}.</p>"] if learned else []
+    parts = [f"<p>Bits per byte of held-out text (lower is better): {text}.</p>"] if learned else []
     rows = [
         (
             f"<b>{escaped(row['model'])}</b> after {escaped(row['against'])}",
@@ -106,16 +108,16 @@ def _gained(runs: Sequence[StageRun]) -> str:
         for row in run.rows("comparisons.jsonl")
     ]
     if rows:
-        parts.append(table(("step", "asked for", "difference", "that is"), rows, raw=True))
+        parts.append(table(("step", "measure", "difference", "verdict"), rows, raw=True))
     elif verdicts := [one for run in runs for one in str(run.figures.get("verdict", "")).split("; ") if one]:
         parts.append("<ul>" + "".join(f"<li>{escaped(one)}</li>" for one in verdicts) + "</ul>")
     rewarded = [run for run in runs if "heldout_accuracy" in run.figures]
     for run in rewarded:
         parts.append(
-            f"<p>The reward model ({escaped(run.name)}) prefers the better of two answers kept back in "
+            f"<p>The reward model ({escaped(run.name)}) prefers the better of two held-out answers in "
             f"{shown('share', float(run.figures['heldout_accuracy']))} of cases (chance: 0.5).</p>"
         )
-    note = "What each step changed, with its 95 % interval; judged by what training never contained."
+    note = "What each step changed, with its 95 % interval, measured on data that training never contained."
     return section("What each step gained", "".join(parts), note) if parts else ""
 
 

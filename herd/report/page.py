@@ -1,7 +1,7 @@
-"""One HTML page per run: what was done, what came of it, and the command to do it again.
+"""One HTML page per run: what was done, the results, and the command to repeat it.
 
-The page is self-contained (plots are inline SVG, no script, nothing is fetched) and is made only from what the stages
-left on disk, so that it can be made again at any time, for one run folder or for a folder of run folders.
+The page is self-contained (plots are inline SVG, no script, nothing is fetched) and made only from the files of run
+folders, so it can be made at any time, for one run folder or for a folder of run folders.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _VIEWPORT = '<meta name=viewport content="width=device-width, initial-scale=1">'
 
 
 def render(*paths: Path) -> str:
-    """The report of a run folder, or of all run folders in it; of several paths their runs side by side.
+    """The report of a run folder, or of all run folders in it; for several paths, their runs side by side.
 
     Raises:
-        DataError: no finished run there.
+        DataError: a path has no finished run.
     """
-    found = {path: find_runs(path) for path in paths}
-    if empty := [path for path, runs in found.items() if not runs]:
-        raise DataError(f"{empty[0]}: no finished run folder here, nothing to report on")
+    runs_at = {path: find_runs(path) for path in paths}
+    if empty := [path for path, runs in runs_at.items() if not runs]:
+        raise DataError(f"{empty[0]}: no finished run folder here, nothing to report")
     if len(paths) > 1:
         title = "Herd: " + ", ".join(path.resolve().name for path in paths)
-        named = [run.within(path) for path, runs in found.items() for run in runs]
+        named = [run.within(path) for path, runs in runs_at.items() for run in runs]
         return _document(title, f"<header><h1>{escaped(title)}</h1></header>", named, [side_by_side, _commands])
-    [(path, runs)] = found.items()
+    [(path, runs)] = runs_at.items()
     title = f"Herd: {path.resolve().name}"
     sections = [_stages, _funnel, _tokenizer, losses, _scaling, _watched, _compression, _samples, _needle, _answers]
     sections += [_dialogues, _quantization, side_by_side, _commands, _machine]
@@ -66,14 +66,14 @@ def _stages(runs: Sequence[StageRun]) -> str:
     parts = []
     for run in runs:
         figures = [(words(key), shown(key, value)) for key, value in run.figures.items() if key not in KEPT_FOR_FIRST]
-        items = "".join(f"<div><dt>{escaped(name)}</dt><dd>{told}</dd></div>" for name, told in figures)
+        items = "".join(f"<div><dt>{escaped(name)}</dt><dd>{value}</dd></div>" for name, value in figures)
         bar = f"<i class=bar style='width:{100 * run.seconds / total:.1f}%'></i>"
         head = f"<b>{escaped(run.name)}</b><span class=time>{duration(run.seconds)}{bar}</span>"
-        told = ", ".join(f"{escaped(name)} {value}" for name, value in figures[:2])
+        brief = ", ".join(f"{escaped(name)} {value}" for name, value in figures[:2])
         parts.append(
-            f"<details class=stage><summary>{head}<span class=told>{told}</span></summary><dl>{items}</dl></details>"
+            f"<details class=stage><summary>{head}<span class=brief>{brief}</span></summary><dl>{items}</dl></details>"
         )
-    note = "Each step with its time and first figures; open one for all of them."
+    note = "Each step with its time and first two figures; open it for all."
     return section("Figures by stage", "".join(parts), note)
 
 
@@ -151,11 +151,11 @@ def _watched(runs: Sequence[StageRun]) -> str:
                 (f"{row['step']:,}", *(shown(one, row["figures"].get(one, "")) for one in figures)) for row in rows
             ]
             parts.append(table(("step", *map(words, figures)), cells))
-    return section("Judged while it learned", "".join(parts)) if parts else ""
+    return section("Evaluated during training", "".join(parts)) if parts else ""
 
 
 def _draw_watched(figure: Figure, rows: Sequence[dict], figures: Sequence[str], name: str) -> None:
-    """One plot for each kind of figure: its last word says which."""
+    """One plot for each kind of figure, which is the last word of its name."""
     kinds = list(dict.fromkeys(one.split()[-1] for one in figures))
     for axes, kind in zip(np.atleast_1d(figure.subplots(1, len(kinds))), kinds, strict=True):
         for one, colour in zip([one for one in figures if one.split()[-1] == kind], cycle(COLOURS)):
@@ -167,7 +167,7 @@ def _draw_watched(figure: Figure, rows: Sequence[dict], figures: Sequence[str], 
 
 def _compression(runs: Sequence[StageRun]) -> str:
     scores = [score for score in _scores(runs) if score["metric"] == "bits_per_byte"]
-    note = "Of held-out text; lower is better. The trigram model and xz are there to be beaten."
+    note = "Of held-out text; lower is better. The trigram model and xz are baselines."
     return section("Bits per byte", _pivot(scores), note) if scores else ""
 
 
@@ -178,7 +178,7 @@ def _samples(runs: Sequence[StageRun]) -> str:
             when = f"{escaped(run.name)}, {row['share']:.0%} ({amount(row['tokens'])} tokens)"
             texts = "".join(f"<pre><b>{escaped(s['prompt'])}</b>{escaped(s['text'])}</pre>" for s in row["samples"])
             parts.append(f"<details{'' if parts else ' open'}><summary>{when}</summary>{texts}</details>")
-    return section("What it wrote while it learned", "".join(parts), "Unedited samples.") if parts else ""
+    return section("Samples during training", "".join(parts), "Unedited.") if parts else ""
 
 
 def _needle(runs: Sequence[StageRun]) -> str:
@@ -210,7 +210,7 @@ def _answers(runs: Sequence[StageRun]) -> str:
         return ""
     tasks = {score["task"] for score in scores}
     parts = [score for score in scores if any(score["task"].endswith(f" {task}") for task in tasks)]  # of one kind
-    note = "Steps are judged by wordings that training never contained and by modules it never saw, not by the reward."
+    note = "Measured on wordings and modules that training never contained, not by the reward."
     body = _pivot([score for score in scores if score not in parts])
     details = f"<details><summary>by kind of question</summary>{_pivot(parts)}</details>" if parts else ""
     return section("Scores", body + details, note)
@@ -239,8 +239,8 @@ def _quantization(runs: Sequence[StageRun]) -> str:
 
 def _commands(runs: Sequence[StageRun]) -> str:
     lines = [f"herd {run.stage} {shlex.quote(str(run.path / 'settings.yaml'))} out=NEW_FOLDER" for run in runs]
-    note = "Each folder keeps the resolved settings; giving them back redoes the stage from the same inputs."
-    return section("Do it again", f"<pre>{escaped(chr(10).join(lines))}</pre>", note)
+    note = "Each folder keeps its resolved settings; with them a stage is repeated from the same inputs."
+    return section("Repeat it", f"<pre>{escaped(chr(10).join(lines))}</pre>", note)
 
 
 def _machine(runs: Sequence[StageRun]) -> str:
@@ -254,7 +254,7 @@ def _machine(runs: Sequence[StageRun]) -> str:
 
 
 def _spread(rows: Sequence[dict], count: int) -> list[dict]:
-    """At most `count` rows, evenly over the list, so that no kind of question is favoured."""
+    """At most `count` rows, evenly spaced over the list."""
     if len(rows) <= count:
         return list(rows)
     return [rows[index] for index in np.linspace(0, len(rows) - 1, count).astype(int)]

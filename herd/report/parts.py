@@ -1,4 +1,4 @@
-"""The parts that the report's sections are made of, and the words for what stages record."""
+"""Building blocks of the report's sections, and readable names for recorded figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from herd.log import duration, figure, size
 
 KEPT_FOR_FIRST = ("verdict", "best")
-"""Figures that the first screen tells in its own way."""
+"""Figures that only the first screen shows."""
 
 _WORDS = {
     "mfu": "share of the peak arithmetic rate (MFU)",
@@ -19,9 +19,9 @@ _WORDS = {
     "train": "questions to train on",
     "prompts": "questions to sample answers to",
     "unknown": "questions about invented names",
-    "eval_trained": "questions kept back, of trained modules",
-    "eval_heldout": "questions kept back, of held-out modules",
-    "eval_unknown": "questions kept back, of invented names",
+    "eval_trained": "held-out questions about trained modules",
+    "eval_heldout": "held-out questions about held-out modules",
+    "eval_unknown": "held-out questions about invented names",
     "own_sample": "pairs with a wrong answer of the model itself",
     "other_answer": "pairs with another question's answer",
     "wrong_kind": "pairs with an answer of the wrong kind",
@@ -59,12 +59,12 @@ _FLAGS = ("enough",)
 
 
 def words(key: str) -> str:
-    """A recorded figure's name as a person reads it."""
+    """A readable name for a recorded figure."""
     if key in _WORDS:
         return _WORDS[key]
-    for ending, told in _ENDINGS.items():
+    for ending, name in _ENDINGS.items():
         if key.endswith(f"_{ending}"):
-            return f"{key.removesuffix(f'_{ending}').replace('_', ' ')}: {told}"
+            return f"{key.removesuffix(f'_{ending}').replace('_', ' ')}: {name}"
     return _ENDINGS.get(key, key.replace("_", " ").replace("heldout", "held-out").replace("/", ": "))
 
 
@@ -75,7 +75,7 @@ def section(title: str, body: str, note: str = "") -> str:
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[Any]], *, raw: bool = False) -> str:
-    """A table that scrolls sideways where it is wide; with `raw` the cells are HTML."""
+    """A table that scrolls sideways if it is too wide; with `raw` the cells are HTML."""
     keep = str if raw else escaped
     top = "".join(f"<th>{escaped(name)}" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{keep(cell)}" for cell in row) for row in rows)
@@ -83,7 +83,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[Any]], *, raw: bool = Fal
 
 
 def shown(key: str, value: Any) -> str:
-    """A recorded figure's value as HTML, in the unit that its name gives."""
+    """A recorded figure's value as HTML, in the unit that its name implies."""
     if isinstance(value, bool) or (key in _FLAGS and value in (0, 1)):
         return "yes" if value else "no"
     if isinstance(value, list) and value and all(isinstance(one, int | float) for one in value):
@@ -98,5 +98,5 @@ def shown(key: str, value: Any) -> str:
 
 
 def escaped(value: Any) -> str:
-    """As text of a page."""
+    """A value as HTML text."""
     return html.escape(str(value), quote=True)

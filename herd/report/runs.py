@@ -12,7 +12,7 @@ from herd.run import read_manifest, read_metrics
 
 @dataclass(frozen=True)
 class StageRun:
-    """A finished run folder: its name within the report, its place and its manifest."""
+    """A finished run folder: its name in the report, its path and its manifest."""
 
     name: str
     path: Path
@@ -24,27 +24,27 @@ class StageRun:
 
     @property
     def figures(self) -> dict[str, Any]:
-        found = dict(self.manifest.get("figures", {}))
-        if found.get("mfu", 0) > 1:  # measured against a peak that was too low
-            del found["mfu"]
-        return found
+        figures = dict(self.manifest.get("figures", {}))
+        if figures.get("mfu", 0) > 1:  # measured against a peak that was too low
+            del figures["mfu"]
+        return figures
 
     @property
     def seconds(self) -> float:
         return self.manifest.get("seconds", 0)
 
     def within(self, folder: Path) -> StageRun:
-        """The same, named by a folder too."""
+        """The same run with its folder's name in front."""
         name = folder.resolve().name
         return replace(self, name=name if self.path == folder else f"{name}/{self.name}")
 
     def json(self, name: str) -> Any:
-        """A JSON file of the run, None where it has none."""
+        """A JSON file of the run, None if missing."""
         file = self.path / name
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """The rows of a JSONL file of the run, empty where it has none."""
+        """The rows of a JSONL file of the run, empty if missing."""
         file = self.path / name
         if not file.exists():
             return []

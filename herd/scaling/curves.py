@@ -1,4 +1,4 @@
-"""Curves through few points: parabolas, straight lines in logarithms, and a robust fit of any function."""
+"""Curves through a few points: parabolas, power laws, and a robust fit of any function."""
 
 from __future__ import annotations
 
@@ -39,30 +39,30 @@ class Power:
 
 
 def parabola(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> Parabola:
-    """The parabola through points of at least three places.
+    """The least-squares parabola through points with at least three distinct x.
 
     Raises:
-        DataError: there are fewer, it has no minimum, or that lies outside of the points.
+        DataError: fewer points, no minimum, or a minimum outside the range of the points.
     """
     at = np.asarray(x, float)
     if len(set(at.tolist())) < 3:
         raise DataError(f"{len(set(at.tolist()))} sizes, and a parabola needs three")
-    middle = at.mean()  # numbers near 0 lose no digits
+    middle = at.mean()  # centred for precision
     a, b, c = np.polyfit(at - middle, np.asarray(y, float), 2)
     if a <= 0:
         raise DataError(
-            "not convex: the loss is lower at the sides than in the middle; a run is mis-tuned, or the sizes lie too "
+            "not convex: the loss is lower at the ends than in the middle; a run is mis-tuned, or the sizes are too "
             "close together"
         )
     lowest = middle - b / (2 * a)
     if not at.min() <= lowest <= at.max():
         side = "fewest" if lowest < at.min() else "most"
-        raise DataError(f"its minimum lies outside of what was run: it falls on towards the {side} tokens or weights")
+        raise DataError(f"its minimum is outside the range of the runs, towards the {side} tokens or parameters")
     return Parabola(float(a), float(lowest), float(c - b * b / (4 * a)))
 
 
 def power(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> Power:
-    """The power law through points, by least squares in logarithms; constant where all x are the same."""
+    """The power law through points, by least squares of the logarithms; constant if all x are equal."""
     at, height = np.log(np.asarray(x, float)), np.log(np.asarray(y, float))
     if np.ptp(at) < 1e-9:
         return Power(float(np.exp(height.mean())), 0.0)
@@ -73,15 +73,15 @@ def power(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> P
 def huber_fit(
     residuals: Callable[[np.ndarray], np.ndarray], starts: Sequence[Sequence[float]], delta: float
 ) -> tuple[np.ndarray, float]:
-    """Parameters with the least Huber loss of their residuals, and that loss; from the best of several starts.
+    """The parameters with the lowest Huber loss of their residuals, and that loss; the best of several starts.
 
-    Levenberg and Marquardt's steps over weights that hold back residuals above `delta`.
+    Levenberg-Marquardt with iteratively reweighted residuals.
     """
     best, least = np.asarray(starts[0], float), math.inf
     for start in starts:
-        found, loss = _descend(residuals, np.asarray(start, float), delta)
+        parameters, loss = _descend(residuals, np.asarray(start, float), delta)
         if loss < least:
-            best, least = found, loss
+            best, least = parameters, loss
     return best, least
 
 

@@ -18,7 +18,7 @@ from herd.scaling.curves import huber_fit
 from herd.scaling.law import interval
 from herd.scaling.points import Point
 
-_FLAT = 0.05  # accuracies closer together than this do not tell a sigmoid
+_FLAT = 0.05  # a smaller range of accuracies does not determine a sigmoid
 
 
 @dataclass(frozen=True)
@@ -35,25 +35,25 @@ class Sigmoid:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a budget is thought to reach on one task; each with the middle 95 % of a bootstrap."""
+    """The forecast of one task for a budget; each value with the 95 % interval of a bootstrap."""
 
     task: str
     nats: tuple[float, float, float]  # per character of the right answer: value, low, high
     accuracy: tuple[float, float, float] | None
-    why: str = ""  # there is no accuracy
+    why: str = ""  # why there is no accuracy
 
 
 def forecast(
     task: str, best: Sequence[Point], everyone: Sequence[Point], flops: float, *, chance: float, draws: int = 500
 ) -> Forecast:
-    """The forecast of a task for a budget, from the `best` run of each budget and from `everyone` that was asked.
+    """The forecast of a task for a budget, from the `best` run of each budget and from `everyone` that was evaluated.
 
     Raises:
-        DataError: fewer than three budgets have an answer.
+        DataError: fewer than three budgets were evaluated on the task.
     """
     first = [(math.log(point.flops), point.answers[task][0]) for point in best if task in point.answers]
     if len(first) < 3:
-        raise DataError(f"{task}: {len(first)} budgets were asked it, and a line with an interval needs three")
+        raise DataError(f"{task}: {len(first)} budgets were evaluated on it; a line with an interval needs three")
     x, y = map(np.array, zip(*first, strict=True))
     at = math.log(flops)
     line = np.polyfit(x, y, 1)
@@ -66,9 +66,9 @@ def forecast(
     second = [point.answers[task] for point in everyone if task in point.answers]
     pairs = np.array([pair for pair in second if math.isfinite(pair[1])])
     if len(pairs) < 4 or np.ptp(pairs[:, 1]) < _FLAT:
-        told = "the accuracies of those asked hardly differ" if len(pairs) >= 4 else f"{len(pairs)} models were asked"
+        reason = "their accuracies hardly differ" if len(pairs) >= 4 else f"only {len(pairs)} models were evaluated"
         return Forecast(
-            task, (nats, *ends), None, f"{told}: nothing says how accuracy follows (also= takes larger models)"
+            task, (nats, *ends), None, f"{reason}, so accuracy cannot be forecast (add larger models with also=)"
         )
     curve = sigmoid(pairs[:, 0], pairs[:, 1], chance)
     off = pairs[:, 1] - curve(pairs[:, 0])
@@ -81,12 +81,12 @@ def forecast(
 
 
 def sigmoid(nats: np.ndarray, accuracy: np.ndarray, chance: float, near: Sigmoid | None = None) -> Sigmoid:
-    """The sigmoid through pairs of nats per character and accuracy by a Huber loss; looked for `near` another one."""
+    """The sigmoid through pairs of nats per character and accuracy, by a Huber loss; the search starts `near` one."""
     spread = max(float(np.ptp(nats)), 1e-6)
 
     def residuals(at: np.ndarray) -> np.ndarray:
-        found: np.ndarray = Sigmoid(chance, at[0], math.exp(min(max(at[1], -20.0), 20.0)))(nats) - accuracy
-        return found
+        differences: np.ndarray = Sigmoid(chance, at[0], math.exp(min(max(at[1], -20.0), 20.0)))(nats) - accuracy
+        return differences
 
     middles = (nats.min(), nats.mean(), nats.max())
     starts = [[middle, math.log(spread * width)] for middle in middles for width in (0.1, 0.5)]

@@ -1,4 +1,4 @@
-"""IsoFLOP fits: for each budget the best size, from these a law of the best tokens, weights and loss of any budget.
+"""IsoFLOP fits: the best size for each budget, and laws for the best tokens, parameters and loss of any budget.
 
 Source: The Llama 3 Herd of Models, section 3.2.1, and Hoffmann et al. 2022 (arXiv 2203.15556), approaches 2 and 3.
 """
@@ -18,20 +18,20 @@ from herd.scaling.points import Point
 PAPER = Power(0.299, 0.537)
 """Tokens of a budget in the paper: figure 3's legend; the text rounds to 0.29 and 0.53."""
 IRREDUCIBLE = 0.55
-"""Bits per byte that no model removes: the 1.69 nats a token of Hoffmann et al. at 4.4 bytes a token."""
+"""Irreducible loss in bits per byte: the 1.69 nats per token of Hoffmann et al. at 4.4 bytes per token."""
 _SAME_BUDGET = math.log(1.15)
 _HUBER = 1e-3  # of a logarithm of the loss, as in Hoffmann et al.
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The runs of one budget, the parabolas of their loss over the logarithms of tokens and of parameters."""
+    """The runs of one budget, and parabolas of their loss over log tokens and log parameters."""
 
     flops: float
     points: tuple[Point, ...]
     over_tokens: Parabola | None = None
     over_parameters: Parabola | None = None
-    why: str = ""  # it has no minimum
+    why: str = ""  # why it has no minimum
 
     @property
     def tokens(self) -> float:
@@ -46,7 +46,7 @@ class Budget:
         return self.over_tokens.least if self.over_tokens else math.nan
 
     def residuals(self) -> np.ndarray:
-        """How far each run's loss lies above the parabola."""
+        """Each run's loss minus the parabola."""
         if self.over_tokens is None:
             return np.zeros(0)
         at = np.log([point.tokens for point in self.points])
@@ -66,7 +66,7 @@ class LossLaw:
 
 @dataclass(frozen=True)
 class Joint:
-    """loss = irreducible + a N^-alpha + b D^-beta, through all runs at once; a Huber loss holds back outliers."""
+    """loss = irreducible + a N^-alpha + b D^-beta, fitted to all runs at once with a Huber loss."""
 
     irreducible: float
     a: float
@@ -79,7 +79,7 @@ class Joint:
         return self.irreducible + self.a * parameters**-self.alpha + self.b * tokens**-self.beta
 
     def best(self, flops: float) -> tuple[float, float]:
-        """The parameters and tokens of the least loss that so many FLOPs pay for."""
+        """The parameters and tokens with the lowest loss for a budget."""
         pairs, both = flops / self.flops_per_pair, self.alpha + self.beta
         ratio = (self.alpha * self.a / (self.beta * self.b)) ** (1 / both)
         return ratio * pairs ** (self.beta / both), pairs ** (self.alpha / both) / ratio
@@ -87,29 +87,29 @@ class Joint:
 
 @dataclass(frozen=True)
 class Law:
-    """What is drawn through the minima of all budgets."""
+    """Power laws through the minima of all budgets."""
 
     tokens: Power
     parameters: Power
     loss: LossLaw
-    fitted: LossLaw | None = None  # the irreducible loss fitted too, where there are budgets enough
+    fitted: LossLaw | None = None  # with the irreducible loss fitted too, from three budgets on
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Budgets, the law through them, and what a bootstrap makes of it."""
+    """Budgets, the law through them, and its bootstrap."""
 
     budgets: list[Budget]
     law: Law
     draws: list[Law] = field(default_factory=list)
     joint: Joint | None = None
-    joint_why: str = ""  # there is no joint fit
-    noise: float = 0.0  # standard deviation of a run's loss about its budget's parabola
+    joint_why: str = ""  # why there is no joint fit
+    noise: float = 0.0  # standard deviation of a run's loss around its budget's parabola
     notes: list[str] = field(default_factory=list)
 
 
 def budgets_of(points: Sequence[Point]) -> list[Budget]:
-    """The points by budget: FLOPs within 15 % of the next are one."""
+    """The points grouped by budget; FLOPs within 15 % of the next smaller run belong together."""
     groups: list[list[Point]] = []
     for point in sorted(points, key=lambda point: point.flops):
         if groups and math.log(point.flops / groups[-1][-1].flops) < _SAME_BUDGET:
@@ -131,38 +131,38 @@ def _budget(points: Sequence[Point]) -> Budget:
 
 
 def fit(points: Sequence[Point], *, irreducible: float = IRREDUCIBLE, draws: int = 500, seed: int = 0) -> Fit:
-    """The law of some runs, with a bootstrap of `draws` over the parabolas' residuals.
+    """The law through runs, with a bootstrap of `draws` samples of the parabolas' residuals.
 
     Raises:
-        DataError: fewer than two budgets have a minimum, or a loss lies below the irreducible one.
+        DataError: fewer than two budgets have a minimum, or a loss is below the irreducible one.
     """
     budgets = budgets_of(points)
     good = [budget for budget in budgets if not budget.why]
     notes = [f"{budget.flops:.3g} FLOPs are left out of the law: {budget.why}" for budget in budgets if budget.why]
     if len(good) < 2:
-        told = "".join(f"\n  {one.flops:.3g} FLOPs, {len(one.points)} runs: {one.why or 'good'}" for one in budgets)
+        reasons = "".join(f"\n  {one.flops:.3g} FLOPs, {len(one.points)} runs: {one.why or 'good'}" for one in budgets)
         raise DataError(
             "a law needs two budgets with a minimum, better three or more, of at least three sizes each; got "
-            f"{len(good)}{told}"
+            f"{len(good)}{reasons}"
         )
     lowest = min(budget.loss for budget in good)
     if lowest <= irreducible:
         raise DataError(
-            f"the best loss, {lowest:.4g}, lies below irreducible={irreducible:g}, which no model can be better than: "
-            "give a smaller one (0.55 is meant for bits per byte of web text)"
+            f"the best loss, {lowest:.4g}, is below irreducible={irreducible:g}, the lower bound of any model: "
+            "give a smaller one (0.55 is for bits per byte of web text)"
         )
     if len(good) == 2:
-        notes.append("two budgets determine a law exactly: nothing says how well it holds; a third would")
+        notes.append("two budgets determine a law exactly, without any check; a third would test it")
     spread = np.concatenate([budget.residuals() for budget in good])
     free = sum(len(budget.points) - 3 for budget in good)
     noise = float(np.sqrt((spread**2).sum() / free)) if free > 0 else 0.0
     if not free:
-        notes.append("three sizes a budget leave no residuals: there are no intervals; run four or more")
+        notes.append("three sizes per budget leave no residuals, so there are no intervals; run four or more")
     law = law_of(good, irreducible)
     drawn = _bootstrap(good, law, irreducible, draws if free > 0 else 0, seed)
     if free > 0 and len(drawn) < 0.8 * draws:
         notes.append(
-            f"in {1 - len(drawn) / draws:.0%} of the bootstrap fewer than two budgets had a minimum: curves are flat"
+            f"in {1 - len(drawn) / draws:.0%} of the bootstrap fewer than two budgets had a minimum: flat curves"
         )
     joint, why = _joint(points)
     return Fit(budgets, law, drawn, joint, why, noise, notes)
@@ -181,7 +181,7 @@ def law_of(budgets: Sequence[Budget], irreducible: float) -> Law:
 
 
 def _with_fitted_floor(flops: Sequence[float], losses: Sequence[float]) -> LossLaw | None:
-    """The law whose irreducible loss fits best; None for two budgets, which any would fit."""
+    """The law with the best-fitting irreducible loss; None for two budgets, which any value fits."""
     if len(flops) < 3:
         return None
     x, y = np.log(flops), np.asarray(losses)
@@ -195,12 +195,12 @@ def _with_fitted_floor(flops: Sequence[float], losses: Sequence[float]) -> LossL
 
 
 def _bootstrap(budgets: Sequence[Budget], law: Law, irreducible: float, draws: int, seed: int) -> list[Law]:
-    """Laws of the same runs with residuals drawn anew; those of few runs are widened by the degrees of freedom."""
+    """Laws of the same runs with resampled residuals, scaled up for the degrees of freedom of small budgets."""
     random = np.random.default_rng(seed)
     pool = np.concatenate(
         [budget.residuals() * math.sqrt(len(budget.points) / max(len(budget.points) - 3, 1)) for budget in budgets]
     )
-    found = []
+    laws = []
     for _ in range(draws):
         again = []
         for budget in budgets:
@@ -211,8 +211,8 @@ def _bootstrap(budgets: Sequence[Budget], law: Law, irreducible: float, draws: i
             again.append(_budget(moved))
         good = [budget for budget in again if not budget.why and budget.loss > irreducible]
         if len(good) >= 2:
-            found.append(law_of(good, irreducible))
-    return found
+            laws.append(law_of(good, irreducible))
+    return laws
 
 
 def _joint(points: Sequence[Point]) -> tuple[Joint | None, str]:
@@ -238,13 +238,13 @@ def _joint(points: Sequence[Point]) -> tuple[Joint | None, str]:
     (e, a, alpha, b, beta), _ = huber_fit(residuals, starts, _HUBER)
     alpha, beta = math.exp(alpha), math.exp(beta)
     if not (1e-3 < alpha < 3 and 1e-3 < beta < 3):
-        return None, "one of its exponents ran away: the runs do not tell what size and what tokens are worth apart"
+        return None, "one of its exponents diverged: the runs do not separate the effects of size and tokens"
     pairs = math.exp(float(np.mean(np.log([point.flops / point.parameters / point.tokens for point in points]))))
     return Joint(math.exp(e), math.exp(a + alpha * n0), alpha, math.exp(b + beta * d0), beta, pairs), ""
 
 
 def interval(values: Sequence[float], share: float = 0.95) -> tuple[float, float] | None:
-    """The middle share of some values; None of fewer than 20."""
+    """The central interval that holds a `share` of the values; None for fewer than 20."""
     if len(values) < 20:
         return None
     low, high = np.quantile(np.asarray(values, float), [(1 - share) / 2, (1 + share) / 2])

@@ -39,17 +39,17 @@ class Regression:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Shares by source with what the regression says of them; each with the middle 95 % of a bootstrap."""
+    """Shares by source, and the regression's prediction for them with the 95 % interval of a bootstrap."""
 
     shares: dict[str, float]
     loss: tuple[float, float, float]
-    ends: dict[str, tuple[float, float]]  # of the shares
-    gain: tuple[float, float, float]  # how much lower the recommended loss is
+    ends: dict[str, tuple[float, float]]  # intervals of the shares
+    gain: tuple[float, float, float]  # its loss minus that of the recommended mixture
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The mixture of the lowest loss, beside two that nobody had to search for."""
+    """The mixture with the lowest predicted loss, beside reference mixtures."""
 
     recommended: Mixture
     others: dict[str, Mixture]
@@ -67,15 +67,15 @@ def recommend(
     draws: int = 200,
     seed: int = 0,
 ) -> Recommendation:
-    """The best mixture by the runs, beside `others`; `weights` of the held-out texts, `most` as the largest shares.
+    """The best mixture, beside `others`; `weights` are those of the held-out texts, `most` the largest shares.
 
     Raises:
-        DataError: too few mixtures, or a weight of a text that nobody measured.
+        DataError: too few mixtures, or a weight for an unknown text.
     """
     sources = sorted(points[0].shares)
     texts = sorted(points[0].heldout)
     if unknown := set(weights or {}) - set(texts):
-        raise DataError(f"weights: `{min(unknown)}` is no held-out text; there are: {', '.join(texts)}")
+        raise DataError(f"weights: `{min(unknown)}` is not a held-out text; known: {', '.join(texts)}")
     shares = np.array([[point.shares[name] for name in sources] for point in points])
     distinct = len({tuple(row) for row in shares.round(4).tolist()})
     if distinct < len(sources) + 2:
@@ -104,19 +104,19 @@ def recommend(
     near = shares.min(axis=0) - 0.05, shares.max(axis=0) + 0.05
     if outside := [name for name, share, low, high in zip(sources, best, *near) if not low <= share <= high]:
         notes.append(
-            f"far from what was run: {', '.join(outside)}; run a mixture near the recommended one before you trust it"
+            f"extrapolated shares: {', '.join(outside)}; run a mixture near the recommended one before you trust it"
         )
     if made["uniform"].gain[1] <= 0:
-        notes.append("its gain over the uniform mixture is not more than the noise of the runs")
+        notes.append("its gain over the uniform mixture is within the noise of the runs")
     whole = (losses @ weigh).tolist()
     return Recommendation(made.pop("recommended"), made, law(shares).tolist(), whole, notes)
 
 
 def recommended(folder: Path, sources: Mapping[str, str], tokenizer: str) -> dict[str, float]:
-    """The shares of a run folder of `herd scaling mix`, where `sources` have the content that they were found for.
+    """The recommended shares in a run folder of `herd scaling mix`; `sources` must have the content it was fitted to.
 
     Raises:
-        DataError: it is no such folder.
+        DataError: it is not such a folder.
         ConfigError: a source or the tokenizer has changed.
     """
     try:
@@ -127,11 +127,11 @@ def recommended(folder: Path, sources: Mapping[str, str], tokenizer: str) -> dic
     known = {name: one for name, one in sources.items() if name in record["sources"]}
     if changed := [name for name, digest in record["sources"].items() if known.get(name) != digest]:
         raise ConfigError(
-            f"{folder}: its mixture was found for other content of {', '.join(changed)}: the small runs say nothing of "
-            "these sources; run them again"
+            f"{folder}: its mixture was fitted to other content of {', '.join(changed)}: run the small runs again for "
+            "these sources"
         )
     if record["tokenizer"] != tokenizer:
-        raise ConfigError(f"{folder}: its mixture was found with another tokenizer; run the small runs again")
+        raise ConfigError(f"{folder}: its mixture was fitted with another tokenizer; run the small runs again")
     return {name: share for name, share in shares.items() if share > 0}
 
 
@@ -174,15 +174,15 @@ def _fitted(shares: np.ndarray, losses: np.ndarray, weights: np.ndarray) -> Regr
 
 
 def _tried(count: int, most: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Mixtures all over the simplex, edges and corners among them, none with more of a source than there is.
+    """Mixtures over the whole simplex, with edges and corners; no source above its largest share in `most`.
 
     Raises:
-        DataError: there is too little of all sources together.
+        DataError: no mixture satisfies `most`.
     """
     inner = random.dirichlet(np.ones(count), _TRIED // 2)
     edges = random.dirichlet(np.full(count, 0.3), _TRIED // 2)
-    found = np.concatenate([inner, edges, np.eye(count), np.full((1, count), 1 / count)])
-    found = found[(found <= most + 1e-9).all(axis=1)]
-    if not len(found):
-        raise DataError("no mixture keeps every source within max_epochs: plan fewer tokens, or allow more passes")
-    return found
+    mixtures = np.concatenate([inner, edges, np.eye(count), np.full((1, count), 1 / count)])
+    mixtures = mixtures[(mixtures <= most + 1e-9).all(axis=1)]
+    if not len(mixtures):
+        raise DataError("no mixture keeps every source within max_epochs: plan fewer tokens, or raise max_epochs")
+    return mixtures

@@ -1,4 +1,4 @@
-"""What the report draws of fits, mixtures and sources' worth."""
+"""Plots of fits, mixtures and the worth of sources for the report."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _laws(tokens: Axes, loss: Axes, record: Mapping[str, Any]) -> None:
 
 
 def draw_mix(figure: Figure, record: Mapping[str, Any]) -> None:
-    """What the regression says of each run, beside what was measured; and the shares of the mixtures."""
+    """Predicted against measured loss of each run, and the shares of the mixtures."""
     fits, shares = figure.subplots(1, 2)
     measured, said = zip(*((one["measured"], one["fitted"]) for one in record["runs"]))
     fits.plot(said, measured, "o", color=_COLOURS[0], markersize=4)
@@ -76,7 +76,7 @@ def draw_mix(figure: Figure, record: Mapping[str, Any]) -> None:
 
 
 def draw_worth(figure: Figure, record: Mapping[str, Any]) -> None:
-    """What each source was worth on each evaluation, with its interval over seeds."""
+    """The gain of each source on each evaluation, with its interval over seeds."""
     rows = record["rows"]
     sources = list(dict.fromkeys(row["source"] for row in rows))
     evaluations = list(dict.fromkeys(row["evaluation"] for row in rows))

@@ -1,4 +1,4 @@
-"""Finished pre-training runs as points of a fit, and the reasons why others are none."""
+"""Finished pre-training runs as points of a fit, and the reasons why others are left out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from herd.errors import DataError
 from herd.run import fingerprint, read_manifest, read_metrics
 
 MAX_EPOCHS = 4.0
-"""Passes over a source after which repeated text is worth clearly less than new text (Muennighoff et al. 2023)."""
+"""Epochs over a source after which repeated text is worth clearly less than new text (Muennighoff et al. 2023)."""
 _DIVERGED = 1.05  # of the lowest mean loss of any twentieth of a run
 _NATS = " right_nats_per_character"
 
@@ -40,7 +40,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Collection:
-    """The points of a fit, what they were made of, and who was left out and why."""
+    """The points of a fit, their common data, and which runs were left out and why."""
 
     points: list[Point]
     left_out: dict[str, str]
@@ -55,7 +55,7 @@ def collect(
     """The pre-training runs at these paths or one level below; with `mixtures` their sources' shares may differ.
 
     Raises:
-        DataError: no run can be used, or those that can do not belong into one fit.
+        DataError: no run can be used, or the usable ones differ in data or tokenizer.
     """
     points: list[Point] = []
     left_out: dict[str, str] = {}
@@ -82,8 +82,8 @@ def collect(
     for name, other in made_of[1:]:
         if different := [key for key, value in made_of[0][1].items() if other[key] != value]:
             raise DataError(
-                f"{made_of[0][0]} and {name} differ in {' and '.join(different)}: their losses are of different "
-                "things, and one law through them would mean nothing; fit them apart"
+                f"{made_of[0][0]} and {name} differ in {' and '.join(different)}: their losses cannot be "
+                "compared; fit them separately"
             )
     return Collection(points, left_out, made_of[0][1], folders, diverged)
 
@@ -101,7 +101,7 @@ def _folders(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _unfit(folder: Path, manifest: dict[str, Any], metric: str, max_epochs: float) -> str:
-    """Why a run is no point of a fit, in words; else empty."""
+    """Why a run cannot be used in a fit; empty if it can."""
     figures = manifest.get("figures", {})
     if manifest["state"] != "finished":
         steps = read_metrics(folder)
@@ -109,9 +109,9 @@ def _unfit(folder: Path, manifest: dict[str, Any], metric: str, max_epochs: floa
     if figures.get("left_out"):
         return str(figures["left_out"])
     if "flops" not in figures or not (folder / "sources.json").exists():
-        return "an older Herd made it, which did not record FLOPs and sources; train it again"
+        return "it was made by an older version without records of FLOPs and sources; train it again"
     if "checkpoint" in manifest["inputs"]:
-        return "it began from a checkpoint: its loss is not that of its own FLOPs"
+        return "it began from a checkpoint, so its loss does not follow from its own FLOPs"
     if not isinstance(figures.get(metric), int | float):
         return f"it has no figure `{metric}`"
     if not math.isfinite(figures[metric]):
@@ -150,21 +150,21 @@ def _point(folder: Path, manifest: dict[str, Any], record: dict[str, Any], metri
 
 
 def _answers(folder: Path) -> dict[str, tuple[float, float]]:
-    """What `watch.tasks` with choices said last."""
+    """The last results of `watch.tasks` with choices."""
     file = folder / "evaluations.jsonl"
     rows = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     figures: dict[str, float] = json.loads(rows[-1])["figures"] if rows else {}
-    found = {}
+    answers = {}
     for name, nats in figures.items():
         if name.endswith(_NATS):
             task = name.removesuffix(_NATS)
             accuracy = next((v for k, v in figures.items() if k.startswith(f"{task} accuracy")), math.nan)
-            found[task] = (nats, accuracy)
-    return found
+            answers[task] = (nats, accuracy)
+    return answers
 
 
 def _made_of(record: dict[str, Any], mixtures: bool) -> dict[str, Any]:
-    """What has to be the same in all runs of a fit, by the words of a message."""
+    """What must be the same in all runs of a fit; the keys are phrases for an error message."""
     sources = {name: (one["sha256"], None if mixtures else one["share"]) for name, one in record["sources"].items()}
     return {
         "their tokenizer": record["tokenizer"],

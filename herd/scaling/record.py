@@ -1,4 +1,4 @@
-"""A fit on disk: `fit.json`, what `herd scaling predict`, the report and the size dial read."""
+"""A fit on disk: `fit.json`, read by `herd scaling predict`, the report and the size dial."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from herd.scaling.points import Collection, Point
 FILE = "fit.json"
 
 
-def to_record(found: Fit, collection: Collection, metric: str, also: Sequence[Point]) -> dict[str, Any]:
+def to_record(fit: Fit, collection: Collection, metric: str, also: Sequence[Point]) -> dict[str, Any]:
     """A fit as JSON."""
-    law, draws = found.law, found.draws
-    best = [min(one.points, key=lambda point: point.loss) for one in found.budgets if not one.why]
+    law, draws = fit.law, fit.draws
+    best = [min(one.points, key=lambda point: point.loss) for one in fit.budgets if not one.why]
     return {
         "metric": metric,
         "made_of": collection.made_of,
@@ -28,21 +28,21 @@ def to_record(found: Fit, collection: Collection, metric: str, also: Sequence[Po
         "also": [asdict(point) for point in also],
         "left_out": collection.left_out,
         "diverged": collection.diverged,
-        "budgets": [_budget(one) for one in found.budgets],
+        "budgets": [_budget(one) for one in fit.budgets],
         "law": _law(law),
         "intervals": {
             "tokens.exponent": interval([one.tokens.exponent for one in draws]),
             "parameters.exponent": interval([one.parameters.exponent for one in draws]),
             "loss.exponent": interval([one.loss.power.exponent for one in draws]),
         },
-        "joint": asdict(found.joint) if found.joint else None,
-        "joint_why": found.joint_why,
-        "noise": found.noise,
+        "joint": asdict(fit.joint) if fit.joint else None,
+        "joint_why": fit.joint_why,
+        "noise": fit.noise,
         "dial": {  # what the best run of each budget was trained with
             "learning_rate": asdict(_held([one.parameters for one in best], [one.learning_rate for one in best])),
             "batch_tokens": asdict(_held([one.flops for one in best], [one.batch_tokens for one in best])),
         },
-        "notes": found.notes,
+        "notes": fit.notes,
         "draws": [_law(one) for one in draws],
     }
 
@@ -51,18 +51,18 @@ def read_record(path: Path) -> dict[str, Any]:
     """The record of a run folder of `herd scaling fit`.
 
     Raises:
-        DataError: it is none.
+        DataError: it is not such a folder.
     """
     try:
-        found: dict[str, Any] = json.loads((path / FILE).read_text(encoding="utf-8"))
-        found["law"]["tokens"]["exponent"]
+        record: dict[str, Any] = json.loads((path / FILE).read_text(encoding="utf-8"))
+        record["law"]["tokens"]["exponent"]
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{path}: expected a finished run folder of `herd scaling fit`, which holds {FILE}") from None
-    return found
+    return record
 
 
 def law_from(record: Mapping[str, Any]) -> Law:
-    """A law as `to_record` wrote it."""
+    """The law in a record of `to_record`."""
 
     def loss(one: Mapping[str, Any] | None) -> LossLaw | None:
         return None if one is None else LossLaw(one["irreducible"], Power(**one["power"]))
@@ -73,18 +73,18 @@ def law_from(record: Mapping[str, Any]) -> Law:
 
 
 def joint_from(record: Mapping[str, Any] | None) -> Joint | None:
-    """A joint fit as `to_record` wrote it."""
+    """The joint fit in a record of `to_record`."""
     return None if record is None else Joint(**record)
 
 
 def points_from(records: Sequence[Mapping[str, Any]]) -> list[Point]:
-    """Points as `to_record` wrote them."""
+    """The points in a record of `to_record`."""
     return [Point(**dict(one) | {"answers": {k: tuple(v) for k, v in one["answers"].items()}}) for one in records]
 
 
-def sha256_of(found: dict[str, Any]) -> str:
-    """The hash of a forecast, whatever its own entry says."""
-    text = json.dumps({name: one for name, one in found.items() if name != "sha256"}, sort_keys=True)
+def sha256_of(forecast: dict[str, Any]) -> str:
+    """The hash of a forecast without its own `sha256` entry."""
+    text = json.dumps({name: one for name, one in forecast.items() if name != "sha256"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -106,5 +106,5 @@ def _budget(one: Budget) -> dict[str, Any]:
 
 
 def _held(x: Sequence[float], y: Sequence[float]) -> Power:
-    """A power law through what the best runs had; constant where they all had the same."""
+    """A power law through a setting of the best runs; constant if they all had the same value."""
     return Power(float(y[0]), 0.0) if len(set(y)) == 1 else power(x, y)

@@ -1,4 +1,4 @@
-"""What a source is worth: annealed with it against annealed without, seed by seed.
+"""What a source is worth: annealing with it compared to annealing without it, seed by seed.
 
 Source: The Llama 3 Herd of Models, section 3.1.3: a half-trained model, the rate linearly to 0, 30 % of the new source.
 """
@@ -34,12 +34,12 @@ class Annealed:
 
 @dataclass(frozen=True)
 class Worth:
-    """How much better an evaluation became with a source (positive is better), and the 95 % interval over seeds."""
+    """The gain of an evaluation from a source (positive is better), with its 95 % interval over seeds."""
 
     source: str
     evaluation: str
     gain: float
-    low: float  # NaN of a single seed
+    low: float  # NaN for a single seed
     high: float
     without: float
     seeds: int
@@ -49,7 +49,7 @@ def read_annealed(folder: Path) -> Annealed:
     """An annealing run.
 
     Raises:
-        DataError: it is no finished pre-training run that began from a checkpoint.
+        DataError: it is not a finished pre-training run that began from a checkpoint.
     """
     manifest = read_manifest(folder)
     sources = folder / "sources.json"
@@ -57,7 +57,7 @@ def read_annealed(folder: Path) -> Annealed:
         raise DataError(f"{folder}: expected a finished run of `herd pretrain` that began from a checkpoint")
     record = json.loads(sources.read_text(encoding="utf-8"))
     shares = {name: one["share"] for name, one in record["sources"].items()}
-    told = {f"{name} bits_per_byte": v for name, v in record.get("heldout", {}).get("bits_per_byte", {}).items()}
+    heldout = {f"{name} bits_per_byte": v for name, v in record.get("heldout", {}).get("bits_per_byte", {}).items()}
     usual = {"loss", "tokens", "tokens_per_second", "mfu", "parameters", "flops", "heldout_bits_per_byte"}
     watched = {name: v for name, v in manifest["figures"].items() if name not in usual and isinstance(v, int | float)}
     return Annealed(
@@ -66,15 +66,16 @@ def read_annealed(folder: Path) -> Annealed:
         start=manifest["inputs"]["checkpoint"],
         tokens=manifest["figures"]["tokens"],
         shares=shares,
-        figures=told | watched,
+        figures=heldout | watched,
     )
 
 
 def worth(defaults: Sequence[Annealed], probes: Sequence[Annealed]) -> list[Worth]:
-    """What each probe's new source is worth on each evaluation, against the default mix of the same seed.
+    """The gain of each probe's new source on each evaluation, over the default mix with the same seed.
 
     Raises:
-        DataError: the runs began elsewhere or are of other lengths, or no default has a probe's seed.
+        DataError: the runs began from different checkpoints or have different lengths, or no default run has a probe's
+            seed.
     """
     starts, lengths = {one.start for one in (*defaults, *probes)}, {one.tokens for one in (*defaults, *probes)}
     if len(starts) > 1:
@@ -84,7 +85,7 @@ def worth(defaults: Sequence[Annealed], probes: Sequence[Annealed]) -> list[Wort
             f"the runs are of different lengths ({', '.join(f'{one:,.0f}' for one in sorted(lengths))} tokens)"
         )
     by_seed = {one.seed: one for one in defaults}
-    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    differences: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for probe in probes:
         if probe.seed not in by_seed:
             raise DataError(f"{probe.name}: no default run has its seed ({probe.seed})")
@@ -93,10 +94,10 @@ def worth(defaults: Sequence[Annealed], probes: Sequence[Annealed]) -> list[Wort
         for name, value in probe.figures.items():
             if name in without.figures:
                 sign = 1 if name.replace("_", " ").split()[-1] in _HIGHER else -1
-                found.setdefault((source, name), []).append(
+                differences.setdefault((source, name), []).append(
                     (sign * (value - without.figures[name]), without.figures[name])
                 )
-    return [_over_seeds(source, name, pairs) for (source, name), pairs in found.items()]
+    return [_over_seeds(source, name, pairs) for (source, name), pairs in differences.items()]
 
 
 def _new_source(default: Mapping[str, float], probe: Mapping[str, float]) -> str:
@@ -113,8 +114,8 @@ def _over_seeds(source: str, name: str, pairs: Sequence[tuple[float, float]]) ->
     return Worth(source, name, mean, mean - half, mean + half, fmean(one for _, one in pairs), len(gains))
 
 
-def told(rows: Sequence[Worth]) -> list[dict[str, Any]]:
-    """The rows with what may be said of each."""
+def with_verdicts(rows: Sequence[Worth]) -> list[dict[str, Any]]:
+    """The rows, each with its verdict."""
 
     def says(row: Worth) -> str:
         if math.isnan(row.low):

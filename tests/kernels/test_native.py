@@ -98,7 +98,7 @@ def test_a_relative_cache_folder_and_a_user_without_a_home_do_without_one(monkey
     monkeypatch.setenv("XDG_CACHE_HOME", "here")
     assert library(NAME) is not None
     assert list(tmp_path.iterdir()) == []
-    assert "XDG_CACHE_HOME=here is no absolute path" in capsys.readouterr().err
+    assert "XDG_CACHE_HOME=here is not an absolute path" in capsys.readouterr().err
 
     def nobody(user):
         raise KeyError(user)

@@ -81,7 +81,7 @@ def test_what_no_law_goes_through_is_told_in_words():
         fit(points[:5])
     with pytest.raises(DataError, match="2 sizes, and a parabola needs three"):
         fit(ladder(sizes=2))
-    with pytest.raises(DataError, match="lies below irreducible=9"):
+    with pytest.raises(DataError, match="is below irreducible=9"):
         fit(points, irreducible=9)
     bent = [Point(**vars(one) | {"loss": 5 - one.loss}) for one in points[:5]]
     found = fit([*bent, *points[5:]], draws=20)
@@ -126,5 +126,5 @@ def test_a_benchmark_is_forecast_through_its_nats_and_told_where_nothing_says_ho
     assert said.accuracy[1] <= curve(law(1e18)) <= said.accuracy[2] + 0.05
     guessing = [Point(**vars(one) | {"answers": {"task": (one.answers["task"][0], 0.25)}}) for one in points]
     assert "hardly differ" in forecast("task", guessing[3:7], guessing, 1e18, chance=0.25, draws=50).why
-    with pytest.raises(DataError, match="2 budgets were asked it"):
+    with pytest.raises(DataError, match="2 budgets were evaluated"):
         forecast("task", points[:2], points, 1e18, chance=0.25)

@@ -109,7 +109,7 @@ def test_a_judge_with_a_cache_is_asked_once_and_its_cost_is_told(pages, judge, c
     words = [f"documents=[{pages}/good.jsonl,{pages}/bad.jsonl]", "rubric=recipes/rubrics/quality.yaml"]
     words += [f"judge.endpoint={judge}", "judge.sample=100", "training.bits=12", f"judge.cache={pages}/cache"]
     assert main(["quality", f"out={pages}/one", *words]) == 0
-    assert "judge: 100 requests (1 tried again), 0 + 0 tokens; 100 answers told no tokens" in capsys.readouterr().err
+    assert "judge: 100 requests (1 retried), 0 + 0 tokens; 100 answers without token counts" in capsys.readouterr().err
     assert main(["quality", f"out={pages}/two", *words]) == 0
     assert "judge: 0 requests, 100 from the cache" in capsys.readouterr().err and FakeJudge.asked == 101
 

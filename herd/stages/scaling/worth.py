@@ -11,7 +11,7 @@ from pathlib import Path
 from herd.config import settings
 from herd.log import say
 from herd.run import atomic_write, open_run
-from herd.scaling.worth import read_annealed, told, worth
+from herd.scaling.worth import read_annealed, with_verdicts, worth
 
 
 @settings
@@ -32,7 +32,7 @@ def run(settings: WorthSettings) -> Path:
     with open_run(settings.out, stage="scaling worth", settings=settings, inputs=inputs) as run:
         if run.finished:
             return run.path
-        rows = told(
+        rows = with_verdicts(
             worth([read_annealed(one) for one in settings.default], [read_annealed(one) for one in settings.runs])
         )
         atomic_write(run.path / "worth.json", json.dumps({"rows": rows}, indent=1))
