@@ -24,12 +24,21 @@ class ToolCall(TypedDict):
     arguments: dict[str, Any]
 
 
+class AttachedFile(TypedDict, total=False):
+    """A file that came with a message: kept here under an id, or held whole."""
+
+    id: str
+    name: str
+    data: bytes
+
+
 class Message(TypedDict, total=False):
     """One message of a conversation. Roles: `system`, `user`, `assistant`, `ipython` (a tool's result)."""
 
     role: str
     content: str
     tool_calls: list[ToolCall]
+    files: list[AttachedFile]  # of a request, until they are told as text
 
 
 Conversation = list[Message]

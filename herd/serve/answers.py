@@ -4,60 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import cast
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.background import BackgroundTask
-from starlette.types import Receive, Scope, Send
 
 from herd.errors import DataError, RequestError
 from herd.infer.request import Piece
 from herd.infer.request import Request as EngineRequest
-from herd.knowledge.grounding import NOT_FOUND, Found, Library
+from herd.knowledge.grounding import NOT_FOUND, Found
 from herd.knowledge.index import Hit
-from herd.serve.effort import EFFORT_FIELDS, Effort, Vote
+from herd.serve.effort import EFFORT_FIELDS, Vote
 from herd.serve.errors import ApiError
-from herd.serve.limits import Admission, Limits
 from herd.serve.memory import give_back
 from herd.serve.models import Model
 from herd.serve.prompts import encode, longest
 from herd.serve.record import RequestRecord
 from herd.serve.replies import Counts, Dialect, Reply, num_tokens, written
-from herd.serve.rounds import Rounds, guarded, own_names, with_documents, with_own_tools
+from herd.serve.rounds import Rounds, guarded, own_names, with_own_tools
+from herd.serve.services import Services
 from herd.serve.speech import Speech, parts_of
+from herd.serve.streams import EventStream
+from herd.serve.streams import gone as client_gone
 from herd.serve.tools import CallReader, Part
-from herd.serve.trials import Trials
-from herd.serve.turn import Budget, Guard, Refused, Tool, Turn
-from herd.serve.worker import PieceRelay, Worker
+from herd.serve.turn import Refused, Turn
+from herd.serve.worker import PieceRelay
 from herd.tokenizer.chat import tells_tools
 from herd.tokenizer.specials import PYTHON_TAG
 from herd.types import Message
 
 _log = logging.getLogger("herd.serve")
 _FEW_SCORES = 200  # tokens with their likeliest others: what is written of more is written beside the event loop
-_READING_SECONDS = 5.0  # to read the end of a stream, after the time for its answer
 _CALL_TOKENS = (PYTHON_TAG, "<tool_call>")  # special tokens that open calls
-
-
-@dataclass(frozen=True)
-class Services:
-    """The parts of the server that answering a request needs."""
-
-    worker: Worker
-    limits: Limits
-    admission: Admission
-    trials: Trials
-    keep_text: bool = False  # in the records
-    guards: Sequence[Guard] = ()
-    tools: Mapping[str, Tool] = field(default_factory=dict)  # the server's own, by name
-    budget: Budget = field(default_factory=Budget)
-    library: Library | None = None
-    from_library: bool = False  # answer from it where a request does not say
-    effort: Effort | None = None
 
 
 async def answer(services: Services, model: Model, http: Request, body: Dialect) -> Response:
@@ -78,13 +60,13 @@ async def answer(services: Services, model: Model, http: Request, body: Dialect)
     if turn.tools and not await asyncio.to_thread(tells_tools, model.engine.tokenizer):
         record.unheeded = [*record.unheeded, "tools"]
     try:
-        library, guards = services.library, services.guards
-        turn, found = await with_documents(turn, library, guards, model.engine, default=services.from_library)
-        turn = await guarded(guards, model.engine, turn) if guards else turn
+        turn, found = await services.with_what_it_needs(turn, model.engine)
+        if services.guards:
+            turn = await guarded(services.guards, model.engine, turn)
     except Refused as refused:
         refusal = refused
     services.admission.admit(model.engine, turn.num_answers)
-    gone = asyncio.create_task(_gone(http))
+    gone = asyncio.create_task(client_gone(http))
     try:
         relay = PieceRelay()
         requests = await services.trials.in_turn(
@@ -248,7 +230,7 @@ class _Run:
         if index not in self._rounds:
             talk = cast("list[Message]", turn.inputs[index // self._n])
             services = self._services
-            self._rounds[index] = Rounds(services.tools, services.budget, services.guards, talk, turn.max_calls)
+            self._rounds[index] = Rounds(services.tools, services.budget, services.guards, talk, turn, services.files)
             self._rounds[index].errand.found(self._found.passages if self._found is not None else [])
         rounds = self._rounds[index]
         goes_on = await rounds.run(speech, lambda parts: self._note(index, parts))
@@ -399,29 +381,6 @@ class _Run:
 
     def _too_long(self) -> str:
         return f"The answer was not finished after {self.seconds:g} s and was cancelled; ask for fewer tokens."
-
-
-class EventStream(StreamingResponse):
-    """The response that is streamed. A client who does not read is waited for no longer than for an answer."""
-
-    def __init__(self, run: _Run) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        self._run, self._events = run, run.events()
-        super().__init__(self._events, media_type="text/event-stream", headers=headers)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it. The events are closed here and not by the collector, whatever happens."""
-        try:
-            async with asyncio.timeout(self._run.seconds + _READING_SECONDS), aclosing(self._events):
-                await self.stream_response(send)
-        except TimeoutError:
-            self._run.record.error = "not_read"  # uvicorn closes a connection whose response was left unfinished
-
-
-async def _gone(http: Request) -> None:
-    """Ends when the client's side is closed, or the response is out."""
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _turn(body: Dialect) -> Turn:

@@ -20,7 +20,6 @@ from starlette.middleware.cors import CORSMiddleware
 from herd.infer.engine import Engine
 from herd.knowledge.grounding import Library
 from herd.serve import browsers, errors, moderations, tokens
-from herd.serve.answers import Services
 from herd.serve.dialects import anthropic, chat, completions, responses
 from herd.serve.documents import (
     REFUSALS,
@@ -30,10 +29,13 @@ from herd.serve.documents import (
     ModelObject,
 )
 from herd.serve.effort import Effort
+from herd.serve.files import FileStore
+from herd.serve.files import routes as file_routes
 from herd.serve.journal import Bookkeeping, Journal
 from herd.serve.limits import Admission, Allowances, BodyLimit, Gate, Guesses, HostCheck, Keys, Limits
 from herd.serve.metrics import Metrics
 from herd.serve.models import Models
+from herd.serve.services import Services
 from herd.serve.store import Store
 from herd.serve.tracing import Tracing
 from herd.serve.trials import Trials
@@ -94,6 +96,7 @@ def create_app(
     library: Library | None = None,
     from_library: bool = False,
     effort: Effort | None = None,
+    files: FileStore | None = None,
     store: Store | None = None,
     origins: Sequence[str] = (),
     tracing: Tracing | None = None,
@@ -105,8 +108,9 @@ def create_app(
     answers `/v1/moderations`; then come the `guards`. `own_tools` are told to the model in conversations and run here,
     within a `budget`. Responses are kept in the `store`, where there is one. From the `library` answers are given where
     a request asks for it, or all that do not say, with `from_library`. `effort` says how many answers a request's word
-    for it draws. Pages of these `origins` may read answers.
+    for it draws. `files` are kept for those who bring them. Pages of these `origins` may read answers.
     """
+    kept = files or FileStore()
     server = Server(engines if isinstance(engines, Mapping) else {name: engines})
     limits, journal = limits or Limits(), journal or Journal()
     allowances, metrics, trials = Allowances(limits), Metrics(server.models, watch), Trials()
@@ -114,7 +118,10 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         server.worker.start()
+        sweeper = asyncio.create_task(_swept(kept))
         yield
+        sweeper.cancel()
+        await asyncio.to_thread(kept.close)
         await asyncio.gather(*(tool.close() for tool in own_tools if isinstance(tool, StaysOpen)))
         await trials.close()
         await asyncio.to_thread(server.worker.stop)
@@ -149,6 +156,7 @@ def create_app(
         guards=(*((watch,) if watch is not None else ()), *guards),
         tools={tool.function["name"]: tool for tool in own_tools},
         budget=budget or Budget(),
+        files=kept,
         library=library,
         from_library=from_library,
         effort=effort,
@@ -157,16 +165,24 @@ def create_app(
     return app
 
 
+async def _swept(files: FileStore) -> None:
+    """Forget files that nobody uses, also while nobody asks."""
+    while True:
+        await asyncio.sleep(min(60.0, files.limits.seconds))
+        await asyncio.to_thread(files.sweep)
+
+
 def _add_routes(
     app: FastAPI, server: Server, services: Services, store: Store | None, metrics: Metrics, watch: Watch | None
 ) -> None:
     app.include_router(_open_routes(server, metrics))
     guarded = [Depends(HTTPBearer(auto_error=False))]  # for the document: the gate stands before the body
-    app.include_router(_model_routes(server.models), dependencies=guarded)
+    app.include_router(_model_routes(server.models, _offered(services)), dependencies=guarded)
     for room in (chat, completions, anthropic, tokens):
         app.include_router(room.routes(services, server.models), dependencies=guarded)
     app.include_router(responses.routes(services, server.models, store), dependencies=guarded)
     app.include_router(moderations.routes(watch), dependencies=guarded)
+    app.include_router(file_routes(services.files), dependencies=guarded)
     _document(app)
 
 
@@ -217,17 +233,27 @@ def _page_policy(html: str) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "img-src data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
 
-def _model_routes(models: Models) -> APIRouter:
+def _offered(services: Services) -> dict[str, Any]:
+    """What a page may offer beside the models."""
+    documents = services.from_library if services.library is not None else None
+    return {
+        "tools": [*services.tools],
+        "effort": services.effort.words if services.effort else [],
+        "documents": documents,
+    }
+
+
+def _model_routes(models: Models, offered: Mapping[str, Any]) -> APIRouter:
     router = APIRouter(prefix="/v1")
 
     @router.get("/models", response_model=ModelList, responses=REFUSALS)
     async def listed(http: Request) -> Any:
         if not errors.speaks_anthropic(http.scope):
-            return {"object": "list", "data": [model.describe() for model in models]}
+            return {"object": "list", "data": [model.describe() for model in models], "server": offered}
         data = [_as_anthropic(model.describe()) for model in models]
         ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"], "has_more": False}
         return JSONResponse({"object": "list", "data": data} | ends)

@@ -115,11 +115,20 @@ class ModelObject(BaseModel):
     parent: str | None
 
 
+class ServerObject(BaseModel):
+    """What the server has beside models: its own tools, words for effort, documents (and whether they answer)."""
+
+    tools: list[str]
+    effort: list[str]
+    documents: bool | None
+
+
 class ModelList(BaseModel):
     """The models that are served."""
 
     object: Literal["list"]
     data: list[ModelObject]
+    server: ServerObject | None = None
 
 
 class EmbeddingObject(BaseModel):
@@ -192,6 +201,28 @@ class ResponseItems(BaseModel):
     has_more: bool
     first_id: str | None
     last_id: str | None
+
+
+class FileObject(BaseModel):
+    """A file that is kept: OpenAI's object, or Anthropic's."""
+
+    id: str
+    filename: str
+    created_at: int | str
+
+
+class FileList(BaseModel):
+    """The files of a key."""
+
+    object: Literal["list"]
+    data: list[FileObject]
+    has_more: bool
+
+
+class FileDeleted(BaseModel):
+    """A file is forgotten."""
+
+    id: str
 
 
 class InputTokens(BaseModel):

@@ -24,6 +24,11 @@ class Effort:
     answers: Mapping[str, int]
     by: str = "number"  # of `herd.rollout.search.VOTES`
 
+    @property
+    def words(self) -> list[str]:
+        """The words that have an effect."""
+        return [word for word, count in self.answers.items() if count > 1]
+
     def vote(self, turn: Turn) -> Vote | None:
         """The vote that a turn asks for; none where it would choose among equals or is no conversation."""
         count = self.answers.get(turn.effort or "", 1)

@@ -40,7 +40,7 @@ class ApiError(Exception):
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _COME_AGAIN = (429, 503)
-_MESSAGES, _MODELS = "/v1/messages", "/v1/models"  # whose clients are Anthropic's, or may be
+_MESSAGES, _SHARED = "/v1/messages", ("/v1/models", "/v1/files")  # whose clients are Anthropic's, or may be
 _ANTHROPIC_TYPES = {
     403: "permission_error",
     413: "request_too_large",
@@ -52,7 +52,7 @@ _ANTHROPIC_TYPES = {
 def speaks_anthropic(scope: Scope) -> bool:
     """The client reads Anthropic's dialect."""
     path: str = scope["path"]
-    return path.startswith(_MESSAGES) or (path.startswith(_MODELS) and "anthropic-version" in Headers(scope=scope))
+    return path.startswith(_MESSAGES) or (path.startswith(_SHARED) and "anthropic-version" in Headers(scope=scope))
 
 
 def error_object(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:

@@ -213,6 +213,9 @@ class Talk(Drawing):
         None, max_length=MAX_TOOLS, description="Of the tools that the server runs itself, those that may be called."
     )
 
+    files: Annotated[list[Annotated[str, Field(max_length=100)]], Field(max_length=20)] = Field(
+        default_factory=list, description="Ids of files that lie beside the code that Python runs here."
+    )
     documents: bool | None = Field(
         None, description="Whether to answer from the server's documents; as the server is set up when left out."
     )

@@ -24,6 +24,7 @@ class Limits:
 
     max_waiting: int = 256  # answers in the queue; more are refused with 429
     max_body_bytes: int = 4_000_000  # larger bodies are refused with 413
+    max_upload_bytes: int = 33_000_000  # of a file, with what is sent around it
     max_tokens: int = 2048  # longest answer where the request does not say
     timeout_seconds: float = 600.0  # for a whole answer; then it is cancelled
     keep_alive_seconds: float = 15.0  # after which a stream that has nothing to say says so
@@ -235,6 +236,9 @@ class Admission:
         self._taken[engine] -= count
 
 
+UPLOADS = "/v1/files"
+
+
 class BodyLimit:
     """Refuses bodies that are too large, whether they say so first or only turn out to be, or that take too long."""
 
@@ -245,14 +249,15 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        message = f"The body is larger than {self.limits.max_body_bytes:,} bytes."
+        most = self.limits.max_upload_bytes if scope["path"] == UPLOADS else self.limits.max_body_bytes
+        message = f"The body is larger than {most:,} bytes."
         headers = dict(scope["headers"])
         if not headers.get(b"content-type", b"").strip():
             # older FastAPI reads it as JSON then, and a web page elsewhere may send such a body unasked
             kept = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
             scope = {**scope, "headers": [*kept, (b"content-type", b"application/octet-stream")]}
         declared = headers.get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self.limits.max_body_bytes:
+        if declared.isdigit() and int(declared) > most:
             await (await refusal(Request(scope), ApiError(413, message)))(scope, receive, send)
             return
         received, whole = 0, False
@@ -267,7 +272,7 @@ class BodyLimit:
                 raise HTTPException(408, f"The body did not arrive within {self.limits.body_seconds:g} s.") from None
             received += len(part.get("body", b""))
             whole = whole or not part.get("more_body", False)
-            if received > self.limits.max_body_bytes:
+            if received > most:
                 raise HTTPException(413, message)
             return part
 

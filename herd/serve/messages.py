@@ -11,28 +11,53 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from herd.serve.attachments import attached_file
 from herd.serve.body import MAX_MESSAGES, NoEffect, Open
 from herd.serve.unheeded import Unheeded
-from herd.types import Message, ToolCall
+from herd.types import AttachedFile, Message, ToolCall
 
 _TEXTS = ("text", "input_text", "output_text", "refusal")
+_FILES = ("file", "input_file")
 _UNTOLD = ("reasoning", "thinking", "redacted_thinking")
 
 
-class TextPart(Open):
-    """A part of a message's content: text."""
+class FileFields(Open):
+    """A file by its id (`POST /v1/files`), or whole, in base64."""
+
+    file_id: str | None = Field(None, max_length=100)
+    file_data: str | None = None
+    filename: str | None = Field(None, max_length=1024)
+
+
+class TextPart(FileFields):
+    """A part of a message's content: text, or a file."""
 
     type: str
     text: str | None = None
     refusal: str | None = None
+    file: FileFields | None = None
 
     @model_validator(mode="after")
     def _is_text(self) -> TextPart:
+        if self.type in _FILES:
+            self.as_file()
+            return self
         if self.type not in _TEXTS + _UNTOLD:
-            raise ValueError(f"is of type {self.type[:40]!r}, and this server reads text only; leave it out")
+            raise ValueError(f"is of type {self.type[:40]!r}, and this server reads text and files; leave it out")
         if self.type in _TEXTS and self.said is None:
             raise ValueError(f"needs `{'refusal' if self.type == 'refusal' else 'text'}`")
         return self
+
+    def as_file(self) -> AttachedFile:
+        """The file.
+
+        Raises:
+            ValueError: there is none, or it is no base64.
+        """
+        given = self if self.type == "input_file" else self.file
+        if given is None:
+            raise ValueError("needs `file`")
+        return attached_file(id=given.file_id, data=given.file_data, name=given.filename)
 
     @property
     def said(self) -> str | None:
@@ -50,6 +75,14 @@ def text_of(content: Content | None) -> str:
     return "".join(part.said or "" for part in content or () if part.type in _TEXTS)
 
 
+def spoken(role: str, content: Content) -> Message:
+    """What somebody said, with the files that came with it."""
+    message = Message(role=role, content=text_of(content))
+    if isinstance(content, list) and (files := [part.as_file() for part in content if part.type in _FILES]):
+        message["files"] = files
+    return message
+
+
 class SpokenMessage(Open):
     """What the system or the user says; `developer` is OpenAI's newer word for `system`."""
 
@@ -59,7 +92,7 @@ class SpokenMessage(Open):
 
     def to_message(self) -> Message:
         """The house's own noun."""
-        return Message(role="system" if self.role == "developer" else self.role, content=text_of(self.content))
+        return spoken("system" if self.role == "developer" else self.role, self.content)
 
 
 class CalledFunction(Open):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import mimetypes
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -178,16 +176,11 @@ def traced_call(use: Use) -> dict[str, Any]:
 
 
 def traced_result(use: Use) -> dict[str, Any]:
-    """What came of it; files as data: addresses."""
+    """What came of it, with the files that it made."""
     found: dict[str, Any] = {"output": use.output, "failed": use.failed, "seconds": round(use.seconds, 3)}
     if use.files:
-        found["files"] = [{"index": at} | _file(name, use.files[name]) for at, name in enumerate(sorted(use.files))]
+        found["files"] = [{"index": at} | file.told() for at, file in enumerate(use.files)]
     return found
-
-
-def _file(name: str, data: bytes) -> dict[str, str]:
-    kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-    return {"name": name, "data": f"data:{kind};base64,{base64.b64encode(data).decode()}"}
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))

@@ -14,6 +14,7 @@ from herd.infer.engine import Engine
 from herd.infer.inputs import Input
 from herd.knowledge.grounding import Found, Library, fitting, grounded
 from herd.serve.errors import ApiError
+from herd.serve.files import MADE, FileStore, StoredFile
 from herd.serve.prompts import is_ids
 from herd.serve.speech import Speech
 from herd.serve.tools import Part, Ran, Use
@@ -34,10 +35,12 @@ class Rounds:
         budget: Budget,
         guards: Sequence[Guard],
         talk: Conversation,
-        max_calls: int | None = None,
+        turn: Turn,
+        store: FileStore,
     ) -> None:
         self.talk: Conversation = list(talk)
-        self.errand = Errand()
+        self.errand = Errand(turn.files)
+        self._store, self._owner, max_calls = store, turn.owner or "anyone", turn.max_calls
         self._tools, self._budget = tools, budget
         self._inspectors = [guard for guard in guards if isinstance(guard, Inspector)]
         self._most = budget.calls if max_calls is None else min(max_calls, budget.calls)
@@ -89,9 +92,20 @@ class Rounds:
         except Refused as refusal:
             text, failed = f"withheld: {refusal}", True
         use.seconds = time.monotonic() - began
-        use.files = {name: data for name, data in self.errand.files.items() if self._files.get(name) != data}
-        self._files |= use.files
-        self._end(use, text, failed, tell)
+        made = {name: data for name, data in self.errand.files.items() if self._files.get(name) != data}
+        self._files |= made
+        use.files, left = await asyncio.to_thread(self._kept, made)
+        self._end(use, "\n".join([text, *left]), failed, tell)
+
+    def _kept(self, made: Mapping[str, bytes]) -> tuple[list[StoredFile], list[str]]:
+        """The files as they are kept for whoever asked, and a line for each that is not."""
+        kept, left = [], []
+        for name in sorted(made):
+            try:
+                kept.append(self._store.put(self._owner, name, made[name], MADE))
+            except ApiError as error:
+                left.append(f"file left out: {name} ({error})")
+        return kept, left
 
     def _end(self, use: Use, text: str, failed: bool, tell: Callable[[list[Part]], None]) -> None:
         use.output, use.failed = text, failed

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from herd.config import settings
 from herd.serve.connections import Door
+from herd.serve.files import FileLimits
 from herd.serve.journal import Form
 from herd.serve.limits import Limits
 
@@ -20,6 +21,14 @@ class ServeLimits:
     """Longest answer where a request does not say, in tokens."""
     max_body_mb: float = 4.0
     """Largest request body in MB; larger ones are refused with 413."""
+    max_file_mb: float = 32.0
+    """Largest file that is sent to /v1/files in MB; all files of one conversation together are held to it too."""
+    max_files: int = 100
+    """Files kept for each key; what tools made before gives way to what they make now."""
+    files_mb: float = 200.0
+    """Of all files of a key together, in MB."""
+    files_minutes: float = 60.0
+    """For which a file is kept after its last use, in minutes."""
     timeout_seconds: float = 600.0
     """For a whole answer in seconds; then it is cancelled."""
     max_connections: int = 1024
@@ -40,11 +49,11 @@ class ServeLimits:
     """Keys share what is computed of equal prompts: faster, but an answer's speed tells what others asked."""
 
     def __post_init__(self):
-        for name in ("max_waiting", "max_tokens", "max_connections"):
+        for name in ("max_waiting", "max_tokens", "max_connections", "max_files"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
         seconds = ("timeout_seconds", "header_seconds", "stalled_seconds", "body_seconds", "drain_seconds")
-        for name in ("max_body_mb", *seconds):
+        for name in ("max_body_mb", "max_file_mb", "files_mb", "files_minutes", *seconds):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive")
         for name in ("requests_per_minute", "tokens_per_minute"):
@@ -55,11 +64,17 @@ class ServeLimits:
         """Who is let in."""
         return Door(self.max_connections, self.header_seconds, self.stalled_seconds)
 
+    def for_files(self) -> FileLimits:
+        """What is kept of files."""
+        mega, seconds = 1e6, 60 * self.files_minutes
+        return FileLimits(int(self.max_file_mb * mega), self.max_files, int(self.files_mb * mega), seconds)
+
     def for_app(self) -> Limits:
         """The same in the units of the application."""
         return Limits(
             max_waiting=self.max_waiting,
             max_body_bytes=int(self.max_body_mb * 1e6),
+            max_upload_bytes=int(self.max_file_mb * 1e6) + 1_000_000,
             max_tokens=self.max_tokens,
             timeout_seconds=self.timeout_seconds,
             body_seconds=self.body_seconds,

@@ -18,7 +18,6 @@ from torch.nn.functional import normalize
 from herd.errors import DataError, RequestError
 from herd.infer.embedder import Pooling
 from herd.infer.engine import Engine
-from herd.serve.answers import Services
 from herd.serve.body import MAX_MESSAGES, Body, Inputs, NoEffect, TokenId
 from herd.serve.documents import REFUSALS, Detokenized, EmbeddingList, Tokenized
 from herd.serve.errors import ApiError
@@ -27,6 +26,7 @@ from herd.serve.messages import ChatMessage
 from herd.serve.models import Model, Models
 from herd.serve.prompts import conversation_prompt, unknown_variables
 from herd.serve.reading import Apart
+from herd.serve.services import Services
 from herd.serve.unheeded import named
 
 MAX_TEXT = 1_000_000  # characters that /tokenize takes
@@ -161,10 +161,13 @@ def _tokenize(engine: Engine, body: TokenizeRequest) -> list[int]:
         raise ApiError(
             400, "`messages` needs a model that was trained on conversations; give `prompt`.", code="no_chat"
         )
+    talk = [message.to_message() for message in body.messages]
+    if any(message.get("files") for message in talk):
+        raise ApiError(400, "Files are not told here; ask /v1/responses/input_tokens.", param="messages")
     try:
         return conversation_prompt(
             engine,
-            [message.to_message() for message in body.messages],
+            talk,
             tools=[tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in body.tools or ()],
             template=body.chat_template_kwargs,
             goes_on=body.continue_final_message,

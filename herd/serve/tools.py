@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from herd.knowledge.citations import Citation
 from herd.knowledge.index import Hit
+from herd.serve.files import StoredFile
 from herd.serve.scan import KEYS, ObjectScan, call_in
 from herd.tokenizer.toolcalls import read_tagged, read_untagged
 
@@ -64,7 +65,7 @@ class Use:
     output: str | None = None
     failed: bool = False
     seconds: float = 0.0
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    files: Sequence[StoredFile] = ()  # that it made
 
 
 class Running(NamedTuple):

@@ -35,6 +35,8 @@ class Turn:
     tools: Sequence[dict[str, Any]] = ()  # that the model is told of, as OpenAI writes them
     own: Sequence[str] | None = None  # of the server's own tools, those that may be called; all of them when None
     effort: str | None = None  # how much to think, in the dialect's word
+    beside: Sequence[str] = ()  # ids of files that lie beside Python's code
+    files: Mapping[str, bytes] = field(default_factory=dict)  # what lies there, those of the messages too
     documents: bool | None = None  # answer from the server's documents; where it does so by itself, when None
     max_calls: int | None = None  # of the server's own tools; the server's budget when None
     one_call: bool = False  # of an answer that holds several, the first

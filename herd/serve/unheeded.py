@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic import BaseModel
@@ -21,7 +21,12 @@ class Unheeded:
 
 def named(body: BaseModel, also: Iterator[str] | None = None) -> list[str]:
     """The names of what a body holds of such fields, each once, and what an open object holds that nobody knows."""
-    found = dict.fromkeys(name[:_LONGEST_NAME] for name in [*_names(body, ""), *(also or ())])
+    return told([*_names(body, ""), *(also or ())])
+
+
+def told(names: Iterable[str]) -> list[str]:
+    """Names as a header and a log can hold them, each once, the first of many."""
+    found = dict.fromkeys(name[:_LONGEST_NAME] for name in names)
     names = [name if name.isprintable() else ascii(name) for name in found]
     return names if len(names) <= MAX_NAMED else [*names[:MAX_NAMED], f"and {len(names) - MAX_NAMED} more"]
 

@@ -21,6 +21,7 @@ from herd.safety.opened import open_any_guard
 from herd.serve.app import create_app
 from herd.serve.codes import CodeWatch
 from herd.serve.effort import Effort
+from herd.serve.files import FileStore
 from herd.serve.journal import Journal
 from herd.serve.keys import check_keys, read_keys
 from herd.serve.memory import use_one_pool
@@ -143,6 +144,7 @@ def run(settings: ServeSettings) -> None:
         library=Library(index) if index is not None else None,
         from_library=index is not None and not looks,
         effort=Effort(settings.effort, settings.vote) if settings.effort else None,
+        files=FileStore(settings.limits.for_files()),
         store=store,
         origins=settings.origins or (),
         tracing=tracing,

@@ -8,8 +8,9 @@ from typing import Any, Protocol, TypeVar
 
 from herd.knowledge.index import Hit
 
-MAX_FILE_BYTES = 2_000_000
+MAX_FILE_BYTES = 16_000_000
 """Of all files together that the calls of one answer hand to whoever asked."""
+MAX_FILES = 20
 
 
 class Failed(Exception):
@@ -28,9 +29,13 @@ T = TypeVar("T", bound=Closes)
 
 
 class Errand:
-    """What lasts from call to call of one answer: sessions that stay open, passages that were found, files made."""
+    """What lasts from call to call of one answer: sessions that stay open, passages that were found, files made.
 
-    def __init__(self) -> None:
+    `given` are files that came with the conversation, by their names.
+    """
+
+    def __init__(self, given: Mapping[str, bytes] | None = None) -> None:
+        self.given = dict(given or {})
         self.passages: list[Hit] = []
         self.files: dict[str, bytes] = {}
         self._open: dict[object, Closes] = {}
@@ -69,7 +74,7 @@ class Errand:
         left = []
         for name, data in files.items():
             others = sum(len(known) for other, known in self.files.items() if other != name)
-            if others + len(data) > MAX_FILE_BYTES:
+            if others + len(data) > MAX_FILE_BYTES or len(self.files.keys() - {name}) >= MAX_FILES:
                 left.append(name)
             else:
                 self.files[name] = data

@@ -29,7 +29,8 @@ class Interpreter:
     ) -> None:
         self.level, self.packages = checked_level(level, allow_weaker), list(packages)
         chosen(self.packages)
-        self._limits = Limits(wall_seconds=seconds, cpu_seconds=seconds, output_bytes=200_000, returned_bytes=4 << 20)
+        most = {"output_bytes": 200_000, "returned_bytes": 8 << 20, "disk_bytes": 256 << 20}
+        self._limits = Limits(wall_seconds=seconds, cpu_seconds=seconds, **most)
         self._places = asyncio.Semaphore(_AT_ONCE)
 
     async def run(self, code: str, errand: Errand) -> Result:
@@ -43,7 +44,8 @@ class Interpreter:
 
     def _run(self, code: str, errand: Errand) -> Result:
         try:
-            session = errand.kept(self, lambda: Session(self.level, packages=self.packages, limits=self._limits))
+            how: dict[str, Any] = {"packages": self.packages, "files": errand.given, "limits": self._limits}
+            session = errand.kept(self, lambda: Session(self.level, **how))
             return session.run(code)
         except SandboxError as error:
             errand.forget(self)

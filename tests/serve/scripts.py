@@ -17,6 +17,7 @@ class Script:
 
     def __init__(self, engine: Engine, rounds: tuple[str, ...]) -> None:
         self.rounds, self.prompts = list(rounds), []
+        self._tokens: list[list[int]] = []
         self._engine, self._make, self._lock = engine, engine.request, threading.Lock()
         engine.request = self._request
 
@@ -24,7 +25,12 @@ class Script:
         with self._lock:
             words = self.rounds.pop(0) if len(self.rounds) > 1 else self.rounds[0]
             self.prompts.append(self._engine.tokenizer.decode(prompt))
+            self._tokens.append(list(prompt))
         return self._make(prompt, replace(params, choice=(words,)), *more, **options)
+
+    def encode(self, prompt: str) -> list[int]:
+        """The tokens of one of the prompts."""
+        return self._tokens[self.prompts.index(prompt)]
 
 
 @contextmanager

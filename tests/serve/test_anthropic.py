@@ -140,7 +140,7 @@ def test_a_call_can_be_required_and_a_text_can_have_a_form(http):
     ("change", "words"),
     [
         ({"max_tokens": None}, "max_tokens"),
-        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "text only"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "text and documents"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools.0"),
         ({"tool_choice": {"type": "tool"}}, "needs `name`"),
         ({"stop": ["x"]}, "/v1/chat/completions has it"),

@@ -37,7 +37,7 @@ def error_of(response: httpx.Response, status: int) -> dict:
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
             "messages.0.content.0",
-            "reads text only",
+            "reads text and files",
         ),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0", "needs `text`"),
         ({"temperature": -0.1}, "temperature", "greater than or equal to 0"),

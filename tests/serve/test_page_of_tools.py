@@ -9,8 +9,10 @@ import pytest
 from herd.knowledge.build import index_folder
 from herd.knowledge.grounding import Library
 from herd.knowledge.index import Index
+from herd.serve.app import create_app
 from herd.toolbox.errand import function
-from tests.serve.scripts import scripted
+from tests.serve.conftest import chat_engine, listening
+from tests.serve.scripts import Script, scripted
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -46,7 +48,8 @@ def test_a_trace_unfolds_and_a_citation_opens_its_passage(tmp_path):
         page.wait_for_selector(".cites")
         page.click(".trace summary")
         assert "window.hacked" in page.locator(".trace pre").last.inner_text()
-        assert page.locator(".trace img").get_attribute("alt") == "dot.svg"
+        page.wait_for_selector(".files img[src^=blob]")
+        assert page.locator(".files img").get_attribute("alt") == "dot.svg"
         assert page.locator(".said button.ref").inner_text() == "[1]"
         assert page.locator(".said span.ref").count() == 1
         page.click(".cites button")
@@ -58,4 +61,31 @@ def test_a_trace_unfolds_and_a_citation_opens_its_passage(tmp_path):
         assert page.evaluate("window.hacked") is None and not faults
         width = "document.documentElement.scrollWidth"
         assert page.evaluate(width) <= 390
+        browser.close()
+
+
+def test_files_go_up_and_two_models_answer_side_by_side():
+    first, second = chat_engine(max_position_embeddings=4096), chat_engine(max_position_embeddings=4096)
+    scripts = Script(first, ("One.", "Three.")), Script(second, ("Two.", "Four."))
+    with (
+        listening(create_app({"first": first, "second": second})) as url,
+        playwright.sync_playwright() as started,
+    ):
+        browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page, faults = browser.new_page(viewport={"width": 390, "height": 844}), []
+        page.on("pageerror", lambda fault: faults.append(str(fault)))
+        page.goto(url)
+        page.get_by_label("beside").select_option("second")
+        page.set_input_files("#files", {"name": "keys.txt", "mimeType": "text/plain", "buffer": b"Forty euros."})
+        page.wait_for_selector("#attached >> text=12 bytes")
+        for question in ("Who pays?", "And then?"):
+            page.fill("#box", question)
+            page.keyboard.press("Enter")
+            page.wait_for_selector("#send[aria-label=Send]")
+        assert page.locator(".pairs .said").all_inner_texts() == ["One.", "Two.", "Three.", "Four."]
+        assert page.get_by_role("group", name="second").count() == 2
+        assert page.get_by_role("button", name="Save keys.txt").count() == 1
+        assert all("Forty euros." in prompt for script in scripts for prompt in script.prompts)
+        assert "One." in scripts[0].prompts[1] and "Two." in scripts[1].prompts[1]
+        assert not faults and page.evaluate("document.documentElement.scrollWidth") <= 390
         browser.close()

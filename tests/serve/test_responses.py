@@ -148,7 +148,11 @@ def test_log_probabilities_come_where_they_are_asked_for(http):
     ("change", "param", "words"),
     [
         ({"previous_response_id": "resp_x"}, "previous_response_id", "store=FILE"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input", "text only"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
+            "input",
+            "text and files",
+        ),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input", "send the item itself"),
         ({"input": []}, "input", "no message"),
         ({"tools": [{"type": "web_search"}]}, "tools", "'function'"),

@@ -13,30 +13,55 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field, model_validator
 
-from herd.errors import DataError
+from herd.errors import DataError, RequestError
 from herd.infer.request import Piece
-from herd.serve.answers import Services, answer
-from herd.serve.body import MAX_MESSAGES, MAX_STOPS, SHORT_STOPS, Name, OnlyEmpty, Open, Strict
+from herd.serve.answers import answer
+from herd.serve.attachments import attached_file
+from herd.serve.body import MAX_MESSAGES, MAX_STOPS, SHORT_STOPS, Name, NoEffect, OnlyEmpty, Open, Strict
 from herd.serve.documents import REFUSALS, AnthropicMessage, TokenCount, streamed
 from herd.serve.errors import ApiError, as_anthropic, error_object
 from herd.serve.forms import MAX_TOOLS, Choice, Talk
 from herd.serve.messages import CalledFunction, said
 from herd.serve.models import Model, Models
-from herd.serve.prompts import conversation_prompt
 from herd.serve.reading import Apart
 from herd.serve.replies import Counts, Event, Reply, address_of, num_tokens, supported_by
+from herd.serve.services import Services
 from herd.serve.speech import Speech
 from herd.serve.tools import Begun, Call, Cited, Ended, Grown, Part, Ran, Running, Use, Words
-from herd.serve.turn import Turn
+from herd.serve.turn import Refused, Turn
 from herd.serve.unheeded import Unheeded
-from herd.types import Conversation, Message, SamplingParams
+from herd.types import AttachedFile, Conversation, Message, SamplingParams
 
 _TEXT, _THOUGHT = "text", ("thinking", "redacted_thinking")
+_FILES = {"document": "source", "container_upload": "file_id"}
 _USED = ("mcp_tool_use", "mcp_tool_result")  # by the server itself, for an earlier answer: not told again
 
 
+class Source(Open):
+    """Where a document's contents are: here as text or in base64, or under the id of a file."""
+
+    type: str | None = None
+    media_type: NoEffect = None
+    data: str | None = None
+    file_id: str | None = Field(None, max_length=100)
+    content: str | Annotated[list[Block], Field(max_length=MAX_MESSAGES, fail_fast=True)] | None = None
+
+    def as_file(self, title: str | None) -> AttachedFile:
+        """The file.
+
+        Raises:
+            ValueError: it is not there, or no base64.
+        """
+        if self.type not in ("text", "base64", "file", "content"):
+            raise ValueError("needs a source of type text, base64, file or content")
+        if self.type in ("text", "content"):
+            text = self.data if self.type == "text" else text_of(self.content)
+            return AttachedFile(name=f"{title or 'document'}.txt", data=(text or "").encode())
+        return attached_file(id=self.file_id, data=self.data, name=title or "document.pdf")
+
+
 class Block(Open):
-    """A part of a message: a text, a call (`tool_use`), what a tool answered (`tool_result`)."""
+    """A part of a message: a text, a file, a call (`tool_use`), what a tool answered (`tool_result`)."""
 
     type: str
     text: str | None = None
@@ -44,17 +69,29 @@ class Block(Open):
     input: dict[str, Any] | None = None
     tool_use_id: str | None = None
     content: str | Annotated[list[Block], Field(max_length=MAX_MESSAGES, fail_fast=True)] | None = None
+    source: Source | None = None
+    title: str | None = Field(None, max_length=1024)
+    file_id: str | None = Field(None, max_length=100)
 
     @model_validator(mode="after")
     def _is_known(self) -> Block:
-        needs = {_TEXT: "text", "tool_use": "name", "tool_result": "tool_use_id"} | dict.fromkeys(
-            _THOUGHT + _USED, "type"
-        )
+        needs = {_TEXT: "text", "tool_use": "name", "tool_result": "tool_use_id"} | _FILES
+        needs |= dict.fromkeys(_THOUGHT + _USED, "type")
         if self.type not in needs:
-            raise ValueError(f"is of type {self.type[:40]!r}, and this server reads text only; leave it out")
+            raise ValueError(f"is of type {self.type[:40]!r}, and this server reads text and documents; leave it out")
         if getattr(self, needs[self.type]) is None:
             raise ValueError(f"needs `{needs[self.type]}`")
+        if self.type in _FILES:
+            self.as_file()
         return self
+
+    def as_file(self) -> AttachedFile:
+        """The file of a document, or of what is uploaded to the code's folder.
+
+        Raises:
+            ValueError: it is not there, or no base64.
+        """
+        return AttachedFile(id=self.file_id) if self.file_id is not None else self.source.as_file(self.title)  # type: ignore[union-attr]
 
 
 Blocks = str | Annotated[list[Block], Field(max_length=MAX_MESSAGES, fail_fast=True)]
@@ -88,10 +125,12 @@ class AnthropicTurn(Open):
         for block in self.content:
             if block.type == "tool_result":
                 messages.append(Message(role="ipython", content=text_of(block.content)))
-            elif messages and messages[-1]["role"] == self.role:
-                messages[-1]["content"] += block.text or ""
-            else:
-                messages.append(Message(role=self.role, content=block.text or ""))
+                continue
+            if not messages or messages[-1]["role"] != self.role:
+                messages.append(Message(role=self.role, content=""))
+            messages[-1]["content"] += block.text or ""
+            if block.type in _FILES:
+                messages[-1].setdefault("files", []).append(block.as_file())
         return messages or [Message(role=self.role, content="")]
 
 
@@ -197,9 +236,25 @@ class CountRequest(Talk):
         """None: this dialect has no report of them."""
         return None
 
-    def goes_on(self, conversation: Conversation) -> bool:
-        """The last message is the assistant's: its text is the answer's beginning."""
-        return conversation[-1]["role"] == "assistant" and not conversation[-1].get("tool_calls")
+    def turn(self) -> Turn:
+        """What is asked for."""
+        conversation = self.conversation
+        return Turn(
+            inputs=[conversation],
+            params=self.sampling(),
+            tools=[dict(tool) for tool in self.choice.tools],
+            own=self.own,
+            documents=self.documents,
+            beside=self.files,
+            effort=self.output_config.effort
+            if self.output_config and isinstance(self.output_config.effort, str)
+            else None,
+            one_call=self.tool_choice is not None and self.tool_choice.disable_parallel_tool_use,
+            must_call=self.choice.must_call,
+            typed_calls=not self.choice.must_call and self.choice.looks_like(self.form),
+            goes_on=conversation[-1]["role"] == "assistant" and not conversation[-1].get("tool_calls"),
+            stream=bool(self.stream),
+        )
 
 
 class MessagesRequest(CountRequest):
@@ -215,25 +270,8 @@ class MessagesRequest(CountRequest):
         return replace(super().sampling(), stop=tuple(self.stop_sequences))
 
     def turn(self) -> Turn:
-        """What is asked for."""
-        conversation = self.conversation
-        return Turn(
-            inputs=[conversation],
-            params=self.sampling(),
-            max_tokens=self.max_tokens,
-            is_ceiling=True,  # the field is required, so clients send what the largest model can
-            tools=[dict(tool) for tool in self.choice.tools],
-            own=self.own,
-            documents=self.documents,
-            effort=self.output_config.effort
-            if self.output_config and isinstance(self.output_config.effort, str)
-            else None,
-            one_call=self.tool_choice is not None and self.tool_choice.disable_parallel_tool_use,
-            must_call=self.choice.must_call,
-            typed_calls=not self.choice.must_call and self.choice.looks_like(self.form),
-            goes_on=self.goes_on(conversation),
-            stream=bool(self.stream),
-        )
+        """What is asked for; `max_tokens` is required, so clients send what the largest model can."""
+        return replace(super().turn(), max_tokens=self.max_tokens, is_ceiling=True)
 
     def reply(self, model: Model, turn: Turn, prompts: Sequence[list[int]]) -> MessagesReply:
         """How it is answered."""
@@ -372,7 +410,8 @@ def _using(use: Use) -> dict[str, Any]:
 
 def _used(use: Use) -> dict[str, Any]:
     block = {"type": "mcp_tool_result", "tool_use_id": "mcptoolu_" + use.call.id[5:], "is_error": use.failed}
-    return block | {"content": [{"type": "text", "text": use.output or ""}]}
+    told = [use.output or "", *(f"{file.name}: {file.url}" for file in use.files)]
+    return block | {"content": [{"type": "text", "text": text} for text in told]}
 
 
 def _usage(counts: Counts, output_tokens: int) -> dict[str, int]:
@@ -395,15 +434,11 @@ def routes(services: Services, models: Models) -> APIRouter:
 
     @router.post("/count_tokens", response_model=TokenCount, responses=REFUSALS)
     async def count_tokens(body: CountRequest, http: Request) -> dict[str, int]:
-        model, talk = models.find_chat(body.model), body.conversation
-        record = http.scope["herd.request"]
+        model, record = models.find_chat(body.model), http.scope["herd.request"]
         record.model, record.unheeded = model.name, await asyncio.to_thread(body.unheeded, model)
         try:
-            prompt = await asyncio.to_thread(
-                conversation_prompt, model.engine, talk, tools=body.choice.tools, goes_on=body.goes_on(talk)
-            )
-        except DataError as error:
+            return {"input_tokens": await services.count(body.turn(), model.engine, record.owner)}
+        except (DataError, RequestError, Refused) as error:
             raise ApiError(400, str(error), param="messages") from None
-        return {"input_tokens": len(prompt)}
 
     return router

@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from pydantic import Field, model_validator
 
 from herd.infer.request import MAX_LOGPROBS, Piece
-from herd.serve.answers import Services, answer
+from herd.serve.answers import answer
 from herd.serve.body import MAX_MESSAGES, Generation, NotSupported, OnlyEmpty, OnlyText, enum_of, only
 from herd.serve.documents import ChatCompletion, streamed
 from herd.serve.forms import MAX_TOOLS, AllowedChoice, Choice, ResponseFormat, Talk, Tool, ToolChoice
@@ -30,6 +30,7 @@ from herd.serve.replies import (
     traced_result,
     usage_of,
 )
+from herd.serve.services import Services
 from herd.serve.speech import Speech, Unscored
 from herd.serve.tools import Begun, Call, Cited, Grown, Part, Ran, Running, Words
 from herd.serve.turn import Turn
@@ -123,6 +124,7 @@ class ChatRequest(Generation, Talk):
             tools=[dict(tool) for tool in self.choice.tools],
             own=self.own,
             documents=self.documents,
+            beside=self.files,
             effort=self.reasoning_effort if isinstance(self.reasoning_effort, str) else None,
             one_call=self.parallel_tool_calls is False,
             must_call=self.choice.must_call,

@@ -11,12 +11,13 @@ from fastapi.responses import Response
 from pydantic import Field, model_validator
 
 from herd.infer.request import MAX_LOGPROBS, Piece
-from herd.serve.answers import Services, answer
+from herd.serve.answers import answer
 from herd.serve.body import Generation, Inputs, OnlyEmpty
 from herd.serve.documents import TextCompletion, streamed
 from herd.serve.models import Model, Models
 from herd.serve.reading import Apart
 from herd.serve.replies import Counts, Event, Reply, num_tokens, usage_of
+from herd.serve.services import Services
 from herd.serve.speech import Speech, Unscored
 from herd.serve.tools import Part, Words
 from herd.serve.turn import Turn

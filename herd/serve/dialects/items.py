@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, TypeAdapter
 
 from herd.serve.body import NoEffect, Open
-from herd.serve.messages import CalledFunction, Content, said, text_of
+from herd.serve.messages import CalledFunction, Content, said, spoken, text_of
 from herd.serve.unheeded import Unheeded
 from herd.types import Conversation, Message
 
@@ -137,7 +137,7 @@ def conversation(items: Sequence[Item], instructions: str | None) -> Conversatio
             case MessageItem():
                 close()
                 role: Literal["system", "user"] = "user" if item.role == "user" else "system"
-                messages.append(Message(role=role, content=text_of(item.content)))
+                messages.append(spoken(role, item.content))
             case ResultItem():
                 close()
                 messages.append(Message(role="ipython", content=text_of(item.output)))

@@ -19,7 +19,6 @@ from herd.serve.replies import (
     span_of,
     supported_by,
     token_object,
-    traced_result,
     unsupported_of,
 )
 from herd.serve.speech import Speech, Unscored
@@ -316,7 +315,7 @@ def _use(use: Use) -> dict[str, Any]:
     item |= {"name": use.call.name, "arguments": use.call.arguments, "output": None, "error": None}
     if use.output is None:
         return item | {"status": "in_progress"}
-    files = {"files": traced_result(use)["files"]} if use.files else {}
+    files = {"files": [file.told() for file in use.files]} if use.files else {}
     status = "failed" if use.failed else "completed"
     return item | {"error" if use.failed else "output": use.output, "status": status} | files
 

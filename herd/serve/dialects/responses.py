@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from herd.errors import DataError, RequestError
 from herd.infer.request import MAX_LOGPROBS
-from herd.serve.answers import Services, answer
+from herd.serve.answers import answer
 from herd.serve.body import MAX_MESSAGES, Name, NoEffect, NotSupported, OnlyFalse, Strict
 from herd.serve.dialects.items import ITEMS, Item, MessageItem, ReferenceItem, conversation, listed
 from herd.serve.dialects.response_objects import ResponsesReply
@@ -21,11 +21,11 @@ from herd.serve.documents import REFUSALS, InputTokens, ResponseDeleted, Respons
 from herd.serve.errors import ApiError
 from herd.serve.forms import MAX_TOOLS, Choice, Talk, ToolFunction
 from herd.serve.models import Model, Models
-from herd.serve.prompts import conversation_prompt
 from herd.serve.reading import Apart
 from herd.serve.replies import Reply
+from herd.serve.services import Services
 from herd.serve.store import Store
-from herd.serve.turn import Turn
+from herd.serve.turn import Refused, Turn
 from herd.serve.unheeded import Unheeded, named
 from herd.types import Conversation
 
@@ -201,6 +201,7 @@ class _Asked:
             tools=[dict(tool) for tool in body.choice.tools],
             own=body.own,
             documents=body.documents,
+            beside=body.files,
             effort=body.reasoning.effort if body.reasoning and isinstance(body.reasoning.effort, str) else None,
             max_calls=body.max_tool_calls,
             one_call=body.parallel_tool_calls is False,
@@ -281,11 +282,10 @@ def routes(services: Services, models: Models, store: Store | None) -> APIRouter
         dialect = await asked(body, http)
         record.model, record.unheeded = model.name, dialect.unheeded(model)
         try:
-            talk = dialect.conversation
-            prompt = await asyncio.to_thread(conversation_prompt, model.engine, talk, tools=body.choice.tools)
-        except (RequestError, DataError) as error:
+            count = await services.count(dialect.turn(), model.engine, record.owner)
+        except (RequestError, DataError, Refused) as error:
             raise ApiError(400, str(error), param="input") from None
-        return {"object": "response.input_tokens", "input_tokens": len(prompt)}
+        return {"object": "response.input_tokens", "input_tokens": count}
 
     @router.get("/{id}", response_model=ResponseObject, responses=REFUSALS)
     async def get(id: str, http: Request) -> Response:
