@@ -110,18 +110,15 @@ def create_app(
     a request asks for it, or all that do not say, with `from_library`. `effort` says how many answers a request's word
     for it draws. `files` are kept for those who bring them. Pages of these `origins` may read answers.
     """
-    kept = files or FileStore()
-    server = Server(engines if isinstance(engines, Mapping) else {name: engines})
+    server, kept = Server(engines if isinstance(engines, Mapping) else {name: engines}), files or FileStore()
     limits, journal = limits or Limits(), journal or Journal()
     allowances, metrics, trials = Allowances(limits), Metrics(server.models, watch), Trials()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         server.worker.start()
-        sweeper = asyncio.create_task(_swept(kept))
-        yield
-        sweeper.cancel()
-        await asyncio.to_thread(kept.close)
+        async with _kept(kept):
+            yield
         await asyncio.gather(*(tool.close() for tool in own_tools if isinstance(tool, StaysOpen)))
         await trials.close()
         await asyncio.to_thread(server.worker.stop)
@@ -165,11 +162,19 @@ def create_app(
     return app
 
 
-async def _swept(files: FileStore) -> None:
-    """Forget files that nobody uses, also while nobody asks."""
-    while True:
-        await asyncio.sleep(min(60.0, files.limits.seconds))
-        await asyncio.to_thread(files.sweep)
+@asynccontextmanager
+async def _kept(files: FileStore) -> AsyncIterator[None]:
+    """Forget files that nobody uses, also while nobody asks, and all of them in the end."""
+
+    async def sweep() -> None:
+        while True:
+            await asyncio.sleep(min(60.0, files.limits.seconds))
+            await asyncio.to_thread(files.sweep)
+
+    sweeper = asyncio.create_task(sweep())
+    yield
+    sweeper.cancel()
+    await asyncio.to_thread(files.close)
 
 
 def _add_routes(
