@@ -1,7 +1,7 @@
 """LoRA adapters: several over one base model, each request with its own.
 
-A layer's weight W becomes W + scale * B A, with A (r, K) and B (N, r); it is never added up, so that answers with and
-without adapters share every step. Folders are those of PEFT (`adapter_config.json`, `adapter_model.safetensors`).
+A layer's weight W becomes W + scale * B A, with A (r, K) and B (N, r). The sum is never computed, so that requests with
+and without adapters share a step. Folders are PEFT's (`adapter_config.json`, `adapter_model.safetensors`).
 
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
 """
@@ -32,7 +32,7 @@ _NOT_READ = (
     *("layer_replication", "target_parameters", "trainable_token_indices", "alora_invocation_tokens"),
 )
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
-"""Beginnings of `init_lora_weights` that take a part out of the base model's weights, which stay whole here."""
+"""Prefixes of `init_lora_weights` methods that also change the base model's weights, which stay as they are here."""
 
 
 @dataclass
@@ -59,7 +59,7 @@ class AdaptedLinear(nn.Module):
         return out
 
     def add(self, name: str, down: Tensor, up: Tensor) -> None:
-        """One more adapter."""
+        """Add an adapter under a name."""
         self._parts[name] = down, up
 
 
@@ -79,11 +79,11 @@ class Adapters:
         """Open a PEFT folder under a name.
 
         Raises:
-            CheckpointError: it is missing or damaged, does not fit the model, or is of a kind that is not read.
+            CheckpointError: it is missing or damaged, does not fit the model, or is not plain LoRA.
         """
         folder = Path(folder)
         if name in self._names:
-            raise CheckpointError(f"there is an adapter {name} already")
+            raise CheckpointError(f"an adapter named {name} is loaded already; choose another name")
         parts, scale = _read(folder)
         for layer, (down, up) in parts.items():
             _check_shape(self._model, folder, layer, down, up)
@@ -91,19 +91,19 @@ class Adapters:
         ready = {layer: (down.to(weight), (scale * up.float()).to(weight)) for layer, (down, up) in parts.items()}
         for layer, pair in ready.items():
             if not all(part.isfinite().all() for part in pair):
-                raise CheckpointError(f"{folder}: its change of {layer} is beyond the range of {weight.dtype}.")
+                raise CheckpointError(f"{folder}: its update of {layer} is beyond the range of {weight.dtype}.")
         for layer, pair in ready.items():
             self._adapted(layer).add(name, *pair)
         self._names.append(name)
 
     def assign(self, names: Sequence[str | None]) -> None:
-        """Tell which adapter each token of the next step uses: (T,)."""
+        """Set which adapter each token of the next step uses: (T,)."""
         places: dict[str, list[int]] = {}
         for place, name in enumerate(names):
             if name is not None:
                 places.setdefault(name, []).append(place)
         device = self._model.model.norm.weight.device
-        self._rows.places = {name: torch.tensor(found, device=device) for name, found in places.items()}
+        self._rows.places = {name: torch.tensor(rows, device=device) for name, rows in places.items()}
 
     def _adapted(self, layer: str) -> AdaptedLinear:
         base = self._model.get_submodule(layer)
@@ -116,10 +116,10 @@ class Adapters:
 
 @torch.no_grad()
 def merge(model: Llama, folder: Path) -> None:
-    """Add a PEFT folder's change to the weights of a plain model, in place; it is rounded to their number type.
+    """Merge a PEFT folder into the weights of a plain model, in place; the sum is rounded to their dtype.
 
     Raises:
-        CheckpointError: it is missing or damaged, does not fit the model, or is of a kind that is not read.
+        CheckpointError: it is missing or damaged, does not fit the model, or is not plain LoRA.
     """
     parts, scale = _read(folder)
     for layer, (down, up) in parts.items():
@@ -130,7 +130,7 @@ def merge(model: Llama, folder: Path) -> None:
         change = scale * (up.to(weight.device).float() @ down.to(weight.device).float())
         merged = (weight.float() + change).to(weight.dtype)
         if not merged.isfinite().all():
-            raise CheckpointError(f"{folder}: its change of {layer} is beyond the range of {weight.dtype}.")
+            raise CheckpointError(f"{folder}: its update of {layer} is beyond the range of {weight.dtype}.")
         module.register_parameter("weight", nn.Parameter(merged))  # the weights themselves may be mapped from a file
 
 
@@ -142,7 +142,7 @@ def _check_shape(model: nn.Module, folder: Path, layer: str, down: Tensor, up: T
     base = module.base if isinstance(module, AdaptedLinear) else module
     if (down.shape[1], up.shape[0]) != (base.in_features, base.out_features) or down.shape[0] != up.shape[1]:
         raise CheckpointError(
-            f"{folder}: its change of {layer} is {up.shape[0]} x {down.shape[1]}, the layer itself "
+            f"{folder}: its update of {layer} is {up.shape[0]} x {down.shape[1]}, but the layer is "
             f"{base.out_features} x {base.in_features}; the adapter was made for another model."
         )
 
@@ -156,22 +156,22 @@ def _read(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from None
     if not tensors:
-        raise CheckpointError(f"{file} holds no tensors: an adapter that changes nothing.")
+        raise CheckpointError(f"{file} holds no tensors, so the adapter would change nothing.")
     halves: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        found = _TENSOR.fullmatch(name)
-        if found is None:
-            raise CheckpointError(f"{folder}: {name} changes a part of the model that adapters do not change here.")
+        match = _TENSOR.fullmatch(name)
+        if match is None:
+            raise CheckpointError(f"{folder}: {name} is not a LoRA matrix of an attention or MLP layer.")
         _check_tensor(file, name, tensor)
-        halves.setdefault(found[1], {})[found[2]] = tensor
+        halves.setdefault(match[1], {})[match[2]] = tensor
     for layer, pair in halves.items():
         if pair.keys() != {"A", "B"}:
-            raise CheckpointError(f"{folder}: of {layer} only half of the adapter is there.")
+            raise CheckpointError(f"{folder}: {layer} needs both lora_A and lora_B, but has only lora_{min(pair)}.")
     rank, alpha = config["r"], config["lora_alpha"]
     other = next((layer for layer, pair in halves.items() if pair["A"].shape[0] != rank), None)
     if other is not None:
         raise CheckpointError(
-            f"{file}: its change of {other} has rank {halves[other]['A'].shape[0]}, adapter_config.json says r={rank}."
+            f"{file}: {other} has rank {halves[other]['A'].shape[0]}, but adapter_config.json says r={rank}."
         )
     scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
     return {layer: (pair["A"], pair["B"]) for layer, pair in halves.items()}, scale
@@ -181,7 +181,7 @@ def _check_tensor(file: Path, name: str, tensor: Tensor) -> None:
     if tensor.ndim != 2 or not tensor.is_floating_point():
         kind = f"{list(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
         raise CheckpointError(f"{file}: {name} is {kind}; expected a matrix of floating-point numbers.")
-    if not tensor.double().isfinite().all():  # of 8-bit floats PyTorch cannot ask
+    if not tensor.double().isfinite().all():  # PyTorch has no isfinite for 8-bit floats
         raise CheckpointError(f"{file}: {name} holds values that are not finite (NaN or infinity).")
 
 
@@ -202,14 +202,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
     wrong += [] if config.get("use_rslora") in (None, True, False) else ["a use_rslora that is not true or false"]
     if kind != "LORA" or not usable or config.get("bias", "none") != "none" or wrong:
         what = ", ".join(wrong) or f"peft_type {kind}, r {rank}, lora_alpha {alpha}, bias {config.get('bias')}"
-        raise CheckpointError(f"{file}: {what} is not read here; plain LoRA adapters are.")
-    _check_beginning(file, config.get("init_lora_weights"))
+        raise CheckpointError(f"{file}: {what} is not supported; expected a plain LoRA adapter.")
+    _check_initialization(file, config.get("init_lora_weights"))
     return config
 
 
-def _check_beginning(file: Path, method: Any) -> None:
+def _check_initialization(file: Path, method: Any) -> None:
     if isinstance(method, str) and method.startswith(_CHANGES_BASE):
         raise CheckpointError(
-            f"{file}: init_lora_weights is {method}, which changes the base model's own weights too; save the adapter "
-            "with PEFT's path_initial_model_for_weight_conversion, which makes a plain one of it."
+            f"{file}: init_lora_weights is {method}, which also changes the base model's weights; save the adapter "
+            "with PEFT's path_initial_model_for_weight_conversion, which converts it to plain LoRA."
         )

@@ -1,4 +1,4 @@
-"""What changes an answer's logits before a token is drawn: penalties, biases, a grammar, a least length."""
+"""Changes to an answer's logits before a token is drawn: penalties, biases, a grammar, a minimum length."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _LARGEST = 1e30  # of a penalized logit
 
 
 class Adjustment:
-    """One answer's changes to its logits, and what it must remember of its tokens for them.
+    """One answer's changes to its logits, and the token counts that they need.
 
-    The order is that of vLLM: repetition, frequency and presence penalty, bias, then what is forbidden altogether.
+    They apply in vLLM's order: repetition, frequency and presence penalty, bias, then forbidden tokens.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Adjustment:
 
     @staticmethod
     def wanted(params: SamplingParams) -> bool:
-        """The settings change logits, apart from a grammar."""
+        """Whether the settings change logits; a grammar is not counted."""
         return bool(
             params.repetition_penalty != 1
             or params.presence_penalty
@@ -48,12 +48,12 @@ class Adjustment:
 
     @property
     def is_complete(self) -> bool:
-        """The grammar allows nothing more."""
+        """The grammar is complete: no token may follow."""
         return self.guide is not None and self.guide.is_complete
 
     @property
     def fault(self) -> RequestError | None:
-        """Why the answer can no longer keep to the grammar; None while it can."""
+        """Why no continuation fits the grammar any more; None while one does."""
         return None if self.guide is None else self.guide.fault
 
     def apply(self, logits: Tensor) -> None:
@@ -74,14 +74,14 @@ class Adjustment:
             self._forbid_the_end(logits)
 
     def _penalize_repetition(self, logits: Tensor) -> None:
-        """Source: Keskar et al. 2019, CTRL, section 4.1; with its sign mended as in `transformers`."""
+        """Source: Keskar et al. 2019, "CTRL", section 4.1; negative logits are multiplied, as in `transformers`."""
         ids = torch.tensor(list(self._prompt | self._counts.keys()), device=logits.device)
         values, penalty = logits[ids], self.params.repetition_penalty
         changed = torch.where(values > 0, values / penalty, values * penalty)
-        logits[ids] = changed.clamp(-_LARGEST, _LARGEST)  # two infinite logits could not be told apart
+        logits[ids] = changed.clamp(-_LARGEST, _LARGEST)  # infinite logits would all be equal
 
     def _forbid_the_end(self, logits: Tensor) -> None:
-        """A grammar that allows nothing but the end keeps its end."""
+        """Forbid stop tokens, unless the grammar allows nothing else."""
         kept = logits[self._stop_ids].clone()
         logits[self._stop_ids] = -torch.inf
         if bool(torch.isneginf(logits).all()):

@@ -1,7 +1,7 @@
-"""Who holds which block of the cache: reference counts, and prefixes shared by content.
+"""The blocks of the KV cache: reference counts, and prefixes shared by content.
 
-A block is in one of three states: in use (one or more sequences hold it), kept (nobody holds it, but its content is
-known and may serve again) or free. Kept blocks count as free: the one unused for longest gives way first.
+A block is in one of three states: in use (one or more sequences hold it), kept (no sequence holds it, but its content
+is known and may be reused) or free. Kept blocks count as free; the least recently used one is overwritten first.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ ROOT = 0
 class BlockAllocator:
     """Hands out the blocks of a pool.
 
-    A full block's content is known by the tokens in it and the content before it, compared exactly, never by a hash
-    alone. Ids of contents are never used twice, so a forgotten prefix cannot be mistaken for a newer one.
+    A full block is identified by its tokens and the content before it, compared exactly, never by a hash alone.
+    Content ids are never reused, so a forgotten prefix cannot be mistaken for a newer one.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks, self.block_size = num_blocks, block_size
         self._references = [0] * num_blocks
-        self._free = list(range(num_blocks - 1, -1, -1))  # a stack: memory that was touched is used again first
+        self._free = list(range(num_blocks - 1, -1, -1))  # a stack: memory already touched is reused first
         self._kept: OrderedDict[int, None] = OrderedDict()  # oldest first
         self._contents: dict[tuple[int, bytes], tuple[int, int]] = {}  # (before, tokens) -> id, block
         self._key_of: dict[int, tuple[int, bytes]] = {}
@@ -38,7 +38,7 @@ class BlockAllocator:
     def take(self) -> int:
         """A free block for one holder; its old content is dropped.
 
-        The scheduler admits only what fits, so an empty pool is a fault of ours, not of a user.
+        The scheduler admits only what fits, so an empty pool is a bug here, never the user's error.
         """
         if self._free:
             block = self._free.pop()
@@ -54,7 +54,7 @@ class BlockAllocator:
         self._references[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
-        """One holder fewer of each block of a sequence; its last blocks are the first to be reused."""
+        """Remove one holder from each block of a sequence; its last blocks are reused first."""
         for block in reversed(blocks):
             assert self._references[block] > 0, f"block {block} released more often than held"
             self._references[block] -= 1
@@ -69,9 +69,9 @@ class BlockAllocator:
         return self._references[block]
 
     def register(self, block: int, before: int, tokens: Sequence[int]) -> int:
-        """Make a full block findable by its tokens and the content before it; the id of the content up to its end.
+        """Make a full block findable by its tokens and the content before it; returns the content id up to its end.
 
-        Where another block already has that content, this one stays private and the id is the other's.
+        If another block already has that content, this one stays private and the other's id is returned.
         """
         key = (before, _packed(tokens))
         if key in self._contents:
@@ -82,23 +82,23 @@ class BlockAllocator:
         return self._newest_content
 
     def match(self, tokens: Sequence[int], root: int = ROOT) -> tuple[list[int], int]:
-        """The longest known prefix in whole blocks, shared to the caller, and its content id.
+        """The blocks of the longest known prefix, with the caller as one more holder, and its content id.
 
-        At least the last token is left over: its logits are what the caller wants. Contents under different roots
-        (negative ids) are never shared: an adapter's keys are not the model's own, nor one owner's another's.
+        The last token is never matched, because its logits are needed. Contents under different roots (negative ids)
+        are never shared: adapters have other keys and values, and owners must not see each other's prompts.
         """
         blocks, content = [], root
         for start in range(0, len(tokens) - self.block_size, self.block_size):
-            found = self._contents.get((content, _packed(tokens[start : start + self.block_size])))
-            if found is None:
+            known = self._contents.get((content, _packed(tokens[start : start + self.block_size])))
+            if known is None:
                 break
-            content, block = found
+            content, block = known
             self.share(block)
             blocks.append(block)
         return blocks, content
 
     def forget(self) -> None:
-        """Drop every known content: the cache's tensors can no longer be trusted."""
+        """Drop all known contents, when the cache's tensors are no longer valid."""
         self._free += self._kept
         self._kept.clear()
         self._contents.clear()
@@ -106,5 +106,5 @@ class BlockAllocator:
 
 
 def _packed(tokens: Sequence[int]) -> bytes:
-    """Tokens as 64-bit integers in a row: a sixth of a tuple's memory, and no part of a prompt is kept alive by it."""
+    """Tokens as 64-bit integers: a sixth of a tuple's memory, and it keeps no part of the prompt alive."""
     return array("q", tokens).tobytes()

@@ -28,21 +28,21 @@ def load_model(
 ) -> LlamaForCausalLM:
     """The model with the fastest layers for this machine.
 
-    `as_stored` lets a GGUF file's blocks stay in their few bits, where our kernels are there to compute with them.
+    With `as_stored`, a GGUF file's blocks stay quantized if our kernels are available to compute with them.
     """
     in_blocks = as_stored and dtype is None and device == "cpu" and quantize is None and checkpoint.has_blocks
     if in_blocks and not decoding.wait():
-        say(f"  {checkpoint.place}: its blocks are turned into plain numbers, without our kernels: {decoding.status()}")
+        say(f"  {checkpoint.place}: quantized blocks are expanded, as our kernels are missing: {decoding.status()}")
         in_blocks = False
     if in_blocks:
         model = checkpoint.load_blocks(attend=paged_attention)
     else:
         model = checkpoint.load(dtype=dtype, device=device, attend=paged_attention)
     if not isinstance(model, LlamaForCausalLM):
-        raise CheckpointError(f"{checkpoint.place} holds a reward model, which gives scores and no text.")
+        raise CheckpointError(f"{checkpoint.place} is a reward model, which gives scores, not text.")
     stored = model.model.norm.weight.dtype
-    if dtype is None and device == "cpu" and (wanted := _cpu_dtype(stored)) != stored:
-        model = model.to(wanted)
+    if dtype is None and device == "cpu" and (fast := _cpu_dtype(stored)) != stored:
+        model = model.to(fast)
     if quantize is not None:
         _check_quantizable(checkpoint.place, model, quantize)
         quantize_layers(model, quantize)
@@ -51,39 +51,39 @@ def load_model(
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """The number type an engine computes in, given by name or as a `torch.dtype`.
+    """The dtype an engine computes in, given by name or as a `torch.dtype`.
 
     Raises:
-        ConfigError: it is none in which the engine computes.
+        ConfigError: it is not float32, bfloat16 or float16.
     """
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype is not None and found not in (torch.float32, torch.bfloat16, torch.float16):
+    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is not None and chosen not in (torch.float32, torch.bfloat16, torch.float16):
         raise ConfigError(f"dtype={dtype}: the engine computes in float32, bfloat16 or float16")
-    return found
+    return chosen
 
 
 def open_drafter(path: Path | str, model: LlamaForCausalLM, tokenizer: Tokenizer) -> LlamaForCausalLM:
-    """The draft model, in the model's own type and on its device.
+    """The draft model, in the target model's dtype and on its device.
 
     Raises:
-        CheckpointError: it does not speak the same tokens.
+        CheckpointError: it is no language model, has another tokenizer, or a shorter context.
     """
     checkpoint, weight = open_checkpoint(path), model.model.norm.weight
     folder = checkpoint.place
     drafter = checkpoint.load(dtype=weight.dtype, device=str(weight.device), attend=paged_attention)
     if not isinstance(drafter, LlamaForCausalLM):
-        raise CheckpointError(f"{folder} holds a reward model, which drafts no text.")
+        raise CheckpointError(f"{folder} is a reward model, which cannot draft text.")
     if checkpoint.tokenizer.fingerprint != tokenizer.fingerprint:
         raise CheckpointError(f"{folder}: a draft model must have the same tokenizer as the model it drafts for.")
     if drafter.config.max_position_embeddings < model.config.max_position_embeddings:
         most = drafter.config.max_position_embeddings
-        raise CheckpointError(f"{folder}: a draft model of {most} tokens is shorter than the model it drafts for.")
+        raise CheckpointError(f"{folder}: the draft model's context ({most} tokens) is shorter than the model's.")
     make_fast(drafter)
     return drafter
 
 
 def with_attention(model: LlamaForCausalLM, attend: Attend) -> LlamaForCausalLM:
-    """The same model with another attention and without adapters: the weights are shared, not copied."""
+    """The same model with another attention function and without adapters; weights are shared, not copied."""
     shared = empty_model(model.config, attend)
     assert isinstance(shared, LlamaForCausalLM)
     own = {name.replace(".base", ""): module for name, module in model.named_modules()}
@@ -102,9 +102,9 @@ def with_attention(model: LlamaForCausalLM, attend: Attend) -> LlamaForCausalLM:
 
 
 def shared_model(model: LlamaForCausalLM, quantize: Scheme | None = None) -> LlamaForCausalLM:
-    """A model in memory as the engine computes it: sharing its weights, or with copies rounded by `quantize`.
+    """A model in memory as the engine runs it: with shared weights, or with copies quantized by `quantize`.
 
-    Adapters in training (`herd.train.lora`) are added to copies of the matrices that they change.
+    Adapters in training (`herd.train.lora`) are merged into copies of their layers' weights.
     """
     merged = merged_model(model) if has_adapters(model) else model
     assert isinstance(merged, LlamaForCausalLM)
@@ -116,9 +116,9 @@ def shared_model(model: LlamaForCausalLM, quantize: Scheme | None = None) -> Lla
 
 
 def share_anew(own: LlamaForCausalLM, source: LlamaForCausalLM, quantize: Scheme | None = None) -> None:
-    """Let what `shared_model` made of `source` hold its weights as they are now.
+    """Bring `own`, made by `shared_model(source)`, up to date with the current weights of `source`.
 
-    Those that were replaced rather than changed in place are found again, what was rounded is rounded anew.
+    Weights that were replaced instead of changed in place are picked up; quantized copies are quantized again.
     """
     fresh = shared_model(source, quantize)
     modules = {name.replace(".base", ""): module for name, module in own.named_modules()}
@@ -128,7 +128,7 @@ def share_anew(own: LlamaForCausalLM, source: LlamaForCausalLM, quantize: Scheme
 
 
 class Source:
-    """A model in memory whose weights an engine shares, and what they looked like when it last took them."""
+    """A model in memory whose weights an engine shares, and their state when the engine last took them."""
 
     def __init__(self, model: LlamaForCausalLM, quantize: Scheme | None = None) -> None:
         self._model, self._quantize = model, quantize
@@ -136,14 +136,16 @@ class Source:
         self._look()
 
     def take(self) -> None:
-        """Let the engine's own model hold the weights as they are now."""
+        """Bring the engine's model up to date with the current weights."""
         share_anew(self.shared, self._model, self._quantize)
         self._look()
 
     def has_changed(self, *, closely: bool) -> bool:
-        """Whether the weights are others than those taken: moved, or changed in place as PyTorch counts it; `closely`,
-        also replaced by other parameters, or written past PyTorch's count (`weight.data.add_`) where sixteen values of
-        each show it."""
+        """Whether weights moved, or changed in place by PyTorch's version counter, since they were taken.
+
+        With `closely`, also whether parameters were replaced or, judged by sixteen values of each, written without
+        the counter's knowledge (`weight.data.add_`).
+        """
         if [_mark(weight) for weight in self._weights] != self._marks:
             return True
         if not closely:
@@ -162,7 +164,7 @@ def _weights(model: nn.Module) -> list[Tensor]:
 
 
 def _mark(weight: Tensor) -> tuple[int, int]:
-    """Where it lies, and how often it was changed in place."""
+    """Its address, and how often it was changed in place."""
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
@@ -174,17 +176,17 @@ def _some_values(weights: list[Tensor]) -> Tensor:
 def _check_quantizable(folder: Path, model: LlamaForCausalLM, scheme: Scheme) -> None:
     stored = check_quantization(model.config.quantization_config, folder)
     if stored not in (None, scheme):
-        raise ConfigError(f"quantize={scheme}: the weights in {folder} are {stored} already; leave quantize out")
+        raise ConfigError(f"quantize={scheme}: the weights in {folder} are already {stored}; leave quantize out")
 
 
 def quantize_layers(model: LlamaForCausalLM, scheme: Scheme) -> None:
-    """Quantize a model in place; embedding, head and norms stay as they are.
+    """Quantize a model's linear layers in place; embedding, head and norms stay as they are.
 
     Raises:
         CapacityError: the scheme does not fit the model's shape.
     """
     if scheme == "int4":
-        decoding.wait()  # two seconds at most, where the plain way would take a minute
+        decoding.wait()  # two seconds at most; without the kernels quantizing takes a minute
     num_layers = model.config.num_hidden_layers
     names = [
         name
@@ -192,10 +194,10 @@ def quantize_layers(model: LlamaForCausalLM, scheme: Scheme) -> None:
         if isinstance(module, nn.Linear) and takes(scheme, name, num_layers)
     ]
     if not names:
-        say(f"  quantize={scheme} changed nothing: only layers between the first and the last are rounded")
+        say(f"  quantize={scheme} changed nothing: the first and the last layer are never quantized")
         return
     if biased := next((name for name in names if model.get_submodule(name).bias is not None), None):
-        raise CapacityError(f"quantize={scheme}: {biased} has a bias, which the quantized layers have no place for")
+        raise CapacityError(f"quantize={scheme}: {biased} has a bias, which quantized layers do not support")
     try:
         replace_linears(model, names, cast("Any", LAYERS[scheme]).from_linear)
     except ValueError as error:
@@ -203,10 +205,10 @@ def quantize_layers(model: LlamaForCausalLM, scheme: Scheme) -> None:
 
 
 def make_fast(model: LlamaForCausalLM) -> None:
-    """Decoding on a CPU reads every weight for each token: layers in bfloat16 get the kernel that does it quickest.
+    """Give layers in bfloat16 on a CPU the kernel for decoding, where the time goes into reading weights.
 
-    A quantized model's head is rounded to int8 by rows: it is read whole for every token, and in bfloat16 would take
-    as long as all the layers of 4 bits together. Its embedding stays as it is.
+    A quantized model's head becomes int8 with a scale for each row: in bfloat16, reading it for every token would take
+    as long as reading all 4-bit layers. Its embedding stays as it is.
     """
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"]
     quantized = any(isinstance(module, QuantizedLinear | Int4Linear) for module in model.modules())
@@ -219,11 +221,11 @@ def make_fast(model: LlamaForCausalLM) -> None:
 
 
 def check_ends(folder: Path, model: LlamaForCausalLM, tokenizer: Tokenizer) -> None:
-    """A tokenizer that does not know the ids that end the model's answers is another model's."""
+    """Refuse a tokenizer that lacks the ids that end the model's answers: it belongs to another model."""
     unknown = [token for token in as_ids(model.config.eos_token_id) if token >= tokenizer.vocab_size]
     if unknown:
         raise CheckpointError(
-            f"{folder}: its config.json ends answers with id {unknown[0]}, its tokenizer has only "
+            f"{folder}: eos_token_id in config.json is {unknown[0]}, but the tokenizer has only "
             f"{tokenizer.vocab_size} ids: they do not belong together"
         )
 

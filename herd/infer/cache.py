@@ -1,4 +1,4 @@
-"""The memory of keys and values, paged."""
+"""The paged KV cache."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from herd.ops.paged_attention import LayerCache
 from herd.ops.probe import available_memory
 
 BLOCK_SIZE = 16
-"""Tokens a block. Small blocks share prefixes finely, large ones are gathered faster."""
+"""Tokens per block. Small blocks share more of a prefix, large ones are gathered faster."""
 
-_SHARE_OF_MEMORY = 0.25  # of what is available, unless told otherwise
+_SHARE_OF_MEMORY = 0.25  # of the available memory, by default
 
 
 class PagedCache:
-    """Every layer's pool of blocks, reserved once; the system hands over the pages when they are first written."""
+    """Every layer's pool of blocks, reserved once; the system gives it memory as blocks are first written."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class PagedCache:
         device: torch.device,
         num_spare: int = 0,
     ) -> None:
-        """`dtype` int8 holds a bfloat16 scale beside each key and value. `num_spare` blocks lie behind the others."""
+        """With `dtype` int8, each key and value has a bfloat16 scale. `num_spare` blocks come after the others."""
         self.num_blocks, self.block_size, self.device = num_blocks, block_size, device
         shape = (config.num_hidden_layers, 2, num_blocks + num_spare, block_size, config.num_key_value_heads)
         self.tensors = [_zeros((*shape, config.head_dim), dtype, device)]
@@ -45,7 +45,7 @@ class PagedCache:
 
     @property
     def nbytes(self) -> int:
-        """Its largest size in bytes."""
+        """The cache's size in bytes, once all blocks have been written."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     def copy(self, source: int, target: int) -> None:
@@ -62,7 +62,7 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 
 
 def block_bytes(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
-    """Bytes one block takes in all layers."""
+    """Bytes that one block takes in all layers together."""
     heads = config.num_hidden_layers * 2 * config.num_key_value_heads
     scale_bytes = torch.bfloat16.itemsize if dtype == torch.int8 else 0
     return heads * block_size * (config.head_dim * dtype.itemsize + scale_bytes)
@@ -80,13 +80,13 @@ def num_blocks_for(
     num_spare: int = 0,
     other_bytes: int = 0,
 ) -> int:
-    """How many blocks to reserve: what was asked for, else a quarter of the available memory.
+    """How many blocks to reserve: as many as fit `cache_bytes`, else a quarter of the available memory.
 
-    `num_spare` more are paid for that belong to nobody. `other_bytes` is what else a block takes: a draft model's keys
-    and values. Never more than all sequences can fill at full context.
+    `num_spare` further blocks are included in the budget, and per block `other_bytes` for a draft model's cache. Never
+    more than all sequences can fill at full context.
 
     Raises:
-        CapacityError: there is not even room for one block and the spare ones.
+        CapacityError: one block and the spare ones do not fit.
     """
     budget = cache_bytes if cache_bytes is not None else int(_SHARE_OF_MEMORY * available_memory(device))
     each = block_bytes(config, block_size, dtype) + other_bytes
@@ -94,7 +94,7 @@ def num_blocks_for(
     if budget < each * (1 + num_spare):
         spare = f" and {num_spare} is kept free for CUDA graphs (graphs=False: none)" if num_spare else ""
         raise CapacityError(
-            f"The cache of keys and values may take {size(budget)}, but one block of {block_size} tokens takes "
+            f"The KV cache may take {size(budget)}, but one block of {block_size} tokens takes "
             f"{size(each)}{spare}; give it more memory (cache_bytes, engine.cache_gb)."
         )
     return min(budget // each - num_spare, most)

@@ -1,7 +1,7 @@
-"""A step's tokens through all blocks in one call of our kernels, where the processor and the model allow it.
+"""All layers of a step in one call of our CPU kernels, where the processor and the model allow it.
 
-In PyTorch a decoded token is some three hundred small operations, each with its own call and its own meeting of
-threads; here it is one. The twin is the model itself (`herd/model/llama.py`) with `paged_attention`.
+In PyTorch a decoded token takes some three hundred small operations, each with its own call and its own barrier
+between threads. The reference is the model itself (`herd/model/llama.py`) with `paged_attention`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Step(ctypes.Structure):
 
 
 class CompiledLayers:
-    """The blocks of one model over one cache, described for the kernels; they hold on to the weights."""
+    """The layers of one model over one cache, as the kernels' structs of pointers; keeps the weights alive."""
 
     def __init__(self, model: LlamaForCausalLM, cache: PagedCache) -> None:
         self._model, self._config = model.model, model.model.config
@@ -46,7 +46,7 @@ class CompiledLayers:
 
     @classmethod
     def of(cls, model: LlamaForCausalLM, cache: PagedCache) -> CompiledLayers | None:
-        """None where the kernels cannot do all that the model does."""
+        """None where the kernels do not support the model's shapes or dtypes."""
         config = model.config
         fits = (
             model.model.norm.weight.dtype == torch.bfloat16
@@ -61,7 +61,7 @@ class CompiledLayers:
     def run(self, tokens: list[int], positions: list[int], slots: np.ndarray, spans: np.ndarray) -> Tensor:
         """Hidden states after the last norm: T tokens -> (T, D).
 
-        `slots` (T,) int64 is where keys and values are written, `spans` (N, 4) what `spans_of` says of the sequences.
+        `slots` (T,) int64 is where keys and values are written; `spans` (N, 4) describes the sequences as `spans_of`.
         """
         config = self._config
         x = self._model.embed(torch.tensor(tokens)).contiguous()
@@ -75,7 +75,7 @@ class CompiledLayers:
             spans=spans.ctypes.data,
         )  # fmt: skip
         kernels = decoding.kernels()
-        assert kernels is not None  # `of` has asked
+        assert kernels is not None  # `of` has checked
         kernels.run_layers(ctypes.byref(step), config.rms_norm_eps, torch.get_num_threads())
         return self._model.norm(x)
 
@@ -83,7 +83,7 @@ class CompiledLayers:
 def _linears(block: Block) -> list[nn.Module]:
     """The linear layers of a block in the kernels' order, without adapters."""
     attention, mlp = block.self_attn, block.mlp
-    found = [
+    linears = [
         attention.q_proj,
         attention.k_proj,
         attention.v_proj,
@@ -92,7 +92,7 @@ def _linears(block: Block) -> list[nn.Module]:
         mlp.up_proj,
         mlp.down_proj,
     ]
-    return [linear.base if isinstance(linear, AdaptedLinear) else linear for linear in found]
+    return [linear.base if isinstance(linear, AdaptedLinear) else linear for linear in linears]
 
 
 def _serves(linear: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""From logits to the tokens of many answers at once: each row by its own answer's settings, seed and place."""
+"""From logits to the tokens of many answers at once, each row with its own answer's settings, seed and position."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Drawn = list[tuple[int, TokenLogprob | None]]
 
 
 def draw(answers: Sequence[Answer], rows: Sequence[Sequence[int]], logits: Tensor) -> list[Drawn]:
-    """The next tokens of each answer, from its rows of the logits (N, V): one, and more where its drafts hold.
+    """The next tokens of each answer, from its rows of the logits (N, V): one, and more where its drafts are accepted.
 
-    The row behind a draft counts only if the token drawn before is that draft, so every token is drawn from the
-    distribution it has without drafts; with the answer's own random numbers it even is the same token.
+    The row after a draft counts only if the token drawn before is that draft. So every token is drawn from the
+    distribution it has without drafts and, since the random numbers are the answer's own, is even the same token.
     """
     answer_of = [answer for answer, own in zip(answers, rows, strict=True) for _ in own]
     place_of = [len(answer.tokens) + n for answer, own in zip(answers, rows, strict=True) for n in range(len(own))]
@@ -41,7 +41,7 @@ def draw(answers: Sequence[Answer], rows: Sequence[Sequence[int]], logits: Tenso
 
 
 def _adjusted(answers: Sequence[Answer], logits: Tensor) -> Tensor:
-    """The logits after penalties, biases and grammars; the model's own stay as they are, for log-probabilities."""
+    """The logits after penalties, biases and grammars; the originals are kept for log-probabilities."""
     changed = [(row, answer.adjustment) for row, answer in enumerate(answers) if answer.adjustment is not None]
     if not changed:
         return logits
@@ -52,7 +52,7 @@ def _adjusted(answers: Sequence[Answer], logits: Tensor) -> Tensor:
 
 
 def sample_tokens(answers: Sequence[Answer], places: Sequence[int], logits: Tensor) -> list[int]:
-    """One token a row of logits (N, V), by each answer's settings and its random number for that place."""
+    """One token for each row of logits (N, V), by its answer's settings and random number for that position."""
     params = [answer.params for answer in answers]
     if all(p.temperature == 0 for p in params):
         return logits.argmax(-1).tolist()
@@ -68,10 +68,10 @@ def sample_tokens(answers: Sequence[Answer], places: Sequence[int], logits: Tens
 
 
 def _logprobs(answers: Sequence[Answer], logits: Tensor, tokens: Sequence[int]) -> dict[int, TokenLogprob]:
-    """By row, where they are asked for or rank the answers: of the model itself, before any adjustment."""
+    """The model's own log-probabilities, before any adjustment, by row, where requested or needed for ranking."""
     wanted = [row for row, a in enumerate(answers) if a.params.logprobs is not None or a.chooses]
     if not wanted:
         return {}
     num_top = [answers[row].params.logprobs or 0 for row in wanted]
-    found = log_probabilities(logits[wanted], [tokens[row] for row in wanted], num_top)
-    return dict(zip(wanted, found, strict=True))
+    logprobs = log_probabilities(logits[wanted], [tokens[row] for row in wanted], num_top)
+    return dict(zip(wanted, logprobs, strict=True))

@@ -13,11 +13,11 @@ from herd.infer.engine import Engine
 from herd.ops.attention import packed_attention
 
 Pooling = Literal["mean", "last"]
-"""Of all tokens' hidden states, or the last token's, which has seen all others."""
+"""The mean of all tokens' hidden states, or the last token's, which has attended to all others."""
 
 
 class Embedder:
-    """Vectors from an engine's model. The weights are shared; the cache of keys and values is not touched."""
+    """Embeds texts with an engine's model. The weights are shared; the KV cache is not used."""
 
     def __init__(self, engine: Engine) -> None:
         self._model = with_attention(engine.model, packed_attention)

@@ -6,8 +6,8 @@
     for piece in engine.stream("Once", herd.SamplingParams()):
         print(piece.text, end="", flush=True)
 
-Whoever waits for an answer drives: each call of `generate` or `stream` runs steps until its own answers are done, and
-every step serves all requests, those of other threads too. `agenerate` and `astream` do the same beside an event loop.
+The engine has no thread of its own: each call of `generate` or `stream` runs steps until its own answers are done, and
+every step serves all requests, those of other threads too. `agenerate` and `astream` do the same under asyncio.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from herd.infer.guide import GuideMaker
 from herd.infer.inputs import Input, as_batch, is_encoded, is_one
 from herd.infer.loop import Loop
 from herd.infer.options import Options, check_device, check_scheme
-from herd.infer.request import Answer, Piece, Pieces, Request, check_params, completion
+from herd.infer.request import Answer, Piece, PieceQueue, Request, check_params, completion
 from herd.infer.split import agree
 from herd.infer.wording import Wording
 from herd.kernels import decoding
@@ -48,24 +48,22 @@ Answers = Completion | list[Completion]
 class Engine:
     """Generates text with one model.
 
-    `path` is a checkpoint folder or a run folder. `dtype` (PyTorch's, or its name) None keeps the checkpoint's own
-    where this machine computes in it well. `quantize` (int8, int4 or fp8) rounds the weights of the linear layers on
-    loading. The cache of keys and values takes `cache_bytes`, by default a quarter of the available memory;
-    `max_sequences` answers grow at the same time, and a step computes at most `max_prompt_tokens` tokens of new prompts
-    beside them (512, on a GPU 4096). The context is the model's own; a longer `max_context` than it was trained on is
-    taken as it is (answers say how much they repeat themselves). `cache_dtype="int8"` makes the cache half as large.
-    `deterministic` computes each sequence for itself, so that an answer never depends on what else runs: slower with
-    many at once. `speculate` guesses tokens ahead and verifies them together, where that gains (with `deterministic`
-    always): "lookup" takes them from the text so far, a path from a smaller model; the answers stay the same.
-    `graphs=False` runs every step on a GPU launch by launch instead of replaying decode steps as CUDA graphs (True on a
-    CPU rehearses them, for tests). `group` splits the model over processes that all run this engine on the same
-    requests. Conversations are written by the own chat template of the checkpoint, or in the format that `template`
-    names (llama3, chatml, a file ...); `date` is today to it; `read_special` reads special strings in prompts as their
-    tokens: only for text that you wrote yourself.
+    - `path`: a checkpoint folder, a run folder or a GGUF file. `dtype` (`torch.dtype` or its name): by default the
+      checkpoint's, where this machine is fast in it. `quantize` (int8, int4, fp8): quantize linear layers on loading.
+    - `cache_bytes`: size of the KV cache, by default a quarter of the available memory; `cache_dtype="int8"` halves it.
+    - `max_sequences`: answers in the batch. `max_prompt_tokens`: prompt tokens prefilled in one step beside them (512,
+      on a GPU 4096). `max_context`: by default the model's own; one longer than it was trained on is allowed.
+    - `deterministic`: compute each sequence by itself, so that an answer never depends on what else runs; slower.
+    - `speculate`: draft tokens ahead and verify them together where that is faster (with `deterministic` always):
+      "lookup" drafts from the text so far, a path names a smaller model. The answers stay the same.
+    - `graphs=False`: on a GPU, do not replay decode steps as CUDA graphs (True on a CPU rehearses them, for tests).
+    - `group`: split the model over these processes, which must all run this engine on the same requests.
+    - `template`: chat format (llama3, chatml, a file ...) instead of the checkpoint's own template; `date`: its today.
+    - `read_special`: read special strings in prompts as special tokens; only for text that you wrote yourself.
 
     Raises:
         CheckpointError: there is no language model at `path`.
-        ConfigError: a device, type or limit is none that the engine has.
+        ConfigError: there is no such device, dtype or scheme, or a limit is below 1.
         CapacityError: the cache does not fit.
     """
 
@@ -110,7 +108,7 @@ class Engine:
             tokenizer = beside.submit(lambda: checkpoint.tokenizer)
             model = load_model(checkpoint, as_dtype(dtype), device, quantize, as_stored=group is None)
         self._assemble(model, tokenizer.result(), options)
-        # several processes have only a part of the weights each; and where they lie may show in a product's last digits
+        # not over several processes, which split the weights; and addresses may change a product's last digits
         self.loop.may_move = group is None and not deterministic
         check_ends(checkpoint.place, model, self.tokenizer)
         self._end_answers_with(as_ids(model.config.eos_token_id) | as_ids(checkpoint.generation.get("eos_token_id")))
@@ -135,11 +133,10 @@ class Engine:
         date: str | None = None,
         read_special: bool = False,
     ) -> Engine:
-        """An engine around a model in memory, such as one in training: the weights are shared, not copied,
-        unless `quantize` rounds copies of them.
+        """An engine around a model in memory, such as one in training: weights are shared, or copied to `quantize`.
 
-        After they change, `weights_changed` is to be called; a change that PyTorch counts, such as a step of an
-        optimizer, is noticed without, and ends with a RequestError what was under way meanwhile.
+        Call `weights_changed` after they change. A change that PyTorch's version counter sees, such as an optimizer's
+        step, is noticed without it, and ends running requests with a RequestError.
         """
         engine = cls.__new__(cls)
         engine.wording = Wording(template=template, date=date, read_special=read_special)
@@ -157,7 +154,7 @@ class Engine:
         check_scheme(quantize)
         source = Source(model, quantize)
         engine._assemble(source.shared, tokenizer, options)
-        engine.loop.source = source if group is None else None  # else the engine has parts of its own
+        engine.loop.source = source if group is None else None  # a split model has copies of its parts
         engine._end_answers_with(as_ids(model.config.eos_token_id))
         return engine
 
@@ -168,27 +165,27 @@ class Engine:
         self.max_context = self.loop.max_context
 
     def _end_answers_with(self, declared: frozenset[int]) -> None:
-        """Any stop token ends an answer: those declared, the vocabulary's, and the chat template's end of turn."""
+        """Collect the tokens that end an answer: those declared, the vocabulary's, and the template's end of turn."""
         self.tokenizer = self.loop.tokenizer = self.wording.settled(self.tokenizer, declared)
         self.speaks_chat = self.wording.speaks_chat(self.tokenizer, declared)
-        told = ends(self.tokenizer) if self.speaks_chat else Ends()
-        ids = range(self.model.config.vocab_size)  # generation_config.json may be another model's
-        found = declared | set(self.tokenizer.stop_ids) | set(told.ids)
-        self.loop.stop_ids = frozenset(token for token in found if token in ids)
-        self._stop_texts = told.texts
+        template_ends = ends(self.tokenizer) if self.speaks_chat else Ends()
+        stop_ids = declared | set(self.tokenizer.stop_ids) | set(template_ends.ids)
+        vocabulary = range(self.model.config.vocab_size)  # generation_config.json may be another model's
+        self.loop.stop_ids = frozenset(token for token in stop_ids if token in vocabulary)
+        self._stop_texts = template_ends.texts
         end_id = self.wording.end_of_answer(self.tokenizer, self.speaks_chat)
         self.guides = GuideMaker(self.tokenizer, self.model.config.vocab_size, end_id)
 
     def weights_changed(self) -> None:
-        """Answer from the weights as they are now: everything computed from older ones goes.
+        """Drop everything that was computed from the weights before they changed.
 
-        That is the cache of prefixes (of adapters too), the layers described for our kernels, recorded graphs, copies
-        on their way into large pages, and, for `Engine.of`, rounded copies and weights that were replaced rather than
-        changed in place. A draft model and the adapters' own matrices stay: they are other weights.
+        That is the prefix cache, the kernels' table of layers, CUDA graphs, copies in large pages, and, for
+        `Engine.of`, quantized copies and weights that were replaced instead of changed in place. A draft model and the
+        adapters' matrices stay.
 
         Raises:
-            RequestError: answers are under way.
-            ConfigError: the model is split over processes, which hold copies of its parts: make a new engine.
+            RequestError: answers are running.
+            ConfigError: the model is split over processes, which hold copies of its parts; make a new engine.
         """
         if self._group is not None:
             raise ConfigError(
@@ -209,11 +206,11 @@ class Engine:
     ) -> Answers | list[Answers]:
         """Answer one input, or each of a list in the same order.
 
-        An input is a string (plain text to go on with) or a conversation (a list of messages, answered as a chat).
+        An input is a string (text to be continued) or a conversation (a list of messages, answered as a chat).
         One answer is a `Completion`; with `params.n` above 1 it is a list of them.
 
         Raises:
-            RequestError: a prompt is too long, or a sampling setting is out of its range.
+            RequestError: a prompt is too long, or a sampling parameter is out of range.
             DataError: a conversation's messages are malformed.
         """
         single = is_one(inputs)
@@ -235,12 +232,12 @@ class Engine:
     def stream(self, inputs: Input, params: SamplingParams | None = None) -> Iterator[Piece]:
         """Answer one input piece by piece; leaving the loop early cancels the request.
 
-        It is queued when the first piece is asked for, so that a stream that nobody reads computes nothing.
+        The request is queued when the first piece is read, so that a stream that nobody reads computes nothing.
 
         Raises:
-            RequestError: the prompt is too long, or a sampling setting is out of its range.
+            RequestError: the prompt is too long, or a sampling parameter is out of range.
         """
-        pieces = Pieces()
+        pieces = PieceQueue()
         return self._drain(self.request(inputs, params, pieces), pieces)
 
     async def agenerate(
@@ -249,7 +246,7 @@ class Engine:
         """`generate` without blocking the event loop: many at once share the engine's steps.
 
         Raises:
-            RequestError: a prompt is too long, or a sampling setting is out of its range.
+            RequestError: a prompt is too long, or a sampling parameter is out of range.
             DataError: a conversation's messages are malformed.
         """
         single = is_one(inputs)
@@ -270,9 +267,9 @@ class Engine:
         """`stream` without blocking the event loop; leaving the loop early cancels the request.
 
         Raises:
-            RequestError: the prompt is too long, or a sampling setting is out of its range.
+            RequestError: the prompt is too long, or a sampling parameter is out of range.
         """
-        pieces = Pieces()
+        pieces = PieceQueue()
         request = self.request(inputs, params, pieces)
         self.submit(request)
         try:
@@ -285,7 +282,7 @@ class Engine:
         finally:
             self.cancel(request)
 
-    def _drain(self, request: Request, pieces: Pieces) -> Iterator[Piece]:
+    def _drain(self, request: Request, pieces: PieceQueue) -> Iterator[Piece]:
         self.submit(request)
         try:
             while pieces.waiting or not request.finished:
@@ -298,7 +295,7 @@ class Engine:
             self.cancel(request)
 
     def encode(self, inputs: Input) -> list[int]:
-        """The prompt tokens of an input: the text and what opens it, or the conversation up to its answer."""
+        """The prompt tokens of an input: the text after its BOS token, or the conversation up to the answer."""
         return self.wording.encode(self.tokenizer, inputs)
 
     def request(
@@ -309,13 +306,12 @@ class Engine:
         *,
         owner: str | None = None,
     ) -> Request:
-        """A checked request, ready to be submitted; a list of ids is a prompt that is encoded already.
+        """A checked request, ready to be submitted; a list of ids is a prompt that is already encoded.
 
-        Prompts of different owners never share what is computed of them: how soon an answer comes would tell one what
-        another asked.
+        Prompts of different owners never share cached prefixes: the time to an answer would reveal what others asked.
 
         Raises:
-            RequestError: the prompt is too long, or a sampling setting is out of its range.
+            RequestError: the prompt is too long, or a sampling parameter is out of range.
         """
         params = params or SamplingParams()
         if self._stop_texts:
@@ -328,7 +324,7 @@ class Engine:
             seed = secrets.randbits(63)
             seed = seed if self._group is None else agree(seed, self._group)
         if params.adapter is not None and params.adapter not in self.adapters:
-            raise RequestError(f"There is no adapter {params.adapter} (known: {', '.join(self.adapters) or 'none'}).")
+            raise RequestError(f"There is no adapter {params.adapter} (loaded: {', '.join(self.adapters) or 'none'}).")
         request = Request(prompt, params, seed, listener)
         request.root = self.loop.root(params.adapter, owner)
         self._adjust(request)
@@ -338,10 +334,10 @@ class Engine:
         return request
 
     def _adjust(self, request: Request) -> None:
-        """Give each answer what must change its logits: penalties, biases, a grammar's guide of its own."""
+        """Give each answer its changes of logits: penalties, biases, its own copy of the grammar's state."""
         params = request.params
-        for name, given in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
-            if wrong := [token for token in given if token >= self.model.config.vocab_size]:
+        for name, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+            if wrong := [token for token in ids if token >= self.model.config.vocab_size]:
                 raise RequestError(f"{name}: this model has no token {wrong[0]}.")
         guide = self.guides.compile(params)
         if guide is None and not Adjustment.wanted(params):
@@ -358,9 +354,9 @@ class Engine:
     def cancel(self, request: Request) -> None:
         """End a request's open answers and free their blocks, at the latest before the next step; safe from any thread.
 
-        A finished request is left as it is.
+        A finished request stays as it is.
         """
-        if request.finished or request.leader.asked_by() is None:  # thrown away, and the engine with it
+        if request.finished or request.leader.asked_by() is None:  # the request was garbage collected
             return
         self.loop.inbox.append(("cancel", request))
         if self.loop.lock.acquire(blocking=False):
@@ -373,17 +369,17 @@ class Engine:
         """Open a LoRA adapter (a PEFT folder); requests use it by `SamplingParams(adapter=name)`.
 
         Raises:
-            CheckpointError: the folder is damaged, does not fit the model, or the name is taken.
+            CheckpointError: the folder is damaged or does not fit the model, or the name is taken.
             ConfigError: the model is split over processes.
         """
         if self._group is not None:
-            raise ConfigError("adapters: a model over several processes takes none; merge the adapter into its weights")
+            raise ConfigError("adapters: not with a model over several processes; merge the adapter into its weights")
         with self.loop.lock:
             self.loop.adapters.add(name, folder)
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """The tokens that end an answer, unless it is asked for with `ignore_eos`."""
+        """The tokens that end an answer, unless its request sets `ignore_eos`."""
         return self.loop.stop_ids
 
     @property
@@ -398,7 +394,7 @@ class Engine:
 
     @property
     def num_waiting(self) -> int:
-        """Answers that wait to be started."""
+        """Answers waiting to be started."""
         return len(self.loop.scheduler.waiting) + len(self.loop.inbox)
 
     @property
@@ -408,7 +404,7 @@ class Engine:
 
     @property
     def cache_bytes(self) -> int:
-        """What the cache of keys and values may take."""
+        """Bytes of the KV cache, a draft model's included."""
         return self.loop.runner.cache.nbytes + (self.loop.speculation.cache_bytes if self.loop.speculation else 0)
 
     @property
@@ -421,7 +417,7 @@ class Engine:
         self.loop.step()
 
     def warm_up(self) -> None:
-        """Wait until the kernels are compiled and the weights lie in large pages of memory: answers are quick then."""
+        """Wait until kernels are compiled and weights copied into large pages of memory, which makes answers fast."""
         self.loop.warm_up()
 
     # ---- answers ---------------------------------------------------------------------------------------------------
@@ -442,9 +438,9 @@ class Engine:
             by_cache = self.max_context < self.model.config.max_position_embeddings
             why = ", limited by the cache or by max_context" if by_cache else ""
             raise RequestError(
-                f"The prompt has {len(prompt)} tokens, but the context is {self.max_context} tokens, the answer "
-                f"included{why}; shorten the prompt (nothing is cut silently)."
+                f"The prompt has {len(prompt)} tokens, but the context of prompt and answer together is "
+                f"{self.max_context} tokens{why}; shorten the prompt (nothing is cut silently)."
             )
         size = self.model.config.vocab_size
         if wrong := [token for token in prompt if not 0 <= token < size]:
-            raise RequestError(f"The prompt holds token id {wrong[0]}; this model knows 0 to {size - 1}.")
+            raise RequestError(f"The prompt holds token id {wrong[0]}; this model has ids 0 to {size - 1}.")

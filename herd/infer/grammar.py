@@ -1,6 +1,6 @@
-"""Grammars against a tokenizer's vocabulary, compiled by llguidance (an optional package, extra `guided`).
+"""Grammars over a tokenizer's vocabulary, compiled by llguidance (an optional package, extra `guided`).
 
-Nothing here needs PyTorch: a server has grammars compiled on trial by a small process first (`herd/infer/trial.py`).
+Nothing here needs PyTorch, so that a server can try each grammar in a small process first (`herd/infer/trial.py`).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from herd.tokenizer.tokenizer import Tokenizer
 
 FORMS = ("json_schema", "regex", "grammar", "choice")
-"""The fields of `SamplingParams` that say what form an answer has."""
+"""The fields of `SamplingParams` that constrain an answer."""
 MAX_FORM = {"json_schema": 100_000, "regex": 8_000, "grammar": 100_000, "choice": 200_000}
-"""Their largest sizes in characters: 40,000 of a regular expression may take 6 s and 800 MB to compile."""
+"""Their maximum lengths in characters: a regular expression of 40,000 may take 6 s and 800 MB to compile."""
 
 
 class Vocabulary:
-    """A tokenizer as llguidance wants to see it."""
+    """A tokenizer behind the interface that llguidance expects."""
 
     def __init__(
         self,
@@ -42,19 +42,19 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Vocabulary:
-        """A tokenizer's own."""
+        """The vocabulary of a tokenizer."""
         tokens = [tokenizer.token_bytes(i, b"") for i in range(tokenizer.vocab_size)]
         special = sorted(tokenizer.special_ids)
         return cls(tokens, special, tokenizer.bos_id, tokenizer.eos_id, tokenizer.encode)
 
     def __call__(self, text: str) -> list[int]:
-        """The ids of a text that stands in the middle of an answer."""
-        wanted = text.encode()
+        """The ids of a text in the middle of an answer."""
+        data = text.encode()
         if self._encode is not None:
             ids = self._encode(text)
-            if b"".join(self.tokens[i] for i in ids) == wanted:
+            if b"".join(self.tokens[i] for i in ids) == data:
                 return ids
-        return self._longest_first(wanted)  # Llama 1 and 2 put a space before every text
+        return self._longest_first(data)  # Llama 1 and 2 put a space before every text
 
     def _longest_first(self, text: bytes) -> list[int]:
         ids = []
@@ -75,13 +75,13 @@ class Vocabulary:
 
 
 class Compiler:
-    """Compiles grammars against one vocabulary of `vocab_size` logits; an answer's end is the token `end_id`."""
+    """Compiles grammars over one vocabulary of `vocab_size` logits; the token `end_id` ends an answer."""
 
     def __init__(self, vocabulary: Callable[[], Vocabulary], vocab_size: int, end_id: int | None) -> None:
         self._make_vocabulary, self.vocab_size, self.end_id = vocabulary, vocab_size, end_id
 
     def matcher(self, form: str, value: Any) -> Any:
-        """llguidance's matcher for a form, which has seen that there is a first token.
+        """llguidance's matcher for a form, once it is certain that some first token fits.
 
         Raises:
             RequestError: the schema, expression or grammar is wrong or too large, or llguidance is not installed.
@@ -94,14 +94,14 @@ class Compiler:
             raise RequestError(f"{form}: {error}") from None
         if fault:
             raise RequestError(f"{form} cannot be followed: {_first_lines(fault)}{_way_out(fault)}")
-        found = matcher(self._tokenizer, grammar, log_level=0)
-        found.compute_bitmask()
-        if (stuck := fault_of(form, found)) is not None:
+        compiled = matcher(self._tokenizer, grammar, log_level=0)
+        compiled.compute_bitmask()
+        if (stuck := fault_of(form, compiled)) is not None:
             raise stuck
-        return found
+        return compiled
 
     def check(self, form: str, value: Any) -> None:
-        """Refuse what is wrong at first sight, without compiling.
+        """Refuse what can be seen to be wrong without compiling.
 
         Raises:
             RequestError: it is too large or nested too deeply, or llguidance is not installed.
@@ -110,7 +110,7 @@ class Compiler:
         self._written(form, value)
 
     def _written(self, form: str, value: Any) -> str:
-        """A form as text, its sizes and depths bounded."""
+        """A form as text, after checks of its size and depth."""
         try:
             if form == "json_schema":
                 _check_size(form, len(json.dumps(dict(value))))
@@ -120,9 +120,9 @@ class Compiler:
             _check_size(form, sum(map(len, value)) if form == "choice" else len(value))
             if form == "grammar":
                 check_grammar(value)
-            # one expression: tens of thousands of rules would be more than a grammar may hold
+            # one expression, since a grammar may not have tens of thousands of rules
             return "|".join(map(_literally, value)) if form == "choice" else value
-        except (ValueError, TypeError, RecursionError) as error:  # TypeError: what JSON cannot hold
+        except (ValueError, TypeError, RecursionError) as error:  # TypeError: values that JSON cannot express
             raise RequestError(f"{form}: {error}") from None
 
     def _grammar(self, form: str, value: Any) -> str:
@@ -142,7 +142,7 @@ class Compiler:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The tokens that grammars are followed by."""
+        """The tokens over which grammars are compiled."""
         return self._make_vocabulary()
 
     @cached_property
@@ -152,12 +152,12 @@ class Compiler:
 
 
 def form_of(params: SamplingParams) -> str | None:
-    """The grammar an answer must follow; None where it is free."""
+    """The name of the field that constrains an answer; None where none does."""
     return next((name for name in FORMS if is_set(getattr(params, name))), None)
 
 
 def fault_of(form: str, matcher: Any) -> RequestError | None:
-    """Why the grammar lets the answer neither go on nor end, where it does not: seen only once it is reached."""
+    """The error of a matcher that allows neither another token nor the end; None where it allows one."""
     if not matcher.is_error():
         return None
     return RequestError(
@@ -169,12 +169,12 @@ def fault_of(form: str, matcher: Any) -> RequestError | None:
 def _check_size(form: str, num_characters: int) -> None:
     if num_characters > MAX_FORM[form]:
         raise RequestError(
-            f"{form} has {num_characters:,} characters; at most {MAX_FORM[form]:,} are taken: give a smaller one"
+            f"{form} has {num_characters:,} characters; at most {MAX_FORM[form]:,} are allowed: give a smaller one"
         )
 
 
 def _check_bounds(schema: Mapping[str, Any]) -> None:
-    """Refuse a bound that would be kept to only nearly: the library reads it as a float, and cuts it to 64 bits."""
+    """Refuse a bound that llguidance would loosen: it reads bounds as floats, cut to 64 bits."""
     parts: list[Any] = [schema]
     while parts:
         part = parts.pop()
@@ -183,7 +183,7 @@ def _check_bounds(schema: Mapping[str, Any]) -> None:
         elif isinstance(part, Mapping):
             for name, value in part.items():
                 if name in _BOUNDS and isinstance(value, int) and _is_loosened(name, value):
-                    raise RequestError(f"json_schema cannot be followed: {name} {value} is too large to be kept to")
+                    raise RequestError(f"json_schema cannot be followed: {name} {value} is too large to be enforced")
             parts += [value for name, value in part.items() if name not in _LITERAL]
 
 
@@ -199,21 +199,21 @@ _LITERAL = ("const", "enum", "default", "examples")
 
 
 def is_set(value: str | tuple[str, ...] | Mapping[str, Any] | None) -> bool:
-    """Whether a form was asked for: an empty schema counts (any object), an empty list of choices does not."""
+    """Whether a constraint was given: an empty schema counts (any object), an empty list of choices does not."""
     return value is not None and value != ()
 
 
 def _literally(text: str) -> str:
-    """A regular expression (of Rust's kind) that only this text matches."""
+    """A regular expression (in Rust's syntax) that matches only this text."""
     return re.sub(r"[][\\.+*?()|{}^$#&~ -]", r"\\\g<0>", text)
 
 
 def _way_out(fault: str) -> str:
-    """What to do about a schema that asks for more than can be kept to."""
+    """What to do about a schema that cannot be enforced."""
     if "oneOf" in fault:
-        return " (its branches may overlap: write `anyOf`, or give each a property with a `const` of its own)"
+        return " (its branches may overlap: write `anyOf`, or give each a property with a different `const`)"
     if "Unimplemented keys" in fault:
-        return " (leave them out, and see to them in the answer)"
+        return " (leave them out, and check them in the answer)"
     return ""
 
 

@@ -1,10 +1,10 @@
-"""Decode steps as CUDA graphs: a thousand small launches recorded once and replayed as one.
+"""Decode steps as CUDA graphs: a thousand small launches captured once and replayed as one.
 
-A graph is of fixed shape, so a step of N rows runs in that of the next power of two, over buffers of its own; what is
-left over is rows that see one place of a block that belongs to nobody, and write there. Graphs are recorded between
-steps, only for shapes that came up several times, and within a share of the time; until then and for everything else
-(prompts, adapters, a model over several processes) steps run as they always did. On a CPU a `Rehearsal` stands in
-for the recorder: the same buffers and the same padding without a graph, so that all but the recording is tested there.
+A graph has a fixed shape, so a step of N rows runs in the graph of the next power of two, over the graph's own buffers;
+padding rows read and write one spare block of the cache. Graphs are captured between steps, only for shapes that came
+up several times, and within a share of the running time. Until then, and for everything else (prefill, adapters, a
+model over several processes), steps run launch by launch. On a CPU a `Rehearsal` replaces the recorder: the same
+buffers and padding without a graph, so that everything but the capture is tested there.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from herd.infer.upload import to_device
 from herd.kernels import device as device_kernels
 from herd.log import say
 
-_MISSES = 3  # steps of a shape before it is worth a graph
-_SHARE = 0.2  # of the time may go into recording
+_MISSES = 3  # steps of a shape before a graph is recorded for it
+_SHARE = 0.2  # of the running time that recording may take
 _MOST_GRAPHS = 64
 _LEAST_BLOCKS = 16  # of a graph's block table
-_SPARE_BYTES = 2**30  # that recording leaves free on the device
+_SPARE_BYTES = 2**30  # that must be free on the device for recording
 
 
 A = TypeVar("A", np.ndarray, Tensor)
 
 
 class DecodeRows(NamedTuple, Generic[A]):
-    """Tokens that each see their own sequence up to themselves; as arrays on the host, or as tensors of a graph."""
+    """The inputs of a decode step, one row for each token; as arrays on the host, or as tensors of a graph."""
 
     tokens: A  # (N,) int64
     positions: A  # (N,)
@@ -44,17 +44,17 @@ class DecodeRows(NamedTuple, Generic[A]):
 
 
 class Recorder(Protocol):
-    """How work becomes something that can be repeated."""
+    """Records a function, to be replayed."""
 
     def record(self, work: Callable[[], object]) -> Callable[[], None] | None:
-        """What repeats the work on the same tensors; None where it cannot be recorded yet."""
+        """A function that repeats the work on the same tensors; None if it cannot be recorded yet."""
 
 
 class Rehearsal:
-    """The twin of `CudaRecorder`: repeats the work itself."""
+    """The reference for `CudaRecorder`: replays by calling the function again."""
 
     def record(self, work: Callable[[], object]) -> Callable[[], None] | None:
-        """The work as it is."""
+        """The function itself."""
         work()
         return lambda: (work(), None)[1]
 
@@ -67,13 +67,13 @@ class CudaRecorder:
         self._stream = torch.cuda.Stream(device)
 
     def record(self, work: Callable[[], object]) -> Callable[[], None] | None:
-        """Run it once, so that libraries and kernels are set up, then record it."""
+        """Run it once, so that libraries and kernels are initialized, then capture it."""
         if torch.cuda.mem_get_info(self._device)[0] < _SPARE_BYTES:
             return None
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             work()
-            if device_kernels.are_pending():  # it would hold the slower path for good
+            if device_kernels.are_pending():  # the graph would keep the slower path forever
                 torch.cuda.current_stream(self._device).synchronize()
                 return None
             self._stream.synchronize()
@@ -89,16 +89,16 @@ class CudaRecorder:
 
 @dataclass
 class _Graph:
-    buffer: Tensor  # what the host writes, all in one
+    buffer: Tensor  # all inputs in one tensor, written by the host
     hidden: Tensor  # (rows, D) the result
     replay: Callable[[], None]
 
 
 class DecodeGraphs:
-    """The recorded steps of one model, and which to record next.
+    """The recorded steps of one model, and which shape to record next.
 
-    `compute` turns rows, as tensors, into hidden states (N, D). The block `spare_block` of the cache belongs to no
-    sequence. `most_rows` and `most_blocks` bound the shapes.
+    `compute` turns rows, as tensors, into hidden states (N, D). The cache's block `spare_block` takes the padding rows'
+    keys and values. `most_rows` and `most_blocks` bound the shapes.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class DecodeGraphs:
         hidden: Tensor,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`hidden` is (most_rows, D) on the model's device: where every graph leaves its result."""
+        """`hidden` (most_rows, D), on the model's device, receives the result of every graph."""
         self._compute, self._recorder, self._clock = compute, recorder, clock
         self.most_rows, self.most_blocks = most_rows, most_blocks
         self._spare_block, self._block_size, self._hidden = spare_block, block_size, hidden
@@ -122,7 +122,7 @@ class DecodeGraphs:
         self._began, self._seconds_recording = clock(), 0.0
         self.num_replayed = self.num_missed = 0
         self.fault = ""
-        """Why there are no graphs; empty while there are."""
+        """Why no more graphs are recorded; empty while they are."""
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -131,18 +131,18 @@ class DecodeGraphs:
 
     @property
     def nbytes(self) -> int:
-        """The buffers; a recorded graph's own memory is the driver's."""
+        """Bytes of the buffers; a graph's own memory is managed by the driver."""
         return self._hidden.nbytes + sum(graph.buffer.nbytes for graph in self._graphs.values())
 
     def shape_for(self, num_rows: int, num_blocks: int) -> tuple[int, int] | None:
-        """The smallest recorded shape that holds this many rows and blocks; None where none does."""
+        """The shape of the graph for this many rows and blocks; None if they are more than graphs have."""
         if num_rows > self.most_rows or num_blocks > self.most_blocks:
             return None
         rows = min(_power_of_two(num_rows), self.most_rows)
         return rows, min(max(_power_of_two(num_blocks), _LEAST_BLOCKS), self.most_blocks)
 
     def run(self, rows: DecodeRows[np.ndarray]) -> Tensor | None:
-        """Hidden states (N, D), valid until the next step; None where the step must run without a graph."""
+        """Hidden states (N, D), valid until the next step; None if the step must run without a graph."""
         shape = self.shape_for(*rows.blocks.shape)
         graph = self._graphs.get(shape) if shape is not None else None
         if graph is None or shape is None:
@@ -151,12 +151,12 @@ class DecodeGraphs:
                 self._misses[shape] += 1
             return None
         self.num_replayed += 1
-        to_device(self._filled_up(rows, shape), graph.buffer.device, into=graph.buffer)
+        to_device(self._padded(rows, shape), graph.buffer.device, into=graph.buffer)
         graph.replay()
         return graph.hidden[: len(rows.tokens)]
 
-    def record_wanted(self) -> None:
-        """Between steps: record the shape that was missed most, if it was often and there is time for it."""
+    def record_most_missed(self) -> None:
+        """Between steps: record the shape that was missed most, if often enough and there is time for it."""
         if not self._misses or self.fault:
             return
         shape, num_missed = self._misses.most_common(1)[0]
@@ -166,9 +166,9 @@ class DecodeGraphs:
         began = self._clock()
         try:
             self._record(shape)
-        except RuntimeError as error:  # out of memory among them
+        except RuntimeError as error:  # such as out of memory
             self.fault = str(error).splitlines()[0] if str(error) else type(error).__name__
-            say(f"decoding goes on without CUDA graphs: {self.fault}")
+            say(f"no more CUDA graphs are recorded: {self.fault}")
         self._seconds_recording += self._clock() - began
         self._misses.clear()
 
@@ -176,16 +176,16 @@ class DecodeGraphs:
         if len(self._graphs) >= _MOST_GRAPHS:
             del self._graphs[next(iter(self._graphs))]
         none = np.zeros(0, dtype=np.int64)
-        nobody = DecodeRows(none, none, none, none, np.zeros((0, 1), dtype=np.int64))
+        no_rows = DecodeRows(none, none, none, none, np.zeros((0, 1), dtype=np.int64))
         device, result = self._hidden.device, self._hidden[: shape[0]]
-        buffer = to_device(self._filled_up(nobody, shape), device)
+        buffer = to_device(self._padded(no_rows, shape), device)
         rows = _cut(buffer, shape)
         replay = self._recorder.record(lambda: result.copy_(self._compute(rows)))
         if replay is not None:
             self._graphs[shape] = _Graph(buffer, result, replay)
 
-    def _filled_up(self, rows: DecodeRows[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
-        """All arrays one behind the other in a graph's shape; rows that are left over write to the spare block."""
+    def _padded(self, rows: DecodeRows[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+        """All arrays concatenated in a graph's shape; padding rows write to the spare block."""
         flat = np.zeros(shape[0] * (4 + shape[1]), dtype=np.int64)
         filled, num_rows = _cut(flat, shape), len(rows.tokens)
         filled.slots[:] = self._spare_block * self._block_size
@@ -198,7 +198,7 @@ class DecodeGraphs:
 
 
 def _cut(flat: A, shape: tuple[int, int]) -> DecodeRows[A]:
-    """The parts of a graph's buffer."""
+    """The arrays within a graph's buffer."""
     rows, blocks = shape
     first, second, third, fourth = (flat[part * rows : (part + 1) * rows] for part in range(4))
     return DecodeRows(first, second, third, fourth, flat[4 * rows :].reshape(rows, blocks))

@@ -1,6 +1,6 @@
-"""Constrained output: an answer keeps to a JSON schema, a regular expression, a grammar or a list of choices.
+"""Constrained decoding: an answer follows a JSON schema, a regular expression, a grammar or a list of choices.
 
-Which tokens may come next is computed by llguidance (`herd/infer/grammar.py`); this file turns its verdict into logits.
+llguidance computes which tokens may come next (`herd/infer/grammar.py`); this file masks the logits of the others.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from herd.types import SamplingParams
 
 
 class Guide:
-    """How far one answer has come in its grammar."""
+    """The state of one answer in its grammar."""
 
     def __init__(self, form: str, matcher: Any) -> None:
         self._form, self._matcher = form, matcher
 
     def fork(self) -> Guide:
-        """A guide of its own for a sibling, at the same place."""
+        """A copy in the same state, for another answer of the request."""
         return Guide(self._form, self._matcher.deep_copy())
 
     def mask(self, logits: Tensor) -> None:
@@ -37,7 +37,7 @@ class Guide:
         logits.masked_fill_(~allowed.to(logits.device), -torch.inf)
 
     def accept(self, token: int) -> None:
-        """Go on by a drawn token."""
+        """Advance by a drawn token."""
         self._matcher.consume_token(token)
 
     @property
@@ -47,18 +47,18 @@ class Guide:
 
     @property
     def fault(self) -> RequestError | None:
-        """Why the answer can neither go on nor end under the grammar; None while it can."""
+        """Why the grammar allows neither another token nor the end; None while it allows one."""
         return fault_of(self._form, self._matcher)
 
 
 class GuideMaker:
-    """Compiles grammars against one tokenizer; an answer's end is the token `end_id`."""
+    """Compiles grammars for one tokenizer; the token `end_id` ends an answer."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_id: int | None) -> None:
         self.compiler = Compiler(partial(Vocabulary.of, tokenizer), vocab_size, end_id)
 
     def compile(self, params: SamplingParams) -> Guide | None:
-        """The guide that the parameters ask for, None where they ask for none.
+        """The guide for the given parameters; None if they do not constrain the answer.
 
         Raises:
             RequestError: the schema, expression or grammar is wrong or too large, or llguidance is not installed.

@@ -1,4 +1,4 @@
-"""What may be asked of an engine: a text, a conversation, a list of these, or token ids."""
+"""The inputs an engine takes: a text, a conversation, a list of these, or token ids."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Input = str | Conversation
 
 
 def is_one(inputs: object) -> TypeGuard[Input]:
-    """One input, rather than a list of them: a string, or a list of messages."""
+    """Whether it is one input, not a list of them: a string, or a list of messages."""
     return isinstance(inputs, str) or (
         isinstance(inputs, Sequence) and bool(inputs) and all(isinstance(item, dict) for item in inputs)
     )
@@ -33,5 +33,5 @@ def as_batch(inputs: object) -> list[Input]:
 
 
 def is_encoded(inputs: object) -> TypeGuard[list[int]]:
-    """A list of token ids."""
+    """Whether it is a list of token ids."""
     return isinstance(inputs, list) and bool(inputs) and isinstance(inputs[0], int)

@@ -1,4 +1,4 @@
-"""A model that grades: a checkpoint here, or an OpenAI-compatible server."""
+"""A model that grades: a local checkpoint, or one behind an OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from herd.types import Completion, Message, SamplingParams
 
 
 @settings
-class Judge:
+class JudgeModel:
     """The model that grades."""
 
     endpoint: str | None = None
@@ -29,21 +29,21 @@ class Judge:
     checkpoint: Path | None = None
     """A local chat checkpoint to ask instead."""
     sample: int = 2000
-    """Documents that are graded."""
+    """Number of documents to grade."""
     characters: int = 4000
-    """Of a document the judge sees so many characters."""
+    """Characters of each document that the judge is shown."""
     answer_tokens: int = 200
     """Longest answer, in tokens."""
     concurrency: int = 16
-    """Questions under way at the same time at a server."""
+    """Requests to a server at the same time."""
     cache: Path | None = None
-    """Folder that keeps a server's answers; a question that was answered is not asked again, in any run."""
+    """Folder in which a server's answers are kept; the same question is not asked again, in any run."""
     prices: Prices = field(default_factory=Prices)
-    """What the server charges, for the sum that is told at the end."""
+    """What the server charges, for the total cost printed at the end."""
 
     def __post_init__(self):
         if self.endpoint and self.checkpoint:
-            raise ValueError("endpoint and checkpoint exclude each other")
+            raise ValueError("endpoint and checkpoint exclude each other: give one of them")
         if self.endpoint and not self.endpoint.startswith(("http://", "https://")):
             raise ValueError(f"endpoint: expected an address such as http://localhost:8000/v1, got {self.endpoint!r}")
         if min(self.sample, self.characters, self.answer_tokens, self.concurrency) < 1:
@@ -51,11 +51,11 @@ class Judge:
 
 
 @contextmanager
-def asking(judge: Judge) -> Iterator[Ask]:
-    """The function that puts prompts to the judge and gives its answers, in order; at its end a server's count is told.
+def asking(judge: JudgeModel) -> Iterator[Ask]:
+    """A function from prompts to the judge's answers, in order; a server's usage is printed at the end.
 
     Raises:
-        UserError: the server refuses, cannot be reached, or does not answer as it should.
+        UserError: the server refuses, cannot be reached, or gives a malformed answer.
     """
     if judge.checkpoint:
         yield _ask_checkpoint(judge)
@@ -80,7 +80,7 @@ def asking(judge: Judge) -> Iterator[Ask]:
         say(f"  judge: {endpoint.count}")
 
 
-def _ask_checkpoint(judge: Judge) -> Ask:
+def _ask_checkpoint(judge: JudgeModel) -> Ask:
     assert judge.checkpoint is not None
     engine = Engine(judge.checkpoint)
     params = SamplingParams(temperature=0.0, max_tokens=judge.answer_tokens)

@@ -1,4 +1,4 @@
-"""The loop of an engine: plan a step, compute it, draw tokens, hand them out."""
+"""The engine's loop: plan a step, compute it, draw tokens, deliver them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from herd.infer.build import Source, open_drafter
 from herd.infer.cache import BLOCK_SIZE, PagedCache, block_bytes, num_blocks_for
 from herd.infer.draw import draw
 from herd.infer.options import Options
-from herd.infer.pages import Moving
+from herd.infer.pages import PageCopy
 from herd.infer.request import Answer, Piece, Request
 from herd.infer.runner import Output, Runner
 from herd.infer.sampler import log_probabilities
-from herd.infer.scheduler import Plan, Scheduler
+from herd.infer.scheduler import Scheduler, StepPlan
 from herd.infer.speculate import LOOKUP, DraftModel, PromptLookup, Speculation
 from herd.infer.split import agree, split_for_inference
 from herd.kernels import decoding
@@ -42,7 +42,7 @@ class Loop:
         config, weight, group = model.config, model.model.norm.weight, options.group
         if tokenizer.vocab_size > config.vocab_size:
             raise CheckpointError(
-                f"The tokenizer has {tokenizer.vocab_size} rows and the model only {config.vocab_size}: "
+                f"The tokenizer has {tokenizer.vocab_size} tokens, but the model only {config.vocab_size}: "
                 "they do not belong together."
             )
         self.model, self.tokenizer = model, tokenizer
@@ -51,13 +51,13 @@ class Loop:
         self._new_roots = itertools.count(ROOT - 1, -1)
         self.deterministic = options.deterministic
         if self.deterministic and weight.device.type == "cpu":
-            decoding.wait()  # kernels that come later would round otherwise, midway
+            decoding.wait()  # kernels that arrived later would change the rounding midway
         self.group = group
         if group is not None:
             if options.speculate is not None:
-                raise ConfigError("speculate: processes that measure each for itself whether it gains would part ways")
+                raise ConfigError("speculate: not with a model over several processes; leave speculate out")
             if options.graphs:
-                raise ConfigError("graphs: a model over several processes runs launch by launch; leave graphs out")
+                raise ConfigError("graphs: not with a model over several processes; leave graphs out")
             config = split_for_inference(model, group)
         drafter = None if options.speculate in (None, LOOKUP) else open_drafter(options.speculate, model, tokenizer)
         dtype = torch.int8 if options.cache_dtype == "int8" else weight.dtype
@@ -76,8 +76,8 @@ class Loop:
         num_blocks = num_blocks if group is None else agree(num_blocks, group)
         self.max_context = min(options.max_context or config.max_position_embeddings, num_blocks * BLOCK_SIZE)
         for own in (model, drafter) if drafter is not None else (model,):
-            own.model.config = fixed_rope(own.config, self.max_context)  # a key is turned once, for texts of any length
-        max_sequences = min(options.max_sequences, num_blocks)  # each has a block of its own
+            own.model.config = fixed_rope(own.config, self.max_context)  # keys are rotated once, for any length
+        max_sequences = min(options.max_sequences, num_blocks)  # each needs at least one block
         limits: dict[str, Any] = {"max_sequences": max_sequences, "max_context": self.max_context}
         cache = PagedCache(
             config, num_blocks, block_size=BLOCK_SIZE, dtype=dtype, device=weight.device, num_spare=int(with_graphs)
@@ -92,10 +92,10 @@ class Loop:
             shares_prefixes=not options.deterministic,
             **limits,
         )
-        self._moving: Moving | None = None
+        self._moving: PageCopy | None = None
         self.may_move = False
         self.speculation: Speculation | None = None
-        always = options.deterministic  # several tokens at once round otherwise than one: no clock may decide it
+        always = options.deterministic  # several tokens at once round differently than one, so timing must not decide
         if options.speculate == LOOKUP:
             self.speculation = Speculation(PromptLookup(), always=always)
         elif drafter is not None:
@@ -109,8 +109,8 @@ class Loop:
         self.inbox: deque[tuple[Literal["add", "cancel"], Request]] = deque()
         self.lock = threading.Lock()
         self.stop_ids: frozenset[int] = frozenset()
-        self.source: Source | None = None  # whose weights are shared
-        self.looks_closely = False  # the next step does, whether they are still the same
+        self.source: Source | None = None  # the model in memory whose weights are shared
+        self.looks_closely = False  # whether the next step checks its weights thoroughly
 
     def step(self) -> None:
         """Advance every running answer by one token and the next prompts by a chunk."""
@@ -128,15 +128,14 @@ class Loop:
                 raise
 
     def root(self, adapter: str | None, owner: str | None) -> int:
-        """The content id under which keys and values of an adapter, asked for by an owner, are known in the cache."""
+        """The content id of the empty prefix for an adapter and an owner, whose prefixes are not shared with others."""
         whose = (adapter, owner)
         if whose not in self._roots:
             self._roots.setdefault(whose, next(self._new_roots))
         return self._roots[whose]
 
     def warm_up(self) -> None:
-        """Wait for what is prepared while the first answers are made and makes later ones quick: compiled kernels, and
-        the weights' place in large pages of memory."""
+        """Wait until kernels are compiled and weights copied into large pages of memory; see `Engine.warm_up`."""
         if self.runner.device.type == "cpu":
             decoding.wait()
         with self.lock:
@@ -146,16 +145,16 @@ class Loop:
             self._settle()
 
     def weights_changed(self) -> None:
-        """Forget what was computed from the weights as they were; see `Engine.weights_changed`."""
+        """Drop what was computed from the old weights; see `Engine.weights_changed`."""
         with self.lock:
             if fault := self._mixed():
                 raise fault
             self._forget_weights()
 
     def _look_at_weights(self) -> None:
-        """Notice weights that changed without a word, before a step reads them beside what older ones left.
+        """Notice weights that changed without a call of `weights_changed`, before a step mixes them with cached values.
 
-        Answers under way end with an error; what waits to be taken in is answered from the new weights.
+        Running answers end with an error; requests in the inbox are answered from the new weights.
         """
         closely, self.looks_closely = self.looks_closely, False
         if self.source is None or not self.source.has_changed(closely=closely):
@@ -169,7 +168,7 @@ class Loop:
         if not begun:
             return None
         return RequestError(
-            f"The weights changed while {begun} answers are under way: half of each would be another model's. "
+            f"The weights changed while {begun} answers are running, which would mix two models. "
             "Let them end, or cancel them, before the weights change."
         )
 
@@ -184,7 +183,7 @@ class Loop:
     def _begin_moving(self) -> None:
         if self.may_move:
             self.may_move = False
-            self._moving = Moving.begin(self.model)
+            self._moving = PageCopy.begin(self.model)
 
     def _settle(self) -> None:
         if self._moving is not None and self._moving.settle():
@@ -192,7 +191,7 @@ class Loop:
             self.runner.forget_places()
 
     def _advance(self) -> None:
-        """Plan a step and compute it: at once, or sequence by sequence where nothing may depend on the neighbours."""
+        """Plan a step and compute it: as one batch, or sequence by sequence if `deterministic`."""
         if self.speculation is not None:
             self.speculation.begin(self.scheduler.num_decoding)
         plan = self.scheduler.plan(self.speculation.guess if self.speculation is not None else None)
@@ -206,7 +205,7 @@ class Loop:
             self.speculation.end(plan)
 
     def open_inbox(self) -> None:
-        """Take in the requests that arrived since the last step; the lock must be held."""
+        """Queue or cancel the requests that arrived since the last step; the lock must be held."""
         while self.inbox:
             kind, request = self.inbox.popleft()
             if kind == "add":
@@ -216,14 +215,14 @@ class Loop:
                     if not answer.finish_reason:
                         self._end(answer, "cancelled", "", ())
 
-    def _draw(self, plan: Plan, output: Output) -> None:
-        """Draw the tokens that the step's logits allow, siblings of a finished prompt included."""
-        self._note_prompts(plan, output)
+    def _draw(self, plan: StepPlan, output: Output) -> None:
+        """Draw the next tokens from the step's logits, also for all answers of a prompt that is now complete."""
+        self._add_prompt_logprobs(plan, output)
         answers = [answer for answer in plan.decode if not answer.finish_reason]
         rows = [output.rows[answer] for answer in answers]
         for chunk in plan.chunks:
             if chunk.is_last:
-                group = [chunk.answer, *self._part(chunk.answer)]
+                group = [chunk.answer, *self._fork(chunk.answer)]
                 answers += group
                 rows += [output.rows[chunk.answer]] * len(group)
         if not answers:
@@ -235,8 +234,8 @@ class Loop:
             if not answer.finish_reason:
                 self.scheduler.settle(answer)
 
-    def _part(self, leader: Answer) -> list[Answer]:
-        """The siblings that begin where a prompt has ended."""
+    def _fork(self, leader: Answer) -> list[Answer]:
+        """The other answers of a request that start now that its prompt is computed."""
         if leader is not leader.request.leader:
             return []
         siblings, copies = self.scheduler.fork(leader)
@@ -244,8 +243,8 @@ class Loop:
             self.runner.cache.copy(source, target)
         return siblings
 
-    def _note_prompts(self, plan: Plan, output: Output) -> None:
-        """The log-probabilities of prompts, chunk by chunk, where they are asked for."""
+    def _add_prompt_logprobs(self, plan: StepPlan, output: Output) -> None:
+        """Add the log-probabilities of this step's prompt chunks, where requested."""
         for chunk, places in zip(plan.chunks, output.chunks, strict=True):
             request = chunk.answer.request
             if request.params.prompt_logprobs is None or chunk.answer is not request.leader:
@@ -258,12 +257,12 @@ class Loop:
                 request.prompt_logprobs += log_probabilities(self.runner.logits_of(hidden), part, num_top)
 
     def accept(self, answer: Answer, token: int, logprob: TokenLogprob | None) -> None:
-        """Append a drawn token and see whether the answer ends with it."""
+        """Append a drawn token, and end the answer if it is complete."""
         answer.tokens.append(token)
         if logprob is not None:
             answer.sum_logprob += logprob.logprob
             if answer.params.logprobs is None:
-                logprob = None  # wanted only to choose the best answers
+                logprob = None  # needed only to rank the answers
             else:
                 answer.logprobs.append(logprob)
         if answer.adjustment is not None:
@@ -287,10 +286,10 @@ class Loop:
         if reason:
             self._end(answer, reason, text, (token,), added)
         elif answer.stream is not None:
-            self._tell(answer.request, answer, text, (token,), added)
+            self._emit(answer.request, answer, text, (token,), added)
 
     def _ends(self, answer: Answer, token: int) -> bool:
-        """An answer ends with this token, whatever its text says."""
+        """Whether an answer ends with this token, apart from stop strings."""
         if answer.adjustment is not None and answer.adjustment.is_complete:
             return True
         if token in answer.params.stop_token_ids:
@@ -305,12 +304,12 @@ class Loop:
         tokens: tuple[int, ...],
         logprobs: tuple[TokenLogprob, ...] = (),
     ) -> None:
-        request = answer.request  # held: the scheduler lets go of it with its last answer
+        request = answer.request  # keep a reference: the scheduler drops its own with the last answer
         self.scheduler.finish(answer, reason)
         if answer.stream is not None:
-            self._tell(request, answer, text, tokens, logprobs)
+            self._emit(request, answer, text, tokens, logprobs)
 
-    def _tell(
+    def _emit(
         self,
         request: Request,
         answer: Answer,
@@ -320,17 +319,17 @@ class Loop:
     ) -> None:
         answer.pieces.append(text)
         if not request.chooses:
-            found = answer.stops.which if answer.finish_reason and answer.stops else None
-            self._pass_on(request, Piece(answer.index, text, tokens, logprobs, answer.finish_reason, found))
+            stop = answer.stops.which if answer.finish_reason and answer.stops else None
+            self._notify(request, Piece(answer.index, text, tokens, logprobs, answer.finish_reason, stop))
         elif request.finished and request.listener is not None:
             for index, best in enumerate(request.best):
                 whole = "".join(best.pieces)
                 drawn, scored = tuple(best.tokens), tuple(best.logprobs)
-                found = best.stops.which if best.stops else None
-                self._pass_on(request, Piece(index, whole, drawn, scored, best.finish_reason, found))
+                stop = best.stops.which if best.stops else None
+                self._notify(request, Piece(index, whole, drawn, scored, best.finish_reason, stop))
 
-    def _pass_on(self, request: Request, piece: Piece) -> None:
-        """Tell a request's listener. One that fails ends its own request and hears no more; the others go on."""
+    def _notify(self, request: Request, piece: Piece) -> None:
+        """Pass a piece to a request's listener. If it raises, only its own request ends."""
         if request.listener is None:
             return
         try:
@@ -340,22 +339,22 @@ class Loop:
             self._give_up(request, error)
 
     def _give_up(self, request: Request, error: Exception) -> None:
-        """End a request that turned out, midway, to ask for what cannot be, or that nobody can be told of."""
+        """End a request whose grammar turned out to be impossible midway, or whose listener failed."""
         request.error = error
         for answer in request.answers:
             if not answer.finish_reason:
                 self._end(answer, "cancelled", "", ())
 
     def _abandon(self, error: BaseException) -> None:
-        """A step failed half-way: end everything it touched, and trust nothing that the cache holds."""
+        """After a failed step: end all queued answers, and drop the prefix cache."""
         for answer in [*self.scheduler.running, *self.scheduler.waiting]:
-            if answer.finish_reason:  # with a sibling, whose listener failed
+            if answer.finish_reason:  # its listener failed on another answer
                 continue
             request = answer.request
             request.error = error
             self.scheduler.finish(answer, "cancelled")
             if answer.index < answer.params.n:
-                self._pass_on(request, Piece(answer.index, "", (), (), "cancelled"))
+                self._notify(request, Piece(answer.index, "", (), (), "cancelled"))
         self.allocator.forget()
 
     def text_of(self, answer: Answer) -> str:
@@ -366,14 +365,14 @@ class Loop:
         return "".join(map(stream.push, answer.tokens)) + stream.flush()
 
     def text_stream(self) -> TextStream:
-        """The stream that turns an answer's tokens into text."""
+        """A decoder of an answer's tokens into text."""
         return TextStream(self.tokenizer, skip_unknown=True)
 
 
-def _one_by_one(plan: Plan) -> Iterator[Plan]:
-    """The same step, each sequence for itself: a product's rounding depends on how many rows it has.
+def _one_by_one(plan: StepPlan) -> Iterator[StepPlan]:
+    """A step as one step for each sequence, because the rounding of a product depends on its number of rows.
 
-    What ends before its turn, with a sibling whose request failed, has given back its place and is left out.
+    Answers that ended meanwhile, because their request failed, are left out.
     """
-    yield from (Plan(decode=[answer]) for answer in plan.decode if not answer.finish_reason)
-    yield from (Plan(chunks=[chunk]) for chunk in plan.chunks if not chunk.answer.finish_reason)
+    yield from (StepPlan(decode=[answer]) for answer in plan.decode if not answer.finish_reason)
+    yield from (StepPlan(chunks=[chunk]) for chunk in plan.chunks if not chunk.answer.finish_reason)

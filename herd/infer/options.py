@@ -1,4 +1,4 @@
-"""The options of an engine."""
+"""The engine's options, checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from herd.errors import CapacityError, ConfigError
 from herd.kernels import device as device_kernels
 from herd.ops.compressed import LAYERS, Scheme
 
-_CPU_PROMPT_TOKENS, _GPU_PROMPT_TOKENS = 512, 4096  # of new prompts in a step, unless told otherwise
+_CPU_PROMPT_TOKENS, _GPU_PROMPT_TOKENS = 512, 4096  # per step, by default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Options:
     """The options of `Engine`, under the same names; its docstring says what each means.
 
     Raises:
-        ConfigError: a limit leaves room for nothing, or there is no such type of cache.
+        ConfigError: a limit is below 1, or the cache has no such dtype.
     """
 
     cache_bytes: int | None = None
@@ -40,17 +40,17 @@ class Options:
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value}: must be at least 1")
         if self.cache_dtype not in (None, "int8"):
-            raise ConfigError(f"cache_dtype={self.cache_dtype}: expected int8, or nothing for the model's own type")
+            raise ConfigError(f"cache_dtype={self.cache_dtype}: expected int8, or nothing for the model's own dtype")
 
     def prompt_tokens_on(self, device: torch.device) -> int:
-        """Tokens of new prompts in a step."""
+        """Most prompt tokens that one step prefills."""
         return self.max_prompt_tokens or (_GPU_PROMPT_TOKENS if device.type == "cuda" else _CPU_PROMPT_TOKENS)
 
     def graphs_on(self, device: torch.device) -> bool:
-        """Whether decode steps are recorded: on a GPU, unless told otherwise.
+        """Whether decode steps are replayed as CUDA graphs: by default on a GPU.
 
-        Where an answer must not depend on when a graph was recorded, only if our kernels compute both: PyTorch's
-        attention rounds differently over the width of a graph.
+        With `deterministic`, only where our kernels compute attention: PyTorch's rounds differently in a graph's
+        padded shape, so that answers would depend on when the graph was recorded.
         """
         if self.graphs is not None:
             return self.graphs
@@ -63,7 +63,7 @@ def check_device(device: str) -> None:
     """Refuse a device that this machine does not have.
 
     Raises:
-        ConfigError, CapacityError: there is no such device, or PyTorch does not find it.
+        ConfigError, CapacityError: there is no such kind of device, or PyTorch finds no GPU.
     """
     try:
         kind = torch.device(device).type
@@ -79,7 +79,7 @@ def check_scheme(quantize: Scheme | None) -> None:
     """Refuse an unknown quantization scheme.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is no such scheme.
     """
     if quantize is not None and quantize not in LAYERS:
         raise ConfigError(f"quantize={quantize}: expected {', '.join(LAYERS)} or nothing")

@@ -1,4 +1,4 @@
-"""Weights in large pages of memory: a decoded token reads all of them, and small pages cost the processor look-ups."""
+"""Weights in large pages of memory: each decoded token reads all weights, and small pages cause TLB misses."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from herd.ops.probe import available_memory
 
 _PAGE_BYTES = 2 * 2**20
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-_MOST_OF_MEMORY = 0.6  # of what is available: weights that just fit stay where they are, in the file's own pages
+_MOST_OF_MEMORY = 0.6  # of the available memory; larger models stay mapped from their files
 _CPU = torch.device("cpu")
-_CHUNK_BYTES = 16 * 2**20  # what is copied between looks at whether anybody still wants it
+_CHUNK_BYTES = 16 * 2**20  # copied between checks whether the model still exists
 
 
 class _Place(NamedTuple):
-    """Where a model holds a matrix."""
+    """The module and the name under which a model holds a matrix."""
 
     module: nn.Module
     name: str
@@ -32,35 +32,35 @@ class _Place(NamedTuple):
         return getattr(self.module, self.name)
 
 
-class Moving:
-    """A model's matrices on the CPU on their way into large pages.
+class PageCopy:
+    """Copies a model's matrices on the CPU into large pages, in a thread.
 
-    Files are mapped in small pages. A thread copies the weights, which takes from a third of a second to a few seconds
-    a gigabyte (the system may have to make room first), while the model answers from where they are; `settle` then puts
-    them in their places. In bfloat16 each token is read up to a third faster from there.
+    Files are mapped in small pages. Copying takes from 0.3 to a few seconds a gigabyte (the system may have to free
+    memory first), while the model answers with the original weights; `settle` then swaps the copies in. In bfloat16
+    decoding is up to a third faster with them.
     """
 
     def __init__(self, model: nn.Module, places: list[_Place], num_bytes: int) -> None:
         self._model = weakref.ref(model)
         self._room, self._moved = _large_pages(num_bytes), dict[int, Tensor]()
-        found = (place.tensor.detach() for place in places)  # the memory as it is now, whatever a place may hold later
-        by_pointer = {tensor.data_ptr(): tensor for tensor in found}  # a tied embedding is one
+        tensors = (place.tensor.detach() for place in places)  # keeps this memory, even if a weight is replaced later
+        by_pointer = {tensor.data_ptr(): tensor for tensor in tensors}  # a tied embedding counts once
         self._sources = list(by_pointer.values())
         self._thread = threading.Thread(target=self._copy, name="large pages")
         self._thread.start()
 
     @classmethod
-    def begin(cls, model: nn.Module) -> Moving | None:
-        """None where the system has no large pages, or the memory is short."""
+    def begin(cls, model: nn.Module) -> PageCopy | None:
+        """Start copying; None if the system has no large pages, or too little memory."""
         places = _places(model)
         storages = {place.tensor.data_ptr(): place.tensor.nbytes for place in places}
         num_bytes = sum(_padded(size) for size in storages.values())
         if not num_bytes or not _system_has_them() or num_bytes > _MOST_OF_MEMORY * available_memory(_CPU):
             return None
         try:
-            with torch.inference_mode(False):  # the weights stay what they are, whoever asks for the first answer
+            with torch.inference_mode(False):  # so that the weights do not become inference tensors
                 return cls(model, places, num_bytes)
-        except OSError:  # no room after all: they stay where they are
+        except OSError:  # too little memory after all
             return None
 
     def wait(self) -> None:
@@ -68,7 +68,7 @@ class Moving:
         self._thread.join()
 
     def settle(self) -> bool:
-        """Between steps: put what is copied in its place; whether it has been done. What changed meanwhile stays."""
+        """Between steps: swap in the copies, except of weights replaced meanwhile; whether that is done."""
         model = self._model()
         if self._thread.is_alive() or model is None:
             return False
@@ -87,7 +87,7 @@ class Moving:
             begin += _padded(source.nbytes)
 
     def _copy_one(self, target: np.ndarray, source: np.ndarray) -> bool:
-        """False when nobody wants it any more: the model is gone, or the program ends, which waits for its threads."""
+        """Copy one matrix; False if the model is gone or the program ends (which waits for its threads)."""
         for start in range(0, len(source), _CHUNK_BYTES):
             if self._model() is None or not threading.main_thread().is_alive():
                 return False
@@ -107,7 +107,7 @@ def _is_matrix(module: nn.Module, name: str) -> bool:
 
 
 def _padded(num_bytes: int) -> int:
-    """Each matrix begins at a cache line."""
+    """The size rounded up to cache lines, so that each matrix begins at one."""
     return -(-num_bytes // 64) * 64
 
 
@@ -119,8 +119,8 @@ def _system_has_them() -> bool:
 
 
 def _large_pages(num_bytes: int) -> Tensor:
-    """Uninitialized memory that begins at a large page: (num_bytes,) uint8."""
-    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory, Python's default, is given in small pages
+    """Uninitialized memory aligned to a large page: (num_bytes,) uint8."""
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory, Python's default, would get small pages
     memory = mmap.mmap(-1, num_bytes + _PAGE_BYTES, flags=private)
     memory.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(memory, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Quantizing a checkpoint folder to int8, int4 or FP8, tensor by tensor, whatever the size of the model."""
+"""Quantizing a checkpoint folder to int8, int4 or FP8, tensor by tensor, within fixed memory."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from herd.ops.quantized import GROUP
 from herd.run import atomic_folder
 
 MEMORY_BYTES = 2_000_000_000
-"""What quantizing may hold in memory beside the tensor it reads: half for a shard of the result, half for its work."""
+"""Memory for quantizing, beside the tensor being read: half for a shard of the result, half for temporaries."""
 
-_KEPT_DTYPE = torch.bfloat16  # of what is not quantized
-_WORKING_BYTES = 24  # for each weight in work: float32 copies
+_KEPT_DTYPE = torch.bfloat16  # of tensors that are not quantized
+_WORKING_BYTES = 24  # temporaries for each weight: float32 copies
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,16 @@ def quantize_folder(
 ) -> Quantized:
     """Write a quantized copy of a checkpoint; see `herd.ops.compressed` for what each scheme quantizes.
 
-    Everything else becomes bfloat16. At most `memory_bytes` are held beside the tensor that is read. The folder is in
-    one of compressed-tensors' formats, which `transformers` and vLLM read.
+    All other tensors become bfloat16. At most `memory_bytes` are used beside the tensor being read. The result is in a
+    format of compressed-tensors, which `transformers` and vLLM read.
 
     Raises:
-        CheckpointError: the source is missing, damaged, quantized already, not a language model, or of a shape that the
-            scheme does not fit.
+        CheckpointError: the source is missing, damaged, already quantized, no language model, or of a shape that the
+            scheme does not support.
     """
     plan = _plan(source, scheme)
     if not plan.layers:
-        say(f"  {scheme} quantizes nothing here: only layers between the first and the last are rounded")
+        say(f"  {scheme} quantizes nothing here: the first and the last layer are never quantized")
     decoding.wait()
     work = _Work(scheme, plan.layers, memory_bytes // 2)
     with atomic_folder(Path(target)) as aside:
@@ -66,7 +66,7 @@ def quantize_folder(
 
 
 def quantized_bytes(source: Path | str | Checkpoint, scheme: Scheme = "int8") -> int:
-    """Bytes of the weights that `quantize_folder` will write; it raises the same errors."""
+    """Bytes of the weights that `quantize_folder` would write; raises the same errors."""
     plan, total = _plan(source, scheme), 0
     widths = {part: tensor.itemsize for part, tensor in pack_layer(torch.zeros(1, 2 * GROUP), scheme).items()}
     for name, info in plan.tensors.items():
@@ -81,7 +81,7 @@ def quantized_bytes(source: Path | str | Checkpoint, scheme: Scheme = "int8") ->
 
 @dataclass(frozen=True)
 class _Plan:
-    """What of a folder is quantized."""
+    """A checkpoint and its layers that are to be quantized."""
 
     folder: Path
     config: ModelConfig
@@ -95,11 +95,11 @@ def _plan(source: Path | str | Checkpoint, scheme: Scheme) -> _Plan:
     checkpoint = open_checkpoint(source)
     folder, tensors, config = checkpoint.place, checkpoint.table, checkpoint.config
     if config.quantization_config is not None:
-        raise CheckpointError(f"{folder} is quantized already; give the original weights.")
+        raise CheckpointError(f"{folder} is already quantized; give the original weights.")
     if config.architecture != CAUSAL_LM:
         raise CheckpointError(f"{folder} is a {config.architecture}; only language models are quantized.")
     if config.attention_bias or config.mlp_bias:
-        raise CheckpointError(f"{folder}: its layers have biases, which the quantized layers have no place for.")
+        raise CheckpointError(f"{folder}: its layers have biases, which quantized layers do not support.")
     layers = [name.removesuffix(".weight") for name in tensors]
     chosen = {name for name in layers if takes(scheme, name, config.num_hidden_layers)}
     _check_shapes(folder, tensors, chosen, scheme)
@@ -110,7 +110,7 @@ def _plan(source: Path | str | Checkpoint, scheme: Scheme) -> _Plan:
 class _Work:
     scheme: Scheme
     layers: set[str]
-    room_bytes: int  # for a shard of the result, and as much again for what is being computed
+    room_bytes: int  # for a shard of the result, and as much again for temporaries
 
 
 def _check_shapes(folder: Path, tensors: dict[str, TensorInfo], layers: set[str], scheme: Scheme) -> None:
@@ -118,20 +118,20 @@ def _check_shapes(folder: Path, tensors: dict[str, TensorInfo], layers: set[str]
         num_columns = tensors[f"{layer}.weight"].shape[1]
         if num_columns % GROUP:
             raise CheckpointError(
-                f"{folder}: {layer} has rows of {num_columns} weights, which do not fall into groups of {GROUP}; "
-                "int8 fits it."
+                f"{folder}: {layer} has rows of {num_columns} weights, which is no multiple of the group size {GROUP}; "
+                "use int8."
             )
 
 
 def _ignored(config: ModelConfig, chosen: set[str]) -> list[str]:
-    """The linear layers that stay as they are, for the readers of config.json."""
+    """The linear layers that are not quantized, for config.json."""
     parts = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
     names = [f"model.layers.{index}.{part}" for index in range(config.num_hidden_layers) for part in parts]
     return ["lm_head", *(name for name in names if name not in chosen)]
 
 
 def _write_shards(aside: Path, tensors: dict[str, TensorInfo], work: _Work) -> int:
-    """Write the tensors in shards as they come, name the files once their number is known; the bytes written."""
+    """Write the tensors in shards, and name the files once their number is known; returns the bytes written."""
     parts: list[tuple[Path, list[str]]] = []
     num_bytes = 0
     for shard in _shards(_quantized(tensors, work), work.room_bytes):
@@ -161,7 +161,7 @@ def _quantized(tensors: dict[str, TensorInfo], work: _Work) -> Iterator[tuple[st
 
 
 def _pack_in_parts(weight: Tensor, work: _Work) -> dict[str, Tensor]:
-    """Quantize a weight so many rows at a time: every scheme treats each row for itself."""
+    """Quantize a weight some rows at a time, to bound memory; in every scheme rows are independent."""
     num_rows = max(work.room_bytes // (_WORKING_BYTES * weight.shape[1]), 1)
     parts = [pack_layer(rows, work.scheme) for rows in weight.split(num_rows)]
     packed = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
@@ -193,7 +193,7 @@ def _write_config(aside: Path, folder: Path, scheme: Scheme, ignored: list[str])
 
 
 def _copy_companions(aside: Path, folder: Path) -> None:
-    """The tokenizer and generation settings, as they are."""
+    """Copy the files of the tokenizer and the generation settings."""
     for file in sorted(folder.iterdir()):
         if file.is_file() and file.suffix in (".json", ".model", ".jinja") and file.name not in (INDEX, "config.json"):
             shutil.copyfile(file, aside / file.name)

@@ -1,10 +1,9 @@
-"""Any OpenAI-compatible endpoint (vLLM, SGLang, another Herd server) in the place of an engine.
+"""Any OpenAI-compatible endpoint (vLLM, SGLang, another Herd server) in place of an engine.
 
     engine = RemoteEngine("http://gpu-box:8000/v1")
     engine.generate([{"role": "user", "content": "Hello"}], herd.SamplingParams(n=8))
 
-What the recipe asks of it is tried on one token before anything is sampled: an endpoint that lacks something is refused
-up front, by name.
+The requested parameters are first tried on one token: an endpoint that does not support one of them is refused at once.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ from herd.errors import RequestError
 from herd.infer.request import check_params
 from herd.types import Completion, Conversation, SamplingParams, TokenLogprob
 
-_NOT_OFFERED = ("prompt_logprobs", "adapter", "best_of")  # an adapter is a model of its own there
+_NOT_OFFERED = ("prompt_logprobs", "adapter", "best_of")  # endpoints serve an adapter as another model
 
 
 class RemoteEngine:
-    """Samples from an endpoint, given by its address (see `herd.endpoint`) or as the object that is to be used.
+    """Samples from an endpoint, given by its address or as an `Endpoint` (see `herd.endpoint`).
 
-    `model` may be left out where the endpoint serves one. `key` is sent as a bearer token.
+    `model` may be left out if the endpoint serves only one. `key` is sent as a bearer token.
 
     Raises:
         CapacityError: the endpoint cannot be reached.
-        RequestError: it serves several models and none was named, or not the one that was.
+        RequestError: it serves several models and none was named, or it does not serve the named one.
     """
 
     def __init__(
@@ -44,12 +43,12 @@ class RemoteEngine:
     def generate(
         self, inputs: str | Conversation | Sequence[str | Conversation], params: SamplingParams | None = None
     ) -> Any:
-        """As `Engine.generate`: one answer or a list for `n`, and a list of these for a list of inputs.
+        """As `Engine.generate`: one answer, or a list if `n` > 1; for a list of inputs a list of these.
 
-        Token ids are not known here: `Completion.tokens` is empty.
+        Token ids are not known: `Completion.tokens` is empty.
 
         Raises:
-            RequestError: the endpoint lacks something that the settings ask for, or refused a request.
+            RequestError: the endpoint does not support a parameter, or refused a request.
             CapacityError: it does not answer.
         """
         params = params or SamplingParams()
@@ -59,24 +58,24 @@ class RemoteEngine:
         if batch:
             self.check(batch[0], params)
         answers = list(self.endpoint.each(lambda item: self._ask(item, params), batch))
-        shaped = [found[0] if params.n == 1 else found for found in answers]
+        shaped = [group[0] if params.n == 1 else group for group in answers]
         return shaped[0] if single else shaped
 
     def check(self, example: str | Conversation, params: SamplingParams) -> None:
-        """Try the settings on one token of one input; once for each set of fields.
+        """Try the parameters on one token of one input; once for each set of fields.
 
         Raises:
-            RequestError: naming what the endpoint lacks.
+            RequestError: naming the parameter that the endpoint does not support.
         """
         lacking = [name for name in _NOT_OFFERED if getattr(params, name) is not None]
         if lacking:
-            raise RequestError(f"{self.url}: {', '.join(lacking)} cannot be asked of an endpoint; use a local engine.")
+            raise RequestError(f"{self.url}: endpoints do not support {', '.join(lacking)}; use a local engine.")
         fields = json.dumps(sorted(_body(params)))
         if fields in self._tried:
             return
-        found = self._ask(example, replace(params, max_tokens=1, min_tokens=0))
-        if params.logprobs is not None and any(answer.logprobs is None for answer in found):
-            raise RequestError(f"{self.url} gives no logprobs, which are needed here.")
+        answers = self._ask(example, replace(params, max_tokens=1, min_tokens=0))
+        if params.logprobs is not None and any(answer.logprobs is None for answer in answers):
+            raise RequestError(f"{self.url} returned no logprobs, which are needed here.")
         if params.seed is not None and params.temperature > 0 and self._is_random(example, params):
             raise RequestError(f"{self.url} does not honour seed: the same request gave two different answers.")
         self._tried.add(fields)
@@ -87,22 +86,22 @@ class RemoteEngine:
         return first != second
 
     def _ask(self, item: str | Conversation, params: SamplingParams) -> list[Completion]:
-        found = self.endpoint.complete(item, model=self.model, logprobs=params.logprobs, **_body(params))
-        if len(found.choices) != params.n:
-            raise RequestError(f"{self.url} gave {len(found.choices)} answers where n={params.n} were asked for.")
-        return [_completion(choice, found.prompt_tokens) for choice in found.choices]
+        response = self.endpoint.complete(item, model=self.model, logprobs=params.logprobs, **_body(params))
+        if len(response.choices) != params.n:
+            raise RequestError(f"{self.url} returned {len(response.choices)} answers instead of n={params.n}.")
+        return [_completion(choice, response.prompt_tokens) for choice in response.choices]
 
-    def _choose(self, wanted: str | None) -> str:
+    def _choose(self, model: str | None) -> str:
         served = [entry["id"] for entry in self.endpoint.models()]
-        if wanted is None and len(served) == 1:
+        if model is None and len(served) == 1:
             return served[0]
-        if wanted is None or (served and wanted not in served):
+        if model is None or (served and model not in served):
             raise RequestError(f"{self.url} serves {', '.join(served) or 'no model'}; name one of them (model).")
-        return wanted
+        return model
 
 
 def _body(params: SamplingParams) -> dict[str, Any]:
-    """The settings in OpenAI's words, and in vLLM's where OpenAI has none; what asks for nothing is left out."""
+    """The parameters as fields of OpenAI's API, or of vLLM's where OpenAI has none; defaults are left out."""
     default, body = SamplingParams(), dict[str, Any](temperature=params.temperature, top_p=params.top_p)
     body |= {"max_tokens": params.max_tokens, "n": params.n}
     for name in ("top_k", "min_p", "seed", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens"):
@@ -125,5 +124,5 @@ def _body(params: SamplingParams) -> dict[str, Any]:
 def _completion(choice: Choice, prompt_tokens: int) -> Completion:
     scores = [token.logprob for token in choice.tokens or ()]
     known = [TokenLogprob(-1, score) for score in scores if score is not None]
-    is_told = choice.tokens is not None and len(known) == len(scores)
-    return Completion(choice.text, [], choice.finish_reason or "stop", known if is_told else None, prompt_tokens)
+    is_complete = choice.tokens is not None and len(known) == len(scores)
+    return Completion(choice.text, [], choice.finish_reason or "stop", known if is_complete else None, prompt_tokens)

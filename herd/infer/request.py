@@ -1,4 +1,4 @@
-"""What is asked of the engine, and how far each answer has come."""
+"""Requests to the engine, and the state of their answers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class Piece:
-    """What one step added to an answer; the last piece of an answer has a `finish_reason`."""
+    """The tokens that one step added to an answer; the last piece of an answer has a `finish_reason`."""
 
     index: int  # which of the request's n answers
     text: str  # whole characters, and never a part of a stop string
@@ -38,10 +38,10 @@ class Piece:
 
 
 class Request:
-    """A prompt with its sampling settings, and the n answers that grow from it.
+    """A prompt with its sampling parameters, and its n answers.
 
-    Its answers know it without holding it, so that it is gone, with its prompt and its grammar, the moment that nobody
-    asks for it any more: a circle would wait for Python's collector, which counts objects and not their bytes.
+    Answers refer to it weakly, so that its prompt and grammar are freed as soon as the caller drops it: a reference
+    cycle would wait for Python's garbage collector, which counts objects, not bytes.
     """
 
     def __init__(
@@ -56,20 +56,20 @@ class Request:
             for index in range(params.num_drawn)
         ]
         self.prompt_logprobs: list[TokenLogprob | None] = [None]  # nothing comes before the first token
-        self.root = ROOT  # the content id of nothing: each adapter and each owner has its own
+        self.root = ROOT  # the content id of the empty prefix: each adapter and each owner has its own
         self.error: BaseException | None = None
-        self.num_cached = 0  # tokens of the prompt whose keys and values were there already
+        self.num_cached = 0  # tokens of the prompt found in the prefix cache
 
     @property
     def finished(self) -> bool:
-        """All answers have ended."""
+        """Whether all answers have ended."""
         return all(answer.finish_reason for answer in self.answers)
 
     def raise_error(self) -> None:
-        """Raise to the waiting caller why there is no answer, if there is none.
+        """Raise the error that ended the request, if there was one.
 
         Raises:
-            RequestError: what was asked for turned out to be impossible midway.
+            RequestError: the grammar turned out to be impossible midway.
             RuntimeError: a step of the engine failed.
         """
         if isinstance(self.error, RequestError):
@@ -79,7 +79,7 @@ class Request:
 
     @property
     def chooses(self) -> bool:
-        """More answers are drawn than returned: which ones is known only at the end."""
+        """Whether more answers are drawn than returned; the best are chosen at the end."""
         return self.params.num_drawn > self.params.n
 
     @property
@@ -91,13 +91,13 @@ class Request:
 
     @property
     def leader(self) -> Answer:
-        """The answer whose prompt pass serves the others too."""
+        """The answer whose prefill the others share."""
         return self.answers[0]
 
 
 @dataclass(eq=False)
 class Answer:
-    """One answer in the making: its tokens, its place in the batch and its blocks in the cache."""
+    """The state of one answer: its tokens, its row in the batch and its blocks in the cache."""
 
     prompt: list[int]
     params: SamplingParams
@@ -105,27 +105,27 @@ class Answer:
     index: int
     seed: int
     asked_by: weakref.ref[Request]
-    prompt_ngrams: dict[tuple[int, ...], int]  # where the prompt went on after them; its answers have them in common
+    prompt_ngrams: dict[tuple[int, ...], int]  # n-gram -> where the prompt continues after it; shared by all answers
     number: int = field(default_factory=lambda: next(_numbers))  # no two are the same
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
-    pieces: list[str] = field(default_factory=list)  # text so far, where it is followed as it grows
+    pieces: list[str] = field(default_factory=list)  # text so far, if it is decoded token by token
 
     drafts: list[int] = field(default_factory=list)  # guesses of the next tokens, to be verified by this step
 
-    ngrams: dict[tuple[int, ...], int] = field(default_factory=dict)  # the same of the answer so far
-    num_indexed: int = 0  # tokens, from the prompt's first on, that they know
+    ngrams: dict[tuple[int, ...], int] = field(default_factory=dict)  # the same for the answer so far
+    num_indexed: int = 0  # tokens of prompt and answer that are in the two
 
-    row: int = -1  # place in the batch, -1 while waiting
-    admitted_at: int = -1  # the step that gave it its place
-    served_at: int = -1  # the step that computed a part of its prompt last
+    row: int = -1  # in the batch, -1 while waiting
+    admitted_at: int = -1  # the step that gave it its row
+    served_at: int = -1  # the last step that computed a part of its prompt
     blocks: list[int] = field(default_factory=list)
-    owed_blocks: int = 0  # promised by the scheduler, not taken yet
+    reserved_blocks: int = 0  # promised by the scheduler, not taken yet
     num_computed: int = 0  # tokens whose keys and values are in the cache
-    num_drafter_computed: int = 0  # the same for a draft model's
-    num_registered: int = 0  # full blocks made known for sharing
-    content: int = ROOT  # the content id up to there
+    num_drafter_computed: int = 0  # the same for a draft model's cache
+    num_registered: int = 0  # full blocks registered for sharing
+    content: int = ROOT  # the content id up to their end
 
     stream: TextStream | None = None
     stops: StopStrings | None = None
@@ -134,7 +134,7 @@ class Answer:
 
     @property
     def request(self) -> Request:
-        """Its answers. The scheduler keeps it until all of them have ended, then only the caller does."""
+        """The request it belongs to, kept alive by the scheduler until all answers have ended, then by the caller."""
         request = self.asked_by()
         assert request is not None, "an answer outlived its request"
         return request
@@ -150,24 +150,24 @@ class Answer:
         return self.sum_logprob / max(len(self.tokens), 1)
 
     def token_at(self, place: int) -> int:
-        """The token of answer or drafts at a place, counted from the prompt's begin."""
+        """The token of answer or drafts at a position, counted from the prompt's first token."""
         place -= len(self.prompt)
         return self.tokens[place] if place < len(self.tokens) else self.drafts[place - len(self.tokens)]
 
     def token_range(self, start: int, stop: int) -> list[int]:
-        """Tokens of prompt and answer by place."""
+        """Tokens of prompt and answer from position `start` to `stop`."""
         prompt = self.prompt
         if stop <= len(prompt):
             return prompt[start:stop]
         return prompt[start:] + self.tokens[max(start - len(prompt), 0) : stop - len(prompt)]
 
     def follow_text(self, stream: TextStream) -> None:
-        """Decode token by token: for a listener, or for stop strings."""
+        """Decode the text token by token, for a listener or for stop strings."""
         self.stream, self.stops = stream, StopStrings(self.params.stop)
 
 
-class Pieces:
-    """A listener that keeps pieces until they are read."""
+class PieceQueue:
+    """A listener that queues pieces until they are read."""
 
     def __init__(self) -> None:
         self.waiting: deque[Piece] = deque()
@@ -177,7 +177,7 @@ class Pieces:
 
 
 def completion(answer: Answer, text: str) -> Completion:
-    """A finished answer as the caller sees it."""
+    """A finished answer as the caller gets it."""
     params = answer.params
     return Completion(
         text=text,
@@ -191,9 +191,9 @@ def completion(answer: Answer, text: str) -> Completion:
 
 
 def repetition(tokens: Sequence[int], length: int = 4) -> float:
-    """The share (0 to 1) of a text's token n-grams that occurred in it before.
+    """The share (0 to 1) of a text's token n-grams that repeat an earlier one.
 
-    Example: "a b a b a b" has the 2-grams ab ba ab ba ab, of which the last three are repeated: 0.6.
+    Example: "a b a b a b" has the 2-grams ab ba ab ba ab, of which the last three are repeats: 0.6.
     """
     num_grams = len(tokens) - length + 1
     if num_grams < 1:
@@ -202,10 +202,10 @@ def repetition(tokens: Sequence[int], length: int = 4) -> float:
 
 
 def check_params(params: SamplingParams) -> None:
-    """Refuse sampling settings that mean nothing.
+    """Refuse sampling parameters that are out of range.
 
     Raises:
-        RequestError: naming every field that is out of its range.
+        RequestError: naming every such field.
     """
     stop_is_text = isinstance(params.stop, list | tuple) and all(isinstance(s, str) and s for s in params.stop)
     rules = {
@@ -226,7 +226,7 @@ def check_params(params: SamplingParams) -> None:
     faults = [f"{name} must be {rule}, got {getattr(params, name)!r}" for name, (ok, rule) in rules.items() if not ok]
     forms = [name for name in FORMS if is_set(getattr(params, name))]
     if len(forms) > 1:
-        faults.append(f"{' and '.join(forms)} are both set; an answer has one form")
+        faults.append(f"{' and '.join(forms)} are set, but only one of them can constrain an answer")
     if faults:
         raise RequestError("; ".join(faults))
 

@@ -1,4 +1,4 @@
-"""One step of arithmetic: a plan's tokens through the model, keys and values into the cache, logits out."""
+"""Computing one step: a plan's tokens through the model, keys and values into the cache, logits out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from herd.infer.cache import PagedCache
 from herd.infer.compiled import CompiledLayers
 from herd.infer.graphs import CudaRecorder, DecodeGraphs, DecodeRows, Recorder, Rehearsal
 from herd.infer.request import Answer
-from herd.infer.scheduler import Chunk, Plan
+from herd.infer.scheduler import PrefillChunk, StepPlan
 from herd.infer.threads import cores
 from herd.infer.upload import indices, upload
 from herd.kernels import decoding
@@ -26,46 +26,44 @@ from herd.model.config import num_parameters
 from herd.model.llama import LlamaForCausalLM
 from herd.ops.paged_attention import DecodeGroup, PagedContext, PromptChunk, decode_mask, prompt_mask
 
-_SERIAL_FLOPS = 3e8  # up to this, a step is quicker on one core than split over several that must wait for each other
-_COMPILED_FLOPS_PER_TOKEN = (
-    5e7  # from here on our kernels split any step: their threads meet at barriers, nobody is woken
-)
-_SMALL_BATCH_BLOCKS = 512  # up to this many gathered blocks, one group of mixed lengths is quicker than several
+_SERIAL_FLOPS = 3e8  # a smaller step is faster on one core than on several, because of synchronization
+_COMPILED_FLOPS_PER_TOKEN = 5e7  # from here on our kernels use all cores for any step: their barriers are cheap
+_SMALL_BATCH_BLOCKS = 512  # up to this many gathered blocks, one group of mixed lengths is faster than several
 _CLASSES_PER_DOUBLING = 2  # groups of decoding sequences differ in length by at most 2^(1/2)
 
 
 class Output(NamedTuple):
-    """What one step computed."""
+    """The results of one step."""
 
     logits: Tensor  # (N, V) float32
-    rows: dict[Answer, list[int]]  # which rows of the logits follow which answer's tokens, in order
+    rows: dict[Answer, list[int]]  # each answer's rows of the logits, in order
     hidden: Tensor  # (T, D) of every token; valid until the next step
-    chunks: list[slice]  # the places of each chunk of the plan among them
+    chunks: list[slice]  # the rows of `hidden` for each chunk of the plan
 
 
 @dataclass
 class _Step:
-    """A plan's tokens side by side."""
+    """A plan's tokens as flat lists."""
 
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
-    owners: list[int] = field(default_factory=list)  # each token's sequence, as its place in the batch
+    owners: list[int] = field(default_factory=list)  # each token's sequence, as its row in the batch
     adapters: list[str | None] = field(default_factory=list)  # each token's
-    num_single: int = 0  # tokens of decoding sequences: they come first
-    wanted: dict[Answer, list[int]] = field(default_factory=dict)  # tokens whose logits are wanted
+    num_single: int = 0  # tokens of decoding sequences, which come first
+    wanted: dict[Answer, list[int]] = field(default_factory=dict)  # tokens whose logits are needed
     chunks: list[slice] = field(default_factory=list)
 
 
 def _places(answer: Answer) -> range:
-    """The places a decoding sequence computes: its last token and the drafts behind it."""
+    """The positions that a decoding sequence computes: its last token and the drafts after it."""
     return range(answer.num_tokens - 1, answer.num_tokens + len(answer.drafts))
 
 
 class Runner:
     """Turns plans into tensors and runs the model on them.
 
-    A sequence's block table and length live in arrays with one row per place in the batch, so that the work in Python
-    for a decoding sequence does not grow with its length.
+    Block tables and lengths are kept in arrays with one row per sequence of the batch, so that the work in Python for a
+    decoding sequence does not grow with its length.
     """
 
     def __init__(
@@ -79,8 +77,8 @@ class Runner:
         may_compile: bool = True,
         with_graphs: bool = False,
     ) -> None:
-        """`may_compile`: the layers may run in our kernels on a CPU, which know nothing of other processes.
-        `with_graphs` replays decode steps on a GPU (see `graphs.py`); the cache then has a spare block.
+        """`may_compile` lets the layers run in our CPU kernels, which do not support several processes.
+        `with_graphs` replays decode steps on a GPU (see `graphs.py`); the cache must then have a spare block.
         """
         self.model, self.cache, self._adapters, self._may_compile = model, cache, adapters, may_compile
         self._layers: CompiledLayers | None = None
@@ -88,8 +86,8 @@ class Runner:
         self._dtype = model.model.norm.weight.dtype
         self._flops_per_token = 2 * num_parameters(model.config)
         self._tables = np.zeros((max_sequences, -(-max_context // cache.block_size)), dtype=np.int64)
-        self._owners = [-1] * max_sequences  # numbers of answers
-        self._num_known = [0] * max_sequences  # blocks of the owner that its table row holds already
+        self._owners = [-1] * max_sequences  # number of the answer in each row
+        self._num_known = [0] * max_sequences  # its blocks that are already in the table
         self.graphs = self._make_graphs(max_sequences) if with_graphs else None
 
     def _make_graphs(self, most_rows: int) -> DecodeGraphs:
@@ -106,8 +104,8 @@ class Runner:
         )
 
     @contextmanager
-    def threads_for(self, plan: Plan) -> Iterator[None]:
-        """Compute small steps on one core."""
+    def threads_for(self, plan: StepPlan) -> Iterator[None]:
+        """Run small steps on one core."""
         if self.device.type != "cpu":
             yield
             return
@@ -120,8 +118,8 @@ class Runner:
             yield
 
     @torch.inference_mode()
-    def run(self, plan: Plan) -> Output:
-        """Compute a plan's tokens: the logits that follow each decoding sequence, its drafts, and each ended prompt."""
+    def run(self, plan: StepPlan) -> Output:
+        """Compute a plan's tokens: logits for each decoding sequence, its drafts, and each completed prompt."""
         step = self._flatten(plan)
         if self._adapters is not None and self._adapters.names:
             self._adapters.assign(step.adapters)
@@ -130,7 +128,7 @@ class Runner:
         wanted = [row for rows in step.wanted.values() for row in rows]
         is_whole = wanted == list(range(len(step.tokens)))
         hidden = self._replayed(step)
-        if hidden is not None:  # of every token the logits are wanted, if perhaps in another order
+        if hidden is not None:  # all tokens' logits are needed, perhaps in another order
             chosen = hidden if is_whole else hidden[indices(wanted, self.device)]
         else:
             hidden, chosen = self._computed(plan, step, None if is_whole else wanted)
@@ -139,22 +137,22 @@ class Runner:
         return Output(self.logits_of(chosen), rows, hidden, step.chunks)
 
     def record_graphs(self) -> None:
-        """Between steps: make the graph that is missed most, if there is time for it."""
+        """Between steps: record the graph that was missed most, if there is time for it."""
         if self.graphs is None:
             return
         if self._adapters is not None:
-            self._adapters.assign([])  # graphs are of the model itself
-        self.graphs.record_wanted()
+            self._adapters.assign([])  # graphs are without adapters
+        self.graphs.record_most_missed()
 
     @torch.inference_mode()
     def logits_of(self, hidden: Tensor) -> Tensor:
-        """What the model expects after each place: (T, D) -> logits (T, V) float32."""
-        if len(hidden) == 0:  # no prompt of this step is at its end
+        """Hidden states (T, D) -> logits (T, V) float32."""
+        if len(hidden) == 0:  # no prompt of this step is complete
             return hidden.new_empty((0, self.model.config.vocab_size), dtype=torch.float32)
         return self.model.lm_head.logits(hidden).float()
 
-    def _flatten(self, plan: Plan) -> _Step:
-        """All tokens of a plan in one flat row: decoding ones by length, drafts among them, then prompts."""
+    def _flatten(self, plan: StepPlan) -> _Step:
+        """All tokens of a plan in one flat row: those of decoding sequences by position, then prompts."""
         step = _Step()
         singles = sorted(
             ((place, answer) for answer in plan.decode for place in plan.places.get(answer) or _places(answer)),
@@ -179,7 +177,7 @@ class Runner:
         return step
 
     def _replayed(self, step: _Step) -> Tensor | None:
-        """Hidden states of a step in which every token decodes, by a graph; None where there is none for it."""
+        """Hidden states of a step without prefill, by a CUDA graph; None where there is no graph for it."""
         if self.graphs is None or step.num_single < len(step.tokens) or any(step.adapters):
             return None
         positions = np.array(step.positions)
@@ -190,26 +188,26 @@ class Runner:
         )
 
     def _compiled_layers(self, step: _Step) -> CompiledLayers | None:
-        """Our kernels' way through the layers on a CPU, where it is there, quicker, and no token has an adapter."""
+        """The layers in our CPU kernels; None where they are not available or slower, or a token has an adapter."""
         if not self._may_compile or not decoding.serve_tokens(len(step.tokens)) or any(step.adapters):
             return None
-        if self._layers is None:  # the kernels may have come only now
+        if self._layers is None:  # the kernels may have just been compiled
             self._layers = CompiledLayers.of(self.model, self.cache)
             self._may_compile = self._layers is not None
         return self._layers
 
     def forget_places(self) -> None:
-        """The weights lie elsewhere now."""
+        """Drop the addresses of weights, after they moved."""
         self._layers = None
 
     def forget_weights(self) -> None:
-        """The weights are others now, and may lie elsewhere: recorded steps would still read the old ones."""
+        """Drop addresses and CUDA graphs after the weights changed: graphs would still read the old ones."""
         self._layers = None
         if self.graphs is not None:
             self.graphs = self._make_graphs(len(self._owners))
 
-    def _spans(self, plan: Plan, step: _Step) -> np.ndarray:
-        """What `paged_attention.spans_of` would say of the context, without making it."""
+    def _spans(self, plan: StepPlan, step: _Step) -> np.ndarray:
+        """The same as `paged_attention.spans_of(context)`, without building the context."""
         first, width = self._tables.ctypes.data, self._tables.strides[0]
         singles = enumerate(zip(step.owners[: step.num_single], step.positions, strict=False))
         rows = [(row, 1, place, first + owner * width) for row, (owner, place) in singles]
@@ -218,13 +216,13 @@ class Runner:
         return np.array(rows, dtype=np.int64)
 
     def _compute_rows(self, rows: DecodeRows[Tensor]) -> Tensor:
-        """Hidden states (N, D) of decoding rows that are on the device already."""
+        """Hidden states (N, D) of decoding rows that are already on the device."""
         group = DecodeGroup(slice(0, len(rows.tokens)), rows.blocks, rows.lengths)
         with torch.inference_mode():
             return self._hidden(rows.tokens, rows.positions, PagedContext(rows.slots, decode=(group,)))
 
-    def _computed(self, plan: Plan, step: _Step, wanted: list[int] | None) -> tuple[Tensor, Tensor]:
-        """Hidden states of all tokens, and of the wanted ones; everything it takes goes to the device at once."""
+    def _computed(self, plan: StepPlan, step: _Step, wanted: list[int] | None) -> tuple[Tensor, Tensor]:
+        """Hidden states of all tokens, and of the wanted ones; all inputs go to the device in one transfer."""
         positions = np.array(step.positions)
         if (layers := self._compiled_layers(step)) is not None:
             slots = self._slots(step.owners, positions)
@@ -251,7 +249,7 @@ class Runner:
         return model(model.embed(tokens[None]), positions[None], context, self.cache.layers)[0]
 
     def _slots(self, owners: list[int], positions: np.ndarray) -> np.ndarray:
-        """Where each token's keys and values go."""
+        """The cache slot for each token's keys and values."""
         block_size = self.cache.block_size
         return self._tables[owners, positions // block_size] * block_size + positions % block_size
 
@@ -259,7 +257,7 @@ class Runner:
         return -(-num_tokens // self.cache.block_size)
 
     def _update_table(self, answer: Answer) -> None:
-        """Copy the blocks that are new since the last step into the sequence's row."""
+        """Copy blocks added since the last step into the sequence's row of the block table."""
         row = answer.row
         known = self._num_known[row] if self._owners[row] == answer.number else 0
         if known != len(answer.blocks):
@@ -269,8 +267,10 @@ class Runner:
     def _decode_groups(
         self, rows: list[int], lengths: np.ndarray, num_decode: int
     ) -> list[tuple[slice, np.ndarray, np.ndarray]]:
-        """Rows, blocks and lengths of each group. Neighbours of similar length share a gather: a group is as wide as
-        its longest member. Our kernels for a GPU gather nothing and take all in one."""
+        """Rows, blocks and lengths of each group. Sequences of similar length share a gather, padded to the longest.
+
+        Our GPU kernels need no gather: there all sequences are one group.
+        """
         if num_decode == 0:
             return []
         num_blocks = -(-lengths[:num_decode] // self.cache.block_size)
@@ -294,7 +294,7 @@ class Runner:
             rows, blocks, lengths, decode_mask(lengths, blocks.shape[1] * self.cache.block_size, self._dtype)
         )
 
-    def _prompts(self, chunks: list[Chunk], start: int, blocks: Iterator[Tensor]) -> list[PromptChunk]:
+    def _prompts(self, chunks: list[PrefillChunk], start: int, blocks: Iterator[Tensor]) -> list[PromptChunk]:
         prompts = []
         for chunk in chunks:
             num_tokens = chunk.stop - chunk.start

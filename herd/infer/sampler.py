@@ -1,7 +1,7 @@
-"""Drawing tokens: temperature, top-k, top-p and min-p, for all rows of a batch at once.
+"""Sampling tokens: temperature, top-k, top-p and min-p, for all rows of a batch at once.
 
-Rows are cut to their likeliest tokens before anything is sorted, and a row's draw depends only on its own logits,
-settings and seed, never on its neighbours.
+Only the likeliest tokens of each row are sorted. A row's draw depends only on its own logits, settings and seed, never
+on other rows.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 from herd.types import TokenLogprob
 
 _FIRST_CANDIDATES = 64  # enough for nearly every row of a trained model
-_MORE = 16  # times as many, where they were not
-_COLDEST, _HOTTEST = 1e-6, 1e6  # beyond, a temperature gives the same draws and would overflow
+_MORE = 16  # factor for rows that need more candidates
+_COLDEST, _HOTTEST = 1e-6, 1e6  # beyond these, draws would be the same, but overflow
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -24,7 +24,7 @@ _MASK = (1 << 64) - 1
 
 
 class SamplingRows(NamedTuple):
-    """The sampling settings of N rows, as tensors; on the host, or where the logits are."""
+    """The sampling settings of N rows, as tensors, on the host or on the logits' device."""
 
     temperature: Tensor  # (N,) float32, 0 is greedy
     top_k: Tensor  # (N,) int64, 0 keeps all
@@ -45,10 +45,10 @@ class SamplingRows(NamedTuple):
 
 
 def sample(logits: Tensor, settings: SamplingRows, uniforms: Tensor) -> Tensor:
-    """One token a row: logits (N, V), uniforms (N,) in [0, 1) -> (N,) int64.
+    """One token for each row: logits (N, V), uniforms (N,) in [0, 1) -> (N,) int64.
 
     Settings apply in the order of `transformers`: temperature, top-k, top-p (of what top-k left), min-p. Settings and
-    uniforms are best on the host: which rows are drawn is then known without asking the device.
+    uniforms should be on the host, which then knows without a synchronization which rows are sampled.
     """
     settings = settings._replace(top_k=settings.top_k.clamp_max(logits.shape[-1]))
     drawn = (settings.temperature > 0).nonzero().flatten()
@@ -63,7 +63,7 @@ def sample(logits: Tensor, settings: SamplingRows, uniforms: Tensor) -> Tensor:
 
 
 def _draw(logits: Tensor, settings: SamplingRows, uniforms: Tensor, num_candidates: int) -> Tensor:
-    """Invert the cumulative distribution over the likeliest tokens; rows that need more of them are drawn again."""
+    """Invert the cumulative distribution over the likeliest tokens; rows that need more candidates are drawn again."""
     num_candidates = min(num_candidates, logits.shape[-1])
     values, ids = logits.topk(num_candidates, dim=-1)
     probabilities = _probabilities(values, logits, settings.temperature)
@@ -81,16 +81,16 @@ def _draw(logits: Tensor, settings: SamplingRows, uniforms: Tensor, num_candidat
 
 
 def _probabilities(values: Tensor, logits: Tensor, temperature: Tensor) -> Tensor:
-    """The candidates' probabilities (N, candidates) among the whole vocabulary, at each row's temperature."""
+    """The candidates' probabilities (N, candidates), over the whole vocabulary, at each row's temperature."""
     largest, sharpness = values[:, :1], 1 / temperature.clamp(_COLDEST, _HOTTEST)[:, None]
     total = (logits - largest).mul_(sharpness).exp_().sum(-1, keepdim=True)
     return ((values - largest) * sharpness).exp_() / total
 
 
 def _keep(probabilities: Tensor, cumulative: Tensor, settings: SamplingRows) -> tuple[Tensor, Tensor, Tensor]:
-    """How many of the sorted candidates each row keeps, their mass, and whether the cut falls within the candidates.
+    """How many of the sorted candidates each row keeps, their mass, and whether the cut is within the candidates.
 
-    Where no cut falls within them and none is asked for, the mass is that of the whole vocabulary: 1.
+    Rows without a cut have the mass of the whole vocabulary: 1.
     """
     num_candidates = probabilities.shape[-1]
     rank = torch.arange(num_candidates, device=probabilities.device)
@@ -100,7 +100,7 @@ def _keep(probabilities: Tensor, cumulative: Tensor, settings: SamplingRows) -> 
     keep = rank < top_k[:, None]
     keep &= ((cumulative - probabilities) < settings.top_p[:, None] * mass_after_k) | (settings.top_p[:, None] >= 1)
     keep &= probabilities >= settings.min_p[:, None] * probabilities[:, :1]
-    keep &= probabilities > 0  # what is forbidden is not drawn by the last digit of a sum either
+    keep &= probabilities > 0  # rounding must not draw a forbidden token
     keep[:, 0] = True
     num_kept = keep.sum(-1)
     knows_mass_after_k = (settings.top_k == 0) | (settings.top_k <= num_candidates) | (settings.top_p >= 1)
@@ -110,14 +110,14 @@ def _keep(probabilities: Tensor, cumulative: Tensor, settings: SamplingRows) -> 
 
 
 def stream_seed(seed: int, index: int) -> int:
-    """The 64-bit seed of one answer among several to the same request."""
+    """The 64-bit seed of answer `index` to a request with `seed`."""
     return (seed * 0xD1342543DE82EF95 + index * 0x2545F4914F6CDD1D + 1) & _MASK
 
 
 def uniforms(seeds: np.ndarray, counters: np.ndarray) -> np.ndarray:
-    """A number in [0, 1) for each (seed, counter), always the same: (N,) uint64, (N,) uint64 -> (N,) float32.
+    """A number in [0, 1) determined by each (seed, counter): (N,) uint64, (N,) uint64 -> (N,) float32.
 
-    Source: SplitMix64 (Steele, Lea and Flood 2014), read at position `counter` of the stream that `seed` begins.
+    Source: SplitMix64 (Steele, Lea and Flood 2014), at position `counter` of the stream with this seed.
     """
     x = seeds + (counters + np.uint64(1)) * _GOLDEN
     x = (x ^ (x >> np.uint64(30))) * _MIX_1
@@ -127,7 +127,7 @@ def uniforms(seeds: np.ndarray, counters: np.ndarray) -> np.ndarray:
 
 
 def log_probabilities(logits: Tensor, tokens: list[int], num_top: list[int]) -> list[TokenLogprob]:
-    """The model's own log-probability (temperature 1) of each row's token, and of its `num_top` likeliest ones."""
+    """The model's log-probability (temperature 1) of each row's token, and of its `num_top` likeliest tokens."""
     normalized = logits.float().log_softmax(-1)
     chosen = normalized.gather(-1, torch.tensor(tokens, device=logits.device)[:, None]).squeeze(-1).tolist()
     values, ids = normalized.topk(min(max(num_top), logits.shape[-1]), dim=-1)

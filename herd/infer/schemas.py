@@ -1,8 +1,8 @@
-"""JSON schemas as they can be followed token by token: closed where they are silent, without what only describes.
+"""JSON schemas rewritten so that the compiler can enforce them token by token.
 
-What a schema does not speak of, a small model fills with inventions: an object that lists its properties and says
-nothing of others (`additionalProperties`) is closed. Formats that the compiler does not know are annotations, as the
-standard has it. Maps by named keys, and sets of a few named values, are written out in words the compiler knows.
+An object that lists its properties and does not mention others (`additionalProperties`) is closed, since small models
+would invent properties. Formats that the compiler does not know are dropped: by the standard they are annotations.
+`propertyNames`, and `uniqueItems` over a few named values, are rewritten with keywords that the compiler knows.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from herd.errors import RequestError
 FORMATS = frozenset(
     ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "unknown")
 )
-"""Those that are kept to."""
+"""The formats that are enforced."""
 MAX_SET = 8
-"""Named values of a set that are written out, as all its subsets."""
+"""Most named values of an array with `uniqueItems`, which is rewritten as an enumeration of all its subsets."""
 
 _SPEAKS = ("additionalProperties", "patternProperties", "unevaluatedProperties")
 _CHOICES = ("anyOf", "oneOf", "allOf")
@@ -27,16 +27,16 @@ _LITERAL = ("const", "enum", "default", "examples", "required")
 
 
 def followable(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema that is given to the compiler; `{}` is any object.
+    """The schema as the compiler gets it; `{}` becomes any object.
 
     Raises:
-        RequestError: it asks for what cannot be kept to while writing, such as values that differ from one another.
+        RequestError: it uses a keyword that cannot be enforced during decoding, such as general `uniqueItems`.
     """
     return _Rewriter(schema).part(dict(schema), "#", closes=True) or {"type": "object"}
 
 
 class _Rewriter:
-    """One schema, and the places in it that are parts of a whole: what is closed for itself shuts out the others."""
+    """Rewrites one schema. Parts that describe the same object together stay open, or one would exclude the others."""
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
         self._schema = schema
@@ -50,43 +50,43 @@ class _Rewriter:
                 waiting += _heads(target) if isinstance(target, Mapping) else ()
 
     def part(self, schema: Any, place: str, *, closes: bool) -> Any:
-        """A part of the schema that stands at a place (`#/$defs/Name`)."""
+        """The rewritten part of the schema at a path (`#/$defs/Name`)."""
         if isinstance(schema, list | tuple):
             return [self.part(item, f"{place}/{index}", closes=True) for index, item in enumerate(schema)]
         if not isinstance(schema, Mapping):
             return schema
         closes = closes and place not in self._joined and not _is_joined(schema)
-        found: dict[str, Any] = {}
+        result: dict[str, Any] = {}
         for key, value in self._plain(schema).items():
             where = f"{place}/{key}"
             if key in _LITERAL:
-                found[key] = value
+                result[key] = value
             elif key in _BY_NAME and isinstance(value, Mapping):
-                found[key] = {name: self.part(item, f"{where}/{name}", closes=True) for name, item in value.items()}
+                result[key] = {name: self.part(item, f"{where}/{name}", closes=True) for name, item in value.items()}
             elif key in _CHOICES and isinstance(value, list):
                 alone = not _is_joined(schema)
-                found[key] = [self.part(item, f"{where}/{i}", closes=alone) for i, item in enumerate(value)]
+                result[key] = [self.part(item, f"{where}/{i}", closes=alone) for i, item in enumerate(value)]
             else:
-                found[key] = self.part(value, where, closes=True)
-        if closes and isinstance(found.get("properties"), dict) and not any(word in found for word in _SPEAKS):
-            for name in found.get("required") or ():
-                found["properties"].setdefault(name, {})
-            found["additionalProperties"] = False
-        return found
+                result[key] = self.part(value, where, closes=True)
+        if closes and isinstance(result.get("properties"), dict) and not any(word in result for word in _SPEAKS):
+            for name in result.get("required") or ():
+                result["properties"].setdefault(name, {})
+            result["additionalProperties"] = False
+        return result
 
     def _plain(self, schema: Mapping[str, Any]) -> dict[str, Any]:
-        """The same without the words that the compiler does not know, where others say it."""
-        found = dict(schema)
-        if isinstance(found.get("format"), str) and found["format"] not in FORMATS:
-            del found["format"]
-        if found.get("unevaluatedProperties") is False and not any(word in found for word in (*_CHOICES, "$ref")):
-            del found["unevaluatedProperties"]
-            found.setdefault("additionalProperties", False)
-        if "uniqueItems" in found:
-            found = self._set(found)
-        if "propertyNames" in found:
-            found = self._map(found)
-        return found
+        """The same without keywords that the compiler does not know, where other keywords express them."""
+        result = dict(schema)
+        if isinstance(result.get("format"), str) and result["format"] not in FORMATS:
+            del result["format"]
+        if result.get("unevaluatedProperties") is False and not any(word in result for word in (*_CHOICES, "$ref")):
+            del result["unevaluatedProperties"]
+            result.setdefault("additionalProperties", False)
+        if "uniqueItems" in result:
+            result = self._set(result)
+        if "propertyNames" in result:
+            result = self._map(result)
+        return result
 
     def _set(self, schema: dict[str, Any]) -> dict[str, Any]:
         if not schema.pop("uniqueItems") or schema.get("maxItems", 2) in (0, 1):
@@ -94,8 +94,8 @@ class _Rewriter:
         values = self._named(schema.get("items"))
         if values is None or len(values) > MAX_SET:
             raise RequestError(
-                "json_schema cannot be followed: `uniqueItems` is kept to only for items of up to "
-                f"{MAX_SET} named values (`enum`); leave it out, and drop doubles from the answer"
+                "json_schema cannot be followed: `uniqueItems` is supported only for items with an `enum` of up to "
+                f"{MAX_SET} values; leave it out, and remove duplicates from the answer"
             )
         least, most = schema.get("minItems", 0), min(schema.get("maxItems", len(values)), len(values))
         sizes = range(least, most + 1)
@@ -109,21 +109,21 @@ class _Rewriter:
             return schema
         allowed = self._named(names)
         if allowed is not None:
-            given = schema.get("properties", {})
-            schema["properties"] = {name: given.get(name, value) for name in allowed}
+            listed = schema.get("properties", {})
+            schema["properties"] = {name: listed.get(name, value) for name in allowed}
             schema["additionalProperties"] = False
         elif isinstance(names, Mapping) and isinstance(names.get("pattern"), str) and "properties" not in schema:
             schema["patternProperties"] = {names["pattern"]: value}
             schema["additionalProperties"] = False
         else:
             raise RequestError(
-                "json_schema cannot be followed: `propertyNames` is kept to only as an `enum` or a `pattern`; "
+                "json_schema cannot be followed: `propertyNames` is supported only as an `enum` or a `pattern`; "
                 "leave it out, or list the properties"
             )
         return schema
 
     def _named(self, schema: Any) -> list[Any] | None:
-        """The values of an enumeration, also one by reference."""
+        """The values of an enumeration, perhaps by reference; None if it is none."""
         schema = self._resolved(schema)
         if not isinstance(schema, Mapping):
             return None
@@ -136,27 +136,27 @@ class _Rewriter:
         return schema
 
     def _at(self, place: str) -> Any:
-        found: Any = self._schema
+        part: Any = self._schema
         for name in place.split("/")[1:]:
             name = name.replace("~1", "/").replace("~0", "~")
-            if isinstance(found, Mapping):
-                found = found.get(name)
-            elif isinstance(found, list) and name.isdigit() and int(name) < len(found):
-                found = found[int(name)]
+            if isinstance(part, Mapping):
+                part = part.get(name)
+            elif isinstance(part, list) and name.isdigit() and int(name) < len(part):
+                part = part[int(name)]
             else:
                 return None
-        return found
+        return part
 
 
 def _is_joined(schema: Mapping[str, Any]) -> bool:
-    """The schema says what holds together with what others say of the same object."""
+    """Whether the schema combines several schemas of the same object."""
     several = isinstance(schema.get("allOf"), list) and len(schema["allOf"]) > 1
     beside = "properties" in schema and ("$ref" in schema or any(word in schema for word in _CHOICES))
     return several or beside
 
 
 def _joined_references(schema: Any) -> Iterator[str]:
-    """The references that stand where parts of a whole stand."""
+    """The references to schemas that are combined with others."""
     parts = [schema]
     while parts:
         part = parts.pop()
@@ -169,12 +169,12 @@ def _joined_references(schema: Any) -> Iterator[str]:
 
 
 def _heads(schema: Mapping[str, Any]) -> list[str]:
-    """The references that speak of the same object as the schema does."""
-    found, parts = [], [schema]
+    """The references to schemas of the same object."""
+    references, parts = [], [schema]
     while parts:
         part = parts.pop()
         if isinstance(part.get("$ref"), str):
-            found.append(part["$ref"])
+            references.append(part["$ref"])
         for word in _CHOICES:
             parts += [item for item in part.get(word) or () if isinstance(item, Mapping)]
-    return found
+    return references

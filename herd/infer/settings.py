@@ -1,4 +1,4 @@
-"""How an engine works, as a recipe or a command line says it; loads no PyTorch."""
+"""The engine's settings in recipes and on the command line; does not import PyTorch."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from herd.config import settings
 
 @settings
 class EngineSettings:
-    """The engine's memory and ways."""
+    """How the engine runs a model."""
 
     cache_gb: float | None = None
-    """Memory for keys and values in GB; a quarter of what is available when not given (all models together)."""
+    """Size of the KV cache in GB, all models together; default: a quarter of the available memory."""
     cache_dtype: Literal["int8"] | None = None
-    """int8 makes the cache half as large, with slightly other answers."""
+    """int8 halves the KV cache and changes answers slightly."""
     max_sequences: int = 64
-    """Answers that grow at the same time."""
+    """Most answers generated at the same time."""
     deterministic: bool = False
-    """The same request gives the same tokens whatever else runs; slower with many at once."""
+    """The same request gives the same tokens whatever else runs; slower with many requests."""
     speculate: str | None = None
-    """Guess tokens ahead where that gains: `lookup` from the text so far, or the path of a smaller model."""
+    """Draft tokens ahead where that is faster: `lookup` from the text so far, or the path of a smaller model."""
     graphs: bool | None = None
-    """Replay decode steps as CUDA graphs; on a GPU they are, unless this is false."""
+    """Replay decode steps as CUDA graphs; default: on a GPU."""
     template: str | None = None
-    """Format of conversations (llama3, chatml, tulu, vicuna, or a .jinja file), instead of the checkpoint's own."""
+    """Chat format (llama3, chatml, tulu, vicuna, or a .jinja file) instead of the checkpoint's own template."""
     date: str | None = None
-    """What a chat template takes for today (2024-07-26); today when not given."""
+    """The date that the chat template is given, such as 2024-07-26; default: today."""
     read_special: bool = False
-    """Read special strings in prompts (<|im_end|>) as their tokens: only where all text is your own."""
+    """Read special strings in prompts (<|im_end|>) as special tokens; only if all text is your own."""
 
     def __post_init__(self):
         if self.max_sequences < 1:
@@ -37,7 +37,7 @@ class EngineSettings:
             raise ValueError("cache_gb must be positive")
 
     def options(self) -> dict[str, Any]:
-        """The arguments of `Engine`, without the number of sequences."""
+        """The arguments of `Engine`, without `max_sequences`."""
         return {
             "cache_bytes": None if self.cache_gb is None else int(self.cache_gb * 1e9),
             "cache_dtype": self.cache_dtype,

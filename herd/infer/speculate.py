@@ -1,9 +1,9 @@
-"""Speculative decoding: guess several tokens ahead, let the model verify them in one step.
+"""Speculative decoding: draft several tokens ahead, and let the model verify them in one step.
 
-A step reads every weight once, whether it computes one token or five, so verified guesses are nearly free where memory
-is the limit. `herd.infer.draw` keeps a guess only if it is the token that would have been drawn anyway, with the
-answer's own random numbers; so answers are the same with and without speculation, sampled ones too. Whether it gains
-is measured as it runs, and where it does not it stays off but for a trial now and then.
+A step reads every weight once, whether it computes one token or five, so verifying drafts is nearly free where memory
+bandwidth is the limit. `herd.infer.draw` accepts a draft only if it is the token that would be drawn anyway, with the
+answer's own random numbers; so answers are the same with and without speculation, sampled ones too. Its gain is
+measured as it runs; where there is none it stays off, except for a trial now and then.
 
 Source: Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding"; prompt look-up: Saxena 2023.
 """
@@ -18,37 +18,37 @@ from typing import Protocol
 from herd.infer.draw import sample_tokens
 from herd.infer.request import Answer
 from herd.infer.runner import Output, Runner
-from herd.infer.scheduler import Chunk, Plan
+from herd.infer.scheduler import PrefillChunk, StepPlan
 
 LOOKUP = "lookup"
-"""The name of the guesser that needs no model."""
+"""The option that drafts by prompt look-up, without a model."""
 
 _NUM_DRAFTS = 4
-_TRY_EVERY = 16  # steps, to see whether what is off would gain by now, or what is on still does
+_TRY_EVERY = 16  # steps; then the other way is measured again
 _MOMENTUM = 0.8  # of the measured speeds
 
 
 class Guesser(Protocol):
-    """Where guesses come from."""
+    """A source of drafts."""
 
     def guess(self, answer: Answer, most: int) -> list[int]:
-        """Up to `most` tokens that may come next; what needs the batch is only counted here and filled in later."""
+        """Up to `most` drafts of the next tokens; placeholders if `propose` computes them for the whole batch."""
 
-    def propose(self, plan: Plan) -> None:
-        """Fill in the guesses of a planned step."""
+    def propose(self, plan: StepPlan) -> None:
+        """Fill in the drafts of a planned step."""
 
     @property
     def cache_bytes(self) -> int:
-        """Memory for keys and values of its own."""
+        """Bytes of its own KV cache."""
 
 
 class PromptLookup:
-    """Guesses that the text goes on as it did after the last occurrence of its last three (or two) tokens."""
+    """Drafts what followed the previous occurrence of the last three (or two) tokens."""
 
     cache_bytes = 0
 
     def guess(self, answer: Answer, most: int) -> list[int]:
-        """The tokens that followed then."""
+        """The tokens that followed the previous occurrence."""
         self._index(answer)
         for length in (3, 2):
             last = tuple(answer.token_range(max(answer.num_tokens - length, 0), answer.num_tokens))
@@ -58,9 +58,9 @@ class PromptLookup:
         return []
 
     def _index(self, answer: Answer) -> None:
-        """Remember where each n-gram ended last, those that end at the last token left out: they are the question."""
+        """Remember where each n-gram last ended, except those at the last token, which are what is looked up."""
         begin = max(answer.num_indexed, 2)
-        if answer.prompt_ngrams:  # a sibling has been here
+        if answer.prompt_ngrams:  # another answer has indexed the prompt
             begin = max(begin, len(answer.prompt))
         for stop in range(begin, answer.num_tokens):
             known = answer.prompt_ngrams if stop < len(answer.prompt) else answer.ngrams
@@ -69,33 +69,33 @@ class PromptLookup:
                     known[tuple(answer.token_range(stop - length, stop))] = stop
         answer.num_indexed = answer.num_tokens
 
-    def propose(self, plan: Plan) -> None:
-        """Nothing is left to do."""
+    def propose(self, plan: StepPlan) -> None:
+        """Nothing to do: `guess` gives the drafts."""
 
 
 class DraftModel:
-    """Guesses what a smaller model would draw with the same random numbers.
+    """Drafts what a smaller model draws with the same random numbers.
 
-    Its keys and values lie in pages of its own under the same block numbers. It computes a sequence only when it is
-    asked for guesses, and catches up on what it has missed.
+    It has its own KV cache with the same block numbers. It computes a sequence only when drafts are requested, and
+    catches up on tokens it has not seen.
     """
 
     def __init__(self, runner: Runner, max_prompt_tokens: int, vocab_size: int) -> None:
-        """`vocab_size` is the large model's: with one tokenizer, either may have more rows to spare than the other."""
+        """`vocab_size` is the target model's: with one tokenizer, either may have more unused rows than the other."""
         self._runner, self._most, self._vocab_size = runner, max_prompt_tokens, vocab_size
 
     @property
     def cache_bytes(self) -> int:
-        """Memory for its keys and values."""
+        """Bytes of its KV cache."""
         return self._runner.cache.nbytes
 
     def guess(self, answer: Answer, most: int) -> list[int]:
-        """Room for as many guesses; none behind a token that only the large model has."""
+        """Placeholders for `most` drafts; none after a token that only the target model has."""
         unseen = answer.token_range(answer.num_drafter_computed, answer.num_tokens)
         return [0] * most if max(unseen) < self._runner.model.config.vocab_size else []
 
-    def propose(self, plan: Plan) -> None:
-        """Draw the guesses of all drafting answers, one place after the other."""
+    def propose(self, plan: StepPlan) -> None:
+        """Draw the drafts of all answers that have placeholders, one position after another."""
         counts = {answer: len(answer.drafts) for answer in plan.decode if answer.drafts}
         for answer in counts:
             answer.drafts = []
@@ -109,25 +109,27 @@ class DraftModel:
                 answer.num_drafter_computed = answer.num_tokens + step
 
     def _catch_up(self, answers: list[Answer]) -> Output:
-        """Compute what it has not seen of each sequence, long prompts in parts; the logits behind the last tokens."""
+        """Compute the tokens it has not seen of each sequence, long prompts in chunks; logits after the last tokens."""
         for answer in answers:
             while answer.num_tokens - answer.num_drafter_computed > self._most:
                 start = answer.num_drafter_computed
-                self._runner.run(Plan(chunks=[Chunk(answer, start, start + self._most)]))
+                self._runner.run(StepPlan(chunks=[PrefillChunk(answer, start, start + self._most)]))
                 answer.num_drafter_computed += self._most
         return self._runner.run(
-            Plan(chunks=[Chunk(answer, answer.num_drafter_computed, answer.num_tokens) for answer in answers])
+            StepPlan(
+                chunks=[PrefillChunk(answer, answer.num_drafter_computed, answer.num_tokens) for answer in answers]
+            )
         )
 
     @staticmethod
-    def _next_places(answers: list[Answer], step: int) -> Plan:
+    def _next_places(answers: list[Answer], step: int) -> StepPlan:
         places = {answer: range(answer.num_tokens + step - 1, answer.num_tokens + step) for answer in answers}
-        return Plan(decode=list(answers), places=places)
+        return StepPlan(decode=list(answers), places=places)
 
 
 @dataclass
 class _Speed:
-    """Tokens a second of steps with and without guesses, as a moving mean; None before the first."""
+    """Tokens per second of steps with and without drafts, as a moving average; None before the first."""
 
     drafted: float | None = None
     plain: float | None = None
@@ -135,23 +137,23 @@ class _Speed:
 
 
 class Speculation:
-    """Decides step by step whether to guess, by what the last steps with and without guesses brought."""
+    """Decides step by step whether to draft, by the measured speeds with and without."""
 
     def __init__(self, guesser: Guesser, num_drafts: int = _NUM_DRAFTS, always: bool = False) -> None:
         self._guesser, self._num_drafts, self.always = guesser, num_drafts, always
         self._speeds: dict[int, _Speed] = defaultdict(_Speed)  # by the number of decoding answers, in powers of two
         self._on = False
         self._began = 0.0
-        self._seen: dict[Answer, tuple[int, int]] = {}  # tokens and guesses of each answer as the step began
-        self.num_drafted = self.num_held = 0
+        self._seen: dict[Answer, tuple[int, int]] = {}  # number of tokens and drafts of each answer before the step
+        self.num_drafted = self.num_accepted = 0
 
     @property
     def cache_bytes(self) -> int:
-        """Memory for a draft model's keys and values."""
+        """Bytes of a draft model's KV cache."""
         return self._guesser.cache_bytes
 
     def begin(self, num_decoding: int) -> None:
-        """A step begins."""
+        """Begin a step: decide whether it drafts."""
         speed = self._speeds[num_decoding.bit_length()]
         speed.num_steps += 1
         trial = speed.num_steps % _TRY_EVERY == 0
@@ -161,24 +163,24 @@ class Speculation:
         self._began = time.perf_counter()
 
     def guess(self, answer: Answer, most: int) -> list[int]:
-        """The guesses for one answer. Penalties and grammars depend on each token before, so they get none."""
+        """The drafts for one answer; none under penalties or a grammar, which depend on each token before."""
         if not self._on or answer.adjustment is not None or most < 1:
             return []
         return self._guesser.guess(answer, min(most, self._num_drafts))
 
-    def propose(self, plan: Plan) -> None:
-        """Fill in the guesses of a planned step, and count."""
+    def propose(self, plan: StepPlan) -> None:
+        """Fill in the drafts of a planned step, and count them."""
         self._guesser.propose(plan)
         self._seen |= {answer: (len(answer.tokens), len(answer.drafts)) for answer in plan.decode}
 
-    def end(self, plan: Plan) -> None:
-        """A step is done: note what it brought. Steps that also computed prompts say nothing about decoding."""
+    def end(self, plan: StepPlan) -> None:
+        """End a step and record its speed, unless it also prefilled prompts."""
         seconds = time.perf_counter() - self._began
         seen, self._seen = self._seen, {}
         num_tokens = sum(len(answer.tokens) - before for answer, (before, _) in seen.items())
         num_drafts = sum(count for _, count in seen.values())
         self.num_drafted += num_drafts
-        self.num_held += sum(len(a.tokens) - before - 1 for a, (before, count) in seen.items() if count)
+        self.num_accepted += sum(len(a.tokens) - before - 1 for a, (before, count) in seen.items() if count)
         if plan.chunks or not plan.decode:
             return
         speed = self._speeds[len(plan.decode).bit_length()]

@@ -1,8 +1,8 @@
-"""One model over several processes: tensor parallelism for the engine, by the trainer's own table of weights.
+"""Tensor parallelism for the engine, with the trainer's rules for splitting each weight.
 
 Every process runs the same engine on the same requests in the same order (`torchrun --nproc-per-node 2 ...`). Each
-holds its heads, its feed-forward channels and its piece of the vocabulary, and the keys and values of its heads; the
-sums after attention and feed-forward meet, and so do the logits, so that all draw the same tokens.
+holds its heads with their KV cache, its feed-forward channels and its part of the vocabulary. The outputs of attention
+and feed-forward are summed over the processes and the logits gathered, so that all draw the same tokens.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from herd.parallel.tensor import ROW, SplitHead, split_dimension
 
 
 def split_for_inference(model: LlamaForCausalLM, group: dist.ProcessGroup) -> ModelConfig:
-    """Keep this process's part of a whole model, in place; the configuration of the part, for its cache.
+    """Keep only this process's part of a model, in place; returns the part's configuration, for its cache.
 
     Raises:
-        ConfigError: the model cannot be split so many times, or its weights are quantized.
+        ConfigError: the model's shape is not divisible by the number of processes, or its weights are quantized.
     """
     config, size = model.config, group.size()
     counts = {
@@ -35,13 +35,13 @@ def split_for_inference(model: LlamaForCausalLM, group: dist.ProcessGroup) -> Mo
     }
     uneven = [f"{name} {count}" for name, count in counts.items() if count % size]
     if uneven:
-        raise ConfigError(f"{size} processes cannot share {', '.join(uneven)} evenly")
+        raise ConfigError(f"{', '.join(uneven)} cannot be split evenly over {size} processes")
     whole = model.lm_head.weight
     for name, module in model.model.named_modules():
         if isinstance(module, nn.Linear):
             _narrow(module, split_dimension(f"{name}.weight"), group)
         elif name.endswith("_proj"):
-            raise ConfigError(f"{name} is quantized; quantized weights are not split over processes")
+            raise ConfigError(f"{name} is quantized, and quantized weights cannot be split over processes")
     embedding = _SplitEmbedding(_piece(model.model.embed_tokens.weight, 0, group), group)
     model.model.embed_tokens = embedding  # type: ignore[assignment]
     model.lm_head = SplitHead(config, _piece(whole, 0, group), group)
@@ -54,10 +54,10 @@ def split_for_inference(model: LlamaForCausalLM, group: dist.ProcessGroup) -> Mo
 
 
 def agree(value: int, group: dist.ProcessGroup) -> int:
-    """The smallest of the processes' numbers."""
-    found = torch.tensor([value], dtype=torch.int64)
-    dist.all_reduce(found, dist.ReduceOp.MIN, group=group)
-    return int(found)
+    """The smallest of all processes' values."""
+    smallest = torch.tensor([value], dtype=torch.int64)
+    dist.all_reduce(smallest, dist.ReduceOp.MIN, group=group)
+    return int(smallest)
 
 
 def _narrow(linear: nn.Linear, dim: int | None, group: dist.ProcessGroup) -> None:
@@ -68,7 +68,7 @@ def _narrow(linear: nn.Linear, dim: int | None, group: dist.ProcessGroup) -> Non
     if linear.bias is not None and dim != ROW:
         linear.bias = _piece(linear.bias, 0, group)
     elif group.rank() > 0:
-        linear.register_parameter("bias", None)  # the sum holds it once
+        linear.register_parameter("bias", None)  # the sum must contain it once
     if dim == ROW:
         linear.register_forward_hook(lambda _, args, out: _summed(out, group))
 

@@ -1,13 +1,13 @@
-"""Stop strings, found across the borders of tokens."""
+"""Stop strings, also when they span several tokens."""
 
 from __future__ import annotations
 
 
 class StopStrings:
-    """Lets text through until one of the stop strings appears; holds back what may be the beginning of one.
+    """Passes text on until one of the stop strings appears; holds back text that may be the beginning of one.
 
-    Example: with the stop string "END", pushing "a E" and "N" lets "a " and "" through; then "D" sets `found` and the
-    text is "a ", while "X" would let "ENX" through. `which` is the one that was found.
+    Example: with the stop string "END", pushing "a E" and "N" returns "a " and ""; then "D" sets `found`, and the text
+    is "a ", while "X" would return "ENX". `which` is the stop string that was found.
     """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
@@ -17,7 +17,7 @@ class StopStrings:
         self._held = ""
 
     def push(self, text: str, *, may_end: bool = True) -> str:
-        """The text that is now certain to stand before any stop string; one that is whole before it may end is text."""
+        """The text that is now certain to be before any stop string. Without `may_end`, stop strings are plain text."""
         if not self.stops:
             return text
         if self.found:
@@ -33,13 +33,13 @@ class StopStrings:
         return text[: len(text) - keep]
 
     def flush(self) -> str:
-        """What was held back, once it is certain that nothing follows."""
+        """The text held back, once no more follows."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that begins `stop`, but is not all of it."""
+    """The length of the longest suffix of `text` that is a proper prefix of `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
             return length

@@ -1,4 +1,4 @@
-"""How many cores a step takes, where several engines run in threads of one process."""
+"""How many cores a step uses, when several engines run in threads of one process."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from contextlib import contextmanager
 import torch
 
 _lock = threading.Lock()
-_num_serial = 0  # blocks that run on one core just now
+_num_serial = 0  # `with` blocks now running on one core
 _usual = 1  # PyTorch's number of threads outside of them
 
 
 @contextmanager
 def cores(*, serial: bool) -> Iterator[None]:
-    """Run a block on one core, or on as many as PyTorch is set to; the number of threads is as before afterwards.
+    """Run a `with` block on one core, or on as many as PyTorch is set to; restores the number of threads afterwards.
 
-    The number is a thread's own, but a new thread begins with what was set last in any other. So the usual number is
-    looked up only while nobody runs on one core: else the 1 of a neighbour would be taken for it, and stay.
+    PyTorch keeps the number for each thread, but a new thread starts with the last value set in any. So the usual
+    number is read only while no block runs on one core: else that 1 could be taken for it.
     """
     global _num_serial, _usual
     with _lock:

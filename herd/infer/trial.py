@@ -1,8 +1,8 @@
-"""A grammar compiled on trial, by a process that may die of it: some of a hundred characters never end.
+"""Compiling a grammar in a separate process first, since some grammars of a hundred characters never finish.
 
-It is this module run as a program. The first line it reads is a vocabulary (`told`), every other one a form; it answers
-each with one line, `{"fault": null}` where the form can be followed. It has so much time of the processor for each, and
-so much memory, and is ended by the system beyond them.
+The process runs this module. Its first input line is a vocabulary (`first_line`), every other line a form, which it
+answers with one line: `{"fault": null}` if the form compiles. The system kills it beyond limits of CPU time for each
+form and of memory.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from herd.infer.grammar import Compiler, Vocabulary
 
 try:
     import resource
-except ImportError:  # Windows: the process that waits ends it by the clock
+except ImportError:  # Windows: the waiting process kills it after a timeout
     resource = None  # type: ignore[assignment]
 
 SECONDS = 2.0
-"""Of the processor, for one grammar."""
-_MEMORY_BYTES = 1 << 30  # more than what the vocabulary takes
+"""CPU time for one grammar."""
+_MEMORY_BYTES = 1 << 30  # beside the vocabulary
 
 
-def told(compiler: Compiler) -> bytes:
-    """What such a process is told first."""
+def first_line(compiler: Compiler) -> bytes:
+    """The first input line of the process: the vocabulary, as JSON."""
     vocabulary = compiler.vocabulary
     first = {
         "tokens": [token.decode("latin-1") for token in vocabulary.tokens],
@@ -41,9 +41,9 @@ def told(compiler: Compiler) -> bytes:
 
 
 def serve(requests: IO[bytes], answers: IO[bytes], *, yielding: bool = False) -> None:
-    """Try forms until there are no more; where `yielding`, others have the processor first once it has started."""
+    """Compile forms until the input ends; with `yielding`, at lower priority once it has started."""
     compiler = _compiler(json.loads(requests.readline()))
-    compiler.matcher("regex", "a")  # all that is made once
+    compiler.matcher("regex", "a")  # initializes what all forms share
     if resource is not None and sys.platform == "linux":
         with open("/proc/self/statm") as file:
             held = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
@@ -70,13 +70,13 @@ def _compiler(first: dict[str, Any]) -> Compiler:
 
 
 def _alarm(seconds: float) -> None:
-    if hasattr(signal, "setitimer"):  # its signal ends the process
+    if hasattr(signal, "setitimer"):  # its signal kills the process
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it is told, and ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends this process
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what a dying compiler says is told in one sentence
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the parent reports a crash in one sentence
     serve(sys.stdin.buffer, answers, yielding=hasattr(os, "nice"))

@@ -1,4 +1,4 @@
-"""Whole numbers from the host to the device: everything a step needs, in one asynchronous transfer."""
+"""Integers from the host to the device: all inputs of a step, in one asynchronous transfer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def upload(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """Arrays of int64 as tensors of the same shapes; on a GPU they are views of one tensor, on the CPU no copies."""
+    """Arrays of int64 as tensors of the same shapes: on a GPU views of one tensor, on the CPU without a copy."""
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
     flat = to_device(np.concatenate([array.ravel() for array in arrays]), device)
@@ -19,10 +19,9 @@ def upload(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
 
 
 def to_device(array: np.ndarray, device: torch.device, into: Tensor | None = None) -> Tensor:
-    """An array as a new tensor on a device, or copied `into` one that is there.
+    """An array as a new tensor on a device, or copied `into` an existing one.
 
-    From pinned memory, so that the copy runs behind what the device is busy with; PyTorch keeps that memory until the
-    copy is done.
+    From pinned memory, so that the copy is asynchronous; PyTorch keeps that memory until the copy is done.
     """
     source = torch.from_numpy(array)
     if device.type == "cuda":
@@ -33,5 +32,5 @@ def to_device(array: np.ndarray, device: torch.device, into: Tensor | None = Non
 
 
 def indices(numbers: Sequence[int], device: torch.device) -> Tensor:
-    """A list of places as a tensor: (N,) int64."""
+    """A list of indices as a tensor: (N,) int64."""
     return to_device(np.array(numbers, dtype=np.int64), device)

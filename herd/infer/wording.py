@@ -1,4 +1,4 @@
-"""How inputs become prompts: in which format conversations are written, and what ends their answers."""
+"""How inputs become prompts: the chat format, and the tokens that end an answer."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Wording:
     read_special: bool = False
 
     def settled(self, tokenizer: Tokenizer, declared: frozenset[int]) -> Tokenizer:
-        """The tokenizer with the template to write in: the one that was named, or its own.
+        """The tokenizer with the chat template to use: the one named by `template`, or its own.
 
-        Without either, a model that declares Llama 3's end of turn as its end was trained on Llama 3's format.
+        Without either, a model whose `eos_token_id` includes Llama 3's end of turn gets Llama 3's format.
 
         Raises:
-            ConfigError: there is no format of that name, or the vocabulary lacks its tokens.
+            ConfigError: there is no format of that name, or the vocabulary lacks its special tokens.
         """
         if self.template is not None:
             return in_format(tokenizer, self.template)
@@ -37,9 +37,9 @@ class Wording:
         return tokenizer
 
     def speaks_chat(self, tokenizer: Tokenizer, declared: frozenset[int]) -> bool:
-        """Whether the model was trained on conversations: it has a chat template.
+        """Whether the model was trained on conversations, that is, has a chat template.
 
-        Herd's own template travels with base models too: there the end of turn must be declared as an end.
+        Base models written by Herd have its template too: there the end of turn must also be an `eos_token_id`.
         """
         if tokenizer.chat_template is None:
             return False
@@ -48,11 +48,11 @@ class Wording:
         return tokenizer.eos == END_OF_TURN or tokenizer.special.get(END_OF_TURN) in declared
 
     def end_of_answer(self, tokenizer: Tokenizer, speaks_chat: bool) -> int | None:
-        """The token that ends an answer, where a grammar has to say so."""
+        """The token that ends an answer under a grammar."""
         if speaks_chat:
-            found = (tokenizer.eot_id,) if own_style(tokenizer) else ends(tokenizer).ids
-            if found:
-                return found[0]
+            end_ids = (tokenizer.eot_id,) if own_style(tokenizer) else ends(tokenizer).ids
+            if end_ids:
+                return end_ids[0]
         return tokenizer.eos_id if tokenizer.stop_ids else None
 
     def encode(self, tokenizer: Tokenizer, inputs: Input) -> list[int]:

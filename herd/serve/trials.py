@@ -91,7 +91,7 @@ class Trials:
                 idle.clear()
             await asyncio.gather(*map(_end, others))
         if engine not in self._first:
-            self._first[engine] = await asyncio.to_thread(trial.told, engine.guides.compiler)
+            self._first[engine] = await asyncio.to_thread(trial.first_line, engine.guides.compiler)
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(

@@ -11,7 +11,7 @@ from herd.config import settings
 from herd.data.rows import read_rows, write_rows
 from herd.errors import ConfigError, DataError
 from herd.evals.judging import PROMPT, bradley_terry, duels_of, judged, pair_figures
-from herd.infer.judge import Judge, asking
+from herd.infer.judge import JudgeModel, asking
 from herd.log import say
 from herd.run import open_run
 
@@ -25,7 +25,7 @@ class JudgeSettings:
     path: list[Path]
     """Run folders of `herd evaluate` (their `samples.jsonl`), or such files: rows with task, item, model, question,
     answer."""
-    judge: Judge = field(default_factory=Judge)
+    judge: JudgeModel = field(default_factory=JudgeModel)
     models: list[str] | None = None
     """Whose answers; default: all."""
     tasks: list[str] | None = None

@@ -15,7 +15,7 @@ from herd.curate.judge.labels import Labelled, by_examples, by_rows, by_urls
 from herd.data.rows import read_rows
 from herd.errors import DataError
 from herd.formats.encoder import open_encoder, save_head
-from herd.infer.judge import Judge, asking
+from herd.infer.judge import JudgeModel, asking
 from herd.log import say
 from herd.model.encoder import train_head
 from herd.run import Run, atomic_write, open_run
@@ -39,7 +39,7 @@ class QualitySettings:
     """Documents that a sample is drawn from: for the judge, or to look up in `positive_urls`."""
     rubric: Path | None = None
     """What the judge grades by (YAML); shipped: rubrics/quality.yaml, code, reasoning, and knowledge for classes."""
-    judge: Judge = field(default_factory=Judge)
+    judge: JudgeModel = field(default_factory=JudgeModel)
     training: Training = field(default_factory=Training)
     encoder: Path | None = None
     """An encoder's folder (BERT, MiniLM, RoBERTa): its vectors' classifier is trained beside the linear one."""

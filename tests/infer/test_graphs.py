@@ -76,7 +76,7 @@ def test_guesses_are_verified_by_graphs_too():
     guessing = at_once(engine_of(graphs=True, speculate="lookup"))
     guessing.loop.speculation.always = True
     assert tokens_of(guessing) == tokens_of(plain)
-    assert guessing.loop.speculation.num_held > 0 and guessing.loop.runner.graphs.num_replayed > 0
+    assert guessing.loop.speculation.num_accepted > 0 and guessing.loop.runner.graphs.num_replayed > 0
 
 
 def test_an_answer_that_depends_on_nobody_stays_so():
@@ -163,7 +163,7 @@ def test_a_shape_is_recorded_once_it_came_up_often_and_recording_takes_a_share_o
     def steps(num_rows: int, count: int) -> None:
         for _ in range(count):
             graphs.run(rows_of(num_rows))
-            graphs.record_wanted()
+            graphs.record_most_missed()
 
     steps(1, 2)
     assert graphs.shapes == []
@@ -180,7 +180,7 @@ def test_a_replay_reads_this_steps_numbers_and_none_of_the_last_steps():
     graphs = graphs_of(Rehearsal(), Clock())
     for _ in range(3):
         assert graphs.run(rows_of(4)) is None
-    graphs.record_wanted()
+    graphs.record_most_missed()
     assert graphs.run(rows_of(4))[:, 0].tolist() == [1, 2, 3, 4]
     assert graphs.run(rows_of(3))[:, 0].tolist() == [1, 2, 3]
     assert graphs._hidden[3, 0] == 99  # the row that was left over saw the spare block
@@ -194,7 +194,7 @@ def test_a_recorder_that_fails_leaves_plain_steps():
     graphs = graphs_of(Broken(), Clock())
     for _ in range(4):
         assert graphs.run(rows_of(1)) is None
-        graphs.record_wanted()
+        graphs.record_most_missed()
     assert graphs.fault == "no room" and graphs.shapes == []
 
 
@@ -209,7 +209,7 @@ def test_a_recorder_that_is_not_ready_is_asked_again():
     graphs = graphs_of(Late(), Clock())
     for _ in range(6):
         graphs.run(rows_of(1))
-        graphs.record_wanted()
+        graphs.record_most_missed()
     assert graphs.shapes == [(1, 16)]
 
 

@@ -84,7 +84,7 @@ def test_weights_stay_ordinary_tensors_and_where_they_are_if_there_is_no_room(mo
 
 def test_weights_that_were_exchanged_meanwhile_stay(monkeypatch):
     model = tiny_model()
-    moving = pages.Moving.begin(model)
+    moving = pages.PageCopy.begin(model)
     newer = torch.zeros_like(model.model.embed_tokens.weight)
     model.model.embed_tokens.weight.data = newer
     moving.wait()
@@ -98,8 +98,8 @@ def test_weights_that_were_exchanged_meanwhile_stay(monkeypatch):
 def test_copying_stops_when_the_model_is_gone(monkeypatch):
     model = tiny_model()
     begun, go_on = threading.Event(), threading.Event()
-    monkeypatch.setattr(pages.Moving, "_copy_one", lambda *_: begun.set() or (go_on.wait(20) and False))
-    moving = pages.Moving.begin(model)
+    monkeypatch.setattr(pages.PageCopy, "_copy_one", lambda *_: begun.set() or (go_on.wait(20) and False))
+    moving = pages.PageCopy.begin(model)
     assert begun.wait(20)
     del model
     gc.collect()
@@ -110,7 +110,7 @@ def test_copying_stops_when_the_model_is_gone(monkeypatch):
 
 def moved(model):
     """Whether a model's weights could be moved, and have been."""
-    moving = pages.Moving.begin(model)
+    moving = pages.PageCopy.begin(model)
     if moving is None:
         return False
     moving.wait()

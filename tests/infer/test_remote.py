@@ -98,7 +98,7 @@ def poor():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"n": 2}, "1 answers where n=2"),
+        ({"n": 2}, "1 answers instead of n=2"),
         ({"seed": 5}, "does not honour seed"),
         ({"logprobs": 1}, "no logprobs"),
         ({"prompt_logprobs": 1}, "prompt_logprobs"),

@@ -59,7 +59,7 @@ def test_a_set_of_named_values_is_all_its_subsets():
     assert found["enum"] == [[], ["x"], ["y"], ["x", "y"]]
     assert followable({"items": names, "uniqueItems": True, "minItems": 2})["enum"] == [["x", "y"]]
     assert followable({"items": TEXT, "uniqueItems": False}) == {"items": TEXT}
-    with pytest.raises(RequestError, match="drop doubles"):
+    with pytest.raises(RequestError, match="remove duplicates"):
         followable({"type": "array", "items": TEXT, "uniqueItems": True})
 
 
@@ -74,7 +74,7 @@ def test_a_map_by_named_keys_or_by_a_pattern_is_written_out():
 
 @pytest.mark.parametrize(
     ("schema", "way"),
-    [({"oneOf": [NUMBER, {"type": "number"}]}, "write `anyOf`"), ({"not": NUMBER}, "see to them in the answer")],
+    [({"oneOf": [NUMBER, {"type": "number"}]}, "write `anyOf`"), ({"not": NUMBER}, "check them in the answer")],
 )
 def test_what_cannot_be_followed_is_refused_with_a_way_out(schema, way):
     tokenizer = small_tokenizer()
