@@ -438,8 +438,8 @@ class Engine:
             by_cache = self.max_context < self.model.config.max_position_embeddings
             why = ", limited by the cache or by max_context" if by_cache else ""
             raise RequestError(
-                f"The prompt has {len(prompt)} tokens, but the context of prompt and answer together is "
-                f"{self.max_context} tokens{why}; shorten the prompt (nothing is cut silently)."
+                f"The prompt has {len(prompt)} tokens, but the context is {self.max_context} tokens "
+                f"for prompt and answer together{why}; shorten the prompt (nothing is cut silently)."
             )
         size = self.model.config.vocab_size
         if wrong := [token for token in prompt if not 0 <= token < size]:

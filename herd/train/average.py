@@ -1,4 +1,4 @@
-"""The Polyak average of checkpoints: the mean of their weights, which is often better than each of them.
+"""The Polyak average of checkpoints: the mean of their weights, often better than any single one.
 
 Source: The Llama 3 Herd of Models, sections 3.4.3 (annealing) and 4.1.5 (reward models, SFT and DPO).
 """
@@ -22,13 +22,13 @@ from herd.run import atomic_folder
 
 
 def average(checkpoints: Sequence[Path | Checkpoint], out: Path, weights: Sequence[float] | None = None) -> Path:
-    """Write the (weighted) mean of checkpoints of one shape as a checkpoint folder laid out as the first one.
+    """Write the (weighted) mean of checkpoints of the same shape as a checkpoint folder with the first one's files.
 
-    Memory holds one weight file of the result, and of each input one tensor at a time; sums are taken in float32.
+    Memory use: one weight file of the result, and one tensor of each input; sums are computed in float32.
 
     Raises:
-        CheckpointError: a checkpoint is missing, damaged or no Hugging Face folder, or they differ in shape.
-        ConfigError: no checkpoints, or weights that do not fit them.
+        CheckpointError: a checkpoint is missing, damaged or not a Hugging Face folder, or shapes differ.
+        ConfigError: no checkpoints, or the wrong number of weights.
     """
     opened = [open_checkpoint(path) for path in checkpoints]
     shares = _shares(len(opened), weights)
@@ -68,11 +68,11 @@ def _check_same(first: Path, expected: dict[str, TensorInfo], folder: Path, foun
         here = tuple(infos[name].shape if name in infos else None for infos in (expected, found))
         if here[0] != here[1]:
             raise CheckpointError(
-                f"{folder} cannot be averaged with {first}: `{name}` has the shape {here[1]} there and {here[0]} here"
+                f"{folder} cannot be averaged with {first}: `{name}` has shape {here[1]}, there {here[0]}"
             )
     ropes = [_rope(path) for path in (first, folder)]
     if ropes[0] != ropes[1]:
-        raise CheckpointError(f"{folder} cannot be averaged with {first}: their rotary settings differ ({ropes})")
+        raise CheckpointError(f"{folder} cannot be averaged with {first}: their RoPE settings differ ({ropes})")
 
 
 def _rope(folder: Path) -> list[Any]:
@@ -81,7 +81,7 @@ def _rope(folder: Path) -> list[Any]:
 
 
 def _copy_companions(folder: Path, aside: Path) -> None:
-    """Configuration and tokenizer; an index of weight files stays valid, since the layout is the same."""
+    """Copy configuration and tokenizer; an index of weight files stays valid, since the files hold the same tensors."""
     for file in folder.iterdir():
         if file.is_file() and not file.name.endswith(".safetensors"):
             shutil.copyfile(file, aside / file.name)

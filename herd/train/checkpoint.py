@@ -1,13 +1,13 @@
-"""The state that makes a resumed run the same run: masters, moments and the number of steps, by torch DCP.
+"""The training state, from which a resumed run continues exactly: masters, moments and step count, saved by torch DCP.
 
     state/step-00000120/   DCP files of every process, and written last `manifest.json` with their sizes and hashes
 
-A state is written aside, flushed and renamed, and the one before is kept until the next is whole; so whatever tears a
-save (a kill, a full disk), the newest whole state is found, verified, and continued from. Parameters go by name, so
-that another number of processes can read them.
+A state is written to a temporary folder, flushed and renamed, and the previous one is kept until the next is complete.
+So after an interrupted save (a kill, a full disk) the newest complete state is found, verified and used. Parameters are
+stored by name, so that another number of processes can read them.
 
-A save pauses the training only for a copy in the CPU's memory; a thread of every process writes it. What these threads
-have to say to one another goes through a process group of their own: the training's collectives are under way at once.
+A save pauses training only for a copy into CPU memory, which a thread of every process writes. These threads have their
+own process group, because the training's collectives run at the same time.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from herd.parallel.launch import from_all, processes_here
 T = TypeVar("T")
 
 KEEP = 2
-"""How many states are kept: the newest and the one before."""
+"""How many states are kept: the newest and the previous one."""
 
 _MANIFEST = "manifest.json"
-_MOST_OF_MEMORY = 0.5  # of what is free, for copies of the state
-_GRACE_SECONDS = 10.0  # less than the 30 that torchrun leaves the others when a process is lost
+_MOST_OF_MEMORY = 0.5  # of the free memory, for copies of the state
+_GRACE_SECONDS = 10.0  # less than the 30 that torchrun gives the others when a process is lost
 
 
 def save_state(
@@ -51,14 +51,14 @@ def save_state(
     keep_every: int = 0,
     group: dist.ProcessGroup | None = None,
 ) -> None:
-    """Write the state after `step` finished steps; older ones but one are deleted afterwards.
+    """Write the state after `step` finished steps, and delete all older ones except the previous.
 
-    With `keep_every` the two newest after a multiple of so many steps stay too: what a run can be rolled back to.
-    All processes call it together, and talk over `group`. It counts once every process has written its part; whatever
-    goes wrong on one is raised on all.
+    With `keep_every` the two newest states at multiples of that many steps are kept too, for rollbacks. All processes
+    call it together and communicate over `group`. The state is valid once every process has written its part; an error
+    on one process is raised on all.
 
     Raises:
-        CapacityError: the disk is full; the states that were there stay as they were.
+        CapacityError: the disk is full; earlier states are intact.
     """
     target, aside = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
     try:
@@ -70,19 +70,19 @@ def save_state(
         shutil.rmtree(aside, ignore_errors=True)
         raise CapacityError(
             f"{folder}: the training state after step {step} could not be saved ({_cause(error)}; "
-            f"{size(shutil.disk_usage(folder.parent).free)} of disk are free). Earlier states are intact: make room "
-            "and run the same command again"
+            f"{size(shutil.disk_usage(folder.parent).free)} of disk are free). Earlier states are intact: free disk "
+            "space and run the same command again"
         ) from None
     if is_first():
         _delete_old(folder, keep_every)
 
 
 class StateSaver:
-    """Saves states beside the training: a copy is taken, and a thread writes it while the next steps are made.
+    """Saves states asynchronously: a thread writes a copy while the next steps are computed.
 
-    Of several processes all make one, and call `save` and `finish` at the same steps. The copies (what this process
-    has of masters and moments) stay in the CPU's memory from one save to the next. Where they would take most of what
-    is free there, none are made, and the training waits for each save.
+    Every process has one, and all call `save` and `finish` at the same steps. The copies (this process's part of
+    masters and moments) stay allocated in CPU memory between saves. If they would take more than half of the free
+    memory, no copies are made, and training waits for each save.
     """
 
     def __init__(self, folder: Path, keep_every: int = 0):
@@ -94,10 +94,10 @@ class StateSaver:
         self._error: BaseException | None = None
 
     def save(self, step: int, tensors: dict[str, Tensor], *, wait: bool = False) -> None:
-        """Begin to save the state after `step` steps, once the one before is written; `wait` until it is on disk.
+        """Start saving the state after `step` steps, once the previous save has ended; `wait` until it is on disk.
 
         Raises:
-            CapacityError: the disk is full (of this save, or of the one before), on all processes.
+            CapacityError: the disk is full (in this save or the previous one), on all processes.
         """
         self.finish()
         if wait or not self._may_copy(tensors):
@@ -108,25 +108,25 @@ class StateSaver:
         self._thread.start()
 
     def _may_copy(self, tensors: dict[str, Tensor]) -> bool:
-        """Whether the copies fit beside all else in this machine's memory; asked once."""
+        """Whether the copies fit into this machine's free memory; determined once."""
         if self._with_copies is None:
             needed = sum(_local(tensor).nbytes for tensor in tensors.values())
             free = available_memory(torch.device("cpu")) / processes_here()
             self._with_copies = needed <= _MOST_OF_MEMORY * free
             if not self._with_copies:
                 say(
-                    f"  the training waits while its state is saved: a copy would take {size(needed)} of the "
-                    f"{size(free)} of the CPU's memory that are free; a larger save_seconds saves less often"
+                    f"  training pauses for each save: a copy of its state would take {size(needed)} of the "
+                    f"{size(free)} of free CPU memory; a larger save_seconds saves less often"
                 )
         return self._with_copies
 
     @property
     def failed(self) -> bool:
-        """Whether the save that was under way has ended with an error, which `finish` raises."""
+        """Whether the running save has ended with an error, which `finish` raises."""
         return self._error is not None
 
     def finish(self) -> None:
-        """Wait for what is being written, on all processes.
+        """Wait for the running save, on all processes.
 
         Raises:
             CapacityError: the disk is full, on all processes.
@@ -139,13 +139,13 @@ class StateSaver:
             raise error
 
     def abandon(self) -> None:
-        """The training fails. What is being written may end well; not for long, where a process may be missing."""
+        """After training failed: let the running save end, but wait only briefly if another process may be gone."""
         if self._thread is not None:
             self._thread.join(_GRACE_SECONDS if self._group is not None else None)
         self._thread = self._error = None
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
-        """A tensor as it is now, a block still knowing its place in the whole."""
+        """A copy of a tensor; of a shard, with its position in the whole tensor."""
         local = _local(tensor)
         if name not in self._copies:
             self._copies[name] = torch.empty(local.shape, dtype=local.dtype, device="cpu")
@@ -160,23 +160,23 @@ class StateSaver:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """What this process has of it."""
+    """This process's part of a tensor."""
     return tensor.local if isinstance(tensor, Chunk) else tensor.detach()
 
 
 def load_state(folder: Path, tensors: dict[str, Tensor], step: int | None = None) -> bool:
-    """Fill `tensors` in place from the newest whole state, or from that after `step` steps; false if there is none.
+    """Fill `tensors` in place from the newest complete state, or the one after `step` steps; false if there is none.
 
     Raises:
-        CheckpointError: there are states but none is whole, or it belongs to another model.
+        CheckpointError: there are states but all are damaged, or it belongs to another model.
     """
     pattern = "step-*" if step is None else f"step-{step:08d}"
-    from_all(None)  # the first process may still be giving the newest its name
-    names = from_all({state.name for state in folder.glob(pattern)})  # a process without the storage sees none
-    found = [folder / name for name in sorted(set.intersection(*names), reverse=True)]
-    for state in found:
+    from_all(None)  # the first process may still be renaming the newest
+    names = from_all({state.name for state in folder.glob(pattern)})  # a process without shared storage sees none
+    states = [folder / name for name in sorted(set.intersection(*names), reverse=True)]
+    for state in states:
         if fault := _fault(state):
-            say(f"  {state}: {fault}; trying the one before")
+            say(f"  {state}: {fault}; trying the previous one")
             continue
         try:
             with _quiet():
@@ -185,26 +185,26 @@ def load_state(folder: Path, tensors: dict[str, Tensor], step: int | None = None
             first_line = str(error).strip().splitlines()[0]
             raise CheckpointError(f"{state}: holds the state of another model or optimizer ({first_line})") from None
         return True
-    if found:
-        raise CheckpointError(f"{folder}: none of its {len(found)} states is whole; delete the folder to start afresh")
+    if states:
+        raise CheckpointError(f"{folder}: all {len(states)} states in it are damaged; delete the folder to start over")
     return False
 
 
 def is_whole(folder: Path, step: int) -> bool:
-    """Whether the state after `step` steps is there and undamaged; the same answer on all processes."""
+    """Whether the state after `step` steps exists and is undamaged; the same answer on all processes."""
     return _fault(folder / f"step-{step:08d}") is None
 
 
 def read_masters(folder: Path, weights: dict[str, Tensor]) -> None:
-    """Fill whole weights, by name, from the newest whole state, whatever mesh has saved it; rounded to their dtype.
+    """Fill unsharded weights, by name, from the newest state, saved on any mesh; they are rounded to their dtype.
 
     Raises:
-        CheckpointError: there is no whole state.
+        CheckpointError: there is no state.
     """
     states = sorted(folder.glob("step-*"), reverse=True)  # verified when it was loaded, or written just now
     if not states:
-        raise CheckpointError(f"{folder}: no state to take the weights from")
-    for name, weight in weights.items():  # one at a time: a float32 copy of everything may not fit
+        raise CheckpointError(f"{folder}: there is no training state to read the weights from")
+    for name, weight in weights.items():  # one at a time: a float32 copy of all of them may not fit
         master = {f"master/{name}": torch.empty(weight.shape, dtype=torch.float32)}
         with _quiet():
             dcp.load(master, storage_reader=dcp.FileSystemReader(states[0]), no_dist=True)
@@ -212,35 +212,35 @@ def read_masters(folder: Path, weights: dict[str, Tensor]) -> None:
 
 
 def discard_after(folder: Path, step: int) -> None:
-    """Delete the states of more than `step` steps: the run is set back and will make them anew."""
+    """Delete the states after `step`, before a rollback to it."""
     if is_first():
         for state in folder.glob("step-*"):
             if steps_of(state) > step:
                 shutil.rmtree(state)
-    from_all(None)  # nobody goes on before they are gone
+    from_all(None)  # a barrier: no process continues before they are deleted
 
 
 def steps_of(state: Path) -> int:
-    """After how many steps a state or a snapshot was saved, by its name."""
+    """The number of steps after which a state or a snapshot was saved, from its name."""
     return int(state.name.removeprefix("step-"))
 
 
 def discard_state(folder: Path) -> None:
-    """Delete all states of a run that is finished."""
+    """Delete all states of a finished run."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _together(act: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
-    """What each process's `act` gives; where one cannot, all raise its error: nobody is left waiting for the others."""
+    """The results of `act` on each process; if it fails on one, all raise its error, so that none waits forever."""
     try:
         mine: T | OSError = act()
     except OSError as error:
         mine = error
-    found = from_all(mine, group)
-    for one in found:
-        if isinstance(one, OSError):
-            raise one
-    return [one for one in found if not isinstance(one, OSError)]
+    results = from_all(mine, group)
+    for result in results:
+        if isinstance(result, OSError):
+            raise result
+    return [result for result in results if not isinstance(result, OSError)]
 
 
 def _make_room(folder: Path, aside: Path) -> None:
@@ -256,7 +256,7 @@ def _write(tensors: dict[str, Tensor], aside: Path, group: dist.ProcessGroup | N
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of what went wrong beneath DCP's own report."""
+    """The first line of the error that DCP wraps in its own."""
     if isinstance(error, dcp.api.CheckpointException):
         error = next(failure[0] for failure in error.failures.values())
     return (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -264,14 +264,14 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """DCP tells at length that a single process is a single process."""
+    """Silence DCP's warnings about running in a single process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def _record(aside: Path, group: dist.ProcessGroup | None) -> dict[str, dict[str, Any]]:
-    """Size and hash of each file, known to all processes; each reads its share of them."""
+    """Size and hash of each file, on all processes; each process reads its share of the files."""
 
     def of_share() -> dict[str, dict[str, Any]]:
         files = _share(sorted(file for file in aside.iterdir() if file.name != _MANIFEST))
@@ -281,7 +281,7 @@ def _record(aside: Path, group: dist.ProcessGroup | None) -> dict[str, dict[str,
 
 
 def _seal(aside: Path, target: Path, record: dict[str, dict[str, Any]]) -> None:
-    """The first process puts down what was written and gives it its name; from here on it counts."""
+    """On the first process: write the manifest and rename the folder, which makes the state valid."""
     if not is_first():
         return
     with open(aside / _MANIFEST, "w", encoding="utf-8") as file:
@@ -293,7 +293,7 @@ def _seal(aside: Path, target: Path, record: dict[str, dict[str, Any]]) -> None:
 
 
 def _fault(state: Path) -> str | None:
-    """What is wrong with a state, or None; the same on all processes, each of which reads its share of the files."""
+    """What is wrong with a state, or None; the same on all processes, each of which checks its share of the files."""
     return next((fault for fault in from_all(_fault_of_share(state)) if fault), None)
 
 
@@ -302,7 +302,7 @@ def _fault_of_share(state: Path) -> str | None:
         record = json.loads((state / _MANIFEST).read_text(encoding="utf-8"))
         for name, expected in _share(sorted(record.items())):
             if (state / name).stat().st_size != expected["bytes"] or _hash(state / name) != expected["sha256"]:
-                return f"{name} is torn or damaged"
+                return f"{name} is incomplete or damaged"
     except (OSError, ValueError, KeyError, AttributeError) as error:
         return f"is incomplete ({error})"
     return None

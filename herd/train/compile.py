@@ -1,9 +1,9 @@
-"""Compiled training: what a C++ or Triton compiler makes faster, where there is one; the same losses to rounding.
+"""Compiled training, if a C++ or Triton compiler is installed; losses are the same up to rounding.
 
-Two things can be compiled. The kernels for the CPU (`herd/kernels/native.py`: attention, and what stands between the
-matmuls) take seconds once and are kept, so `auto` uses them wherever they are to be had. `torch.compile` fuses what
-stands before and after attention in each block; it takes up to a minute at each start, gains much on a GPU and little
-on a CPU, so `auto` uses it on a GPU alone.
+Two things can be compiled. The CPU kernels (`herd/kernels/native.py`: attention, and the operations between matmuls)
+take seconds once and are cached, so `auto` uses them wherever they are available. `torch.compile` fuses the operations
+before and after attention in each block; it takes up to a minute at each start, gains much on a GPU and little on a
+CPU, so `auto` uses it only on a GPU.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ Compile = Literal["auto", "on", "off"]
 
 
 def compile_model(model: Llama, wish: Compile) -> str:
-    """Make a Llama's blocks as fast as was wished, in place; returns in words what is compiled.
+    """Compile a Llama's blocks in place, as `wish` says; returns what is compiled, for a message.
 
     Raises:
-        ConfigError: `on`, and there is no compiler.
+        ConfigError: `wish` is `on`, but there is no compiler.
     """
     device = next(model.parameters()).device.type
     fault = missing_compiler(device)
@@ -49,7 +49,7 @@ def compile_model(model: Llama, wish: Compile) -> str:
         setattr(model, "run", without_kernels(model.run))  # noqa: B010  (a method to the type checker)
         return "nothing"
     if wish == "on" or (device == "cuda" and not fault):
-        for block in blocks:  # the compiled code is one for all of them: each brings its own weights
+        for block in blocks:  # compiled once for all of them, with the weights as inputs
             block.before_attention = torch.compile(block.before_attention)
             block.after_attention = torch.compile(block.after_attention)
         return "blocks"
@@ -57,9 +57,9 @@ def compile_model(model: Llama, wish: Compile) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep what it frees for what it needs next: fresh pages cost a step on the CPU a few percent.
+    """Let malloc keep freed memory for reuse: page faults on fresh memory cost a few percent of a step on the CPU.
 
-    Whoever tunes glibc by its own variables (`MALLOC_...`) has the last word.
+    Nothing is changed if glibc is tuned by its own variables (`MALLOC_...`).
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt") and not any(name.startswith("MALLOC_") for name in os.environ):
@@ -68,17 +68,17 @@ def keep_freed_memory() -> None:
 
 
 def recompute_layers(model: Llama, every: int) -> None:
-    """Let every so-manieth block of a Llama keep only its input and compute the rest again backwards, in place."""
+    """Activation checkpointing in every `every`-th block of a Llama, in place; 0: in none."""
     for index, block in enumerate(model.model.layers):
         if every and index % every == 0:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def choose_float8(model: Llama, micro_tokens: int) -> None:
-    """Multiply in float8 where it gains on this GPU, and say so.
+    """Use float8 matmuls for the shapes where they are faster on this GPU, and report them.
 
     Raises:
-        ConfigError: the model is not on a GPU that has float8.
+        ConfigError: the model is not on a GPU with float8.
     """
     device = next(model.parameters()).device
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
@@ -88,7 +88,7 @@ def choose_float8(model: Llama, micro_tokens: int) -> None:
 
 
 def missing_compiler(device: str) -> str | None:
-    """What `torch.compile` lacks on a device, in words; None where it can run."""
+    """What `torch.compile` lacks on a device, for a message; None if it can run."""
     if device == "cpu":
         return None if find_compiler() else "there is no C++ compiler (g++)"
     return None if importlib.util.find_spec("triton") else "the package `triton` is not installed"

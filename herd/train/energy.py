@@ -1,4 +1,4 @@
-"""How much energy a run takes, where the machine counts it: RAPL for processors, NVML for GPUs."""
+"""The energy a run uses, where the machine measures it: RAPL for processors, NVML for GPUs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _RAPL = Path("/sys/class/powercap")
 
 
 class Energy:
-    """Joules since the last reading, of all counters of this machine that can be read; none where there are none."""
+    """Joules since the last reading, of all readable counters of this machine; false if there are none."""
 
     def __init__(self, rapl: Path = _RAPL):
         self._counters: list[_Rapl | _Nvml] = [
@@ -23,12 +23,12 @@ class Energy:
         return bool(self._counters)
 
     def joules(self) -> float:
-        """Joules since the last call (or since the beginning)."""
+        """Joules since the last call (or since construction)."""
         return sum(counter.joules() for counter in self._counters)
 
 
 class _Rapl:
-    """A processor package; its counter of microjoules begins anew at a limit."""
+    """A processor package; its counter of microjoules wraps around at a limit."""
 
     def __init__(self, zone: Path):
         self._file = zone / "energy_uj"
@@ -45,7 +45,7 @@ class _Rapl:
 
 
 class _Nvml:
-    """A GPU; its counter of millijoules runs since the driver was loaded."""
+    """A GPU; its counter of millijoules starts when the driver is loaded."""
 
     def __init__(self, nvml: Any, index: int):
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
@@ -59,7 +59,7 @@ class _Nvml:
 
 
 def _readable(zone: Path) -> bool:
-    """Many machines keep the counter from all but their administrator."""
+    """Whether the counter can be read; many machines allow that only to root."""
     try:
         return int((zone / "energy_uj").read_text()) >= 0 and (zone / "max_energy_range_uj").exists()
     except (OSError, ValueError):
@@ -71,5 +71,5 @@ def _gpus() -> list[_Nvml]:
         nvml = importlib.import_module("pynvml")
         nvml.nvmlInit()
         return [_Nvml(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
-    except Exception:  # no package, no driver, no permission: NVML has an error class for each, and all mean no counter
+    except Exception:  # no package, driver or permission: NVML has an error class for each
         return []

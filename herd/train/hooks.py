@@ -1,4 +1,4 @@
-"""Extras of a training run: plain functions called at intervals, after the state is saved."""
+"""Hooks of a training run: functions called at intervals, after the state is saved."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Hook:
-    """A function called with the number of finished steps, wherever `due(step, num_steps)` says so.
+    """A function called with the number of finished steps, whenever `due(step, num_steps)` is true.
 
-    A resumed run calls the hooks of the step it continues from once more; so `call` must not mind a second time. Where
-    it answers True the run ends there.
+    A resumed run calls the hooks of the step it continues from again, so `call` must be idempotent. If it returns True,
+    the run ends there.
     """
 
     call: Callable[[int], bool | None]
     due: Callable[[int, int], bool]
 
     def run(self, model: nn.Module, step: int) -> bool:
-        """Call it, the model in evaluation meanwhile; whether the run is to end."""
+        """Call it with the model in evaluation mode; returns whether the run is to end."""
         model.eval()
         with torch.no_grad():
             ends = self.call(step)
@@ -30,15 +30,15 @@ class Hook:
 
 
 def every(steps: int, call: Callable[[int], bool | None]) -> Hook:
-    """Call after every so many steps."""
+    """Call after every `steps` steps."""
     return Hook(call, lambda step, num_steps: steps > 0 and step % steps == 0)
 
 
 def at_shares(shares: Sequence[float], call: Callable[[int], bool | None]) -> Hook:
-    """Call when these shares (0 to 1) of the run are done."""
+    """Call once at each of these shares (0 to 1) of the run."""
     return Hook(call, lambda step, num_steps: step in {max(1, round(share * num_steps)) for share in shares})
 
 
 def evenly(count: int, call: Callable[[int], bool | None]) -> list[Hook]:
-    """Call so many times over the run, at equal distances, the last step included."""
+    """Call `count` times over the run, at equal distances, the last step included."""
     return [at_shares([number / count for number in range(1, count + 1)], call)] if count else []

@@ -1,4 +1,4 @@
-"""From a model, rows and an objective to a finished run folder: what every stage that trains has in common.
+"""From a model, rows and an objective to a finished run folder: what all training stages share.
 
 with training(settings, "sft", {"conversations": settings.conversations}) as job:
     if not job.finished:
@@ -45,13 +45,13 @@ from herd.train.trainer import Trainer
 from herd.train.validation import KeptAside, Validation, ValidationSettings, history
 
 _CHOICES = "choices.json"
-_FEW_STEPS = 20  # of a whole run; fewer are said
+_FEW_STEPS = 20  # a run of fewer steps gets a warning
 
 
 def training(
     settings: TrainSettings, stage: str, inputs: Mapping[str, Path | list[Path] | None]
 ) -> AbstractContextManager[Job]:
-    """The run of a stage, on all processes that `torchrun` has started; `inputs` as `herd.run.open_run` takes them.
+    """The run of a stage, on all processes that `torchrun` has started; `inputs` as in `herd.run.open_run`.
 
     Raises:
         UserError: as `open_run`.
@@ -63,7 +63,7 @@ def training(
 def training_as(
     asked: Any, settings: TrainSettings, stage: str, inputs: Mapping[str, Path | list[Path] | None]
 ) -> Iterator[Job]:
-    """The same where what a person has `asked` for, which the run folder keeps, leads to the training's settings."""
+    """As `training`, where the stage's own settings (`asked`, recorded in the run folder) differ from `settings`."""
     with (
         joined(settings.out) as device,
         open_run_together(settings.out, stage=stage, settings=asked, inputs=dict(inputs)) as run,
@@ -84,23 +84,23 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether the run was done before."""
+        """Whether the run was already complete."""
         return self.run.finished
 
     def start_from(self, path: Path, *, scores: bool = False, whole_rows: bool = False) -> Checkpoint:
-        """Begin with a checkpoint; to learn `scores` it gets a fresh score head for its vocabulary's.
+        """Start from a checkpoint; with `scores` a fresh score head replaces its output head.
 
-        `whole_rows` where the objective looks at whole rows, which some ways of parallelism cut.
+        `whole_rows`: the objective needs whole rows, which some kinds of parallelism split.
 
         Raises:
-            UserError: it cannot be learned from, or not with these settings on so many processes.
+            UserError: it cannot be trained, or not with these settings on this number of processes.
         """
         checkpoint = open_checkpoint(path)
         config = checkpoint.learnable_config()
         if config.architecture == SEQUENCE_CLASSIFICATION and not scores:
             raise CheckpointError(
-                f"{path} is a reward model, and a language model is to be trained; give the checkpoint that it was "
-                "made from, or another one that writes text"
+                f"{path} is a reward model, but this stage trains a language model; give the checkpoint that it was "
+                "trained from, or another language model"
             )
         tokenizer, template = checkpoint.tokenizer, getattr(self.settings, "template", None)
         tokenizer = tokenizer if template is None else in_format(tokenizer, template)
@@ -116,7 +116,7 @@ class Job:
         *,
         whole_rows: bool = False,
     ) -> None:
-        """Settle how a model of this shape lies over the processes; `make` gives it when it is first needed."""
+        """Decide how a model of this shape is placed on the processes; `make` returns it when it is first needed."""
         chosen, row_tokens = self.settings, self.settings.batch.row_tokens
         self.config, self.tokenizer = config, tokenizer
         self.placement = place(
@@ -127,7 +127,7 @@ class Job:
 
     @cached_property
     def dtype(self) -> torch.dtype | None:
-        """The number type of the weights, None as they are stored; an interrupted run keeps what it began with."""
+        """The dtype of the weights, None for the stored one; an interrupted run keeps the one it started with."""
         return agreed(self._dtype)
 
     @cached_property
@@ -137,7 +137,7 @@ class Job:
         return self._make()
 
     def steps(self, sources: Mapping[str, Documents], epochs: float) -> int:
-        """How many steps go through all rows so often."""
+        """How many steps `epochs` passes over all rows take."""
         return steps_for(self.settings.batch, epochs * self.loader(sources, 1).epoch_tokens())
 
     def loader(
@@ -149,7 +149,7 @@ class Job:
         mixture_at: Mapping[float, Mapping[str, float]] | None = None,
         columns: Columns | None = None,
     ) -> PackedLoader:
-        """The rows of this process, for so many steps; where no mixture is given, an epoch has every row once."""
+        """This process's rows for `num_steps` steps; without a `mixture` an epoch has every row once."""
         batch = self.settings.batch
         weights = mixture or {name: float(count) for name, count in num_rows(sources, batch.row_tokens).items()}
         return PackedLoader(
@@ -173,12 +173,12 @@ class Job:
         aside: KeptAside | None = None,
         watch: Callable[[BatchSource], Sequence[Hook]] = lambda source: (),
     ) -> dict[str, Any]:
-        """Go through all rows `epochs` times, or less where `aside` ends it; the figures of the run's end.
+        """Train for `epochs` passes over all rows, or until validation on `aside` ends it; returns the final figures.
 
-        The loss of what is kept `aside` is measured as `settings.validation` says; `watch` makes further hooks.
+        The loss of the held-out rows (`aside`) is measured as `settings.validation` says; `watch` makes further hooks.
         """
         num_steps = self.steps(sources, epochs)
-        self._tell_little(num_steps, epochs)
+        self._warn_of_few_steps(num_steps, epochs)
         num_steps = min(num_steps, max_steps or num_steps)
         loader = self.loader(sources, num_steps, mixture=mixture, columns=columns)
         hooks = [*watch(loader)]
@@ -190,7 +190,7 @@ class Job:
         if aside is None:
             return figures
         if (best := validation.take_best()) is not None and best < steps:
-            say(f"  the weights are those after step {best:,}, which has the lowest validation loss")
+            say(f"  the final weights are those after step {best:,}, which has the lowest validation loss")
         lowest = agreed(lambda: min(history(self.run.path), key=lambda row: row["loss"]))
         return figures | {"validation_loss": lowest["loss"], "validation_step": lowest["step"]}
 
@@ -199,7 +199,7 @@ class Job:
         parallel = self.settings.parallel
         if parallel.of_one_copy > parallel.shard:
             raise ConfigError(
-                "validation looks at whole rows, which tensor, context and pipeline cut: use replicas and shard"
+                "validation needs whole rows, which parallel.tensor, context and pipeline split; use replicas and shard"
             )
         if isinstance(self.model, ParallelModel) and options.keep == "best":
             raise ConfigError(
@@ -208,17 +208,17 @@ class Job:
         batches = self.loader(aside.sources, 1, columns=aside.columns).epoch()
         return Validation(self.model, objective, batches, self.run.path, options)
 
-    def _tell_little(self, num_steps: int, epochs: float) -> None:
-        """Say where the data make so few steps that little can be learned, and what would make more of them."""
+    def _warn_of_few_steps(self, num_steps: int, epochs: float) -> None:
+        """Warn if the data give too few steps to learn much, and say which settings give more."""
         if num_steps >= _FEW_STEPS:
             return
         batch = self.settings.batch
         more = [f"epochs={-(-_FEW_STEPS * epochs // num_steps):.0f}"]
         rows = max(1, batch.tokens * num_steps // _FEW_STEPS // batch.row_tokens)
         if (smaller := rows * batch.row_tokens) < batch.tokens:
-            more.insert(0, f"batch.tokens={smaller} (a step of fewer rows, now {batch.tokens})")
-        made = f"{num_steps} step{'s' * (num_steps > 1)}"
-        say(f"  the data make {made}, which is too little to learn much; more come from {' or '.join(more)}")
+            more.insert(0, f"batch.tokens={smaller} (fewer rows per step; now {batch.tokens})")
+        steps = f"{num_steps} step{'s' * (num_steps > 1)}"
+        say(f"  the data give only {steps}, too few to learn much; set {' or '.join(more)} for more")
 
     def train(
         self,
@@ -228,7 +228,7 @@ class Job:
         *,
         hooks: Sequence[Hook] = (),
     ) -> int:
-        """Train the model on a source of batches; the steps it took, fewer where a hook ended it."""
+        """Train the model on a source of batches; returns the number of steps, fewer if a hook ended it."""
         chosen, model = self.settings, self.model
         float8 = chosen.batch.micro_tokens if chosen.dtype == "fp8" else 0
         compiled = prepare(model, chosen.compile, chosen.recompute, float8)
@@ -238,7 +238,7 @@ class Job:
             f"  {size} parameters in {str(dtype).removeprefix('torch.')}, {num_steps:,} steps, {tokens} tokens from "
             f"{', '.join(source.names)}, compiled: {compiled}"
         )
-        if is_first() and self.dtype:  # not before: a run that was refused may be tried again with other settings
+        if is_first() and self.dtype:  # only now: a run that was refused may be tried again with other settings
             atomic_write(self.run.path / _CHOICES, json.dumps({"dtype": str(self.dtype).removeprefix("torch.")}))
         kept = evenly(chosen.saving.snapshots, snapshots(model, self.run, chosen.saving, self.tokenizer))
         trainer = Trainer(
@@ -259,18 +259,18 @@ class Job:
         return trainer.num_steps
 
     def put_together(self) -> None:
-        """Let `model` be the whole of it, from what the processes hold; on the first process, after training."""
+        """Replace `model` by the whole model, assembled from all processes; on the first process, after training."""
         self.model = assembled(self.model, self.run.path)
 
     def finish(self, figures: dict[str, Any] | None = None) -> None:
-        """Write `checkpoint/` with the tokenizer beside the weights; with that the run is complete."""
+        """Write `checkpoint/` with weights and tokenizer, and mark the run complete."""
         finish(self.model, self.run, self.tokenizer, figures)
 
     def _dtype(self) -> torch.dtype | None:
         record, wish = self.run.path / _CHOICES, self.settings.dtype
         if record.exists():
-            found: torch.dtype = getattr(torch, read_record(record)["dtype"])
-            return found
+            dtype: torch.dtype = getattr(torch, read_record(record)["dtype"])
+            return dtype
         if wish == "stored":
             return torch.bfloat16 if self.settings.optimizer.state == "bf16" else None
         if wish == "auto":

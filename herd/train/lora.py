@@ -1,10 +1,9 @@
-"""Low-rank adapters (LoRA), and the same over a base of 4 bits (QLoRA), for the one trainer and every objective.
+"""Low-rank adapters (LoRA), also over a 4-bit base (QLoRA), for every objective.
 
-Each chosen matrix W stays as it is, and B A of rank r is learned beside it: y = W x + alpha / r * B (A x). B begins as
-zero, so that training begins at the base model. Adapters are saved in PEFT's format and merged into the weights on
-export.
+Each target matrix W is frozen, and B A of rank r is learned: y = W x + alpha / r * B (A x). B is initialized to zero,
+so that training starts at the base model. Adapters are saved in PEFT's format, and merged into the weights on export.
 
-Source: Hu et al. 2021; Dettmers et al. 2023 (4-bit base).
+Source: Hu et al. 2021 (LoRA); Dettmers et al. 2023 (QLoRA).
 """
 
 from __future__ import annotations
@@ -51,29 +50,29 @@ class LoraSettings:
     rank: int = 0
     """Rank of the adapters; 0: no adapters, all weights are learned."""
     alpha: float = 16.0
-    """The adapters' part of a result is multiplied by alpha / rank."""
+    """The adapters' output is multiplied by alpha / rank."""
     targets: list[Target] = field(default_factory=lambda: list(TARGETS))
     """Matrices of each block that get an adapter."""
     base: Literal["as_is", "nf4"] = "as_is"
-    """How the frozen matrices are held: in the model's number type, or in 4 bits (QLoRA)."""
+    """How the frozen matrices are stored: in the model's dtype, or in 4 bits (QLoRA)."""
     dropout: float = 0.0
-    """Share (0 to 1) of an adapter's inputs that is left out while learning."""
+    """Dropout (0 to 1) of the adapters' inputs during training."""
     modules_to_save: list[Literal["embed_tokens", "lm_head"]] = field(default_factory=list)
-    """Beside the adapters, what is learned whole: the embedding, the head, as new tokens need it."""
+    """Modules trained in full beside the adapters, embedding or head, as new tokens need it."""
 
     def __post_init__(self) -> None:
         if self.rank < 0 or self.alpha <= 0:
             raise ValueError("rank must be 0 or more and alpha positive")
         if not 0 <= self.dropout < 1:
-            raise ValueError("dropout is a share: 0 or more, less than 1")
+            raise ValueError("dropout must be at least 0 and less than 1")
         if not self.rank and (self.dropout or self.modules_to_save):
-            raise ValueError("dropout and modules_to_save go with adapters: set rank too")
+            raise ValueError("dropout and modules_to_save need adapters: set rank too")
         if self.rank and not self.targets:
             raise ValueError("targets must name at least one matrix")
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer with a low-rank one beside it, which `fresh_adapters` gives its first values."""
+    """A frozen linear layer plus a low-rank adapter, which `fresh_adapters` initializes."""
 
     packed: Tensor
     scales: Tensor
@@ -107,7 +106,7 @@ class LoraLinear(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> Tensor:
-        """The weight of a plain linear layer that does the same (a base of 4 bits as it was rounded)."""
+        """The weight of an equivalent plain linear layer (a 4-bit base is dequantized)."""
         base: Tensor | None = self.weight
         if base is None:
             base = dequantize(self.packed, self.scales, self.shape, torch.float32)
@@ -115,7 +114,7 @@ class LoraLinear(nn.Module):
 
 
 def adapter_parameters(config: ModelConfig, options: LoraSettings) -> int:
-    """How many weights the adapters of a model of this shape have, and what is learned whole beside them."""
+    """How many parameters are trained: the adapters of a model of this shape, and its `modules_to_save`."""
     shapes = matrix_shapes(config)
     whole = len(set(options.modules_to_save))
     whole = min(whole, 1) if config.tie_word_embeddings else whole
@@ -139,10 +138,10 @@ def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def adapt(model: Llama, options: LoraSettings, device: torch.device | str | None = None) -> None:
-    """Freeze a Llama and make room for an adapter beside each chosen matrix, in place; a head that scores is learned
-    whole, and what `modules_to_save` names.
+    """Freeze a Llama and add uninitialized adapters to its target matrices, in place.
 
-    On another `device` the matrices are moved one by one: it never holds all that become 4 bits as they were.
+    A score head and `modules_to_save` are trained in full. With `device` the matrices are moved there one by one, so
+    that those of a 4-bit base are never all there unquantized.
     """
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -155,7 +154,7 @@ def adapt(model: Llama, options: LoraSettings, device: torch.device | str | None
 
 
 def _whole(model: Llama, modules: Sequence[str]) -> dict[str, str]:
-    """The weights that are learned whole, and PEFT's name of the module: a tied embedding is the head too."""
+    """The weights trained in full, with PEFT's name of their module; a tied embedding is also the head."""
     found = {"score.weight": "score"} if hasattr(model, "score") else {}
     tied = modules and model.config.tie_word_embeddings
     here = {name: module for name, module in _MODULES.items() if tied or module in modules}
@@ -164,19 +163,18 @@ def _whole(model: Llama, modules: Sequence[str]) -> dict[str, str]:
 
 @torch.no_grad()
 def add_adapters(model: Llama, options: LoraSettings, seed: int = 0, device: torch.device | str | None = None) -> None:
-    """`adapt` a Llama, its adapters as training begins."""
+    """`adapt` a Llama and initialize its adapters."""
     adapt(model, options, device)
     for name, drawn in fresh_adapters(model, seed):
         model.get_parameter(name).copy_(drawn)
 
 
 def fresh_adapters(model: nn.Module, seed: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """Adapters as training begins, one after the other, in the model's number type; of `model` only names and shapes
-    are used."""
+    """Initial values of the adapters, one by one, in the model's dtype; of `model` only names and shapes are used."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if name.endswith(".lora_A"):
-            bound = 1 / math.sqrt(parameter.shape[1])  # as PEFT draws it: kaiming uniform with a = sqrt 5
+            bound = 1 / math.sqrt(parameter.shape[1])  # as in PEFT: Kaiming uniform with a = sqrt 5
             drawn = torch.empty(parameter.shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
             yield name, drawn.to(parameter.dtype)
         elif name.endswith(".lora_B"):
@@ -184,17 +182,17 @@ def fresh_adapters(model: nn.Module, seed: int = 0) -> Iterator[tuple[str, Tenso
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Whether `add_adapters` was here."""
+    """Whether a model has adapters."""
     return any(isinstance(module, LoraLinear) for module in model.modules())
 
 
 def has_4_bits(model: nn.Module) -> bool:
-    """Whether the base beneath the adapters is held in 4 bits."""
+    """Whether the base of the adapters is stored in 4 bits."""
     return any(isinstance(module, LoraLinear) and module.weight is None for module in model.modules())
 
 
 def merged_model(model: Llama) -> Llama:
-    """The plain Llama in memory that does the same as one with adapters; what they leave alone is shared."""
+    """The equivalent of a Llama with adapters as a plain one in memory; weights without an adapter are shared."""
     plain = empty_model(model.config)
     weights = {name: _merged(model, name).to(_part(model, name).dtype) for name in plain.state_dict()}
     plain.load_state_dict(weights, assign=True)
@@ -204,15 +202,17 @@ def merged_model(model: Llama) -> Llama:
 
 
 def save_merged(model: Llama, folder: Path, tokenizer: Tokenizer | None = None) -> None:
-    """Write the plain Llama that does the same as one with adapters; matrices are merged file by file."""
+    """Write a Llama with merged adapters as a plain one; matrices are merged file by file, to save memory."""
     plain = empty_model(model.config).state_dict()
     like = {name: weight.to(_part(model, name).dtype) for name, weight in plain.items()}
     save_weights(model.config, like, partial(_merged, model), folder, tokenizer)
 
 
 def save_adapters(model: Llama, folder: Path, base: str = "", tokenizer: Tokenizer | None = None) -> Path:
-    """Write the adapters as PEFT does (`adapter_config.json`, `adapter_model.safetensors`), and with them a head that
-    scores; `base` names the model. A `tokenizer` is written beside them, with the ids that end answers now."""
+    """Write the adapters, and a score head, in PEFT's format (`adapter_config.json`, `adapter_model.safetensors`).
+
+    `base` names the base model. With a `tokenizer` its files are written too, and the current `eos_token_id`.
+    """
     tensors, adapted = {}, {n: m for n, m in model.named_modules() if isinstance(m, LoraLinear)}
     for name, module in adapted.items():
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = module.lora_A.detach().clone()
@@ -247,17 +247,17 @@ def save_adapters(model: Llama, folder: Path, base: str = "", tokenizer: Tokeniz
 
 
 def load_adapters(model: Llama, folder: Path) -> LoraSettings:
-    """Put saved adapters (ours or PEFT's) into a plain Llama, in place; returns their settings.
+    """Load saved adapters (ours or PEFT's) into a plain Llama, in place; returns their settings.
 
     Raises:
-        CheckpointError: no adapters there, damaged ones, those of another shape of model, or other than plain ones.
+        CheckpointError: adapters are missing, damaged, made for another model shape, or not plain LoRA.
     """
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "adapter_model.safetensors")
         rank, alpha, targets = config["r"], float(config["lora_alpha"]), list(config["target_modules"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: holds no adapters in PEFT's format ({error})") from None
+        raise CheckpointError(f"{folder}: not an adapter folder in PEFT's format ({error})") from None
     _check_plain(model, folder, config)
     if unknown := sorted(set(targets) - set(TARGETS)):
         raise ConfigError(f"{folder}: adapts {', '.join(unknown)}; a Llama's blocks have {', '.join(TARGETS)}")
@@ -275,24 +275,24 @@ def load_adapters(model: Llama, folder: Path) -> LoraSettings:
 
 
 def _check_plain(model: nn.Module, folder: Path, config: dict[str, Any]) -> None:
-    """Refuse what would change more than is read."""
+    """Refuse adapters with features that would be ignored."""
     other = [name for name in _NOT_READ if config.get(name)] + ["bias"] * (config.get("bias", "none") != "none")
     read = {"embed_tokens", "lm_head"} | set(_SCORES if hasattr(model, "score") else ())
     whole = set(config.get("modules_to_save") or ()) - read
     if other := other + ["modules_to_save"] * bool(whole):
-        raise CheckpointError(f"{folder}: uses {', '.join(other)}, which is not read here; plain LoRA adapters are")
+        raise CheckpointError(f"{folder}: {', '.join(other)} is not supported; expected a plain LoRA adapter")
 
 
 @torch.no_grad()
 def _fill(parameter: Tensor, found: Tensor | None, name: str, folder: Path) -> None:
     if found is None or found.shape != parameter.shape:
         shape = None if found is None else tuple(found.shape)
-        raise CheckpointError(f"{folder}: `{name}` has the shape {shape}; this model needs {tuple(parameter.shape)}")
+        raise CheckpointError(f"{folder}: `{name}` has shape {shape}; this model needs {tuple(parameter.shape)}")
     parameter.copy_(found)
 
 
 def _part(model: nn.Module, name: str) -> LoraLinear | nn.Parameter:
-    """What holds a weight of the plain Llama: an adapted layer, or the parameter itself."""
+    """The holder of a weight of the plain Llama: a layer with an adapter, or the parameter itself."""
     module = model.get_submodule(name.rpartition(".")[0])
     return module if isinstance(module, LoraLinear) and name.endswith(".weight") else model.get_parameter(name)
 

@@ -1,4 +1,4 @@
-"""Sums over micro-batches and processes, and how fast a run goes."""
+"""Sums of metrics over micro-batches and processes, and the speed of a run."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ class Totals:
 
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
     ranks: dict[str, float] = field(default_factory=dict)
-    """Which process was the slowest, where there are several."""
+    """With several processes: which was the slowest, and by how much."""
     began: float = field(default_factory=time.perf_counter)
     seconds: float = 0.0
-    """How long this process worked on the step before it had to wait for the others."""
+    """How long this process computed in this step before it waited for the others."""
     asked_to_end: bool = False
     """Whether this process was asked to end; after `reduce`, whether any was."""
     data_fault: str = ""
-    """What is wrong with this process's batches, in words; after `reduce`, with those of any."""
+    """What is wrong with this process's batches, for a message; after `reduce`, with those of any."""
 
     def worked(self) -> None:
-        """From here on this process waits for the others."""
+        """Record that this process now waits for the others."""
         self.seconds = time.perf_counter() - self.began
 
     def add(self, loss: Loss) -> None:
-        """Add one micro-batch; of a metric named `max_...` the largest is kept, where its count is not 0."""
+        """Add one micro-batch; sums are added, except that metrics named `max_...` keep their maximum."""
         for name, (total, count) in {"loss": (loss.sum.detach(), loss.count), **loss.metrics}.items():
             self.sums[name] = _joined(name, [self.sums.get(name, (0.0, 0.0)), (total.item(), count.item())])
 
@@ -47,7 +47,7 @@ class Totals:
         parts: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(parts, (self.sums, self.seconds, self.asked_to_end, self.data_fault))
         sums, seconds, asked, faults = zip(*parts)
-        if all(seconds):  # on a mesh work and waiting are interwoven, and not told apart
+        if all(seconds):  # not on a mesh, where computing and waiting alternate
             self.ranks = stragglers(list(seconds))
         self.asked_to_end, self.data_fault = any(asked), next(filter(None, faults), "")
         names = dict.fromkeys(name for part in sums for name in part)
@@ -55,11 +55,11 @@ class Totals:
 
     @property
     def count(self) -> float:
-        """What the loss was summed over: tokens or pairs."""
+        """The number of tokens or pairs that the loss was summed over."""
         return self.sums.get("loss", (0.0, 0.0))[1]
 
     def means(self) -> dict[str, float]:
-        """Each sum divided by its count; what was not seen is left out."""
+        """Each sum divided by its count; without those whose count is 0."""
         return {name: total / count for name, (total, count) in self.sums.items() if count}
 
 
@@ -70,20 +70,20 @@ def _joined(name: str, parts: Sequence[tuple[float, float]]) -> tuple[float, flo
 
 
 class Speed:
-    """Tokens per second and the share of the peak arithmetic rate that they use (MFU)."""
+    """Tokens per second, and model FLOPs utilization (MFU)."""
 
     def __init__(self, peak_flops: float = 0.0):
         self.peak_flops = peak_flops
         self._began = time.perf_counter()
 
     def begin(self) -> None:
-        """A step begins."""
+        """Start timing a step."""
         self._began = time.perf_counter()
 
     def figures(self, num_tokens: int, flops: float) -> dict[str, float]:
-        """Of the step since `begin`, in which `num_tokens` went through the model and `flops` were computed.
+        """Figures of the step since `begin`, of `num_tokens` tokens and `flops` operations.
 
-        A share above 1 is left out: the peak was then measured while the machine was busy, and is too low.
+        An MFU above 1 is left out: the peak was then measured while the machine was busy, and is too low.
         """
         seconds = max(time.perf_counter() - self._began, 1e-9)
         rate = num_tokens / seconds
@@ -94,9 +94,9 @@ class Speed:
 
 
 def headlines(folder: Path) -> dict[str, float]:
-    """What a run says of itself: tokens, the mean loss over its last twentieth, the typical speed.
+    """A run's summary: tokens, the mean loss over its last twentieth, the median speed.
 
-    MFU only where every step has one: a step without shows that the peak was measured too low (`Speed.figures`).
+    MFU only if every step has one: a step without it shows that the peak was measured too low (`Speed.figures`).
     """
     rows = read_metrics(folder)
     tail = rows[-max(len(rows) // 20, 1) :]
@@ -107,7 +107,7 @@ def headlines(folder: Path) -> dict[str, float]:
 
 
 def last_means(path: Path, share: float = 0.05) -> dict[str, float]:
-    """Headline figures of a run folder: the means of its figures over the last share (0 to 1) of its logged steps."""
+    """The means of a run folder's metrics over the last `share` (0 to 1) of its logged steps."""
     rows = read_metrics(path)
     tail = rows[-max(1, round(share * len(rows))) :]
     names = [name for name in tail[-1] if name not in ("step", "tokens", "seconds", "learning_rate")] if tail else []

@@ -1,7 +1,7 @@
-"""What a batch costs: functions from hidden states, a head and a batch to a `Loss`.
+"""Objectives: functions from hidden states, a head and a batch to a `Loss`.
 
-An objective sees hidden states, never logits or weights; how wide logits are chunked or split is the head's affair. It
-returns sums and counts, so that the trainer's one division makes unequal micro-batches right.
+An objective gets hidden states, never logits or weights: the head computes logits in chunks, or split over processes.
+It returns sums and counts, which the trainer divides once, so that micro-batches of unequal size are weighted right.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from herd.model.llama import Head
 from herd.types import IGNORE, Batch, Loss
 
-_CHUNK_TOKENS = 1024  # whose logits exist at a time, where the likeliest are looked for
-_LEAST_REST = 1e-6  # of the probability, which float32 cannot tell from nothing
+_CHUNK_TOKENS = 1024  # whose logits are in memory at a time in `likeliest`
+_LEAST_REST = 1e-6  # of the probability; float32 does not resolve less
 
 
 def next_token(hidden: Tensor, head: Head, batch: Batch, *, sources: Sequence[str] = ()) -> Loss:
-    """Cross entropy of every labelled token, for pre-training, long context, annealing and SFT alike.
+    """Cross entropy of every labelled token: for pre-training, long context, annealing and SFT.
 
-    With the names of the loader's `sources` (rows ordered by source, as `PackedLoader` makes them) each has its own
-    metric beside.
+    With the names of the loader's `sources` (rows ordered by source, as `PackedLoader` makes them) the loss of each is
+    a metric.
     """
     num_labels = (batch.labels != IGNORE).sum(1)
     if len(sources) < 2:
@@ -42,7 +42,7 @@ def next_token(hidden: Tensor, head: Head, batch: Batch, *, sources: Sequence[st
 def reward_pairs(hidden: Tensor, head: nn.Linear, batch: Batch) -> Loss:
     """-log sigmoid(better score - worse score), summed over all comparisons of the batch; no margin.
 
-    Columns `better` and `worse` (M, 2) give row and place of each response's last token; a pair with an edited
+    Columns `better` and `worse` (M, 2) give row and position of each response's last token; a pair with an edited
     response gives three comparisons (edited > chosen, edited > rejected, chosen > rejected).
 
     Source: The Llama 3 Herd of Models, section 4.1.2.
@@ -65,16 +65,16 @@ def dpo(
     nll: float = 0.2,
     loss: Literal["sigmoid", "ipo"] = "sigmoid",
 ) -> Loss:
-    """Direct preference optimisation with formatting tokens masked and an NLL term on the chosen response.
+    """Direct preference optimization with formatting tokens masked and an NLL term on the chosen response.
 
     Per pair: -log sigmoid(beta * ((policy - reference)(chosen) - (policy - reference)(rejected))) + nll * NLL(chosen).
-    Log-probabilities are summed over the places where column `counted` (B, T) is true, which leaves out headers and
-    terminators; the NLL is the mean over all labelled tokens of the response, its terminator too, so that the model
-    does not forget how to stop. Column `response` (B, T) says which response a label belongs to (2i chosen, 2i + 1
-    rejected, -1 none), `reference` (2P,) holds the reference model's sums.
+    Log-probabilities are summed over the tokens where column `counted` (B, T) is true, which excludes headers and
+    terminators; the NLL is the mean over all labelled tokens of the response, terminator included, so that the model
+    does not unlearn to stop. Column `response` (B, T) says which response a label belongs to (2i chosen, 2i + 1
+    rejected, -1 none); `reference` (2P,) holds the reference model's sums.
 
-    With `ipo` the first term is (difference of the gains per token - 1 / (2 beta))^2, which has an optimum where DPO
-    pushes on. A gain per token instead of a sum is what its authors meant, and what TRL takes.
+    With `ipo` the first term is (difference of the gains per token - 1 / (2 beta))^2, which has a finite optimum where
+    DPO's has none. The gain is taken per token, as its authors intended and TRL does.
 
     Source: The Llama 3 Herd of Models, section 4.1.4; NLL per token as in Pang et al. 2024; IPO: Azar et al. 2023.
     """
@@ -104,11 +104,11 @@ def dpo(
 
 
 def distill(hidden: Tensor, head: Head, batch: Batch) -> Loss:
-    """KL divergence from the teacher's next-token distribution to the model's, summed over all labelled places.
+    """KL divergence from the teacher's next-token distribution to the model's, summed over all labelled tokens.
 
-    Columns `teacher_ids` and `teacher_log_probs` (B, T, k) hold the teacher's k likeliest tokens, the likeliest first;
-    all other tokens together are one more outcome. `agreement` counts where, of these k, the model's likeliest is the
-    teacher's.
+    Columns `teacher_ids` and `teacher_log_probs` (B, T, k) hold the teacher's top k tokens, the likeliest first; all
+    other tokens together are one more outcome. `agreement` counts how often, among these k, the model's top token is
+    the teacher's.
 
     Source: Hinton et al. 2015, with the tail as one outcome instead of a temperature.
     """
@@ -131,15 +131,15 @@ def policy_gradient(
     kl: float = 0.0,
     figures: Sequence[str] = (),
 ) -> Loss:
-    """The clipped policy gradient of sampled tokens, weighted by their answers' advantages; GRPO and RLOO alike.
+    """The clipped policy gradient of sampled tokens, weighted by their answers' advantages, for GRPO and RLOO.
 
-    Columns (B, T): `advantage`, `sampled` (log-probability under the policy that drew the token, which is the engine's:
-    so a difference between engine and trainer is corrected and not ignored), `weight`, `counted`, `fresh`, and with
-    `kl` above 0 `reference`. The KL term is the estimator exp(d) - d - 1 of d = reference - policy. `max_engine_gap` is
-    the largest |log-probability of the engine - of the trainer| where the weights are those that sampled. Column
-    `figures` (1, 2k) brings sums and counts that are passed on under the names `figures`.
+    Columns (B, T): `advantage`, `sampled` (the engine's log-probability of the token when it was sampled, so that
+    differences between engine and trainer are corrected by the ratio), `weight`, `counted`, `fresh`, and with `kl`
+    above 0 `reference`. The KL term is the estimator exp(d) - d - 1 of d = reference - policy. `max_engine_gap` is the
+    largest |engine's - trainer's log-probability| where the weights are those that sampled (`fresh`). Column `figures`
+    (1, 2k) holds sums and counts that become metrics under the names `figures`.
 
-    Source: Schulman et al. 2017 (clipping); Yu et al. 2025 (its two sides apart); Schulman 2020 (KL).
+    Source: Schulman et al. 2017 (clipping); Yu et al. 2025 (separate clip bounds); Schulman 2020 (KL estimator).
     """
     learned = batch.labels != IGNORE
     log_probs = head.log_probs(hidden[learned], batch.labels[learned])
@@ -153,29 +153,29 @@ def policy_gradient(
     metrics = {
         "max_engine_gap": (gap.detach(), columns["fresh"].any().long()),
         "clipped": ((clipped * advantage < ratio * advantage).sum().detach(), number),
-        "entropy": (-log_probs.sum().detach(), number),  # as the tokens that were drawn estimate it
+        "entropy": (-log_probs.sum().detach(), number),  # estimated from the sampled tokens
     }
     if kl:
-        apart = batch.columns["reference"][learned] - log_probs
-        divergence = apart.exp() - apart - 1
+        difference = batch.columns["reference"][learned] - log_probs
+        divergence = difference.exp() - difference - 1
         loss = loss + kl * divergence
         metrics["kl"] = (divergence.sum().detach(), number)
     if figures:
-        told = batch.columns["figures"][0]
-        metrics |= {name: (told[2 * place], told[2 * place + 1]) for place, name in enumerate(figures)}
+        values = batch.columns["figures"][0]
+        metrics |= {name: (values[2 * i], values[2 * i + 1]) for i, name in enumerate(figures)}
     return Loss((loss * weight).sum(), batch.columns["counted"].sum(), metrics)
 
 
 def label_log_probs(hidden: Tensor, head: Head, batch: Batch) -> Tensor:
-    """The log-probability of every label, 0 where there is none: (B, T) float32."""
+    """The log-probability of every label, 0 where there is no label: (B, T) float32."""
     learned = batch.labels != IGNORE
-    found = torch.zeros(batch.labels.shape, device=hidden.device)
-    found[learned] = head.log_probs(hidden[learned], batch.labels[learned])
-    return found
+    log_probs = torch.zeros(batch.labels.shape, device=hidden.device)
+    log_probs[learned] = head.log_probs(hidden[learned], batch.labels[learned])
+    return log_probs
 
 
 def likeliest(hidden: Tensor, head: Head, batch: Batch, *, k: int) -> tuple[Tensor, Tensor]:
-    """The k likeliest tokens of every labelled place, the likeliest first, and their log-probabilities: (N, k)."""
+    """The top k tokens at every label, the likeliest first, and their log-probabilities: (N, k)."""
     parts = []
     for states in hidden[batch.labels != IGNORE].split(_CHUNK_TOKENS):
         log_probs, ids = head.logits(states).float().log_softmax(-1).topk(k)
@@ -191,7 +191,7 @@ def reward_margins(hidden: Tensor, head: nn.Linear, batch: Batch) -> Tensor:
 
 
 def response_log_probs(hidden: Tensor, head: Head, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Of every labelled token of a response: its log-probability, which response, and whether it counts for DPO."""
+    """For each labelled token of a response: its log-probability, which response, and whether it counts for DPO."""
     learned = batch.columns["response"] >= 0
     log_probs = head.log_probs(hidden[learned], batch.labels[learned])
     return log_probs, batch.columns["response"][learned], batch.columns["counted"][learned]

@@ -1,12 +1,12 @@
 """AdamW over a few flat float32 buffers instead of hundreds of small tensors.
 
-Each group of parameters (with and without weight decay, the embedding apart when its learning rate is) lies in one flat
-buffer of the model's dtype, of which the model's parameters become views. Beside it lie a float32 master copy, the
-float32 gradients summed over micro-batches, and the two moments: a step is a handful of passes over contiguous memory.
+Each group of parameters (with and without weight decay; the embedding if its learning rate differs) is one flat buffer
+of the model's dtype, of which the model's parameters become views. There are flat buffers too for the float32 masters,
+the float32 gradients summed over micro-batches, and the two moments: a step is a few passes over contiguous memory.
 
 With `state=bf16` nothing of that is float32: weights are their own masters, gradients and moments are bfloat16, and
-what is written is rounded stochastically, so that changes smaller than a rounding step are made on average. Eight bytes
-a parameter instead of eighteen: a full fine-tune of 8B parameters fits on one GPU of 139 GB.
+updates are rounded stochastically, so that changes smaller than a rounding step are made on average. That is eight
+bytes per parameter instead of eighteen: full fine-tuning of 8B parameters fits on one GPU of 139 GB.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from herd.parallel.settings import ParallelSettings
 from herd.train.lora import LoraSettings
 
 UPDATE_CHUNK = 2**24
-"""Elements of a bfloat16 update that are float32 at a time."""
+"""Elements of a bfloat16 update that are expanded to float32 at a time."""
 _NORM_PART = 2**16  # elements
-_ALIGN = 64  # elements: every parameter begins on a cache line, whatever its dtype
+_ALIGN = 64  # elements: every parameter begins at a cache line, in any dtype
 
 
 @settings
 class OptimizerSettings:
-    """AdamW, or Muon beside it."""
+    """AdamW, or Muon for the blocks' matrices."""
 
     kind: Literal["adamw", "muon"] = "adamw"
-    """muon: the blocks' matrices by Muon, at a rate that AdamW's fits; embedding, output and norms by AdamW."""
+    """muon: Muon for the blocks' matrices, scaled to AdamW's learning rate; AdamW for embedding, output and norms."""
     learning_rate: float = 3e-4
     """Peak learning rate."""
     beta1: float = 0.9
@@ -47,13 +47,13 @@ class OptimizerSettings:
     eps: float = 1e-8
     """Added to the root of the second moment."""
     weight_decay: float = 0.1
-    """Decay of a step per unit of its learning rate (the paper's scaling runs: 0.1); norm weights have none."""
+    """Decoupled weight decay, multiplied by the learning rate (Llama 3's scaling runs: 0.1); not for norms."""
     clip_norm: float = 1.0
-    """Largest global gradient norm; larger gradients are scaled down to it (0: never)."""
+    """Largest global gradient norm; larger gradients are scaled down to it (0: no clipping)."""
     embedding_multiplier: float = 1.0
-    """The embedding's (and output's) learning rate as a multiple of the others'."""
+    """Factor on the learning rate of embedding and output."""
     state: Literal["fp32", "bf16"] = "fp32"
-    """Number type of masters, gradient sums and moments: 16 bytes a parameter beside the weights' 2, or 6."""
+    """dtype of masters, gradient sums and moments: 16 bytes per parameter beside the weights' 2, or 6."""
     lora: LoraSettings = field(default_factory=LoraSettings)
     """Learn low-rank adapters instead of the weights themselves."""
 
@@ -61,62 +61,60 @@ class OptimizerSettings:
         if self.learning_rate <= 0 or self.embedding_multiplier <= 0:
             raise ValueError("learning_rate and embedding_multiplier must be positive")
         if not all(0 <= one < 1 for one in (self.beta1, self.beta2, self.momentum)):
-            raise ValueError("beta1, beta2 and momentum must lie in [0, 1)")
+            raise ValueError("beta1, beta2 and momentum must be in [0, 1)")
         if self.kind == "muon" and (self.state != "fp32" or self.lora.rank):
-            raise ValueError("kind muon learns all weights with float32 state: no state=bf16, and no lora")
+            raise ValueError("kind=muon needs state=fp32 and all weights trained: leave out state=bf16 and lora")
         if min(self.eps, self.weight_decay, self.clip_norm) < 0:
             raise ValueError("eps, weight_decay and clip_norm must be 0 or more")
 
 
 STATE_BYTES = {"fp32": 12, "bf16": 6}
-"""Of a saved parameter: its master and two moments."""
+"""Per parameter in a saved state: its master and two moments."""
 
 
 def is_narrow(options: OptimizerSettings) -> bool:
-    """Whether less is kept than float32 state of all weights: adapters, or state in bfloat16."""
+    """Whether the state is smaller than float32 for all weights: adapters, or bfloat16."""
     return bool(options.lora.rank) or options.state != "fp32"
 
 
 def keeps_copies(options: OptimizerSettings) -> bool:
-    """Whether replicas keep whole copies instead of shards: what is narrow, and Muon."""
+    """Whether replicas hold whole copies instead of shards: with narrow state, and with Muon."""
     return is_narrow(options) or options.kind == "muon"
 
 
 def mesh_faults(options: OptimizerSettings, parallel: ParallelSettings, whole_rows: bool = False) -> list[str]:
-    """Why a mesh cannot learn so, in sentences; `whole_rows` where an objective looks at whole rows.
+    """The settings that do not work on a mesh, in sentences; `whole_rows` if the objective needs whole rows.
 
-    Copies of the model (replicas alone) learn in every way.
+    With replicas alone everything works.
     """
     if parallel.of_one_copy == 1:
         return []
-    found = []
+    faults = []
     if whole_rows and parallel.of_one_copy > parallel.shard:
-        found.append(
-            "reward models, DPO and distillation look at whole rows, which tensor, context and pipeline cut in pieces; "
+        faults.append(
+            "reward models, DPO and distillation need whole rows, which tensor, context and pipeline split; "
             "use replicas and shard"
         )
     if options.state != "fp32":
-        found.append("optimizer.state=bf16 needs a whole copy on each process (replicas alone); use fp32 on a mesh")
+        faults.append("optimizer.state=bf16 needs a whole copy on each process (replicas alone); use fp32 on a mesh")
     if options.kind == "muon":
-        found.append(
-            "optimizer.kind=muon looks at whole matrices, which a mesh cuts in pieces: use replicas alone, or adamw"
-        )
+        faults.append("optimizer.kind=muon needs whole matrices, which a mesh splits; use replicas alone, or adamw")
     if options.lora.rank and options.lora.base != "as_is":
-        found.append(
-            "optimizer.lora.base=nf4 needs a whole copy on each process (replicas alone); shards hold a base as_is"
+        faults.append(
+            "optimizer.lora.base=nf4 needs a whole copy on each process (replicas alone); use base=as_is with shards"
         )
     if options.lora.modules_to_save:
-        found.append("optimizer.lora.modules_to_save needs a whole copy on each process (replicas alone)")
+        faults.append("optimizer.lora.modules_to_save needs a whole copy on each process (replicas alone)")
     if options.lora.rank and parallel.tensor * parallel.pipeline > 1:
-        found.append("optimizer.lora is learned on replicas, shard and context, not on tensor or pipeline")
-    return found
+        faults.append("optimizer.lora works with replicas, shard and context, not with tensor or pipeline")
+    return faults
 
 
 class FlatAdamW:
     """AdamW with float32 masters for a model's trainable parameters; `num_steps` counts finished updates.
 
-    With `kind` muon the blocks' matrices, views of their group's buffers, are stepped by `torch.optim.Muon` instead;
-    its updates are scaled to the size of AdamW's, so that one learning rate serves both.
+    With `kind` muon the blocks' matrices, views of their group's buffers, are updated by `torch.optim.Muon` instead,
+    whose updates are scaled to the size of AdamW's, so that one learning rate fits both.
 
     Source of Muon: Jordan et al. 2024; of the scale: Liu et al. 2025, arXiv 2502.16982.
     """
@@ -124,7 +122,7 @@ class FlatAdamW:
     def __init__(self, model: nn.Module, options: OptimizerSettings):
         self.options, self.narrow = options, options.state == "bf16"
         if self.narrow and any(p.dtype != torch.bfloat16 for p in model.parameters() if p.requires_grad):
-            raise ConfigError("optimizer.state is bf16, which needs a model in bf16; set its dtype to bf16")
+            raise ConfigError("optimizer.state=bf16 needs the model in bf16; set dtype=bf16")
         self.groups = [_Group(found, narrow=self.narrow, **kind) for kind, found in _grouped(model, options)]
         self._plain = [group for group in self.groups if not group.muon]
         self._adamw = torch.optim.AdamW(
@@ -159,7 +157,7 @@ class FlatAdamW:
         return float(torch.linalg.vector_norm(norms).item()) / count
 
     def step(self, learning_rate: float, count: float, norm: float) -> None:
-        """Divide the summed gradients by `count`, clip them by their global `norm`, update, and forget them."""
+        """Divide the summed gradients by `count`, clip them by their global `norm`, update, and clear them."""
         clip = self.options.clip_norm
         scale = min(1.0, clip / (norm + 1e-6)) / count if clip else 1.0 / count
         for group, muon in self._by_muon:
@@ -177,7 +175,7 @@ class FlatAdamW:
         self.num_steps += 1
 
     def drop_gradients(self) -> None:
-        """Forget what was collected (an interrupted or skipped step)."""
+        """Clear the gradients collected so far (of an interrupted or skipped step)."""
         for group in self.groups:
             group.forget()
 
@@ -194,7 +192,7 @@ class FlatAdamW:
         return tensors
 
     def restored(self, tensors: dict[str, Tensor]) -> None:
-        """Take up what `state` gave, after its views have been filled in place."""
+        """Continue from a loaded state: call it after the views of `state` have been filled in place."""
         self.num_steps = int(tensors["optimizer/num_steps"])
         for group in self._plain:
             self._adamw.state[group.master]["step"].fill_(self.num_steps)
@@ -203,7 +201,7 @@ class FlatAdamW:
 
     @torch.no_grad()
     def _narrow_step(self, group: _Group, options: dict[str, Any], scale: float, seed: int) -> None:
-        """AdamW in float32 on a chunk at a time, written back with stochastic rounding, the same for the same seed."""
+        """AdamW in float32 on one chunk at a time, written back with stochastic rounding, deterministic by `seed`."""
         moments, step = self._adamw.state[group.master], self.num_steps + 1
         (beta1, beta2), rate = options["betas"], options["lr"]
         generator = torch.Generator(group.master.device).manual_seed(seed)
@@ -229,7 +227,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class _Muon:
-    """Muon over the matrices of a group, which stay views of its flat buffers."""
+    """Muon for the matrices of a group, which stay views of its flat buffers."""
 
     def __init__(self, group: _Group, options: OptimizerSettings):
         self.group, self.momentum = group, torch.zeros_like(group.master.detach())
@@ -255,13 +253,12 @@ class _Muon:
 
 
 def _norm_parts(x: Tensor) -> Sequence[Tensor]:
-    """Pieces whose norms are exact to rounding: on a CPU PyTorch sums a tensor's squares one after the other, and loses
-    half a percent of 67 million elements."""
+    """Parts small enough for an exact norm: on a CPU PyTorch sums sequentially, which is 0.5 % off for 67M elements."""
     return x.split(_NORM_PART) if x.device.type == "cpu" else [x]
 
 
 def stochastically_rounded(x: Tensor, generator: torch.Generator) -> Tensor:
-    """float32 to bfloat16, up or down with the probability that makes the mean right; changes `x`."""
+    """float32 to bfloat16, rounded up or down at random so that the mean is right; changes `x`."""
     noise = torch.randint(0, 2**16, x.shape, generator=generator, dtype=torch.int32, device=x.device)
     return x.view(torch.int32).add_(noise).bitwise_and_(-(2**16)).view(torch.float32).bfloat16()
 
@@ -303,7 +300,7 @@ class _Group:
         ]
 
     def forget(self) -> None:
-        """Begin a new sum; narrow gradients are summed by autograd itself, in their place in the flat buffer."""
+        """Clear the sums; narrow gradients are accumulated by autograd directly in the flat buffer."""
         self.empty = True
         if self.narrow:
             self._sums.zero_()
@@ -337,7 +334,7 @@ class _Group:
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Round the masters into the model's own dtype, and await new gradients."""
+        """Copy the masters into the model's weights, rounded to their dtype, and clear the gradients."""
         if self.master.dtype != self.values.dtype:
             self.values.copy_(self.master)
         self.master.grad = None
@@ -345,7 +342,7 @@ class _Group:
 
 
 def kind_of(name: str, parameter: Tensor, options: OptimizerSettings) -> tuple[bool, float, bool]:
-    """Whether a parameter decays, its learning rate as a multiple of the others', and whether Muon steps it."""
+    """Whether a parameter has weight decay, the factor on its learning rate, and whether Muon updates it."""
     outer = name.endswith(("embed_tokens.weight", "lm_head.weight"))
     muon = options.kind == "muon" and parameter.ndim == 2 and not outer
     return parameter.ndim > 1, options.embedding_multiplier if outer else 1.0, muon

@@ -1,8 +1,8 @@
-"""Where a run's model lies: whole on one device, whole on each of several processes, or spread over a mesh.
+"""Where a run's model is placed: whole on one device, whole on each of several processes, or split over a mesh.
 
-One process has the model whole, on its GPU if there is one. Several share it as `parallel:` says; with adapters the
-frozen base lies in shards of the model's own number type. Copies alone (`replicas`) learn adapters and with bfloat16
-state as one process does, each the whole model, and sum their gradients.
+One process has the whole model, on its GPU if there is one. Several split it as `parallel:` says; with adapters the
+frozen base is sharded in the model's dtype. With `replicas` alone and adapters, bfloat16 state or Muon, each process
+has the whole model, and gradients are summed.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from herd.train.lora import adapt, adapter_parameters, add_adapters, fresh_adapt
 from herd.train.optimizer import STATE_BYTES, OptimizerSettings, keeps_copies, mesh_faults
 
 Weights = Callable[[], Iterable[tuple[str, Tensor]]]
-"""Gives the weights that training begins with, by name, one at a time, whenever it is called."""
+"""Yields the initial weights by name, one at a time; can be called repeatedly."""
 
 _STATE_COPIES = 3  # of the state on disk at once: the last good one, the one being written, and a checkpoint
 
 
 @dataclass(frozen=True)
 class Placement:
-    """How a run lies over its processes: made by `place`."""
+    """How a run's model is placed on its processes: made by `place`."""
 
     config: ModelConfig
     parallel: ParallelSettings
@@ -55,26 +55,26 @@ class Placement:
 
     @property
     def rows(self) -> dict[str, int]:
-        """Which share of the rows this process sees, in a loader's words."""
+        """This process's share of the rows, as arguments of a loader."""
         return {"rank": self.layout.data_index(this_process()), "world": self.layout.num_data}
 
     @property
     def disk_bytes(self) -> float:
-        """What states and the final checkpoint take on disk."""
+        """Disk space for training states and the final checkpoint."""
         whole = num_parameters(self.config)
         learned = adapter_parameters(self.config, self.optimizer.lora) if self.optimizer.lora.rank else whole
         checkpoint = 4 * whole if self.optimizer.lora.rank else 0
         return _STATE_COPIES * STATE_BYTES[self.optimizer.state] * learned + checkpoint
 
     def peak_flops(self, model: Llama | ParallelModel) -> float:
-        """The arithmetic rate of all processes together, as the first one measures its own."""
+        """The matmul rate of all processes together, extrapolated from the first one's measurement."""
         dtype = model.dtype if isinstance(model, ParallelModel) else next(model.parameters()).dtype
         return agreed(lambda: quiet_matmul_rate(dtype, self.device.type)) * self.layout.world
 
     def model(self, whole: Callable[[], Llama], weights: Weights, dtype: torch.dtype) -> Llama | ParallelModel:
-        """The model of this process: `whole` made and moved, or its part of it filled from `weights`, read by name.
+        """This process's model: the result of `whole`, moved to its device, or its part, filled from `weights`.
 
-        Of a model on a mesh no process holds more than its part and a tensor at a time.
+        On a mesh no process holds more than its part and one tensor at a time.
         """
         lora = self.optimizer.lora
         if self.copied:
@@ -94,7 +94,7 @@ class Placement:
     def begin(
         self, start: Checkpoint | None, dtype: torch.dtype | None, *, seed: int, embedding_range: float | None
     ) -> Llama | ParallelModel:
-        """A new model of the shape, drawn with `seed`, or the weights of `start` under it (its RoPE and context)."""
+        """A new model initialized with `seed`, or the weights of `start` with this configuration's RoPE and context."""
         dtype = dtype or (start.weights.dtype if start else torch.float32)
         fresh = partial(fresh_weights, seed=seed, embedding_range=embedding_range)
 
@@ -112,9 +112,9 @@ class Placement:
     def load(
         self, checkpoint: Checkpoint, *, dtype: torch.dtype | None = None, score_seed: int = 0
     ) -> Llama | ParallelModel:
-        """A checkpoint's model, in the number type it is stored in where no other is asked for.
+        """A checkpoint's model, by default in its stored dtype.
 
-        A reward model gets a fresh score head, drawn with `score_seed`.
+        A reward model gets a fresh score head, initialized with `score_seed`.
         """
         wish = dtype or (torch.bfloat16 if self.optimizer.state == "bf16" else None)
 
@@ -137,31 +137,31 @@ def place(
     row_tokens: int,
     whole_rows: bool = False,
 ) -> Placement:
-    """How a model of this shape lies over the processes there are; `whole_rows` where an objective needs whole rows.
+    """The placement of a model of this shape on the running processes; `whole_rows` if the objective needs them.
 
     Raises:
-        ConfigError: model, settings and number of processes do not go together; every fault is named.
+        ConfigError: model, settings and number of processes do not fit together; every problem is named.
     """
     if faults := mesh_faults(optimizer, parallel, whole_rows):
         raise ConfigError("parallel: " + "\n  ".join(faults))
     if optimizer.lora.rank > config.hidden_size:
         raise ConfigError(
-            f"optimizer.lora.rank {optimizer.lora.rank:,} is more than the model's width ({config.hidden_size:,}), of "
-            "which adapters are to be a small part: 8 to 64 are usual"
+            f"optimizer.lora.rank {optimizer.lora.rank:,} is more than hidden_size ({config.hidden_size:,}), but "
+            "adapters should be small: 8 to 64 are usual"
         )
     layout = check(config, parallel, num_processes(), row_tokens)
     return Placement(config, parallel, optimizer, layout, device)
 
 
 def read_all(stored: StoredWeights) -> Iterator[tuple[str, Tensor]]:
-    """A checkpoint's weights by name, one at a time, as they are stored; in float32 what is packed."""
+    """A checkpoint's weights by name, one at a time, in their stored dtype; quantized ones as float32."""
     for name, tensor in stored.tensors.items():
         dtype = getattr(torch, tensor.dtype, torch.float32)
         yield name, stored.read(name, dtype if dtype.itemsize > 1 else torch.float32)
 
 
 def prepare(model: Llama | ParallelModel, compiled: Compile, recompute: int, float8_micro_tokens: int = 0) -> str:
-    """Compile the blocks, let some of them recompute, and use float8 where it was asked for; says what is compiled."""
+    """Set up compilation, activation checkpointing and float8 as requested; returns what is compiled, for a message."""
     parts = model.parts if isinstance(model, ParallelModel) else [model]
     for part in parts:
         if float8_micro_tokens:

@@ -1,4 +1,4 @@
-"""Log-probabilities of the reference model, computed once: the trainer then only ever holds one model."""
+"""Log-probabilities of the reference model, computed before training, so that only one model is in memory."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def log_probs(
 ) -> np.ndarray:
     """The summed log-probability of every response (the tokens that count for DPO), one per document of `pairs`.
 
-    Of a pair with three responses only the best and the worst are computed, the middle one stays NaN. Of `world`
-    processes each computes its share of the rows, and all get all.
+    If a pair has three responses, only the best and the worst are computed; the middle one stays NaN. Each of `world`
+    processes computes its share of the rows, and all get all results.
     """
     phase = Phase(batch_tokens=row_tokens, row_tokens=row_tokens, mixture={"pairs": 1.0})
     columns, sources = pairs.dpo_columns, {"pairs": pairs.documents}
@@ -40,24 +40,24 @@ def log_probs(
     model.eval()
     with progress("reference", total=-(-len(pairs) // world), unit="pairs") as bar:
         for batch in loader.epoch():
-            found = model.run(response_sums, batch.to(device))
-            sums[batch.columns["document"].numpy()] = found.double().cpu().numpy()
-            bar.advance(len(found) // 2)
+            batch_sums = model.run(response_sums, batch.to(device))
+            sums[batch.columns["document"].numpy()] = batch_sums.double().cpu().numpy()
+            bar.advance(len(batch_sums) // 2)
     for share in from_all(sums):
         sums = np.where(np.isnan(sums), share, sums)
     return sums
 
 
 def read_log_probs(file: Path, num_responses: int) -> np.ndarray:
-    """What `log_probs` found, as a run has kept it (a NumPy file).
+    """Read the result of `log_probs` from a NumPy file.
 
     Raises:
         CheckpointError: it is damaged.
     """
     try:
-        found: np.ndarray = np.load(file)
+        sums: np.ndarray = np.load(file)
     except (OSError, ValueError, EOFError):
-        found = np.zeros(0)
-    if found.shape != (num_responses,):
-        raise CheckpointError(f"{file}: damaged; delete it, and the reference is computed once more")
-    return found
+        sums = np.zeros(0)
+    if sums.shape != (num_responses,):
+        raise CheckpointError(f"{file}: damaged; delete it, and the reference log-probabilities are computed again")
+    return sums

@@ -1,4 +1,4 @@
-"""What is kept of a run: checkpoints while it goes, and the finished model at its end."""
+"""The checkpoints a run writes: snapshots while it runs, and the trained model at its end."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ from herd.train.trackers import Tracker
 
 @settings
 class SavingSettings:
-    """What is kept of a run while it goes."""
+    """What a run saves while it runs."""
 
     may_change: ClassVar[tuple[str, ...]] = ("save_seconds", "trackers", "hang_seconds")
 
     save_seconds: float = 8.0
-    """Seconds between saves of the state that an interrupted run continues from."""
+    """Seconds between saves of the training state, from which an interrupted run continues."""
     snapshots: int = 0
-    """Checkpoints kept under `checkpoints/` evenly over the run, the last step included, for averaging."""
+    """Number of checkpoints written to `checkpoints/`, evenly over the run, the last step included, for averaging."""
     snapshot_steps: int = 0
-    """Steps between checkpoints kept there, instead of or beside `snapshots`; 0: none."""
+    """Steps between checkpoints written there, instead of or beside `snapshots`; 0: none."""
     keep_snapshots: int = 0
-    """Newest checkpoints that stay under `checkpoints/`; 0 keeps all."""
+    """How many of the newest checkpoints in `checkpoints/` are kept; 0: all."""
     keep_every: int = 0
-    """Keep beside them the checkpoints after a multiple of so many steps; 0: none for that."""
+    """Also keep the checkpoints at multiples of this many steps; 0: none."""
     keep_best: bool = False
-    """Keep beside them the checkpoint with the lowest training loss since the one before it."""
+    """Also keep the checkpoint with the lowest training loss since the previous checkpoint."""
     log_steps: int = 1
     """Steps between lines of metrics.jsonl."""
     trackers: list[Tracker] = field(default_factory=list)
-    """Trackers that get the same figures: tensorboard, wandb, mlflow (installed by you)."""
+    """Experiment trackers that get the same metrics: tensorboard, wandb, mlflow (to be installed separately)."""
     hang_seconds: float = 0.0
-    """Seconds without any progress after which a process writes down its stacks and ends itself; 0: never."""
+    """Seconds without progress after which a process writes its stack traces and exits; 0: never."""
 
     def __post_init__(self) -> None:
         if self.save_seconds <= 0 or self.log_steps < 1:
@@ -63,8 +63,7 @@ class SavingSettings:
 def snapshots(
     model: Llama | ParallelModel, run: Run, saving: SavingSettings, tokenizer: Tokenizer | None = None
 ) -> Callable[[int], None]:
-    """What keeps the model as `checkpoints/step-...`, its tokenizer beside it, and of older ones those that `saving`
-    says."""
+    """A function that writes model and tokenizer as `checkpoints/step-...`, and deletes old ones as `saving` says."""
     return partial(_snapshot, model, run.path, saving, tokenizer)
 
 
@@ -74,8 +73,8 @@ def finish(
     tokenizer: Tokenizer | None = None,
     figures: dict[str, Any] | None = None,
 ) -> None:
-    """Write the trained model as `checkpoint/` (adapters merged, and apart as `adapter/`), complete the run's manifest,
-    and only then let go of the state."""
+    """Write the trained model as `checkpoint/` (adapters merged, and separately as `adapter/`), complete the run's
+    manifest, and only then delete the training state."""
     if not is_first():
         return
     whole = assembled(model, run.path)
@@ -89,17 +88,17 @@ def finish(
 
 
 REWARD_RECORD = "reward.json"
-"""Beside a reward model: in which chat template it learned, which its scores mean nothing without."""
+"""File beside a reward model with the chat template it was trained with, without which its scores mean nothing."""
 
 
 def reward_record(tokenizer: Tokenizer) -> dict[str, str]:
-    """What a reward model remembers of the template it was trained with."""
+    """The contents of `reward.json` for a tokenizer's chat template."""
     template = tokenizer.chat_template or ""
     return {"template": hashlib.sha256(template.encode()).hexdigest()[:16], "format": format_name(tokenizer) or "none"}
 
 
 def _base(run: Path) -> str:
-    """The checkpoint that a run began with, as adapters name their base; empty where there was none."""
+    """The checkpoint that a run started from, as the base model of its adapters; empty if there was none."""
     try:
         return str(Path(json.loads((run / "inputs.json").read_text(encoding="utf-8"))["checkpoint"]["path"]).resolve())
     except (OSError, ValueError, KeyError, TypeError):
@@ -107,8 +106,8 @@ def _base(run: Path) -> str:
 
 
 def assembled(model: Llama | ParallelModel, folder: Path) -> Llama:
-    """The whole of a model on a mesh, from the run folder's newest state and what was frozen, which is mapped from its
-    files where they hold it as it is; a model that is whole, as it is."""
+    """A model on a mesh as a whole model, from the newest state and the frozen weights (mapped from their files if the
+    dtype is the same); any other model is returned as it is."""
     whole = _learned(model, folder)
     frozen = {name for name, parameter in whole.named_parameters() if parameter.is_meta}
     if frozen and isinstance(model, ParallelModel):
@@ -117,19 +116,19 @@ def assembled(model: Llama | ParallelModel, folder: Path) -> Llama:
 
 
 def _learned(model: Llama | ParallelModel, folder: Path) -> Llama:
-    """The whole of a model on a mesh, from the newest state, its frozen weights left out (on `meta`)."""
+    """A model on a mesh as a whole model, from the newest state; frozen weights stay on `meta`."""
     if not isinstance(model, ParallelModel):
         return model
     whole = model.whole()
     learned = {name: parameter for name, parameter in whole.named_parameters() if parameter.requires_grad}
-    found = {name: torch.empty_like(parameter, device="cpu") for name, parameter in learned.items()}
-    read_masters(folder / "state", found)
-    _set(whole, found)
+    weights = {name: torch.empty_like(parameter, device="cpu") for name, parameter in learned.items()}
+    read_masters(folder / "state", weights)
+    _set(whole, weights)
     return whole.eval()
 
 
 def _set(whole: Llama, weights: dict[str, torch.Tensor]) -> None:
-    """Put tensors into a model as its parameters, without a copy."""
+    """Assign tensors as a model's parameters, without a copy."""
     whole.load_state_dict(weights, strict=False, assign=True)
     if isinstance(whole, LlamaForCausalLM):
         whole.tie_weights()
@@ -155,7 +154,7 @@ def _snapshot(
 
 
 def _best(snapshots: Sequence[Path], rows: Sequence[dict[str, Any]]) -> Path:
-    """The snapshot with the lowest mean loss over the steps since the one before (a tenth of the run at most)."""
+    """The snapshot with the lowest mean loss over the steps before it (the last tenth of the rows logged so far)."""
 
     def loss(path: Path) -> float:
         last = steps_of(path)

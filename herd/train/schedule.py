@@ -1,4 +1,4 @@
-"""How the learning rate and the batch size go over a run: pure functions of the step."""
+"""Schedules of learning rate and batch size: pure functions of the step."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ from herd.data.loader import Phase
 
 @settings
 class ScheduleSettings:
-    """The learning rate over the run, as a share of its peak."""
+    """The learning rate schedule, as a share of the peak."""
 
     shape: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """How it falls after the warm-up; wsd: it stays at the peak, and falls linearly over the last `decay_share`."""
+    """Decay after the warm-up; wsd: constant at the peak, then linear decay over the last `decay_share`."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""
     warmup_share: float = 0.0
     """The same as a share (0 to 1) of the run's steps, instead of their number."""
     final_share: float = 0.01
-    """What is left at the end, as a share of the peak (not of constant)."""
+    """Learning rate at the end, as a share of the peak; ignored by constant."""
     decay_share: float = 0.2
-    """wsd: share (0 to 1) of the run's steps over which it falls."""
+    """wsd: share (0 to 1) of the run's steps that decay."""
     steps: int | None = None
-    """Steps that the fall is laid out over; a shorter run ends above the final share. The run's own when not given."""
+    """Length of the schedule in steps, by default the run's; a shorter run ends above `final_share`."""
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0 or (self.steps is not None and self.steps < 1):
             raise ValueError("warmup_steps must be 0 or more, steps at least 1")
         if not 0 <= self.final_share <= 1 or not 0 <= self.warmup_share <= 1:
-            raise ValueError("final_share and warmup_share must lie between 0 and 1")
+            raise ValueError("final_share and warmup_share must be between 0 and 1")
         if not 0 < self.decay_share <= 1:
-            raise ValueError("decay_share must lie above 0 and at most at 1")
+            raise ValueError("decay_share must be above 0 and at most 1")
         if self.warmup_steps and self.warmup_share:
             raise ValueError("give warmup_steps or warmup_share, not both")
 
     @property
     def anneals(self) -> bool:
-        """Whether it falls to nothing within the run."""
+        """Whether the learning rate reaches 0 at the end of the run."""
         return self.shape != "constant" and self.final_share == 0 and self.steps is None
 
     def warmup(self, num_steps: int) -> int:
-        """Steps of warm-up of a run of `num_steps`."""
+        """Warm-up steps in a run of `num_steps`."""
         return min(self.warmup_steps or round(self.warmup_share * num_steps), num_steps)
 
 
 @settings
 class BatchSettings:
-    """How many tokens a step sees, in rows of which length."""
+    """Tokens of a step, and the length of their rows."""
 
     may_change: ClassVar[tuple[str, ...]] = ("micro_tokens",)  # the same rows, on a smaller or larger machine
 
@@ -59,11 +59,11 @@ class BatchSettings:
     row_tokens: int = 256
     """Tokens of a packed row: the context length."""
     micro_tokens: int = 4096
-    """Tokens that go through the model at once; gradients of the micro-batches of a step are summed."""
+    """Tokens per micro-batch; gradients are accumulated over the micro-batches of a step."""
     double_at: list[float] = field(default_factory=list)
-    """Shares of the run's steps (0 to 1) at which the batch doubles until it reaches `tokens`: the batch ramp."""
+    """Batch ramp: shares of the run (0 to 1) at which the batch doubles, up to `tokens`."""
     first_row_tokens: int | None = None
-    """Tokens of a row before the first doubling, where rows are shorter at first."""
+    """Tokens of a row before the first doubling, for shorter rows at first."""
 
     def __post_init__(self) -> None:
         if min(self.tokens, self.row_tokens, self.micro_tokens) < 1:
@@ -74,20 +74,20 @@ class BatchSettings:
             raise ValueError("first_row_tokens must be positive and at most row_tokens")
 
     def check_whole_rows(self) -> None:
-        """Raise a ValueError where some rows are shorter: conversations and pairs, which must fit, would be cut."""
+        """Refuse shorter first rows: conversations and pairs must fit into a row (ValueError)."""
         if self.first_row_tokens is not None:
-            raise ValueError("batch.first_row_tokens is for pretrain alone: conversations and pairs are never cut")
+            raise ValueError("batch.first_row_tokens is only for pretrain: conversations and pairs are never split")
 
     def row_tokens_at(self, part: int) -> int:
-        """Tokens of a row in the given part of the ramp, counted from 0."""
+        """Tokens of a row in a part of the ramp, counted from 0."""
         return self.first_row_tokens if self.first_row_tokens and part == 0 and self.double_at else self.row_tokens
 
 
 def learning_rate(schedule: ScheduleSettings, peak: float, step: int, num_steps: int) -> float:
-    """The learning rate of optimizer step `step` (counted from 0) of a run of `num_steps`.
+    """The learning rate of optimizer step `step` (counted from 0) in a run of `num_steps`.
 
-    The first step of a warm-up of w steps has 1/w of the peak, its last one (without a warm-up the run's first) all of
-    it; the last step of a falling shape has the final share. A single step has the peak.
+    The first of w warm-up steps has 1/w of the peak, the last one (without a warm-up, the run's first step) the peak;
+    the last step of the decay has `final_share`. A run of one step has the peak.
 
     Source of `wsd` (warm-up, stable, decay): Hu et al. 2024, arXiv 2404.06395.
     """
@@ -98,11 +98,11 @@ def learning_rate(schedule: ScheduleSettings, peak: float, step: int, num_steps:
         return peak
     at_peak = max(warmup - 1, 0)
     last = (schedule.steps or num_steps) - 1
-    if schedule.shape == "wsd":  # the last step of the peak is where the fall begins
+    if schedule.shape == "wsd":  # the decay begins after the last step at the peak
         at_peak = max(at_peak, last - max(1, round(schedule.decay_share * (last + 1))))
     progress = min(max(step - at_peak, 0) / max(last - at_peak, 1), 1.0)
-    fall = (1 + math.cos(math.pi * progress)) / 2 if schedule.shape == "cosine" else 1 - progress
-    return peak * (schedule.final_share + (1 - schedule.final_share) * fall)
+    decay = (1 + math.cos(math.pi * progress)) / 2 if schedule.shape == "cosine" else 1 - progress
+    return peak * (schedule.final_share + (1 - schedule.final_share) * decay)
 
 
 def phases(
@@ -111,22 +111,22 @@ def phases(
     mixture: Mapping[str, float],
     mixture_at: Mapping[float, Mapping[str, float]] | None = None,
 ) -> list[Phase]:
-    """The loader's phases of a run: one per batch size of the ramp, cut where `mixture_at` changes the mixture too."""
+    """The loader's phases of a run: a new one at each doubling of the batch and each change of the mixture."""
     begins = [0] + [round(share * num_steps) for share in batch.double_at]
     sizes = [batch.tokens >> (len(begins) - 1 - index) for index in range(len(begins))]
     rows = [batch.row_tokens_at(part) for part in range(len(begins))]
     ramp = dict(zip(begins, zip(sizes, rows)))
     mixtures = {0: mixture} | {round(share * num_steps): later for share, later in sorted((mixture_at or {}).items())}
-    found = []
+    result = []
     for step in sorted({*ramp, *mixtures}):
         size, length = ramp[max(begin for begin in ramp if begin <= step)]
         weights = mixtures[max(begin for begin in mixtures if begin <= step)]
-        found.append(Phase(step=step, batch_tokens=size, row_tokens=length, mixture=weights))
-    return found
+        result.append(Phase(step=step, batch_tokens=size, row_tokens=length, mixture=weights))
+    return result
 
 
 def steps_for(batch: BatchSettings, tokens: float) -> int:
-    """How many steps see about `tokens` tokens, the ramp considered."""
+    """How many steps process about `tokens` tokens, with the ramp taken into account."""
     edges = [0.0, *batch.double_at, 1.0]
     lengths = [batch.row_tokens_at(part) for part in range(len(edges) - 1)]
     sizes = [max(1, round((batch.tokens >> k) / lengths[-1 - k])) for k in reversed(range(len(edges) - 1))]

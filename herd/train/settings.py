@@ -1,4 +1,4 @@
-"""The settings of a training run, the same names in every stage that trains."""
+"""The settings of a training run, with the same names in every training stage."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Dtype = Literal["stored", "auto", "bf16", "fp32", "fp8"]
 
 @settings
 class TrainSettings:
-    """How a run trains, whatever it trains."""
+    """Settings that all training stages share."""
 
     may_change: ClassVar[tuple[str, ...]] = ("recompute", "compile")
 
@@ -30,26 +30,26 @@ class TrainSettings:
     batch: BatchSettings = field(default_factory=BatchSettings)
     """Batch size and row length."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-    """AdamW."""
+    """AdamW or Muon."""
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
-    """Learning rate over the run."""
+    """Learning rate schedule."""
     saving: SavingSettings = field(default_factory=SavingSettings)
-    """What is kept while it runs."""
+    """What is saved while it runs."""
     stability: StabilitySettings = field(default_factory=StabilitySettings)
-    """What is done about spikes of the loss or the gradient."""
+    """What is done about spikes of loss or gradient norm."""
     skip_steps: list[str] = field(default_factory=list)
-    """Steps of the data's schedule to pass over, `120` or `120-139`, counted from 1."""
+    """Steps of the data schedule to skip, `120` or `120-139`, counted from 1."""
     parallel: ParallelSettings = field(default_factory=ParallelSettings)
-    """How the model and the rows are spread over the processes that `torchrun` starts."""
+    """How model and rows are split over the processes that `torchrun` starts."""
     dtype: Dtype = "auto"
-    """Number type of weights and activations (masters are fp32): `stored` as the checkpoint has it, auto the faster one
-    as measured here; fp8: bf16 with matmuls in float8 where a probe of their shape on this GPU says that it gains."""
+    """dtype of weights and activations (masters are fp32). stored: the checkpoint's; auto: the faster one as measured
+    here; fp8: bf16, with float8 matmuls for the shapes where a probe on this GPU shows a gain."""
     compile: Compile = "auto"
-    """What a C++ or Triton compiler may make faster; auto: attention on a CPU, whole blocks on a GPU."""
+    """Use of a C++ or Triton compiler; auto: our kernels on a CPU, `torch.compile` on a GPU."""
     recompute: int = 0
-    """Every so-manieth layer forgets its activations and computes them again backwards: 1 all, 2 half, 0 none."""
+    """Activation checkpointing in every n-th layer: 1 all, 2 half of them, 0 none."""
     seed: int = 0
-    """Seed of fresh weights and of the order of the data."""
+    """Seed of the initial weights and the data order."""
 
     def __post_init__(self) -> None:
         if self.recompute < 0:
@@ -60,27 +60,27 @@ class TrainSettings:
 
 @settings
 class TuneSettings(TrainSettings):
-    """How a run trains that starts from a checkpoint and goes through rows which are never cut."""
+    """Settings of stages that start from a checkpoint and train on rows that are never split."""
 
     checkpoint: Path
-    """Checkpoint to start from, its tokenizer beside it."""
+    """Checkpoint to start from, with its tokenizer."""
     epochs: float = 1.0
-    """How often all rows are gone through."""
+    """Number of passes over all rows."""
     max_steps: int | None = None
-    """At most so many steps, whatever `epochs` says."""
+    """Most steps, whatever `epochs` says."""
     rows: RowSettings = field(default_factory=RowSettings)
-    """How rows are read: columns of other names, files that count more, what becomes of long ones."""
+    """How rows are read: column names, weights of files, and what is done with rows that are too long."""
     validation: ValidationSettings = field(default_factory=ValidationSettings)
-    """Rows kept aside, whose loss is measured while the run goes."""
+    """Held-out rows, whose loss is measured during training."""
     template: str | None = None
-    """Chat format (llama3, chatml, tulu, vicuna, or a .jinja file) for a checkpoint that has none; it travels on."""
+    """Chat format (llama3, chatml, tulu, vicuna, or a .jinja file) if the checkpoint has none; saved with the model."""
     batch: BatchSettings = field(default_factory=lambda: BatchSettings(row_tokens=1024))
-    """Batch size and row length; whatever is learned as a whole must fit into a row."""
+    """Batch size and row length; each example must fit into a row."""
     optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(learning_rate=1e-5))
-    """AdamW."""
+    """AdamW or Muon."""
     dtype: Dtype = "stored"
-    """Number type of weights and activations (masters are fp32): `stored` as the checkpoint has it, auto the faster one
-    as measured here; fp8: bf16 with matmuls in float8 where a probe of their shape on this GPU says that it gains."""
+    """dtype of weights and activations (masters are fp32). stored: the checkpoint's; auto: the faster one as measured
+    here; fp8: bf16, with float8 matmuls for the shapes where a probe on this GPU shows a gain."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

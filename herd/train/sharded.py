@@ -1,4 +1,4 @@
-"""AdamW over the shards of a model spread over processes: the twin of `FlatAdamW`, with the same names in its state."""
+"""AdamW over the shards of a model on a mesh: the counterpart of `FlatAdamW`, with the same names in its state."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class ShardedAdamW:
-    """AdamW on this rank's float32 shards of what is learned; `num_steps` counts finished updates.
+    """AdamW on this rank's float32 shards of the trainable parameters; `num_steps` counts finished updates.
 
-    Gradients come summed over processes (`ParallelModel.losses`); they are divided once, by the count of all.
+    Gradients are already summed over processes (`ParallelModel.losses`), and are divided once, by the global count.
     """
 
     def __init__(self, model: ParallelModel, options: OptimizerSettings):
@@ -42,7 +42,7 @@ class ShardedAdamW:
             self._adamw.state[shard.parameter] = {"step": step, **moments}
 
     def norm(self, count: float) -> float:
-        """The global norm of the summed gradients divided by `count`: each block of each parameter counts once."""
+        """The global norm of the summed gradients divided by `count`; copies of a shard count once."""
         squares = [g.double().square().sum() / copies for g, copies in self._gradients()]
         device = self.shards[0].parameter.device
         total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=device)
@@ -50,7 +50,7 @@ class ShardedAdamW:
         return total.sqrt().item() / count
 
     def step(self, learning_rate: float, count: float, norm: float) -> None:
-        """Divide the summed gradients by `count`, clip them by their global `norm`, update, and forget them."""
+        """Divide the summed gradients by `count`, clip them by their global `norm`, update, and clear them."""
         clip = self.options.clip_norm
         scale = min(1.0, clip / (norm + 1e-6)) / count if clip else 1.0 / count
         for group, multiplier in zip(self._adamw.param_groups, self._multipliers):
@@ -61,7 +61,7 @@ class ShardedAdamW:
         self.num_steps += 1
 
     def drop_gradients(self) -> None:
-        """Forget what was summed (an interrupted or skipped step)."""
+        """Clear the gradients (of an interrupted or skipped step)."""
         for shard in self.shards:
             shard.parameter.grad = None
 
@@ -77,12 +77,12 @@ class ShardedAdamW:
         return tensors
 
     def restored(self, tensors: dict[str, Tensor]) -> None:
-        """Take up what `state` gave, after its views have been filled in place."""
+        """Continue from a loaded state: call it after the views of `state` have been filled in place."""
         self.num_steps = int(tensors["optimizer/num_steps"])
         for shard in self.shards:
             self._adamw.state[shard.parameter]["step"].fill_(self.num_steps)
 
     def _gradients(self) -> list[tuple[Tensor, int]]:
-        """This rank's gradients, each with how many ranks have the same."""
+        """This rank's gradients, each with the number of ranks that hold the same shard."""
         gradients = ((shard.parameter.grad, shard.copies) for shard in self.shards)
         return [(local_part(gradient), copies) for gradient, copies in gradients if gradient is not None]

@@ -1,10 +1,9 @@
-"""What happens when a step goes wrong: outliers found, steps passed over, runs set back, and a name for the culprit.
+"""Handling of bad steps: detecting outliers, skipping data, rolling back, and locating the first NaN or infinity.
 
-A step whose loss or gradient norm stands far above those before it can do harm that lasts. `skip` passes its data over;
-`rollback` also takes back the steps since the last of the states kept for that (a function of the step, not of the
-clock, so that a run killed anywhere does the same), and passes over their data too; `stop` ends the run.
-What is passed over is recorded in the run folder (`skips.json`) before it takes effect, so that a resumed run does the
-same, and every other sample stays where the schedule has it.
+A step whose loss or gradient norm is far above the recent ones can do lasting harm. `skip` skips its data; `rollback`
+also undoes the steps since the last state kept for rollbacks (at fixed steps, not times, so that a run killed anywhere
+does the same), and skips their data too; `stop` ends the run. Skipped steps are recorded in the run folder
+(`skips.json`) before they take effect, so that a resumed run does the same; the schedule of other data is unchanged.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from herd.parallel.model import ParallelModel
 from herd.run import atomic_write, read_record
 from herd.types import Batch, Loss
 
-_LEAST_STEPS = 16  # before there are so many to compare with, nothing is an outlier
+_LEAST_STEPS = 16  # with fewer steps to compare with, nothing is an outlier
 _TO_DEVIATION = 1.4826  # from the median absolute deviation of a normal distribution to its standard deviation
 
 
@@ -44,15 +43,16 @@ class StabilitySettings:
     may_change: ClassVar[tuple[str, ...]] = ("action", "most")  # a run that stopped may go on and skip
 
     deviations: float = 0.0
-    """Standard deviations above the recent median at which a loss or gradient norm is an outlier; 0: only NaN is."""
+    """Standard deviations above the recent median at which a loss or gradient norm is an outlier; 0: only NaN and
+    infinity are."""
     window_steps: int = 128
-    """Steps that a new one is compared with."""
+    """Number of recent steps that a new one is compared with."""
     action: Literal["stop", "skip", "rollback"] = "stop"
-    """Stop the run; pass the step's data over; or go back some steps and pass over the data since."""
+    """Stop the run; skip the step's data; or roll back some steps and skip the data since then."""
     rollback_steps: int = 100
-    """Steps between the states that `rollback` goes back to: those after 0, 100, 200, ... steps, whenever it is."""
+    """Steps between the states that `rollback` can return to: with 100, those after 0, 100, 200, ... steps."""
     most: int = 20
-    """Outliers after which a run is stopped all the same."""
+    """Number of outliers after which the run is stopped anyway."""
 
     def __post_init__(self) -> None:
         if self.rollback_steps < 1:
@@ -62,7 +62,7 @@ class StabilitySettings:
 
 
 class Monitor:
-    """Compares each step's loss and gradient norm with those of the steps before."""
+    """Compares each step's loss and gradient norm with those of recent steps."""
 
     def __init__(self, options: StabilitySettings, rows: Iterable[dict[str, Any]] = ()):
         self.options = options
@@ -71,11 +71,11 @@ class Monitor:
             self.accept(row["loss"], row["gradient_norm"])
 
     def accept(self, loss: float, norm: float) -> None:
-        """A step was taken."""
+        """Record a step that was taken."""
         self._recent.append((loss, norm))
 
     def fault(self, loss: float, norm: float) -> str | None:
-        """What is wrong with a step, in words; None when it may be taken."""
+        """What is wrong with a step, for a message; None if it may be taken."""
         for name, value in (("loss", loss), ("gradient norm", norm)):
             if not math.isfinite(value):
                 return f"the {name} is {value}"
@@ -90,7 +90,7 @@ class Monitor:
 
 
 class Skips:
-    """Ranges of the data's steps that are passed over, on disk in the order they were found."""
+    """Ranges of skipped steps of the data schedule, stored in the order in which they were found."""
 
     def __init__(self, folder: Path, given: Sequence[str] = ()):
         self._file = folder / "skips.json"
@@ -98,18 +98,18 @@ class Skips:
         self._given = [step_range(text) for text in given]
 
     def place(self, step: int) -> int:
-        """Which step of the data's schedule the run's step `step` (from 0) learns from."""
+        """The step of the data schedule that the run's step `step` (from 0) uses."""
         for first, last in self._merged():
             if step >= first:
                 step += last - first
         return step
 
     def passed_over(self, place: int) -> list[tuple[int, int]]:
-        """The ranges before a place of the data's schedule."""
+        """The skipped ranges before a step of the data schedule."""
         return [(first, last) for first, last in self._merged() if first < place]
 
     def add(self, first: int, last: int, reason: str, write: bool = True) -> None:
-        """Pass over the data of steps first up to, not including, last."""
+        """Skip the data of steps `first` up to, not including, `last`."""
         self.found.append({"first": first, "last": last, "reason": reason})
         if write:
             atomic_write(self._file, json.dumps(self.found, indent=1))
@@ -125,7 +125,7 @@ class Skips:
 
 
 def step_range(text: str) -> tuple[int, int]:
-    """`120-139` or `120`, counted from 1 and inclusive as metrics.jsonl counts, to steps from 0, the end exclusive.
+    """From `120-139` or `120` (counted from 1, inclusive, as in metrics.jsonl) to a half-open range counted from 0.
 
     Raises:
         DataError: it is neither.
@@ -135,14 +135,14 @@ def step_range(text: str) -> tuple[int, int]:
     except ValueError:
         numbers = []
     if len(numbers) not in (1, 2) or numbers[0] < 1 or numbers[-1] < numbers[0]:
-        raise DataError(f"{text!r} names no steps to skip; write `120` or `120-139`, counted from 1")
+        raise DataError(f"skip_steps: {text!r} is no range of steps; write `120` or `120-139`, counted from 1")
     return numbers[0] - 1, numbers[-1]
 
 
 def culprit(model: Llama | ParallelModel, objective: Objective, batches: Sequence[Batch]) -> str:
-    """Where a number that is none appears first: forwards in a layer's result, else backwards in a gradient.
+    """Where the first NaN or infinity appears: in a layer's output in the forward pass, else in a gradient.
 
-    Of several processes all call it together, each with its own batches; those that see it there are named.
+    All processes call it together, each with its own batches; the ranks where it appears are named.
     """
     models: list[nn.Module] = [*model.parts] if isinstance(model, ParallelModel) else [model]
     model.zero_grad(set_to_none=True)
@@ -157,21 +157,21 @@ def culprit(model: Llama | ParallelModel, objective: Objective, batches: Sequenc
             sightings = from_all(found or _bad_gradient(models))
         finally:
             model.zero_grad(set_to_none=True)
-    return _told(sightings)
+    return _described(sightings)
 
 
 @dataclass(frozen=True, order=True)
 class _Sighting:
-    """A number that is none, ordered by where it came up: all results before all gradients, which go backwards."""
+    """A NaN or infinity, ordered by when it is computed: outputs first, then gradients, last layers first."""
 
     backward: bool
-    layer: float  # negative in a gradient, as is the next
-    call: int  # of all modules of this process in the order they run, or of its parameters
+    layer: float  # negative for a gradient, and so is `call`
+    call: int  # index of the module call in this process, or of the parameter
     name: str = field(compare=False)
 
 
 def _run(model: Llama, objective: Objective, batches: Sequence[Batch], found: list[_Sighting]) -> None:
-    """Forward and backward, batch after batch, until something is found."""
+    """Forward and backward, batch by batch, until something is found."""
     for batch in batches:
         loss = model.run(objective, batch)
         _look_at_losses([loss], found)
@@ -184,7 +184,7 @@ def _run(model: Llama, objective: Objective, batches: Sequence[Batch], found: li
 
 @contextmanager
 def _watched(models: Sequence[nn.Module]) -> Iterator[list[_Sighting]]:
-    """Note the first layer whose result holds a number that is none."""
+    """Record the first layer whose output has a NaN or infinity."""
     found: list[_Sighting] = []
     calls = itertools.count()
 
@@ -192,12 +192,12 @@ def _watched(models: Sequence[nn.Module]) -> Iterator[list[_Sighting]]:
         def look(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             call = next(calls)
             if not found and isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
-                found.append(_Sighting(False, _layer(name), call, f"the result of {name}"))
+                found.append(_Sighting(False, _layer(name), call, f"the output of {name}"))
 
         return look
 
     modules = [(n, m) for model in models for n, m in model.named_modules() if _is_leaf(n, m) or _is_block(n)]
-    # before the hooks of tensor parallelism, which add up what the processes have
+    # before the hooks of tensor parallelism, which sum over processes
     handles = [module.register_forward_hook(looks(name), prepend=True) for name, module in modules]
     try:
         yield found
@@ -208,11 +208,11 @@ def _watched(models: Sequence[nn.Module]) -> Iterator[list[_Sighting]]:
 
 def _look_at_losses(losses: Sequence[Loss], found: list[_Sighting]) -> None:
     if not found and not all(bool(torch.isfinite(loss.sum)) for loss in losses):
-        found.append(_Sighting(False, math.inf, sys.maxsize, "the result of the objective"))
+        found.append(_Sighting(False, math.inf, sys.maxsize, "the objective"))
 
 
 def _bad_gradient(models: Sequence[nn.Module]) -> list[_Sighting]:
-    """The gradient nearest to the loss that holds a number that is none, if there is one."""
+    """The gradient nearest to the loss that has a NaN or infinity, if any."""
     gradients = [(n, local_part(p.grad)) for model in models for n, p in model.named_parameters() if p.grad is not None]
     bad = [index for index, (_, gradient) in enumerate(gradients) if not bool(torch.isfinite(gradient).all())]
     if not bad:
@@ -221,18 +221,18 @@ def _bad_gradient(models: Sequence[nn.Module]) -> list[_Sighting]:
     return [_Sighting(True, -_layer(name), -bad[-1], f"the gradient of {name}")]
 
 
-def _told(sightings: Sequence[Sequence[_Sighting]]) -> str:
-    """The earliest of what each process has seen, and which processes have seen it."""
+def _described(sightings: Sequence[Sequence[_Sighting]]) -> str:
+    """The earliest of all processes' findings, and which ranks have it."""
     if not (seen := [one for found in sightings for one in found]):
-        return "computed again it does not appear: look for a fault of this machine"
+        return "computed again it does not appear, so suspect a hardware fault of this machine"
     first = min(seen)
     ranks = [str(rank) for rank, found in enumerate(sightings) if [one.name for one in found] == [first.name]]
     where = f" on rank{'s' * (len(ranks) > 1)} {', '.join(ranks)}" if len(sightings) > 1 else ""
-    return f"it appears first in {first.name}{where}"
+    return f"it first appears in {first.name}{where}"
 
 
 def _layer(name: str) -> float:
-    """Where a module or parameter stands: the embedding first, then the layers, then norm and head."""
+    """A module's or parameter's position: the embedding first, then the layers, then norm and head."""
     if name.startswith("model.embed_tokens"):
         return -1
     return int(name.split(".")[2]) if name.startswith("model.layers.") else math.inf

@@ -1,4 +1,4 @@
-"""What a teacher says of each token to learn from, computed once: the trainer then only ever holds one model."""
+"""A teacher's next-token distributions, computed before training, so that only one model is in memory."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from herd.types import IGNORE, Batch
 
 @dataclass(frozen=True)
 class Taught:
-    """The k likeliest tokens after each token of some documents, by their places one after another."""
+    """A teacher's top k tokens after each token of some documents, concatenated."""
 
-    first: Mapping[int, np.ndarray]  # by the identity of the documents: where each of them begins
+    first: Mapping[int, np.ndarray]  # id(documents) -> index of each document's first token
     ids: np.ndarray  # (tokens, k) int32
     log_probs: np.ndarray  # (tokens, k) float16
 
     def columns(self, placed: list[Placed], shape: tuple[int, int]) -> dict[str, torch.Tensor]:
-        """What `distill` reads: `teacher_ids`, `teacher_log_probs` (B, T, k)."""
+        """The columns that `distill` reads: `teacher_ids`, `teacher_log_probs` (B, T, k)."""
         k = self.ids.shape[1]
         ids, log_probs = np.zeros((*shape, k), np.int32), np.zeros((*shape, k), np.float16)
         for item in placed:
@@ -44,7 +44,7 @@ class Taught:
 
 
 def taught_bytes(sources: Mapping[str, Documents], k: int) -> int:
-    """What the teacher's answers take on disk."""
+    """Disk space for the teacher's distributions."""
     size: int = sum(int(documents.num_tokens.sum()) for documents in sources.values()) * k * 6
     return size
 
@@ -60,10 +60,10 @@ def ask(
     rank: int = 0,
     world: int = 1,
 ) -> None:
-    """Write the teacher's k likeliest tokens of every place into a folder; each process asks its share of the rows.
+    """Write the teacher's top k tokens for every token into a folder; each process computes its share of the rows.
 
     Raises:
-        CheckpointError: it scores answers, and predicts no tokens.
+        CheckpointError: the teacher is a reward model.
     """
     if not isinstance(teacher, LlamaForCausalLM):
         raise CheckpointError("the teacher is a reward model, which predicts no tokens; give a language model")
@@ -80,37 +80,37 @@ def ask(
         ids = open_memmap(aside / "ids.npy", "w+", np.int32, (total, k))
         log_probs = open_memmap(aside / "log_probs.npy", "w+", np.float16, (total, k))
         for batch in loader.epoch():
-            for places, found_ids, found in from_all(_answers(teacher, batch.to(device), k)):
-                ids[places], log_probs[places] = found_ids, found
+            for places, top_ids, top_log_probs in from_all(_answers(teacher, batch.to(device), k)):
+                ids[places], log_probs[places] = top_ids, top_log_probs
             bar.advance(batch.tokens.numel() * world)
         ids.flush()
         log_probs.flush()
 
 
 def read_taught(folder: Path, sources: Mapping[str, Documents], k: int) -> Taught:
-    """What `ask` has written.
+    """Read what `ask` has written.
 
     Raises:
-        CheckpointError: it is damaged, or of other documents.
+        CheckpointError: it is damaged, or belongs to other documents.
     """
     first, total = _places(sources)
     try:
         ids, log_probs = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "log_probs"))
         if ids.shape != (total, k) or log_probs.shape != (total, k):
-            raise ValueError("it is of other documents")
+            raise ValueError("it belongs to other documents")
     except (OSError, ValueError, EOFError) as error:
-        raise CheckpointError(f"{folder}: damaged ({error}); delete it, and the teacher is asked once more") from None
+        raise CheckpointError(f"{folder}: damaged ({error}); delete it, and the teacher is run again") from None
     return Taught(first, ids, log_probs)
 
 
 def is_taught(folder: Path) -> bool:
-    """Whether the teacher has answered before this run was interrupted; the same on all processes."""
+    """Whether the teacher's distributions are complete; the same on all processes."""
     return agreed(folder.is_dir)
 
 
 @torch.no_grad()
 def _answers(teacher: LlamaForCausalLM, batch: Batch, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Places, ids and log-probabilities of a batch's labelled tokens."""
+    """Indices, top ids and log-probabilities of a batch's labelled tokens."""
     places = batch.columns["place"][batch.labels != IGNORE]
     if not len(places):
         return places.cpu().numpy(), np.zeros((0, k), np.int32), np.zeros((0, k), np.float16)
@@ -119,7 +119,7 @@ def _answers(teacher: LlamaForCausalLM, batch: Batch, k: int) -> tuple[np.ndarra
 
 
 def _places(sources: Mapping[str, Documents]) -> tuple[dict[int, np.ndarray], int]:
-    """Where each document of each source begins, all one after another, and how many places there are."""
+    """The index of each document's first token, all sources concatenated, and the total number of tokens."""
     first, total = {}, 0
     for _, documents in sorted(sources.items()):
         ends = np.cumsum(documents.num_tokens, dtype=np.int64)

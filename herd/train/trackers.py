@@ -1,4 +1,4 @@
-"""Experiment trackers beside metrics.jsonl, each one an option and none ever a login: TensorBoard, W&B, MLflow."""
+"""Optional experiment trackers beside metrics.jsonl, without a login: TensorBoard, W&B, MLflow."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
 class Trackers:
-    """Sends each step's figures to the trackers that were asked for; they write into the run folder.
+    """Sends each step's metrics to the chosen trackers, which write into the run folder.
 
-    A run that continues after `step` finished steps is one run to them too.
+    A run resumed after `step` finished steps stays one run in the trackers too.
     """
 
     def __init__(self, names: Sequence[Tracker], folder: Path, step: int = 0):
@@ -26,17 +26,17 @@ class Trackers:
         self.rewind(step)
 
     def log(self, step: int, figures: dict[str, float]) -> None:
-        """The figures of one finished step."""
+        """Log the metrics of one finished step."""
         for tracker in self._open:
             tracker.log(step, figures)
 
     def rewind(self, step: int) -> None:
-        """The steps after this one are made anew."""
+        """Announce that the steps after this one will be logged again."""
         for tracker in self._open:
             tracker.rewind(step)
 
     def close(self) -> None:
-        """Write out what is still held back."""
+        """Flush and close all trackers."""
         for tracker in self._open:
             tracker.close()
 
@@ -71,19 +71,19 @@ class _TensorBoard:
 
 class _Wandb:
     def __init__(self, folder: Path):
-        os.environ.setdefault("WANDB_MODE", "offline")  # whoever wants it online says so
-        wandb, identity = _needed("wandb", "wandb"), folder / "wandb-id.txt"  # another folder may have the same name
+        os.environ.setdefault("WANDB_MODE", "offline")  # set it to `online` yourself if you want that
+        wandb, identity = _needed("wandb", "wandb"), folder / "wandb-id.txt"  # folder names are not unique
         if not identity.exists():
             atomic_write(identity, uuid.uuid4().hex)
         settings = {"dir": str(folder), "name": folder.name, "project": "herd", "resume": "allow"}
         self._run = wandb.init(id=identity.read_text(), **settings)
-        self._run.define_metric("*", step_metric="step")  # its own count never goes back, and drops what would
+        self._run.define_metric("*", step_metric="step")  # W&B's own step never goes back, and would drop data
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         self._run.log({"step": step} | figures)
 
     def rewind(self, step: int) -> None:
-        """Its charts draw what comes last."""
+        """Nothing to do: charts show the last value of a step."""
 
     def close(self) -> None:
         self._run.finish()
@@ -103,7 +103,7 @@ class _Mlflow:
         self._mlflow.log_metrics({name.replace("@", " at "): value for name, value in figures.items()}, step=step)
 
     def rewind(self, step: int) -> None:
-        """It keeps every value of a step, with its time."""
+        """Nothing to do: MLflow keeps every value of a step, with its time."""
 
     def close(self) -> None:
         self._mlflow.end_run()
@@ -117,5 +117,5 @@ def _needed(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         raise ConfigError(
-            f"trackers names `{package}`, which is not installed; run `pip install {package}` or leave it out"
+            f"saving.trackers: `{package}` is not installed; run `pip install {package}` or leave it out"
         ) from None

@@ -1,12 +1,12 @@
-"""The trainer: one, for every objective.
+"""The trainer, for every objective.
 
     forward and backward over the micro-batches of a step, one division by the count summed over all of them and all
-    processes, clip, optimizer, schedule
+    processes, gradient clipping, optimizer, learning rate schedule
 
-`Trainer.step` takes one step on the batches it is given; `fit` takes as many as are wished from a source of batches,
-and looks after all that a long run needs. The state is saved every so many seconds, so that a run killed at any moment
-continues as if nothing had happened: the same batches (a source gives the same for the same step), the same losses to
-the last bit. Nobody subclasses it; extras are plain functions called at intervals (`Hook`), after the state is saved.
+`Trainer.step` takes one step on given batches; `fit` takes many from a source of batches, with logging, saving and
+recovery. The state is saved at intervals, so that a run killed at any moment continues exactly: the same batches (a
+source gives the same for the same step), the same losses to the last bit. It is not subclassed; extensions are
+functions called at intervals (`Hook`), after the state is saved.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from herd.train.trackers import Trackers
 from herd.train.watch import COLLECTIVE, Watchdog
 from herd.types import Batch
 
-_REHEARSAL = 2  # steps after which a new run's state is saved and loaded once, to see that this works
+_REHEARSAL = 2  # steps after which a new run's state is saved and loaded once, as a test
 
 
 class Outlier(ConfigError):
-    """A step whose loss or gradient is no number, or stands out; it was not taken."""
+    """A step that was not taken: its loss or gradient norm is NaN, infinite or an outlier."""
 
     def __init__(self, step: int, fault: str, batches: Sequence[Batch]):
         super().__init__(f"step {step + 1}: {fault}. The weights are as they were before this step")
@@ -60,11 +60,11 @@ class Outlier(ConfigError):
 class Trainer:
     """A model in training, its optimizer, and the run folder whose `state/` it is saved to and restored from.
 
-    `skipped` names steps of the data's schedule that `fit` passes over (`120-139`), beside those that `stability`
-    finds; `peak_flops` is the machine's measured arithmetic rate, for MFU; `tokenizer` goes beside snapshots.
+    `skipped` names steps of the data schedule that `fit` skips (`120-139`), beside those skipped by `stability`;
+    `peak_flops` is the machine's measured matmul rate, for MFU; `tokenizer` is written into snapshots.
 
     Raises:
-        ConfigError: the settings ask for what the model or each other do not go with.
+        ConfigError: the settings do not fit the model or each other.
     """
 
     def __init__(
@@ -103,11 +103,11 @@ class Trainer:
         self.peak_flops, self.label = peak_flops, label
         self.anchored = self.stability.rollback_steps if self.stability.action == "rollback" else 0
         self.saver = StateSaver(self.folder, self.anchored)
-        self.now: Callable[[str], None] = lambda doing: None  # `fit` has a watchdog told, and knows of signals
+        self.now: Callable[[str], None] = lambda doing: None  # `fit` connects the watchdog and the signal handlers
         self.asked: Callable[[], bool] = lambda: False
-        self.asked_to_end = False  # any process was, when the last step was made
-        self.amid_update = False  # an interruption has left weights of two steps
-        self.ended = False  # a hook has ended the run
+        self.asked_to_end = False  # whether any process was asked to, as of the last step
+        self.amid_update = False  # an interruption now would leave weights of two steps
+        self.ended = False  # by a hook
 
     @property
     def num_steps(self) -> int:
@@ -115,20 +115,20 @@ class Trainer:
         return self.adamw.num_steps
 
     def step(self, batches: Sequence[Batch], *, num_steps: int = 0, names: Sequence[str] = ()) -> dict[str, float]:
-        """Take one step on these micro-batches; its figures: loss, the objective's metrics, rate, gradient norm.
+        """Take one step on these micro-batches; returns loss, the objective's metrics, learning rate, gradient norm.
 
-        The learning rate is that of a run of `num_steps`; where it is not known, the peak after the warm-up. `names`
-        are those of the batches' sources, for messages.
+        The learning rate is that of a run of `num_steps`; without it, the peak after the warm-up. `names` are those of
+        the batches' sources, for messages.
 
         Raises:
-            DataError: there is no label to learn from, or a token that the model has not.
-            Outlier: loss or gradient norm is no number, or far above those before (`stability`); nothing was changed.
+            DataError: there is no label, or a token outside the model's vocabulary.
+            Outlier: loss or gradient norm is not finite, or an outlier (`stability`); nothing was changed.
         """
         totals = self.gradients(batches, names)
         if not totals.count:
             raise DataError(
-                f"step {self.num_steps + 1}: its batches have no token or pair to learn from; check that the data is "
-                "not all masked"
+                f"step {self.num_steps + 1}: its batches have no labelled token or pair; check that the data is not "
+                "all masked"
             )
         norm, loss = self.adamw.norm(totals.count), totals.means()["loss"]
         self.now("update")
@@ -143,13 +143,13 @@ class Trainer:
         return totals.means() | {"learning_rate": rate, "gradient_norm": norm} | totals.ranks
 
     def gradients(self, batches: Sequence[Batch], names: Sequence[str] = ()) -> Totals:
-        """Forward and backward over the micro-batches of a step; gradients and figures are summed, not yet divided.
+        """Forward and backward over the micro-batches of a step; gradients and metrics are summed, not yet divided.
 
         Raises:
-            DataError: a token that the model has not.
+            DataError: a token is outside the model's vocabulary.
         """
         self.adamw.drop_gradients()
-        if self.adamw.options.lora.dropout:  # what is dropped follows from the step, so that a resumed run repeats it
+        if self.adamw.options.lora.dropout:  # dropout depends on the step, so that a resumed run repeats it
             torch.manual_seed(1_000_003 * this_process() + self.num_steps)
         readable, fault = within_vocabulary(batches, self.model.config.vocab_size, names)
         totals = Totals(data_fault=fault)
@@ -177,12 +177,12 @@ class Trainer:
         return totals
 
     def save(self, *, wait: bool = True) -> None:
-        """Save the state after the steps taken so far; without `wait` it is written while the training goes on.
+        """Save the state after the steps taken so far; without `wait` it is written while training continues.
 
-        Batches made on the way that no state on disk leads back to are let go of.
+        Stored generated batches that no saved state needs any more are deleted.
 
         Raises:
-            CapacityError: the disk is full, of this save or the one before.
+            CapacityError: the disk is full, in this save or the previous one.
         """
         self.now(COLLECTIVE + "saving")
         self.saver.save(self.num_steps, self.adamw.state(), wait=wait)
@@ -190,27 +190,27 @@ class Trainer:
             drop_passed(self.folder, self.skips.place)
 
     def restore(self, step: int | None = None) -> bool:
-        """Be at the newest whole state, or at that after `step` steps; false, and nothing done, if there is none.
+        """Restore the newest complete state, or the one after `step` steps; false, and nothing done, if there is none.
 
         Raises:
-            CheckpointError: there are states, but none is whole, or it belongs to another model.
+            CheckpointError: there are states, but all are damaged, or it belongs to another model.
         """
-        found = self._load(step)
+        is_restored = self._load(step)
         if is_first():
             self.run.rewind(self.num_steps)
         self.monitor = Monitor(self.stability, agreed(lambda: read_metrics(self.run.path)))
-        return found
+        return is_restored
 
     def rehearse(self) -> None:
-        """Take up the state that was just saved: what cannot be resumed is to be known before the first crash.
+        """Load the state that was just saved, to detect early that a run could not be resumed.
 
         Raises:
             CheckpointError: not all processes see it.
         """
         if not self._load():
             raise CheckpointError(
-                f"{self.folder}: the state of this run was saved, but not every process sees it: the run folder must "
-                "lie on storage that all of them share"
+                f"{self.folder}: the state of this run was saved, but not every process sees it; put the run folder on "
+                "storage that all of them share"
             )
 
     def fit(self, source: BatchSource, num_steps: int) -> None:
@@ -220,8 +220,8 @@ class Trainer:
 
         Raises:
             DataError: as `step`.
-            KeyboardInterrupt: the run was to end (SIGTERM, Ctrl-C), of several processes any; the state is saved.
-            ConfigError: the loss or the gradient is no longer a number, or an outlier, and `stability` says to stop.
+            KeyboardInterrupt: any process was interrupted (SIGTERM, Ctrl-C); the state is saved.
+            ConfigError: loss or gradient norm is not finite or an outlier, and `stability` says to stop.
             CapacityError, CheckpointError: as `save` and `restore`.
         """
         if not self.num_steps:
@@ -229,11 +229,11 @@ class Trainer:
         _Fit(self, source, num_steps).go()
 
     def pass_over(self, outlier: Outlier) -> None:
-        """Leave out the data of an outlier, with `rollback` all since the last state kept for that, and be there again.
+        """Skip the data of an outlier; with `rollback` also return to the last anchor state and skip all data since.
 
         Raises:
-            ConfigError: an outlier is to end the run; of a number that is none it is said where it comes from.
-            CheckpointError: the state to go back to is not there.
+            ConfigError: the outlier ends the run; the message says where a NaN or infinity first appears.
+            CheckpointError: the state to roll back to is missing.
         """
         self.saver.finish()
         step, fault = self.num_steps, outlier.fault
@@ -242,30 +242,28 @@ class Trainer:
             times = f" (outlier number {len(self.skips.found) + 1})" if self.skips.found else ""
             raise ConfigError(
                 f"step {step + 1}: {fault}{place}{times}. The weights are as they were before this step; try a smaller "
-                "learning rate or a longer warm-up, or let such steps be passed over (stability.action=skip or "
-                "rollback)"
+                "learning rate or a longer warm-up, or let such steps be skipped (stability.action=skip or rollback)"
             ) from None
         back = step - step % self.anchored if self.anchored else step
-        if back < step:  # later states go first: a run killed here comes to the same step once more, and finds the same
-            if not is_whole(self.folder, back):  # asked before anything is thrown away
+        if back < step:  # delete later states first: a run killed here repeats the same step and outlier
+            if not is_whole(self.folder, back):  # before anything is deleted
                 raise CheckpointError(
-                    f"{self.folder}: the state after step {back}, to which the run is to be rolled back, is missing or "
-                    "torn; were stability.action or rollback_steps changed? Use stability.action=skip: the later "
-                    "states are there"
+                    f"{self.folder}: the state after step {back}, needed for the rollback, is missing or damaged; were "
+                    "stability.action or rollback_steps changed? Later states are intact: use stability.action=skip"
                 ) from None
             discard_after(self.folder, back)
         self.skips.add(self.skips.place(back), self.skips.place(step) + 1, f"step {step + 1}: {fault}", is_first())
-        told = f", back to step {back}" if back < step else ""
-        say(f"\n  step {step + 1}: {fault}; its data are passed over{told}")
+        rolled_back = f", rolled back to step {back}" if back < step else ""
+        say(f"\n  step {step + 1}: {fault}; its data are skipped{rolled_back}")
         if back < step:
             self.restore(back)
 
     def _load(self, step: int | None = None) -> bool:
         tensors = self.adamw.state()
-        found = load_state(self.folder, tensors, step)
-        if found:
+        is_loaded = load_state(self.folder, tensors, step)
+        if is_loaded:
             self.adamw.restored(tensors)
-        return found
+        return is_loaded
 
     def _rate(self, num_steps: int) -> float:
         length = num_steps or self.schedule.steps
@@ -274,14 +272,14 @@ class Trainer:
 
 
 class _Fit:
-    """A trainer on its way to `num_steps`: reading, logging, saving, hooks, and what is done when something happens."""
+    """The training loop up to `num_steps`: reading, logging, saving, hooks, interruptions and outliers."""
 
     def __init__(self, trainer: Trainer, source: BatchSource, num_steps: int):
         saving, path, step = trainer.saving, trainer.run.path, trainer.num_steps
         if trainer.schedule.warmup_steps > num_steps:
             say(
-                f"  schedule.warmup_steps is {trainer.schedule.warmup_steps:,} and the run has {num_steps:,} steps: "
-                "all of them warm up, and the learning rate never falls; a twentieth of the run is usual"
+                f"  schedule.warmup_steps is {trainer.schedule.warmup_steps:,}, the run only {num_steps:,} steps: "
+                "all of them warm up, and the learning rate never decays; a twentieth of the run is usual"
             )
         self.trainer, self.source, self.num_steps = trainer, source, num_steps
         self.speed = Speed(trainer.peak_flops)
@@ -295,7 +293,7 @@ class _Fit:
         if trainer.anchored and not trainer.num_steps:
             trainer.save()
         trainer.model.train()
-        for hook in trainer.hooks:  # a run killed between its save and its hooks owes them: a snapshot may be missing
+        for hook in trainer.hooks:  # a run killed between save and hooks has not called them: a snapshot may be missing
             if trainer.num_steps and hook.due(trainer.num_steps, num_steps):
                 trainer.ended |= hook.run(trainer.model, trainer.num_steps)
         done, total = self._tokens(trainer.num_steps), self._tokens(num_steps)
@@ -308,12 +306,12 @@ class _Fit:
                         self._after()
                     else:
                         bar.done = self._tokens(trainer.num_steps)
-                        bar.total = self._tokens(num_steps)  # later steps may hold more
+                        bar.total = self._tokens(num_steps)  # steps may differ in size
             except KeyboardInterrupt:
                 if self._is_settled() and not dist.is_initialized():
                     trainer.save()
                 raise
-            except RuntimeError:  # so a process learns that another is gone
+            except RuntimeError:  # raised by a collective when another process is gone
                 trainer.saver.abandon()
                 raise
             finally:
@@ -323,7 +321,7 @@ class _Fit:
                 trainer.now, trainer.asked = lambda doing: None, lambda: False
 
     def _take(self) -> tuple[dict[str, float], int]:
-        """The figures of the next step, and its tokens; no figures where its data were passed over."""
+        """The figures of the next step and its number of tokens; no figures if its data were skipped."""
         trainer, source, step = self.trainer, self.source, self.trainer.num_steps
         trainer.now = partial(self.watchdog.now, step)
         self.speed.begin()
@@ -346,27 +344,27 @@ class _Fit:
         return figures, seen
 
     def _flops(self, batches: Sequence[Batch], places: int) -> float:
-        """What all processes computed for a step of so many places, by this one's share of it."""
+        """FLOPs of all processes for a step of `places` tokens, extrapolated from this process's share."""
         config, frozen = self.trainer.model.config, bool(self.trainer.adamw.options.lora.rank)
         mine = sum(batch.tokens.numel() for batch in batches)
         return sum(batch_flops(config, batch, frozen=frozen) for batch in batches) * places / max(mine, 1)
 
     def _pass_over(self, outlier: Outlier) -> None:
-        step, self.amid_roll_back = self.trainer.num_steps, True  # interrupted here, the weights are of two steps
+        step, self.amid_roll_back = self.trainer.num_steps, True  # an interruption now would leave weights of two steps
         self.trainer.pass_over(outlier)
         if self.trainer.num_steps < step:
             self.trackers.rewind(self.trainer.num_steps)
         self.logged, self.amid_roll_back = self.trainer.num_steps, False
 
     def _after(self) -> None:
-        """Save where it is time or what comes next needs it; then the hooks."""
+        """Save the state if it is time or hooks need it; then call the hooks."""
         trainer, step = self.trainer, self.trainer.num_steps
         due = [hook for hook in trainer.hooks if hook.due(step, self.num_steps)]
-        now = due or trainer.asked_to_end or step == self.num_steps  # what comes next needs the state on disk
+        now = due or trainer.asked_to_end or step == self.num_steps  # the state must be on disk before these
         anchor = trainer.anchored and step % trainer.anchored == 0
         rehearsal = self.fresh and step == _REHEARSAL < self.num_steps
         overdue = time.monotonic() - self.saved_at > trainer.saving.save_seconds
-        if _agreed(now or anchor or rehearsal or overdue or trainer.saver.failed):  # what failed is raised by the next
+        if _agreed(now or anchor or rehearsal or overdue or trainer.saver.failed):  # `save` raises its error
             trainer.save(wait=bool(now or rehearsal))
             self.saved_at = time.monotonic()
         if rehearsal:
@@ -378,19 +376,19 @@ class _Fit:
             trainer.ended |= hook.run(trainer.model, step)
 
     def _is_settled(self) -> bool:
-        """Whether what is in memory is fit to be saved: of one step, whose line is in metrics.jsonl."""
+        """Whether memory is consistent and may be saved: all of one step, which is logged in metrics.jsonl."""
         trainer = self.trainer
         return not (trainer.amid_update or self.amid_roll_back) and trainer.num_steps == self.logged
 
     def _tokens(self, step: int) -> int:
-        """Tokens learned from in the steps before one, what was passed over left out."""
+        """Tokens of the steps before `step`, without skipped ones."""
         place, before = self.trainer.skips.place(step), self.source.tokens_before
         left_out = sum(before(last) - before(first) for first, last in self.trainer.skips.passed_over(place))
         return before(place) - left_out
 
 
 def tokens_per_second(model: Llama, objective: Objective, batches: Sequence[Batch], repeats: int = 2) -> float:
-    """How fast this machine trains: the best of a few passes forward and backward, without touching the weights."""
+    """Training speed of this machine: the best of a few forward and backward passes; weights are not changed."""
     best = math.inf
     for _ in range(repeats + 1):
         began = time.perf_counter()
@@ -402,19 +400,17 @@ def tokens_per_second(model: Llama, objective: Objective, batches: Sequence[Batc
 
 
 def _check_made_for(model: ParallelModel, optimizer: OptimizerSettings) -> None:
-    """What is learned was settled when the parts were made and sharded (`Placement.model`).
+    """Check that the optimizer fits the parameters that were made trainable and sharded (`Placement.model`).
 
     Raises:
-        ConfigError: the settings ask for something else.
+        ConfigError: it does not.
     """
     if optimizer.state != "fp32" or bool(optimizer.lora.rank) != has_adapters(model):
-        raise ConfigError(
-            "on a mesh what the model was made for is learned, all weights or adapters, with float32 state"
-        )
+        raise ConfigError("on a mesh optimizer.lora must be as when the model was sharded, and optimizer.state fp32")
 
 
 def _agreed(wish: object) -> bool:
-    """What the first process wishes, known to all."""
+    """The first process's decision, on all processes."""
     if not dist.is_initialized():
         return bool(wish)
     flag = [bool(wish)]

@@ -1,4 +1,4 @@
-"""The loss of rows kept aside, measured while a run goes: it ends the run early, and says which weights are kept."""
+"""Validation loss during training, for early stopping and the choice of the final weights."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ from herd.train.metrics import Totals
 from herd.types import Batch
 
 HISTORY = "validation.jsonl"
-_BEST = "state/best-{step:08.0f}.safetensors"  # with the state, which goes once the checkpoint is written
-_TIMES = 10  # over a run, where nothing else is said
+_BEST = "state/best-{step:08.0f}.safetensors"  # deleted with the training state, once the checkpoint is written
+_TIMES = 10  # measurements in a run, by default
 
 
 @settings
 class ValidationSettings:
-    """Rows kept aside, whose loss is measured while the run goes."""
+    """Held-out rows, whose loss is measured during training."""
 
     share: float = 0.0
-    """Share (0 to 1) of the rows, by prompt, that is kept aside; 0: none."""
+    """Share (0 to 1) of the rows to hold out, split by prompt; 0: none."""
     files: list[Path] = field(default_factory=list)
-    """Files of rows to measure on, instead of a share."""
+    """Files of validation rows, instead of a share."""
     every_steps: int = 0
     """Steps between measurements; 0: ten times over the run."""
     patience: int = 0
-    """Measurements in a row without a lower loss after which the run ends; 0: it never ends early."""
+    """Early stopping: the number of consecutive measurements without a lower loss that ends the run; 0: never."""
     keep: Literal["best", "last"] = "best"
-    """Which weights the finished checkpoint has: those of the lowest loss measured, or the last."""
+    """The weights of the final checkpoint: those with the lowest validation loss, or the last."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:
-            raise ValueError("share must be 0 or more and less than 1")
+            raise ValueError("share must be at least 0 and less than 1")
         if self.share and self.files:
-            raise ValueError("give a share of the rows or files of their own, not both")
+            raise ValueError("give share or files, not both")
         if min(self.every_steps, self.patience) < 0:
             raise ValueError("every_steps and patience must be 0 or more")
 
@@ -60,16 +60,16 @@ class ValidationSettings:
 
 @dataclass(frozen=True)
 class KeptAside:
-    """Rows to measure on, as `PackedLoader` takes them."""
+    """Held-out rows, as `PackedLoader` takes them."""
 
     sources: Mapping[str, Documents]
     columns: Columns | None = None
 
 
 class Validation:
-    """A hook that measures; its figures are lines of `validation.jsonl`, the best weights lie with the state.
+    """A hook that measures the validation loss, logs it to `validation.jsonl`, and keeps the best weights.
 
-    `batches` gives this process's micro-batches of the rows kept aside, the same each time.
+    `batches` are this process's micro-batches of the held-out rows.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Validation:
         return step % distance == 0 or step == num_steps
 
     def __call__(self, step: int) -> bool:
-        """Measure after a step; true where there has been no lower loss for too long."""
+        """Measure after a step; returns True if the run is to end, by `patience`."""
         before = [row for row in agreed(lambda: history(self.folder)) if row["step"] < step]
         figures = self.measure()
         best = min((row["loss"] for row in before), default=float("inf"))
@@ -100,15 +100,15 @@ class Validation:
             if better and self.options.keep == "best":
                 self._keep(step)
             say(f"\n  step {step}: validation loss {figures['loss']:.4f}{', the lowest so far' if better else ''}")
-        since = 0 if better else 1 + sum(1 for row in before if row["step"] > _place_of_best(before))
+        since = 0 if better else 1 + sum(1 for row in before if row["step"] > _best_step(before))
         ends = bool(self.options.patience) and since >= self.options.patience
         if ends:
-            say(f"  no lower validation loss in {since} measurements: the run ends here")
+            say(f"  no lower validation loss in {since} measurements: the run ends early")
         return ends
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """The mean loss over the rows kept aside, with the objective's other figures, over all processes."""
+        """The mean loss over the held-out rows, and the objective's metrics, over all processes."""
         device, totals = next(self.model.parameters()).device, Totals()
         for batch in self.batches:
             totals.add(self.model.run(self.objective, batch.to(device)))
@@ -120,20 +120,20 @@ class Validation:
         return {name: total / count for name, (total, count) in names.items() if count}
 
     def take_best(self) -> int | None:
-        """Give the model the weights of the lowest loss; after which step that was, None where none are kept."""
+        """Load the weights with the lowest loss into the model; returns their step, None if the last are kept."""
         if self.options.keep != "best":
             return None
-        step = agreed(lambda: _place_of_best(history(self.folder)))
+        step = agreed(lambda: _best_step(history(self.folder)))
         file = self.folder / _BEST.format(step=step)
-        if not agreed(file.exists):  # a run that was rolled back behind it may have lost it
-            say(f"  the weights after step {step:.0f} are no longer there: the last ones are kept")
+        if not agreed(file.exists):  # may be lost after a rollback
+            say(f"  the best weights, after step {step:.0f}, no longer exist: the last ones are kept")
             return None
         try:
             weights = load_file(file)
             for name, parameter in self._learned().items():
                 parameter.detach().copy_(weights[name])
         except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-            raise CheckpointError(f"{file}: damaged ({error}); begin again in another folder") from None
+            raise CheckpointError(f"{file}: damaged ({error}); start again in another folder") from None
         return int(step)
 
     def _keep(self, step: int) -> None:
@@ -150,10 +150,10 @@ class Validation:
 
 
 def history(folder: Path) -> list[dict[str, float]]:
-    """What was measured in a run so far, in the order of the steps."""
+    """The measurements of a run so far, in the order of the steps."""
     file = folder / HISTORY
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
-def _place_of_best(rows: list[dict[str, float]]) -> float:
+def _best_step(rows: list[dict[str, float]]) -> float:
     return min(rows, key=lambda row: row["loss"])["step"] if rows else 0.0

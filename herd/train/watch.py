@@ -1,9 +1,9 @@
-"""Who is slow, who hangs and where: a heartbeat of every process, and a watchdog that ends a run that stands still.
+"""Heartbeats and a watchdog: which rank is slow, which one hangs, and where.
 
-Each process writes what it is doing into `ranks/` of the run folder. Where nothing has moved for `hang_seconds`, the
-watchdog of every process writes `hang.txt`: which rank is where, who is behind and whom the others wait for, with the
-stacks of all threads; then it ends its process, so that `torchrun --max-restarts` starts all of them again and they
-continue from the last state. NCCL's flight recorder is switched on, whose dumps tell the collective beneath.
+Each process writes what it is doing into `ranks/` of the run folder. After `hang_seconds` without progress, every
+process's watchdog writes `hang.txt` (what each rank is doing, and which one the others wait for) and the stack traces
+of all threads. Then it ends its process, so that `torchrun --max-restarts` restarts all of them from the last state.
+NCCL's flight recorder is switched on; its dumps show the collective.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import torch.distributed as dist
 
 HUNG = 75
 """Exit status of a process that its watchdog has ended (EX_TEMPFAIL: try again)."""
-_NATIVE_GRACE = 1.5  # x hang_seconds: after that a thread without Python acts, even if the interpreter is stuck
+_NATIVE_GRACE = 1.5  # x hang_seconds: then faulthandler's C thread ends the process, even if the interpreter is stuck
 
 
 class Watchdog:
-    """The heartbeat of this process, and a thread that looks after it; `hang_seconds` 0 only keeps the heartbeat."""
+    """The heartbeat of this process, and a thread that checks it; with `hang_seconds` 0 only the heartbeat."""
 
     def __init__(self, folder: Path, hang_seconds: float):
         self.folder, self.hang_seconds = folder, hang_seconds
@@ -42,7 +42,7 @@ class Watchdog:
             threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
     def now(self, step: int, doing: str) -> None:
-        """This process moves: it is at a step (finished ones before it) and does something."""
+        """Record progress: the number of finished steps, and what this process is doing."""
         self._step, self._doing, self._moved = step, doing, time.monotonic()
         if self.world > 1:
             _place(self.folder, self.rank).write_text(json.dumps({"step": step, "doing": doing, "since": time.time()}))
@@ -51,7 +51,7 @@ class Watchdog:
             faulthandler.dump_traceback_later(seconds, exit=True, file=self._stacks)
 
     def close(self) -> None:
-        """The run is over."""
+        """Stop the watchdog at the end of the run."""
         self._ended.set()
         if self._stacks:
             faulthandler.cancel_dump_traceback_later()
@@ -68,17 +68,17 @@ class Watchdog:
         report = hang_report(self.folder, self.world, self._step, self._doing, self.hang_seconds)
         try:
             with open(self.folder / f"hang{f'-rank-{self.rank}' if self.world > 1 else ''}.txt", "a") as file:
-                file.write(report + "\n")  # beside those of earlier starts
+                file.write(report + "\n")  # after those of earlier starts
             if self._stacks:
                 faulthandler.dump_traceback(self._stacks, all_threads=True)
             print(f"rank {self.rank}: {report}", file=sys.stderr, flush=True)
         finally:
-            os._exit(HUNG)  # a stuck collective cannot be asked to stop
+            os._exit(HUNG)  # a stuck collective cannot be interrupted
 
 
 def hang_report(folder: Path, world: int, step: int, doing: str, seconds: float) -> str:
-    """What everyone was doing when nothing moved any more, and who keeps the others waiting."""
-    head = f"nothing has moved for {seconds:g} s at step {step + 1}, in {doing}"
+    """What each rank was doing when progress stopped, and which ranks the others wait for."""
+    head = f"no progress for {seconds:g} s at step {step + 1}, in {doing}"
     if world == 1:
         return head
     places = [_read(folder, rank) for rank in range(world)]
@@ -102,11 +102,11 @@ def hang_report(folder: Path, world: int, step: int, doing: str, seconds: float)
 
 
 COLLECTIVE = "collective: "
-"""How a heartbeat begins that waits for other processes."""
+"""Prefix of a heartbeat that waits for other processes."""
 
 
 def stragglers(seconds: list[float]) -> dict[str, float]:
-    """Figures of one step from the seconds that each rank worked before it had to wait for the others."""
+    """Metrics of one step from the seconds that each rank computed before it waited for the others."""
     slowest = max(range(len(seconds)), key=seconds.__getitem__)
     middle = median(seconds)
     return {"slowest_rank": slowest, "slowest_over_median": seconds[slowest] / middle if middle else 1.0}
@@ -118,7 +118,7 @@ def _place(folder: Path, rank: int) -> Path:
 
 def _read(folder: Path, rank: int) -> tuple[int, str] | None:
     try:
-        found = json.loads(_place(folder, rank).read_text())
-        return found["step"], found["doing"]
+        heartbeat = json.loads(_place(folder, rank).read_text())
+        return heartbeat["step"], heartbeat["doing"]
     except (OSError, ValueError, KeyError):
         return None

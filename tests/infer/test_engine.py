@@ -475,7 +475,7 @@ def test_cancelled_requests_in_any_order_lose_no_block():
             engine.cancel(open_requests.pop(int(torch.randint(len(open_requests), (), generator=order))))
         engine.step()
         scheduler = engine.loop.scheduler
-        assert scheduler.num_reserved_blocks == sum(answer.owed_blocks for answer in scheduler.running)
+        assert scheduler.num_reserved_blocks == sum(answer.reserved_blocks for answer in scheduler.running)
         assert 0 <= scheduler.num_reserved_blocks <= engine.loop.allocator.num_free
     while engine.has_work:
         engine.step()

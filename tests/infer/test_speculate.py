@@ -173,7 +173,7 @@ def test_rolled_back_drafts_lose_no_block_and_share_none_wrongly(shapes, random)
             places = {a.blocks.index(block) for a in holders}
             texts = {tuple(a.token_range(0, min((p + 1) * 2, a.num_computed))) for a in holders for p in places}
             assert len(holders) < 2 or len(texts) == 1
-        assert scheduler.num_reserved_blocks == sum(a.owed_blocks for a in scheduler.running) <= allocator.num_free
+        assert scheduler.num_reserved_blocks == sum(a.reserved_blocks for a in scheduler.running) <= allocator.num_free
     assert not scheduler.has_work and allocator.num_free == 24
     assert all(answer.finish_reason for answer in answers) and not content_of
 

@@ -118,7 +118,7 @@ def test_a_change_amid_answers_ends_them_and_what_waits_is_answered_from_the_new
     in_place(model)
     after = engine.generate(PROMPT, GREEDY).tokens
     assert after == of(model, **options).generate(PROMPT, GREEDY).tokens
-    with pytest.raises(RequestError, match="under way"):
+    with pytest.raises(RequestError, match="running"):
         list(pieces)
     assert not engine.has_work and engine.free_share == 1
 
@@ -152,7 +152,7 @@ def test_answers_under_way_are_not_mixed_of_two_models():
     engine = of(model)
     pieces = engine.stream(PROMPT, GREEDY)
     next(pieces)
-    with pytest.raises(RequestError, match="under way"):
+    with pytest.raises(RequestError, match="running"):
         engine.weights_changed()
     pieces.close()
     engine.weights_changed()

@@ -77,31 +77,31 @@ MESHES = [
     (
         on_mesh,
         ({"shard": 2}, f"{DOWN}.weight", None, next_token),
-        f"it appears first in the result of {DOWN} on ranks 0, 1",
+        f"it first appears in the output of {DOWN} on ranks 0, 1",
     ),
-    (on_mesh, ({"tensor": 2}, f"{DOWN}.weight", 1, next_token), f"it appears first in the result of {DOWN} on rank 1"),
+    (on_mesh, ({"tensor": 2}, f"{DOWN}.weight", 1, next_token), f"it first appears in the output of {DOWN} on rank 1"),
     (
         on_mesh,
         ({"tensor": 2}, f"{QUERIES}.weight", 0, next_token),
-        f"it appears first in the result of {QUERIES} on rank 0",
+        f"it first appears in the output of {QUERIES} on rank 0",
     ),
     (
         on_mesh,
         ({"tensor": 2}, f"{QUERIES}.weight", 1, next_token),
-        f"it appears first in the result of {QUERIES} on rank 1",
+        f"it first appears in the output of {QUERIES} on rank 1",
     ),
     (
         on_mesh,
         ({"pipeline": 2, "interleave": 2, "contiguous": 2}, f"{QUERIES}.weight", None, next_token),
-        f"it appears first in the result of {QUERIES} on rank",
+        f"it first appears in the output of {QUERIES} on rank",
     ),
-    (on_mesh, ({"shard": 2}, "", None, nan_on_the_second), "it appears first in the result of the objective on rank 1"),
+    (on_mesh, ({"shard": 2}, "", None, nan_on_the_second), "it first appears in the objective on rank 1"),
     (
         on_mesh,
         ({"shard": 2}, "", None, gradient_alone),
-        "it appears first in the gradient of model.norm.weight on ranks 0, 1",
+        "it first appears in the gradient of model.norm.weight on ranks 0, 1",
     ),
-    (on_copies, (), "it appears first in the result of the objective on rank 1"),
+    (on_copies, (), "it first appears in the objective on rank 1"),
     (damaged, (), "step 1: source `library` holds the token id 1,000"),
 ]
 

@@ -125,8 +125,8 @@ def test_adapters_on_shards_with_a_rank_killed_are_those_of_one_process(stage, i
     [
         ("dpo", ["parallel.tensor=2"], "use replicas and shard"),
         ("reward", ["parallel.context=2"], "use replicas and shard"),
-        ("sft", ["parallel.tensor=2", "optimizer.lora.rank=4"], "not on tensor or pipeline"),
-        ("sft", ["parallel.shard=2", "optimizer.lora.rank=4", "optimizer.lora.base=nf4"], "shards hold a base as_is"),
+        ("sft", ["parallel.tensor=2", "optimizer.lora.rank=4"], "not with tensor or pipeline"),
+        ("sft", ["parallel.shard=2", "optimizer.lora.rank=4", "optimizer.lora.base=nf4"], "use base=as_is with shards"),
         ("sft", ["parallel.shard=2", "optimizer.state=bf16"], "needs a whole copy on each process"),
         ("sft", ["parallel.shard=3"], "shard 3 takes 3 processes, and there are 2"),
     ],

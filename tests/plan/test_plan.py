@@ -608,7 +608,7 @@ def test_adapters_of_70b_are_planned_on_shards_of_eight_gpus_and_those_over_four
 def test_a_recipe_that_the_trainer_refuses_is_refused_and_one_that_does_not_fit_is_sharded(tmp_path, capsys):
     (tmp_path / "own.yaml").write_text(f"base: {recipe('8b-qlora')}\nparallel: {{shard: 8}}\n")
     assert main(["plan", str(tmp_path / "own.yaml"), "70B", "--devices", "8"]) == 2
-    assert "shards hold a base as_is" in capsys.readouterr().err
+    assert "use base=as_is with shards" in capsys.readouterr().err
     assert main(["plan", str(tmp_path / "own.yaml"), "70B", "--devices", "8", "optimizer.lora.rank=16", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["phases"][0]["layout"]["replicas"] == 1
     assert main(["plan", recipe("8b-lora"), "70B", "--devices", "8", "--json"]) == 2

@@ -101,7 +101,7 @@ def test_damaged_answers_of_the_teacher_are_named(models, tmp_path):
     documents = open_shards(models / "shards/train")
     ask(load(models / "teacher"), documents, tmp_path / "kept", k=4, row_tokens=64, micro_tokens=256)
     (tmp_path / "kept/ids.npy").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="the teacher is asked once more"):
+    with pytest.raises(CheckpointError, match="the teacher is run again"):
         read_taught(tmp_path / "kept", documents, 4)
 
 

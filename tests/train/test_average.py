@@ -62,7 +62,7 @@ def test_checkpoints_of_other_rotary_settings_are_refused(tmp_path):
     saved(tmp_path / "1", 0)
     file = tmp_path / "1/config.json"
     file.write_text(file.read_text().replace(json.dumps(json.loads(file.read_text())["rope_theta"]), "77.0"))
-    with pytest.raises(CheckpointError, match="rotary"):
+    with pytest.raises(CheckpointError, match="RoPE"):
         average([tmp_path / "0", tmp_path / "1"], tmp_path / "mean")
 
 

@@ -125,10 +125,10 @@ def test_new_tokens_are_learned_whole_beside_adapters_and_peft_reads_both(tmp_pa
 
 
 def test_adapters_of_another_model_and_no_adapters_are_named(tmp_path):
-    with pytest.raises(CheckpointError, match="holds no adapters in PEFT's format"):
+    with pytest.raises(CheckpointError, match="not an adapter folder in PEFT's format"):
         load_adapters(tiny_model(), tmp_path)
     save_adapters(adapted(), tmp_path / "adapters")
-    with pytest.raises(CheckpointError, match=r"layers.0.*has the shape \(4, 32\); this model needs \(4, 48\)"):
+    with pytest.raises(CheckpointError, match=r"layers.0.*has shape \(4, 32\); this model needs \(4, 48\)"):
         load_adapters(tiny_model(hidden_size=48), tmp_path / "adapters")
 
 
@@ -139,7 +139,7 @@ def test_adapters_of_another_model_and_no_adapters_are_named(tmp_path):
 def test_adapters_that_change_more_than_is_read_are_refused(tmp_path, more):
     config = save_adapters(adapted(), tmp_path / "adapters") / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | more))
-    with pytest.raises(CheckpointError, match=f"uses {next(iter(more))}, which is not read"):
+    with pytest.raises(CheckpointError, match=f"{next(iter(more))} is not supported"):
         load_adapters(tiny_model(), tmp_path / "adapters")
 
 
@@ -203,5 +203,5 @@ def test_sft_with_adapters_over_four_bits_ends_with_a_merged_checkpoint_and_the_
 
 def test_adapters_wider_than_the_model_are_refused_before_they_are_made():
     wide = OptimizerSettings(lora=LoraSettings(rank=100_000))
-    with pytest.raises(ConfigError, match="more than the model's width"):
+    with pytest.raises(ConfigError, match="more than hidden_size"):
         place(tiny_model().config, ParallelSettings(), wide, torch.device("cpu"), row_tokens=32)

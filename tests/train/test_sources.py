@@ -141,7 +141,10 @@ def test_steps_can_be_taken_without_a_loop(tmp_path):
 
 @pytest.mark.parametrize(
     "made, told",
-    [([], "step 1: nothing was made"), ([rows_of(torch.ones(1, 9, dtype=torch.int64))], "8 places were made")],
+    [
+        ([], "step 1: no batches were generated"),
+        ([rows_of(torch.ones(1, 9, dtype=torch.int64))], "8 tokens were generated instead"),
+    ],
 )
 def test_nothing_made_and_another_amount_are_refused(tmp_path, made, told):
     with pytest.raises(DataError, match=told):
@@ -162,7 +165,7 @@ def test_batches_that_cannot_be_kept_are_not_learned_from(tmp_path):
         (tmp_path / "state/batches").write_text("a file where the folder should be: as good as a full disk")
         return Chance()(step)
 
-    with pytest.raises(CapacityError, match="could not be kept"):
+    with pytest.raises(CapacityError, match="could not be written"):
         fit(tmp_path, make)
     assert not losses(tmp_path)
 

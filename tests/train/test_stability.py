@@ -237,7 +237,7 @@ def test_a_number_that_is_none_is_named_by_its_layer(tmp_path, name, place):
 
 def test_what_is_no_range_of_steps_is_refused(tmp_path):
     for text in ("x", "5-3", "0", "1-2-3"):
-        with pytest.raises(DataError, match="names no steps to skip"):
+        with pytest.raises(DataError, match="is no range of steps"):
             Skips(tmp_path, [text])
 
 

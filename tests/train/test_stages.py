@@ -281,7 +281,7 @@ def test_rows_into_which_not_everything_fits_are_refused_where_nothing_may_be_cu
     name = stage.__name__.rpartition(".")[2].capitalize() + "Settings"
     given = {"sft": "conversations"}.get(stage.__name__.rpartition(".")[2], "pairs")
     ramp = {"batch__double_at": "[0.5]", "batch__first_row_tokens": 64}
-    with pytest.raises(ConfigError, match="first_row_tokens is for pretrain alone"):
+    with pytest.raises(ConfigError, match="first_row_tokens is only for pretrain"):
         settings_of(stage, name, **{given: "[x]"}, checkpoint="x", out="x", **ramp)
 
 
@@ -289,7 +289,7 @@ def test_a_damaged_reference_is_one_clear_error(tmp_path, checkpoint):
     file = tmp_path / "reference.npy"
     for content in (b"", bytes(200), b"x"):
         file.write_bytes(content)
-        with pytest.raises(CheckpointError, match="delete it, and the reference is computed once more"):
+        with pytest.raises(CheckpointError, match="delete it, and the reference log-probabilities are computed again"):
             read_log_probs(file, 4)
 
 
@@ -297,9 +297,9 @@ def test_a_reward_model_is_no_language_model_to_train(tmp_path, checkpoint):
     given = {"pairs": pairs(tmp_path), "checkpoint": checkpoint, "out": tmp_path / "reward", "holdout": 0.0}
     model = reward.run(settings_of(reward, "RewardSettings", **given, **QUICK))
     values = {"conversations": conversations(tmp_path), "checkpoint": model, "out": tmp_path / "sft"}
-    with pytest.raises(CheckpointError, match="is a reward model, and a language model"):
+    with pytest.raises(CheckpointError, match="is a reward model, but this stage trains a language model"):
         sft.run(settings_of(sft, "SftSettings", **values, **QUICK))
-    with pytest.raises(CheckpointError, match="is a reward model, and a language model"):
+    with pytest.raises(CheckpointError, match="is a reward model, but this stage trains a language model"):
         values = {"pairs": given["pairs"], "checkpoint": model, "out": tmp_path / "dpo"}
         dpo.run(settings_of(dpo, "DpoSettings", **values, **QUICK))
 
@@ -312,7 +312,7 @@ def test_too_little_data_is_said_with_settings_that_make_more_steps(tmp_path, ch
     path = sft.run(settings_of(sft, "SftSettings", out=tmp_path / "one", **values, **options))
     said = capsys.readouterr().err
     assert read_manifest(path)["figures"]["steps"] == 1
-    assert "the data make 1 step, which" in said and "batch.tokens=256" in said and "epochs=20" in said
+    assert "the data give only 1 step, too few" in said and "batch.tokens=256" in said and "epochs=20" in said
     before, after = load_file(checkpoint / "model.safetensors"), load_file(path / "checkpoint/model.safetensors")
     moved = max(float((after[name].float() - before[name].float()).abs().max()) for name in before)
     assert moved > 0.005  # Adam's first step is as long as the rate: at its peak, not at the last step's share

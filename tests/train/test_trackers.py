@@ -94,7 +94,7 @@ def test_a_resumed_run_is_the_same_run_to_wandb_and_mlflow_and_another_folder_an
 
 def test_a_tracker_that_is_not_installed_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    with pytest.raises(ConfigError, match="`wandb`, which is not installed; run `pip install wandb`"):
+    with pytest.raises(ConfigError, match="`wandb` is not installed; run `pip install wandb`"):
         trackers.Trackers(["wandb"], tmp_path)
 
 

@@ -150,7 +150,7 @@ def test_a_warm_up_longer_than_the_run_is_told_of(tmp_path, capsys, monkeypatch)
     train_tiny(tmp_path / "short", num_steps=3, schedule=ScheduleSettings(warmup_steps=3))
     assert "warm up" not in capsys.readouterr().err
     train_tiny(tmp_path / "long", num_steps=3, schedule=ScheduleSettings(warmup_steps=2000))
-    assert "schedule.warmup_steps is 2,000 and the run has 3 steps" in capsys.readouterr().err
+    assert "schedule.warmup_steps is 2,000 but the run only 3 steps" in capsys.readouterr().err
 
 
 def test_a_torn_state_falls_back_to_the_one_before(tmp_path, capsys):
@@ -174,7 +174,7 @@ def test_a_state_of_which_nothing_is_whole_is_an_error(tmp_path):
     train_tiny(tmp_path, num_steps=3)
     for manifest in (tmp_path / "state").glob("*/manifest.json"):
         manifest.write_text("{")
-    with pytest.raises(CheckpointError, match="none of its 2 states is whole"):
+    with pytest.raises(CheckpointError, match="all 2 states in it are damaged"):
         train_tiny(tmp_path, num_steps=5)
 
 
@@ -326,7 +326,7 @@ def test_where_memory_is_short_the_state_is_saved_without_a_copy_and_that_is_sai
     train_tiny(tmp_path, num_steps=4, saving=SavingSettings(save_seconds=1e-6))
     assert set(threads) == {threading.main_thread()}
     assert [state.name for state in sorted((tmp_path / "state").iterdir())] == ["step-00000003", "step-00000004"]
-    assert capsys.readouterr().err.count("the training waits while its state is saved") == 1
+    assert capsys.readouterr().err.count("training pauses for each save") == 1
 
 
 def test_the_share_of_the_peak_counts_what_is_computed_and_is_left_out_where_it_cannot_be():
