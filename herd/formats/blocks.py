@@ -1,4 +1,4 @@
-"""The blocks of a GGUF file as the engine computes with them: numbers, scales and least values apart."""
+"""The quantized blocks of a GGUF file in the engine's layout: integers, scales and minimums as separate tensors."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from herd.formats import ggml
 from herd.formats.gguf import TYPES
 from herd.ops.blocks import Blocks, pack_numbers
 
-_STEP = 64  # numbers of a row are laid out in pairs of blocks
+_STEP = 64  # weights: rows are stored in pairs of blocks
 Parts = tuple[Tensor, Tensor, Tensor | None]
-"""Of some blocks: whole numbers, uint8 of 4 bits or int8; scales; least values."""
+"""Of some blocks: integers (uint8 of 4 bits, or int8); scales; minimums."""
 
 
 def to_blocks(content: Tensor, type: str) -> Blocks | None:
-    """A matrix's bytes as the engine's blocks: uint8 (N, bytes of a row); None where it has none of this kind.
+    """A matrix's bytes, uint8 (N, bytes of a row), in the engine's layout; None if the engine does not support it.
 
-    The engine has them for all types but Q2_K and MXFP4, in rows of a multiple of 64 weights.
+    It supports all types except Q2_K and MXFP4, in rows of a multiple of 64 weights.
     """
     block = TYPES[type]
     num_columns = content.shape[1] // block.num_bytes * block.num_weights
@@ -33,9 +33,9 @@ def to_blocks(content: Tensor, type: str) -> Blocks | None:
         pieces.append(
             (weight, *(None if part is None else part.reshape(len(rows), -1).half() for part in (scale, least)))
         )
-    found = Blocks(*(None if part[0] is None else torch.cat(part) for part in zip(*pieces, strict=True)))  # type: ignore[arg-type]
-    whole = all(torch.isfinite(part).all() for part in (found.scale, found.least) if part is not None)
-    return found if whole else None  # a product of scales may be beyond float16
+    blocks = Blocks(*(None if part[0] is None else torch.cat(part) for part in zip(*pieces, strict=True)))  # type: ignore[arg-type]
+    whole = all(torch.isfinite(part).all() for part in (blocks.scale, blocks.least) if part is not None)
+    return blocks if whole else None  # a product of scales may be beyond float16
 
 
 def _q8_0(blocks: Tensor) -> Parts:
@@ -102,4 +102,4 @@ _PARTS: dict[str, Callable[[Tensor], Parts]] = {
     "Q6_K": _q6_k,
 }
 BLOCK_TYPES = frozenset(_PARTS)
-"""The types whose blocks the engine computes with."""
+"""The types that the engine can keep quantized."""

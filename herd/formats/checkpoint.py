@@ -1,4 +1,4 @@
-"""The door: a checkpoint is opened once, in any format, and saved as a Hugging Face folder that other engines load."""
+"""Opening a checkpoint in any format, and saving one as a Hugging Face folder that other engines load."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ MAX_SHARD_BYTES = 5_000_000_000
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in any format, made by `open_checkpoint`; its parts are read when they are first asked for."""
+    """A checkpoint in any format, made by `open_checkpoint`; its parts are read when first used."""
 
     place: Path
-    """The folder or file that holds it."""
+    """Its folder or file."""
     format: Format
 
     @cached_property
     def config(self) -> ModelConfig:
-        """Its shape.
+        """The model's configuration.
 
         Raises:
             CheckpointError: it is damaged.
@@ -57,27 +57,27 @@ class Checkpoint:
             return self.weights.config
         config = ModelConfig.from_folder(self.place)
         if config.tie_word_embeddings and has_own_head(self.place):
-            say(f"  {self.place}: config.json ties the head to the embedding, but another one is stored; that is used")
+            say(f"  {self.place}: config.json ties head and embedding, but another head is stored, which is used")
             return replace(config, tie_word_embeddings=False)
         return config
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The vocabulary that travels with it.
+        """Its tokenizer.
 
         Raises:
-            DataError: there is none, or it is damaged or of a kind that is not supported.
+            DataError: it is missing, damaged or of a kind that is not supported.
         """
         if self.format == "gguf":
             return read_vocabulary(self._container)
-        found = load_tokenizer(self.place)
-        if self.format == "meta" and found.special.get(END_OF_TURN) in self.config.eos_token_ids:
-            return found.with_template(META_TEMPLATE)  # Meta's files have no place for it
-        return found
+        tokenizer = load_tokenizer(self.place)
+        if self.format == "meta" and tokenizer.special.get(END_OF_TURN) in self.config.eos_token_ids:
+            return tokenizer.with_template(META_TEMPLATE)  # Meta's files cannot store one
+        return tokenizer
 
     @cached_property
     def chat_template(self) -> str | None:
-        """The Jinja template that travels with it, None where there is none.
+        """Its chat template (Jinja), None if it has none.
 
         Raises:
             DataError: it is damaged.
@@ -86,7 +86,7 @@ class Checkpoint:
 
     @cached_property
     def generation(self) -> dict[str, Any]:
-        """What its generation_config.json says; empty where there is none or it is no JSON object."""
+        """The content of its generation_config.json; empty if it is missing or not a JSON object."""
         try:
             values = json.loads((self.place / GENERATION).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
@@ -95,48 +95,48 @@ class Checkpoint:
 
     @cached_property
     def table(self) -> dict[str, TensorInfo]:
-        """What the files of a Hugging Face folder hold, packed or not.
+        """The tensors in the files of a Hugging Face folder, quantized or not.
 
         Raises:
             CheckpointError: it is in another format, or a file is missing or damaged.
         """
         if self.format != "huggingface":
             raise CheckpointError(
-                f"{self.place} is no Hugging Face folder; `herd convert {self.place} A-FOLDER` makes one of it."
+                f"{self.place} is not a Hugging Face folder; `herd convert {self.place} A-FOLDER` converts it to one."
             )
         return tensors_in_folder(self.place)
 
     @property
     def is_packed(self) -> bool:
-        """Whether its weights are whole numbers with scales (`herd quantize`): never read piece by piece."""
+        """Whether its weights are integers with scales, as from `herd quantize`; such weights are only loaded whole."""
         return self.format == "huggingface" and holds_packed(self.config, self.table, self.place)
 
     @cached_property
     def weights(self) -> StoredWeights:
-        """Its tensors, under Hugging Face's names, to be read piece by piece.
+        """Its tensors under Hugging Face's names, to be read in chunks.
 
         Raises:
-            CheckpointError: a file is missing, damaged, or its tensors do not fit its configuration; or it is packed.
+            CheckpointError: a file is missing, damaged, or its tensors do not fit its configuration; or `is_packed`.
             ConfigError: it describes something other than a Llama.
         """
         if self.format in ("gguf", "meta"):
-            found = open_gguf(self._container) if self.format == "gguf" else open_meta(self.place)
-            told: dict[str, Any] = {"as_read": {}, "generation": self.generation or None}
+            stored = open_gguf(self._container) if self.format == "gguf" else open_meta(self.place)
+            sources: dict[str, Any] = {"as_read": {}, "generation": self.generation or None}
             if self.format == "gguf":
-                told |= _carried_back(self._container, found.config)
-            return replace(found, config=replace(found.config, **told))
+                sources |= _original_configs(self._container, stored.config)
+            return replace(stored, config=replace(stored.config, **sources))
         return open_huggingface(self.place, self.config, self.table)
 
     @cached_property
     def _container(self) -> GGUFFile:
-        """A GGUF file's fields and table, which weights, vocabulary and template are taken from."""
+        """A GGUF file's fields and tensor table."""
         return read_gguf(self.place)
 
     def load(self, *, dtype: torch.dtype | None = None, device: str = "cpu", attend: Attend | None = None) -> Llama:
-        """Its model, in eval mode.
+        """Load the model, in eval mode.
 
-        `dtype` None keeps what is on disk; what is packed (GGUF's blocks, GPTQ, 8-bit floats) becomes bfloat16. On the
-        CPU the weights are mapped from the files, not copied, where a file holds them as they are needed.
+        `dtype` None keeps the stored one; quantized weights (GGUF's blocks, GPTQ, 8-bit floats) become bfloat16. On the
+        CPU weights that need no conversion are mapped from the files, not copied.
 
         Raises:
             CheckpointError: a file is missing, damaged, its tensors do not fit its configuration or are not finite.
@@ -152,11 +152,11 @@ class Checkpoint:
 
     @property
     def has_blocks(self) -> bool:
-        """Whether a GGUF file's matrices are, some of them, in blocks of few bits with which the engine can compute."""
+        """Whether some matrices of a GGUF file are quantized in a way that the engine can compute with."""
         return self.format == "gguf" and any(tensor.dtype in BLOCK_TYPES for tensor in self.weights.tensors.values())
 
     def load_blocks(self, *, attend: Attend | None = None) -> Llama:
-        """A GGUF file's model on the CPU for the engine: what is in blocks stays so, the rest is bfloat16.
+        """A GGUF file's model on the CPU for the engine: quantized matrices stay quantized, the rest is bfloat16.
 
         Raises:
             CheckpointError: the file is damaged, or its values are not finite.
@@ -165,10 +165,10 @@ class Checkpoint:
         return _load_in_blocks(self.weights, attend)
 
     def learnable_config(self) -> ModelConfig:
-        """Its shape where it is to be learned from; what others quantized is learned, and saved, as plain numbers.
+        """The configuration for training; weights quantized by other tools are trained and saved dequantized.
 
         Raises:
-            CheckpointError: its weights are quantized in a way in which they can be used, and not be learned.
+            CheckpointError: its weights are quantized by `herd quantize`, for inference only.
         """
         quantization = self.config.quantization_config
         if quantization is not None and not unpacks(quantization, self.table, self.place):
@@ -177,9 +177,9 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path | str | Checkpoint) -> Checkpoint:
-    """The checkpoint that a path means: a folder of Hugging Face's or Meta's, a GGUF file, a run folder that has one.
+    """The checkpoint at a path: a Hugging Face or Meta folder, a GGUF file, or a run folder with a checkpoint.
 
-    What is open already is given back, so that functions take either.
+    An open `Checkpoint` is returned unchanged, so that functions can take either.
 
     Raises:
         CheckpointError: there is none.
@@ -202,7 +202,7 @@ def load(
 
 
 def _load_stored(weights: StoredWeights, dtype: torch.dtype | None, device: str, attend: Attend | None) -> Llama:
-    """A model from weights that have to be joined, turned or unpacked as they are read."""
+    """A model from weights that must be joined, permuted or dequantized as they are read."""
     model = empty_model(replace(weights.config, quantization_config=None), attend)
     dtype = dtype or weights.dtype
     state = {name: weights.read(name, dtype).to(device) for name in weights.tensors}
@@ -238,9 +238,9 @@ def _load_in_blocks(weights: StoredWeights, attend: Attend | None) -> Llama:
 def save(
     model: Llama, folder: Path | str, tokenizer: Tokenizer | None = None, dtype: torch.dtype | None = None
 ) -> None:
-    """Write a checkpoint folder, whole or not at all; a folder already there is replaced.
+    """Write a checkpoint folder atomically; an existing folder is replaced.
 
-    `dtype` None keeps the model's. Larger than 5 GB, the weights come in shards with an index.
+    `dtype` None keeps the model's. Weights above 5 GB are written as shards with an index.
 
     Raises:
         CheckpointError: the model's weights are quantized.
@@ -257,13 +257,15 @@ def save_weights(
     tokenizer: Tokenizer | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """`save` weights that are read when the file that holds them is written; `like` has their shapes and number types.
+    """As `save`, with weights that are read only when their file is written; `like` gives their shapes and dtypes.
 
     Raises:
         CheckpointError: the weights are quantized.
     """
     if config.quantization_config is not None:
-        raise CheckpointError(f"{folder}: a quantized model is not saved again; save the one it was made from.")
+        raise CheckpointError(
+            f"{folder}: a quantized model cannot be saved; save the model that it was quantized from."
+        )
     like = {name: one for name, one in like.items() if not (name == "lm_head.weight" and config.tie_word_embeddings)}
     shards = list(_shards(like, dtype))
     with atomic_folder(Path(folder)) as aside:
@@ -308,27 +310,27 @@ def _write_json(path: Path, values: dict) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-_CARRIED = {"herd.config": "as_read", "herd.generation": "generation"}  # GGUF fields of our own
+_CARRIED = {"herd.config": "as_read", "herd.generation": "generation"}  # Herd's own GGUF fields
 
 
 def carried(config: ModelConfig) -> dict[str, Any]:
-    """What a GGUF file keeps of the files that a configuration was read from, so that a folder comes back as it was."""
+    """GGUF fields with the JSON files that a configuration was read from, so that they can be restored."""
     return {key: value for key, name in _CARRIED.items() if (value := getattr(config, name))}
 
 
-def _carried_back(file: GGUFFile, config: ModelConfig) -> dict[str, Any]:
-    """The same, if it still describes this model: other tools change a file's fields, and pass over these."""
+def _original_configs(file: GGUFFile, config: ModelConfig) -> dict[str, Any]:
+    """The inverse of `carried`, if they still describe this model: other tools may change the standard fields only."""
     try:
-        told = {name: json.loads(file.fields[key]) for key, name in _CARRIED.items() if key in file.fields}
-        before = ModelConfig.from_dict(told.get("as_read", {}))
+        sources = {name: json.loads(file.fields[key]) for key, name in _CARRIED.items() if key in file.fields}
+        before = ModelConfig.from_dict(sources.get("as_read", {}))
     except (ValueError, TypeError, RecursionError, ConfigError):
         return {}
     same = all(getattr(before, name) == getattr(config, name) for name in ("hidden_size", "vocab_size", "rope_scaling"))
-    return told if same and before.num_hidden_layers == config.num_hidden_layers else {}
+    return sources if same and before.num_hidden_layers == config.num_hidden_layers else {}
 
 
 def write_configs(config: ModelConfig, folder: Path, dtype: torch.dtype) -> None:
-    """Write config.json with the number type of the weights, and generation_config.json."""
+    """Write config.json, with the dtype of the weights, and generation_config.json."""
     values = config.to_dict()
     name = "torch_dtype" if "torch_dtype" in values and "dtype" not in values else "dtype"
     _write_json(folder / "config.json", values | {name: str(dtype).removeprefix("torch.")})

@@ -1,8 +1,7 @@
-"""Whether two checkpoints are the same model: their logits on a few tokens, one layer in memory at a time.
+"""Comparing two checkpoints by their logits on a few tokens, with one layer in memory at a time.
 
-The forward pass here is written for this purpose and shares nothing with `llama.py`: it takes the rows of a file as
-they lie there, and turns adjacent channels where the file's format does (Meta, llama.cpp), so that a wrong permutation
-shows. Everything is computed in float32.
+This forward pass is independent of `llama.py`: it uses a file's rows in their stored order, and rotates adjacent
+channels if the format does (Meta, llama.cpp), so that a wrong permutation is detected. All is computed in float32.
 """
 
 from __future__ import annotations
@@ -22,38 +21,38 @@ from herd.model.rope import inverse_frequencies
 from herd.model.scaling import magnitude
 
 NUM_TOKENS = 12
-"""Tokens of the row that is compared."""
+"""Tokens in the compared sequence."""
 
-_CACHED_WEIGHTS = 1_000_000  # widened to float32 at a time: what stays in the processor's cache
+_CACHED_WEIGHTS = 1_000_000  # converted to float32 at a time, to stay in the processor's cache
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two models' predictions are apart."""
+    """How much two models' predictions differ."""
 
     largest: float
     """The largest difference of a logit."""
     spread: float
-    """The standard deviation of the first model's logits: what the largest difference is to be seen against."""
+    """The standard deviation of the first model's logits, as a scale for the largest difference."""
     divergence: float
-    """Kullback-Leibler divergence of the second from the first, mean of the tokens, in nats."""
+    """KL divergence of the second from the first, mean over tokens, in nats."""
     same_choice: float
-    """Share of the tokens after which both find the same token likeliest."""
+    """Share of the tokens after which both predict the same most likely token."""
 
     def __str__(self) -> str:
         return (
-            f"largest difference of a logit {self.largest:.2g} (they spread by {self.spread:.2g}), "
-            f"divergence {self.divergence:.2g} nats, same likeliest token {self.same_choice:.0%}"
+            f"largest logit difference {self.largest:.2g} (standard deviation of logits {self.spread:.2g}), "
+            f"KL divergence {self.divergence:.2g} nats, same top token {self.same_choice:.0%}"
         )
 
 
 def difference(first: StoredWeights, second: StoredWeights, tell: Callable[[str], None] = lambda _: None) -> Difference:
-    """Compare the predictions of two checkpoints, in whatever formats, on one row of tokens.
+    """Compare the predictions of two checkpoints, in any formats, on one sequence of tokens.
 
-    `tell` hears which layer is being computed.
+    `tell` is called with the layer being computed.
 
     Raises:
-        CheckpointError: the two are of different shapes, or one is no language model.
+        CheckpointError: the two have different vocabulary sizes, or one is not a language model.
     """
     tokens = sample_tokens(first, second)
     p = layerwise_logits(first, tokens, lambda layer: tell(f"{first.path.name}: {layer}"))
@@ -76,21 +75,21 @@ def difference_of(p: Tensor, q: Tensor) -> Difference:
 
 
 def sample_tokens(first: StoredWeights, second: StoredWeights) -> Tensor:
-    """A row of ids that both models know, spread over the vocabulary and always the same: (T,)."""
+    """Fixed random ids from the vocabulary of both models: (T,)."""
     for weights in (first, second):
         if weights.config.architecture != CAUSAL_LM:
-            raise CheckpointError(f"{weights.path} is no language model: it has no logits to compare.")
+            raise CheckpointError(f"{weights.path} is not a language model and has no logits to compare.")
     a, b = first.config, second.config
     if a.vocab_size != b.vocab_size:
         raise CheckpointError(
-            f"{first.path} has {a.vocab_size:,} rows in its embedding, {second.path} {b.vocab_size:,}."
+            f"{first.path} has a vocabulary of {a.vocab_size:,}, {second.path} one of {b.vocab_size:,}."
         )
     return torch.randint(0, a.vocab_size, (NUM_TOKENS,), generator=torch.Generator().manual_seed(0))
 
 
 @torch.inference_mode()
 def layerwise_logits(weights: StoredWeights, tokens: Tensor, tell: Callable[[str], None] = lambda _: None) -> Tensor:
-    """Logits of one document in float32, computed from the files: (T,) -> (T, V)."""
+    """Logits of one document in float32, computed layer by layer from the files: (T,) -> (T, V)."""
     config = weights.config
     x = torch.cat([weights.tensors["model.embed_tokens.weight"].rows(i, i + 1) for i in tokens.tolist()]).float()
     angles = torch.arange(len(tokens))[:, None] * inverse_frequencies(config, length=len(tokens))
@@ -121,7 +120,7 @@ def _attention(weights: StoredWeights, prefix: str, x: Tensor, turn: Tensor) -> 
 
 
 def _turned(x: Tensor, turn: Tensor, adjacent: bool) -> Tensor:
-    """Each pair of channels as a complex number, multiplied by its angle's: (T, H, C)."""
+    """RoPE with each pair of channels as a complex number: (T, H, C)."""
     pairs = x.unflatten(-1, (-1, 2)) if adjacent else x.unflatten(-1, (2, -1)).transpose(-1, -2)
     turned = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * turn)
     return (turned if adjacent else turned.transpose(-1, -2)).flatten(-2)
@@ -135,7 +134,7 @@ def _feed_forward(weights: StoredWeights, prefix: str, x: Tensor) -> Tensor:
 def _linear(weights: StoredWeights, name: str, x: Tensor) -> Tensor:
     """x W^T + b, a few rows of W at a time: (T, K) -> (T, N)."""
     weight, bias = weights.tensors[f"{name}.weight"], weights.tensors.get(f"{name}.bias")
-    out = torch.empty(len(x), weight.shape[0])  # filled in place: keeping the parts would scatter the heap
+    out = torch.empty(len(x), weight.shape[0])  # filled in place, because many small parts would fragment the heap
     step = max(1, _CACHED_WEIGHTS // weight.shape[1])
     for begin, end in spans(weight.shape, weights.config.head_dim):
         for rows in weight.rows(begin, end).split(step):

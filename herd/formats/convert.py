@@ -1,6 +1,6 @@
-"""A checkpoint in another format or another precision, written piece by piece whatever its size.
+"""Converting a checkpoint to another format or precision, in chunks, so that models larger than the memory work.
 
-What it takes is said beforehand; the copy is compared with the original by its logits before it gets its name.
+Disk and memory are announced first; the copy's logits are compared with the original's before it is renamed.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ PRECISIONS = {
     "q4_k_m": "Q4_K_M",
     "q4_0": "Q4_0",
 }
-"""What weights can be written as, and GGUF's names; those that begin with q only in GGUF."""
+"""The precisions that can be written, with GGUF's names; those that begin with q exist only in GGUF."""
 
 _SPARE_DISK = 50_000_000
 _RESIDENT_BYTES = 500_000_000  # Python, PyTorch and the libraries they load
-_PIECE_COPIES = 6  # of a piece in float32: read, turned, rounded, written, and what the allocator keeps
+_PIECE_COPIES = 6  # of a chunk in float32: read, permuted, rounded, written, and kept by the allocator
 _LOSSLESS, _ROUNDED = 1e-4, 0.1  # largest difference allowed, as a share of the logits' spread
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a conversion will write, known before the first weight is read."""
+class ConversionPlan:
+    """What a conversion will write, computed before the first weight is read."""
 
     format: Format
     precision: str
@@ -71,12 +71,12 @@ class Plan:
 
     @property
     def num_bytes(self) -> int:
-        """Disk that it takes."""
+        """Disk space needed."""
         return sum(self.files.values())
 
     @property
     def memory_bytes(self) -> int:
-        """Anonymous memory that it takes at most; mapped files come on top, and can be dropped at any time."""
+        """Most anonymous memory; mapped files come on top, but the system can drop them at any time."""
         widest = max(self.config.intermediate_size, self.config.hidden_size, self.config.vocab_size // 8)
         return _RESIDENT_BYTES + _PIECE_COPIES * 4 * max(CHUNK_WEIGHTS, self.config.head_dim * widest)
 
@@ -86,9 +86,9 @@ class Converted:
     """A finished conversion."""
 
     path: Path
-    plan: Plan
+    plan: ConversionPlan
     difference: Difference | None
-    """None where it was not checked."""
+    """None if it was not checked."""
 
 
 def convert(
@@ -100,14 +100,14 @@ def convert(
     shards: int = 1,
     check: bool = True,
 ) -> Converted:
-    """Write a checkpoint in another format. The target is whole when it appears, or does not appear.
+    """Write a checkpoint in another format, atomically.
 
-    `format` None takes GGUF for a target named `.gguf` and Hugging Face's otherwise; `precision` None keeps what is
-    stored (bfloat16 for what is packed); `shards` are Meta's tensor-parallel files.
+    `format` None means GGUF for a target named `.gguf`, and Hugging Face otherwise; `precision` None keeps the stored
+    one (bfloat16 for quantized weights); `shards` is the number of Meta's tensor-parallel files.
 
     Raises:
-        CheckpointError: the source is damaged, the target exists, the format cannot hold the model, or the copy's
-            logits are not the original's.
+        CheckpointError: the source is damaged, the target exists, the format does not support the model, or the copy's
+            logits differ from the original's.
         CapacityError: the disk is too small.
     """
     checkpoint, target = open_checkpoint(source), Path(target)
@@ -119,37 +119,41 @@ def convert(
         with progress("write", total=plan.num_bytes, unit="bytes") as bar:
             for written in _write(checkpoint, aside, plan, shards, target.stem):
                 bar.advance(written)
-        found = _compare(weights, aside, plan) if check else None
-    return Converted(target, plan, found)
+        result = _compare(weights, aside, plan) if check else None
+    return Converted(target, plan, result)
 
 
 # ---- before ----------------------------------------------------------------------------------------------------------
 
 
-def plan_of(config: ModelConfig, target: Path, format: Format | None, precision: str, shards: int = 1) -> Plan:
+def plan_of(
+    config: ModelConfig, target: Path, format: Format | None, precision: str, shards: int = 1
+) -> ConversionPlan:
     """What would be written for a model of this configuration.
 
     Raises:
-        CheckpointError: the format cannot hold it.
+        CheckpointError: the format does not support it.
     """
     format = format or ("gguf" if target.suffix == SUFFIX else "huggingface")
     if precision not in PRECISIONS:
-        raise CheckpointError(f"precision is {precision!r}; there are {', '.join(PRECISIONS)}.")
+        raise CheckpointError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}.")
     if shards < 1 or (shards > 1 and format != "meta"):
-        raise CheckpointError(f"shards={shards}: only Meta's format has tensor-parallel shards, one or more.")
+        raise CheckpointError(f"shards={shards}: expected 1, or more with Meta's format.")
     shapes = expected_shapes(config)
     if format == "gguf":
         table = plan_gguf(config, shapes, PRECISIONS[precision])
-        return Plan(format, precision, {target.name: sum(gguf.num_bytes(*entry) for entry in table.values())}, config)
+        return ConversionPlan(
+            format, precision, {target.name: sum(gguf.num_bytes(*entry) for entry in table.values())}, config
+        )
     dtype = _dtype(precision, format)
     if format == "meta":
         params_of(config)
         plans = plan_shards(config, shapes, shards).values()
         part = sum(torch.Size(plan.shape).numel() for plan in plans if plan.same_as is None) * dtype.itemsize
-        return Plan(format, precision, {f"consolidated.{i:02d}.pth": part for i in range(shards)}, config)
+        return ConversionPlan(format, precision, {f"consolidated.{i:02d}.pth": part for i in range(shards)}, config)
     files = plan_files(shapes, dtype, MAX_SHARD_BYTES)
     sizes = {file: sum(torch.Size(shapes[n]).numel() for n in names) * dtype.itemsize for file, names in files.items()}
-    return Plan(format, precision, sizes, config)
+    return ConversionPlan(format, precision, sizes, config)
 
 
 def plan_on_paper(
@@ -159,11 +163,11 @@ def plan_on_paper(
     format: Format | None = None,
     precision: str | None = None,
     shards: int = 1,
-) -> Plan:
-    """What `convert` would write; of the source only its configuration is needed, so it may hold no weights at all.
+) -> ConversionPlan:
+    """What `convert` would write; the source needs only a configuration, not weights.
 
     Raises:
-        CheckpointError: there is no configuration, or the format cannot hold the model.
+        CheckpointError: there is no configuration, or the format does not support the model.
     """
     source, target = Path(source), Path(target)
     if not (source / CONFIG).is_file() and (source / PARAMS).is_file():
@@ -175,7 +179,7 @@ def plan_on_paper(
 
 
 def _config_on_paper(file: Path) -> ModelConfig:
-    """A configuration from params.json alone, with the width of the feed-forward layer by Meta's rule."""
+    """A configuration from params.json only, with the feed-forward width by Meta's rule."""
     params = read_params(file)
     width = feed_forward_width(params["dim"], params.get("ffn_dim_multiplier") or 1.0, params.get("multiple_of", 256))
     rows = params.get("vocab_size", -1)
@@ -184,15 +188,15 @@ def _config_on_paper(file: Path) -> ModelConfig:
     return config_of_params(params, rows, width, tied=False, token_ids={})
 
 
-def check_target(target: Path, plan: Plan) -> None:
-    """Refuse before the first byte is written what could not end well.
+def check_target(target: Path, plan: ConversionPlan) -> None:
+    """Check the target before anything is written.
 
     Raises:
         CheckpointError: the target exists.
         CapacityError: the disk is too small.
     """
     if target.exists() or target.is_symlink():
-        raise CheckpointError(f"{target} exists already; choose another name, or delete it.")
+        raise CheckpointError(f"{target} already exists; choose another name, or delete it.")
     place = next(parent for parent in target.absolute().parents if parent.exists())
     free = shutil.disk_usage(place).free
     if free < plan.num_bytes + _SPARE_DISK:
@@ -202,7 +206,7 @@ def check_target(target: Path, plan: Plan) -> None:
         )
 
 
-def describe(plan: Plan) -> str:
+def describe(plan: ConversionPlan) -> str:
     """A plan in one line."""
     files = f"{len(plan.files)} files" if len(plan.files) > 1 else "one file"
     return (
@@ -226,7 +230,7 @@ def _dtype(precision: str, format: Format) -> torch.dtype:
 
 @contextmanager
 def _named(target: Path) -> Iterator[None]:
-    """A full disk says nothing of the file that it met: give such an error the target's name."""
+    """Add the target's name to errors without one, such as a full disk."""
     try:
         yield
     except OSError as fault:
@@ -236,7 +240,7 @@ def _named(target: Path) -> Iterator[None]:
 
 @contextmanager
 def _aside(target: Path, format: Format) -> Iterator[Path]:
-    """A place to write to, which becomes the target when the block ends well and vanishes otherwise."""
+    """A temporary folder or file, renamed to the target if the block succeeds and deleted otherwise."""
     if format != "gguf":
         with atomic_folder(target) as folder:
             yield folder
@@ -253,7 +257,7 @@ def _aside(target: Path, format: Format) -> Iterator[Path]:
         raise
 
 
-def _write(checkpoint: Checkpoint, aside: Path, plan: Plan, shards: int, name: str) -> Iterator[int]:
+def _write(checkpoint: Checkpoint, aside: Path, plan: ConversionPlan, shards: int, name: str) -> Iterator[int]:
     weights, tokenizer = checkpoint.weights, _tokenizer_of(checkpoint)
     if plan.format == "gguf":
         fields = gguf_fields(tokenizer, weights.config.vocab_size) if tokenizer else {"tokenizer.ggml.model": "none"}
@@ -294,35 +298,36 @@ def _tokenizer_of(checkpoint: Checkpoint) -> Tokenizer | None:
     try:
         return checkpoint.tokenizer
     except DataError as fault:
-        say(f"  no tokenizer is written: {fault}")
+        say(f"  the copy gets no tokenizer: {fault}")
         return None
 
 
 # ---- check -----------------------------------------------------------------------------------------------------------
 
 
-def _compare(weights: StoredWeights, aside: Path, plan: Plan) -> Difference:
-    """The copy's logits beside the original's.
+def _compare(weights: StoredWeights, aside: Path, plan: ConversionPlan) -> Difference:
+    """Compare the copy's logits with the original's.
 
     Raises:
-        CheckpointError: they are further apart than rounding explains.
+        CheckpointError: they differ by more than rounding explains.
     """
     copy = open_checkpoint(aside).weights
     layers = 2 * (weights.config.num_hidden_layers + 1)
     with progress("compare", total=layers, unit="layers") as bar:
-        found = difference(weights, copy, lambda _: bar.advance(1))
-    say(f"  {found}")
+        result = difference(weights, copy, lambda _: bar.advance(1))
+    say(f"  {result}")
     allowed = _allowed(weights, plan)
-    if not math.isfinite(found.largest) or found.largest > allowed * max(found.spread, 1.0):
+    if not math.isfinite(result.largest) or result.largest > allowed * max(result.spread, 1.0):
         raise CheckpointError(
-            f"{weights.path}: the copy does not predict what the original does: {found}. Nothing was written. "
+            f"{weights.path}: the copy's predictions differ from the original's: {result}. Nothing was written. "
             "`herd inspect PATH weights=true` shows weights that are not finite; check=false writes the copy anyway."
         )
-    return found
+    return result
 
 
-def _allowed(weights: StoredWeights, plan: Plan) -> float:
-    """As a share of the logits' spread: nothing but the order of sums, rounding to 16 bits, or anything finite."""
+def _allowed(weights: StoredWeights, plan: ConversionPlan) -> float:
+    """Largest difference allowed, as a share of the logits' spread: by whether the copy is lossless, rounded to 16 bits
+    or quantized (any)."""
     if plan.precision.startswith("q"):
         return float("inf")
     kinds = {tensor.dtype for tensor in weights.tensors.values()}

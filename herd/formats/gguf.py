@@ -5,7 +5,7 @@
     a tensor:  its name, number of dimensions (u32), dimensions (u64 each, innermost first), type (u32), offset (u64)
     padding up to `general.alignment`, then the tensors' bytes, each at its offset from here
 
-Nothing that a file claims is believed: every length and offset is checked against the file's own size first.
+No length or offset in a file is trusted: each is checked against the file's size first.
 
 Source: the specification in ggml's docs/gguf.md.
 """
@@ -32,7 +32,7 @@ _MAX_DIMENSIONS = 4
 
 
 class BlockType(NamedTuple):
-    """How numbers are stored: so many at a time in so many bytes."""
+    """How weights are stored: blocks of `num_weights` in `num_bytes`."""
 
     id: int
     num_weights: int
@@ -72,7 +72,7 @@ _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY, _UINT64 = 4, 5, 6, 7, 8, 9, 1
 
 
 class GGUFTensor(NamedTuple):
-    """What the table says of one tensor."""
+    """One tensor's entry in the table."""
 
     type: str
     shape: tuple[int, ...]  # outermost first, as in PyTorch
@@ -90,7 +90,7 @@ class GGUFFile(NamedTuple):
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file begins like a GGUF file."""
+    """Whether a file begins with GGUF's magic number."""
     try:
         with open(path, "rb") as stream:
             return stream.read(4) == MAGIC
@@ -144,12 +144,12 @@ def _with_parts(first: GGUFFile, count: Any) -> GGUFFile:
     for number in range(1, count):
         path = first.path.with_name(f"{part[1]}-{number + 1:05d}-of-{part[3]}.gguf")
         if not path.exists():
-            raise CheckpointError(f"{path} is missing: the model lies in {count} parts, all in one folder.")
+            raise CheckpointError(f"{path} is missing: the model has {count} parts, which must be in one folder.")
         more = _read_one(path)
         if (more.fields.get("split.no"), more.fields.get("split.count")) != (number, count):
             raise CheckpointError(f"{path} is not part {number + 1} of {count}: it belongs to another model.")
         if twice := sorted(tensors.keys() & more.tensors.keys()):
-            raise CheckpointError(f"{path}: the tensor {twice[0]} lies in {tensors[twice[0]].file.name} already.")
+            raise CheckpointError(f"{path}: the tensor {twice[0]} is also in {tensors[twice[0]].file.name}.")
         tensors |= more.tensors
     if (wanted := first.fields.get("split.tensors.count", len(tensors))) != len(tensors):
         raise CheckpointError(f"{first.path}: the {count} parts hold {len(tensors)} tensors, expected {wanted}.")
@@ -157,7 +157,7 @@ def _with_parts(first: GGUFFile, count: Any) -> GGUFFile:
 
 
 class _Reader:
-    """A place in the file that moves on with what is read, and never beyond the end."""
+    """A cursor in the file, which never moves beyond the end."""
 
     def __init__(self, path: Path, content: mmap.mmap) -> None:
         self.path, self.content, self.place = path, content, 0
@@ -248,14 +248,14 @@ class _Reader:
         return list(struct.unpack(f"<{length}{letter}", self.take(length * struct.calcsize(letter), key)))
 
     def count(self, least_bytes: int, what: str) -> int:
-        """How many things follow, each of at least so many bytes."""
-        found = self.number("Q", f"the number of {what}")
-        if found * least_bytes > len(self.content) - self.place:
+        """A number of items of at least `least_bytes` each, checked against the file's size."""
+        count = self.number("Q", f"the number of {what}")
+        if count * least_bytes > len(self.content) - self.place:
             raise CheckpointError(
-                f"{self.path} is truncated or damaged: it claims {found:,} {what}, more than its "
+                f"{self.path} is truncated or damaged: it claims {count:,} {what}, more than its "
                 f"{len(self.content):,} bytes can hold."
             )
-        return found
+        return count
 
     def string(self, what: str) -> str:
         length = self.number("Q", what)
@@ -303,17 +303,17 @@ def header(fields: dict[str, Any], tensors: dict[str, tuple[str, tuple[int, ...]
 
 
 def padding(written: int) -> bytes:
-    """The zeros that follow so many bytes up to the next tensor."""
+    """The zero bytes between `written` bytes and the next tensor."""
     return bytes(_padded(written) - written)
 
 
 def write_padding(stream: BinaryIO) -> None:
-    """Fill a file up to where the next tensor begins."""
+    """Pad a file to the beginning of the next tensor."""
     stream.write(padding(stream.tell()))
 
 
 def _encoded(value: Any) -> tuple[int, bytes]:
-    """A value's type and bytes: strings, booleans, whole numbers (32 bits where they fit), floats (32), lists."""
+    """A value's type and bytes: strings, booleans, integers (32 bits if they fit), floats (32 bits), lists."""
     if isinstance(value, list):
         return _ARRAY, _encoded_list(value)
     if isinstance(value, str):

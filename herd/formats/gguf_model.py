@@ -1,7 +1,7 @@
-"""Llama in llama.cpp's GGUF files: fields and names, read and written.
+"""Llama in llama.cpp's GGUF files: fields and tensor names, read and written.
 
-Queries and keys stand in Meta's order of channels; norms are float32. Blocks are turned into numbers as they are read.
-How RoPE is scaled stands in `gguf_rope.py`.
+Queries and keys are in Meta's order of channels; norms are float32. Blocks are dequantized as they are read. RoPE
+scaling is in `gguf_rope.py`.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ _INNER = {
 }
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18, "BF16": 32}
 _TORCH_NAMES = {name: str(dtype).removeprefix("torch.") for name, dtype in ggml.PLAIN.items()}
-_IDS = "herd.token_ids"  # a field of our own: what llama.cpp has no word for
+_IDS = "herd.token_ids"  # Herd's own field, for ids that llama.cpp does not store
 
 _FOREIGN = {
-    "llama.attention.causal": (True, "attention to what comes later"),
+    "llama.attention.causal": (True, "bidirectional attention"),
     "llama.attention.sliding_window": (0, "a sliding window"),
     "llama.attention.scale": (0.0, "attention scaled in another way (Granite)"),
     "llama.attention.clamp_kqv": (0.0, "clamped queries, keys and values"),
-    "llama.attention.max_alibi_bias": (0.0, "positions by ALiBi"),
-    "llama.attn_logit_softcapping": (0.0, "capped attention"),
-    "llama.final_logit_softcapping": (0.0, "capped logits"),
+    "llama.attention.max_alibi_bias": (0.0, "ALiBi positions"),
+    "llama.attn_logit_softcapping": (0.0, "soft-capped attention logits"),
+    "llama.final_logit_softcapping": (0.0, "soft-capped logits"),
     "llama.logit_scale": (1.0, "scaled logits (Granite)"),
     "llama.embedding_scale": (1.0, "a scaled embedding (Granite)"),
     "llama.residual_scale": (1.0, "scaled residuals (Granite)"),
-    "llama.use_parallel_residual": (False, "attention beside the feed-forward layer"),
+    "llama.use_parallel_residual": (False, "attention in parallel to the feed-forward layer"),
     "llama.attention.layer_norm_epsilon": (0.0, "LayerNorm"),
 }
-"""The value under which each field changes nothing, and what it would change."""
+"""For each field, the value that means "off", and the feature that other values ask for."""
 _FIELDS = {
     f"llama.{name}"
     for name in (
@@ -69,7 +69,7 @@ _FIELDS = {
 }  # fmt: skip
 
 TYPES = tuple(_FILE_TYPES)
-"""The types in which weights are written."""
+"""The types that can be written."""
 
 
 # ---- read ------------------------------------------------------------------------------------------------------------
@@ -96,10 +96,10 @@ def open_gguf(file: GGUFFile) -> StoredWeights:
 
 
 def config_of_file(file: GGUFFile) -> ModelConfig:
-    """The configuration that a file's fields describe.
+    """The model configuration in a file's fields.
 
     Raises:
-        ConfigError: it is no Llama, or has something that is not supported here.
+        ConfigError: it is not a Llama, or has a feature that is not supported.
         CheckpointError: a field or the embedding is missing.
     """
     fields, path = file.fields, file.path
@@ -129,7 +129,7 @@ def config_of_file(file: GGUFFile) -> ModelConfig:
     except ConfigError as fault:
         raise ConfigError(f"{path}: {fault}") from None
     if fields.get("llama.rope.dimension_count", config.head_dim) != config.head_dim:
-        raise ConfigError(f"{path}: only part of each head is turned (llama.rope.dimension_count); that is no Llama.")
+        raise ConfigError(f"{path}: RoPE covers only part of each head (llama.rope.dimension_count), unlike a Llama's.")
     return with_scaling(file, config)
 
 
@@ -144,14 +144,14 @@ def _check_is_llama(fields: dict[str, Any], path: Path) -> None:
         raise ConfigError(f"{path}: a mixture of {fields['llama.expert_count']} experts (Mixtral); a Llama has none.")
     for key, (neutral, what) in _FOREIGN.items():
         if fields.get(key) not in (None, neutral):
-            raise ConfigError(f"{path}: the field {key} is {fields[key]!r}: {what}; only a Llama is computed here.")
+            raise ConfigError(f"{path}: the field {key} is {fields[key]!r}: {what}, which is not supported.")
     keys, values = (fields.get(f"llama.attention.{name}_length") for name in ("key", "value"))
     if None not in (keys, values) and keys != values:
-        raise ConfigError(f"{path}: keys of {keys} channels and values of {values}; a Llama's are alike.")
+        raise ConfigError(f"{path}: keys of {keys} channels but values of {values}; a Llama's have the same number.")
     unknown = [key for key in fields if key.startswith("llama.") and key not in (*_FIELDS, *_FOREIGN)]
-    unknown = [key for key in unknown if not key.startswith("llama.rope.")]  # they are looked at in `gguf_rope.py`
+    unknown = [key for key in unknown if not key.startswith("llama.rope.")]  # handled in `gguf_rope.py`
     if unknown:
-        say(f"  {path}: passed over, as llama.cpp does it: {', '.join(unknown)}")
+        say(f"  {path}: ignored, as by llama.cpp: {', '.join(unknown)}")
 
 
 def _field(file: GGUFFile, key: str, kind: type, default: Any = None) -> Any:
@@ -159,12 +159,12 @@ def _field(file: GGUFFile, key: str, kind: type, default: Any = None) -> Any:
     if value is None:
         raise CheckpointError(f"{file.path} lacks the field {key}.")
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise ConfigError(f"{file.path}: the field {key} is {value!r}, expected one {kind.__name__}.")
+        raise ConfigError(f"{file.path}: the field {key} is {value!r}, expected {kind.__name__}.")
     return value
 
 
 def _token_ids(fields: dict[str, Any]) -> dict[str, Any]:
-    """Begin, end and padding. A foreign file that names the end of a turn as its end was trained on conversations."""
+    """BOS, EOS and padding ids."""
     known = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
     try:
         return {name: value for name, value in json.loads(fields[_IDS]).items() if name in known}
@@ -198,7 +198,7 @@ def _huggingface_name(path: Path, name: str) -> str:
         return f"{_OUTER[words[0]]}.{words[1]}"
     if len(words) == 4 and words[0] == "blk" and words[2] in _INNER:
         return f"model.layers.{words[1]}.{_INNER[words[2]]}.{words[3]}"
-    raise CheckpointError(f"{path} holds the tensor {name}, which is not part of a Llama.")
+    raise CheckpointError(f"{path} holds the tensor {name}, which a Llama does not have.")
 
 
 # ---- write -----------------------------------------------------------------------------------------------------------
@@ -216,15 +216,15 @@ def gguf_name(name: str) -> str:
     inner = {target: source for source, target in _INNER.items()}
     layer, _, rest = stem.removeprefix("model.layers.").partition(".")
     if rest not in inner:
-        raise CheckpointError(f"GGUF has no place for the tensor {name} of a Llama.")
+        raise CheckpointError(f"GGUF has no name for the tensor {name}.")
     return f"blk.{layer}.{inner[rest]}.{kind}"
 
 
 def types_of(config: ModelConfig, shapes: dict[str, tuple[int, ...]], type: str) -> dict[str, str]:
-    """In what each tensor is written, by Hugging Face's names.
+    """The type in which each tensor is written, by Hugging Face's names.
 
-    Norms and biases stay float32. Beside Q4_0 the embedding and the head take Q8_0, where rounding costs the most;
-    Q4_K_M, Q5_K_M and Q6_K are llama.cpp's mixes. A matrix whose rows are not whole blocks stays float16.
+    Norms and biases stay float32. With Q4_0, embedding and head are Q8_0, because quantization hurts them most; Q4_K_M,
+    Q5_K_M and Q6_K are llama.cpp's mixes. A matrix whose rows are not whole blocks stays float16.
     """
     chosen = {}
     for name, shape in shapes.items():
@@ -276,7 +276,7 @@ def plan_gguf(
 def write_gguf(
     weights: StoredWeights, path: Path, type: str, tokenizer_fields: dict[str, Any], name: str
 ) -> Iterator[int]:
-    """Write a file, a few rows at a time; yields the bytes written as it goes on.
+    """Write a file, a few rows at a time; yields the bytes of each chunk.
 
     Raises:
         CheckpointError: a weight does not fit float16.

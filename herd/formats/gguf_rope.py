@@ -1,11 +1,11 @@
-"""Rotary settings in GGUF: fields that llama.cpp reads, tables of divisors, and a field of our own for the rest.
+"""RoPE settings in GGUF: fields that llama.cpp reads, tensors of divisors, and Herd's own field for the rest.
 
-    rope.scaling.type        linear where there is a factor and no type
-    rope.scaling.factor      slows every frequency; `rope.scale_linear` in older files
-    rope.scaling.attn_factor cosines and sines are multiplied with it
+    rope.scaling.type        linear if there is a factor and no type
+    rope.scaling.factor      divides every frequency; `rope.scale_linear` in older files
+    rope.scaling.attn_factor factor on cosines and sines
     rope_freqs.weight        a divisor for each frequency (Llama 3.1); rope_factors_short and _long: two sets (longrope)
 
-What the fields mean is what llama.cpp makes of them. What is not known is refused.
+Fields mean what llama.cpp takes them to mean. Unknown ones are refused.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from herd.model.scaling import (
 DIVISORS = "rope_freqs.weight"
 SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 TABLES = (DIVISORS, SHORT, LONG)
-"""The tensors that are settings, not weights."""
+"""Tensors that are settings, not weights."""
 
 _OWN = "herd.rope_scaling"
 _PREFIX = "llama.rope."
@@ -58,15 +58,15 @@ _LONGEST = 2**30  # a text longer than any original context
 
 
 def with_scaling(file: GGUFFile, config: ModelConfig) -> ModelConfig:
-    """The configuration with the RoPE scaling that a file's fields and tables describe.
+    """The configuration with the RoPE scaling of a file's fields and divisors.
 
     Raises:
-        ConfigError: it has a setting that is not known, or two that do not go together.
-        CheckpointError: a table has another shape.
+        ConfigError: a setting is unknown, or two contradict each other.
+        CheckpointError: a tensor of divisors has the wrong shape.
     """
-    found = replace(config, rope_scaling=_simplest(file, config))
-    own = _own_scaling(file.fields, found)
-    return own if own is not None and _is_alike(own, found) else found
+    scaled = replace(config, rope_scaling=_simplest(file, config))
+    own = _own_scaling(file.fields, scaled)
+    return own if own is not None and _is_equivalent(own, scaled) else scaled
 
 
 def _simplest(file: GGUFFile, config: ModelConfig) -> Scaling | None:
@@ -74,7 +74,9 @@ def _simplest(file: GGUFFile, config: ModelConfig) -> Scaling | None:
     kind, factor = settings.get("scaling.type") or "linear", _number(file, "scaling.factor", "scale_linear") or 1.0
     attention = _number(file, "scaling.attn_factor") or 1.0
     if kind not in ("none", "linear", "yarn", "longrope"):
-        raise ConfigError(f"{file.path}: RoPE scaling of the type {kind!r}; known are linear, yarn, longrope and none.")
+        raise ConfigError(
+            f"{file.path}: RoPE scaling of the type {kind!r}; supported are linear, yarn, longrope and none."
+        )
     if kind == "yarn":
         return _yarn(file, config, factor, attention)
     factor = 1.0 if kind == "none" else factor
@@ -93,7 +95,7 @@ def _simplest(file: GGUFFile, config: ModelConfig) -> Scaling | None:
 def _settings(file: GGUFFile) -> dict[str, Any]:
     settings = {key.removeprefix(_PREFIX): value for key, value in file.fields.items() if key.startswith(_PREFIX)}
     if unknown := sorted(settings.keys() - _KNOWN):
-        raise ConfigError(f"{file.path}: the field {_PREFIX}{unknown[0]} changes RoPE in a way that is not known here.")
+        raise ConfigError(f"{file.path}: the field {_PREFIX}{unknown[0]} changes RoPE in an unknown way.")
     return settings
 
 
@@ -107,12 +109,12 @@ def _number(file: GGUFFile, *names: str) -> float | None:
 
 
 def _yarn(file: GGUFFile, config: ModelConfig, factor: float, attention: float) -> Scaling:
-    """llama.cpp takes 32 and 1 turns for the blend of every Llama, and 0.1 ln(factor) + 1 times attn_factor."""
+    """For every Llama, llama.cpp uses beta 32 and 1, and a magnitude of 0.1 ln(factor) + 1 times attn_factor."""
     if DIVISORS in file.tensors:
-        raise ConfigError(f"{file.path}: both YaRN and {DIVISORS}; no Llama has the two.")
+        raise ConfigError(f"{file.path}: has both YaRN and {DIVISORS}, which exclude each other.")
     for name, usual in _PASSED_OVER.items():
         if (value := _number(file, name)) not in (None, usual):
-            say(f"  {file.path}: {_PREFIX}{name} {value:g} is passed over, as llama.cpp does it for a Llama")
+            say(f"  {file.path}: {_PREFIX}{name} {value:g} is ignored, as by llama.cpp for a Llama")
     original = int(_number(file, "scaling.original_context_length") or config.max_position_embeddings)
     scale = None if attention == 1 else sharpness(factor) * attention
     return YarnScaling(factor=factor, original_max_position_embeddings=original, attention_factor=scale)
@@ -128,13 +130,13 @@ def _long(short: Tensor, long: Tensor, original: int, attention: float) -> LongS
 
 
 def _llama3(divisors: Tensor, config: ModelConfig) -> RopeScaling | None:
-    """Llama 3.1's scaling, if these are its divisors."""
+    """Llama 3.1's scaling, if it has these divisors."""
     usual = RopeScaling(factor=max(1.0, round(float(divisors.max()), 4)))
     return usual if torch.allclose(_divisors(replace(config, rope_scaling=usual)), divisors, rtol=1e-4) else None
 
 
 def _table(file: GGUFFile, name: str, config: ModelConfig) -> Tensor:
-    """A table's divisors, (C/2,) float32; ones where there is none."""
+    """The divisors in a tensor, (C/2,) float32; ones if it is missing."""
     if name not in file.tensors:
         return torch.ones(config.head_dim // 2)
     table = file.tensors[name]
@@ -148,7 +150,7 @@ def _table(file: GGUFFile, name: str, config: ModelConfig) -> Tensor:
 
 
 def _own_scaling(fields: dict[str, Any], config: ModelConfig) -> ModelConfig | None:
-    """The configuration by the field that our own files have, which knows settings that GGUF has no word for."""
+    """The configuration by Herd's own field, for settings that GGUF cannot express."""
     try:
         values = json.loads(fields[_OWN])
         kind = {} if "rope_type" in values else {"rope_type": "llama3"}
@@ -157,14 +159,14 @@ def _own_scaling(fields: dict[str, Any], config: ModelConfig) -> ModelConfig | N
         return None
 
 
-def _is_alike(own: ModelConfig, found: ModelConfig) -> bool:
-    """Whether two settings turn alike, for texts within the file's context and for longer ones."""
+def _is_equivalent(own: ModelConfig, other: ModelConfig) -> bool:
+    """Whether two settings give the same RoPE, for texts within the file's context and for longer ones."""
     is_dynamic = isinstance(own.rope_scaling, DynamicScaling)
     for length in (1,) if is_dynamic else (1, _LONGEST):
-        first, second = inverse_frequencies(own, length=length), inverse_frequencies(found, length=length)
+        first, second = inverse_frequencies(own, length=length), inverse_frequencies(other, length=length)
         if not torch.allclose(first, second, rtol=1e-4, atol=0):
             return False
-    return abs(_magnitude(own) - _magnitude(found)) < 1e-4
+    return abs(_magnitude(own) - _magnitude(other)) < 1e-4
 
 
 def _magnitude(config: ModelConfig) -> float:
@@ -175,7 +177,7 @@ def _magnitude(config: ModelConfig) -> float:
 
 
 def scaling_fields(config: ModelConfig) -> dict[str, Any]:
-    """The fields that say how RoPE is scaled."""
+    """The fields for a configuration's RoPE scaling."""
     scaling = config.rope_scaling
     if scaling is None:
         return {}
@@ -191,7 +193,7 @@ def scaling_fields(config: ModelConfig) -> dict[str, Any]:
 
 
 def _yarn_fields(scaling: YarnScaling, scale: float) -> dict[str, Any]:
-    """The usual YaRN is llama.cpp's own; of another a table of divisors says how it turns."""
+    """The fields for YaRN; with parameters other than llama.cpp's, the frequencies are written as divisors instead."""
     if not _is_usual(scaling):
         return {"scaling.type": "none", "scaling.attn_factor": float(scale)}
     attention = float(scale / sharpness(scaling.factor))
@@ -203,7 +205,7 @@ def _is_usual(scaling: YarnScaling) -> bool:
 
 
 def scaling_tables(config: ModelConfig) -> dict[str, Tensor]:
-    """The tensors that say how RoPE is scaled, each (C/2,) float32."""
+    """The tensors of divisors for a configuration's RoPE scaling, each (C/2,) float32."""
     scaling = config.rope_scaling
     if isinstance(scaling, LongScaling):
         return {SHORT: torch.tensor(scaling.short_factor), LONG: torch.tensor(scaling.long_factor)}
@@ -213,5 +215,5 @@ def scaling_tables(config: ModelConfig) -> dict[str, Tensor]:
 
 
 def _divisors(config: ModelConfig) -> Tensor:
-    """By how much each rotary frequency is slowed: (C/2,) float32."""
+    """The divisor of each RoPE frequency: (C/2,) float32."""
     return inverse_frequencies(replace(config, rope_scaling=None)) / inverse_frequencies(config)

@@ -1,11 +1,11 @@
-"""A vocabulary as GGUF files hold it, the form that llama.cpp reads.
+"""Vocabularies in GGUF files, in the form that llama.cpp reads.
 
-tokenizer.ggml.model       `gpt2` for byte-level BPE (Llama 3), `llama` for SentencePiece's kind (Llama 1 and 2)
-tokenizer.ggml.pre         which split pattern, by llama.cpp's name (`herd.tokenizer.splits`)
-tokenizer.ggml.tokens      one name a row, as in `tokenizer.json`
-tokenizer.ggml.token_type  one kind a row (`TokenType`)
+tokenizer.ggml.model       `gpt2` for byte-level BPE (Llama 3), `llama` for SentencePiece BPE (Llama 1 and 2)
+tokenizer.ggml.pre         the pre-tokenizer's pattern, by llama.cpp's name (`herd.tokenizer.splits`)
+tokenizer.ggml.tokens      the tokens in order of id, as in `tokenizer.json`
+tokenizer.ggml.token_type  their types (`TokenType`)
 tokenizer.ggml.merges      "left right" in order of rank (byte-level), or
-tokenizer.ggml.scores      one figure a row, the higher is merged first (SentencePiece's kind)
+tokenizer.ggml.scores      a score for each token, highest merged first (SentencePiece)
 tokenizer.ggml.*_token_id  begin, end, end of turn, end of message, padding, unknown
 """
 
@@ -30,7 +30,7 @@ from herd.tokenizer.tokenizer import Tokenizer
 
 
 class TokenType(IntEnum):
-    """What a row of the vocabulary is to llama.cpp."""
+    """llama.cpp's type of a token."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -41,23 +41,25 @@ class TokenType(IntEnum):
 
 
 _TEMPLATE = "tokenizer.chat_template"
-_BESIDE, _CARRIED = "herd.beside.", (CONFIG_FILE, MAP_FILE)  # fields of our own, so that a folder comes back as it was
+_BESIDE, _CARRIED = "herd.beside.", (CONFIG_FILE, MAP_FILE)  # Herd's own fields, so that a folder can be restored
 
 
 def gguf_fields(tokenizer: Tokenizer, num_rows: int | None = None) -> dict[str, Any]:
-    """The metadata of a GGUF file that describe a tokenizer, under their full names: str, int, bool and lists.
+    """A GGUF file's fields for a tokenizer, by full name: str, int, bool and lists.
 
-    Lists are of str (tokens, merges), int (token_type: int32) and float (scores: float32). `num_rows` is the number of
-    rows of the model's embedding where that is more than the vocabulary's; what is left over is marked unused.
+    Lists are of str (tokens, merges), int (token_type: int32) or float (scores: float32). `num_rows` is the number of
+    rows of the model's embedding, if larger than the vocabulary; the remaining ids are marked unused.
 
     Raises:
-        DataError: the vocabulary is of a kind that GGUF knows no name for, or has more rows than `num_rows`.
+        DataError: GGUF does not support this kind of vocabulary, or it is larger than `num_rows`.
     """
     fields = _pieces_fields(tokenizer) if tokenizer.pieces is not None else _byte_level_fields(tokenizer)
     rows = dict(fields.pop("rows"))
     end = tokenizer.vocab_size if num_rows is None else num_rows
     if end < tokenizer.vocab_size:
-        raise DataError(f"the tokenizer has {tokenizer.vocab_size} rows, the model's embedding only {num_rows}")
+        raise DataError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's embedding only {num_rows} rows"
+        )
     names, types = zip(*(rows.get(i, (f"[PAD{i}]", TokenType.UNUSED)) for i in range(end)), strict=True)
     if scores := fields.pop("scores", None):
         fields["tokenizer.ggml.scores"] = [scores.get(i, 0.0) for i in range(end)]
@@ -101,7 +103,7 @@ def _pieces_fields(tokenizer: Tokenizer) -> dict[str, Any]:
     if is_byte_level(data):
         return _other_byte_level_fields(data, tokenizer)
     if isinstance(model["vocab"], list) or not _is_sentencepieces(data):
-        raise DataError("GGUF has no name for this vocabulary's way of splitting text; BPE of Llama's kinds is written")
+        raise DataError("GGUF has no name for this vocabulary's pre-tokenizer; it supports BPE as in Llama")
     vocabulary = model["vocab"]
     rows = {i: (name, TokenType.BYTE if is_byte_piece(name) else TokenType.NORMAL) for name, i in vocabulary.items()}
     scores: dict[int, float] = {}
@@ -118,7 +120,7 @@ def _pieces_fields(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _is_sentencepieces(data: dict[str, Any]) -> bool:
-    """Whether a text is merged whole, spaces marked: no pattern cuts it, nothing but spaces is rewritten."""
+    """Whether it is SentencePiece BPE: without a pre-tokenizer pattern, and normalizing only spaces."""
     step = data.get("pre_tokenizer") or {}
     normalizer = data.get("normalizer") or {}
     kinds = {one.get("type") for one in normalizer.get("normalizers", [normalizer])}
@@ -128,7 +130,7 @@ def _is_sentencepieces(data: dict[str, Any]) -> bool:
 def _other_byte_level_fields(data: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
     if (name := name_split(data)) is None or data.get("normalizer") is not None:
         raise DataError(
-            f"GGUF has no name for this vocabulary's way of splitting text; it has {', '.join(SPLITS)}, text unchanged"
+            f"GGUF has no name for this vocabulary's pre-tokenizer; it has {', '.join(SPLITS)}, without a normalizer"
         )
     rows = {token_id: (name, TokenType.NORMAL) for name, token_id in data["model"]["vocab"].items()}
     return {
@@ -159,7 +161,7 @@ def read_vocabulary(file: GGUFFile) -> Tokenizer:
 
 
 def read_template(file: GGUFFile) -> str | None:
-    """The chat template in a GGUF file, None where there is none."""
+    """The chat template in a GGUF file, None if there is none."""
     template = file.fields.get(_TEMPLATE)
     return template if isinstance(template, str) else None
 
@@ -172,18 +174,18 @@ def _parts(fields: dict[str, Any], path: Path) -> dict[str, Any]:
     if len(names) != len(types):
         raise DataError(f"{path}: {len(names)} tokens but {len(types)} token types.")
     rows = {i: (name, type) for i, (name, type) in enumerate(zip(names, types)) if type != TokenType.UNUSED}
-    told = {role: fields.get(f"tokenizer.ggml.{role}_token_id") for role in _ROLES}
-    found = {role: i for role, i in told.items() if isinstance(i, int) and i in rows}
-    named = {role: names[i] for role, i in found.items()}
-    for role in ("bos", "eos", "eot", "eom"):  # what opens or ends a text is special, whatever its row says
-        if role in named and rows[found[role]][1] == TokenType.NORMAL:
-            rows[found[role]] = (named[role], TokenType.CONTROL)
+    declared = {role: fields.get(f"tokenizer.ggml.{role}_token_id") for role in _ROLES}
+    ids = {role: i for role, i in declared.items() if isinstance(i, int) and i in rows}
+    named = {role: names[i] for role, i in ids.items()}
+    for role in ("bos", "eos", "eot", "eom"):  # these are special tokens, whatever their type says
+        if role in named and rows[ids[role]][1] == TokenType.NORMAL:
+            rows[ids[role]] = (named[role], TokenType.CONTROL)
     split = find_split(fields.get("tokenizer.ggml.pre")) if kind == "gpt2" else None
     adds = fields.get("tokenizer.ggml.add_bos_token")
     adds = (split.add_bos if split else kind == "llama") if not isinstance(adds, bool) else adds
     data = _byte_level(fields, rows, path) if kind == "gpt2" else _pieces(fields, rows, path)
     if adds and "bos" in named:
-        data["post_processor"] = opening(named["bos"], found["bos"])
+        data["post_processor"] = opening(named["bos"], ids["bos"])
     template = fields.get(_TEMPLATE)
     parts = parts_of_json(data, path) | {
         "add_bos": adds,
@@ -204,7 +206,9 @@ def _byte_level(fields: dict[str, Any], rows: dict[int, tuple[str, int]], path: 
     if not isinstance(pairs, list):
         raise DataError(f"{path}: lacks the field tokenizer.ggml.merges.")
     if (split := find_split(name := fields.get("tokenizer.ggml.pre"))) is None:
-        raise DataError(f"{path}: splits text in the way {name!r}, which is not known; known are {', '.join(SPLITS)}.")
+        raise DataError(
+            f"{path}: tokenizer.ggml.pre is {name!r}, which is not supported; supported are {', '.join(SPLITS)}."
+        )
     added = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
     cuts = (pair.find(" ", 1) for pair in pairs)
     to_text = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -237,7 +241,7 @@ def _byte_level(fields: dict[str, Any], rows: dict[int, tuple[str, int]], path: 
 
 
 def _pieces(fields: dict[str, Any], rows: dict[int, tuple[str, int]], path: Path) -> dict[str, Any]:
-    """SentencePiece's kind as a `tokenizer.json`."""
+    """SentencePiece BPE as a `tokenizer.json`."""
     scores = fields.get("tokenizer.ggml.scores")
     if not isinstance(scores, list) or len(scores) < len(rows):
         raise DataError(f"{path}: lacks the field tokenizer.ggml.scores.")

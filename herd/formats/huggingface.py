@@ -1,4 +1,4 @@
-"""Hugging Face's folders: config.json and safetensors, whole, quantized, or as 8-bit floats with scales."""
+"""Hugging Face folders: config.json and weights, plain or quantized."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def load_huggingface(
     device: str,
     attend: Attend | None,
 ) -> Llama:
-    """A folder's model with its weights as they lie there, mapped where they can be; quantized layers stay quantized.
+    """Load a folder's model, with weights mapped if possible; layers quantized by `herd quantize` stay quantized.
 
     Raises:
         CheckpointError: the tensors do not fit config.json or are not finite.
@@ -51,8 +51,8 @@ def _check_floats(tensors: dict[str, TensorInfo], whole: set[str]) -> None:
     for name in sorted(whole):
         kind = str(tensors[name].dtype).removeprefix("torch.")
         raise CheckpointError(
-            f"{tensors[name].file}: tensor {name} holds whole numbers ({kind}), expected floats: its config.json names "
-            "no quantization that is read."
+            f"{tensors[name].file}: tensor {name} holds integers ({kind}), expected floats: its config.json names "
+            "no supported quantization."
         )
 
 
@@ -84,7 +84,7 @@ def _check_fit(
 
 
 def open_huggingface(folder: Path, config: ModelConfig, tensors: dict[str, TensorInfo]) -> StoredWeights:
-    """A folder's tensors; what others quantized is turned into numbers as it is read.
+    """A folder's tensors; weights quantized by other tools are dequantized as they are read.
 
     Raises:
         CheckpointError: the tensors do not fit config.json, or the weights are integers.
@@ -96,7 +96,7 @@ def open_huggingface(folder: Path, config: ModelConfig, tensors: dict[str, Tenso
 
 
 def without_leftovers(tensors: dict[str, TensorInfo], config: ModelConfig) -> dict[str, TensorInfo]:
-    """Drop what old exporters wrote beside the weights: rotary tables, and the second name of a tied embedding."""
+    """Drop what old exporters also wrote: RoPE frequencies, and a tied embedding's second name."""
     return {
         name: info
         for name, info in tensors.items()
@@ -105,7 +105,7 @@ def without_leftovers(tensors: dict[str, TensorInfo], config: ModelConfig) -> di
 
 
 def has_own_head(folder: Path) -> bool:
-    """Whether a head is stored that is not the embedding once more; False where no weights can be looked at."""
+    """Whether a head is stored that differs from the embedding; False if the weights cannot be read."""
     names = ("lm_head.weight", "model.embed_tokens.weight")
     try:
         tensors = tensors_in_folder(folder)
@@ -118,6 +118,6 @@ def has_own_head(folder: Path) -> bool:
 
 
 def holds_packed(config: ModelConfig, tensors: dict[str, TensorInfo], folder: Path) -> bool:
-    """Whether the weights are whole numbers with scales that the engine computes with (`herd quantize`)."""
+    """Whether the weights are integers with scales that the engine computes with (`herd quantize`)."""
     whole = not all(info.dtype.is_floating_point for info in tensors.values())
     return whole and not unpacks(config.quantization_config, tensors, folder)

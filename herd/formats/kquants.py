@@ -1,7 +1,7 @@
-"""The blocks that llama.cpp's Q4_K_M, Q5_K_M and Q6_K files are made of, and which tensor of a Llama gets which.
+"""The block types of llama.cpp's Q4_K_M, Q5_K_M and Q6_K files, and which tensor of a Llama gets which.
 
-A block is 256 neighbouring weights in groups, whose scales share a scale. The scales are searched for: some twenty
-roundings of each group are tried, and the one with the least weighted error is taken, as ggml's reference does it.
+A block is 256 adjacent weights in groups, whose scales share a scale. As in ggml's reference, scales are found by
+search: about twenty are tried for each group, and the one with the least weighted error is used.
 
 Source: `quantize_row_q4_K_ref` and the others in ggml-quants.c, `llama_tensor_get_type` in llama-quant.cpp.
 """
@@ -14,9 +14,9 @@ from torch import Tensor
 from herd.model.config import ModelConfig
 
 MIXES = {"Q4_K_M": "Q4_K", "Q5_K_M": "Q5_K", "Q6_K": "Q6_K"}
-"""What most tensors of a mix are stored as."""
+"""The type of most tensors of a mix."""
 
-_WITHOUT_256 = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # where rows are no multiple of 256
+_WITHOUT_256 = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # if rows are no multiple of 256
 _LEAST_SIZE = 1e-15  # smaller weights count as zero
 _LAYERS_OF_70B = 80
 
@@ -25,9 +25,9 @@ _LAYERS_OF_70B = 80
 
 
 def type_in_mix(config: ModelConfig, name: str, shape: tuple[int, ...], mix: str) -> str:
-    """As what a matrix is stored, by Hugging Face's name: the values, the way down and the head get more bits.
+    """The type of a matrix, by Hugging Face's name: the head, and some layers' v_proj and down_proj, get more bits.
 
-    Every third layer's, the first eighth's and the last eighth's do; in Q6_K all are alike.
+    These are the first eighth of the layers, the last eighth, and every third one between; in Q6_K all are the same.
     """
     wanted = MIXES[mix]
     is_head = name == "lm_head.weight" or (name == "model.embed_tokens.weight" and config.tie_word_embeddings)

@@ -1,7 +1,7 @@
-"""The checkpoints that Meta ships: `params.json` and one or several `consolidated.NN.pth`, read and written.
+"""Meta's checkpoint format: `params.json` and one or several `consolidated.NN.pth`, read and written.
 
-Several files are the shards of one tensor-parallel model, each weight cut by its own rule. Meta turns adjacent
-channels as a pair, Hugging Face channels half a head apart; queries and keys are permuted accordingly.
+Several files are tensor-parallel shards, in which each weight is split along its own dimension. Meta's RoPE rotates
+adjacent channels, Hugging Face's rotates channels half a head apart; queries and keys are permuted accordingly.
 
 Source: Meta's llama-models (`checkpoint.py`), transformers' conversion script.
 """
@@ -27,7 +27,7 @@ from herd.model.config import ModelConfig
 from herd.model.rope import halves_to_interleaved
 from herd.model.scaling import RopeScaling
 
-NAMES = {  # Meta's name -> Hugging Face's, and the dimension along which shards are joined (None: all alike)
+NAMES = {  # Meta's name -> Hugging Face's, and the dimension along which shards are joined (None: replicated)
     "tok_embeddings": ("model.embed_tokens", 0),
     "attention.wq": ("self_attn.q_proj", 0),
     "attention.wk": ("self_attn.k_proj", 0),
@@ -44,7 +44,7 @@ NAMES = {  # Meta's name -> Hugging Face's, and the dimension along which shards
 _META_NAMES = {target: (name, dimension) for name, (target, dimension) in NAMES.items()}
 _KEYS_AND_VALUES = ("attention.wk", "attention.wv")
 _REQUIRED = ("dim", "n_layers", "n_heads")
-_FREQUENCIES = "rope.freqs"  # a table that can be computed
+_FREQUENCIES = "rope.freqs"  # computed, not read
 _LLAMA3_ROWS, _LLAMA3_IDS = 128_256, {"bos_token_id": 128_000, "eos_token_id": (128_001, 128_008, 128_009)}
 
 # ---- read ------------------------------------------------------------------------------------------------------------
@@ -53,7 +53,7 @@ _LLAMA3_ROWS, _LLAMA3_IDS = 128_256, {"bos_token_id": 128_000, "eos_token_id": (
 def open_meta(folder: Path) -> StoredWeights:
     """A checkpoint in Meta's format, its shards joined as they are read.
 
-    Files are read with `weights_only`, so that nothing in them is executed, and mapped rather than copied.
+    Files are read with `weights_only`, so that no code in them is executed, and memory-mapped.
 
     Raises:
         CheckpointError: a file is missing, damaged or holds anything but tensors, or tensors do not fit params.json.
@@ -79,7 +79,7 @@ def open_meta(folder: Path) -> StoredWeights:
 
 
 def meta_config(file: Path, shards: list[dict[str, Tensor]]) -> ModelConfig:
-    """Translate params.json; what it leaves out (vocabulary, width of the feed-forward layer) is read off the weights.
+    """The configuration in params.json, with vocabulary and feed-forward width from the weights' shapes.
 
     Raises:
         CheckpointError: the file is missing or not JSON.
@@ -93,7 +93,7 @@ def meta_config(file: Path, shards: list[dict[str, Tensor]]) -> ModelConfig:
         raise CheckpointError(f"{file.parent}: its consolidated.*.pth lack the tensor {name}.") from None
     except ValueError:
         raise CheckpointError(
-            f"{file.parent}: tok_embeddings.weight or layers.0.feed_forward.w1.weight is no matrix."
+            f"{file.parent}: tok_embeddings.weight or layers.0.feed_forward.w1.weight is not a matrix."
         ) from None
     rows = embedding.shape[0] * (len(shards) if columns == params["dim"] else 1)  # Llama 1 and 2 split by columns
     tied = "output.weight" not in shards[0] or _are_equal(shards, "output.weight", "tok_embeddings.weight")
@@ -108,11 +108,11 @@ _FOREIGN = {
     "moe": "a mixture of experts (Mixtral)",
     "moe_args": "a mixture of experts (Llama 4)",
     "quantization_args": "weights quantized for ExecuTorch",
-    "lora_args": "weights with an adapter beside them",
+    "lora_args": "weights with a separate adapter",
     "use_qk_norm": "norms of queries and keys (Llama 4)",
     "attention_chunk_size": "attention in chunks (Llama 4)",
     "nope_layer_interval": "layers without positions (Llama 4)",
-}  # of params.json, by tools that write it like Meta's
+}  # of params.json, as some tools write it
 
 
 def read_params(file: Path) -> dict[str, Any]:
@@ -138,10 +138,10 @@ def read_params(file: Path) -> dict[str, Any]:
 def config_of_params(
     params: dict[str, Any], vocab_size: int, intermediate_size: int, tied: bool, token_ids: dict[str, Any]
 ) -> ModelConfig:
-    """A params.json together with what has to be read off the weights."""
+    """The configuration from params.json and from what follows from the weights."""
     for key, what in _FOREIGN.items():
         if params.get(key):
-            raise ConfigError(f"{key} is {params[key]!r}: {what}; only a Llama is computed here.")
+            raise ConfigError(f"{key} is {params[key]!r}: {what}, which is not supported.")
     scaled = bool(params.get("use_scaled_rope"))
     return ModelConfig(
         vocab_size=vocab_size,
@@ -161,7 +161,7 @@ def config_of_params(
 
 
 def _context(params: dict[str, Any], vocab_size: int) -> int:
-    """What each generation was trained on, where params.json does not say; Llama 1 and 2 have few rows."""
+    """Each Llama generation's context, if params.json does not give it; 1 and 2 are recognized by their vocabulary."""
     if params.get("use_scaled_rope"):
         return 131_072
     if vocab_size not in (32_000, 32_016):  # the second is Code Llama's
@@ -178,7 +178,7 @@ def _scaling(params: dict[str, Any]) -> RopeScaling:
 
 
 def feed_forward_width(hidden_size: int, multiplier: float, multiple_of: int) -> int:
-    """The rule by which Meta derives F from D: two thirds of 4 D, times a multiplier, rounded up.
+    """Meta's rule for F from D: two thirds of 4 D, times a multiplier, rounded up.
 
     Example: feed_forward_width(4096, 1.3, 1024) == 14336 (Llama 3 8B).
     """
@@ -187,7 +187,7 @@ def feed_forward_width(hidden_size: int, multiplier: float, multiple_of: int) ->
 
 
 def _token_ids(folder: Path, num_rows: int) -> dict[str, Any]:
-    """Begin and end of a text: not in params.json, but in generation_config.json or the folder's name."""
+    """BOS and EOS ids: not in params.json, so from generation_config.json or the folder's name."""
     try:
         file = folder / "generation_config.json"
         values = json.loads(file.read_text(encoding="utf-8") if file.is_file() else "{}")
@@ -217,7 +217,7 @@ def _read_shard(file: Path) -> dict[str, Tensor]:
 
 
 def _are_equal(shards: list[dict[str, Tensor]], first: str, second: str) -> bool:
-    """Whether two tensors hold the same numbers; a few rows usually tell."""
+    """Whether two tensors are equal; a few rows usually show a difference."""
     pairs = [(shard[first], shard[second]) for shard in shards if first in shard and second in shard]
     if any(a.shape != b.shape or not torch.equal(a[:8], b[:8]) for a, b in pairs):
         return False
@@ -227,7 +227,7 @@ def _are_equal(shards: list[dict[str, Tensor]], first: str, second: str) -> bool
 def _joined(
     folder: Path, name: str, files: list[Path], shards: list[dict[str, Tensor]], config: ModelConfig
 ) -> tuple[str, StoredTensor]:
-    """One weight of all shards under its Hugging Face name."""
+    """One weight, joined from all shards, under its Hugging Face name."""
     layer = re.match(r"layers\.(\d+)\.", name)
     inner = name.removeprefix(layer.group() if layer else "").removesuffix(".weight")
     if inner not in NAMES:
@@ -258,8 +258,8 @@ def _joined_shape(folder: Path, name: str, parts: list[Tensor], dimension: int) 
     shape = list(parts[0].shape)
     rest = {tuple(part.shape[:dimension] + part.shape[dimension + 1 :]) for part in parts}
     if len(rest) > 1 or len(shape) <= dimension or len({part.dtype for part in parts}) > 1:
-        found = ", ".join(f"{list(part.shape)} {str(part.dtype).removeprefix('torch.')}" for part in parts)
-        raise CheckpointError(f"{folder}: the shards of {name} do not fit together: {found}.")
+        kinds = ", ".join(f"{list(part.shape)} {str(part.dtype).removeprefix('torch.')}" for part in parts)
+        raise CheckpointError(f"{folder}: the shards of {name} do not fit together: {kinds}.")
     shape[dimension] = sum(part.shape[dimension] for part in parts)
     return tuple(shape)
 
@@ -279,7 +279,7 @@ def _rows_of(parts: list[Tensor], dimension: int):
 
 
 def _without_replicas(parts: list[Tensor], config: ModelConfig) -> list[Tensor]:
-    """Where there are more shards than key-value heads, each head is repeated; keep one of each."""
+    """With more shards than key-value heads, each head is replicated; keep one of each."""
     repeats = max(1, sum(len(part) for part in parts) // (config.num_key_value_heads * config.head_dim))
     return parts[::repeats]
 
@@ -288,10 +288,10 @@ def _without_replicas(parts: list[Tensor], config: ModelConfig) -> list[Tensor]:
 
 
 def params_of(config: ModelConfig) -> dict[str, Any]:
-    """What params.json says of a model.
+    """The content of params.json for a model.
 
     Raises:
-        CheckpointError: Meta's format has no word for something that this model has.
+        CheckpointError: Meta's format does not support a feature of this model.
     """
     scaling, usual = config.rope_scaling, RopeScaling()
     if scaling and (
@@ -299,12 +299,14 @@ def params_of(config: ModelConfig) -> dict[str, Any]:
         or replace(usual, factor=scaling.factor, high_freq_factor=scaling.high_freq_factor) != scaling
     ):
         raise CheckpointError(
-            f"Meta's format knows only Llama 3.1's RoPE scaling (low_freq_factor 1, 8192 tokens), not {scaling}."
+            f"Meta's format has only Llama 3.1's RoPE scaling (low_freq_factor 1, 8192 tokens), not {scaling}."
         )
     if config.head_dim * config.num_attention_heads != config.hidden_size:
-        raise CheckpointError(f"Meta's format has no word for a head_dim of {config.head_dim} at this width.")
+        raise CheckpointError(
+            f"Meta's format has no head_dim: {config.head_dim} is not hidden_size / num_attention_heads."
+        )
     if config.attention_bias or config.mlp_bias:
-        raise CheckpointError("Meta's format has no place for biases.")
+        raise CheckpointError("Meta's format does not support biases.")
     params: dict[str, Any] = {
         "dim": config.hidden_size,
         "n_layers": config.num_hidden_layers,
@@ -326,7 +328,7 @@ def params_of(config: ModelConfig) -> dict[str, Any]:
 
 
 def _width_rule(config: ModelConfig) -> dict[str, float]:
-    """A multiplier and a step from which `feed_forward_width` gives this width; the released models' own first."""
+    """A multiplier and a multiple for which `feed_forward_width` gives this width; those of released models first."""
     plain, width = int(2 * (4 * config.hidden_size) / 3), config.intermediate_size
     step = math.gcd(width, 4096)
     rules = [(1.3, 1024), (1.3, 4096), (1.2, 4096), (1.5, 256), (1.0, 256), ((width - step / 2) / plain, step)]
@@ -335,26 +337,26 @@ def _width_rule(config: ModelConfig) -> dict[str, float]:
 
 
 def plan_shards(config: ModelConfig, shapes: dict[str, tuple[int, ...]], num_shards: int) -> dict[str, TensorPlan]:
-    """Meta's name of each tensor, by Hugging Face's, and what one of `num_shards` files holds of it.
+    """Meta's name of each tensor, by Hugging Face's name, and the shape of its part in one of `num_shards` files.
 
     Raises:
-        CheckpointError: a tensor cannot be cut into that many equal parts.
+        CheckpointError: a tensor cannot be split into that many equal parts.
     """
     kv_parts = min(num_shards, config.num_key_value_heads)
     if num_shards % kv_parts or config.num_attention_heads % num_shards:
         raise CheckpointError(
             f"{num_shards} shards: {config.num_attention_heads} heads and {config.num_key_value_heads} key-value heads "
-            "cannot be shared out evenly."
+            "cannot be split evenly."
         )
     plans = {}
     for name, shape in shapes.items():
         meta_name, dimension = _meta_name(name)
         parts = kv_parts if meta_name.endswith(tuple(f"{inner}.weight" for inner in _KEYS_AND_VALUES)) else num_shards
         if dimension is not None and shape[dimension] % parts:
-            raise CheckpointError(f"{num_shards} shards: {name} of shape {list(shape)} cannot be cut into {parts}.")
+            raise CheckpointError(f"{num_shards} shards: {name} of shape {list(shape)} cannot be split into {parts}.")
         part = tuple(size // parts if axis == dimension else size for axis, size in enumerate(shape))
         plans[name] = TensorPlan(meta_name, part)
-    if config.tie_word_embeddings:  # Meta's own 1B and 3B name the shared matrix twice
+    if config.tie_word_embeddings:  # Meta's 1B and 3B contain the shared matrix under both names
         plans["lm_head.weight"] = TensorPlan(
             "output.weight", plans["model.embed_tokens.weight"].shape, "tok_embeddings.weight"
         )
@@ -362,10 +364,10 @@ def plan_shards(config: ModelConfig, shapes: dict[str, tuple[int, ...]], num_sha
 
 
 def write_meta(weights: StoredWeights, folder: Path, dtype: torch.dtype, num_shards: int) -> Iterator[int]:
-    """Write params.json and the consolidated.NN.pth into a folder; yields the bytes written as it goes on.
+    """Write params.json and the consolidated.NN.pth files into a folder; yields the bytes of each chunk.
 
     Raises:
-        CheckpointError: the format cannot hold this model, or it cannot be cut into that many shards.
+        CheckpointError: the format does not support this model, or it cannot be split into that many shards.
     """
     params = params_of(weights.config)
     plans = plan_shards(weights.config, {name: t.shape for name, t in weights.tensors.items()}, num_shards)
@@ -384,7 +386,7 @@ def _pieces(
 ) -> Iterator[Tensor]:
     """One shard's part of a tensor in Meta's order, a few rows at a time."""
     tensor, head_dim = weights.tensors[name], weights.config.head_dim
-    if plan.shape[0] != tensor.shape[0]:  # cut by rows; where there are fewer heads than shards, each is repeated
+    if plan.shape[0] != tensor.shape[0]:  # split by rows; with fewer heads than shards, each is replicated
         part = shard * (tensor.shape[0] // plan.shape[0]) // num_shards
         first, columns = part * plan.shape[0], slice(None)
     elif plan.shape != tensor.shape:
@@ -402,6 +404,6 @@ def _meta_name(name: str) -> tuple[str, int | None]:
     layer = re.match(r"model\.layers\.(\d+)\.", name)
     inner = name.removeprefix(layer.group() if layer else "").removesuffix(".weight")
     if inner not in _META_NAMES:
-        raise CheckpointError(f"Meta's format has no place for the tensor {name}.")
+        raise CheckpointError(f"Meta's format has no name for the tensor {name}.")
     meta_name, dimension = _META_NAMES[inner]
     return f"layers.{layer[1]}.{meta_name}.weight" if layer else f"{meta_name}.weight", dimension

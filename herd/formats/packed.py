@@ -1,12 +1,12 @@
-"""Weights that others quantized, turned into numbers as they are read: GPTQ, AWQ, compressed-tensors, FP8.
+"""Weights quantized by other tools, dequantized as they are read: GPTQ, AWQ, compressed-tensors, FP8.
 
     GPTQ                qweight (K b/32, N), qzeros (G, N b/32), scales (G, N), g_idx (K): (q - zero) x scale of g_idx
     AWQ                 qweight (K, N/8), qzeros (G, N/8), scales (G, N); eight numbers of a word by _AWQ_ORDER
     compressed-tensors  weight_packed (N, K b/32) with weight_scale (N, G), or `weight` in 8 bits with its scales
     FP8                 weight (N, K) with weight_scale, for all, a row or a block; weight_scale_inv is multiplied too
 
-Numbers of b bits follow one another in words of 32, the first in the lowest bits. What is quantized in another way is
-refused in words. Settings for activations are passed over, and that is said: only weights are read here.
+Integers of b bits are packed in 32-bit words, the first in the lowest bits. Other kinds of quantization are refused by
+name. Settings for quantized activations are ignored with a message: only weights are used.
 
 Source: the packing of AutoGPTQ and AutoAWQ (`qlinear`), compressed-tensors' `pack_quantized`.
 """
@@ -69,10 +69,10 @@ Rows = Callable[[int, int], Tensor]
 
 
 def unpacks(quantization: dict[str, Any] | None, tensors: dict[str, TensorInfo], where: object) -> bool:
-    """Whether weights have to be turned into numbers; not if they are plain or the engine computes with them.
+    """Whether weights must be dequantized; not if they are plain, or the engine computes with them as they are.
 
     Raises:
-        CheckpointError: they are quantized in a way that is not read.
+        CheckpointError: this kind of quantization is not supported.
     """
     if quantization is None:
         return any(info.dtype.is_floating_point and info.dtype.itemsize == 1 for info in tensors.values())
@@ -80,14 +80,14 @@ def unpacks(quantization: dict[str, Any] | None, tensors: dict[str, TensorInfo],
         return False
     if (fault := _fault(quantization)) is not None:
         raise CheckpointError(
-            f"{where}: its weights are quantized {fault}, which is not read. Read are GPTQ (2, 3, 4, 8 bits), AWQ "
-            "(gemm), compressed-tensors (integers, FP8) and FP8 with scales; or take the original weights."
+            f"{where}: its weights are quantized {fault}, which is not supported. Supported are GPTQ (2, 3, 4, 8 "
+            "bits), AWQ (gemm), compressed-tensors (integers, FP8) and FP8 with scales; or use the original weights."
         )
     return True
 
 
 def _fault(quantization: dict[str, Any]) -> str | None:
-    """What is not read of it, in words; None where all is."""
+    """The unsupported kind of quantization, for a message; None if it is supported."""
     method, form = quantization.get("quant_method"), quantization.get("format")
     if method == "gptq":
         form, bits = quantization.get("checkpoint_format") or "gptq", quantization.get("bits")
@@ -109,10 +109,10 @@ def _fault(quantization: dict[str, Any]) -> str | None:
 
 
 def unpacked(folder: Path, config: ModelConfig, tensors: dict[str, TensorInfo]) -> dict[str, StoredTensor]:
-    """A folder's tensors as numbers, under the names of a model that is not quantized.
+    """A folder's tensors dequantized, under the names of an unquantized model.
 
     Raises:
-        CheckpointError: a part of a weight is missing or of another shape.
+        CheckpointError: a part of a weight is missing or has the wrong shape.
     """
     quantization = config.quantization_config or {}
     kept = {name: info for name, info in tensors.items() if not name.endswith(_FOR_ACTIVATIONS)}
@@ -129,25 +129,25 @@ def unpacked(folder: Path, config: ModelConfig, tensors: dict[str, TensorInfo]) 
     if quantization and not any(len(parts) > 1 for parts in layers.values()):
         raise CheckpointError(
             f"{folder}: its config.json says that the weights are quantized ({quantization.get('quant_method')}), but "
-            "none is. Remove quantization_config if they are the original ones."
+            "none is. Remove quantization_config if they are the original weights."
         )
     empty = [] if config.attention_bias and config.mlp_bias else [n for n in stored if _is_needless(n, stored, layers)]
     for name in empty:
         del stored[name]
-    _tell(folder, quantization, len(tensors) - len(kept), len(empty))
+    _report(folder, quantization, len(tensors) - len(kept), len(empty))
     return stored
 
 
-def _tell(folder: Path, quantization: dict[str, Any], for_activations: int, empty: int) -> None:
+def _report(folder: Path, quantization: dict[str, Any], for_activations: int, empty: int) -> None:
     groups = [group for group in (quantization.get("config_groups") or {}).values() if isinstance(group, dict)]
     if for_activations or any(group.get("input_activations") for group in groups):
-        say(f"  {folder}: its activations were to be quantized too ({for_activations} scales); only its weights are")
+        say(f"  {folder}: settings for quantized activations ({for_activations} scales) are ignored")
     if empty:
-        say(f"  {folder}: {empty} biases are all zero, as AutoGPTQ writes them, and are left out")
+        say(f"  {folder}: {empty} biases are all zero, as written by AutoGPTQ, and are left out")
 
 
 def _is_needless(name: str, stored: dict[str, StoredTensor], layers: dict[str, dict[str, TensorInfo]]) -> bool:
-    """Whether a tensor is the bias of zeros that AutoGPTQ gives every layer."""
+    """Whether a tensor is one of the zero biases that AutoGPTQ gives every layer."""
     layer, _, part = name.rpartition(".")
     return part == "bias" and "qweight" in layers.get(layer, {}) and not stored[name].rows(0, 2**31).any()
 
@@ -170,7 +170,7 @@ def _num_bytes(parts: list[TensorInfo]) -> int:
 def _weight(folder: Path, layer: str, parts: dict[str, TensorInfo], quantization: dict[str, Any]) -> StoredTensor:
     main = next((part for part in _MAIN if part in parts), None)
     if main is None:
-        raise CheckpointError(f"{folder}: {layer} has {', '.join(sorted(parts))} and no weight.")
+        raise CheckpointError(f"{folder}: {layer} has {', '.join(sorted(parts))}, but no weight.")
     read = _Reader(folder, layer, parts)
     if main == "qweight":
         kind, shape, rows = _awq(read) if quantization.get("quant_method") == "awq" else _gptq(read, quantization)
@@ -184,7 +184,7 @@ def _weight(folder: Path, layer: str, parts: dict[str, TensorInfo], quantization
 
 
 class _Reader:
-    """The parts of one weight."""
+    """The tensors that make up one quantized weight."""
 
     def __init__(self, folder: Path, layer: str, parts: dict[str, TensorInfo]) -> None:
         self.folder, self.layer, self.parts = folder, layer, parts
@@ -197,7 +197,9 @@ class _Reader:
 
     def shape(self, part: str) -> tuple[int, ...]:
         if part not in self.parts:
-            raise CheckpointError(f"{self.folder} lacks {self.layer}.{part}, without which the weight has no meaning.")
+            raise CheckpointError(
+                f"{self.folder} lacks {self.layer}.{part}, without which the weight cannot be dequantized."
+            )
         return self.parts[part].shape
 
     def check(self, part: str, *wanted: tuple[int, ...]) -> tuple[int, ...]:
@@ -214,13 +216,15 @@ Unpacked = tuple[str, tuple[int, ...], Rows]
 
 
 def _gptq(read: _Reader, quantization: dict[str, Any]) -> Unpacked:
-    """Zero points are stored less one, but in GPTQ's second format."""
+    """GPTQ. Zero points are stored minus one, except in `gptq_v2`."""
     (num_words, num_rows), num_groups = read.shape("qweight"), read.shape("scales")[0]
     bits = quantization["bits"]
-    if "g_idx" in read:  # single layers may have other bits
+    if "g_idx" in read:  # layers may differ in bits
         bits = num_words * 32 // max(read.shape("g_idx")[0], 1)
     if bits not in _GPTQ_BITS:
-        raise CheckpointError(f"{read.folder}: {read.layer} is quantized by GPTQ to {bits} bits, which is not read.")
+        raise CheckpointError(
+            f"{read.folder}: {read.layer} is quantized by GPTQ to {bits} bits, which is not supported."
+        )
     columns = num_words * 32 // bits
     read.check("scales", (num_groups, num_rows))
     read.check("qzeros", (num_groups, -(-num_rows * bits // 32)))
@@ -237,7 +241,7 @@ def _gptq(read: _Reader, quantization: dict[str, Any]) -> Unpacked:
 
 
 def _groups(read: _Reader, part: str, columns: int, num_groups: int) -> Tensor:
-    """To which group of scales each column belongs: in order, or as `act-order` noted it."""
+    """The group of each column: consecutive, or as recorded by `act-order`."""
     if part in read:
         read.check(part, (columns,))
         order = read(part).long()
@@ -271,7 +275,7 @@ def _awq_numbers(words: Tensor) -> Tensor:
 
 
 def _compressed(read: _Reader, quantization: dict[str, Any]) -> Unpacked:
-    """Integers with their sign turned off by half their range, a scale and perhaps a zero point for each group."""
+    """compressed-tensors: integers offset by half their range, with a scale and perhaps a zero point for each group."""
     num_rows, num_words = read.shape("weight_packed")
     read.check("weight_shape", (2,))
     columns = int(read("weight_shape")[1])
@@ -280,7 +284,7 @@ def _compressed(read: _Reader, quantization: dict[str, Any]) -> Unpacked:
     bits = next((b for b in sorted(b for b in named if b) if num_words == -(-columns * b // 32)), None)
     if bits is None:
         raise CheckpointError(
-            f"{read.folder}: {read.layer} has {num_words} words for {columns} weights, which goes with none of "
+            f"{read.folder}: {read.layer} has {num_words} words for {columns} weights, which fits none of "
             f"{sorted(b for b in named if b)} bits."
         )
     num_groups = read.shape("weight_scale")[-1]
@@ -300,10 +304,12 @@ def _compressed(read: _Reader, quantization: dict[str, Any]) -> Unpacked:
 
 
 def _scaled(read: _Reader, quantization: dict[str, Any]) -> Unpacked:
-    """Numbers of 8 bits with a scale for all, for each row, or for each block; no scale is one."""
+    """8-bit weights with one scale, a scale for each row or for each block, or none (then it is 1)."""
     info, part = read.parts["weight"], next((p for p in ("weight_scale", "weight_scale_inv") if p in read), None)
     if part is None and not info.dtype.is_floating_point:
-        raise CheckpointError(f"{read.folder}: {read.layer}.weight holds whole numbers ({_kind(info)}) and no scales.")
+        raise CheckpointError(
+            f"{read.folder}: {read.layer}.weight holds integers ({_kind(info)}), but there are no scales."
+        )
     num_rows, columns = info.shape
     blocks = _block(quantization)
     shape = tuple(-(-size // block) for size, block in zip(info.shape, blocks, strict=True))
@@ -333,7 +339,7 @@ def _of_rows(scales: Tensor, begin: int, end: int) -> Tensor:
 
 
 def _block(quantization: dict[str, Any]) -> tuple[int, int]:
-    """Rows and columns that share a scale: as the configuration has it, or DeepSeek's 128 x 128."""
+    """Rows and columns that share a scale: by default DeepSeek's 128 x 128."""
     groups = [g for g in (quantization.get("config_groups") or {}).values() if isinstance(g, dict)]
     found = [(group.get("weights") or {}).get("block_structure") for group in groups]
     block = quantization.get("weight_block_size") or next((b for b in found if b), None) or (128, 128)
@@ -343,11 +349,11 @@ def _block(quantization: dict[str, Any]) -> tuple[int, int]:
 
 
 def unpack_bits(words: Tensor, bits: int, count: int) -> Tensor:
-    """Numbers of `bits` bits, one after another in each row's words: int32 (N, W) -> int32 (N, count)."""
+    """Unpack integers of `bits` bits from each row's words: int32 (N, W) -> int32 (N, count)."""
     mask = (1 << bits) - 1
     if 32 % bits == 0:
         return (words[..., None] >> torch.arange(0, 32, bits, dtype=torch.int32) & mask).flatten(1)[:, :count]
     places = torch.arange(count) * bits
-    wide = torch.nn.functional.pad(words.long() & 0xFFFFFFFF, (0, 1))  # a number may reach into the next word
+    wide = torch.nn.functional.pad(words.long() & 0xFFFFFFFF, (0, 1))  # one may span two words
     low, high = wide[:, places // 32] >> places % 32, wide[:, places // 32 + 1] << 32 - places % 32
     return ((low | high) & mask).int()

@@ -1,4 +1,4 @@
-"""What a path means: which checkpoint, and in which format it lies there. Nothing of it is read yet."""
+"""Finding the checkpoint that a path means, and its format, without reading it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from herd.errors import CheckpointError
 from herd.formats.gguf import first_part, is_gguf
 
 Format = Literal["huggingface", "meta", "gguf"]
-"""Hugging Face's folder, Meta's folder, llama.cpp's file."""
+"""A Hugging Face folder, a Meta folder, a llama.cpp file."""
 
 CONFIG = "config.json"
 PARAMS = "params.json"
@@ -45,7 +45,7 @@ def find_checkpoint(path: Path | str) -> Path:
 
 
 def format_of(place: Path) -> Format:
-    """In which format a checkpoint lies at a place that `find_checkpoint` gave."""
+    """The format of a checkpoint found by `find_checkpoint`."""
     if place.is_file():
         return "gguf"
     return "huggingface" if (place / CONFIG).is_file() else "meta"
@@ -61,7 +61,7 @@ def _of_file(path: Path) -> Path:
         return first_part(path)
     if path.name in (CONFIG, PARAMS) or path.suffix in (".safetensors", ".pth", ".bin"):
         return find_checkpoint(path.parent)
-    raise CheckpointError(f"{path} is no checkpoint: expected a folder or a GGUF file.")
+    raise CheckpointError(f"{path} is not a checkpoint: expected a folder or a GGUF file.")
 
 
 def _is_meta(folder: Path) -> bool:

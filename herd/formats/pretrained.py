@@ -1,4 +1,4 @@
-"""Opening a finished model the short way: `herd.load`."""
+"""`herd.load`: a model and its tokenizer in one call."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""PyTorch's `.pth` and `.bin` files: read without executing anything, written though larger than the memory.
+"""PyTorch's `.pth` and `.bin` files: read without executing code, written in chunks.
 
-A `.pth` is an uncompressed zip archive: `data.pkl` says name, dtype and shape of each tensor and which record holds its
-numbers; the records follow, each as plain bytes. `torch.save` gives the same file, but wants every tensor in memory.
+A `.pth` is an uncompressed zip archive: `data.pkl` has the name, dtype, shape and record of each tensor; the records
+follow as plain bytes. `torch.save` writes the same file, but needs all tensors in memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch._utils import _rebuild_tensor_v2
 from herd.errors import CheckpointError
 
 _ROOT = "consolidated"
-_ALIGNMENT = 64  # where torch puts a record's first byte, so that it can be mapped
+_ALIGNMENT = 64  # of a record's first byte, as torch.save aligns it for mapping
 _HEADER_BYTES = 30 + 20  # a local header without its name, with the field of 64-bit sizes
 _DATE = (1980, 1, 1, 0, 0, 0)
 _STORAGES = {
@@ -32,10 +32,10 @@ _STORAGES = {
 
 
 def read_pth(file: Path) -> dict[str, Tensor]:
-    """A file's table of tensors, mapped where the file is a zip archive (PyTorch 1.6 and later).
+    """A file's tensors by name, memory-mapped if it is a zip archive (PyTorch 1.6 and later).
 
     Raises:
-        CheckpointError: it is damaged, or holds something else, which could run code and is not opened.
+        CheckpointError: it is damaged, or holds other objects, which could execute code and are not loaded.
     """
     try:
         with open(file, "rb") as stream:
@@ -49,7 +49,7 @@ def read_pth(file: Path) -> dict[str, Tensor]:
         reason = (str(fault).splitlines() or [type(fault).__name__])[0]
         raise CheckpointError(f"{file} is truncated or damaged: {reason}") from None
     if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
-        raise CheckpointError(f"{file} does not hold a table of tensors.")
+        raise CheckpointError(f"{file} does not hold a dictionary of tensors.")
     for name, tensor in content.items():
         if tensor.layout != torch.strided:
             kind = str(tensor.layout).removeprefix("torch.")
@@ -61,16 +61,16 @@ def read_pth(file: Path) -> dict[str, Tensor]:
 
 
 class TensorPlan(NamedTuple):
-    """One tensor of a file that is to be written."""
+    """One tensor of a file to be written."""
 
     name: str
     shape: tuple[int, ...]
     same_as: str | None = None
-    """The tensor whose numbers it shares."""
+    """The tensor whose storage it shares."""
 
 
 class _Storage(NamedTuple):
-    """Stands for a tensor's numbers in the pickle."""
+    """A reference to a tensor's storage in the pickle."""
 
     kind: type
     key: str
@@ -78,7 +78,7 @@ class _Storage(NamedTuple):
 
 
 class _Described:
-    """A tensor without its numbers; pickles as torch.save pickles a tensor."""
+    """A tensor without its data, pickled as torch.save pickles a tensor."""
 
     def __init__(self, storage: _Storage, shape: tuple[int, ...]) -> None:
         self.storage, self.shape = storage, shape
@@ -98,12 +98,12 @@ class _Pickler(pickle.Pickler):
 def write_pth(
     file: Path, plans: list[TensorPlan], dtype: torch.dtype, pieces: Mapping[str, Iterable[Tensor]]
 ) -> Iterator[int]:
-    """Write a table of tensors that `torch.load(weights_only=True)` reads; yields the bytes of each piece.
+    """Write tensors for `torch.load(weights_only=True)`; yields the bytes of each piece.
 
-    `pieces` gives, for each plan that shares with none, the tensor's rows in order, as `dtype` and contiguous.
+    `pieces` gives the rows of each tensor with its own storage in order, contiguous and in `dtype`.
 
     Raises:
-        CheckpointError: the dtype has no storage in this format.
+        CheckpointError: this format does not support the dtype.
     """
     if dtype not in _STORAGES:
         raise CheckpointError(
@@ -139,7 +139,7 @@ def _write_record(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
 
 
 def _aligned(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
-    """The header of a record whose bytes begin at a multiple of 64, by an extra field of zeros."""
+    """The header of a record, padded so that its data begin at a multiple of 64 bytes."""
     info = zipfile.ZipInfo(f"{_ROOT}/{name}", _DATE)
     assert archive.fp is not None
     begin = archive.fp.tell() + _HEADER_BYTES + len(info.filename) + 4

@@ -1,7 +1,7 @@
-"""Safetensors files: read though they may be damaged, written though they may be larger than the memory.
+"""Safetensors files: read with all checks, written in chunks.
 
 A safetensors file is 8 bytes (header length, little endian), a JSON header (name -> dtype, shape, byte range) and the
-tensors' bytes. Nothing in it is executed, and everything is checked before a tensor is touched.
+tensors' bytes. Headers are checked completely before a tensor is read.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
 class TensorInfo(NamedTuple):
-    """What a header says of one tensor."""
+    """One tensor's entry in the header."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -53,7 +53,7 @@ class TensorInfo(NamedTuple):
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
-    """The tensors of one safetensors file, after checking that the file is exactly as long as they need.
+    """The tensors of one safetensors file, after checking that its size is exactly right.
 
     Raises:
         CheckpointError: the file is missing, truncated or damaged.
@@ -104,7 +104,7 @@ def _tensor_info(file: Path, name: str, entry: Any) -> TensorInfo:
 
 
 def plan_files(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, max_bytes: int) -> dict[str, list[str]]:
-    """Which tensors go into which file, so that none but a lone large tensor exceeds `max_bytes`."""
+    """Distribute tensors over files of at most `max_bytes`, except for a single larger tensor."""
     files: list[list[str]] = [[]]
     used = 0
     for name, shape in shapes.items():
@@ -123,7 +123,7 @@ def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
     """Write one safetensors file.
 
     Raises:
-        OSError: the disk is full, or files may not grow that large; safetensors' own error hides which.
+        OSError: the disk is full, or the file too large for it (recovered from safetensors' own error).
     """
     try:
         save_file(tensors, file, metadata={"format": "pt"})
@@ -137,7 +137,7 @@ def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
 def write_safetensors(
     file: Path, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, pieces: Mapping[str, Iterable[Tensor]]
 ) -> Iterator[int]:
-    """Write a file whose tensors come as rows in order, as `dtype` and contiguous; yields the bytes of each piece."""
+    """Write a file from pieces of rows in order, contiguous and in `dtype`; yields the bytes of each piece."""
     code = next(code for code, known in _DTYPES.items() if known == dtype)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -145,7 +145,7 @@ def write_safetensors(
         begin, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [begin, end]}
     content = json.dumps(header, separators=(",", ":")).encode()
-    content += b" " * (-len(content) % 8)  # so that the numbers begin at a multiple of eight
+    content += b" " * (-len(content) % 8)  # so that the data are aligned to 8 bytes
     with open(file, "wb") as stream:
         stream.write(len(content).to_bytes(8, "little") + content)
         for name in shapes:
@@ -155,7 +155,7 @@ def write_safetensors(
 
 
 def write_index(folder: Path, files: dict[str, list[str]], num_bytes: int) -> None:
-    """Say which file holds which tensor, where there are several."""
+    """Write the index of a checkpoint in several files."""
     weight_map = {name: file for file, names in files.items() for name in names}
     text = json.dumps({"metadata": {"total_size": num_bytes}, "weight_map": weight_map}, indent=2)
     (folder / INDEX).write_text(text + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A checkpoint that lies on disk in any format, seen under Hugging Face's names and read piece by piece."""
+"""A checkpoint on disk in any format, under Hugging Face's names, read in chunks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from herd.model.rope import interleaved_to_halves
 from herd.ops.blocks import Blocks
 
 CHUNK_WEIGHTS = 16_000_000
-"""Weights in memory at a time where a tensor is read in pieces."""
+"""Most weights of a chunk."""
 
 _TURNED = ("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias")
 _SHOWN = 3  # how many tensor names an error lists
@@ -25,24 +25,24 @@ _SHOWN = 3  # how many tensor names an error lists
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a checkpoint: what its file says of it, and how its rows are read."""
+    """One tensor of a checkpoint: its metadata, and a function that reads its rows."""
 
     name: str
     """Its name in the file."""
     dtype: str
-    """How it is stored: a dtype of PyTorch (`bfloat16`) or a block type of GGUF (`Q8_0`)."""
+    """Its stored type: a PyTorch dtype (`bfloat16`) or a GGUF block type (`Q8_0`)."""
     shape: tuple[int, ...]
     num_bytes: int
     file: Path
     rows: Callable[[int, int], Tensor]
-    """The rows from begin to end as floats, in the file's own order of channels."""
+    """The rows from `begin` to `end` as floats, in the file's own order of channels."""
     blocks: Callable[[], Blocks | None] | None = None
-    """The matrix in the few bits of its file, where the engine may compute with them."""
+    """The matrix in its quantized blocks, if the engine can compute with them."""
 
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """A checkpoint's configuration and tensors; nothing is read before it is asked for."""
+    """A checkpoint's configuration and tensors, which are read on demand."""
 
     path: Path
     format: Format
@@ -50,11 +50,11 @@ class StoredWeights:
     tensors: dict[str, StoredTensor]
     """By Hugging Face's names."""
     adjacent: bool = False
-    """Rotary embeddings turn adjacent channels (Meta, llama.cpp), not channels half a head apart."""
+    """Whether RoPE rotates adjacent channels (Meta, llama.cpp), not channels half a head apart."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """In what the model computes unless told otherwise: the embedding's dtype, or bfloat16 where that is packed."""
+        """The model's default dtype: the embedding's, or bfloat16 if that is quantized."""
         stored = getattr(torch, self.tensors["model.embed_tokens.weight"].dtype, torch.bfloat16)
         return stored if stored.itemsize > 1 else torch.bfloat16
 
@@ -64,7 +64,7 @@ class StoredWeights:
         return sum(tensor.num_bytes for tensor in self.tensors.values())
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """A whole tensor in Hugging Face's order of channels; mapped from its file where that holds it as it is."""
+        """A whole tensor in Hugging Face's order of channels; mapped from its file if it needs no conversion."""
         tensor = self.tensors[name]
         if not self._is_turned(name) and tensor.dtype == str(dtype or self.dtype).removeprefix("torch."):
             return tensor.rows(0, tensor.shape[0])
@@ -76,14 +76,14 @@ class StoredWeights:
         return whole
 
     def read_blocks(self, name: str) -> Blocks | None:
-        """A matrix in the few bits of its file, in Hugging Face's order of channels; None where it has none."""
-        if (make := self.tensors[name].blocks) is None or (found := make()) is None or not self._is_turned(name):
-            return None if make is None else found
+        """A matrix in its quantized blocks, in Hugging Face's order of channels; None if it has none."""
+        if (make := self.tensors[name].blocks) is None or (blocks := make()) is None or not self._is_turned(name):
+            return None if make is None else blocks
         places = torch.arange(self.tensors[name].shape[0])
-        return found.rows(interleaved_to_halves(places, len(places) // self.config.head_dim))
+        return blocks.rows(interleaved_to_halves(places, len(places) // self.config.head_dim))
 
     def chunks(self, name: str) -> Iterator[Tensor]:
-        """A tensor's rows, a few at a time (whole heads where order matters), in Hugging Face's order of channels."""
+        """A tensor's rows in chunks (of whole heads), in Hugging Face's order of channels."""
         tensor, head_dim = self.tensors[name], self.config.head_dim
         for begin, end in spans(tensor.shape, head_dim):
             rows = tensor.rows(begin, end)
@@ -94,12 +94,12 @@ class StoredWeights:
 
 
 def is_rotary(name: str) -> bool:
-    """Whether a tensor's rows are channels that rotary embeddings turn in pairs."""
+    """Whether a tensor's rows are channels that RoPE rotates."""
     return name.endswith(_TURNED)
 
 
 def spans(shape: tuple[int, ...], head_dim: int) -> Iterator[tuple[int, int]]:
-    """Where to cut a tensor's rows, so that a piece holds whole heads and at most CHUNK_WEIGHTS or one head."""
+    """Row ranges of a tensor's chunks: whole heads, of at most CHUNK_WEIGHTS or one head."""
     columns = shape[1] if len(shape) > 1 else 1
     step = max(1, CHUNK_WEIGHTS // max(columns, 1) // head_dim) * head_dim
     for begin in range(0, shape[0], step):
@@ -107,7 +107,7 @@ def spans(shape: tuple[int, ...], head_dim: int) -> Iterator[tuple[int, int]]:
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The tensors that a checkpoint of this configuration holds, a tied head left out."""
+    """The shapes of a configuration's tensors, without a tied head."""
     shapes = {name: tuple(tensor.shape) for name, tensor in empty_model(config).state_dict().items()}
     if config.tie_word_embeddings:
         shapes.pop("lm_head.weight", None)
@@ -115,7 +115,7 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_fit(weights: StoredWeights, declared_in: str) -> StoredWeights:
-    """The weights, after comparing every name and shape with the configuration.
+    """Check every name and shape against the configuration; returns the weights.
 
     Raises:
         CheckpointError: a tensor is missing, left over, or has another shape.
@@ -138,7 +138,7 @@ def check_fit(weights: StoredWeights, declared_in: str) -> StoredWeights:
 
 
 def check_finite(place: Path, weights: dict[str, Tensor]) -> None:
-    """Look at every norm and at three rows of every matrix: what a failed run or a torn file leaves shows there.
+    """Check every norm and three rows of every matrix, where a diverged run or a damaged file shows.
 
     Raises:
         CheckpointError: a value is not finite.
@@ -155,6 +155,6 @@ def check_finite(place: Path, weights: dict[str, Tensor]) -> None:
 
 
 def some_tensors(names: list[str]) -> str:
-    """The first few of a list of tensors, in words."""
+    """The first few of a list of tensors, for a message."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"the tensor{'s' if len(names) > 1 else ''} {', '.join(names[:_SHOWN])}{more}"

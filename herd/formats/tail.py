@@ -1,4 +1,4 @@
-"""A file whose end was never written: a copy that broke off leaves zeros where its room was set aside beforehand."""
+"""Detecting a file whose end was never written: an interrupted copy leaves zeros in preallocated space."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from herd.errors import CheckpointError
 
 _PADDED = ("embed_tokens", "lm_head", "token_embd", "output.weight")
-"""Matrices whose last rows may stand for no token, and be zero."""
+"""Matrices whose last rows may belong to no token and be zero."""
 
 
 def check_tail(file: Path, tensors: dict[str, tuple[int, tuple[int, ...]]]) -> None:
-    """Look at the end of the last weight in a file; `tensors` gives the first byte and the shape of each.
+    """Check the end of the last weight in a file; `tensors` gives the first byte and the shape of each.
 
     Raises:
         CheckpointError: it is all zero.
@@ -32,6 +32,6 @@ def check_tail(file: Path, tensors: dict[str, tuple[int, tuple[int, ...]]]) -> N
                 return
             looked_at -= len(piece)
     raise CheckpointError(
-        f"{file} is only half there: its last weight, {name}, ends in zeros. The copy or download broke off after room "
-        "for the file had been set aside; copy or download it again."
+        f"{file} is incomplete: its last weight, {name}, ends in zeros. A copy or download was probably interrupted; "
+        "copy or download it again."
     )

@@ -1,4 +1,4 @@
-"""A tokenizer opened by its path, whatever holds it. PyTorch is not needed."""
+"""Opening a tokenizer by its path, without importing PyTorch."""
 
 from __future__ import annotations
 

@@ -38,39 +38,39 @@ class ModelConfig:
     num_key_value_heads: int = cast(int, None)
     """Key-value heads K, a divisor of H; as many as query heads when absent."""
     head_dim: int = cast(int, None)
-    """Channels C of a head; hidden_size / num_attention_heads when absent."""
+    """Channels C per head; hidden_size / num_attention_heads when absent."""
     max_position_embeddings: int = 8192
     """Context in tokens."""
     rms_norm_eps: float = 1e-5
-    """Added to the mean square under the root of RMSNorm."""
+    """Epsilon of RMSNorm."""
     rope_theta: float = 500_000.0
-    """Base of the rotary frequencies."""
+    """Base of the RoPE frequencies."""
     rope_scaling: Scaling | None = None
-    """How the rotary frequencies are changed for longer contexts: Llama 3.1's way or another; none before 3.1."""
+    """RoPE scaling for longer contexts, Llama 3.1's or another; none before 3.1."""
     tie_word_embeddings: bool = False
     """The output projection is the embedding itself."""
     attention_bias: bool = False
-    """The four projections of attention add a vector; no released Llama's do."""
+    """Whether the four projections of attention have a bias; no released Llama's do."""
     mlp_bias: bool = False
-    """The three projections of the feed-forward layer add a vector; no released Llama's do."""
+    """Whether the three projections of the feed-forward layer have a bias; no released Llama's do."""
     initializer_range: float = 0.02
-    """Standard deviation of fresh weights."""
+    """Standard deviation of newly initialized weights."""
     bos_token_id: int | None = None
     """Id of the token that begins every text."""
     eos_token_id: int | tuple[int, ...] | None = None
     """Ids that end an answer."""
     pad_token_id: int | None = None
-    """Id that fills up a batch."""
+    """Id of padding."""
     architecture: str = CAUSAL_LM
     """`LlamaForCausalLM`, or `LlamaForSequenceClassification` for a reward model."""
     num_labels: int = 1
     """Outputs of a sequence classifier."""
     quantization_config: dict[str, Any] | None = field(default=None, hash=False)
-    """How the weights on disk are quantized, as it stands in `config.json`."""
+    """How the weights on disk are quantized: `quantization_config` of `config.json`."""
     as_read: dict[str, Any] | None = field(default=None, compare=False, repr=False)
-    """All of the `config.json` that it was read from, which writing gives back; empty for one from another format."""
+    """The whole `config.json` that it was read from, for writing it unchanged; empty if read from another format."""
     generation: dict[str, Any] | None = field(default=None, compare=False, repr=False)
-    """The generation_config.json beside it, which writing gives back."""
+    """The generation_config.json beside it, for writing it unchanged."""
 
     def __post_init__(self) -> None:
         if self.num_key_value_heads is None:
@@ -101,11 +101,11 @@ class ModelConfig:
         if self.head_dim == self.hidden_size // heads and self.hidden_size % heads:
             yield f"hidden_size ({self.hidden_size}) is not divisible by num_attention_heads ({heads})"
         if self.head_dim % 2:
-            yield f"head_dim ({self.head_dim}) must be even, because rotary embeddings turn pairs of channels"
+            yield f"head_dim ({self.head_dim}) must be even, because RoPE rotates pairs of channels"
         if not (is_number(self.rope_theta) and self.rope_theta > 1):
             yield f"rope_theta must be above 1, not {self.rope_theta!r}"
         if not (is_number(self.rms_norm_eps) and 0 < self.rms_norm_eps < 1):
-            yield f"rms_norm_eps must lie between 0 and 1, not {self.rms_norm_eps!r}"
+            yield f"rms_norm_eps must be between 0 and 1, not {self.rms_norm_eps!r}"
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             if not isinstance(getattr(self, name), bool):
                 yield f"{name} must be true or false, not {getattr(self, name)!r}"
@@ -132,10 +132,10 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """Read the content of a `config.json`, of transformers 4 or 5. Keys that shape no model are passed over.
+        """Read the content of a `config.json`, of transformers 4 or 5. Keys without influence on the model are ignored.
 
         Raises:
-            ConfigError: it is not a Llama, or asks for something that this model does not have (a sliding window).
+            ConfigError: it is not a Llama, or has a feature that is not supported (such as a sliding window).
         """
         _check_is_llama(values)
         known = {f.name for f in fields(cls)} - {"architecture", "rope_scaling", "num_labels", "as_read", "generation"}
@@ -178,9 +178,9 @@ class ModelConfig:
         return replace(config, as_read=values, generation=_read_generation(path.with_name(GENERATION)))
 
     def to_dict(self) -> dict[str, Any]:
-        """What `config.json` holds, readable by transformers 4 and 5, vLLM, SGLang and llama.cpp's converter.
+        """The content of `config.json`, for transformers 4 and 5, vLLM, SGLang and llama.cpp's converter.
 
-        What it was read from comes back word for word, but for what has changed since.
+        The file that it was read from is reproduced, except for values that have changed since.
         """
         values = self._values()
         if not self.as_read:
@@ -188,15 +188,15 @@ class ModelConfig:
         before = ModelConfig.from_dict(self.as_read)._values()
         changed = {name: value for name, value in values.items() if name not in before or before[name] != value}
         gone = [name for name in before if name not in values]
-        if {"rope_scaling", "rope_theta"} & {*changed, *gone}:  # transformers 5 says it once more, elsewhere
+        if {"rope_scaling", "rope_theta"} & {*changed, *gone}:  # where transformers 5 repeats them
             gone.append("rope_parameters")
             changed["rope_theta"] = values["rope_theta"]
         return {name: value for name, value in self.as_read.items() if name not in gone} | changed
 
     def generation_config(self) -> dict[str, Any] | None:
-        """What generation_config.json holds: as it was read, with the ids that end an answer now; None for no file.
+        """The content of generation_config.json: as it was read, with the current eos_token_id; None for no file.
 
-        A model of Herd's own gets Llama 3.1's sampling settings, one from a file without such settings its ids alone.
+        Herd's own models get Llama 3.1's sampling settings; models read from other formats without any, only ids.
         """
         ids = {name: getattr(self, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         ids = {name: list(found) if isinstance(found, tuple) else found for name, found in ids.items()}
@@ -225,7 +225,7 @@ class ModelConfig:
         return values
 
 
-_MAX_LAYERS = 10_000  # what a file claims is built before it is compared with the file's tensors
+_MAX_LAYERS = 10_000  # the model is built before it is compared with the file's tensors
 _LARGEST = {
     "num_hidden_layers": _MAX_LAYERS,
     "max_position_embeddings": 2**27,
@@ -236,8 +236,8 @@ GENERATION = "generation_config.json"
 
 
 def _read_generation(file: Path) -> dict[str, Any] | None:
-    """What a generation_config.json says; None where there is none or it is no JSON object."""
-    if not file.is_file():  # a pipe would be waited for, a device read without end
+    """The content of a generation_config.json; None if it is missing or not a JSON object."""
+    if not file.is_file():  # reading a pipe or a device might never end
         return None
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -273,7 +273,7 @@ def _check_is_llama(values: dict[str, Any]) -> None:
 
 
 def num_parameters(config: ModelConfig) -> int:
-    """Parameters of the whole model, a tied embedding counted once."""
+    """The number of parameters, with a tied embedding counted once."""
     c = config
     channels = c.head_dim * (2 * c.num_attention_heads + 2 * c.num_key_value_heads)
     block = c.hidden_size * channels + 3 * c.hidden_size * c.intermediate_size + 2 * c.hidden_size

@@ -1,7 +1,7 @@
-"""An encoder: a BERT-family model that turns texts into vectors, and classifiers on top of these.
+"""An encoder: a BERT-family model that embeds texts as vectors, and classifiers on top of them.
 
-It reads a whole text at once (attention looks both ways), unlike the Llama that writes. Its layers bear Hugging Face's
-names; `herd/formats/encoder.py` opens a folder of MiniLM, BERT or RoBERTa.
+Attention is bidirectional, unlike the Llama's. Modules have Hugging Face's names; `herd/formats/encoder.py` opens a
+folder of MiniLM, BERT or RoBERTa.
 
     encoder = open_encoder("../base-model/all-MiniLM-L6-v2")
     vectors = encoder.embed(["a cat", "a kitten"])               # (2, D), of length 1
@@ -26,9 +26,9 @@ from herd.errors import CheckpointError, DataError
 from herd.log import progress, say
 
 Pooling = Literal["mean", "cls", "max"]
-"""Of all tokens' hidden states the mean or the largest, or the first token's."""
+"""The mean or maximum of all tokens' hidden states, or the first token's."""
 
-_MODEL_TYPES = {"bert": 0, "roberta": 1, "xlm-roberta": 1, "camembert": 1}  # 1: positions begin behind the padding's
+_MODEL_TYPES = {"bert": 0, "roberta": 1, "xlm-roberta": 1, "camembert": 1}  # 1: positions begin after padding's
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
@@ -50,24 +50,26 @@ class EncoderConfig:
     type_vocab_size: int = 2
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-12
-    first_position: int = 0  # RoBERTa's places begin behind that of padding
+    first_position: int = 0  # RoBERTa's begin after padding's
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], where: str = "config.json") -> EncoderConfig:
         """Read a `config.json`.
 
         Raises:
-            CheckpointError: another kind of model, or something in it that would be computed otherwise.
+            CheckpointError: it is another kind of model, or has a feature that is not supported.
         """
         kind = raw.get("model_type")
         if kind not in _MODEL_TYPES:
             known = ", ".join(_MODEL_TYPES)
-            raise CheckpointError(f"{where}: model_type is {kind!r}; encoders are read of the types {known}")
+            raise CheckpointError(f"{where}: model_type is {kind!r}; supported are {known}")
         if (act := raw.get("hidden_act", "gelu")) not in _ACTIVATIONS:
-            raise CheckpointError(f"{where}: hidden_act {act!r} is not known; known are {', '.join(_ACTIVATIONS)}")
+            raise CheckpointError(
+                f"{where}: hidden_act {act!r} is not supported; supported are {', '.join(_ACTIVATIONS)}"
+            )
         for key, usual in (("position_embedding_type", "absolute"), ("is_decoder", False)):
             if raw.get(key, usual) != usual:
-                raise CheckpointError(f"{where}: {key}={raw[key]!r} is not read; expected {usual!r}")
+                raise CheckpointError(f"{where}: {key}={raw[key]!r} is not supported; expected {usual!r}")
         if missing := [name for name in _NEEDED if not isinstance(raw.get(name), int)]:
             raise CheckpointError(f"{where}: {', '.join(missing)} missing or not a whole number")
         first = raw.get("pad_token_id", 1) + 1 if _MODEL_TYPES[kind] else 0
@@ -107,12 +109,12 @@ class _SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         q, k, v = (p(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for p in (self.query, self.key, self.value))
-        seen = mask[:, None, None, :]  # (B, 1, 1, T): every token looks at all tokens that are not padding
+        seen = mask[:, None, None, :]  # (B, 1, 1, T): every token attends to all tokens that are not padding
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(-2)
 
 
 class _Output(nn.Module):
-    """A projection, added to what came in, and normed."""
+    """A projection, residual connection and LayerNorm."""
 
     def __init__(self, config: EncoderConfig, size: int) -> None:
         super().__init__()
@@ -138,7 +140,7 @@ class _Layer(nn.Module):
 
 
 class BertModel(nn.Module):
-    """Embeddings and layers of BERT, without dropout: what is learned is a head's."""
+    """Embeddings and layers of BERT, without dropout, since usually only a head is trained."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -148,7 +150,7 @@ class BertModel(nn.Module):
         self.encoder.layer = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Hidden states of texts: tokens (B, T), mask (B, T) true where no padding is -> (B, T, D)."""
+        """Hidden states of texts: tokens (B, T), mask (B, T) false for padding -> (B, T, D)."""
         x = self.embeddings(tokens)
         for layer in cast(nn.ModuleList, self.encoder.layer):
             x = layer(x, mask)
@@ -175,33 +177,33 @@ class Encoder:
 
     @property
     def size(self) -> int:
-        """Numbers in a vector."""
+        """Dimension D of a vector."""
         return self.model.config.hidden_size
 
     @property
     def fingerprint(self) -> str:
-        """A hash of weights and pooling: what was learned from its vectors belongs to no other encoder."""
-        found = hashlib.sha256(f"{self.pooling} {self.normalize} {self.max_tokens}".encode())
+        """A hash of weights and pooling, by which a classifier is matched to its encoder."""
+        digest = hashlib.sha256(f"{self.pooling} {self.normalize} {self.max_tokens}".encode())
         for weight in self.model.state_dict().values():
-            found.update(weight.cpu().contiguous().numpy().tobytes())
-        return found.hexdigest()[:16]
+            digest.update(weight.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str], *, batch_tokens: int = 8192, label: str | None = None) -> Tensor:
-        """One vector per text, in order: (N, D) float32 on the CPU, of length 1 where the folder asks for it.
+        """One vector per text, in order: (N, D) float32 on the CPU, of length 1 if `normalize`.
 
-        Of a text longer than `max_tokens` the beginning counts; how many were cut is said. `label` shows progress.
+        Texts are truncated to `max_tokens`; a message says how many were. `label` shows progress.
         """
-        found = self.tokenizer.encode_batch_fast(list(texts))
-        if cut := sum(bool(entry.overflowing) for entry in found):
-            say(f"  of {cut:,} of {len(found):,} texts only the first {self.max_tokens} tokens are embedded")
-        return self.embed_tokens([entry.ids for entry in found], batch_tokens=batch_tokens, label=label)
+        encoded = self.tokenizer.encode_batch_fast(list(texts))
+        if cut := sum(bool(entry.overflowing) for entry in encoded):
+            say(f"  {cut:,} of {len(encoded):,} texts are truncated to their first {self.max_tokens} tokens")
+        return self.embed_tokens([entry.ids for entry in encoded], batch_tokens=batch_tokens, label=label)
 
     @torch.no_grad()
     def embed_tokens(
         self, rows: Sequence[Sequence[int]], *, batch_tokens: int = 8192, label: str | None = None
     ) -> Tensor:
-        """The same of token ids, special tokens included, at most as many a row as the model has places for."""
+        """As `embed`, from token ids with special tokens, in rows of at most the model's context."""
         vectors = torch.empty(len(rows), self.size)
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         with progress(label, total=len(rows), unit="texts") if label else nullcontext() as bar:
@@ -214,7 +216,7 @@ class Encoder:
         return vectors
 
     def vectors(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """One batch of token ids to (N, D) float32 on the model's device, with gradients where weights ask for them."""
+        """One batch of token ids to (N, D) float32 on the model's device, with gradients if weights require them."""
         lengths = torch.tensor([len(row) for row in rows])
         mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (B, T)
         tokens = torch.zeros(mask.shape, dtype=torch.int64)
@@ -238,7 +240,7 @@ def _pooled(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
 
 @dataclass(frozen=True)
 class TextClassifier:
-    """A softmax over classes, linear in an encoder's vectors."""
+    """A linear softmax classifier on an encoder's vectors."""
 
     encoder: Encoder
     labels: list[str]
@@ -250,7 +252,7 @@ class TextClassifier:
         return self.of_vectors(self.encoder.embed(texts))
 
     def of_vectors(self, vectors: Tensor) -> Tensor:
-        """The same of vectors that are there already: (N, D) -> (N, classes)."""
+        """As `probabilities`, from vectors: (N, D) -> (N, classes)."""
         return (vectors @ self.weight.T + self.bias).softmax(1)
 
 
@@ -264,13 +266,13 @@ def train_head(
     balanced: bool = False,
     max_steps: int = 200,
 ) -> TextClassifier:
-    """Logistic regression on an encoder's vectors, which stay as they are; the same rows give the same classifier.
+    """Logistic regression on a frozen encoder's vectors; deterministic.
 
-    `decay` is the weight of the squared weights in the loss; `balanced` lets every class count alike, however many rows
-    it has; `vectors` (N, D) where the texts were embedded before.
+    `decay` is the factor of the L2 penalty in the loss; `balanced` gives every class the same weight, however many rows
+    it has; `vectors` (N, D) are the texts' vectors, if already computed.
 
     Raises:
-        DataError: no row, another number of labels than of texts, or one class only.
+        DataError: no rows, the numbers of texts and labels differ, or there is only one class.
     """
     names = sorted(set(labels))
     if len(texts) != len(labels) or len(names) < 2:
@@ -279,8 +281,8 @@ def train_head(
             "and two classes or more"
         )
     vectors = encoder.embed(texts, label="embed") if vectors is None else vectors
-    wanted = torch.tensor([names.index(label) for label in labels])
-    counts = torch.bincount(wanted, minlength=len(names))
+    targets = torch.tensor([names.index(label) for label in labels])
+    counts = torch.bincount(targets, minlength=len(names))
     share = len(labels) / (len(names) * counts) if balanced else None
     weight = torch.zeros(len(names), encoder.size, requires_grad=True)
     bias = torch.zeros(len(names), requires_grad=True)
@@ -288,7 +290,7 @@ def train_head(
 
     def loss() -> Tensor:
         solver.zero_grad()
-        value = F.cross_entropy(vectors @ weight.T + bias, wanted, share) + decay * weight.square().sum()
+        value = F.cross_entropy(vectors @ weight.T + bias, targets, share) + decay * weight.square().sum()
         value.backward()
         return value
 

@@ -1,4 +1,4 @@
-"""How much arithmetic a token costs."""
+"""Floating-point operations of training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from herd.types import IGNORE, Batch
 
 
 def matmul_parameters(config: ModelConfig) -> int:
-    """Weights that every token is multiplied with: all but the embedding rows and the norms; the head counts."""
+    """Weights in matmuls: all except the embedding table and the norms; the head included."""
     c = config
     attention = c.hidden_size * c.head_dim * (2 * c.num_attention_heads + 2 * c.num_key_value_heads)
     head = c.num_labels if c.architecture == SEQUENCE_CLASSIFICATION else c.vocab_size
@@ -17,7 +17,7 @@ def matmul_parameters(config: ModelConfig) -> int:
 def flops_per_token(config: ModelConfig, context_tokens: int) -> int:
     """Floating-point operations to train on one token (forward and backward) in rows of `context_tokens`.
 
-    Six per weight of a matmul, plus attention, of which only the causal half is counted: a forward pass takes
+    Six per weight of a matmul, plus attention, of which only the causal half counts: a forward pass takes
     2 x 2 x (context / 2) x H x C per layer and token, and the backward pass twice that.
     """
     attention = 6 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * context_tokens
@@ -25,15 +25,15 @@ def flops_per_token(config: ModelConfig, context_tokens: int) -> int:
 
 
 def batch_flops(config: ModelConfig, batch: Batch, *, frozen: bool = False) -> float:
-    """Floating-point operations that are done to train on a micro-batch (forward and backward), for MFU.
+    """Floating-point operations to train on a micro-batch (forward and backward), for MFU.
 
-    Every place of its rows goes through the layers, padding too; logits are computed only where there is a label, and
-    attention only within documents. Of `frozen` weights (under adapters) no gradient is computed: 4 for each, not 6.
+    All tokens pass through the layers, padding included; logits are computed only at labels, and attention only within
+    documents. `frozen` weights (under adapters) need no gradient: 4 operations for each, not 6.
     """
     of_weight = 4 if frozen else 6
     head = 0 if config.architecture == SEQUENCE_CLASSIFICATION else config.vocab_size * config.hidden_size
     layers = matmul_parameters(config) - head
     labels = int((batch.labels != IGNORE).sum())
-    seen = int(((batch.positions + 1) * (batch.document_ids >= 0)).sum())  # keys that the queries look at
+    seen = int(((batch.positions + 1) * (batch.document_ids >= 0)).sum())  # query-key pairs
     attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * seen
     return of_weight * (layers * batch.tokens.numel() + head * labels) + attention

@@ -1,4 +1,4 @@
-"""What other families' `config.json` asks for and a Llama does not compute: refused by name, never passed over."""
+"""Features of other model families in a `config.json`, which are refused by name instead of being ignored."""
 
 from __future__ import annotations
 
@@ -10,57 +10,57 @@ from herd.errors import ConfigError
 _OFF = (None, False, 0)
 _ONE = (None, 1)
 _FOREIGN: dict[str, tuple[tuple[Any, ...], str]] = {
-    "partial_rotary_factor": (_ONE, "a Llama turns whole heads"),
-    "rotary_pct": (_ONE, "a Llama turns whole heads"),
+    "partial_rotary_factor": (_ONE, "a Llama rotates whole heads"),
+    "rotary_pct": (_ONE, "a Llama rotates whole heads"),
     "attention_chunk_size": (_OFF, "attention in chunks (Llama 4)"),
     "no_rope_layer_interval": (_OFF, "layers without positions (Llama 4, SmolLM3)"),
-    "attn_temperature_tuning": (_OFF, "attention tempered by position (Llama 4)"),
+    "attn_temperature_tuning": (_OFF, "attention with temperature by position (Llama 4)"),
     "use_qk_norm": (_OFF, "norms of queries and keys (Llama 4, Qwen 3)"),
     "qk_norm": (_OFF, "norms of queries and keys (Llama 4, Qwen 3)"),
     "qk_layernorm": (_OFF, "norms of queries and keys"),
     "clip_qkv": (_OFF, "clipped queries, keys and values (OLMo)"),
-    "attn_logit_softcapping": (_OFF, "capped attention (Gemma 2)"),
-    "final_logit_softcapping": (_OFF, "capped logits (Gemma 2)"),
+    "attn_logit_softcapping": (_OFF, "soft-capped attention logits (Gemma 2)"),
+    "final_logit_softcapping": (_OFF, "soft-capped logits (Gemma 2)"),
     "logit_scale": (_ONE, "scaled logits (Cohere)"),
     "logits_scaling": (_ONE, "scaled logits (Granite)"),
     "embedding_multiplier": (_ONE, "a scaled embedding (Granite)"),
     "residual_multiplier": (_ONE, "scaled residuals (Granite)"),
     "lm_head_multiplier": (_ONE, "scaled logits (Falcon H1)"),
     "scale_emb": (_ONE, "a scaled embedding (MiniCPM)"),
-    "use_parallel_residual": (_OFF, "attention beside the feed-forward layer (GPT-NeoX)"),
-    "parallel_attn": (_OFF, "attention beside the feed-forward layer (Falcon)"),
-    "alibi": (_OFF, "positions by ALiBi"),
-    "rope_interleaved": (_OFF, "neighbouring channels turned as pairs"),
-    "rope_interleave": (_OFF, "neighbouring channels turned as pairs"),
+    "use_parallel_residual": (_OFF, "attention in parallel to the feed-forward layer (GPT-NeoX)"),
+    "parallel_attn": (_OFF, "attention in parallel to the feed-forward layer (Falcon)"),
+    "alibi": (_OFF, "ALiBi positions"),
+    "rope_interleaved": (_OFF, "RoPE on adjacent channels"),
+    "rope_interleave": (_OFF, "RoPE on adjacent channels"),
     "num_local_experts": ((None, 0, 1), "a mixture of experts (Mixtral)"),
     "num_experts": ((None, 0, 1), "a mixture of experts"),
     "n_routed_experts": (_OFF, "a mixture of experts (DeepSeek)"),
     "is_decoder_only": ((None, True), "an encoder"),
-    "add_cross_attention": (_OFF, "attention to another text"),
+    "add_cross_attention": (_OFF, "cross-attention"),
     "layer_norm_eps": (_OFF, "LayerNorm"),
 }
-"""The values under which each key changes nothing, and what it would change otherwise."""
+"""For each key, the values that mean "off", and the feature that other values ask for."""
 
 
 def check_computes_a_llama(values: dict[str, Any]) -> None:
-    """Refuse a `config.json` that asks for something a Llama does not do.
+    """Refuse a `config.json` with a feature that a Llama does not have.
 
     Raises:
-        ConfigError: it does, with the name of the key.
+        ConfigError: it has one; the message names the key.
     """
     places = [values, *(values.get(name) or {} for name in ("rope_scaling", "rope_parameters"))]
     for key, (neutral, what) in _FOREIGN.items():
         for value in (place.get(key) for place in places):
             if value not in neutral:
-                raise ConfigError(f"{key} is not {neutral[-1]!r} but {value!r}: {what}; only a Llama is computed here.")
+                raise ConfigError(f"{key} is {value!r}, not {neutral[-1]!r}: {what}, which is not supported.")
     _check_window(values)
     kinds = values.get("layer_types") or []
     if strange := sorted({str(kind) for kind in kinds} - {"full_attention"}):
         raise ConfigError(f"layer_types names {', '.join(strange)}; every layer of a Llama attends to the whole text.")
     if 0 in (values.get("no_rope_layers") or []):  # a 0 marks a layer without
-        raise ConfigError("no_rope_layers: some layers have no rotary positions; all layers of a Llama do.")
+        raise ConfigError("no_rope_layers: some layers have no RoPE, but all layers of a Llama do.")
     if values.get("position_embedding_type") not in (None, "rope", "rotary"):
-        raise ConfigError(f"position_embedding_type is {values['position_embedding_type']!r}; a Llama has rotary ones.")
+        raise ConfigError(f"position_embedding_type is {values['position_embedding_type']!r}; a Llama has RoPE.")
     _check_multiplier(values)
 
 
@@ -76,15 +76,15 @@ def _check_window(values: dict[str, Any]) -> None:
 
 
 def _check_multiplier(values: dict[str, Any]) -> None:
-    """By what queries and keys are multiplied: a Llama's is 1 / sqrt(channels of a head)."""
+    """Check the scale of attention scores: a Llama's is 1 / sqrt(head_dim)."""
     heads, width = values.get("num_attention_heads"), values.get("hidden_size")
     channels = values.get("head_dim") or (width // heads if isinstance(heads, int) and heads and width else None)
-    found = {"attention_multiplier": values.get("attention_multiplier")}
+    scales = {"attention_multiplier": values.get("attention_multiplier")}
     if (scalar := values.get("query_pre_attn_scalar")) is not None:
-        found["query_pre_attn_scalar"] = scalar**-0.5 if isinstance(scalar, int | float) and scalar > 0 else scalar
-    for key, value in found.items():
+        scales["query_pre_attn_scalar"] = scalar**-0.5 if isinstance(scalar, int | float) and scalar > 0 else scalar
+    for key, value in scales.items():
         usual = channels**-0.5 if isinstance(channels, int) and channels > 0 else None
         if value is not None and (
             usual is None or not isinstance(value, int | float) or not math.isclose(value, usual, rel_tol=1e-4)
         ):
-            raise ConfigError(f"{key} is {values[key]!r}; a Llama divides by the root of a head's channels.")
+            raise ConfigError(f"{key} is {values[key]!r}; a Llama divides attention scores by sqrt(head_dim).")

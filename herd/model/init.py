@@ -1,4 +1,4 @@
-"""Fresh weights."""
+"""Initialization of new weights."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from herd.model.config import ModelConfig
 
 @torch.no_grad()
 def initialize(model: nn.Module, seed: int, *, embedding_range: float | None = None) -> None:
-    """Draw every weight anew; the same seed gives the same weights, whatever was drawn before.
+    """Initialize all weights of a model in place; the same seed gives the same weights.
 
-    Matrices are normal with `initializer_range`; the two that write into the residual stream are smaller by
-    sqrt(2 x layers), so that its variance does not grow with depth. Embeddings are normal with `embedding_range` where
-    that is given. Norm weights are one, biases zero.
+    Matrices are normal with standard deviation `initializer_range`; the two that write into the residual stream are
+    smaller by sqrt(2 x layers), so that its variance does not grow with depth. Embeddings are normal with
+    `embedding_range` if given. Norm weights are one, biases zero.
 
     Source: the Llama 3 paper does not say. Normal(0.02): Hugging Face's `initializer_range`; the scaling: GPT-2
     (Radford et al. 2019, section 2.3).

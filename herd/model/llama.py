@@ -1,8 +1,8 @@
 """Llama: one model for training and for decoding, under Hugging Face's names.
 
-A pre-norm decoder with grouped-query attention, rotary positions, RMSNorm and SwiGLU. Where keys and values come from
-is the business of `attend`, chosen at construction: packed rows for training, a paged cache in the engine. It gets
-`context` (tensors about the batch) and its own layer's `cache` entry; the model looks into neither.
+A pre-norm decoder with grouped-query attention, RoPE, RMSNorm and SwiGLU. The attention function `attend` is chosen at
+construction: over packed rows in training, over a paged KV cache in the engine. It gets `context` (tensors about the
+batch) and its layer's entry of `cache`, both opaque to the model.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Objective = Callable[[Tensor, Any, Batch], Loss]  # of hidden states, a head and
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm with a learned scale."""
+    """Root mean square norm with a learned scale."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions."""
+    """Grouped-query attention with RoPE."""
 
     def __init__(self, config: ModelConfig, attend: Attend) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(queries, config.hidden_size, bias=config.attention_bias)
 
     def project(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, T, H, C), keys and values (B, T, K, C), queries and keys turned by their positions."""
+        """Queries (B, T, H, C), keys and values (B, T, K, C); queries and keys rotated by RoPE."""
         q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))
         k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
@@ -90,7 +90,7 @@ class Block(nn.Module):
         return self.after_attention(x, self.self_attn.attend(q, k, v, context, cache))
 
     def before_attention(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Everything up to the queries, keys and values; of one piece, so that a compiler can fuse it."""
+        """Everything up to queries, keys and values; one function, so that a compiler can fuse it."""
         return self.self_attn.project(self.input_layernorm(x), rotary)
 
     def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class Block(nn.Module):
 
 
 class LlamaModel(nn.Module):
-    """Embedding, blocks and final norm: everything below a head."""
+    """Embedding, blocks and final norm: everything except the head."""
 
     def __init__(self, config: ModelConfig, attend: Attend = packed_attention) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class LlamaModel(nn.Module):
 
     @property
     def blocks(self) -> list[Block]:
-        """The layers that are here, in order."""
+        """The model's layers, in order (on a mesh, of this pipeline stage)."""
         return cast("list[Block]", list(self.layers))
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class LlamaModel(nn.Module):
     def forward(self, x: Tensor, positions: Tensor, context: Any = None, cache: Sequence[Any] | None = None) -> Tensor:
         """Hidden states after the final norm: x (B, T, D), positions (B, T) -> (B, T, D).
 
-        `context` and each layer's entry of `cache` go to `attend` as they are.
+        `context` and each layer's entry of `cache` are passed on to `attend`.
         """
         rotary = rotary_table(self.config, positions, x.dtype)
         for index, layer in enumerate(self.layers):
@@ -130,7 +130,7 @@ class LlamaModel(nn.Module):
 
 
 class Head(nn.Linear):
-    """From hidden states to the vocabulary. Chunking over wide logits lives here; an objective never sees V."""
+    """From hidden states to logits. Chunking over the vocabulary is done here, so that objectives need not."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config.hidden_size, config.vocab_size, bias=False)
@@ -148,7 +148,7 @@ class Head(nn.Linear):
         return cross_entropy_sum(hidden, self.weight, labels)
 
     def log_probs(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """Log-probability of each id, or of k, at its place: (..., D), (...) or (..., k) -> the same float32."""
+        """Log-probability of each position's id, or k ids: (..., D), (...) or (..., k) -> the same, float32."""
         return token_log_probs(hidden, self.weight, ids)
 
 
@@ -163,21 +163,21 @@ class LlamaForCausalLM(nn.Module):
         self.tie_weights()
 
     def tie_weights(self) -> None:
-        """Make the output projection the embedding itself, where the configuration asks for it."""
+        """Share the embedding with the output projection, if the configuration says so."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of one document a row: (B, T) -> (B, T, V)."""
+        """Logits of one document per row: (B, T) -> (B, T, V)."""
         return self.lm_head.logits(_hidden_of_documents(self.model, tokens))
 
     def run(self, objective: Callable[[Tensor, Any, Batch], R], batch: Batch) -> R:
-        """The loss of a packed batch under an objective, or whatever else a function makes of the hidden states."""
+        """Call a function, such as an objective, with the hidden states of a packed batch, the head and the batch."""
         return objective(_hidden_of_batch(self.model, batch), self.lm_head, batch)
 
 
 class LlamaForSequenceClassification(nn.Module):
-    """A Llama that scores: a reward model. `forward(tokens)` scores every place; a reader takes the last token's."""
+    """A reward model. `forward(tokens)` gives a score at every position; callers use the last token's."""
 
     def __init__(self, config: ModelConfig, attend: Attend = packed_attention) -> None:
         super().__init__()
@@ -186,11 +186,11 @@ class LlamaForSequenceClassification(nn.Module):
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Scores of one document a row: (B, T) -> (B, T, num_labels)."""
+        """Scores of one document per row: (B, T) -> (B, T, num_labels)."""
         return self.score(_hidden_of_documents(self.model, tokens))
 
     def run(self, objective: Callable[[Tensor, Any, Batch], R], batch: Batch) -> R:
-        """The same of scores: the head is the linear layer `score`."""
+        """As `LlamaForCausalLM.run`; the head is the linear layer `score`."""
         return objective(_hidden_of_batch(self.model, batch), self.score, batch)
 
 
@@ -203,13 +203,13 @@ _CLASSES: dict[str, Callable[[ModelConfig, Attend], Llama]] = {
 
 
 def empty_model(config: ModelConfig, attend: Attend | None = None, device: str = "meta") -> Llama:
-    """A model of the configured class whose weights are not there yet (device `meta`) or not set."""
+    """A model of the configured class with uninitialized weights, by default without memory (device `meta`)."""
     with torch.device(device), _NoRandomNumbers():
         return _CLASSES[config.architecture](config, attend or packed_attention)
 
 
 class _NoRandomNumbers(TorchFunctionMode):
-    """Leaves new weights as they are: they are replaced anyway, and drawing on `meta` would load PyTorch's compiler."""
+    """Skips weight initialization: weights are replaced anyway, and on `meta` it would import PyTorch's compiler."""
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func in _DRAWING:

@@ -1,4 +1,4 @@
-"""A reward model: a language model's layers with a score in the place of the next token."""
+"""A reward model: a language model's layers with a score head."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from herd.model.llama import Attend, Llama, LlamaForSequenceClassification, empt
 
 
 def as_reward_model(model: Llama, seed: int, attend: Attend | None = None) -> LlamaForSequenceClassification:
-    """A reward model that starts from a language model's layers (shared, not copied), with a fresh small score head."""
+    """A reward model with a language model's layers (shared, not copied) and a newly initialized score head."""
     config = reward_config(model.config)
     reward = empty_model(config, attend)
     assert isinstance(reward, LlamaForSequenceClassification)
@@ -23,12 +23,12 @@ def as_reward_model(model: Llama, seed: int, attend: Attend | None = None) -> Ll
 
 
 def reward_config(config: ModelConfig) -> ModelConfig:
-    """The shape of a reward model made of a language model of this shape."""
+    """The configuration of a reward model made from a language model."""
     return replace(config, architecture=SEQUENCE_CLASSIFICATION, num_labels=1)
 
 
 def fresh_score(config: ModelConfig, seed: int) -> Tensor:
-    """The score head of a new reward model of this shape: (labels, D) float32."""
+    """The initial score head of a new reward model: (labels, D) float32."""
     generator = torch.Generator().manual_seed(seed)
     return torch.empty(config.num_labels, config.hidden_size).normal_(
         0.0, config.initializer_range, generator=generator

@@ -1,4 +1,4 @@
-"""Rotary position embeddings in Hugging Face's layout: channel i turns together with channel i + C/2."""
+"""Rotary position embeddings (RoPE) in Hugging Face's layout: channels i and i + C/2 are a pair."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from herd.model.scaling import DynamicScaling, LinearScaling, LongScaling, RopeS
 
 @functools.lru_cache(maxsize=64)
 def inverse_frequencies(config: ModelConfig, device: torch.device | str = "cpu", length: int = 1) -> Tensor:
-    """Radians per position of each channel pair, (C/2,) float32; computed on the CPU, whatever the device.
+    """Radians per position of each channel pair, (C/2,) float32; always computed on the CPU.
 
-    `length` is the text's in tokens, on which two kinds of scaling depend (dynamic and longrope).
+    `length` is the text's length in tokens, which matters for two kinds of scaling (dynamic and longrope).
     """
     if torch.device(device).type != "cpu":
         return inverse_frequencies(config, length=length).to(device)
@@ -38,7 +38,7 @@ def inverse_frequencies(config: ModelConfig, device: torch.device | str = "cpu",
 
 
 def scale_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
-    """Slow the frequencies whose wavelength is long beside the original context; blend in between.
+    """Divide the frequencies whose wavelength is long relative to the original context; blend in between.
 
     Source: Meta's llama-models, `apply_scaling` (Llama 3.1).
     """
@@ -52,7 +52,7 @@ def scale_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
 
 
 def _theta_at(config: ModelConfig, length: int) -> float:
-    """The base that lets a longer text end where the slowest channel did at the end of the original context."""
+    """Theta for a text of `length`, such that the slowest channel's angle stays within that of the original context."""
     assert isinstance(config.rope_scaling, DynamicScaling)
     factor, context, channels = config.rope_scaling.factor, config.max_position_embeddings, config.head_dim
     if length <= context or channels <= 2:
@@ -61,11 +61,11 @@ def _theta_at(config: ModelConfig, length: int) -> float:
 
 
 def _blended(frequencies: Tensor, scaling: YarnScaling, config: ModelConfig) -> Tensor:
-    """YaRN: from kept to divided along a ramp over the channels."""
+    """YaRN: a linear ramp over the channels from unchanged to divided frequencies."""
     channels, original = config.head_dim, scaling.original_max_position_embeddings
 
     def channel(turns: float) -> float:
-        """The channel that turns so many times in the original context."""
+        """The channel that makes `turns` rotations in the original context."""
         return channels * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
 
     low, high = channel(scaling.beta_fast), channel(scaling.beta_slow)
@@ -78,9 +78,9 @@ def _blended(frequencies: Tensor, scaling: YarnScaling, config: ModelConfig) -> 
 
 
 def fixed_rope(config: ModelConfig, context: int) -> ModelConfig:
-    """The configuration with the frequencies of texts of `context` tokens, whatever length they have.
+    """The configuration with frequencies fixed to those of texts of `context` tokens.
 
-    For a cache of keys, which are turned once and read beside longer texts later.
+    For a KV cache, whose keys are rotated once and used for longer texts later.
     """
     scaling = config.rope_scaling
     if isinstance(scaling, DynamicScaling):
@@ -104,7 +104,7 @@ def rotary_table(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> 
 
 
 def _frequencies(config: ModelConfig, positions: Tensor) -> Tensor:
-    """(C/2,), or (B, T, 1, C/2) where each text's own length decides."""
+    """(C/2,), or (B, T, 1, C/2) if they depend on each text's length."""
     scaling = config.rope_scaling
     if not isinstance(scaling, DynamicScaling | LongScaling) or fixed_rope(config, 1) == fixed_rope(config, 2**30):
         return inverse_frequencies(config, positions.device)
@@ -114,7 +114,7 @@ def _frequencies(config: ModelConfig, positions: Tensor) -> Tensor:
 
 
 def _lengths(positions: Tensor) -> Tensor:
-    """The length of the text that each position belongs to; a text is a run of positions, one after another."""
+    """The length of the text that each position belongs to; a text is a run of consecutive positions."""
     last = torch.ones_like(positions, dtype=torch.bool)
     last[..., :-1] = positions[..., 1:] != positions[..., :-1] + 1
     places = torch.arange(positions.shape[-1], device=positions.device).expand_as(positions)
@@ -125,7 +125,7 @@ def _lengths(positions: Tensor) -> Tensor:
 def interleaved_to_halves(weight: Tensor, num_heads: int) -> Tensor:
     """Reorder a query or key projection from channel pairs (2i, 2i + 1) to (i, i + C/2): (H x C, D) or (H x C,).
 
-    Meta's files and llama.cpp's turn adjacent channels as a pair, Hugging Face's channels half a head apart.
+    Meta's and llama.cpp's files rotate adjacent channels, Hugging Face's rotate channels half a head apart.
     """
     return weight.reshape(num_heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
 

@@ -1,4 +1,4 @@
-"""How rotary frequencies are changed for longer contexts, under the names of `config.json`; needs no PyTorch."""
+"""RoPE scaling for longer contexts, with the names of `config.json`; does not import PyTorch."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from herd.errors import ConfigError
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value from a file is a finite number, and no truth value."""
+    """Whether a value from a file is a finite number, not a boolean."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """Llama 3.1's change of the slow rotary frequencies.
+    """Llama 3.1's scaling of the low RoPE frequencies.
 
     Source: Meta's llama-models, `apply_scaling`; the paper does not describe it.
     """
 
     kind: ClassVar[str] = "llama3"
     factor: float = 8.0
-    """How many times slower the slowest frequencies turn."""
+    """Divisor of the lowest frequencies."""
     low_freq_factor: float = 1.0
-    """Wavelengths above original context / this are slowed in full."""
+    """Frequencies with a wavelength above original context / this are divided by `factor`."""
     high_freq_factor: float = 4.0
-    """Wavelengths below original context / this stay as they are."""
+    """Those with a wavelength below original context / this are unchanged."""
     original_max_position_embeddings: int = 8192
     """Context in tokens before the scaling."""
 
@@ -42,7 +42,7 @@ class RopeScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearScaling:
-    """Every frequency is slowed alike, as if positions lay closer together."""
+    """All frequencies are divided by the factor (position interpolation)."""
 
     kind: ClassVar[str] = "linear"
     factor: float
@@ -53,7 +53,7 @@ class LinearScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicScaling:
-    """A text longer than `max_position_embeddings` gets a larger theta, the larger the longer it is ("dynamic NTK")."""
+    """Dynamic NTK: theta grows with the length of a text beyond `max_position_embeddings`."""
 
     kind: ClassVar[str] = "dynamic"
     factor: float
@@ -64,7 +64,7 @@ class DynamicScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class YarnScaling:
-    """Slow frequencies are divided by the factor, quick ones kept, those between blended; attention is sharpened.
+    """Low frequencies are divided by the factor, high ones kept, those between blended; attention is sharpened.
 
     Source: YaRN (arXiv 2309.00071).
     """
@@ -73,16 +73,16 @@ class YarnScaling:
     factor: float
     original_max_position_embeddings: int
     attention_factor: float | None = None
-    """What cosines and sines are multiplied with; 0.1 ln(factor) + 1 when absent."""
+    """Factor on cosines and sines; 0.1 ln(factor) + 1 when absent."""
     beta_fast: float = 32.0
-    """Frequencies that turn more often than this in the original context are kept."""
+    """Frequencies with more rotations than this in the original context are kept."""
     beta_slow: float = 1.0
-    """Those that turn less often are divided by the factor."""
+    """Those with fewer rotations than this are divided by the factor."""
     mscale: float | None = None
     mscale_all_dim: float | None = None
-    """Both: attention_factor is the quotient of 0.1 m ln(factor) + 1 for the two (DeepSeek)."""
+    """With both, attention_factor is the quotient of 0.1 m ln(factor) + 1 for the two (DeepSeek)."""
     truncate: bool = True
-    """The borders of the blend are whole channels."""
+    """Round the borders of the blend to whole channels."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -90,7 +90,7 @@ class YarnScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class LongScaling:
-    """A divisor for each frequency, of two sets: for texts within the original context, and for longer ones.
+    """Two sets of divisors, one per frequency: for texts within the original context, and for longer ones.
 
     Source: LongRoPE (arXiv 2402.13753).
     """
@@ -100,9 +100,9 @@ class LongScaling:
     long_factor: tuple[float, ...]
     original_max_position_embeddings: int
     factor: float | None = None
-    """Longest context / original context, from which attention_factor follows; the configuration's when absent."""
+    """Longest context / original context, which determines attention_factor; the configuration's when absent."""
     attention_factor: float | None = None
-    """What cosines and sines are multiplied with; sqrt(1 + ln(factor) / ln(original context)) when absent."""
+    """Factor on cosines and sines; sqrt(1 + ln(factor) / ln(original context)) when absent."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -125,7 +125,7 @@ _KINDS: dict[str, type[Scaling]] = {
 _NO_SCALING = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned")
 _AT_LEAST_1 = ("factor", "original_max_position_embeddings")
 _LISTS = ("short_factor", "long_factor")
-_REQUIRED = ("factor", "low_freq_factor", "high_freq_factor", *_LISTS)  # of those that a kind has at all
+_REQUIRED = ("factor", "low_freq_factor", "high_freq_factor", *_LISTS)  # of the fields that a kind has
 
 
 def _check(scaling: Scaling) -> None:
@@ -144,26 +144,26 @@ def _check(scaling: Scaling) -> None:
 
 
 def scaling_of(values: dict[str, Any], max_positions: int, original: Any = None) -> Scaling | None:
-    """The scaling that `rope_scaling` or `rope_parameters` describes, None where it changes nothing.
+    """The scaling that `rope_scaling` or `rope_parameters` describes; None if it changes nothing.
 
-    `max_positions` is the configuration's context, `original` the original one where it stands beside the scaling.
+    `max_positions` is the configuration's context; `original` the original one, if given outside of the scaling.
 
     Raises:
-        ConfigError: its type, or a setting of it, is not known: nothing is passed over.
+        ConfigError: its type or one of its settings is unknown.
     """
     kind = values.get("rope_type") or values.get("type") or "default"
     given = {name: value for name, value in values.items() if name not in _NO_SCALING and value is not None}
     if kind == "default":
         if given and given != {"factor": 1}:
             raise ConfigError(
-                f"rope_scaling sets {', '.join(sorted(given))} and no type; say rope_type, one of {', '.join(_KINDS)}."
+                f"rope_scaling sets {', '.join(sorted(given))} but no type; add rope_type, one of {', '.join(_KINDS)}."
             )
         return None
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ConfigError(f"rope_scaling has the type {kind!r}; supported are {', '.join(_KINDS)}, or none.")
     scaling, names = _KINDS[kind], {f.name for f in fields(_KINDS[kind])}
     context = original or given.pop("original_max_position_embeddings", None) or max_positions
-    if "original_max_position_embeddings" in names:  # the other kinds have none, nor use it in `transformers`
+    if "original_max_position_embeddings" in names:  # the others ignore it, as `transformers` does
         given["original_max_position_embeddings"] = context
     if scaling is YarnScaling and is_number(context) and context > 0:
         given.setdefault("factor", max_positions / context)
@@ -176,7 +176,7 @@ def scaling_of(values: dict[str, Any], max_positions: int, original: Any = None)
 
 
 def scaling_values(scaling: Scaling) -> dict[str, Any]:
-    """What `rope_scaling` holds in `config.json`."""
+    """The content of `rope_scaling` in `config.json`."""
     values = {f.name: getattr(scaling, f.name) for f in fields(scaling)}
     return {"rope_type": scaling.kind} | {
         name: list(value) if isinstance(value, tuple) else value for name, value in values.items() if value is not None
@@ -184,7 +184,7 @@ def scaling_values(scaling: Scaling) -> dict[str, Any]:
 
 
 def magnitude(scaling: Scaling | None, max_positions: int) -> float:
-    """What cosines and sines are multiplied with: 1, but for YaRN and LongRoPE."""
+    """The factor on cosines and sines: 1, except for YaRN and LongRoPE."""
     if not isinstance(scaling, YarnScaling | LongScaling):
         return 1.0
     if scaling.attention_factor is not None:
@@ -199,5 +199,5 @@ def magnitude(scaling: Scaling | None, max_positions: int) -> float:
 
 
 def sharpness(factor: float, weight: float = 1.0) -> float:
-    """YaRN's magnitude for a context so many times longer."""
+    """YaRN's magnitude for a context longer by `factor`."""
     return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0

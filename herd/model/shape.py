@@ -1,4 +1,4 @@
-"""The shape of a new model: as wished, by one dial, or as a tokenizer and the length of rows ask for it."""
+"""The shape of a new model: given in full, or derived from a size or depth."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SHAPE = {field.name for field in fields(ModelConfig)}
 
 @settings
 class ModelSettings:
-    """The shape of a new model. What follows from the tokenizer and the rows is not asked for."""
+    """The shape of a new model; vocabulary and context follow from the tokenizer and the rows."""
 
     hidden_size: int = 256
     """Width D of the residual stream."""
@@ -40,13 +40,13 @@ class ModelSettings:
     intermediate_size: int = 704
     """Width F of the feed-forward layer."""
     tie_word_embeddings: bool = True
-    """The output projection is the embedding itself, as in the smallest Llamas."""
+    """Share the embedding with the output projection, as in the smallest Llamas."""
     rope_theta: float | None = None
-    """Base of the rotary frequencies: 500,000 for a new model, a starting checkpoint's own when not given."""
+    """Base of the RoPE frequencies; default: 500,000 for a new model, else the starting checkpoint's."""
     initializer_range: float = 0.02
-    """Standard deviation of fresh weights."""
+    """Standard deviation of newly initialized weights."""
     embedding_range: float | None = None
-    """Standard deviation of fresh embeddings; like the other weights when not given."""
+    """Standard deviation of newly initialized embeddings; default: `initializer_range`."""
 
     def __post_init__(self):
         if min(self.initializer_range, self.embedding_range or 0.0) < 0:
@@ -54,7 +54,7 @@ class ModelSettings:
 
 
 def new_config(shape: ModelSettings, tokenizer: Tokenizer, row_tokens: int) -> ModelConfig:
-    """The configuration of a new model: the wished shape, and what follows from the tokenizer and the rows."""
+    """The configuration of a new model, from its shape, its tokenizer and the length of its rows."""
     return ModelConfig(
         **{name: value for name, value in to_dict(shape).items() if value is not None and name in _SHAPE},
         vocab_size=tokenizer.vocab_size,
@@ -66,19 +66,19 @@ def new_config(shape: ModelSettings, tokenizer: Tokenizer, row_tokens: int) -> M
 
 
 def dialled(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a pre-training that follow from its `size` or `depth`: the shape, and the paper's laws for the
-    rest (`herd.model.sizes`); none where neither is given.
+    """The settings of pre-training that follow from `size` or `depth`: the shape, and by scaling laws the rest
+    (`herd.model.sizes`); none if neither is given.
 
     Raises:
-        ValueError: the dial is turned twice, or for a model that has its shape.
+        ValueError: both are given, or one together with a checkpoint.
     """
     size, depth = values.get("size"), values.get("depth")
     if size is None and depth is None:
         return {}
     if size is not None and depth is not None:
-        raise ValueError("`size` and `depth` are one dial: give one of them")
+        raise ValueError("`size` and `depth` are alternatives: give one of them")
     if values.get("checkpoint") is not None:
-        raise ValueError("`size` and `depth` are for a new model; the one of `checkpoint` keeps its shape")
+        raise ValueError("`size` and `depth` are only for a new model; `checkpoint` already has a shape")
     shape = model_of_size(str(size)) if size is not None else model_of_depth(_whole(depth))
     law = values.get("scaling")
     count = num_parameters(shape)
@@ -98,7 +98,7 @@ def dialled(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _law(folder: Path) -> FittedLaw:
-    """The law of a run folder of `herd scaling fit`."""
+    """The law in a run folder of `herd scaling fit`."""
     try:
         record = json.loads((folder / "fit.json").read_text(encoding="utf-8"))
         powers = record["law"] | record["dial"]

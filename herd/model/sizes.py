@@ -1,7 +1,7 @@
-"""Sizes of models: Llama's own shapes, one dial for everything else, and the hyperparameters that follow from a size.
+"""Model sizes: Llama's shapes, a rule from depth to shape for all others, and the hyperparameters for a size.
 
-The dial is the depth: a model of depth L is 64 L wide up to 12 layers, 128 L wide from 32 on, and in between the ratio
-rises evenly. So it passes through shapes that are known to train well (GPT-2 small: 12 x 768; Llama 3 8B: 32 x 4,096).
+A model of depth L is 64 L wide up to 12 layers and 128 L wide from 32 on, with a linear ratio in between. The rule
+passes through shapes that are known to train well (GPT-2 small: 12 x 768; Llama 3 8B: 32 x 4,096).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LLAMA3_ROWS = 128_256
 
 
 def _llama(hidden: int, layers: int, heads: int, kv_heads: int, feed_forward: int, **other) -> ModelConfig:
-    """A shape of Meta's, with Llama 3's vocabulary and rotary base unless said otherwise."""
+    """One of Meta's shapes, by default with Llama 3's vocabulary and RoPE base."""
     return ModelConfig(
         hidden_size=hidden,
         num_hidden_layers=layers,
@@ -42,14 +42,14 @@ LLAMAS: dict[str, ModelConfig] = {
 """Meta's released shapes: 1B and 3B are Llama 3.2's, 8B to 405B Llama 3's (paper, table 3)."""
 
 PEAK_LEARNING_RATES = {"8B": 3e-4, "70B": 1.5e-4, "405B": 8e-5}
-"""Source: table 3 of the paper."""
+"""Source: The Llama 3 Herd of Models, table 3."""
 
 _VOCABULARIES = ((30e6, 16_384), (100e6, 32_768), (500e6, 65_536), (math.inf, LLAMA3_ROWS))
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """What to train a size with: tokens in all, tokens a step, peak learning rate, steps of warm-up."""
+    """Hyperparameters for a model size: total tokens, tokens per step, peak learning rate, warm-up steps."""
 
     tokens: int
     batch_tokens: int
@@ -58,12 +58,12 @@ class Hyperparameters:
 
 
 def model_of_size(size: str) -> ModelConfig:
-    """The shape behind a size: one of Meta's by name, or the depth whose parameters come nearest ("15M", "2.5B").
+    """The shape for a size: one of Meta's by name, or the depth with the nearest number of parameters ("15M", "2.5B").
 
-    The vocabulary is the one usual at that size; with another the embedding differs and the blocks stay.
+    The vocabulary is a usual one for that size; another one changes only the embedding.
 
     Raises:
-        ValueError: this is no size.
+        ValueError: it is not a size.
     """
     names, wish = {name.lower(): name for name in LLAMAS}, "".join(size.lower().split())
     if wish in names:
@@ -73,23 +73,24 @@ def model_of_size(size: str) -> ModelConfig:
         raise ValueError(f"{size} is no size: expected one like 15M, 125M or 2B, or one of {', '.join(LLAMAS)}")
     wanted = float(match[1]) * {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}[match[2]]
     if not 1e6 <= wanted <= 1e13:
-        raise ValueError(f"{size}: sizes lie between 2M and 1.5T")
+        raise ValueError(f"{size}: sizes are between 2M and 1.5T")
     rows = next(rows for limit, rows in _VOCABULARIES if wanted < limit)
     shapes = [model_of_depth(depth, rows) for depth in range(2, 201)]
     nearest = min(shapes, key=lambda shape: abs(math.log(num_parameters(shape) / wanted)))
     if abs(math.log(num_parameters(nearest) / wanted)) > math.log(1.5):
         raise ValueError(
-            f"{size}: sizes lie between 2M and 1.5T; the nearest has {num_parameters(nearest):,} parameters"
+            f"{size}: sizes are between 2M and 1.5T; the nearest has {num_parameters(nearest):,} parameters"
         )
     return nearest
 
 
 def model_of_depth(depth: int, vocab_size: int = LLAMA3_ROWS) -> ModelConfig:
-    """The shape of so many layers: width by the dial, heads of 64 or 128, one key-value head for four queries' (at
-    most eight), a feed-forward layer of 8/3 of the width; the embedding tied up to 28 layers, as in Llama 3.2.
+    """The shape for a number of layers: width as above, heads of 64 or 128 channels, about one key-value head per four
+    query heads (at most eight), a feed-forward layer of 8/3 of the width; tied embeddings up to 28 layers, as in Llama
+    3.2.
 
     Raises:
-        ValueError: the depth is not from 2 to 1,000.
+        ValueError: the depth is not between 2 and 1,000.
     """
     if not 2 <= depth <= 1000:
         raise ValueError(f"depth {depth}: a model has 2 to 1,000 layers")
@@ -113,7 +114,7 @@ def model_of_depth(depth: int, vocab_size: int = LLAMA3_ROWS) -> ModelConfig:
 
 @dataclass(frozen=True)
 class FittedLaw:
-    """Powers (factor, exponent) that small runs gave: see `herd scaling fit`."""
+    """Power laws as (factor, exponent), fitted to small runs: see `herd scaling fit`."""
 
     parameters: tuple[float, float]  # of FLOPs
     tokens: tuple[float, float]  # of FLOPs
@@ -122,7 +123,7 @@ class FittedLaw:
 
 
 def fitted_hyperparameters(parameters: float, law: FittedLaw) -> Hyperparameters:
-    """What a fitted law gives for a model of so many parameters: the budget it is best for, and what follows from that.
+    """Hyperparameters for a number of parameters by a fitted law, at the compute budget for which that size is optimal.
 
     Warm-up as in `hyperparameters`.
     """
@@ -134,10 +135,10 @@ def fitted_hyperparameters(parameters: float, law: FittedLaw) -> Hyperparameters
 
 
 def hyperparameters(parameters: float) -> Hyperparameters:
-    """What the paper's own laws give for a model of so many parameters.
+    """Hyperparameters for a number of parameters by the laws of the Llama 3 paper.
 
     Tokens: the compute-optimal number N*(C) = 0.299 C^0.537 with C = 6 P N* (section 3.2.1, figure 3's legend).
-    Batch: 250K tokens at 6e18 FLOPs to 4M at 1e22, the range of the scaling runs, as a power of the compute.
+    Batch: 250K tokens at 6e18 FLOPs to 4M at 1e22, the range of the scaling runs, as a power law of compute.
     Learning rate: the power law through table 3's peaks of 8B and 405B. Warm-up: the scaling runs' 2,000 steps, but
     never more than a twentieth of the run.
     """
@@ -153,7 +154,7 @@ def hyperparameters(parameters: float) -> Hyperparameters:
 
 
 def _rounded(tokens: float, batch_tokens: int, rate: float) -> Hyperparameters:
-    """As they are written in a recipe, with the warm-up that belongs to them."""
+    """Rounded as in a recipe, with the warm-up."""
     steps = max(tokens / batch_tokens, 1)
     return Hyperparameters(
         tokens=round(tokens),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from herd.config import settings
-from herd.formats.convert import Plan, convert, describe, plan_on_paper
+from herd.formats.convert import ConversionPlan, convert, describe, plan_on_paper
 from herd.log import say, size
 from herd.model.config import num_parameters
 
@@ -64,7 +64,7 @@ def run(settings: ConvertSettings) -> None:
     print(f"{done.path}: {size(done.plan.num_bytes)}, {done.plan.format}, {done.plan.precision}{checked}")
 
 
-def _as_values(plan: Plan) -> dict:
+def _as_values(plan: ConversionPlan) -> dict:
     return {
         "format": plan.format,
         "precision": plan.precision,
@@ -75,7 +75,7 @@ def _as_values(plan: Plan) -> dict:
     }
 
 
-def _on_paper(settings: ConvertSettings, plan: Plan) -> str:
+def _on_paper(settings: ConvertSettings, plan: ConversionPlan) -> str:
     say("  nothing is written (dry_run)")
     lines = [f"{settings.path}: {num_parameters(plan.config):,} parameters", f"{settings.out}: {describe(plan)}"]
     return "\n".join([*lines, *(f"  {name}  {size(num_bytes)}" for name, num_bytes in plan.files.items())])

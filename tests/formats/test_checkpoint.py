@@ -176,7 +176,7 @@ def test_an_opened_checkpoint_says_what_does_not_travel_with_it(folder, formats)
     save_tokenizer(formats[2], folder)
     (folder / "tokenizer_config.json").unlink()
     assert herd.open_checkpoint(folder).chat_template is None
-    with pytest.raises(CheckpointError, match="no Hugging Face folder; `herd convert"):
+    with pytest.raises(CheckpointError, match="not a Hugging Face folder; `herd convert"):
         _ = herd.open_checkpoint(formats[0] / "gguf").table
 
 
@@ -350,12 +350,12 @@ def test_a_damaged_folder_gives_one_error_that_names_the_fault(folder, damage, m
         ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}, "rope_scaling": None}, "sets full_attention"),
         ({"sliding_window": 4096}, "sliding_window is 4096, below the context"),
         ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types names sliding_attention"),
-        ({"attention_multiplier": 0.0078}, "attention_multiplier is 0.0078; a Llama divides by the root"),
+        ({"attention_multiplier": 0.0078}, "attention_multiplier is 0.0078; a Llama divides attention scores by"),
         ({"query_pre_attn_scalar": 256}, "query_pre_attn_scalar is 256"),
         ({"logits_scaling": 8.0}, "logits_scaling is not 1 but 8.0: scaled logits"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is not 0 but 30.0: capped logits"),
         ({"use_qk_norm": True}, "use_qk_norm is not 0 but True: norms of queries and keys"),
-        ({"no_rope_layers": [1, 0]}, "no_rope_layers: some layers have no rotary positions"),
+        ({"no_rope_layers": [1, 0]}, "no_rope_layers: some layers have no RoPE"),
         ({"num_local_experts": 8}, "a mixture of experts"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "rope_scaling lacks high_freq_factor"),
         ({"rope_theta": -1.0}, "rope_theta must be above 1"),

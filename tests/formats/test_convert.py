@@ -218,7 +218,7 @@ def test_eight_bit_floats_with_scales_are_read_as_the_numbers_they_stand_for(tmp
 def test_a_wrong_permutation_is_noticed_and_the_copy_not_kept(tmp_path, monkeypatch):
     source = saved(tmp_path / "source")
     monkeypatch.setattr(gguf_model, "halves_to_interleaved", lambda weight, heads: weight)
-    with pytest.raises(CheckpointError, match="does not predict what the original does"):
+    with pytest.raises(CheckpointError, match="the copy.s predictions differ from the original"):
         convert(source, tmp_path / "model.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
@@ -234,10 +234,10 @@ def test_weights_that_are_not_finite_are_not_passed_on_unseen(tmp_path):
 def test_a_full_disk_and_an_occupied_place_are_refused_before_the_first_byte(tmp_path, monkeypatch):
     source = saved(tmp_path / "source")
     (tmp_path / "taken.gguf").write_text("precious")
-    with pytest.raises(CheckpointError, match=r"taken\.gguf exists already"):
+    with pytest.raises(CheckpointError, match=r"taken\.gguf already exists"):
         convert(source, tmp_path / "taken.gguf")
     (tmp_path / "link.gguf").symlink_to("nowhere")
-    with pytest.raises(CheckpointError, match=r"link\.gguf exists already"):
+    with pytest.raises(CheckpointError, match=r"link\.gguf already exists"):
         convert(source, tmp_path / "link.gguf")
     (tmp_path / "link.gguf").unlink()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
@@ -277,11 +277,11 @@ def test_a_disk_that_fills_up_names_the_file_and_leaves_nothing(tmp_path, monkey
     [
         (TINY, {"precision": "q8_0"}, "q8_0 exists only in GGUF"),
         (TINY, {"precision": "int3"}, "precision is 'int3'; there are float32"),
-        (TINY, {"shards": 2}, "only Meta's format has tensor-parallel shards"),
-        (TINY, {"format": "meta", "shards": 3}, "cannot be shared out evenly"),
-        (WIDER["wide heads"], {"format": "meta"}, "no word for a head_dim of 16"),
-        (WIDER["biases"], {"format": "meta"}, "no place for biases"),
-        (WIDER["other scaling"], {"format": "meta"}, "knows only Llama 3.1's RoPE scaling"),
+        (TINY, {"shards": 2}, "or more with Meta's format"),
+        (TINY, {"format": "meta", "shards": 3}, "cannot be split evenly"),
+        (WIDER["wide heads"], {"format": "meta"}, "has no head_dim: 16"),
+        (WIDER["biases"], {"format": "meta"}, "does not support biases"),
+        (WIDER["other scaling"], {"format": "meta"}, "has only Llama 3.1's RoPE scaling"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused_by_name(config, options, message, tmp_path):
@@ -292,7 +292,7 @@ def test_what_a_format_cannot_hold_is_refused_by_name(config, options, message, 
 
 def test_quantizing_another_format_says_to_convert_it_first(tmp_path):
     convert(saved(tmp_path / "source"), tmp_path / "model.gguf")
-    with pytest.raises(CheckpointError, match=r"model\.gguf is no Hugging Face folder; `herd convert"):
+    with pytest.raises(CheckpointError, match=r"model\.gguf is not a Hugging Face folder; `herd convert"):
         quantize_folder(tmp_path / "model.gguf", tmp_path / "small")
 
 
@@ -357,7 +357,7 @@ def test_the_command_line_takes_source_and_target(tmp_path, capsys):
     assert result["format"] == "gguf" and 0 < result["difference"]["largest"] < 1
     assert result["bytes"] <= (tmp_path / "model.gguf").stat().st_size
     assert cli.main(["convert", str(source), str(tmp_path / "model.gguf")]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 # ---- damaged GGUF ----------------------------------------------------------------------------------------------------
@@ -453,11 +453,11 @@ def _table(content: bytes, folder):
         ({"llama.attention.sliding_window": 4096}, "attention.sliding_window is 4096: a sliding window"),
         ({"llama.attention.causal": False}, "attention.causal is False: attention to what comes later"),
         ({"llama.logit_scale": 8.0}, "llama.logit_scale is 8.0: scaled logits"),
-        ({"llama.attention.value_length": 4}, "keys of 8 channels and values of 4"),
+        ({"llama.attention.value_length": 4}, "keys of 8 channels but values of 4"),
         ({"llama.rope.scaling.type": "ntk"}, "RoPE scaling of the type 'ntk'"),
         ({"llama.attention.head_count": 3}, "not a multiple"),
         ({"llama.block_count": "two"}, "llama.block_count is 'two', expected one int"),
-        ({"llama.rope.dimension_count": 4}, "only part of each head is turned"),
+        ({"llama.rope.dimension_count": 4}, "RoPE covers only part of each head"),
     ],
 )
 def test_what_is_no_llama_is_refused_by_name(fields, message, whole, tmp_path):

@@ -136,7 +136,7 @@ def test_the_zero_biases_of_autogptq_are_left_out_and_others_refused(folder, cap
     monkeypatch.delenv("HERD_QUIET")
     quantized(folder, {"quant_method": "gptq", "bits": 4, "group_size": GROUP}, gptq(4))
     checkpoint.load(folder)
-    assert "14 biases are all zero, as AutoGPTQ writes them" in capsys.readouterr().err
+    assert "14 biases are all zero, as written by AutoGPTQ" in capsys.readouterr().err
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.0.mlp.up_proj.bias"][3] = 1.0
     save_file(weights, folder / "model.safetensors")
@@ -332,7 +332,7 @@ def test_static_fp8_is_read_without_its_scales_of_activations_and_that_is_said(f
     quantization = compressed("float-quantized", weights, STATIC)
     meant = quantized(folder, quantization, floats(lambda w: (1,), with_input=True))
     assert_read_as(folder, meant)
-    assert "activations were to be quantized too (14 scales); only its weights are" in capsys.readouterr().err
+    assert "settings for quantized activations (14 scales) are ignored" in capsys.readouterr().err
 
 
 def test_fp8_by_rows_without_scales_for_activations_is_read(folder):
@@ -383,7 +383,9 @@ def test_int8_by_rows_for_int8_activations_is_read(folder):
 )
 def test_what_is_not_read_is_refused_in_words(quantization, words, folder):
     quantized(folder, quantization, awq)
-    with pytest.raises(CheckpointError, match=f"its weights are quantized.*{words}, which is not read. Read are GPTQ"):
+    with pytest.raises(
+        CheckpointError, match=f"its weights are quantized.*{words}, which is not supported. Supported are GPTQ"
+    ):
         checkpoint.load(folder)
 
 

@@ -53,7 +53,7 @@ def test_vectors_are_those_of_transformers_whatever_shares_a_batch(kind, tmp_pat
 def test_texts_that_are_cut_are_counted(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("HERD_QUIET", raising=False)
     open_encoder(folder_of("bert", tmp_path)).embed(TEXTS)
-    assert "of 1 of 5 texts only the first 40 tokens are embedded" in capsys.readouterr().err
+    assert "1 of 5 texts are truncated to their first 40 tokens" in capsys.readouterr().err
 
 
 def test_a_vocabulary_alone_is_enough_and_the_folders_own_pooling_counts(tmp_path):

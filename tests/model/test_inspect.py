@@ -133,7 +133,7 @@ def test_a_head_stored_beside_its_embedding_is_odd(tmp_path):
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     save_file(weights, folder / "model.safetensors")
-    assert "stored though it is tied" in "\n".join(examine(folder)["odd"])
+    assert "stored although it is tied" in "\n".join(examine(folder)["odd"])
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False, "dtype": "float32"}))
     odd = "\n".join(examine(folder)["odd"])

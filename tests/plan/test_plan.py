@@ -141,7 +141,7 @@ def test_a_size_fills_in_what_a_recipe_does_not_say():
     assert recipe.model.hidden_size == 768 and recipe.model.num_hidden_layers == 12
     assert recipe.optimizer.learning_rate == 1e-4
     assert recipe.tokens > 1e9 and recipe.batch.tokens == 131_072
-    with pytest.raises(ConfigError, match="one dial"):
+    with pytest.raises(ConfigError, match="are alternatives"):
         configs.load(PretrainSettings, None, [*words, "depth=3"])
     with pytest.raises(ConfigError, match="new model"):
         configs.load(PretrainSettings, None, [*words, "checkpoint=d"])
