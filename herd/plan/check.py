@@ -1,4 +1,4 @@
-"""How near the projection comes to Meta's published figures."""
+"""Comparing the projection with Meta's published figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from herd.plan.wanted import Wanted
 
 
 def checks(run_405b: Wanted, machine: Machine) -> dict[str, Any]:
-    """The published figures beside the projected ones; `run_405b` is the paper's run, on its `machine`."""
+    """The published figures and the projected ones; `run_405b` is the Llama 3 paper's run, on its `machine`."""
     rows = []
     for row in published.TABLE_4:
         step = published.predicted(row)
@@ -45,27 +45,27 @@ def _hours(wanted: Wanted, machine: Machine) -> float:
     return summed(wanted.model, machine, planned).device_hours
 
 
-def check_table(found: dict[str, Any]) -> str:
-    """What `checks` found, for a person."""
-    lines = ["Table 4 of the paper, calibrated on its first row only:", ""]
+def check_table(figures: dict[str, Any]) -> str:
+    """The result of `checks` as text."""
+    lines = ["Table 4 of the Llama 3 paper, calibrated on its first row only:", ""]
     lines.append(f"  {'layout':<40}{'row':>8}{'measured':>12}{'predicted':>12}")
-    for row in found["table_4"]:
+    for row in figures["table_4"]:
         total = sum(row["seconds_by_term"].values())
         terms = ", ".join(f"{n} {s / total:.1%}" for n, s in row["seconds_by_term"].items() if s > 0.003 * total)
         lines.append(
             f"  {row['layout'].removesuffix(' · recompute light'):<40}{row['row_tokens']:>8,}"
             f"{row['measured_mfu']:>12.1%}{row['predicted_mfu']:>12.1%}"
         )
-        lines += textwrap.wrap(f"of a step's time: {terms}", 80, initial_indent="    ", subsequent_indent="      ")
-    hours, mine = found["gpu_hours"]["published"]["405B"], found["gpu_hours"]["405B_predicted"]
+        lines += textwrap.wrap(f"share of step time: {terms}", 80, initial_indent="    ", subsequent_indent="      ")
+    hours, mine = figures["gpu_hours"]["published"]["405B"], figures["gpu_hours"]["405B_predicted"]
     lines += [
         "",
         f"GPU hours of 405B: published {hours / 1e6:.2f}M, projected {mine / 1e6:.2f}M ({mine / hours - 1:+.0%})",
     ]
     for name in ("8B", "70B"):
         lines.append(
-            f"GPU hours of {name}: the published {published.GPU_HOURS[name] / 1e6:.2f}M mean "
-            f"{found['implied_mfu'][name]:.1%} of the peak, restarts\n  and all; nothing here is fitted to that"
+            f"GPU hours of {name}: the published {published.GPU_HOURS[name] / 1e6:.2f}M imply an MFU of "
+            f"{figures['implied_mfu'][name]:.1%}, restarts\n  included; not used for calibration"
         )
-    lines.append(f"Weights of Llama 2 70B: {found['llama2_70b_weights_bytes'] / 1e9:.0f} GB")
+    lines.append(f"Weights of Llama 2 70B: {figures['llama2_70b_weights_bytes'] / 1e9:.0f} GB")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What models are trained on: processors, the links between them, and what they cost."""
+"""Hardware for training: devices and the links between them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Device:
-    """One processor. Rates in FLOP/s and bytes/s (links: one direction), sizes in bytes, power in watts."""
+    """One device. Rates in FLOP/s and bytes/s (links: one direction), sizes in bytes, power in watts."""
 
     name: str
     flops: float
@@ -30,5 +30,5 @@ DEVICES = {
     "a100": Device("A100 80GB SXM", 312e12, 80e9, 2.04e12, 300e9, 25e9, 8, 400),
     "rtx4090": Device("RTX 4090", 165e12, 24e9, 1.01e12, 25e9, 3e9, 8, 450),
 }
-"""Dense bf16 peaks, memory and links from the makers' data sheets; outer links as usually built: 400 Gb/s beside an
-H100 (paper, section 3.3.1), 200 Gb/s beside an A100, PCIe 4 and 25 Gb/s beside a gaming card."""
+"""Dense bf16 peaks, memory and links from the vendors' data sheets; usual outer links: 400 Gb/s for an H100 (Llama 3
+paper, section 3.3.1), 200 Gb/s for an A100, PCIe 4 and 25 Gb/s for a gaming card."""

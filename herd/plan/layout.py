@@ -1,4 +1,4 @@
-"""How a model and a batch are laid over the devices: four dimensions of parallelism.
+"""Layouts of a model and a batch on the devices: four dimensions of parallelism.
 
 Source: The Llama 3 Herd of Models, section 3.3.2 and table 4.
 """
@@ -16,14 +16,14 @@ Recompute = Literal["off", "light", "full"]
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Sizes of the tensor, context, pipeline and data dimensions, innermost first, and what goes with them.
+class PlanLayout:
+    """Sizes of the tensor, context, pipeline and data dimensions, innermost first, and related settings.
 
-    Of the `data` ranks each `data / replicas` share one copy of weights, gradients and optimizer state.
-    `virtual` is V, the model chunks of one pipeline rank; `contiguous` is N, the micro-batches that a chunk runs one
-    after another (0: as many as pipeline ranks). `reshard` frees gathered weights after the forward pass. `recompute`
-    says what the backward pass computes again: nothing (eager PyTorch), what is cheap (norms, SwiGLU: what the compiler
-    does by itself), or whole layers (`recompute=1`). `layers` are those of each chunk; empty: shared out evenly.
+    Groups of `data / replicas` data ranks each shard one copy of weights, gradients and optimizer state. `virtual` is
+    V, the model chunks of a pipeline rank; `contiguous` is N, the consecutive micro-batches of a chunk (0: as many as
+    pipeline ranks). `reshard` frees gathered weights after the forward pass. `recompute` is what the backward pass
+    recomputes: nothing (eager PyTorch), cheap operations (norms and SwiGLU, as the compiler does by itself), or whole
+    layers (`recompute=1`). `layers` is the number of layers of each chunk; empty: evenly.
     """
 
     tensor: int = 1
@@ -44,12 +44,12 @@ class Layout:
 
     @property
     def shards(self) -> int:
-        """Over how many ranks the optimizer state is sharded: data and context hold the same weights."""
+        """Number of ranks that share the optimizer state: those of data and context, which have the same weights."""
         return self.data // self.replicas * self.context
 
     @property
     def parallel(self) -> ParallelSettings:
-        """Over how many processes each dimension of one copy goes, in the trainer's words."""
+        """The trainer's settings for one copy of the model."""
         shard = max(self.data // self.replicas, 1)
         return ParallelSettings(shard=shard, tensor=self.tensor, context=self.context, pipeline=self.pipeline)
 
@@ -66,28 +66,30 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """A stretch of the model that one pipeline rank holds: a number of layers, perhaps the embedding or the head."""
+class ModelChunk:
+    """Consecutive layers on one pipeline rank, perhaps with the embedding or the head."""
 
     layers: int
     embedding: bool = False
     head: bool = False
 
 
-def chunks(config: ModelConfig, layout: Layout) -> list[Chunk]:
-    """The model cut for a pipeline as the trainer cuts it, first to last: chunk i lies on rank i modulo PP."""
-    cut = ParallelSettings(pipeline=layout.pipeline, interleave=layout.virtual, layers=list(layout.layers))
-    held = layers_of_stages(config, cut)
-    return [Chunk(len(layers), embedding=index == 0, head=index == len(held) - 1) for index, layers in enumerate(held)]
+def chunks(config: ModelConfig, layout: PlanLayout) -> list[ModelChunk]:
+    """The model's chunks in a pipeline, as the trainer makes them, first to last: chunk i is on rank i modulo PP."""
+    settings = ParallelSettings(pipeline=layout.pipeline, interleave=layout.virtual, layers=list(layout.layers))
+    held = layers_of_stages(config, settings)
+    return [
+        ModelChunk(len(layers), embedding=index == 0, head=index == len(held) - 1) for index, layers in enumerate(held)
+    ]
 
 
-def of_rank(cut: list[Chunk], layout: Layout, rank: int) -> list[Chunk]:
+def of_rank(cut: list[ModelChunk], layout: PlanLayout, rank: int) -> list[ModelChunk]:
     """The chunks of one pipeline rank."""
     return cut[rank :: layout.pipeline]
 
 
-def faults(config: ModelConfig, layout: Layout, row_tokens: int, batch_rows: int) -> list[str]:
-    """Why this model and batch cannot be laid out so; empty where they can."""
+def faults(config: ModelConfig, layout: PlanLayout, row_tokens: int, batch_rows: int) -> list[str]:
+    """Why this layout does not fit the model or the batch; empty if it does."""
     found = []
     if layout.data % layout.replicas:
         found.append(f"{layout.replicas} copies do not divide DP {layout.data}")
@@ -96,26 +98,26 @@ def faults(config: ModelConfig, layout: Layout, row_tokens: int, batch_rows: int
     if config.intermediate_size % layout.tensor or config.vocab_size % layout.tensor:
         found.append(f"TP {layout.tensor} does not divide the feed-forward width or the vocabulary")
     if layout.tensor > 1 and (config.attention_bias or config.mlp_bias):
-        found.append(f"TP {layout.tensor} splits matrices, and this model's add biases too")
+        found.append(f"TP {layout.tensor} does not support this model's biases")
     if row_tokens % (2 * layout.context * layout.tensor if layout.context > 1 else layout.tensor):
         found.append(
-            f"rows of {row_tokens} tokens do not split into 2 x CP {layout.context} x TP {layout.tensor} parts"
+            f"rows of {row_tokens} tokens cannot be split into 2 x CP {layout.context} x TP {layout.tensor} parts"
         )
     if not layout.layers and layout.pipeline * layout.virtual > config.num_hidden_layers + 2:
         found.append(f"PP {layout.pipeline} x V {layout.virtual} chunks, but only {config.num_hidden_layers} layers")
     if layout.layers and sum(layout.layers) != config.num_hidden_layers:
-        found.append(f"layers {list(layout.layers)} are not the model's {config.num_hidden_layers}")
+        found.append(f"layers {list(layout.layers)} do not sum to the model's {config.num_hidden_layers}")
     if layout.pipeline > 1 and config.tie_word_embeddings:
-        found.append(f"PP {layout.pipeline} needs an output projection of its own: tie_word_embeddings is true")
+        found.append(f"PP {layout.pipeline} needs a separate output projection, but tie_word_embeddings is true")
     if layout.virtual > 1 and layout.pipeline == 1:
-        found.append("V above 1 means nothing without a pipeline")
+        found.append("V above 1 needs a pipeline")
     if batch_rows % layout.data or layout.micro_rows > batch_rows // layout.data:
         found.append(
-            f"{batch_rows} rows a step do not split over DP {layout.data} x {layout.micro_rows} rows at a time"
+            f"{batch_rows} rows per step do not split over DP {layout.data} x {layout.micro_rows} rows at a time"
         )
     return found
 
 
-def micro_batches(layout: Layout, batch_rows: int) -> int:
-    """M: how often a data-parallel group goes through the model for one step, the last time perhaps with fewer rows."""
+def micro_batches(layout: PlanLayout, batch_rows: int) -> int:
+    """M: micro-batches per step of a data-parallel rank, the last one perhaps with fewer rows."""
     return -(-batch_rows // (layout.data * layout.micro_rows))

@@ -1,4 +1,4 @@
-"""What this machine has, measured, and what it can train and run."""
+"""Measuring this machine, and estimating what it can train and run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from herd.ops.probe import best_dtype, memory_bandwidth, quiet_matmul_rate
 from herd.plan.cluster import Device
 from herd.plan.project import Machine
 
-# Share of the measured peak matmul rate that a training step of ours reaches: on CPU from benchmarks/results/train_step
-# (small matrices, eager), on GPU a cautious figure for torch.compile in bf16.
+# Share of the measured peak matmul rate that our training step reaches: on CPU from benchmarks/results/train_step
+# (small matrices, eager), on GPU a conservative estimate for torch.compile in bf16.
 TRAINING_EFFICIENCY = {"cpu": 0.45, "cuda": 0.4}
 TOKENS_PER_PARAMETER = 20  # compute-optimal training (Hoffmann et al. 2022; Llama 3 trains its small models longer)
 _CONTEXT_TOKENS = 1024
 
-# Weights in the training type, fp32 master copy, two moments and gradients: bytes for each parameter.
+# Bytes per parameter: weights in the training dtype, fp32 masters, two moments and gradients.
 _TRAINING_BYTES = {torch.bfloat16: 2 + 4 + 4 + 4 + 2, torch.float32: 4 + 4 + 4 + 4}
 _ACTIVATION_BYTES = 400_000_000
 
@@ -53,12 +53,12 @@ SIZES = {
     "8B": _shape(4096, 32, 32, 8, 14_336, 128_256, tied=False),
     "70B": _shape(8192, 80, 64, 8, 28_672, 128_256, tied=False),
 }
-"""Shapes that the table is worked out for; 1B and 3B are Llama 3.2's, 8B and 70B Llama 3.1's."""
+"""The shapes in the table; 1B and 3B are Llama 3.2's, 8B and 70B Llama 3.1's."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was found and measured. Rates in FLOP/s and bytes/s, sizes in bytes."""
+    """A machine's hardware and measured rates. Rates in FLOP/s and bytes/s, sizes in bytes."""
 
     python: str
     torch: str
@@ -79,12 +79,12 @@ class Measured:
 
     @property
     def room(self) -> int:
-        """Memory that models live in."""
+        """Memory for models: the GPU's if there is one."""
         return self.gpu_memory if self.gpu else self.memory
 
 
 def measure() -> Measured:
-    """Look at this machine and measure it."""
+    """Measure this machine."""
     gpu = torch.cuda.is_available()
     device = "cuda" if gpu else "cpu"
     return Measured(
@@ -96,7 +96,7 @@ def measure() -> Measured:
         disk_free=shutil.disk_usage(Path.cwd()).free,
         gpu=torch.cuda.get_device_name() if gpu else None,
         gpu_memory=torch.cuda.get_device_properties(0).total_memory if gpu else 0,
-        compiler=next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None),
+        compiler=next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None),
         matmul_fp32=quiet_matmul_rate(torch.float32, device),
         matmul_bf16=quiet_matmul_rate(torch.bfloat16, device),
         bandwidth=memory_bandwidth(device=device),
@@ -104,7 +104,7 @@ def measure() -> Measured:
 
 
 def ability(name: str, config: ModelConfig, machine: Measured) -> dict[str, Any]:
-    """What training and running one size would take here, worked out from the measured rates."""
+    """Estimated cost of training and running one size on a machine, from its measured rates."""
     parameters = num_parameters(config)
     dtype = best_dtype(machine.device)
     rate = machine.matmul_bf16 if dtype == torch.bfloat16 else machine.matmul_fp32
@@ -127,14 +127,14 @@ def ability(name: str, config: ModelConfig, machine: Measured) -> dict[str, Any]
 
 
 def this_machine(efficiency: float | None = None) -> Machine:
-    """This machine as one that runs are planned for, measured."""
-    found = measure()
-    bf16 = best_dtype(found.device) == torch.bfloat16
-    rate = found.matmul_bf16 if bf16 else found.matmul_fp32
-    name = found.gpu or f"this CPU, {found.cores} cores"
-    device = Device(name, rate, found.room, found.bandwidth, found.bandwidth, found.bandwidth, 1, 15.0 * found.cores)
-    used, own = efficiency or TRAINING_EFFICIENCY[found.device], {"restart_seconds": 10.0, "storage_bandwidth": 1e9}
-    return Machine(device, 1, efficiency=used, weight_bytes=2 if bf16 else 4, on_gpu=found.gpu is not None, **own)
+    """This machine, measured, as a target for a plan."""
+    here = measure()
+    bf16 = best_dtype(here.device) == torch.bfloat16
+    rate = here.matmul_bf16 if bf16 else here.matmul_fp32
+    name = here.gpu or f"this CPU, {here.cores} cores"
+    device = Device(name, rate, here.room, here.bandwidth, here.bandwidth, here.bandwidth, 1, 15.0 * here.cores)
+    used, own = efficiency or TRAINING_EFFICIENCY[here.device], {"restart_seconds": 10.0, "storage_bandwidth": 1e9}
+    return Machine(device, 1, efficiency=used, weight_bytes=2 if bf16 else 4, on_gpu=here.gpu is not None, **own)
 
 
 def _memory_bytes() -> int:

@@ -1,9 +1,9 @@
-"""Bytes on the fullest device, part by part.
+"""Memory on the device that needs most, by part.
 
-Counts what Herd's trainer really keeps: weights in the training type, float32 masters, moments and gradient sums, and
-the tensors that the model's own operations save for the backward pass (`herd.model.llama`, `herd.ops`). With adapters
-the weights are frozen, in shards or perhaps in 4 bits, and state is kept of the adapters alone; with bfloat16 state
-weights are their own masters and everything beside them is as narrow.
+Counts what Herd's trainer keeps: weights in the training dtype, float32 masters, moments and gradient sums, and the
+tensors that the model's operations save for the backward pass (`herd.model.llama`, `herd.ops`). With adapters the
+weights are frozen, sharded or in 4 bits, and only adapters have state; with bfloat16 state weights are their own
+masters, and gradients and moments are bfloat16 too.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from herd.ops.attention import KEPT_BYTES, QUERIES
 from herd.ops.cross_entropy import CHUNK_LOGITS, MIN_CHUNK_TOKENS
 from herd.ops.nf4 import BLOCK
 from herd.plan.cluster import Device
-from herd.plan.layout import Chunk, Layout, chunks, micro_batches, of_rank
+from herd.plan.layout import ModelChunk, PlanLayout, chunks, micro_batches, of_rank
 from herd.train.lora import adapter_parameters, matrix_shapes
 from herd.train.optimizer import UPDATE_CHUNK, OptimizerSettings
 
 FLOAT = 4
 RUNTIME_BYTES = {"cpu": 0.33e9, "gpu": 2.5e9}
-"""What a process takes before it has a model: libraries and threads; on a GPU the CUDA context, NCCL and cuBLAS."""
+"""Memory of a process without a model: libraries and threads; on a GPU the CUDA context, NCCL and cuBLAS."""
 FRAGMENTATION = 0.04
-"""Share of a GPU's memory that its allocator cannot hand out."""
+"""Share of a GPU's memory lost to fragmentation."""
 
 
 _DEQUANTIZING = 16
-"""Bytes for each weight of a matrix while its 4 bits become numbers: codes, the indices they turn into, values."""
+"""Temporary bytes per weight while a 4-bit matrix is dequantized: codes, indices, values."""
 
 
 _NARROW_UPDATE = 32
-"""Bytes for each weight of a chunk while its state in bfloat16 is float32: four of them, a root, noise, two results."""
+"""Temporary float32 bytes per weight of a chunk of a bfloat16 update: four inputs, a root, noise, two results."""
 
 
 def layer_parameters(config: ModelConfig) -> int:
@@ -42,11 +42,11 @@ def layer_parameters(config: ModelConfig) -> int:
 
 
 def saved_per_token(config: ModelConfig, recompute: str = "off") -> int:
-    """Elements that one block saves of one token for its backward pass (attention scores are recomputed).
+    """Elements that one block saves per token for its backward pass (attention scores are recomputed).
 
     off:   input, its norm, q, k, v, attention's output, the stream after it, its norm, gate, up, silu(gate), product
-    light: without the norms, silu(gate) and its product, which a compiled block computes again by itself
-    full:  the input alone
+    light: without the norms, silu(gate) and its product, which a compiled block recomputes by itself
+    full:  only the input
     """
     c = config
     queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
@@ -59,7 +59,7 @@ def saved_per_token(config: ModelConfig, recompute: str = "off") -> int:
 
 def memory_by_part(
     config: ModelConfig,
-    layout: Layout,
+    layout: PlanLayout,
     row_tokens: int,
     batch_rows: int,
     *,
@@ -67,9 +67,9 @@ def memory_by_part(
     on_gpu: bool = True,
     optimizer: OptimizerSettings | None = None,
 ) -> dict[str, float]:
-    """Bytes by part on the pipeline rank that needs most; `width` is the size of a weight (2 bf16, 4 fp32).
+    """Bytes by part on the pipeline rank that needs most; `width` is the bytes of a weight (2 bf16, 4 fp32).
 
-    Of `optimizer` it matters what is learned, all weights or adapters, and in which number type state is kept.
+    `optimizer` says what is trained, all weights or adapters, and the dtype of its state.
     """
     optimizer = optimizer or OptimizerSettings()
     cut = chunks(config, layout)
@@ -79,14 +79,14 @@ def memory_by_part(
 
 
 def fits(parts: dict[str, float], device: Device) -> bool:
-    """Whether these parts fit into a device, its allocator's waste considered."""
+    """Whether these parts fit on a device, fragmentation included."""
     return sum(parts.values()) <= device.memory * (1 - FRAGMENTATION)
 
 
 def _of_rank(
     config: ModelConfig,
-    layout: Layout,
-    cut: list[Chunk],
+    layout: PlanLayout,
+    cut: list[ModelChunk],
     rank: int,
     row_tokens: int,
     batch_rows: int,
@@ -96,7 +96,7 @@ def _of_rank(
 ) -> dict[str, float]:
     mine = of_rank(cut, layout, rank)
     parameters = sum(_parameters(config, chunk) for chunk in mine) / layout.tensor
-    largest = max(layer_parameters(config), _parameters(config, Chunk(0, mine[0].embedding, mine[-1].head)))
+    largest = max(layer_parameters(config), _parameters(config, ModelChunk(0, mine[0].embedding, mine[-1].head)))
     unit = largest / layout.tensor
     tokens = layout.micro_rows * row_tokens / (layout.context * layout.tensor)
     held = _layers_held(layout, mine, rank, micro_batches(layout, batch_rows))
@@ -118,9 +118,9 @@ def _of_rank(
 
 
 def _learned(
-    config: ModelConfig, layout: Layout, parameters: float, unit: float, width: int, optimizer: OptimizerSettings
+    config: ModelConfig, layout: PlanLayout, parameters: float, unit: float, width: int, optimizer: OptimizerSettings
 ) -> dict[str, float]:
-    """Weights, and what an optimizer keeps of those that it learns."""
+    """Weights, and the optimizer's state of those that are trained."""
     narrow = optimizer.state == "bf16"
     state = width if narrow else FLOAT
     if optimizer.lora.rank:
@@ -142,10 +142,9 @@ def _learned(
 
 
 def _frozen(
-    config: ModelConfig, layout: Layout, parameters: float, unit: float, width: int, optimizer: OptimizerSettings
+    config: ModelConfig, layout: PlanLayout, parameters: float, unit: float, width: int, optimizer: OptimizerSettings
 ) -> float:
-    """The weights that adapters stand beside: shards and what is gathered of them, or 4 bits with a scale for each
-    block."""
+    """Frozen weights under adapters: shards and what is gathered of them, or 4 bits with a scale per block."""
     if optimizer.lora.base != "nf4":
         gathered = 0.0 if layout.shards == 1 else 2 * unit if layout.reshard else parameters
         return width * (parameters / layout.shards + gathered)
@@ -158,18 +157,18 @@ def _largest_matrix(config: ModelConfig) -> int:
     return max(math.prod(shape) for shape in matrix_shapes(config).values())
 
 
-def _parameters(config: ModelConfig, chunk: Chunk) -> int:
+def _parameters(config: ModelConfig, chunk: ModelChunk) -> int:
     rows = config.vocab_size * config.hidden_size
-    head = chunk.head and config.architecture == CAUSAL_LM  # a reward model's has one row
+    head = chunk.head and config.architecture == CAUSAL_LM  # a reward model's head has one row
     shared = chunk.embedding and head and config.tie_word_embeddings
     ends = rows * (chunk.embedding + head - shared) + config.hidden_size * chunk.head
     return chunk.layers * layer_parameters(config) + ends
 
 
-def _gradients(parameters: float, unit: float, layout: Layout, width: int) -> float:
-    """Float32 sums over the micro-batches, whole where weights stay gathered, and the fresh ones of a backward pass.
+def _gradients(parameters: float, unit: float, layout: PlanLayout, width: int) -> float:
+    """Float32 sums over micro-batches, unsharded if weights stay gathered, and the new gradients of a backward pass.
 
-    On one device the fresh gradients of all weights exist before they are added; FSDP adds them unit by unit.
+    On one device the new gradients of all weights exist before they are added; FSDP adds them unit by unit.
     """
     if layout.shards == 1:
         return (FLOAT + width) * parameters
@@ -178,8 +177,8 @@ def _gradients(parameters: float, unit: float, layout: Layout, width: int) -> fl
     )
 
 
-def _layers_held(layout: Layout, mine: list[Chunk], rank: int, count: int) -> float:
-    """Layer activations alive at once on a pipeline rank: all layers of one micro-batch, or what is in flight.
+def _layers_held(layout: PlanLayout, mine: list[ModelChunk], rank: int, count: int) -> float:
+    """Layers whose activations a pipeline rank holds at once: those of one micro-batch, or of all in flight.
 
     Interleaved: 2 (PP - 1 - rank) + (V - 1) N + 1 chunk passes before the first backward pass; plain 1F1B: PP - rank.
     """
@@ -192,30 +191,29 @@ def _layers_held(layout: Layout, mine: list[Chunk], rank: int, count: int) -> fl
     return layers / layout.virtual * min(passes, layout.virtual * count)
 
 
-def _again(config: ModelConfig, layout: Layout, tokens: float, width: int) -> float:
-    """What a layer under recomputation holds while its backward pass runs."""
+def _again(config: ModelConfig, layout: PlanLayout, tokens: float, width: int) -> float:
+    """Activations of a recomputed layer during its backward pass."""
     return 0.0 if layout.recompute == "off" else width * tokens * saved_per_token(config)
 
 
-def _scores_kept(config: ModelConfig, layout: Layout, row_tokens: int, width: int) -> float:
-    """Attention weights that a layer keeps on the CPU, where they are few enough (`herd.ops.attention`)."""
+def _scores_kept(config: ModelConfig, layout: PlanLayout, row_tokens: int, width: int) -> float:
+    """Attention weights that a layer keeps on the CPU, if they are few enough (`herd.ops.attention`)."""
     blocks = -(-row_tokens // QUERIES)
-    seen = QUERIES * QUERIES * blocks * (blocks + 1) / 2  # a block of queries sees all keys up to its last
+    seen = QUERIES * QUERIES * blocks * (blocks + 1) / 2  # a block of queries attends to all keys up to its last
     scores = layout.micro_rows * config.num_attention_heads * seen
     return scores if width * scores <= KEPT_BYTES else 0.0
 
 
-def _head(config: ModelConfig, layout: Layout, tokens: float, width: int, optimizer: OptimizerSettings) -> float:
-    """The last stage's loss: the output weight's gradient in float32 and rounded (a frozen one has none), hidden states
-    and their gradient."""
+def _head(config: ModelConfig, layout: PlanLayout, tokens: float, width: int, optimizer: OptimizerSettings) -> float:
+    """The head's gradient in float32 and rounded (none if frozen), hidden states and their gradient."""
     if config.architecture != CAUSAL_LM:
         return 0.0
     rows = 0.0 if optimizer.lora.rank else config.vocab_size * config.hidden_size / layout.tensor
     return (FLOAT + width) * rows + 3 * width * tokens * layout.tensor * config.hidden_size
 
 
-def _logits(config: ModelConfig, layout: Layout, tokens: float, width: int, on_gpu: bool) -> float:
-    """The logits of one chunk of tokens and their softmax (`herd.ops.cross_entropy`): the whole never exists."""
+def _logits(config: ModelConfig, layout: PlanLayout, tokens: float, width: int, on_gpu: bool) -> float:
+    """The logits of one chunk of tokens and their softmax (`herd.ops.cross_entropy`); never of all tokens at once."""
     if config.architecture != CAUSAL_LM:
         return 0.0
     rows = config.vocab_size / layout.tensor

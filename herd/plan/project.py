@@ -1,4 +1,4 @@
-"""A whole run: its phases laid over a cluster, and what they add up to."""
+"""Projecting a whole run: layouts for its phases on a cluster, and their totals."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from itertools import product
 from herd.errors import ConfigError
 from herd.model.config import ModelConfig, num_parameters
 from herd.plan.cluster import Device
-from herd.plan.layout import Layout, faults
+from herd.plan.layout import PlanLayout, faults
 from herd.plan.memory import fits, memory_by_part
 from herd.plan.reliability import Goodput, goodput
 from herd.plan.steptime import EFFICIENCY, StepTime, step_time
 from herd.train.lora import adapter_parameters
 from herd.train.optimizer import STATE_BYTES, OptimizerSettings, keeps_copies, mesh_faults
 
-_NEAR = 1024  # how many numbers of devices are tried when one is impossible
+_NEAR = 1024  # numbers of devices tried in each direction if the given one is impossible
 
 
 @dataclass(frozen=True)
-class Phase:
-    """A stretch of a run with one row length and one batch size; `optimizer` says what is learned, and how.
+class RunPhase:
+    """A part of a run with one row length and one batch size; `optimizer` says what is trained, and how.
 
-    With `whole_rows` the objective (reward models, DPO, distillation) looks at whole rows: the model is copied or
-    sharded only.
+    With `whole_rows` the objective (reward models, DPO, distillation) needs whole rows, so the model is only copied or
+    sharded.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Machine:
-    """Devices of one kind, how well they are used, and what surrounds them."""
+    """Devices of one kind, their efficiency, and the system around them."""
 
     device: Device
     count: int
@@ -58,10 +58,10 @@ class Machine:
 
 @dataclass(frozen=True)
 class PlannedPhase:
-    """A phase with its layout, the time of one step and the memory of the fullest device by part (bytes)."""
+    """A phase with its layout, the time of one step and the memory of the device that needs most, by part (bytes)."""
 
-    phase: Phase
-    layout: Layout
+    phase: RunPhase
+    layout: PlanLayout
     step: StepTime
     memory: dict[str, float]
     fits: bool
@@ -89,7 +89,7 @@ class PlannedPhase:
 
 @dataclass(frozen=True)
 class Projection:
-    """The run as a whole. `device_hours` counts all devices, interruptions and saves included."""
+    """The whole run. `device_hours` counts all devices, interruptions and saves included."""
 
     parameters: int
     devices: int
@@ -113,19 +113,19 @@ class Projection:
         return self.goodput.per_hour * self.seconds / 3600
 
 
-def phase_faults(config: ModelConfig, layout: Layout, phase: Phase) -> list[str]:
-    """Why a phase cannot be laid out so, for the shapes or because the trainer refuses it; empty where it can."""
+def phase_faults(config: ModelConfig, layout: PlanLayout, phase: RunPhase) -> list[str]:
+    """Why a layout does not work for a phase, by its shapes or the trainer's limits; empty if it does."""
     shapes = faults(config, layout, phase.row_tokens, phase.rows)
     return shapes + mesh_faults(phase.optimizer, layout.parallel, phase.whole_rows)
 
 
 def lay_out(
-    config: ModelConfig, machine: Machine, phase: Phase, layout: Layout, used: int | None = None
+    config: ModelConfig, machine: Machine, phase: RunPhase, layout: PlanLayout, used: int | None = None
 ) -> PlannedPhase:
     """Time and memory of a phase with a given layout.
 
     Raises:
-        ValueError: the model or the batch cannot be laid out so.
+        ValueError: the layout does not fit the model or the batch.
     """
     if found := phase_faults(config, layout, phase):
         raise ValueError(f"{phase.name}, {layout}: " + "; ".join(found))
@@ -136,8 +136,8 @@ def lay_out(
     return PlannedPhase(phase, layout, step, memory, fits(memory, machine.device))
 
 
-def ranked(config: ModelConfig, machine: Machine, phase: Phase) -> list[PlannedPhase]:
-    """Every layout that the devices, the model and the batch allow and that fits, the fastest first."""
+def ranked(config: ModelConfig, machine: Machine, phase: RunPhase) -> list[PlannedPhase]:
+    """All layouts that are possible and fit into memory, the fastest first."""
     planned = [lay_out(config, machine, phase, layout) for layout in _possible(config, machine, phase)]
     return sorted(
         (one for one in planned if one.fits),
@@ -146,17 +146,17 @@ def ranked(config: ModelConfig, machine: Machine, phase: Phase) -> list[PlannedP
 
 
 def distinct(planned: Sequence[PlannedPhase]) -> list[PlannedPhase]:
-    """The first of each kind: those that differ only in rows at a time, chunks or recomputation are one kind."""
+    """The first of each group of layouts that differ only in micro-batch, chunks or recomputation."""
     kinds: dict[tuple[int, int, int, bool], PlannedPhase] = {}
     for one in planned:
         kinds.setdefault((one.layout.tensor, one.layout.context, one.layout.pipeline, one.layout.reshard), one)
     return list(kinds.values())
 
 
-def layouts(config: ModelConfig, machine: Machine, phase: Phase) -> Iterator[Layout]:
-    """The layouts worth trying: tensor parallelism stays within a server, the rest in powers of two.
+def layouts(config: ModelConfig, machine: Machine, phase: RunPhase) -> Iterator[PlanLayout]:
+    """The layouts to try: tensor parallelism within a server, everything in powers of two.
 
-    For adapters and bfloat16 state whole copies of the model are tried beside shards.
+    With adapters and bfloat16 state, copies of the model are tried as well as shards.
     """
     inner = [size for size in (1, 2, 4, 8) if size <= min(machine.device.per_server, machine.count)]
     outer = [2**power for power in range(11)]
@@ -174,24 +174,24 @@ def layouts(config: ModelConfig, machine: Machine, phase: Phase) -> Iterator[Lay
                 for reshard in (False, True) if data // replicas * context > 1 else (False,):
                     for recompute in ("light", "full") if machine.on_gpu else ("off", "full"):
                         sizes = (tensor, context, pipeline, data, virtual, 0, rows)
-                        yield Layout(*sizes, reshard, recompute, replicas=replicas)
+                        yield PlanLayout(*sizes, reshard, recompute, replicas=replicas)
 
 
 def project(
-    config: ModelConfig, machine: Machine, phases: Sequence[Phase], wished: Sequence[Layout | None] = ()
+    config: ModelConfig, machine: Machine, phases: Sequence[RunPhase], wished: Sequence[PlanLayout | None] = ()
 ) -> Projection:
-    """Plan each phase, with the layout wished for it where that suits it and otherwise with the fastest that fits.
+    """Plan each phase, with its requested layout if that is possible, otherwise with the fastest that fits.
 
     Raises:
-        ValueError: no layout fits; the message says how much is missing.
-        ConfigError: a batch cannot be laid over so many devices; the message names numbers that it can.
+        ValueError: no layout fits; the message says how much memory is needed.
+        ConfigError: a batch cannot be split over this number of devices; the message names numbers that work.
     """
     wished = wished or [None] * len(phases)
     return summed(config, machine, [_planned(config, machine, *pair) for pair in zip(phases, wished, strict=True)])
 
 
 def summed(config: ModelConfig, machine: Machine, planned: Sequence[PlannedPhase]) -> Projection:
-    """The run that these phases make up, with the interruptions that a machine of this size has."""
+    """The totals of planned phases, with the interruptions expected on a machine of this size."""
     optimizer = planned[0].phase.optimizer
     learned = adapter_parameters(config, optimizer.lora) if optimizer.lora.rank else num_parameters(config)
     save = STATE_BYTES[optimizer.state] * learned / machine.storage_bandwidth + 2
@@ -200,7 +200,7 @@ def summed(config: ModelConfig, machine: Machine, planned: Sequence[PlannedPhase
     )
 
 
-def _planned(config: ModelConfig, machine: Machine, phase: Phase, layout: Layout | None) -> PlannedPhase:
+def _planned(config: ModelConfig, machine: Machine, phase: RunPhase, layout: PlanLayout | None) -> PlannedPhase:
     if layout is not None and not phase_faults(config, layout, phase):
         return lay_out(config, machine, phase, layout)
     best = ranked(config, machine, phase)
@@ -210,7 +210,7 @@ def _planned(config: ModelConfig, machine: Machine, phase: Phase, layout: Layout
     if not tightest:
         others = " or ".join(f"{count:,}" for count in _nearest_counts(config, machine, phase))
         raise ConfigError(
-            f"{phase.name}: {phase.rows:,} rows of {phase.row_tokens:,} tokens a step cannot be laid over "
+            f"{phase.name}: {phase.rows:,} rows of {phase.row_tokens:,} tokens per step cannot be split over "
             f"{machine.count:,} devices; change the batch, or plan for {others or 'fewer'} devices"
         )
     least = min(sum(one.memory.values()) for one in tightest)
@@ -220,16 +220,16 @@ def _planned(config: ModelConfig, machine: Machine, phase: Phase, layout: Layout
     )
 
 
-def _possible(config: ModelConfig, machine: Machine, phase: Phase) -> Iterator[Layout]:
-    """The layouts that model and batch allow, whether they fit or not."""
+def _possible(config: ModelConfig, machine: Machine, phase: RunPhase) -> Iterator[PlanLayout]:
+    """The layouts that model and batch allow, whether or not they fit into memory."""
     for layout in layouts(config, machine, phase):
         if not phase_faults(config, layout, phase):
             yield layout
 
 
-def _nearest_counts(config: ModelConfig, machine: Machine, phase: Phase) -> list[int]:
-    """The next smaller and the next larger number of devices over which the batch can be laid."""
+def _nearest_counts(config: ModelConfig, machine: Machine, phase: RunPhase) -> list[int]:
+    """The next smaller and the next larger number of devices that the batch can be split over."""
     count = machine.count
     ways = range(count - 1, max(count - _NEAR, 0), -1), range(count + 1, count + _NEAR)
     able = [(n for n in way if any(_possible(config, replace(machine, count=n), phase))) for way in ways]
-    return [found for way in able if (found := next(way, None))]
+    return [count for way in able if (count := next(way, None))]

@@ -1,4 +1,4 @@
-"""How often a large machine fails, and what is left of its time.
+"""Failures of a large machine, and the share of time that remains for training.
 
 Source: The Llama 3 Herd of Models, section 3.3.4 and table 5: 419 unexpected and 47 planned interruptions in 54 days on
 16,384 GPUs, with more than 90 % effective training time.
@@ -16,7 +16,7 @@ PLANNED_PER_DEVICE_HOUR = 47 / _DEVICE_HOURS
 
 @dataclass(frozen=True)
 class Goodput:
-    """Interruptions an hour, how often to save (s), and the share of the time in which tokens are learned from."""
+    """Interruptions per hour, seconds between saves, and the share of time spent on training."""
 
     per_hour: float
     save_every: float
@@ -24,9 +24,9 @@ class Goodput:
 
 
 def goodput(devices: int, restart_seconds: float, save_seconds: float) -> Goodput:
-    """What remains when each interruption costs a restart and half the time since the last save.
+    """The goodput if each interruption costs a restart and half an interval between saves.
 
-    The interval between saves is the one that loses least (Young 1974): sqrt(2 x pause of a save x time to failure).
+    The interval is the optimal one (Young 1974): sqrt(2 x time of a save x mean time between failures).
     """
     per_hour = devices * (UNEXPECTED_PER_DEVICE_HOUR + PLANNED_PER_DEVICE_HOUR)
     between = 3600 / per_hour

@@ -1,4 +1,4 @@
-"""What would make a run fit that does not: the settings to change, the gentlest first, each with what it takes then."""
+"""Remedies for a run that does not fit: settings to change, the mildest first, each with its memory."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from herd.model.config import ModelConfig
-from herd.plan.layout import Layout
-from herd.plan.project import Machine, Phase, PlannedPhase, lay_out, phase_faults, ranked
+from herd.plan.layout import PlanLayout
+from herd.plan.project import Machine, PlannedPhase, RunPhase, lay_out, phase_faults, ranked
 from herd.train.lora import LoraSettings
 from herd.train.optimizer import OptimizerSettings
 
@@ -18,7 +18,7 @@ _MOST_DEVICES = 2**15
 
 @dataclass(frozen=True)
 class Remedy:
-    """Settings as one writes them, and what the phase takes with them."""
+    """Settings in command-line form, and the phase planned with them."""
 
     words: str
     planned: PlannedPhase
@@ -28,10 +28,12 @@ class Remedy:
         return sum(self.planned.memory.values())
 
 
-def remedies(config: ModelConfig, machine: Machine, phase: Phase, layout: Layout | None, tuning: bool) -> list[Remedy]:
-    """All that fit, and the least number of devices that does. Without a layout the best one is looked for.
+def remedies(
+    config: ModelConfig, machine: Machine, phase: RunPhase, layout: PlanLayout | None, tuning: bool
+) -> list[Remedy]:
+    """All remedies that fit, and the smallest number of devices that does. Without a layout the best one is used.
 
-    Adapters are for fine-tuning (`tuning`) only.
+    Adapters are suggested only for fine-tuning (`tuning`).
     """
     wishes = [(*wish, machine) for wish in _wishes(phase, layout, tuning)]
     found = [remedy for wish in wishes if (remedy := _tried(config, *wish))]
@@ -40,7 +42,9 @@ def remedies(config: ModelConfig, machine: Machine, phase: Phase, layout: Layout
     return found
 
 
-def _tried(config: ModelConfig, words: str, phase: Phase, layout: Layout | None, machine: Machine) -> Remedy | None:
+def _tried(
+    config: ModelConfig, words: str, phase: RunPhase, layout: PlanLayout | None, machine: Machine
+) -> Remedy | None:
     if layout is None:
         planned = next(iter(ranked(config, machine, phase)), None)
     elif phase_faults(config, layout, phase):
@@ -51,8 +55,8 @@ def _tried(config: ModelConfig, words: str, phase: Phase, layout: Layout | None,
 
 
 def _more_devices(
-    machine: Machine, phase: Phase, layout: Layout | None
-) -> Iterator[tuple[str, Phase, Layout | None, Machine]]:
+    machine: Machine, phase: RunPhase, layout: PlanLayout | None
+) -> Iterator[tuple[str, RunPhase, PlanLayout | None, Machine]]:
     count, (more, optimizer) = machine.count, _shardable(phase.optimizer)
     sharded = replace(phase, optimizer=optimizer)
     while count < _MOST_DEVICES:
@@ -66,8 +70,10 @@ def _more_devices(
             yield *wish, replace(machine, count=count)
 
 
-def _wishes(phase: Phase, layout: Layout | None, tuning: bool) -> Iterator[tuple[str, Phase, Layout | None]]:
-    """Words, and the phase and layout that they mean."""
+def _wishes(
+    phase: RunPhase, layout: PlanLayout | None, tuning: bool
+) -> Iterator[tuple[str, RunPhase, PlanLayout | None]]:
+    """Settings as words, with the phase and layout that they result in."""
     yield from _smaller("", phase, layout, itself=False)
     if layout is not None and layout.replicas > 1:
         yield from _smaller(f"parallel.shard={layout.data}", phase, replace(layout, replicas=1, reshard=True))
@@ -82,8 +88,8 @@ def _wishes(phase: Phase, layout: Layout | None, tuning: bool) -> Iterator[tuple
                 yield from _smaller(words + how, replace(phase, optimizer=optimizer), spread)
 
 
-def _spreads(layout: Layout | None) -> Iterator[tuple[Layout | None, str]]:
-    """The layout as it is, in copies alone and in shards alone, and the words for that."""
+def _spreads(layout: PlanLayout | None) -> Iterator[tuple[PlanLayout | None, str]]:
+    """The layout itself, only with copies and only with shards, with the settings for that."""
     yield layout, ""
     if layout is not None and layout.replicas < layout.data:
         yield replace(layout, replicas=layout.data, reshard=False), " parallel.shard=1"
@@ -92,9 +98,9 @@ def _spreads(layout: Layout | None) -> Iterator[tuple[Layout | None, str]]:
 
 
 def _smaller(
-    words: str, phase: Phase, layout: Layout | None, itself: bool = True
-) -> Iterator[tuple[str, Phase, Layout | None]]:
-    """The layout as it is, with one row at a time, and with layers recomputed too."""
+    words: str, phase: RunPhase, layout: PlanLayout | None, itself: bool = True
+) -> Iterator[tuple[str, RunPhase, PlanLayout | None]]:
+    """The layout itself, with one row per micro-batch, and with recomputed layers too."""
     if itself:
         yield words, phase, layout
     if layout is None:
@@ -112,7 +118,7 @@ def _wide(optimizer: OptimizerSettings) -> OptimizerSettings:
 
 
 def _shardable(optimizer: OptimizerSettings) -> tuple[str, OptimizerSettings]:
-    """The words that let shards learn, and what is learned with them."""
+    """The settings that make training work on shards, as words and applied."""
     words = " optimizer.state=fp32" * (optimizer.state != "fp32")
     words += " optimizer.lora.base=as_is" * (optimizer.lora.rank > 0 and optimizer.lora.base != "as_is")
     return words, replace(optimizer, state="fp32", lora=replace(optimizer.lora, base="as_is"))

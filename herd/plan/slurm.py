@@ -1,4 +1,4 @@
-"""A Slurm script that runs a recipe as it was planned, and goes on by itself after whatever ends it."""
+"""A Slurm script that runs a recipe with the planned layout, and requeues itself after failures."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _PORT = 29500
 
 
 def processes_per_server(machine: Machine) -> int:
-    """How many processes each server of a job starts.
+    """The number of processes per server of a job.
 
     Raises:
-        ConfigError: the devices do not fill whole servers.
+        ConfigError: the devices do not fill a whole number of servers.
     """
     each = min(machine.device.per_server, machine.count)
     if machine.count % each:
         raise ConfigError(
-            f"devices: {machine.count} do not fill servers of {each}, and each server of a job starts as many "
-            f"processes; plan for {machine.count // each * each} or {-(-machine.count // each) * each}"
+            f"devices: {machine.count} is not a multiple of the {each} devices of a server; "
+            f"plan for {machine.count // each * each} or {-(-machine.count // each) * each}"
         )
     return each
 
@@ -31,16 +31,16 @@ def processes_per_server(machine: Machine) -> int:
 def slurm_script(
     stage: str, recipe: Path, machine: Machine, projection: Projection, tokens: float | None = None
 ) -> str:
-    """The script, for `sbatch`; `tokens` are those asked for instead of the recipe's."""
+    """The script, for `sbatch`; `tokens` replaces the recipe's number."""
     each = processes_per_server(machine)
     planned = projection.phases[-1]
     words = [*_words(stage, planned), *([f"tokens={tokens:.15g}"] if tokens else [])]
     command = " ".join(["-m", "herd", stage, *map(shlex.quote, [str(recipe), *words])])
     return f"""#!/bin/bash
 # {planned.layout}: {long_duration(projection.seconds)} in all
-# Add what your cluster asks for (--partition, --account, --time), and submit it with the environment active in which
-# `herd` is installed. The recipe's folders must be on storage that all nodes see: the state is saved there, and a
-# job that is requeued (a node lost, the time over) continues from it.
+# Add what your cluster requires (--partition, --account, --time), and submit it from the environment in which `herd`
+# is installed. The recipe's folders must be on storage that all nodes share: the state is saved there, and a requeued
+# job (after a lost node, or at its time limit) continues from it.
 #SBATCH --job-name=herd
 #SBATCH --nodes={machine.count // each}
 #SBATCH --ntasks-per-node=1
@@ -50,8 +50,8 @@ def slurm_script(
 #SBATCH --open-mode=append
 #SBATCH --output=herd-%j.log
 #SBATCH --signal=B:USR1@120
-# Two minutes before the end all processes are told to save; when they are done (or torchrun has lost patience) the job
-# is requeued.
+# Two minutes before the time limit all processes get SIGTERM and save; when they have ended (or torchrun has killed
+# them) the job is requeued.
 trap 'scancel --signal=TERM "$SLURM_JOB_ID"; wait "$run"; echo requeued; scontrol requeue "$SLURM_JOB_ID"' USR1
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun --cpu-bind=none --kill-on-bad-exit=1 torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node={each} \\
@@ -59,11 +59,11 @@ srun --cpu-bind=none --kill-on-bad-exit=1 torchrun --nnodes="$SLURM_JOB_NUM_NODE
   --rdzv-endpoint="$head:{_PORT}" \\
   {command} &
 run=$!
-wait "$run"  # in the background, so that the signal is heard"""
+wait "$run"  # in the background, so that the trap can run"""
 
 
 def _words(stage: str, planned: PlannedPhase) -> list[str]:
-    """The planned layout, and what is learned how, as settings of the stage."""
+    """The planned layout and optimizer as settings of the stage."""
     layout, optimizer = planned.layout, planned.phase.optimizer
     sizes = {
         "replicas": layout.replicas,
@@ -75,7 +75,7 @@ def _words(stage: str, planned: PlannedPhase) -> list[str]:
         "contiguous": layout.contiguous,
     }
     words = [f"parallel.{name}={size}" for name, size in sizes.items()]
-    words.append(f"parallel.layers=[{','.join(map(str, layout.layers))}]")  # the recipe's may be others
+    words.append(f"parallel.layers=[{','.join(map(str, layout.layers))}]")  # overrides the recipe's
     if layout.shards > 1:
         words.append(f"parallel.reshard_after_forward={str(layout.reshard).lower()}")
     words.append(f"batch.micro_tokens={layout.micro_rows * planned.phase.row_tokens}")

@@ -1,7 +1,7 @@
-"""Seconds of one optimizer step, term by term: arithmetic, each kind of communication that cannot hide, the bubble.
+"""The time of one optimizer step, by term: arithmetic, communication that does not overlap with it, pipeline bubble.
 
-One constant is fitted, `EFFICIENCY`, and to one figure only: the 430 TFLOP/s of the first row of the paper's table 4.
-Everything else follows from shapes, data sheets and the schedule, so the table's other rows are predictions.
+One constant, `EFFICIENCY`, is fitted to one figure: the 430 TFLOP/s of the first row of the Llama 3 paper's table 4.
+Everything else follows from shapes, data sheets and the schedule, so that the table's other rows are predictions.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from dataclasses import dataclass
 from herd.model.config import ModelConfig
 from herd.model.flops import flops_per_token, matmul_parameters
 from herd.plan.cluster import Device
-from herd.plan.layout import Chunk, Layout, chunks, micro_batches, of_rank
+from herd.plan.layout import ModelChunk, PlanLayout, chunks, micro_batches, of_rank
 from herd.plan.memory import layer_parameters
 from herd.train.lora import adapter_parameters
 from herd.train.optimizer import OptimizerSettings
 
 EFFICIENCY = 0.5634
-"""Share of the peak rate that a device's own arithmetic reaches, elementwise passes included."""
+"""Share of the peak rate that a device's arithmetic reaches, elementwise operations included."""
 LINK_EFFICIENCY = 0.8
 """Share of a link's nominal rate that a large collective reaches."""
 ATTENTION_WORK = 7 / 6
-"""What attention computes over what is counted: its backward pass recomputes the scores (5 matmuls, 4 counted)."""
-_AGAIN = {"off": 1.0, "light": 1.02, "full": 4 / 3}  # light recomputes elementwise passes only
+"""Attention's computed FLOPs over those counted: its backward pass recomputes the scores (5 matmuls, 4 counted)."""
+_AGAIN = {"off": 1.0, "light": 1.02, "full": 4 / 3}  # light recomputes only elementwise operations
 _BF16, _FLOAT = 2, 4
-_NARROW_PASSES = 214  # bytes a weight: state in bfloat16 is widened, changed, given noise and rounded, pass by pass
-_DEQUANTIZED = 47  # bytes a weight that turning 4 bits into numbers moves: codes, indices, values, products
+_NARROW_PASSES = 214  # bytes moved per weight by an update of bfloat16 state: conversion, update, noise and rounding
+_DEQUANTIZED = 47  # bytes moved per weight by dequantizing 4 bits: codes, indices, values, products
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds by term; `mfu` is the model's FLOPs of the step over what the devices' peak would do in its time."""
+    """Seconds by term; `mfu` is the step's model FLOPs over the devices' peak in that time."""
 
     terms: dict[str, float]
     mfu: float
@@ -43,16 +43,16 @@ class StepTime:
 
 def step_time(
     config: ModelConfig,
-    layout: Layout,
+    layout: PlanLayout,
     device: Device,
     row_tokens: int,
     batch_rows: int,
     efficiency: float = EFFICIENCY,
     optimizer: OptimizerSettings | None = None,
 ) -> StepTime:
-    """The time of a step of `batch_rows` rows. The slowest pipeline rank sets the pace.
+    """The time of a step of `batch_rows` rows, determined by the slowest pipeline rank.
 
-    Frozen weights have no gradients of their own: a third of the arithmetic of their matmuls is saved, and not counted.
+    Frozen weights have no gradients, which saves a third of the FLOPs of their matmuls.
     """
     optimizer = optimizer or OptimizerSettings()
     cut, count = chunks(config, layout), micro_batches(layout, batch_rows)
@@ -73,14 +73,14 @@ def step_time(
 
 def _one_pass(
     config: ModelConfig,
-    layout: Layout,
+    layout: PlanLayout,
     device: Device,
-    mine: list[Chunk],
+    mine: list[ModelChunk],
     row_tokens: int,
     efficiency: float,
     optimizer: OptimizerSettings,
 ) -> dict[str, float]:
-    """Forward and backward of one micro-batch through the chunks of one rank."""
+    """Forward and backward pass of one micro-batch through the chunks of one rank."""
     tokens = layout.micro_rows * row_tokens / layout.context
     layers, has_head = sum(chunk.layers for chunk in mine), mine[-1].head
     rate = device.flops * efficiency * layout.tensor
@@ -100,10 +100,10 @@ def _one_pass(
     }
 
 
-def _tensor_parallel(config: ModelConfig, layout: Layout, device: Device, tokens: float) -> float:
-    """With sequence parallelism a layer gathers and scatters its activations four times forward, six times backward.
+def _tensor_parallel(config: ModelConfig, layout: PlanLayout, device: Device, tokens: float) -> float:
+    """With sequence parallelism a layer has four gathers and scatters of activations forward, six backward.
 
-    The two more are gathered again for the weights' gradients. They wait for the arithmetic and it for them: none hide.
+    The two more gather again for the weights' gradients. None of them overlaps with arithmetic.
     """
     if layout.tensor == 1:
         return 0.0
@@ -112,8 +112,8 @@ def _tensor_parallel(config: ModelConfig, layout: Layout, device: Device, tokens
     return collectives * moved / _link(device, layout.tensor)
 
 
-def _context_parallel(config: ModelConfig, layout: Layout, device: Device, tokens: float) -> float:
-    """Keys and values of the other chunks are gathered before attention, again in the backward pass, then reduced."""
+def _context_parallel(config: ModelConfig, layout: PlanLayout, device: Device, tokens: float) -> float:
+    """Keys and values are gathered before attention, again in the backward pass, and their gradients are reduced."""
     if layout.context == 1:
         return 0.0
     keys = 2 * config.num_key_value_heads * config.head_dim / layout.tensor
@@ -122,13 +122,19 @@ def _context_parallel(config: ModelConfig, layout: Layout, device: Device, token
 
 
 def _data_parallel(
-    config: ModelConfig, layout: Layout, device: Device, cut: list[Chunk], count: int, learned: float, busy: float
+    config: ModelConfig,
+    layout: PlanLayout,
+    device: Device,
+    cut: list[ModelChunk],
+    count: int,
+    learned: float,
+    busy: float,
 ) -> float:
-    """Gathering weights (bf16) and reducing the gradients of those that are `learned` (float32): what the arithmetic
-    cannot hide, and the first unit.
+    """Gathering weights (bf16) and reducing the gradients of those that are `learned` (float32): the part that does not
+    overlap with arithmetic, and the first unit.
 
-    Weights that stay gathered move once a step; weights freed after the forward pass twice for each micro-batch, and
-    gradients then once for each.
+    Weights that stay gathered are gathered once per step; resharded ones twice per micro-batch, with a reduction of
+    gradients in each.
     """
     if layout.shards == 1:
         return 0.0
@@ -139,35 +145,35 @@ def _data_parallel(
     return max(total - busy, 0.0) + first
 
 
-def _copies(layout: Layout, device: Device, learned: float, optimizer: OptimizerSettings) -> float:
-    """Copies of the model sum their gradients once a step: a ring sends nearly twice what each of them holds."""
+def _copies(layout: PlanLayout, device: Device, learned: float, optimizer: OptimizerSettings) -> float:
+    """The all-reduce of gradients over copies of the model once per step, as a ring."""
     width = _BF16 if optimizer.state == "bf16" else _FLOAT
     return 2 * (layout.replicas - 1) / layout.replicas * width * learned / _link(device, layout.devices)
 
 
-def _optimizer(layout: Layout, device: Device, learned: float, optimizer: OptimizerSettings) -> float:
-    """AdamW reads and writes masters, moments and gradients once: bound by the memory's bandwidth."""
+def _optimizer(layout: PlanLayout, device: Device, learned: float, optimizer: OptimizerSettings) -> float:
+    """AdamW reads and writes masters, moments and gradients once, limited by memory bandwidth."""
     passes = 2 * (3 * _FLOAT) + _FLOAT + _BF16
     return (_NARROW_PASSES if optimizer.state == "bf16" else passes) * learned / device.memory_bandwidth
 
 
-def _learned(config: ModelConfig, layout: Layout, cut: list[Chunk], optimizer: OptimizerSettings) -> float:
-    """Weights that one rank keeps state of."""
+def _learned(config: ModelConfig, layout: PlanLayout, cut: list[ModelChunk], optimizer: OptimizerSettings) -> float:
+    """Trained weights per rank."""
     if optimizer.lora.rank:
         return adapter_parameters(config, optimizer.lora) / layout.shards
     return _largest(config, layout, cut) / layout.shards
 
 
 def _unlearned(config: ModelConfig, optimizer: OptimizerSettings) -> float:
-    """Operations a token that frozen blocks save, their adapters' own taken off: 2 of 6 for each weight."""
+    """FLOPs per token saved by frozen blocks (2 of 6 per weight), minus those of their adapters."""
     if not optimizer.lora.rank:
         return 0.0
     blocks = config.num_hidden_layers * (layer_parameters(config) - 2 * config.hidden_size)
     return 2 * blocks - 6 * adapter_parameters(config, optimizer.lora)
 
 
-def _largest(config: ModelConfig, layout: Layout, cut: list[Chunk]) -> float:
-    """Weights of the fullest pipeline rank, on one tensor-parallel rank."""
+def _largest(config: ModelConfig, layout: PlanLayout, cut: list[ModelChunk]) -> float:
+    """Weights of the largest pipeline rank, per tensor-parallel rank."""
     rows = config.vocab_size * config.hidden_size
     return (
         max(
@@ -179,5 +185,5 @@ def _largest(config: ModelConfig, layout: Layout, cut: list[Chunk]) -> float:
 
 
 def _link(device: Device, span: int) -> float:
-    """Bytes per second of a collective over so many neighbouring ranks: the slowest link among them."""
+    """Bytes per second of a collective over `span` adjacent ranks, by the slowest link among them."""
     return LINK_EFFICIENCY * (device.inner_link if span <= device.per_server else device.outer_link)

@@ -1,4 +1,4 @@
-"""A plan as a person reads it, and as JSON."""
+"""A plan as text, and as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from herd.config import settings
 from herd.log import amount, duration, size
 from herd.model.config import ModelConfig
 from herd.plan import published
-from herd.plan.layout import Layout
+from herd.plan.layout import PlanLayout
 from herd.plan.project import Machine, PlannedPhase, Projection
 from herd.plan.remedies import Remedy
 from herd.train.optimizer import OptimizerSettings
@@ -18,20 +18,20 @@ from herd.train.optimizer import OptimizerSettings
 
 @settings
 class CostSettings:
-    """What electricity and devices cost: your own figures count."""
+    """Prices of electricity and devices; replace the defaults with your own."""
 
     rent: float = 2.5
-    """Dollars for an hour of a rented device."""
+    """Dollars per hour for a rented device."""
     price: float = 35_000
     """Dollars for a bought device with its share of server and network."""
     years: float = 4
-    """Years over which a bought device is written off."""
+    """Years over which a bought device is depreciated."""
     kwh: float = 0.10
-    """Dollars for a kilowatt-hour."""
+    """Dollars per kilowatt-hour."""
     overhead: float = 1.3
-    """Power drawn in all for each watt of a device: hosts, network, cooling."""
+    """Total power per watt of a device, with hosts, network and cooling."""
     carbon: float | None = None
-    """Kilograms of CO2e for each kilowatt-hour a device draws, overheads included; Meta's implied figure by default."""
+    """Kilograms of CO2e per kilowatt-hour of a device, overheads included; default: implied by Meta's figures."""
 
     def __post_init__(self):
         if self.years <= 0:
@@ -48,7 +48,7 @@ def as_dict(
     cost: CostSettings,
     would_fit: list[Remedy],
 ) -> dict:
-    """Everything, for programs."""
+    """The plan as plain values, for JSON."""
     return {
         "parameters": projection.parameters,
         "weights_bytes": 2 * projection.parameters,
@@ -88,13 +88,13 @@ def table(
     cost: CostSettings,
     would_fit: list[Remedy],
 ) -> str:
-    """Everything, for people."""
+    """The plan as text of 80 columns."""
     lines = [
         *_wrapped(
             f"{amount(projection.parameters)} parameters ({projection.parameters:,}), "
             f"{size(2 * projection.parameters)} in bf16: {model.num_hidden_layers} layers of {model.hidden_size:,}, "
             f"{model.num_attention_heads} heads, {model.num_key_value_heads} for keys and values, feed-forward "
-            f"{model.intermediate_size:,}, {model.vocab_size:,} rows"
+            f"{model.intermediate_size:,}, vocabulary {model.vocab_size:,}"
         ),
         f"{amount(projection.tokens)} tokens on {machine.count:,} x {machine.device.name} "
         f"({size(machine.device.memory)}, {machine.device.flops / 1e12:,.3g} TFLOP/s)",
@@ -108,10 +108,12 @@ def table(
     if len(best) > 1:
         lines += ["", f"Layouts that fit, the fastest first ({projection.phases[0].phase.name}):"]
         for one in best:
-            told = f"  {one.step.seconds:>7.2f} s/step  MFU {one.step.mfu:>5.1%}  {size(sum(one.memory.values())):>7}  "
-            lines += _wrapped(f"{told}{one.layout}", indent=len(told))
-    share = f"The arithmetic alone is taken to reach {machine.efficiency:.0%} of the peak (efficiency=...),"
-    arithmetic = f"{share} as good kernels do; `herd plan --check` shows how near that comes to Meta's figures."
+            figures = (
+                f"  {one.step.seconds:>7.2f} s/step  MFU {one.step.mfu:>5.1%}  {size(sum(one.memory.values())):>7}  "
+            )
+            lines += _wrapped(f"{figures}{one.layout}", indent=len(figures))
+    share = f"Arithmetic is assumed to reach {machine.efficiency:.0%} of the peak (efficiency=...), as good"
+    arithmetic = f"{share} kernels do; `herd plan --check` compares the projection with Meta's figures."
     lines += ["", *_legend(planned.layout for planned in [*projection.phases, *best]), "", *_wrapped(arithmetic, 0)]
     return "\n".join(lines)
 
@@ -120,25 +122,25 @@ _MEANINGS = {
     "TP": "tensor parallel: devices that split each layer's matrices",
     "CP": "context parallel: devices that split each row's tokens",
     "PP": "pipeline parallel: devices that split the layers",
-    "DP": "data parallel: groups of devices with other rows each",
-    "V": "stretches of layers on each device of a pipeline",
-    "copies": "groups that hold a whole model each, sharded within",
-    "rows": "rows that a device computes at a time",
+    "DP": "data parallel: groups of devices that each get different rows",
+    "V": "virtual stages: chunks of layers on each device of a pipeline",
+    "copies": "groups of devices that each hold a whole model, sharded among them",
+    "rows": "rows in a micro-batch of a device",
     "reshard": "gathered weights are freed between forward and backward pass",
-    "recompute": "what is computed again: light, norms and SwiGLU; full, whole layers",
-    "MFU": "share of the peak arithmetic rate that the model's own FLOPs take",
+    "recompute": "recomputed in the backward pass: light, norms and SwiGLU; full, layers",
+    "MFU": "model FLOPs utilization: model FLOPs as a share of the peak",
 }
-"""What the words of a plan mean."""
+"""The abbreviations in a plan's layouts."""
 
 
-def _legend(layouts: Iterable[Layout]) -> list[str]:
-    """What those words mean that these layouts are written in."""
+def _legend(layouts: Iterable[PlanLayout]) -> list[str]:
+    """The legend for the abbreviations that these layouts use."""
     printed = {*re.findall(r"[A-Za-z]+", " ".join(map(str, layouts))), "MFU"}
     return [f"  {word:<10} {text}" for word, text in _MEANINGS.items() if word in printed]
 
 
 def _wrapped(text: str, indent: int = 2) -> list[str]:
-    """A line as lines of 80 columns at most, those after the first indented."""
+    """A text wrapped at 80 columns, with later lines indented."""
     return textwrap.wrap(
         text,
         80,
@@ -157,14 +159,14 @@ def _phase_lines(planned: PlannedPhase) -> list[str]:
     return [
         f"{phase.name}: {phase.steps:,} steps of {amount(phase.batch_tokens)} tokens in rows of {phase.row_tokens:,}",
         *_wrapped(f"  layout   {planned.layout}", indent=11),
-        f"  learned  {learned_words(phase.optimizer)}",
+        f"  trained  {learned_words(phase.optimizer)}",
         *_wrapped(
             f"  step     {step.seconds:.3g} s, {amount(rate)} tokens/s, MFU {step.mfu:.1%}: "
             + ", ".join(f"{name} {seconds / step.seconds:.1%}" for name, seconds in terms),
             indent=11,
         ),
         *_wrapped(
-            f"  memory   {size(sum(planned.memory.values()))} on the fullest device: "
+            f"  memory   {size(sum(planned.memory.values()))} on the device that needs most: "
             + ", ".join(f"{name} {size(value)}" for name, value in parts)
             + ("" if planned.fits else "  (does not fit!)"),
             indent=11,
@@ -174,22 +176,22 @@ def _phase_lines(planned: PlannedPhase) -> list[str]:
 
 
 def remedy_lines(would_fit: list[Remedy]) -> list[str]:
-    """What would make a run fit that does not."""
+    """The remedies as lines of text."""
     if not would_fit:
         return _wrapped(
-            "  neither narrower state, adapters, recomputation nor more such devices make it fit: take larger ones"
+            "  neither bf16 state, adapters, recomputation nor more such devices make it fit: use larger devices"
         )
     wide = max(len(remedy.words) for remedy in would_fit)
-    told = [f"    {r.words:<{wide}}  {size(r.bytes):>8}  {r.planned.step.seconds:.3g} s/step" for r in would_fit]
-    return ["  it fits with any one of", *told]
+    lines = [f"    {r.words:<{wide}}  {size(r.bytes):>8}  {r.planned.step.seconds:.3g} s/step" for r in would_fit]
+    return ["  it fits with any one of", *lines]
 
 
 def learned_words(optimizer: OptimizerSettings) -> str:
-    """What is learned, and in which number types."""
+    """What is trained, and the dtype of its state, in words."""
     state = "" if optimizer.state == "fp32" else ", state in bfloat16"
     if not optimizer.lora.rank:
         return "all weights" + (state or ", state in float32")
-    base = " over a base of 4 bits" if optimizer.lora.base == "nf4" else ""
+    base = " over a 4-bit base" if optimizer.lora.base == "nf4" else ""
     return f"adapters of rank {optimizer.lora.rank}{base}{state}"
 
 
@@ -209,7 +211,7 @@ def _total_lines(machine: Machine, projection: Projection, cost: dict[str, float
     if machine.on_gpu:
         lines += _wrapped(
             f"  money          rented ${cost['rented_dollars']:,.0f}; or bought: ${cost['bought_dollars']:,.0f} "
-            f"written off and ${cost['electricity_dollars']:,.0f} of electricity",
+            f"depreciation and ${cost['electricity_dollars']:,.0f} of electricity",
             indent=17,
         )
     return lines

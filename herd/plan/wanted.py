@@ -1,4 +1,4 @@
-"""What is to be planned: a model and the stretches of its run, by a size or by the recipes of a training."""
+"""What is to be planned: a model and the phases of its run, from a size or from recipes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from herd.model.config import ModelConfig, num_parameters
 from herd.model.flops import flops_per_token
 from herd.model.reward import reward_config
 from herd.model.sizes import LLAMA3_ROWS, hyperparameters, model_of_size
-from herd.plan.layout import Layout
-from herd.plan.project import Machine, Phase
+from herd.plan.layout import PlanLayout
+from herd.plan.project import Machine, RunPhase
 from herd.train.optimizer import OptimizerSettings, is_narrow, mesh_faults
 from herd.train.schedule import BatchSettings, phases, steps_for
 
@@ -25,15 +25,15 @@ STAGES = (PRETRAIN, "sft", "distill", "reward", "dpo")
 """The stages that can be planned."""
 
 _WHOLE_ROWS = ("distill", "reward", "dpo")
-_TUNING_STEPS = 9_000  # of the paper's largest models (section 4.1.3: 8.5K to 9K)
+_TUNING_STEPS = 9_000  # of Llama 3's largest models (paper, section 4.1.3: 8.5K to 9K)
 _TUNING_BATCH = 262_144  # tokens: the paper does not say
 _BYTES_IN_A_SHARD = 4  # of a token: uint32
-_BYTES_PER_TOKEN = 4.4  # about, of English text under Llama 3's tokenizer
+_BYTES_PER_TOKEN = 4.4  # about, for English text with Llama 3's tokenizer
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a person says beside or instead of a recipe: `herd plan`'s settings of these names."""
+    """`herd plan`'s settings that complement or replace a recipe."""
 
     path: str | None = None
     stage: str = "auto"
@@ -45,7 +45,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe of a training: its file, its stage (one of `STAGES`), and the settings it gives that stage."""
+    """A training recipe: its file, its stage (one of `STAGES`), and that stage's settings."""
 
     file: Path
     stage: str
@@ -54,32 +54,30 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is planned: a model, the stretches of its run, and for each its recipe's own layout if it has one."""
+    """What is planned: a model, the phases of its run, and for each its recipe's layout if it has one."""
 
     stage: str
     model: ModelConfig
-    phases: list[Phase]
-    layouts: list[Layout | None]  # of each phase
+    phases: list[RunPhase]
+    layouts: list[PlanLayout | None]  # of each phase
 
     @property
     def tuning(self) -> bool:
         return self.stage != PRETRAIN
 
     def check_rank(self) -> None:
-        """Adapters as the trainer takes them.
+        """Check the rank of adapters as the trainer does.
 
         Raises:
-            ConfigError: their rank is above the model's width.
+            ConfigError: it is above the model's hidden size.
         """
         rank, width = self.phases[0].optimizer.lora.rank, self.model.hidden_size
         if rank > width:
-            raise ConfigError(
-                f"optimizer.lora.rank {rank:,} is more than the model's width ({width:,}): 8 to 64 are usual"
-            )
+            raise ConfigError(f"optimizer.lora.rank {rank:,} is more than hidden_size ({width:,}): 8 to 64 are usual")
 
 
 def stage_of(file: Path) -> str:
-    """The stage whose recipe this is: each has a setting of its own."""
+    """The stage of a recipe, recognized by a setting that only it has."""
     names = configs.recipe_keys(file)
     own = {
         "teacher": "distill",
@@ -93,7 +91,7 @@ def stage_of(file: Path) -> str:
 
 
 def from_size(asked: Asked) -> Wanted:
-    """What is planned where a size or a model's folder is given, without a recipe.
+    """The plan's subject for a size or a model's folder, without a recipe.
 
     Raises:
         ConfigError: no such size or folder, or a batch smaller than a row.
@@ -102,28 +100,28 @@ def from_size(asked: Asked) -> Wanted:
     stage = asked.stage if asked.stage != "auto" else "sft" if narrow else PRETRAIN
     assert asked.path is not None  # a size or a recipe is given
     model = _model_at(asked.path, stage)
-    found = hyperparameters(num_parameters(model))
+    usual = hyperparameters(num_parameters(model))
     row_tokens = asked.row_tokens or (8192 if model.hidden_size >= 2048 else 2048)
     if asked.batch_tokens and asked.batch_tokens < row_tokens:
         raise ConfigError(f"batch_tokens {asked.batch_tokens:,} must hold at least one row of {row_tokens:,} tokens")
-    batch = asked.batch_tokens or (found.batch_tokens if stage == PRETRAIN else _TUNING_BATCH)
+    batch = asked.batch_tokens or (usual.batch_tokens if stage == PRETRAIN else _TUNING_BATCH)
     batch = max(batch // row_tokens, 1) * row_tokens
-    tokens = asked.tokens or (found.tokens if stage == PRETRAIN else _TUNING_STEPS * batch)
+    tokens = asked.tokens or (usual.tokens if stage == PRETRAIN else _TUNING_STEPS * batch)
     name = "pre-train" if stage == PRETRAIN else stage
     steps = max(round(tokens / batch), 1)
-    phase = Phase(name, row_tokens, batch, steps, asked.optimizer, stage in _WHOLE_ROWS)
+    phase = RunPhase(name, row_tokens, batch, steps, asked.optimizer, stage in _WHOLE_ROWS)
     return Wanted(stage, model, [phase], [None])
 
 
 def from_recipes(recipes: list[Recipe], asked: Asked, machine: Machine) -> Wanted:
-    """What is planned where recipes are given: the stages of one pre-training in their order, or one fine-tuning.
+    """The plan's subject for recipes: the stages of one pre-training in order, or one fine-tuning.
 
     Raises:
-        ConfigError: recipes that do not belong together, a shape that nobody says, a layout the trainer refuses.
+        ConfigError: recipes that do not belong together, an unknown model shape, a layout that the trainer refuses.
     """
     stages = [recipe.stage for recipe in recipes]
     if len(recipes) > 1 and set(stages) != {PRETRAIN}:
-        raise ConfigError(f"recipe: several are planned together of pretrain alone, and these are of {stages}")
+        raise ConfigError(f"recipe: only recipes of pretrain can be planned together; these are of {stages}")
     first = recipes[0]
     if first.stage != PRETRAIN:
         model = _model_at(_start_of(first, asked), first.stage)
@@ -133,14 +131,14 @@ def from_recipes(recipes: list[Recipe], asked: Asked, machine: Machine) -> Wante
         raise ConfigError("give a size or a recipe of `herd pretrain`, not both")
     parts, own = [], []
     for recipe in recipes:
-        found = _phases(recipe, asked)
-        parts += found
-        own += [_layout_of(recipe, machine, found[0])] * len(found)
+        phases_here = _phases(recipe, asked)
+        parts += phases_here
+        own += [_layout_of(recipe, machine, phases_here[0])] * len(phases_here)
     return Wanted(first.stage, _model_of(first), parts, own)
 
 
 def _model_at(path: str, stage: str) -> ModelConfig:
-    """The shape of a size by its name, or of a model folder."""
+    """The shape for a size, or of a model folder."""
     place = Path(path)
     if place.exists():
         model = open_checkpoint(place).config
@@ -153,25 +151,24 @@ def _model_at(path: str, stage: str) -> ModelConfig:
 
 
 def _start_of(recipe: Recipe, asked: Asked) -> str:
-    """The size or folder of the model that is fine-tuned."""
+    """The size or folder of the model to be fine-tuned."""
     if asked.path:
         return asked.path
     checkpoint = recipe.settings.checkpoint
     if not checkpoint.exists():
         raise ConfigError(
-            f"{checkpoint}: the recipe's checkpoint is not there yet; say of which size it will be "
-            f"(herd plan {recipe.file} 8B)"
+            f"{checkpoint}: the recipe's checkpoint does not exist yet; give its size (herd plan {recipe.file} 8B)"
         )
     return str(checkpoint)
 
 
-def _tuning_phase(recipe: Recipe, asked: Asked) -> Phase:
-    told, batch = recipe.settings, recipe.settings.batch
+def _tuning_phase(recipe: Recipe, asked: Asked) -> RunPhase:
+    settings, batch = recipe.settings, recipe.settings.batch
     rows = max(round(batch.tokens / batch.row_tokens), 1)
-    tokens = asked.tokens or told.epochs * _tokens_learned(recipe)
+    tokens = asked.tokens or settings.epochs * _tokens_learned(recipe)
     steps = max(round(tokens / (rows * batch.row_tokens)), 1) if tokens else _TUNING_STEPS
     optimizer, whole_rows = _optimizer_of(recipe, asked), recipe.stage in _WHOLE_ROWS
-    return Phase(recipe.file.stem, batch.row_tokens, rows * batch.row_tokens, steps, optimizer, whole_rows)
+    return RunPhase(recipe.file.stem, batch.row_tokens, rows * batch.row_tokens, steps, optimizer, whole_rows)
 
 
 def _optimizer_of(recipe: Recipe, asked: Asked) -> OptimizerSettings:
@@ -180,44 +177,44 @@ def _optimizer_of(recipe: Recipe, asked: Asked) -> OptimizerSettings:
 
 
 def _tokens_learned(recipe: Recipe) -> float:
-    """About how many tokens an epoch of a fine-tuning has; 0 where its data are not there yet."""
-    told = recipe.settings
+    """About how many tokens an epoch of fine-tuning has; 0 if its data do not exist yet."""
+    settings = recipe.settings
     if recipe.stage == "distill":
-        say(f"{recipe.file}: the teacher reads everything once before the student learns; that is not in this plan")
-    if recipe.stage == "distill" and told.shards:
-        return sum(part.stat().st_size for part in (told.shards / "train").glob("*.npy")) / _BYTES_IN_A_SHARD
-    return _tokens_of(told.pairs if recipe.stage in ("reward", "dpo") else told.conversations)
+        say(f"{recipe.file}: the teacher's pass over the data before training is not included in this plan")
+    if recipe.stage == "distill" and settings.shards:
+        return sum(part.stat().st_size for part in (settings.shards / "train").glob("*.npy")) / _BYTES_IN_A_SHARD
+    return _tokens_of(settings.pairs if recipe.stage in ("reward", "dpo") else settings.conversations)
 
 
 def _tokens_of(files: list[Path]) -> float:
-    """About how many tokens JSONL or Parquet files hold; 0 where they are not there yet."""
-    found = [part for file in files for part in (file.rglob("*") if file.is_dir() else [file]) if part.is_file()]
-    return sum(part.stat().st_size for part in found) / _BYTES_PER_TOKEN
+    """About how many tokens JSONL or Parquet files hold; 0 if they do not exist yet."""
+    parts = [part for file in files for part in (file.rglob("*") if file.is_dir() else [file]) if part.is_file()]
+    return sum(part.stat().st_size for part in parts) / _BYTES_PER_TOKEN
 
 
 def _model_of(recipe: Recipe) -> ModelConfig:
-    """The shape that is trained. Of a checkpoint that is not there yet the recipe may say it."""
-    told = recipe.settings
-    if told.checkpoint is not None and told.checkpoint.exists():
-        return open_checkpoint(told.checkpoint).config
-    if told.checkpoint is not None and "model" not in configs.recipe_keys(recipe.file):
+    """The model's shape: the checkpoint's, or the recipe's `model` if that does not exist yet."""
+    settings = recipe.settings
+    if settings.checkpoint is not None and settings.checkpoint.exists():
+        return open_checkpoint(settings.checkpoint).config
+    if settings.checkpoint is not None and "model" not in configs.recipe_keys(recipe.file):
         raise ConfigError(
-            f"{recipe.file}: its checkpoint {told.checkpoint} is not there yet, and it says no `model`; plan it "
-            "behind the recipe that makes it (herd plan FIRST.yaml THEN.yaml)"
+            f"{recipe.file}: its checkpoint {settings.checkpoint} does not exist yet, and it has no `model`; plan it "
+            "after the recipe that makes the checkpoint (herd plan FIRST.yaml THEN.yaml)"
         )
-    rows = _rows_of(told.tokenizer)
+    rows = _rows_of(settings.tokenizer)
     names = {one.name for one in fields(ModelConfig)}
-    given = configs.to_dict(told.model)
+    given = configs.to_dict(settings.model)
     shape = {name: value for name, value in given.items() if name in names and value is not None}
     return ModelConfig(**shape, vocab_size=rows)
 
 
 def _rows_of(tokenizer: Path) -> int:
-    """Rows of the vocabulary; Llama 3's where the tokenizer is not there yet."""
+    """Size of the vocabulary; Llama 3's if the tokenizer does not exist yet."""
     return open_tokenizer(tokenizer).vocab_size if tokenizer.exists() else LLAMA3_ROWS
 
 
-def _phases(recipe: Recipe, asked: Asked) -> list[Phase]:
+def _phases(recipe: Recipe, asked: Asked) -> list[RunPhase]:
     batch, file = recipe.settings.batch, recipe.file
     own = recipe.settings.tokens
     if recipe.settings.flops is not None:
@@ -226,7 +223,7 @@ def _phases(recipe: Recipe, asked: Asked) -> list[Phase]:
     parts = phases(batch, num_steps, {"all": 1.0})
     ends = [part.step for part in parts[1:]] + [num_steps]
     return [
-        Phase(
+        RunPhase(
             file.stem if len(parts) == 1 else f"{file.stem} {number}",
             part.row_tokens,
             max(round(part.batch_tokens / part.row_tokens), 1) * part.row_tokens,
@@ -238,32 +235,32 @@ def _phases(recipe: Recipe, asked: Asked) -> list[Phase]:
     ]
 
 
-def _layout_of(recipe: Recipe, machine: Machine, phase: Phase, always: bool = False) -> Layout | None:
-    """The recipe's own layout on this many devices; None where there is none and the best one is looked for.
+def _layout_of(recipe: Recipe, machine: Machine, phase: RunPhase, always: bool = False) -> PlanLayout | None:
+    """The recipe's layout on this number of devices; None if it has none, so that the best one is used.
 
-    Fine-tuning is laid out as its recipe says in any case (`always`).
+    With `always` (for fine-tuning) the recipe's default layout counts too.
 
     Raises:
-        ConfigError: the trainer refuses to learn so on that layout.
+        ConfigError: the trainer refuses that layout.
     """
-    told, file, parallel = recipe.settings, recipe.file, recipe.settings.parallel
+    settings, file, parallel = recipe.settings, recipe.file, recipe.settings.parallel
     if parallel == type(parallel)() and not always:
         return None
     inside = parallel.tensor * parallel.context * parallel.pipeline
     if machine.count % inside:
-        say(f"{file}: its layout takes a multiple of {inside:,} devices; the best for {machine.count:,} is looked for")
+        say(f"{file}: its layout needs a multiple of {inside:,} devices; the best one for {machine.count:,} is used")
         return None
     data = machine.count // inside
     replicas = 1 if data % parallel.shard else data // parallel.shard
-    recompute = told.recompute
-    layout = Layout(
+    recompute = settings.recompute
+    layout = PlanLayout(
         tensor=parallel.tensor,
         context=parallel.context,
         pipeline=parallel.pipeline,
         data=data,
         virtual=parallel.interleave,
         contiguous=parallel.contiguous,
-        micro_rows=_rows_at_once(told.batch, data),
+        micro_rows=_rows_at_once(settings.batch, data),
         reshard=parallel.reshards and data // replicas * parallel.context > 1,
         recompute="full" if recompute == 1 else "light" if machine.on_gpu else "off",
         replicas=replicas,
@@ -275,7 +272,7 @@ def _layout_of(recipe: Recipe, machine: Machine, phase: Phase, always: bool = Fa
 
 
 def _rows_at_once(batch: BatchSettings, data: int) -> int:
-    """Rows of a micro-batch, as the loader cuts a process's share of a step into equal ones."""
+    """Rows of a micro-batch, as the loader divides a process's share of a step evenly."""
     share = max(round(batch.tokens / batch.row_tokens) // data, 1)
     parts = -(-share // max(batch.micro_tokens // batch.row_tokens, 1))
     return -(-share // parts)

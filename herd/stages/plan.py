@@ -25,7 +25,7 @@ from herd.errors import CapacityError
 from herd.plan.check import check_table, checks
 from herd.plan.cluster import DEVICES
 from herd.plan.measured import this_machine
-from herd.plan.project import Machine, Phase, distinct, project, ranked
+from herd.plan.project import Machine, RunPhase, distinct, project, ranked
 from herd.plan.remedies import Remedy, remedies
 from herd.plan.slurm import processes_per_server, slurm_script
 from herd.plan.steptime import EFFICIENCY
@@ -120,7 +120,7 @@ def run(settings: PlanSettings) -> int:
     return _NOT_FITTING if too_big else 0
 
 
-def _remedies(wanted: Wanted, machine: Machine, phase: Phase) -> list[Remedy]:
+def _remedies(wanted: Wanted, machine: Machine, phase: RunPhase) -> list[Remedy]:
     return remedies(wanted.model, machine, phase, wanted.layouts[wanted.phases.index(phase)], wanted.tuning)
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from herd.errors import CapacityError
 from herd.log import duration, size
 from herd.model.config import ModelConfig
-from herd.plan.layout import Layout
-from herd.plan.project import Machine, Phase, PlannedPhase, lay_out
+from herd.plan.layout import PlanLayout
+from herd.plan.project import Machine, PlannedPhase, RunPhase, lay_out
 from herd.train.lora import LoraSettings
 from herd.train.optimizer import OptimizerSettings
 from herd.train.schedule import BatchSettings
@@ -127,7 +127,7 @@ def ways(
 
     Of the steps that are wished each takes as many as fit into so many minutes by plan, which measures the machine.
     """
-    phase = Phase("tune", batch.row_tokens, batch.tokens, 1, whole_rows=material.kind == "preferences")
+    phase = RunPhase("tune", batch.row_tokens, batch.tokens, 1, whole_rows=material.kind == "preferences")
     plain = LoraSettings(rank=_RANK, alpha=2.0 * _RANK)
     learned: dict[Method, LoraSettings] = {
         "full": LoraSettings(),
@@ -146,9 +146,9 @@ def ways(
     return found
 
 
-def _laid_out(config: ModelConfig, machine: Machine, phase: Phase, batch: BatchSettings) -> PlannedPhase:
+def _laid_out(config: ModelConfig, machine: Machine, phase: RunPhase, batch: BatchSettings) -> PlannedPhase:
     rows = max(1, min(batch.micro_tokens // batch.row_tokens, phase.rows))
-    layout = Layout(micro_rows=rows, recompute="light" if machine.on_gpu else "off")
+    layout = PlanLayout(micro_rows=rows, recompute="light" if machine.on_gpu else "off")
     planned = lay_out(config, machine, phase, layout)
     return planned if planned.fits else lay_out(config, machine, phase, replace(layout, recompute="full"))
 

@@ -218,7 +218,7 @@ def test_eight_bit_floats_with_scales_are_read_as_the_numbers_they_stand_for(tmp
 def test_a_wrong_permutation_is_noticed_and_the_copy_not_kept(tmp_path, monkeypatch):
     source = saved(tmp_path / "source")
     monkeypatch.setattr(gguf_model, "halves_to_interleaved", lambda weight, heads: weight)
-    with pytest.raises(CheckpointError, match="the copy.s predictions differ from the original"):
+    with pytest.raises(CheckpointError, match=r"the copy.s predictions differ from the original"):
         convert(source, tmp_path / "model.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 

@@ -35,10 +35,9 @@ from herd.parallel.rehearsal import as_rank
 from herd.parallel.settings import ParallelSettings
 from herd.plan import published
 from herd.plan.cluster import DEVICES
-from herd.plan.layout import Layout, chunks, faults
+from herd.plan.layout import PlanLayout, chunks, faults
 from herd.plan.memory import layer_parameters, memory_by_part, saved_per_token
-from herd.plan.project import Machine, phase_faults, project, ranked
-from herd.plan.project import Phase as RunPhase
+from herd.plan.project import Machine, RunPhase, phase_faults, project, ranked
 from herd.plan.reliability import goodput
 from herd.plan.steptime import EFFICIENCY
 from herd.plan.table import learned_words
@@ -161,7 +160,7 @@ def test_every_recipe_loads_and_plans(recipe, capsys):
 
 
 def test_126_layers_lie_as_in_the_paper():
-    cut = chunks(BIG, Layout(8, 1, 16, 64, 8))
+    cut = chunks(BIG, PlanLayout(8, 1, 16, 64, 8))
     assert len(cut) == 128 and sum(chunk.layers for chunk in cut) == 126
     assert cut[0].embedding and not cut[0].layers and cut[-1].head and not cut[-1].layers
 
@@ -169,7 +168,7 @@ def test_126_layers_lie_as_in_the_paper():
 @pytest.mark.parametrize(("pipeline", "virtual", "layers"), [(1, 1, 5), (2, 1, 5), (3, 2, 11), (4, 1, 4)])
 def test_a_cut_model_is_the_whole_model(pipeline, virtual, layers):
     shape = model_of_depth(layers, 1000)
-    cut = chunks(shape, Layout(pipeline=pipeline, virtual=virtual))
+    cut = chunks(shape, PlanLayout(pipeline=pipeline, virtual=virtual))
     assert len(cut) == pipeline * virtual and sum(chunk.layers for chunk in cut) == layers
     assert [chunk.embedding for chunk in cut].count(True) == [chunk.head for chunk in cut].count(True) == 1
 
@@ -196,15 +195,15 @@ def test_what_a_layer_saves_is_what_is_counted():
 
 
 def test_parts_of_the_optimizer_are_sharded_and_layers_counted():
-    whole = memory_by_part(BIG, Layout(), 8192, 2048)
-    shared = memory_by_part(BIG, Layout(data=64), 8192, 2048)
+    whole = memory_by_part(BIG, PlanLayout(), 8192, 2048)
+    shared = memory_by_part(BIG, PlanLayout(data=64), 8192, 2048)
     assert whole["moments"] == 8 * num_parameters(BIG) and shared["moments"] == whole["moments"] / 64
     assert layer_parameters(BIG) * 126 + 2 * 128_256 * 16_384 + 16_384 == num_parameters(BIG)
 
 
 def test_layouts_that_cannot_be_are_named():
-    assert "does not divide" in faults(BIG, Layout(tensor=16), 8192, 64)[0]
-    assert "do not split over DP" in faults(BIG, Layout(data=48), 8192, 64)[0]
+    assert "does not divide" in faults(BIG, PlanLayout(tensor=16), 8192, 64)[0]
+    assert "do not split over DP" in faults(BIG, PlanLayout(data=48), 8192, 64)[0]
 
 
 def test_more_devices_are_faster_but_less_well_used():
@@ -235,11 +234,11 @@ def test_what_does_not_fit_is_said_with_its_size():
         (["8B", "--device", "h1000"], "device"),
         (["405B", "--devices", "1"], "no layout fits"),
         (["8B", "--slurm"], "needs a recipe"),
-        (["8B", "--devices", "7"], "cannot be laid over"),
-        ([str(RECIPES[0].parent / "8b.yaml"), "--devices", "12", "--slurm"], "do not fill servers of 8"),
-        ([str(RECIPES[0].parent / "8b-sft.yaml")], "say of which size"),
+        (["8B", "--devices", "7"], "cannot be split over"),
+        ([str(RECIPES[0].parent / "8b.yaml"), "--devices", "12", "--slurm"], "not a multiple of the 8"),
+        ([str(RECIPES[0].parent / "8b-sft.yaml")], "give its size"),
         ([str(RECIPES[0].parent / "8b.yaml"), "8B"], "not both"),
-        ([str(RECIPES[0].parent / "8b.yaml"), str(RECIPES[0].parent / "8b-sft.yaml"), "8B"], "of pretrain alone"),
+        ([str(RECIPES[0].parent / "8b.yaml"), str(RECIPES[0].parent / "8b-sft.yaml"), "8B"], "recipes of pretrain"),
         (["8B", "optimizer.lora.rank=-1"], "rank"),
         (["8B", "--stage", "rlhf"], "stage"),
     ],
@@ -271,7 +270,7 @@ def test_a_distillation_is_planned_by_what_it_learns_on_and_says_what_is_left_ou
     assert main(["plan", str(file), "1B", "--device", "h200", "--json"]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["phases"][0]["steps"] == 2 * 2**20 // 65536
-    assert "the teacher reads everything once" in said.err
+    assert "the teacher's pass over the data" in said.err
 
 
 def test_a_layout_that_needs_more_devices_than_there_are_is_not_planned_with(capsys, monkeypatch):
@@ -281,7 +280,7 @@ def test_a_layout_that_needs_more_devices_than_there_are_is_not_planned_with(cap
     [phase] = json.loads(said.out)["phases"]
     layout = phase["layout"]
     assert layout["tensor"] * layout["context"] * layout["pipeline"] * layout["data"] == 16
-    assert "takes a multiple of 32 devices" in said.err
+    assert "needs a multiple of 32 devices" in said.err
 
 
 def layouts_of(words, capsys):
@@ -304,7 +303,7 @@ def test_objectives_that_need_whole_rows_are_planned_in_copies_and_shards_alone(
     ("pipeline", "virtual", "layers"), [(4, 1, ()), (4, 3, ()), (4, 1, (5, 10, 10, 7)), (1, 1, ())]
 )
 def test_the_pipeline_is_cut_as_the_trainer_cuts_it(pipeline, virtual, layers):
-    cut = chunks(LLAMAS["8B"], Layout(pipeline=pipeline, virtual=virtual, layers=layers))
+    cut = chunks(LLAMAS["8B"], PlanLayout(pipeline=pipeline, virtual=virtual, layers=layers))
     trained = ParallelSettings(pipeline=pipeline, interleave=virtual, layers=list(layers))
     assert [chunk.layers for chunk in cut] == [len(held) for held in layers_of_stages(LLAMAS["8B"], trained)]
     assert cut[0].embedding and cut[-1].head
@@ -340,7 +339,7 @@ def test_a_batch_that_cannot_be_laid_over_the_devices_names_numbers_that_can(cap
     assert main(["plan", "8B", "--devices", "7"]) == 2
     said = capsys.readouterr().err
     assert "plan for 4 or 8 devices" in said
-    assert "take larger ones" not in said
+    assert "use larger devices" not in said
 
 
 @pytest.mark.parametrize(("name", "stage", "nodes"), [("8b", "pretrain", 8), ("8b-sft", "sft", 2)])
@@ -374,7 +373,7 @@ def test_a_slurm_script_trains_as_was_asked_not_as_the_recipe_says(capsys):
 def test_a_recipe_that_goes_on_from_what_is_not_there_yet_is_not_planned_as_some_other_model(tmp_path, capsys):
     (tmp_path / "longer.yaml").write_text("shards: x\ntokenizer: x\nout: x\ncheckpoint: not-yet\n")
     assert main(["plan", str(tmp_path / "longer.yaml")]) == 2
-    assert "not-yet is not there yet, and it says no `model`" in capsys.readouterr().err
+    assert "not-yet does not exist yet, and it has no `model`" in capsys.readouterr().err
 
 
 STUBS = {
@@ -460,7 +459,7 @@ def measured_and_planned(depth, rows, row_tokens, options, **variables):
     learned = [options.state, str(options.lora.rank), options.lora.base]
     words = [sys.executable, "-c", _REAL_RUN, *map(str, (depth, rows, row_tokens)), *learned]
     measured = int(subprocess.run(words, check=True, capture_output=True, text=True, env=environment).stdout)
-    shape, layout = model_of_depth(depth, 16_384), Layout(micro_rows=rows)
+    shape, layout = model_of_depth(depth, 16_384), PlanLayout(micro_rows=rows)
     parts = memory_by_part(shape, layout, row_tokens, rows, on_gpu=False, optimizer=options)
     return measured, sum(parts.values())
 
@@ -560,7 +559,7 @@ def test_a_frozen_base_in_shards_and_its_adapters_take_what_is_planned():
             held["masters" if shard.parameter.requires_grad else "weights"] += local_part(shard.parameter).nbytes
     copied, kept, freed = (
         memory_by_part(shape, layout, 8192, 8, optimizer=OptimizerSettings(lora=options))
-        for layout in (Layout(data=8, replicas=8), Layout(data=8), Layout(data=8, reshard=True))
+        for layout in (PlanLayout(data=8, replicas=8), PlanLayout(data=8), PlanLayout(data=8, reshard=True))
     )
     assert copied["weights"] == 2 * num_parameters(shape)
     assert kept["masters"] == freed["masters"] == held["masters"] == copied["masters"] / 8
@@ -589,7 +588,7 @@ def test_what_the_trainer_refuses_is_not_planned_and_what_it_takes_is(optimizer,
             continue
         parallel = ParallelSettings(**dict(zip(("replicas", "shard", "tensor", "context", "pipeline"), sizes)))
         replicas, shard, tensor, context, pipeline = sizes
-        layout = Layout(tensor, context, pipeline, data=replicas * shard, replicas=replicas)
+        layout = PlanLayout(tensor, context, pipeline, data=replicas * shard, replicas=replicas)
         try:
             place(shape, parallel, optimizer, cpu, row_tokens=8192, whole_rows=whole_rows)
             taken = True
@@ -618,7 +617,7 @@ def test_a_recipe_that_the_trainer_refuses_is_refused_and_one_that_does_not_fit_
 
 def test_copies_hold_everything_and_shards_a_part():
     whole, copied, shared = (
-        memory_by_part(BIG, Layout(data=n, replicas=r), 8192, 64) for n, r in ((1, 1), (8, 8), (8, 2))
+        memory_by_part(BIG, PlanLayout(data=n, replicas=r), 8192, 64) for n, r in ((1, 1), (8, 8), (8, 2))
     )
     assert copied["moments"] == whole["moments"] == 4 * shared["moments"]
 
