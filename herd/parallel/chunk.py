@@ -1,4 +1,4 @@
-"""A rank's shard of a tensor, saved by DCP under the whole tensor's name and place, for any other mesh to read."""
+"""A rank's shard of a tensor, saved by DCP under the full tensor's name and offset, to be read on any mesh."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from torch.distributed.tensor import DTensor
 
 
-class Chunk(Tensor):
-    """A view of a local tensor that knows which block of the whole one it is.
+class LocalShard(Tensor):
+    """A view of a local tensor with its offset in the full tensor.
 
-    It speaks DCP's protocol for sharded tensors; every operation on it gives a plain tensor.
+    It implements DCP's protocol for sharded tensors; every operation on it returns a plain tensor.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
-    def __new__(cls, local: Tensor, offset: Sequence[int], whole: Sequence[int]) -> Chunk:
+    def __new__(cls, local: Tensor, offset: Sequence[int], whole: Sequence[int]) -> LocalShard:
         return torch.Tensor._make_subclass(cls, local)
 
     def __init__(self, local: Tensor, offset: Sequence[int], whole: Sequence[int]):
         self.local, self.offset, self.whole = local, torch.Size(offset), torch.Size(whole)
 
     def size(self) -> torch.Size:  # type: ignore[override]
-        """The shape of the whole tensor; `shape` is this block's."""
+        """The shape of the full tensor; `shape` is this shard's."""
         return self.whole
 
     def __create_write_items__(self, name: str, _: Tensor) -> list[WriteItem]:
@@ -45,5 +45,5 @@ class Chunk(Tensor):
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """What of a tensor lies on this rank, as a view."""
+    """The part of a tensor on this rank, as a view."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

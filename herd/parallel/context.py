@@ -1,8 +1,8 @@
-"""Context parallelism: a row's tokens lie on several processes, its keys and values are gathered by all.
+"""Context parallelism: a row's tokens are split over several processes, which all gather its keys and values.
 
-A row is cut in 2 x size chunks and process i holds chunks i and 2 x size - 1 - i, so that all have the same share of
-the causal triangle. Gathering all keys and values first (not in a ring) makes any mask easy, the document mask too;
-with grouped queries they are small.
+A row is split into 2 x size chunks and process i holds chunks i and 2 x size - 1 - i, so that all have the same share
+of the causal triangle. Gathering all keys and values first (not in a ring) makes any mask easy, the document mask
+included; with grouped-query attention they are small.
 
 Source: The Llama 3 Herd of Models, section 3.3.2.
 """
@@ -24,7 +24,7 @@ from herd.parallel.tensor import gather
 from herd.types import Batch
 
 QUERIES = 512
-"""Queries of a block: the mask of a block has as many rows."""
+"""Queries per block, and so rows of its mask."""
 
 
 def cut_rows(x: Tensor, index: int, size: int) -> Tensor:
@@ -34,19 +34,19 @@ def cut_rows(x: Tensor, index: int, size: int) -> Tensor:
 
 
 def joined(x: Tensor, size: int) -> Tensor:
-    """The way back: what all processes hold, one after the other (B, T, ...), in the order of the row."""
+    """The inverse: the chunks of all processes, concatenated (B, T, ...), in the order of the row."""
     order = [2 * chunk if chunk < size else 2 * (2 * size - 1 - chunk) + 1 for chunk in range(2 * size)]
     return x.unflatten(1, (2 * size, -1))[:, order].flatten(1, 2)
 
 
 def cut_batch(batch: Batch, index: int, size: int) -> Batch:
-    """A process's part of a batch. `document_ids` stay whole: the mask needs the documents of all keys."""
+    """A process's part of a batch. `document_ids` are not split: the mask needs the documents of all keys."""
     tokens, labels, positions = (cut_rows(x, index, size) for x in (batch.tokens, batch.labels, batch.positions))
     return replace(batch, tokens=tokens, labels=labels, positions=positions)
 
 
 class ContextAttention:
-    """The `attend` of a process that holds two chunks of each row; its `context` knows the documents of whole rows."""
+    """The `attend` of a process with two chunks of each row; its `context` has the documents of whole rows."""
 
     def __init__(self, group: dist.ProcessGroup):
         self.group, self.index, self.size = group, group.rank(), group.size()
@@ -63,7 +63,7 @@ class ContextAttention:
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, begin: int, context: AttentionContext | None = None) -> Tensor:
-    """Attention of the queries at places `begin` and on, to the keys of their own documents up to their own place.
+    """Attention of the queries from position `begin` on to earlier keys of their own documents.
 
     q is (B, Q, H, C), k and v are (B, T, K, C); the result is (B, Q, H, C), unspecified at padding.
     """
@@ -88,7 +88,7 @@ def _block(q: Tensor, k: Tensor, v: Tensor, first: int, starts: Tensor | None) -
     start = min(int(window.min()), first)
     query, key = torch.arange(first, last)[:, None], torch.arange(start, last)
     visible = (window[..., None] <= key) & (key <= query)
-    visible |= window[..., None] >= last  # padding looks anywhere, so that no softmax is over nothing
+    visible |= window[..., None] >= last  # padding attends to everything, so that no softmax is empty
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k[:, start:last].transpose(1, 2),

@@ -1,4 +1,4 @@
-"""Joining the processes that `torchrun` has started. One process alone is left as it is."""
+"""Connecting the processes that `torchrun` has started; nothing happens with a single process."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from herd.run import Run, open_run
 
 T = TypeVar("T")
 
-_INTERRUPTED = 130  # the exit status of `herd` then
-_GRACE_SECONDS = 5.0  # how long a process leaves it to the first one to report what all of them have found
+_INTERRUPTED = 130  # the exit status of `herd` after Ctrl-C
+_GRACE_SECONDS = 5.0  # how long other processes leave it to the first one to report an error that all have
 
 
 def num_processes() -> int:
@@ -30,16 +30,16 @@ def num_processes() -> int:
 
 
 def processes_here() -> int:
-    """How many of them share this machine."""
+    """How many of them run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextmanager
 def joined(folder: Path | None = None) -> Iterator[torch.device]:
-    """Be one of the processes for a while, on the device given. Only the first one talks to the person who watches.
+    """Connect to the other processes; yields this one's device. Only the first process prints.
 
-    What is the user's to mend is found by all processes alike and reported by the first. `folder` is where NCCL writes
-    down its last collectives when one times out.
+    Errors of the user (UserError) occur on all processes and are reported by the first. NCCL writes its last
+    collectives into `folder` when one times out.
     """
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
@@ -62,7 +62,7 @@ def joined(folder: Path | None = None) -> Iterator[torch.device]:
             time.sleep(_GRACE_SECONDS)
         raise
     except KeyboardInterrupt:
-        if not first:  # the first one says that it is stopped
+        if not first:  # the first one reports the interruption
             raise SystemExit(_INTERRUPTED) from None
         raise
     dist.destroy_process_group()
@@ -70,16 +70,16 @@ def joined(folder: Path | None = None) -> Iterator[torch.device]:
 
 @contextmanager
 def asked_to_end() -> Iterator[Callable[[], bool]]:
-    """Note SIGTERM and Ctrl-C instead of obeying them, where this process is one of several, which end together.
+    """With several processes, record SIGTERM and Ctrl-C instead of ending, so that all can end together.
 
-    What is given tells whether there was one. A signal that nobody has acted on is obeyed afterwards. One process alone
-    is left as it is.
+    Yields a function that tells whether there was one. An unhandled signal is raised again at the end. Nothing is done
+    with a single process.
     """
     if not dist.is_initialized() or threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     noted: list[int] = []
-    names = (signal.SIGTERM, signal.SIGINT)  # torchrun passes them on, and kills whoever is still there after a while
+    names = (signal.SIGTERM, signal.SIGINT)  # torchrun passes them on, and kills processes that do not end soon
     before = {name: signal.signal(name, lambda number, _: noted.append(number)) for name in names}
     try:
         yield lambda: bool(noted)
@@ -92,7 +92,7 @@ def asked_to_end() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def open_run_together(path: Path, **what: Any) -> Iterator[Run]:
-    """`open_run` for all processes: the first one opens, locks and writes; the others see the same folder.
+    """`open_run` for all processes: the first one opens, locks and writes; the others use the same folder.
 
     Raises:
         UserError: as `open_run`, on every process.
@@ -104,24 +104,24 @@ def open_run_together(path: Path, **what: Any) -> Iterator[Run]:
         entered = False
         try:
             with open_run(path, **what) as run:
-                _tell(run.manifest)
+                _broadcast(run.manifest)
                 entered = True
                 yield run
         except UserError as fault:
             if not entered:
-                _tell(fault)
+                _broadcast(fault)
             raise
     else:
-        found = _tell(None)
-        if isinstance(found, UserError):
-            raise found
-        yield Run(path, found)
+        manifest = _broadcast(None)
+        if isinstance(manifest, UserError):
+            raise manifest
+        yield Run(path, manifest)
 
 
 def _meet(backend: str) -> None:
-    """Connect with all processes, under keys of this start alone.
+    """Connect all processes, with keys specific to this start.
 
-    `torchrun` keeps its store when it starts processes again, and there the addresses of the dead ones still stand.
+    `torchrun` keeps its store over restarts, with the addresses of dead processes.
     """
     store, rank, world = next(rendezvous("env://"))
     store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
@@ -129,7 +129,7 @@ def _meet(backend: str) -> None:
 
 
 def switch_on_flight_recorder(folder: Path) -> None:
-    """Let NCCL keep its last 2,000 collectives and write them down when one times out; what you have set stays."""
+    """Let NCCL record its last 2,000 collectives and write them when one times out; variables already set are kept."""
     for name, value in {
         "TORCH_FR_BUFFER_SIZE": "2000",
         "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
@@ -142,17 +142,17 @@ def switch_on_flight_recorder(folder: Path) -> None:
 
 
 def this_process() -> int:
-    """The rank of this process; 0 if it is alone."""
+    """The rank of this process; 0 if it is the only one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def agreed(find: Callable[[], T]) -> T:
-    """What the first process finds (a measurement, a choice), known to all."""
-    return _tell(find() if this_process() == 0 else None) if dist.is_initialized() else find()
+    """The result of `find` on the first process (a measurement, a choice), on all processes."""
+    return _broadcast(find() if this_process() == 0 else None) if dist.is_initialized() else find()
 
 
 def from_all(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
-    """What each process has, known to all; `group` (of all) is for a thread that talks beside the training."""
+    """The values of all processes, on all of them; `group` (of all) is for a thread that runs beside training."""
     if not dist.is_initialized():
         return [value]
     values: list = [None] * dist.get_world_size()
@@ -160,8 +160,8 @@ def from_all(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
     return values
 
 
-def _tell(value: Any) -> Any:
-    """What the first process has, known to all."""
+def _broadcast(value: Any) -> Any:
+    """The first process's value, on all processes."""
     values = [value]
     dist.broadcast_object_list(values, 0)
     return values[0]

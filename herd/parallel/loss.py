@@ -1,4 +1,4 @@
-"""Log-probabilities over a vocabulary that is split over processes: they exchange maxima and sums, never logits."""
+"""Log-probabilities over a vocabulary split over processes, which exchange maxima and sums, never logits."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from herd.ops.cross_entropy import CHUNK_LOGITS, MIN_CHUNK_TOKENS
 def split_log_probs(hidden: Tensor, weight: Tensor, ids: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Natural log-probability of each id: hidden (N, D), this process's rows of the weight (V / size, D), ids (N,).
 
-    The same (N,) float32 on every process. Backward gives each its own rows' gradient and its share of hidden's.
-    The twin is `herd.ops.cross_entropy.token_log_probs` on the whole weight.
+    The result, (N,) float32, is the same on all processes. Backward gives each its rows' gradient and a share of hidden's.
+    The reference is `herd.ops.cross_entropy.token_log_probs` on the whole weight.
     """
     return _SplitLogProbs.apply(hidden, weight, ids, group)
 
@@ -57,7 +57,7 @@ class _SplitLogProbs(torch.autograd.Function):
 
 
 def _places(ids: Tensor, first: int, rows: int) -> tuple[Tensor, Tensor]:
-    """Where each id lies among this process's rows (0 if it does not), and whether it lies outside."""
+    """Each id's index among this process's rows (0 if it is not there), and whether it is outside of them."""
     here = ids - first
     outside = (here < 0) | (here >= rows)
     return here.masked_fill(outside, 0), outside

@@ -1,4 +1,4 @@
-"""The process groups of a layout, made once and handed to all that communicate; nothing here is global."""
+"""The process groups of a layout, made once and passed to everything that communicates."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from herd.parallel.layout import Layout
+from herd.parallel.layout import RankLayout
 
 
 class Mesh:
-    """This rank's place in a layout and its groups. Made on every rank at the same time.
+    """This rank's index in each dimension of a layout, and its groups. All ranks must make it together.
 
-    A dimension of size 1 has no group. `weights` is the mesh that `fully_shard` takes: shard x context processes keep
-    a shard each, and replicas (the outer dimension, if there are several) copies of it.
+    A dimension of size 1 has no group. `weights` is the mesh for `fully_shard`: weights are sharded over shard x
+    context processes and copied over replicas (the outer dimension, if there are several).
     """
 
-    def __init__(self, layout: Layout, device: torch.device | str = "cpu"):
+    def __init__(self, layout: RankLayout, device: torch.device | str = "cpu"):
         self.layout, self.device, self.rank = layout, torch.device(device), dist.get_rank()
         self.place = layout.place(self.rank)
         self.tensor, self.context, self.pipeline = (self._group(name) for name in ("tensor", "context", "pipeline"))

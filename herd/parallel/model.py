@@ -1,4 +1,4 @@
-"""A rank's part of a model: some layers, some heads, a shard of what is left; made of the one model file."""
+"""A rank's part of a model: some layers, some heads, a shard of their weights; built from `herd.model.llama`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from herd.model.config import ModelConfig
 from herd.model.llama import AttentionContext, Llama, LlamaForCausalLM, Objective, empty_model
 from herd.ops.attention import packed_attention
-from herd.parallel.chunk import Chunk, local_part
+from herd.parallel.chunk import LocalShard, local_part
 from herd.parallel.context import ContextAttention, cut_batch
 from herd.parallel.layout import layers_of_stages, part_config
 from herd.parallel.mesh import Mesh
@@ -25,11 +25,11 @@ from herd.parallel.settings import ParallelSettings
 from herd.parallel.tensor import split_dimension, split_model
 from herd.types import IGNORE, Batch, Loss
 
-Found = TypeVar("Found")
+R = TypeVar("R")
 
 
 class Stage(nn.Module):
-    """A stretch of a model: layers, the embedding if it is the first; norm, head and objective if it is the last."""
+    """A pipeline stage: layers, with the embedding if it is the first; with norm, head and objective if the last."""
 
     def __init__(self, llama: Llama, first: bool, last: bool):
         super().__init__()
@@ -40,7 +40,7 @@ class Stage(nn.Module):
     def forward(
         self, x: Tensor, *, tokens: Tensor, positions: Tensor, document_ids: Tensor, labels: Tensor, **columns: Tensor
     ) -> Tensor:
-        """Tokens or hidden states in, hidden states or the summed loss out; the loss is kept in `losses` too."""
+        """Tokens or hidden states in, hidden states or the summed loss out; losses are also added to `losses`."""
         body = self.llama.model
         hidden = body(body.embed(x) if self.first else x, positions, AttentionContext(document_ids))
         if not self.last:
@@ -58,7 +58,7 @@ class Stage(nn.Module):
 
 @dataclass(frozen=True)
 class Shard:
-    """A parameter on this rank: which block of which whole tensor it is, and who else has it."""
+    """A parameter on this rank: its position in the whole tensor, and how many ranks have the same."""
 
     name: str  # in the whole model
     parameter: nn.Parameter
@@ -66,26 +66,26 @@ class Shard:
     offset: torch.Size
     shape: torch.Size  # of the block on this rank
     copies: int  # ranks with the same block
-    split: bool  # over tensor-parallel processes; what is not split gets a part of its gradient on each of them
+    split: bool  # over tensor-parallel processes; otherwise each of them has a part of the gradient
 
-    def chunk(self, tensor: Tensor | None = None) -> Chunk:
-        """The parameter, or something of its shape (a gradient, a moment), as a block of the whole."""
-        return Chunk(local_part(self.parameter if tensor is None else tensor).detach(), self.offset, self.whole)
+    def chunk(self, tensor: Tensor | None = None) -> LocalShard:
+        """The parameter, or another tensor of its shape (a gradient, a moment), as a block of the whole."""
+        return LocalShard(local_part(self.parameter if tensor is None else tensor).detach(), self.offset, self.whole)
 
     def fill(self, whole: Tensor) -> None:
-        """Take this rank's block of the whole tensor."""
+        """Copy this rank's block from the whole tensor."""
         block = whole[tuple(slice(begin, begin + size) for begin, size in zip(self.offset, self.shape))]
         with torch.no_grad():
             local_part(self.parameter).copy_(block)
 
 
 class ParallelModel(nn.Module):
-    """This rank's stages of a model of the whole `config`, spread over a mesh. Weights are not there yet (`fill`).
+    """This rank's stages of the model `config` on a mesh, without weights at first (see `fill`).
 
-    Learned parameters are float32 shards; what is computed with is gathered in `dtype`. Gradients are summed, never
-    averaged: over micro-batches and processes, in float32. `adapt` is called with each part before it is sharded: what
-    it freezes is held in `dtype`. The frozen weights are in no state of the training: `base` gives the whole model's
-    weights by name, as `fill` takes them, to whoever puts the model together again.
+    Trained parameters are float32 shards, gathered in `dtype` for computation. Gradients are summed, never averaged, in
+    float32 over micro-batches and processes. `adapt` is called with each part before it is sharded; parameters that it
+    freezes are stored in `dtype`. Frozen weights are not in the training state: `base` yields the whole model's weights
+    by name, as for `fill`, for assembling the model again.
     """
 
     def __init__(
@@ -112,11 +112,11 @@ class ParallelModel(nn.Module):
         return cast("list[Stage]", list(self.stages))
 
     def materialize(self) -> ParallelModel:
-        """Make room for the weights on the mesh's device."""
+        """Allocate the weights on the mesh's device."""
         return self.to_empty(device=self.mesh.device)
 
     def fill(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Take this rank's share of the whole model's weights, given one after the other by name."""
+        """Copy this rank's share from the whole model's weights, which are given by name."""
         shards = {shard.name: shard for shard in self.shards()}
         for name, tensor in weights:
             if name in shards:
@@ -129,43 +129,43 @@ class ParallelModel(nn.Module):
                 yield self._shard(name, parameter)
 
     def whole(self) -> Llama:
-        """The whole model that this is a part of, in `dtype` and without its weights (device `meta`)."""
+        """The whole model in `dtype`, without weights (device `meta`)."""
         llama = empty_model(self.config).to(self.dtype)
         self.adapt(llama)
         return llama
 
     @torch.no_grad()
     def gather(self, into: Llama | None = None) -> Llama:
-        """The whole model on every rank's CPU, in `dtype`, with the weights as they are; all ranks call it together.
+        """The whole model with its current weights on every rank's CPU, in `dtype`; all ranks call it together.
 
-        `into` takes them in place: an engine around it goes on (`Engine.weights_changed`). Shards are summed with
-        zeros, each block from one rank alone, so that the values are exact.
+        With `into` they are copied in place, so that an engine around it can be kept (`Engine.weights_changed`). Shards
+        are summed with zeros, each block from exactly one rank, so that the values are exact.
         """
         whole = self.whole().to_empty(device="cpu") if into is None else into
         own = {shard.name: shard for shard in self.shards()}
         answers = self.mesh.place["replicas"] == 0
         for name, parameter in whole.named_parameters():
-            found = torch.zeros(parameter.shape, device=self.mesh.device)
+            full = torch.zeros(parameter.shape, device=self.mesh.device)
             shard = own.get(name)
             if shard is not None and answers and (shard.split or self.mesh.place["tensor"] == 0):
                 block = tuple(slice(begin, begin + size) for begin, size in zip(shard.offset, shard.shape))
-                found[block] = local_part(shard.parameter).to(found)
-            dist.all_reduce(found)
-            parameter.copy_(found)
+                full[block] = local_part(shard.parameter).to(full)
+            dist.all_reduce(full)
+            parameter.copy_(full)
         if isinstance(whole, LlamaForCausalLM):
             whole.tie_weights()
         return whole.eval()
 
     @property
     def parts(self) -> list[Llama]:
-        """The models, of some layers each, that this rank's stages are made of."""
+        """The models of this rank's stages, with some layers each."""
         return [stage.llama for stage in self._own]
 
     def losses(self, objective: Objective, batches: Sequence[Batch]) -> list[Loss]:
         """Forward and backward over this rank's micro-batches of a step; gradients are summed over all processes.
 
-        All ranks call it together, with as many micro-batches (`PackedLoader.batches`). The losses are those that
-        this rank answers for: together those of all ranks count every token once.
+        All ranks call it together, with the same number of micro-batches (`PackedLoader.batches`). Each rank returns
+        its share of the losses, so that over all ranks every token counts once.
         """
         batches = self._evened(batches)
         if self.mesh.context is not None:
@@ -182,21 +182,21 @@ class ParallelModel(nn.Module):
         return last.losses if last.last and self.mesh.place["tensor"] == 0 else []
 
     @torch.no_grad()
-    def run(self, function: Callable[[Tensor, Any, Batch], Found], batch: Batch) -> Found:
-        """What a function of hidden states, head and batch gives, forward only; of sharded and copied models.
+    def run(self, function: Callable[[Tensor, Any, Batch], R], batch: Batch) -> R:
+        """Call a function with hidden states, head and batch, forward only; for sharded and copied models.
 
-        All ranks call it together, each with a batch of its own.
+        All ranks call it together, each with its own batch.
         """
         [stage] = self._own
         stage.objective = function
         batch = batch.to(self.mesh.device)
-        found: Found = stage(batch.tokens, **_arguments(batch))
+        result: R = stage(batch.tokens, **_arguments(batch))
         for module in stage.modules():
-            if isinstance(module, FSDPModule):  # the weights are going to change
+            if isinstance(module, FSDPModule):  # the weights will change
                 module.reshard()
-        return found
+        return result
 
-    # ---- how it is made ----------------------------------------------------------------------------------------------
+    # ---- construction ------------------------------------------------------------------------------------------------
 
     def _stage(self, layers: range, index: int) -> Stage:
         first, last = index == 0, index == self.settings.num_stages - 1
@@ -230,7 +230,7 @@ class ParallelModel(nn.Module):
             fully_shard(block, **options)
         fully_shard(stage, **options)
         for module in stage.modules():
-            if isinstance(module, FSDPModule):  # not recursive; and gloo knows neither average nor pre-multiplied sum
+            if isinstance(module, FSDPModule):  # not recursive; gloo supports neither average nor pre-multiplied sum
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
 
@@ -246,14 +246,14 @@ class ParallelModel(nn.Module):
         copies = self.mesh.size("replicas") * (1 if split else parts)
         return Shard(name, parameter, torch.Size(whole), torch.Size(begin), torch.Size(shape), copies, split)
 
-    # ---- how it runs -------------------------------------------------------------------------------------------------
+    # ---- execution ---------------------------------------------------------------------------------------------------
 
     def _run(self, stage: Stage, batches: Sequence[Batch]) -> None:
         sharded = self.settings.reshards and self.settings.shard * self.settings.context > 1
         assert isinstance(stage, FSDPModule)
         for number, batch in enumerate(batches, 1):
             last = number == len(batches)
-            stage.set_requires_gradient_sync(last or sharded)  # where weights are not kept whole, nor are their sums
+            stage.set_requires_gradient_sync(last or sharded)  # resharded weights have sharded gradients
             stage.set_requires_all_reduce(last)
             stage.set_is_last_backward(last or sharded)
             stage.set_reshard_after_backward(last or self.settings.reshards)
@@ -289,7 +289,7 @@ class ParallelModel(nn.Module):
         return make_schedule(stages, num_micro, self.settings.contiguous)
 
     def _evened(self, batches: Sequence[Batch]) -> list[Batch]:
-        """The micro-batches of a pipeline, where messages have one size, filled up with padding to as many rows."""
+        """The micro-batches of a pipeline, padded to the same number of rows: its messages have a fixed size."""
         if self.mesh.pipeline is None:
             return list(batches)
         rows = torch.tensor(max(len(batch.tokens) for batch in batches), device=self.mesh.device)
@@ -298,7 +298,7 @@ class ParallelModel(nn.Module):
         return _recut([*batches, _padding(missing, batches[0].tokens.shape[1])], len(batches))
 
     def _sum_over_sequence(self) -> None:
-        """Norms saw a piece of the sequence on each tensor-parallel process: their gradients are parts of a sum."""
+        """Sum the gradients of norms over tensor-parallel processes, each of which has a part of the sequence."""
         if self.mesh.tensor is None:
             return
         for shard in self.shards():
@@ -307,7 +307,7 @@ class ParallelModel(nn.Module):
 
 
 def _keep(llama: Llama, layers: range, first: bool, last: bool) -> None:
-    """Leave of a model what one stage needs, its layers under their numbers in the whole model."""
+    """Keep only one stage's modules, with layers under their numbers in the whole model."""
     kept = nn.ModuleList()
     for number, block in zip(layers, llama.model.layers):
         kept.add_module(str(number), block)
@@ -343,11 +343,11 @@ def _padding(rows: int, row_tokens: int) -> Batch:
 
 
 def _recut(batches: Sequence[Batch], count: int) -> list[Batch]:
-    """The same rows in `count` batches of one size. Each batch's rows stay in order of source."""
+    """The same rows in `count` batches of equal size, with each batch's rows ordered by source."""
     named = [_arguments(batch) for batch in batches]
     whole = {name: torch.cat([arguments[name] for arguments in named]) for name in named[0]}
     source = whole[_COLUMN + "source"]
-    whole[_COLUMN + "source"] = source.cummax(0).values  # padding has no source of its own
+    whole[_COLUMN + "source"] = source.cummax(0).values  # padding has no source
     parts = [dict(zip(whole, pieces)) for pieces in zip(*(tensor.chunk(count) for tensor in whole.values()))]
     return [_batch(part) for part in parts]
 

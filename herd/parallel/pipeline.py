@@ -1,6 +1,6 @@
-"""Our table of micro-batches, run by PyTorch's own pipeline runtime. The one file that touches its private names.
+"""Running our schedule of micro-batches with PyTorch's pipeline runtime. The only file that uses its private names.
 
-`torch.distributed.pipelining` receives and sends, unshards and reduces; here its table is filled in, and nothing else.
+`torch.distributed.pipelining` does the communication, unsharding and reduction; here only its schedule is set.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _KINDS = {"F": runtime._ComputationType.FORWARD, "B": runtime._ComputationType.F
 
 
 def make_schedule(stages: Sequence[PipelineStage], num_micro: int, contiguous: int) -> runtime.PipelineScheduleMulti:
-    """The schedule of this process's stages. The last stage gives its loss itself: nothing is scaled or averaged."""
+    """The schedule of this process's stages. The last stage returns its loss, which is not scaled or averaged."""
     first = stages[0]
     schedule = runtime._PipelineScheduleRuntime(
         list(stages), num_micro, loss_fn=lambda loss, _: loss, scale_grads=False
@@ -41,5 +41,5 @@ def make_stage(
     device: torch.device,
     ends: tuple[Tensor, Tensor],
 ) -> PipelineStage:
-    """A stage that takes and gives tensors like the two of `ends` (on the meta device)."""
+    """A stage whose input and output are like the two tensors of `ends` (on the meta device)."""
     return PipelineStage(module, index, num_stages, device, input_args=ends[0], output_args=ends[1], group=group)

@@ -1,7 +1,7 @@
-"""Building what one rank of a large run would hold, without the ranks and without memory.
+"""Building one rank's part of a large run in a single process and without memory.
 
-A fake process group stands for the others (it answers at once, with nothing) and every tensor is on the meta device, so
-that a layout of 16,384 processes can be tried, rank by rank, on a laptop before it is paid for.
+A fake process group replaces the others (its collectives return at once) and every tensor is on the meta device, so
+that a layout of 16,384 processes can be tested, rank by rank, on a laptop.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from herd.parallel.settings import ParallelSettings
 
 @contextmanager
 def as_rank(rank: int, world: int) -> Iterator[None]:
-    """Be one of `world` processes for a while, alone. No other process group may be there."""
+    """Act as one of `world` processes in a single one. There must be no other process group."""
     from torch.testing._internal.distributed.fake_pg import FakeStore  # registers the backend `fake`
 
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
@@ -32,10 +32,10 @@ def as_rank(rank: int, world: int) -> Iterator[None]:
 
 
 def build_rank(config: ModelConfig, settings: ParallelSettings, row_tokens: int | None = None) -> ParallelModel:
-    """This rank's part of a model (inside `as_rank`), its groups made and its weights sharded, all on `meta`.
+    """This rank's part of a model (inside `as_rank`), with its groups and sharded weights, all on `meta`.
 
     Raises:
-        ConfigError: the model cannot be spread like that.
+        ConfigError: the model cannot be split like that.
     """
     layout = check(config, settings, dist.get_world_size(), row_tokens)
     return ParallelModel(config, settings, Mesh(layout, "cpu"), torch.bfloat16)

@@ -1,7 +1,7 @@
-"""In which order the stages of a pipeline run their micro-batches: a table, worked out without PyTorch.
+"""The order in which the stages of a pipeline run their micro-batches, as a table, without PyTorch.
 
-N contiguous micro-batches go through a stage in a row. N = pipeline is the depth-first schedule (interleaved 1F1B),
-N = all of them the breadth-first one, and N between them trades activations held against bubble and messages.
+A stage runs N consecutive micro-batches. N = pipeline is the depth-first schedule (interleaved 1F1B), N = all of them
+the breadth-first one; values between trade activation memory against bubble and messages.
 
 Source: The Llama 3 Herd of Models, section 3.3.2.
 """
@@ -14,7 +14,7 @@ from herd.errors import ConfigError
 
 
 class Action(NamedTuple):
-    """One piece of work: a stage's forward (F) or backward (B) of a micro-batch."""
+    """A stage's forward (F) or backward (B) pass of a micro-batch."""
 
     stage: int
     kind: str
@@ -24,9 +24,9 @@ class Action(NamedTuple):
 def pipeline_table(pipeline: int, interleave: int, num_micro: int, contiguous: int = 0) -> list[list[Action | None]]:
     """What each process of the pipeline does at each tick; None is the bubble.
 
-    Forwards and backwards go in rounds of `contiguous` micro-batches (0: `pipeline`; the last round may be shorter).
-    A process takes the next forward, unless it holds as many activations as the schedule allows, (interleave - 1) x
-    contiguous + 2 x (processes to come) + 1, or its input is not there; then the next backward.
+    Forward and backward passes are in rounds of `contiguous` micro-batches (0: `pipeline`; the last round may be
+    shorter). A process runs the next forward pass, unless it holds as many activations as the schedule allows,
+    (interleave - 1) x contiguous + 2 x (later processes) + 1, or its input is missing; then the next backward pass.
 
     Raises:
         ConfigError: no micro-batches.
@@ -44,7 +44,7 @@ def pipeline_table(pipeline: int, interleave: int, num_micro: int, contiguous: i
 
 
 def bubble_share(table: list[list[Action | None]]) -> float:
-    """Idle ticks as a share of busy ones, where forward and backward take a tick each."""
+    """Idle ticks as a share of busy ones, if forward and backward take a tick each."""
     ticks = max(len(actions) for actions in table)
     busy = sum(action is not None for actions in table for action in actions)
     return (ticks * len(table) - busy) / busy

@@ -1,4 +1,4 @@
-"""How a model and its data are spread over processes. Importable without PyTorch."""
+"""How a model and its data are split over processes; does not import PyTorch."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from typing import ClassVar
 from herd.config import settings
 
 DIMENSIONS = ("tensor", "context", "pipeline", "shard", "replicas")
-"""The paper's order, innermost first: the inner ones need the fast links inside a machine."""
+"""The Llama 3 paper's order, innermost first: inner dimensions need the fast links inside a machine."""
 
 
 @settings
 class ParallelSettings:
-    """Spread the model over the processes of `torchrun`; all ones (and replicas 0) is plain training."""
+    """Split the model over the processes of `torchrun`; all ones (and replicas 0) is plain training."""
 
-    only_how: ClassVar[bool] = True  # a run may be continued with others
+    only_how: ClassVar[bool] = True  # a run may be continued with other values
 
     replicas: int = 0
-    """Copies of the model, each on other rows (HSDP's outer dimension); 0: as many as processes are left for."""
+    """Copies of the model, each on different rows (HSDP's outer dimension); 0: use all remaining processes."""
     shard: int = 1
-    """Processes that share one copy's weights, gradients and optimizer state, each on other rows (FSDP2)."""
+    """Processes that shard one copy's weights, gradients and optimizer state, each on different rows (FSDP2)."""
     tensor: int = 1
     """Processes that split each layer's matrices, the vocabulary and, between layers, the sequence (TP + SP)."""
     context: int = 1
-    """Processes that split each row's tokens, in 2 x context balanced chunks (CP)."""
+    """Processes that split each row's tokens, in 2 x context chunks to balance causal attention (CP)."""
     pipeline: int = 1
     """Processes that split the layers (PP)."""
     interleave: int = 1
-    """Stages that each process of the pipeline holds (V): more make the bubble smaller and the messages more."""
+    """Stages per process of the pipeline (V): more of them mean a smaller bubble and more messages."""
     contiguous: int = 0
-    """Micro-batches a stage runs in a row (N): as many as `pipeline` is depth first, all breadth first; 0: pipeline."""
+    """Consecutive micro-batches of a stage (N): `pipeline` is depth-first, all are breadth-first; 0: `pipeline`."""
     layers: list[int] = field(default_factory=list)
-    """Layers of each stage, first to last; shared out evenly, embedding and head counted as a layer, when empty."""
+    """Layers of each stage, first to last; empty: evenly, with embedding and head counted as a layer each."""
     reshard_after_forward: bool | None = None
-    """Give gathered weights back between forward and backward, and sum gradients in shards after each micro-batch: less
-    memory, more traffic; null: not in a pipeline."""
+    """Free gathered weights between forward and backward, and reduce gradients to shards after each micro-batch: less
+    memory, more communication; null: yes, except in a pipeline."""
     order: list[str] = field(default_factory=lambda: list(DIMENSIONS))
-    """The dimensions, innermost first: neighbours in rank are neighbours in the first one."""
+    """The dimensions, innermost first: consecutive ranks differ in the first one."""
 
     def __post_init__(self):
         sizes = ("shard", "tensor", "context", "pipeline", "interleave")
@@ -54,15 +54,15 @@ class ParallelSettings:
 
     @property
     def num_stages(self) -> int:
-        """Stages of the whole pipeline."""
+        """Stages of the whole pipeline, over all processes."""
         return self.pipeline * self.interleave
 
     @property
     def of_one_copy(self) -> int:
-        """Processes that hold one copy of the model together."""
+        """Processes per copy of the model."""
         return self.shard * self.tensor * self.context * self.pipeline
 
     @property
     def reshards(self) -> bool:
-        """Whether gathered weights are given back between forward and backward."""
+        """Whether gathered weights are freed between forward and backward."""
         return self.pipeline == 1 if self.reshard_after_forward is None else self.reshard_after_forward

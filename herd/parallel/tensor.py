@@ -1,8 +1,8 @@
-"""Tensor and sequence parallelism: which weights are split, and the collectives around what they do.
+"""Tensor and sequence parallelism: which weights are split, and the collectives around them.
 
-Between the layers each process holds a piece of the sequence. Before attention and feed-forward the pieces are
-gathered; each process works on its heads and channels; their partial sums are added and scattered into pieces again.
-Modules stay those of the one model file, only narrower.
+Between the layers each process has a part of the sequence. Before attention and feed-forward the parts are gathered;
+each process computes its heads and channels; the partial sums are reduced and scattered again. Modules are those of
+`herd.model.llama`, only narrower.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from herd.model.llama import Head, LlamaForCausalLM
 from herd.parallel.loss import split_log_probs
 from herd.types import IGNORE
 
-# one name for two, as long as both PyTorch 2.11 and those that call the old name deprecated are served
+# PyTorch 2.11 has only the old names, which later versions deprecate
 _all_gather_single = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 _reduce_scatter_single = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
 
@@ -35,27 +35,27 @@ SPLIT = {
     "mlp.down_proj": ROW,
     "lm_head": COLUMN,
 }
-"""Module -> the dimension of its weight that is split over tensor-parallel processes. Norms are whole on each."""
+"""Module -> the dimension of its weight that is split over tensor-parallel processes. Norms are not split."""
 
 
 def split_dimension(name: str) -> int | None:
-    """The dimension in which a parameter is split, by its name in the whole model; None: whole everywhere."""
+    """The dimension in which a parameter is split, by its name in the whole model; None if it is not."""
     module = name.removesuffix(".weight")
     return next((dim for ending, dim in SPLIT.items() if module.endswith(ending)), None)
 
 
 def gather(x: Tensor, group: dist.ProcessGroup, dim: int = 1) -> Tensor:
-    """Put the processes' pieces together along `dim`; backward adds the gradients of all and returns each its piece."""
+    """All-gather along `dim`; the backward pass is a reduce-scatter of gradients."""
     return _Gather.apply(x, group, dim)
 
 
 def scatter_sum(x: Tensor, group: dist.ProcessGroup, dim: int = 1) -> Tensor:
-    """Add the processes' tensors and give each its piece along `dim`; backward gathers."""
+    """Reduce-scatter (sum) along `dim`; the backward pass is an all-gather."""
     return _ScatterSum.apply(x, group, dim)
 
 
 def split_model(model: LlamaForCausalLM, config: ModelConfig, group: dist.ProcessGroup) -> None:
-    """Turn a narrow model (`part_config`) of the whole `config` into one process's part, in place."""
+    """Turn a narrow model (`part_config` of `config`) into one process's part, in place."""
     for block in model.model.blocks:
         for norm in (block.input_layernorm, block.post_attention_layernorm):
             norm.register_forward_hook(lambda _, args, out: gather(out, group))
@@ -69,7 +69,7 @@ def split_model(model: LlamaForCausalLM, config: ModelConfig, group: dist.Proces
 
 
 class SplitEmbedding(nn.Module):
-    """This process's rows of the embedding. Tokens (B, T) -> this process's piece of the sequence (B, T / size, D)."""
+    """This process's rows of the embedding. Tokens (B, T) -> this process's part of the sequence (B, T / size, D)."""
 
     def __init__(self, weight: Tensor, group: dist.ProcessGroup):
         super().__init__()
@@ -83,7 +83,7 @@ class SplitEmbedding(nn.Module):
 
 
 class SplitHead(Head):
-    """This process's rows of the output projection. The logits of all processes never meet: only their sums do."""
+    """This process's rows of the output projection. Logits are not gathered for losses, only their sums."""
 
     def __init__(self, config: ModelConfig, weight: Tensor, group: dist.ProcessGroup):
         nn.Module.__init__(self)
@@ -92,7 +92,7 @@ class SplitHead(Head):
         self.register_parameter("bias", None)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., V), put together: each process makes the same of them, so backward adds up nothing."""
+        """(..., D) -> (..., V), gathered. All processes use them in the same way, so backward sums nothing."""
         return _GatherSame.apply(F.linear(hidden, self.weight), self.group)
 
     def cross_entropy_sum(self, hidden: Tensor, labels: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from torch import Tensor
 from herd.errors import CapacityError, CheckpointError
 from herd.log import say, size
 from herd.ops.probe import available_memory
-from herd.parallel.chunk import Chunk
+from herd.parallel.chunk import LocalShard
 from herd.parallel.launch import from_all, processes_here
 
 T = TypeVar("T")
@@ -150,7 +150,7 @@ class StateSaver:
         if name not in self._copies:
             self._copies[name] = torch.empty(local.shape, dtype=local.dtype, device="cpu")
         copy = self._copies[name].copy_(local)
-        return Chunk(copy, tensor.offset, tensor.whole) if isinstance(tensor, Chunk) else copy
+        return LocalShard(copy, tensor.offset, tensor.whole) if isinstance(tensor, LocalShard) else copy
 
     def _write(self, step: int, tensors: dict[str, Tensor]) -> None:
         try:
@@ -161,7 +161,7 @@ class StateSaver:
 
 def _local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor."""
-    return tensor.local if isinstance(tensor, Chunk) else tensor.detach()
+    return tensor.local if isinstance(tensor, LocalShard) else tensor.detach()
 
 
 def load_state(folder: Path, tensors: dict[str, Tensor], step: int | None = None) -> bool:

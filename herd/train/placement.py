@@ -24,7 +24,7 @@ from herd.model.llama import Llama, empty_model
 from herd.model.reward import as_reward_model, fresh_score
 from herd.ops.probe import quiet_matmul_rate
 from herd.parallel.launch import agreed, num_processes, this_process
-from herd.parallel.layout import Layout, check
+from herd.parallel.layout import RankLayout, check
 from herd.parallel.mesh import Mesh
 from herd.parallel.model import ParallelModel
 from herd.parallel.settings import ParallelSettings
@@ -45,7 +45,7 @@ class Placement:
     config: ModelConfig
     parallel: ParallelSettings
     optimizer: OptimizerSettings
-    layout: Layout
+    layout: RankLayout
     device: torch.device
 
     @property

@@ -15,7 +15,7 @@ from herd.config import find_recipe, load
 from herd.errors import ConfigError
 from herd.model.config import num_parameters
 from herd.model.llama import empty_model
-from herd.parallel.layout import Layout, layers_of_stages
+from herd.parallel.layout import RankLayout, layers_of_stages
 from herd.parallel.rehearsal import as_rank, build_rank
 from herd.parallel.settings import ParallelSettings
 from herd.stages.pretrain import PretrainSettings
@@ -44,7 +44,7 @@ def share(rows: int, parts: int, index: int) -> int:
     return max(0, min(size, rows - index * size))
 
 
-def check_rank(settings: ParallelSettings, layout: Layout, rank: int) -> Counter:
+def check_rank(settings: ParallelSettings, layout: RankLayout, rank: int) -> Counter:
     """Build a rank, check all it holds, and count the parameters of its (tensor, pipeline) place over all shards."""
     with as_rank(rank, WORLD):
         model = build_rank(BIG, settings, 8192 * settings.context)
@@ -75,7 +75,7 @@ def data_places(settings: ParallelSettings) -> list[int]:
     return [0, settings.shard // 2, settings.shard - 1]
 
 
-def ranks(settings: ParallelSettings, layout: Layout, tensors, contexts, pipelines) -> list[int]:
+def ranks(settings: ParallelSettings, layout: RankLayout, tensors, contexts, pipelines) -> list[int]:
     places = itertools.product(tensors, contexts, pipelines, data_places(settings))
     names = ("tensor", "context", "pipeline", "shard")
     return [layout.rank(dict(zip(names, place)) | {"replicas": 0}) for place in places]
@@ -83,7 +83,7 @@ def ranks(settings: ParallelSettings, layout: Layout, tensors, contexts, pipelin
 
 def check_ranks(settings: ParallelSettings, tensors, contexts, pipelines) -> dict[tuple[int, int], Counter]:
     """Check all these places; the counts of each (tensor, pipeline) must be the same wherever they are found."""
-    layout, found = Layout.of(settings, WORLD), {}
+    layout, found = RankLayout.of(settings, WORLD), {}
     for rank in ranks(settings, layout, tensors, contexts, pipelines):
         place, counted = layout.place(rank), check_rank(settings, layout, rank)
         assert found.setdefault((place["tensor"], place["pipeline"]), counted) == counted

@@ -8,7 +8,7 @@ from herd import config
 from herd.errors import ConfigError
 from herd.model.config import ModelConfig
 from herd.model.scaling import DynamicScaling
-from herd.parallel.layout import Layout, check, layers_of_stages
+from herd.parallel.layout import RankLayout, check, layers_of_stages
 from herd.parallel.settings import ParallelSettings
 
 BIG = ModelConfig(
@@ -22,7 +22,7 @@ BIG = ModelConfig(
 
 
 def test_neighbours_are_as_in_the_papers_example_of_sixteen_processes():
-    layout = Layout.of(ParallelSettings(tensor=2, context=2, pipeline=2, shard=2), 16)
+    layout = RankLayout.of(ParallelSettings(tensor=2, context=2, pipeline=2, shard=2), 16)
     assert [layout.group(0, name) for name in ("tensor", "context", "pipeline", "shard")] == [
         [0, 1],
         [0, 2],
@@ -33,7 +33,7 @@ def test_neighbours_are_as_in_the_papers_example_of_sixteen_processes():
 
 
 def test_every_rank_is_in_one_group_of_each_kind():
-    layout = Layout.of(ParallelSettings(tensor=2, context=3, shard=2, replicas=2), 24)
+    layout = RankLayout.of(ParallelSettings(tensor=2, context=3, shard=2, replicas=2), 24)
     for names in (("tensor",), ("shard", "context"), ("replicas", "shard", "context", "pipeline")):
         assert sorted(rank for group in layout.groups(*names) for rank in group) == list(range(24))
 
@@ -67,7 +67,7 @@ def test_all_faults_of_a_layout_are_told_at_once():
 @pytest.mark.parametrize("name", ["attention_bias", "mlp_bias"])
 def test_a_model_whose_matrices_add_biases_is_not_split_by_tensor(name):
     model = replace(BIG, **{name: True})
-    with pytest.raises(ConfigError, match="add biases"):
+    with pytest.raises(ConfigError, match="biases"):
         check(model, ParallelSettings(tensor=2), 2)
     check(model, ParallelSettings(shard=2), 2)
 
@@ -88,6 +88,6 @@ def test_settings_that_contradict_themselves_are_refused(word, message):
 
 def test_a_scaling_that_goes_by_a_texts_length_is_not_split_by_context():
     dynamic = replace(BIG, rope_scaling=DynamicScaling(factor=2.0))
-    with pytest.raises(ConfigError, match="context=2: dynamic scaling turns a text by its length"):
+    with pytest.raises(ConfigError, match="context=2: dynamic RoPE scaling depends on a text's length"):
         check(dynamic, ParallelSettings(context=2), 2, row_tokens=64)
     assert check(dynamic, ParallelSettings(shard=2), 2, row_tokens=64)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from herd.errors import CapacityError
-from herd.parallel.chunk import Chunk
+from herd.parallel.chunk import LocalShard
 from herd.parallel.launch import open_run_together
 from herd.parallel.layout import check
 from herd.parallel.mesh import Mesh
@@ -109,7 +109,7 @@ def goes_on(folder):
 
 def copies(folder):
     rank, saver = dist.get_rank(), checkpoint.StateSaver(folder / "state")
-    tensors = {"master/a": Chunk(torch.full((2,), float(rank)), (2 * rank,), (4,))}
+    tensors = {"master/a": LocalShard(torch.full((2,), float(rank)), (2 * rank,), (4,))}
     found = {"master/a": torch.empty(4)}
     for step, expected in ((1, [0.0, 0.0, 1.0, 1.0]), (2, [7.0] * 4)):
         saver.save(step, tensors)
