@@ -14,7 +14,7 @@ from herd.ops.cross_entropy import CHUNK_LOGITS, MIN_CHUNK_TOKENS
 def split_log_probs(hidden: Tensor, weight: Tensor, ids: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Natural log-probability of each id: hidden (N, D), this process's rows of the weight (V / size, D), ids (N,).
 
-    The result, (N,) float32, is the same on all processes. Backward gives each its rows' gradient and a share of hidden's.
+    The result, (N,) float32, is the same on all. Backward gives each process its rows' gradient and part of hidden's.
     The reference is `herd.ops.cross_entropy.token_log_probs` on the whole weight.
     """
     return _SplitLogProbs.apply(hidden, weight, ids, group)

@@ -232,4 +232,4 @@ def _nearest_counts(config: ModelConfig, machine: Machine, phase: RunPhase) -> l
     count = machine.count
     ways = range(count - 1, max(count - _NEAR, 0), -1), range(count + 1, count + _NEAR)
     able = [(n for n in way if any(_possible(config, replace(machine, count=n), phase))) for way in ways]
-    return [count for way in able if (count := next(way, None))]
+    return [nearest for way in able if (nearest := next(way, None))]

@@ -1,9 +1,9 @@
-"""Where model code runs: isolated without root or Docker, at a level that says how strong it is.
+"""Running model-written code in isolation, without root or Docker, at a stated level of isolation.
 
-`run(code, language, files, limits)` for one piece, `Sandbox` for several, `Pool` for thousands; `run_tests` and
-`run_many_tests` for code with unit tests; `Session` keeps its state from cell to cell. `sandbox.py` is the way in;
-`warden.py` starts boxes, `box.py` is one, `processes.py` what runs in it; `kernel.py`, `seccomp.py` and `cgroup.py`
-are what they are made of.
+`run(code, language, files, limits)` for one program, `Sandbox` for several, `Pool` for thousands; `run_tests` and
+`run_many_tests` for code with unit tests; `Session` keeps its state from cell to cell. `sandbox.py` is the interface;
+`warden.py` starts boxes, `box.py` sets one up, `processes.py` runs programs in it; `kernel.py`, `seccomp.py` and
+`cgroup.py` are the system interfaces.
 """
 
 from herd.sandbox.levels import LAYERS, LEVELS, available, strongest

@@ -1,4 +1,4 @@
-"""One box: its file system and its supervisor (process 1), which runs what it is given and answers."""
+"""One box: its file system and its supervisor (process 1), which runs programs and returns results."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from herd.sandbox import cells, environment, frames, kernel, levels
 from herd.sandbox.files import Folder
 from herd.sandbox.processes import DEVICES, HIDDEN, Program, Setting
 
-_FIRST_USER = 0x70000000  # users that no system gives to anybody; one a box, so that limits by user count one box
+_FIRST_USER = 0x70000000  # unused user ids, one per box, so that per-user limits apply to one box
 _SAFE = kernel.MS_NOSUID | kernel.MS_NODEV
 
 
 def open_box(channel: socket.socket, job: dict[str, Any], group: tuple[int, int] | None) -> None:
-    """Build the box in this process, fork its supervisor, and wait for it; `group`: a cgroup's open handles."""
+    """Set up the box in this process, fork its supervisor, and wait for it; `group`: file descriptors of its cgroup."""
     layers = levels.LAYERS[job["level"]]
     user = _FIRST_USER + os.getpid() % 0x0FFFFFFF
     outer_root = False
@@ -33,7 +33,7 @@ def open_box(channel: socket.socket, job: dict[str, Any], group: tuple[int, int]
             status = 0
         except BaseException as error:
             frames.send(channel, {"fault": f"{type(error).__name__}: {error}"})
-            status = 0  # it has been said
+            status = 0  # already reported
         finally:
             os._exit(status)
     if os.waitpid(child, 0)[1]:
@@ -41,7 +41,7 @@ def open_box(channel: socket.socket, job: dict[str, Any], group: tuple[int, int]
 
 
 def _build_root(job: dict[str, Any], owner: int) -> None:
-    """A new root of nothing but what is named, all of it read-only, and one folder in memory that can be written."""
+    """A new root with only the named paths, read-only, and one writable folder in memory."""
     root, disk = job["scratch"], job["limits"]["disk_bytes"]
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     kernel.mount("tmpfs", root, "tmpfs", kernel.MS_NOSUID, "size=1m,nr_inodes=4000,mode=755")
@@ -107,7 +107,7 @@ def _supervise(
     os.chdir(home)
     os.mkdir(HIDDEN)
     folder = Folder(home)
-    if refused := folder.put(job["files"]):  # a program without its input would end well or badly for nothing
+    if refused := folder.put(job["files"]):  # a result without its input files would be meaningless
         said = "; ".join(f"{name!r} {why}" for name, why in refused.items())
         frames.send(channel, {"fault": f"{said}; the limit disk_bytes is {job['limits']['disk_bytes']}"})
         return
@@ -128,18 +128,18 @@ def _supervise(
     seconds = time.monotonic() - began
     files, left_out = folder.collect(job["limits"]["returned_bytes"])
     streams = {name: bytes(data).decode("utf-8", "replace") for name, data in out.items()}
-    told = {"status": program.status, "why": program.why, "seconds": seconds, "files": files, "left_out": left_out}
-    frames.send(channel, {**streams, **told})
+    result = {"status": program.status, "why": program.why, "seconds": seconds, "files": files, "left_out": left_out}
+    frames.send(channel, {**streams, **result})
 
 
 def _enter(job: dict[str, Any], user: int | None) -> None:
-    """Go in, close the root behind, and give up every right."""
-    # Before the old root goes: the kernel lets an ordinary user mount /proc only where another one is in sight.
+    """Enter the new root, detach the old one, and drop all privileges."""
+    # Before the old root is detached: an ordinary user may mount /proc only if another one is visible.
     kernel.mount("proc", f"{job['scratch']}/proc", "proc", _SAFE | kernel.MS_NOEXEC)
     kernel.pivot(job["scratch"])
     if user is not None:
         os.setresgid(user, user, user)
-        # Only the kernel's root may write /proc; the map is written first, then /proc and / are closed for good.
+        # Only real root may write /proc; the map is written first, then /proc and / become read-only.
         kernel.restrict_mount("/", kernel.MS_RDONLY, recursive=False)
         os.setresuid(user, user, user)
         resource.setrlimit(resource.RLIMIT_NPROC, (job["limits"]["num_processes"] + 1,) * 2)
@@ -150,4 +150,4 @@ def _enter(job: dict[str, Any], user: int | None) -> None:
         kernel.restrict_mount("/", kernel.MS_RDONLY, recursive=False)
         kernel.restrict_mount("/proc", kernel.MS_RDONLY, recursive=False)
     kernel.drop_capabilities()
-    kernel.die_with_parent()  # a change of user has taken it away
+    kernel.die_with_parent()  # again: the change of user has reset it

@@ -1,4 +1,4 @@
-"""A kept-open session, as the supervisor sees it: one interpreter, cell after cell, frozen in between."""
+"""A session in the supervisor: one interpreter that runs cell after cell and is frozen in between."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INTERPRETER = (Path(__file__).parent / "interpreter.py").read_text("utf-8")
 
 
 def serve(channel: socket.socket, setting: Setting, folder: Folder) -> None:
-    """Run the cells that come until the house closes its end of the channel; nothing runs between two of them."""
+    """Run cells until the client closes the channel; between cells nothing runs."""
     python = setting.job["steps"][0][0]
     program: Program | None = None
     while cell := frames.receive(channel):
@@ -25,18 +25,18 @@ def serve(channel: socket.socket, setting: Setting, folder: Folder) -> None:
             program = Program([python, "-s", "-B", "-c", INTERPRETER], setting, out, session=True)
         began = time.monotonic()
         kept = _one(program, cell, out)
-        told: dict[str, Any] = {"status": program.status, "why": program.why, "seconds": time.monotonic() - began}
+        result: dict[str, Any] = {"status": program.status, "why": program.why, "seconds": time.monotonic() - began}
         files, left_out = folder.collect(cell["limits"]["returned_bytes"])
         streams = {name: bytes(data).decode("utf-8", "replace") for name, data in out.items()}
         program = program if kept else None
-        told |= {"files": files, "left_out": {**left_out, **refused}, "state_lost": not kept}
-        frames.send(channel, {**streams, **told})
+        result |= {"files": files, "left_out": {**left_out, **refused}, "state_lost": not kept}
+        frames.send(channel, {**streams, **result})
     if program is not None:
         program.end()
 
 
 def _one(program: Program, cell: dict[str, Any], out: dict[str, bytearray]) -> bool:
-    """Run one cell; whether the session still has its state afterwards."""
+    """Run one cell; returns whether the session has kept its state."""
     program.begin_cell(cell["code"], cell["limits"], out)
     done = program.watch()
     if not done and program.why in ("time", "cpu", "output"):

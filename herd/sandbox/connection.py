@@ -1,4 +1,4 @@
-"""The house's end of a warden: started, asked, closed."""
+"""The client side of a warden process: starting, requests, closing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CLOSE_SECONDS = 5.0
 
 
 class Connection:
-    """A warden of its own, and a folder on disk for what belongs to its boxes."""
+    """A warden process, and a folder on disk for its boxes."""
 
     def __init__(self) -> None:
         self.scratch = tempfile.mkdtemp(prefix="herd-box-")
@@ -30,18 +30,18 @@ class Connection:
         with theirs:
             self._warden = subprocess.Popen(command, stdin=theirs.fileno(), env={}, cwd="/")
         self._channel = ours
-        self._turn = threading.Lock()  # two threads would take each other's answers
+        self._turn = threading.Lock()  # otherwise two threads could get each other's answers
 
     @property
     def process(self) -> int:
-        """The warden's process."""
+        """The warden's process id."""
         return self._warden.pid
 
     def ask(self, message: dict[str, Any], seconds: float | None = None) -> dict[str, Any]:
         """Send a message and wait for the answer, `seconds` at most.
 
         Raises:
-            SandboxError: the warden has gone, could not do it, or did not answer in time.
+            SandboxError: the warden has ended, reported an error, or did not answer in time.
         """
         with self._turn:
             try:
@@ -50,7 +50,7 @@ class Connection:
                 answer = frames.receive(self._channel)
             except OSError as error:
                 self._hang_up()
-                raise SandboxError(f"the sandbox's own process is gone ({error}); open a new one") from None
+                raise SandboxError(f"the sandbox's warden process has ended ({error}); open a new one") from None
             except BaseException:  # Ctrl-C: the answer that comes late must not be taken for the next one's
                 self._hang_up()
                 raise

@@ -1,4 +1,4 @@
-"""How the house and its warden talk: a length, then JSON. Nothing that came from a box is ever unpickled."""
+"""The protocol between client and warden: a length, then JSON. Data from a box is never unpickled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def send(channel: socket.socket, message: dict[str, Any]) -> None:
 
 
 def receive(channel: socket.socket) -> dict[str, Any] | None:
-    """The next message; None when the other side has gone."""
+    """The next message; None if the other side has closed."""
     head = _exactly(channel, 8)
     body = _exactly(channel, struct.unpack("=Q", head)[0]) if head else None
     return json.loads(body) if body else None

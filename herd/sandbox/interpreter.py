@@ -1,6 +1,6 @@
-"""What runs inside a session's box: it reads cells from descriptor 3 and answers each with one byte on descriptor 4.
+"""The program in a session's box: it reads cells from descriptor 3 and answers each with one byte on descriptor 4.
 
-It is given to the interpreter as text and imports nothing of the house. Nothing that it says is trusted.
+It is passed to the interpreter as text and imports nothing from Herd. Its output is not trusted.
 """
 
 import ast
@@ -26,16 +26,16 @@ def main() -> None:
             code = cells.read(int.from_bytes(head, "little")).decode("utf-8", "surrogatepass")
             status = run(code, module.__dict__, f"<cell {number}>")
             if os.getpid() != own:
-                os._exit(status)  # a child that the cell has forked has run out of its code
+                os._exit(status)  # a child forked by the cell has reached the end of its code
             plots = save_plots(plots)
             for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(Exception):  # a cell may have put anything in their place
+                with contextlib.suppress(Exception):  # a cell may have replaced them
                     stream.flush()
             os.write(4, bytes([status]))
 
 
 def run(code: str, names: dict[str, object], title: str) -> int:
-    """Run a cell; the value of an expression that ends it is printed. Returns 1 for an exception, else 0."""
+    """Run a cell and print the value of a final expression. Returns 1 for an exception, else 0."""
     linecache.cache[title] = (len(code), None, code.splitlines(keepends=True), title)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -57,7 +57,7 @@ def run(code: str, names: dict[str, object], title: str) -> int:
 
 
 def save_plots(number: int) -> int:
-    """Save every figure that is open as plot-N.png and close it; the number of plots so far."""
+    """Save every open figure as plot-N.png and close it; returns the number of plots so far."""
     if (pyplot := sys.modules.get("matplotlib.pyplot")) is None:
         return number
     for figure in pyplot.get_fignums():

@@ -1,7 +1,6 @@
-"""The few system calls that Python has no function for: mounts, namespaces, capabilities, Landlock.
+"""System calls that Python has no function for: mounts, namespaces, capabilities, Landlock.
 
-Every call either does what it says or raises OSError with the name of the call: a layer that could not be put up must
-never pass for one that stands.
+Every call either succeeds or raises OSError with its name, so that a failed layer of isolation cannot go unnoticed.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ _AT_RECURSIVE, _AT_FDCWD = 0x8000, -100
 
 
 def supported() -> bool:
-    """Whether this is a Linux whose system-call numbers are known here (x86-64, arm64)."""
+    """Whether this is Linux on an architecture with known system call numbers (x86-64, arm64)."""
     return platform.system() == "Linux" and platform.machine() in ("x86_64", "aarch64")
 
 
 def call(name: str, *arguments: object) -> int:
-    """Make a system call by its name; raises OSError."""
+    """Make a system call by name; raises OSError."""
     number = _SAME_EVERYWHERE.get(name) or _CALLS[name][platform.machine() == "aarch64"]
     wide = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
     return _checked(_libc.syscall(ctypes.c_long(number), *wide), name)
@@ -50,54 +49,54 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str |
 
 
 def restrict_mount(path: str, flags: int, *, recursive: bool) -> None:
-    """Add MS_RDONLY, MS_NOSUID, MS_NODEV to a mount (and those below it), and take nothing away from it.
+    """Add MS_RDONLY, MS_NOSUID, MS_NODEV to a mount (and those below it), and keep its other flags.
 
-    mount(2) with MS_REMOUNT would take away flags that are not named, and would leave the mounts below as they are.
+    mount(2) with MS_REMOUNT would remove other flags, and would not change the mounts below.
     """
     attributes = ctypes.create_string_buffer(struct.pack("=QQQQ", flags, 0, 0, 0))
     call("mount_setattr", _AT_FDCWD, path.encode(), _AT_RECURSIVE if recursive else 0, attributes, 32)
 
 
 def unmount(path: str) -> None:
-    """Take a mount away, at once for whoever looks, later for whoever still uses it."""
+    """Detach a mount: it is invisible at once, and unmounted when no longer in use."""
     _checked(_libc.umount2(path.encode(), _MNT_DETACH), "umount2")
 
 
 def unshare(flags: int) -> None:
-    """Leave the named namespaces for new ones."""
+    """Move into new namespaces of the given kinds."""
     call("unshare", flags)
 
 
 def die_with_parent() -> None:
-    """Be killed when the parent ends."""
+    """Let the kernel kill this process when its parent ends."""
     _prctl(_PDEATHSIG, 9)
 
 
 def undumpable() -> None:
-    """Nobody of the same user may trace this process or open its /proc/PID/mem."""
+    """Forbid other processes of the same user to trace this one or open its /proc/PID/mem."""
     _prctl(_DUMPABLE, 0)
 
 
 def dumpable() -> None:
-    """The reverse, which writing one's own uid_map needs."""
+    """Undo `undumpable`, as needed for writing one's own uid_map."""
     _prctl(_DUMPABLE, 1)
 
 
 def adopt_orphans() -> None:
-    """Descendants whose parent ends become our children, not init's."""
+    """Become the parent of descendants whose parent ends, instead of init."""
     _prctl(_SUBREAPER, 1)
 
 
 def no_new_privileges() -> None:
-    """No program started from here gains rights: setuid bits and file capabilities do nothing."""
+    """Ignore setuid bits and file capabilities in all programs started from here."""
     _prctl(_NO_NEW_PRIVS, 1)
 
 
 def drop_capabilities() -> None:
-    """Give up every capability, and the bounding set where we may."""
+    """Drop all capabilities, and the bounding set if permitted."""
     for number in range(64):
         if _libc.prctl(_BOUNDING_DROP, number, 0, 0, 0) != 0:
-            break  # EINVAL: the last one is behind us; EPERM: we have none to begin with
+            break  # EINVAL: there are no more; EPERM: there were none
     header = ctypes.create_string_buffer(struct.pack("=Ii", 0x20080522, 0))
     call("capset", header, ctypes.create_string_buffer(24))
 
@@ -114,7 +113,7 @@ def install_filter(program: bytes) -> None:
 
 
 def pivot(root: str) -> None:
-    """Make `root` the root of this mount namespace; the old one is out of reach afterwards."""
+    """Make `root` the root of this mount namespace; the old one becomes inaccessible."""
     os.chdir(root)
     call("pivot_root", b".", b".")
     unmount(".")
@@ -130,7 +129,7 @@ _IOCTL_DEVICE = 1 << 15
 
 
 def landlock_abi() -> int:
-    """Version of Landlock in this kernel; 0 where there is none."""
+    """Landlock's ABI version in this kernel; 0 if there is none."""
     try:
         return call("landlock_create_ruleset", 0, 0, 1)
     except OSError:
@@ -138,7 +137,7 @@ def landlock_abi() -> int:
 
 
 def landlock(readable: list[str], writable: list[str]) -> None:
-    """Leave this process and its children only these paths; no TCP; no signal or abstract socket to the outside."""
+    """Restrict this process and its children to these paths, without TCP, or signals and abstract sockets to others."""
     abi = landlock_abi()
     everything = sum(bits for since, bits in _FS_BY_ABI.items() if abi >= since)
     network = 0b11 if abi >= 4 else 0

@@ -1,4 +1,4 @@
-"""The languages: what each needs to be there, how a file of it is built, how it is run."""
+"""The languages: the programs each needs, and the commands to build and run a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from functools import cache
 
 @dataclass(frozen=True)
 class Language:
-    """How code in one language is run: the first of `programs` is asked for, all of them must be there."""
+    """How code in one language is run; all of `programs` must be installed."""
 
     file: str
     programs: tuple[str, ...]
@@ -40,28 +40,28 @@ _SYSTEM = (
 
 
 def missing(name: str) -> list[str]:
-    """The programs that a language needs and this machine has not."""
+    """The programs that a language needs and that are not installed."""
     return [program for program in LANGUAGES[name].programs if _program(program) is None]
 
 
 def steps(name: str, environment: str) -> list[list[str]]:
-    """The commands of a language, their programs by full path; Python's is that of its environment's folder."""
-    found = []
+    """The commands of a language with full paths; Python is the one in `environment`."""
+    commands = []
     for words in LANGUAGES[name].steps:
         first = f"{environment}/bin/python" if words[0] == sys.executable else words[0]
-        found.append([first if first.startswith((".", "/")) else _program(first) or first, *words[1:]])
-    return found
+        commands.append([first if first.startswith((".", "/")) else _program(first) or first, *words[1:]])
+    return commands
 
 
 def visible(name: str) -> list[str]:
-    """The folders of the system that code in a language may read."""
+    """The system folders that code in a language may read."""
     prefixes = [sys.base_prefix] if name == "python" else []
     home = os.path.realpath(os.path.expanduser("~"))
     for program in LANGUAGES[name].programs:
         path = _program(program) or ""
         if not path.startswith("/usr/"):
             prefix = os.path.dirname(os.path.dirname(path))
-            # ~/bin/node stands in the user's home, ~/.local beside his keys: there the program alone is shown.
+            # In the user's home and ~/.local (beside keys) only the program itself is visible.
             whole = os.path.commonpath([prefix, home]) != prefix and prefix != f"{home}/.local"
             prefixes.append(prefix if whole else path)
     return [*_SYSTEM, *(prefix for prefix in prefixes if prefix not in ("/usr", "/", ""))]
@@ -70,7 +70,7 @@ def visible(name: str) -> list[str]:
 @cache
 def _program(name: str) -> str | None:
     path = shutil.which(name)
-    if path and name == "rustc":  # rustup's is a stand-in that looks for the real one in the user's home
+    if path and name == "rustc":  # rustup's is a wrapper for the real one in the user's home
         found = subprocess.run([path, "--print", "sysroot"], capture_output=True, text=True, check=False)
         path = f"{found.stdout.strip()}/bin/rustc" if found.returncode == 0 else path
     return os.path.realpath(path) if path else None

@@ -1,6 +1,6 @@
-"""How strongly code can be kept in here: the levels, their layers, and which of them this machine gives.
+"""The levels of isolation, their layers, and which of them this machine supports.
 
-A layer counts as there when a child process has put it up, not when a kernel version says it should be.
+A layer is available if a child process could set it up, whatever the kernel version.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ LAYERS: dict[str, tuple[str, ...]] = {
 
 
 def available() -> dict[str, str | None]:
-    """Each layer with the reason why this machine does not give it; None where it does.
+    """Each layer with the reason why it is not available on this machine; None if it is.
 
-    `cgroup` is used at every level where it is there, and asked for by none.
+    `cgroup` is used at every level if available, and required by none.
     """
     return dict(_available())
 
 
 @cache
 def _available() -> tuple[tuple[str, str | None], ...]:
-    """Tried once, in a process of its own: a fork of this one could hang on a lock that another thread holds."""
+    """Tested once, in a new process: a fork of this one could hang on a lock that another thread holds."""
     if not kernel.supported():
         why = "only on Linux, x86-64 or arm64"
         return (("namespaces", why), ("landlock", why), ("seccomp", why), ("rlimits", None), ("cgroup", why))
     command = [sys.executable, "-I", "-S", "-c", _TRIES, str(Path(__file__).parents[2])]
     done = subprocess.run(command, capture_output=True, text=True, env={}, cwd="/", check=False)
     if done.returncode:
-        raise SandboxError(f"the sandbox's layers could not be tried: {done.stderr.strip()}")
+        raise SandboxError(f"testing the sandbox's layers failed: {done.stderr.strip()}")
     return (*json.loads(done.stdout).items(), ("rlimits", None), ("cgroup", cgroup.parent()[1]))
 
 
 def tell() -> None:
-    """Put each layer up in a child of this process and print what came of it."""
+    """Set up each layer in a child of this process and print the results."""
     tries: dict[str, Callable[[], None]] = {
         "namespaces": _namespaces,
         "landlock": lambda: _prepared(lambda: kernel.landlock(["/usr"], [])),
@@ -62,16 +62,16 @@ def tell() -> None:
 
 
 def strongest() -> str:
-    """The strongest level that this machine gives."""
+    """The strongest level that is available on this machine."""
     there = available()
     return next(level for level in LEVELS if all(there[layer] is None for layer in LAYERS[level]))
 
 
 def enter_namespaces() -> bool:
-    """Leave every namespace for a new one; returns whether it was done with real root's rights.
+    """Enter new namespaces of all kinds; returns whether this was done as real root.
 
-    Real root makes the outer namespaces first and its user namespace last, as another user, so that nothing in the box
-    ever owns a namespace. An ordinary user must begin with the user namespace, which gives the right to the others.
+    Real root creates the outer namespaces first and the user namespace last, as another user, so that nothing in the
+    box owns a namespace. An ordinary user must begin with the user namespace, which permits the others.
     """
     if os.geteuid() == 0 and _maps_every_user():
         try:
@@ -79,7 +79,7 @@ def enter_namespaces() -> bool:
             os.setgroups([])
             return True
         except PermissionError:
-            pass  # root of a container without CAP_SYS_ADMIN: an ordinary user in this
+            pass  # root of a container without CAP_SYS_ADMIN: treated as an ordinary user
     user, group = os.geteuid(), os.getegid()
     kernel.unshare(kernel.NEWUSER | kernel.NAMESPACES)
     map_user(user, group)
@@ -87,13 +87,13 @@ def enter_namespaces() -> bool:
 
 
 def _maps_every_user() -> bool:
-    """Whether root here is the machine's: that of a user namespace (a rootless container) has few users to give."""
+    """Whether root is the machine's root: that of a user namespace (a rootless container) maps only some users."""
     with open("/proc/self/uid_map", encoding="ascii") as file:
         return file.read().split() == ["0", "0", str(2**32 - 1)]
 
 
 def map_user(user: int, group: int) -> None:
-    """Be user and group 1000 inside, and nobody else."""
+    """Map only this user and group, to 1000 inside."""
     for name, text in (("setgroups", "deny"), ("uid_map", f"1000 {user} 1"), ("gid_map", f"1000 {group} 1")):
         with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
             file.write(text)
@@ -103,7 +103,7 @@ def _namespaces() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         if child := os.fork():
             if os.waitpid(child, 0)[1]:
-                raise OSError(0, "namespaces, mounts or a /proc of its own are refused")
+                raise OSError(0, "namespaces, mounts or a new /proc are refused")
             return
         try:
             enter_namespaces()
@@ -124,7 +124,7 @@ def _prepared(put_up: Callable[[], None]) -> None:
 
 
 def _tried(put_up: Callable[[], None]) -> str | None:
-    """Put a layer up in a child; its complaint, or None."""
+    """Set up a layer in a child; returns the error, or None."""
     reads, writes = os.pipe()
     child = os.fork()
     if child == 0:

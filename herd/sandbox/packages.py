@@ -1,4 +1,4 @@
-"""Which installed packages code in a box may import: those that were named and what they need, told by a hash."""
+"""The installed packages that code in a box may import: the named ones and their dependencies, identified by a hash."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 @dataclass(frozen=True)
 class Packages:
-    """`versions` by name, `sha256` of every file's path and content (empty for none), and where each of them lies."""
+    """`versions` by name, `sha256` of all files' paths and contents (empty if none), and `places`."""
 
     versions: dict[str, str]
     sha256: str
@@ -27,18 +27,16 @@ class Packages:
 
 
 def chosen(names: Sequence[str]) -> Packages:
-    """The installed packages of these names with everything they need that is installed.
+    """The installed packages of these names, with their installed dependencies.
 
     Raises:
-        ConfigError: one is not installed, or is installed in a way that leaves no files to show (editable).
+        ConfigError: one is not installed, or without files in site-packages (an editable install).
     """
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise ConfigError(f"packages: expected a list of names such as ['numpy'], got {names!r}")
     for name in names:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ConfigError(
-                f"packages: {name!r} is no package's name; expected one such as `numpy`, nothing after it"
-            )
+            raise ConfigError(f"packages: {name!r} is not a package name; expected only the name, such as `numpy`")
     return _chosen(tuple(names))
 
 
@@ -68,7 +66,7 @@ def _add(one: metadata.Distribution, found: dict[str, metadata.Distribution]) ->
         return
     found[name] = one
     for need in one.requires or []:
-        # A need for another system or Python is not installed as a rule, and is passed over like any other that is not.
+        # A dependency that is not installed, usually one for another system or Python, is skipped.
         if "extra ==" not in need and (match := _NAME.match(need)):
             try:
                 _add(metadata.distribution(match[0]), found)
@@ -77,12 +75,12 @@ def _add(one: metadata.Distribution, found: dict[str, metadata.Distribution]) ->
 
 
 def _places(one: metadata.Distribution) -> dict[str, str]:
-    """The fewest folders and files that hold the package and no other one."""
+    """The smallest set of folders and files that contains the package and no other."""
     shared = _shared_folders()
     places = {}
     for file in one.files or []:
         if file.parts[0] in ("..", "/", "__pycache__") or file.suffix == ".pth":
-            continue  # programs and manual pages; lines that an interpreter would run at its start
+            continue  # programs and manual pages; .pth lines would be executed at startup
         parts = 1
         while parts < len(file.parts) and file.parts[:parts] in shared:
             parts += 1
@@ -93,7 +91,7 @@ def _places(one: metadata.Distribution) -> dict[str, str]:
 
 @cache
 def _shared_folders() -> frozenset[tuple[str, ...]]:
-    """Folders of site-packages in which more than one package has files, such as `google`."""
+    """Folders of site-packages with files of more than one package, such as `google`."""
     owners: Counter[tuple[str, ...]] = Counter()
     for one in metadata.distributions():
         parts = [file.parts for file in one.files or []]

@@ -1,7 +1,7 @@
-"""A program of the box and everything it starts: begun without rights, watched against its limits, frozen, ended.
+"""A program in the box and its descendants: started without privileges, monitored, frozen, ended.
 
-The program cannot reach the supervisor, which has the same user: it is not dumpable, stands outside the program's
-Landlock domain, and is process 1, which ignores its own namespace's signals.
+The program cannot attack the supervisor, which has the same user id: that is not dumpable, is outside the program's
+Landlock domain, and is process 1, which ignores signals from its own namespace.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from herd.sandbox import cgroup, kernel, seccomp
 DEVICES = ("null", "zero", "full", "random", "urandom")
 HIDDEN = ".tmp"
 _TICK_SECONDS = 0.05
-_INTERRUPT_SECONDS = 1.0  # for a cell to end by itself once it is over a limit, so that its session keeps its state
+_INTERRUPT_SECONDS = 1.0  # for an interrupted cell to end, so that its session keeps its state
 _FREEZE_SECONDS = 2.0
 _TICKS, _PAGE = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What every program of a box starts with."""
+    """The environment of all programs in a box."""
 
     job: dict[str, Any]
     layers: tuple[str, ...]
     home: str
-    readable: list[str]  # what Landlock leaves to it
-    group: tuple[int, int] | None = None  # its cgroup's open cgroup.procs and memory.events
+    readable: list[str]  # paths that Landlock permits
+    group: tuple[int, int] | None = None  # descriptors of its cgroup's cgroup.procs and memory.events
 
 
 class Program:
-    """One program and its descendants. `out` gathers what it writes, `why` says which limit it met (or `ended`)."""
+    """One program and its descendants. `out` collects its output, `why` is the limit it has reached (or `ended`)."""
 
     def __init__(self, words: list[str], setting: Setting, out: dict[str, bytearray], *, session: bool = False):
         self.out, self.status, self.why = out, 0, "ended"
         self._limits, self._used_before, self._group = setting.job["limits"], 0.0, setting.group
         ends = {name: os.pipe() for name in ("stdout", "stderr")}
-        hands = (os.pipe(), os.pipe()) if session else None  # cells go in, a byte comes out for each
+        hands = (os.pipe(), os.pipe()) if session else None  # for cells, and one byte in answer to each
         self.child = os.fork()
         if self.child == 0:
             inner = (hands[0][0], hands[1][1]) if hands else ()
@@ -64,17 +64,17 @@ class Program:
             os.set_blocking(handle, False)
 
     def begin_cell(self, code: str, limits: dict[str, Any], out: dict[str, bytearray]) -> None:
-        """Let go on, with a new piece of code and new limits."""
+        """Resume the program with a new cell and new limits."""
         self.out, self.status, self.why, self._limits = out, 0, "ended", limits
         with contextlib.suppress(BlockingIOError):
-            os.read(self._done, 1 << 16)  # a byte that nobody asked for is no answer to this cell
+            os.read(self._done, 1 << 16)  # discard unexpected bytes, which are not the answer to this cell
         data = code.encode("utf-8", "surrogatepass")
         self._unsent = bytearray(len(data).to_bytes(8, "little") + data)
         self._used_before = used()[1]
         _signal_all(signal.SIGCONT)
 
     def watch(self) -> bool:
-        """Until the program ends, its cell is done, or a limit is met; whether a cell was done."""
+        """Wait until the program ends, its cell is done, or a limit is reached; returns whether a cell is done."""
         deadline, checked = time.monotonic() + self._limits["wall_seconds"], 0.0
         while True:
             over, done = self._wait(_TICK_SECONDS)
@@ -90,7 +90,7 @@ class Program:
                     return False
 
     def interrupt(self) -> bool:
-        """Ask a cell to stop as Ctrl-C would; whether it did, so that the session's state is kept."""
+        """Interrupt a cell, as Ctrl-C would; returns whether it stopped, so that the session's state is kept."""
         deadline = time.monotonic() + _INTERRUPT_SECONDS
         os.kill(self.child, signal.SIGINT)
         while self.why != "memory" and time.monotonic() < deadline:
@@ -100,7 +100,7 @@ class Program:
         return False
 
     def freeze(self) -> bool:
-        """Stop every process of the box where it stands; whether all of them stand."""
+        """Stop all processes of the box; returns whether all have stopped."""
         deadline = time.monotonic() + _FREEZE_SECONDS
         while time.monotonic() < deadline:
             _signal_all(signal.SIGSTOP)
@@ -111,7 +111,7 @@ class Program:
         return False
 
     def end(self) -> None:
-        """Leave no process of it behind, and take in what still lies in its pipes."""
+        """Kill all its processes, and read the rest of its output."""
         self.status = end_all(self.child)
         self._drain()
         for handle in self._open:
@@ -122,7 +122,7 @@ class Program:
             self.why = "cpu" if -self.status == signal.SIGXCPU else f"signal {_signal_name(-self.status)}"
 
     def _wait(self, seconds: float) -> tuple[bool, bool]:
-        """Move what can be moved; whether the program has ended, and whether a cell is done."""
+        """Transfer input and output; returns whether the program has ended, and whether a cell is done."""
         sends = [self._hand] if self._unsent else []
         ready, writable, _ = select.select(self._waits, sends, [], seconds)
         if writable:
@@ -142,7 +142,7 @@ class Program:
         try:
             sent = os.write(self._hand, self._unsent)
         except BrokenPipeError:
-            sent = len(self._unsent)  # it has closed its ear; the clock will end it
+            sent = len(self._unsent)  # it no longer reads; the time limit will end it
         del self._unsent[:sent]
 
     def _read(self, handle: int) -> bool:
@@ -158,7 +158,7 @@ class Program:
         return bool(piece)
 
     def _drain(self) -> None:
-        """What still lies in the pipes: every writer is dead or frozen, so this ends."""
+        """Read what is left in the pipes; this ends, since every writer is dead or frozen."""
         for handle in self._reads:
             while select.select([handle], [], [], 0)[0] and self._read(handle):
                 pass
@@ -173,7 +173,7 @@ class Program:
 
 
 def become(words: list[str], setting: Setting, streams: dict[str, int], hands: tuple[int, ...]) -> None:
-    """Turn this process into the program: everything it holds is given up before the first line of it runs.
+    """Replace this process by the program, after dropping all privileges and open files.
 
     `hands` become descriptors 3 and up.
     """
@@ -182,7 +182,7 @@ def become(words: list[str], setting: Setting, streams: dict[str, int], hands: t
             os.write(setting.group[0], b"0")
         os.setsid()  # no controlling terminal
         kernel.die_with_parent()
-        # Moved out of the way first: each of them may stand where another one goes.
+        # First to high numbers, because each may have the number that another one needs.
         held = [os.open(os.devnull, os.O_RDONLY), *streams.values(), *hands]
         far = [fcntl.fcntl(one, fcntl.F_DUPFD, 100) for one in held]
         for number, handle in enumerate(far):
@@ -193,7 +193,7 @@ def become(words: list[str], setting: Setting, streams: dict[str, int], hands: t
             signal.signal(number, signal.SIG_DFL)
         _limit(setting.job["limits"], setting.job["reserves_memory"], session=bool(hands))
         kernel.no_new_privileges()
-        kernel.drop_capabilities()  # of root, at the levels that have no user of their own for the box
+        kernel.drop_capabilities()  # of root, at levels without a separate user for the box
         if "landlock" in setting.layers:
             kernel.landlock(setting.readable, [setting.home, *(f"/dev/{name}" for name in DEVICES)])
         if "seccomp" in setting.layers:
@@ -216,11 +216,11 @@ def _limit(limits: dict[str, Any], reserves_memory: bool, *, session: bool) -> N
         resource.RLIMIT_NOFILE: limits["open_files"],
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
-        resource.RLIMIT_CORE: 1,  # not 0: that does not stop a core that the system pipes into a program
+        resource.RLIMIT_CORE: 1,  # not 0, which does not prevent core dumps piped into a program
     }
-    if not session:  # whose processor time is counted for each cell
+    if not session:  # in a session CPU time is limited per cell
         bounds[resource.RLIMIT_CPU] = int(limits["cpu_seconds"]) + 1
-    if not reserves_memory:  # Node and Java reserve far more addresses than they use
+    if not reserves_memory:  # Node and Java reserve far more address space than they use
         bounds[resource.RLIMIT_AS] = limits["memory_bytes"]
     for name, bound in bounds.items():
         hard = resource.getrlimit(name)[1]
@@ -228,11 +228,11 @@ def _limit(limits: dict[str, Any], reserves_memory: bool, *, session: bool) -> N
         resource.setrlimit(name, (bound, bound))
 
 
-# ---- everything below this process -----------------------------------------------------------------------------------
+# ---- descendants of this process -------------------------------------------------------------------------------------
 
 
 def descendants() -> list[int]:
-    """Every process below this one."""
+    """The process ids of all descendants of this process."""
     own = os.getpid()
     parents: dict[int, int] = {}
     for name in os.listdir("/proc"):
@@ -245,9 +245,9 @@ def descendants() -> list[int]:
 
 
 def used() -> tuple[int, float]:
-    """Bytes of memory now and seconds of processor time so far, of everything below this process together.
+    """Memory in bytes and CPU time in seconds of all descendants together.
 
-    Limits by process would count each of them anew. Processes that a parent has waited for count with their parent.
+    Per-process limits would apply to each separately. Reaped processes count with their parent.
     """
     memory, ticks = 0, 0
     for pid in descendants():
@@ -258,9 +258,9 @@ def used() -> tuple[int, float]:
 
 
 def end_all(child: int, status: int | None = None) -> int:
-    """Kill whatever is left below this process and reap it; the child's exit status, or minus its signal.
+    """Kill and reap all descendants; returns the child's exit status, or minus its signal.
 
-    `status` is for a child that has been waited for.
+    `status` is the child's, if it has already been reaped.
     """
     give_up = time.monotonic() + 5
     while time.monotonic() < give_up:
@@ -278,7 +278,7 @@ def end_all(child: int, status: int | None = None) -> int:
 
 
 def _signal_all(number: int) -> None:
-    if os.getpid() == 1:  # only there does -1 mean the box alone
+    if os.getpid() == 1:  # only then does -1 mean just the box
         with contextlib.suppress(ProcessLookupError):
             os.kill(-1, number)
         return
@@ -291,11 +291,11 @@ def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:
-        return str(number)  # one of the real-time signals, most of which have no name
+        return str(number)  # a real-time signal; most have no name
 
 
 def _states(pid: int) -> list[bytes]:
-    """The state of every thread: R and S can still do something."""
+    """The state of every thread; R and S can still run."""
     try:
         names = os.listdir(f"/proc/{pid}/task")
     except OSError:
@@ -304,7 +304,7 @@ def _states(pid: int) -> list[bytes]:
 
 
 def _stat(path: str) -> list[bytes] | None:
-    """The words of a stat file after the name, from the state on; None when the process has gone."""
+    """The fields of a stat file after the name, from the state on; None if the process has ended."""
     try:
         with open(path, "rb") as file:
             return file.read().rpartition(b")")[2].split() or None

@@ -1,4 +1,4 @@
-"""`run(code, language, files, limits) -> Result`: the entry point for running code that a model wrote."""
+"""`run(code, language, files, limits) -> Result`: the entry point for running model-written code."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _ENVIRONMENT = {
 }
 
 
-_BOUNDS = {  # the kind of a limit, its least and its greatest value
+_BOUNDS = {  # kind, minimum and maximum of each limit
     "wall_seconds": ("seconds", 0.001, 10**8),
     "cpu_seconds": ("seconds", 0.001, 10**8),
     "memory_bytes": ("a whole number", 1 << 20, 1 << 60),
-    "disk_bytes": ("a whole number", 4096, 1 << 60),  # 0 would mean half of the machine's memory
+    "disk_bytes": ("a whole number", 4096, 1 << 60),  # 0 would mean half of the memory
     "output_bytes": ("a whole number", 0, 1 << 60),
     "returned_bytes": ("a whole number", 0, 1 << 60),
     "num_processes": ("a whole number", 1, 1 << 30),
@@ -45,22 +45,22 @@ _BOUNDS = {  # the kind of a limit, its least and its greatest value
 
 @dataclass(frozen=True)
 class Limits:
-    """What one run may use, all its processes together where nothing else is said."""
+    """Limits of one run, for all its processes together unless stated otherwise."""
 
     wall_seconds: float = 10.0
     cpu_seconds: float = 10.0
     memory_bytes: int = 1 << 30
     disk_bytes: int = 64 << 20
-    output_bytes: int = 1 << 20  # each of stdout and stderr
-    returned_bytes: int = 16 << 20  # files that come back
+    output_bytes: int = 1 << 20  # for each of stdout and stderr
+    returned_bytes: int = 16 << 20  # of returned files
     num_processes: int = 64
-    open_files: int = 256  # each process
+    open_files: int = 256  # per process
 
     def __post_init__(self) -> None:
-        """Refuse what is no limit: a NaN would never be over, a negative one would mean none to the kernel.
+        """Refuse invalid limits: NaN would never be exceeded, and a negative one would mean no limit to the kernel.
 
         Raises:
-            ConfigError: a limit of the wrong kind or out of bounds.
+            ConfigError: a limit has the wrong type or is out of bounds.
         """
         for name, (kind, least, most) in _BOUNDS.items():
             value: Any = getattr(self, name)
@@ -71,7 +71,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run gave: `why` is `ended`, `time`, `cpu`, `memory`, `output` (cut at its limit) or `signal NAME`."""
+    """The result of a run: `why` is `ended`, `time`, `cpu`, `memory`, `output` (truncated) or `signal NAME`."""
 
     stdout: str
     stderr: str
@@ -82,22 +82,22 @@ class Result:
     left_out: dict[str, str]
     level: str
     layers: tuple[str, ...] = field(default=())
-    packages: str = ""  # hash of the packages that could be imported beside the standard library
-    state_lost: bool = False  # a session's: the next cell begins anew
+    packages: str = ""  # hash of the importable packages besides the standard library
+    state_lost: bool = False  # in a session: the next cell starts without earlier definitions
 
     @property
     def ok(self) -> bool:
-        """Whether the program ended by itself with status 0."""
+        """Whether the program ended normally with status 0."""
         return self.why == "ended" and self.status == 0
 
 
 class Sandbox:
-    """A place to run code at a level; one run at a time (see `Pool` for many).
+    """Runs code at a level of isolation; one run at a time (see `Pool` for many).
 
     `packages` names the installed packages that Python code may import; `Sandbox.packages` has their versions and hash.
 
     Raises:
-        SandboxError: the level is not to be had here and `allow_weaker` was not said.
+        SandboxError: the level is not available here and `allow_weaker` is not set.
         ConfigError: a package is not installed.
     """
 
@@ -107,17 +107,17 @@ class Sandbox:
 
     @property
     def level(self) -> str:
-        """The level that it has."""
+        """Its level."""
         return self.place.level
 
     def run(
         self, code: str, language: str = "python", files: dict[str, bytes] | None = None, limits: Limits | None = None
     ) -> Result:
-        """Run `code` in an empty folder with `files` beside it; nothing of the run outlives it but the result.
+        """Run `code` in an empty folder with `files`; only the result outlives the run.
 
         Raises:
-            ConfigError: an unknown language, one whose programs are not here, code, a limit or a file that cannot be.
-            SandboxError: the box could not be put up, or the files do not fit into it.
+            ConfigError: the language is unknown or not installed, or code, a limit or a file is invalid.
+            SandboxError: the box could not be set up, or the files do not fit into it.
         """
         program = checked_text("code", code).encode("utf-8", "surrogatepass")
         job = self.place.job(language, checked_limits(limits))
@@ -132,7 +132,7 @@ class Sandbox:
             self.place.clear(job)
 
     def close(self) -> None:
-        """End the sandbox's process and whatever it runs."""
+        """End the sandbox's processes."""
         self.place.connection.close()
 
     def __enter__(self) -> Sandbox:
@@ -143,7 +143,7 @@ class Sandbox:
 
 
 class Place:
-    """Where boxes of one level are put up: a warden, its folder on disk, and what every job says."""
+    """Sets up boxes of one level: a warden, its folder on disk, and the common part of all jobs."""
 
     def __init__(self, level: str, packages: Packages):
         self.level, self.packages = level, packages
@@ -154,7 +154,7 @@ class Place:
         self._environment = environment.INSIDE if self._inside else f"{self.connection.scratch}/python"
         self._root = f"{self.connection.scratch}/root"
         os.mkdir(self._root)
-        if not self._inside:  # where nothing can be mounted, links show the packages
+        if not self._inside:  # without mounts, packages are made visible by links
             environment.lay(self._environment, self._python)
             for path, source in packages.places.items():
                 link = Path(self._environment, environment.SITE, path)
@@ -162,10 +162,10 @@ class Place:
                 link.symlink_to(source)
 
     def job(self, language: str, limits: Limits) -> dict[str, Any]:
-        """A job without files, whose folder must be cleared in the end."""
+        """A job without files; its folder must be cleared at the end."""
         known = languages.LANGUAGES.get(language) if isinstance(language, str) else None
         if known is None:
-            raise ConfigError(f"no language `{language}`; there are: {', '.join(languages.LANGUAGES)}")
+            raise ConfigError(f"no language `{language}`; supported are {', '.join(languages.LANGUAGES)}")
         if absent := languages.missing(language):
             raise ConfigError(f"{language} needs {', '.join(absent)}, not found on the PATH; install it")
         if not os.path.isdir(self._root):
@@ -188,19 +188,19 @@ class Place:
         }
 
     def clear(self, job: dict[str, Any]) -> None:
-        """Remove what a job has left on disk, at the levels that leave something there."""
+        """Remove a job's folder on disk, at levels that use one."""
         if job["scratch"] != self._root:
             shutil.rmtree(job["scratch"], ignore_errors=True)
 
     def result(self, answer: dict[str, Any]) -> Result:
-        """An answer of the box as a result."""
+        """Convert a box's answer to a `Result`."""
         answer["files"] = {name: base64.b64decode(data) for name, data in answer["files"].items()}
         layers = levels.LAYERS[self.level] + (("cgroup",) if self._cgroup else ())
         return Result(**answer, level=self.level, layers=layers, packages=self.packages.sha256)
 
 
 class Pool:
-    """As many sandboxes as there are cores (or `workers`), for thousands of short runs."""
+    """One sandbox per core (or `workers`), for thousands of short runs."""
 
     def __init__(
         self,
@@ -212,7 +212,7 @@ class Pool:
     ):
         num_workers = len(os.sched_getaffinity(0)) if workers is None else workers
         if not isinstance(num_workers, int) or num_workers < 1:
-            raise ConfigError(f"workers: expected a whole number from 1 on, got {workers!r}")
+            raise ConfigError(f"workers: expected a whole number of at least 1, got {workers!r}")
         self._all = [Sandbox(level, allow_weaker=allow_weaker, packages=packages) for _ in range(num_workers)]
         self._free: SimpleQueue[Sandbox] = SimpleQueue()
         for one in self._all:
@@ -221,11 +221,11 @@ class Pool:
 
     @property
     def processes(self) -> list[int]:
-        """The wardens' processes."""
+        """The wardens' process ids."""
         return [one.place.connection.process for one in self._all]
 
     def map(self, codes: Iterable[str], language: str = "python", limits: Limits | None = None) -> Iterator[Result]:
-        """The results in the order of the codes."""
+        """The results, in the order of `codes`."""
         return self._threads.map(lambda code: self._one(code, language, limits), codes)
 
     def _one(self, code: str, language: str, limits: Limits | None) -> Result:
@@ -255,15 +255,15 @@ def run(
     allow_weaker: bool = False,
     packages: Sequence[str] = (),
 ) -> Result:
-    """Run one piece of code in a sandbox of its own."""
+    """Run one program in a new sandbox."""
     with Sandbox(level, allow_weaker=allow_weaker, packages=packages) as sandbox:
         return sandbox.run(code, language, files, limits)
 
 
 def checked_level(level: str, allow_weaker: bool) -> str:
-    """The level to run at: the one asked for, or the strongest below it where that was allowed in words."""
+    """The level to run at: the requested one, or with `allow_weaker` the strongest available below it."""
     if level not in levels.LEVELS:
-        raise ConfigError(f"no level `{level}`; there are, from the strongest: {', '.join(levels.LEVELS)}")
+        raise ConfigError(f"no level `{level}`; there are, strongest first, {', '.join(levels.LEVELS)}")
     there = levels.available()
     lacking = {name: there[name] for name in levels.LAYERS[level] if there[name] is not None}
     if not lacking:
@@ -273,60 +273,58 @@ def checked_level(level: str, allow_weaker: bool) -> str:
         return strongest
     reasons = "; ".join(f"{name}: {why}" for name, why in lacking.items())
     raise SandboxError(
-        f"the sandbox's level `{level}` is not to be had here ({reasons}); the strongest here is `{strongest}`. "
-        f"Ask for it with level={strongest}, or say allow_weaker=true; docs/sandbox.md says what each one stops"
+        f"the sandbox's level `{level}` is not available here ({reasons}); the strongest here is `{strongest}`. "
+        f"Set level={strongest} or allow_weaker=true; docs/sandbox.md says what each level prevents"
     )
 
 
 def checked_limits(limits: Limits | None) -> Limits:
-    """Limits as they are, the usual ones for None."""
+    """Check the type of limits; None means the defaults."""
     if limits is not None and not isinstance(limits, Limits):
         raise ConfigError(f"limits: expected Limits(...), got {limits!r}")
     return Limits() if limits is None else limits
 
 
 def checked_text(name: str, text: str) -> str:
-    """A text as it is; whatever else is refused, as `None` is a program that ends well."""
+    """Check that it is a string: `None`, for example, would be a valid program."""
     if not isinstance(text, str):
         raise ConfigError(f"{name}: expected text, got {type(text).__name__}")
     return text
 
 
 def encoded(files: dict[str, bytes] | None, own: dict[str, bytes] | None = None) -> dict[str, str]:
-    """Files as a job carries them; `own` is the program's own file.
+    """Files in a job's form; `own` is the program's file.
 
     Raises:
-        ConfigError: a name that leads elsewhere or stands for two files, or contents that are no bytes.
+        ConfigError: a name leads outside or is used twice, or contents are not bytes.
     """
     if files is not None and not isinstance(files, dict):
         raise ConfigError(f"files: expected a dictionary of names and bytes, got {type(files).__name__}")
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     for name, data in [*(own or {}).items(), *(files or {}).items()]:
         path = _plain(name)
         if not isinstance(data, bytes | bytearray | memoryview):
             raise ConfigError(f"{name!r}: expected the file's bytes, got {type(data).__name__}")
-        if path in found:
-            raise ConfigError(
-                f"{name!r}: there is another file of this name (the code itself is one); name it otherwise"
-            )
-        found[path] = base64.b64encode(data).decode()
-    for path in found:
-        if above := [str(one) for one in PurePosixPath(path).parents if str(one) in found]:
-            raise ConfigError(f"{path!r}: {above[0]!r} is a file, not a folder; name one of them otherwise")
-    return found
+        if path in result:
+            raise ConfigError(f"{name!r}: there is another file of this name (perhaps the code); choose another name")
+        result[path] = base64.b64encode(data).decode()
+    for path in result:
+        if above := [str(one) for one in PurePosixPath(path).parents if str(one) in result]:
+            raise ConfigError(f"{path!r}: {above[0]!r} is a file, not a folder; rename one of them")
+    return result
 
 
 def _plain(name: str) -> str:
-    said = f"{name!r}: expected a file's name inside the box, such as `data/in.csv`"
+    expected = f"{name!r}: expected a file's name inside the box, such as `data/in.csv`"
     if not isinstance(name, str):
-        raise ConfigError(said)
+        raise ConfigError(expected)
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or path.parts[0] == ".tmp" or "\0" in name:
-        raise ConfigError(said)
+        raise ConfigError(expected)
     try:
         too_long = [part for part in path.parts if len(part.encode()) > 255]
     except UnicodeEncodeError:
-        raise ConfigError(f"{said}, in Unicode without lone surrogates") from None
+        raise ConfigError(f"{expected}, in Unicode without lone surrogates") from None
     if too_long or len(path.parts) > MAX_DEPTH:
-        raise ConfigError(f"{said}, each part at most 255 bytes, {MAX_DEPTH} parts at most")
+        raise ConfigError(f"{expected}, with at most {MAX_DEPTH} parts of at most 255 bytes")
     return str(path)

@@ -1,9 +1,9 @@
-"""The filter on system calls, written as the kernel's own little machine (classic BPF).
+"""The filter on system calls, as a classic BPF program.
 
-What is refused is a list, not what is allowed: eight languages' run-times must work, kernels gain calls, and the
-namespaces stand behind it. The list holds what reaches past a process's own box (mounts, namespaces, other processes,
-kernel modules, clocks), what has been the way out of containers (user namespaces, io_uring, bpf, keyrings), every
-socket (AF_VSOCK and AF_ALG know no network namespace), and memory that no limit counts (memfd, System V).
+It is a list of refused calls, not of allowed ones: the runtimes of eight languages must work, kernels gain calls, and
+there are also namespaces. It refuses calls that reach beyond the box (mounts, namespaces, other processes, kernel
+modules, clocks), those used in container escapes (user namespaces, io_uring, bpf, keyrings), all sockets (AF_VSOCK and
+AF_ALG ignore network namespaces), and memory that no limit covers (memfd, System V).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _X32 = 0x40000000  # the second ABI of x86-64: other numbers for the same calls
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _KILL, _ALLOW, _ERROR = 0x80000000, 0x7FFF0000, 0x00050000
 _NEW_NAMESPACES = 0x7E020080  # every CLONE_NEW* bit of clone's flags
-_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # typing into the terminal of whoever started us
-_F_SETSIG = 10  # fcntl: have SIGCONT sent when a pipe moves, which would wake a frozen process
+_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # injecting input into the terminal of the calling user
+_F_SETSIG = 10  # fcntl: could send SIGCONT on pipe activity, which would wake a frozen process
 
 _REFUSED: dict[str, tuple[int | None, int | None]] = {  # x86-64, arm64
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272),
@@ -40,14 +40,14 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {  # x86-64, arm64
     "listmount": (458, 458), "open_tree_attr": (467, 467),
 }  # fmt: skip
 
-_NOT_THERE: dict[str, tuple[int | None, int | None]] = {  # answered with ENOSYS, so that run-times take the older way
-    "clone3": (435, 435),  # its flags lie in memory, where a filter cannot look
+_NOT_THERE: dict[str, tuple[int | None, int | None]] = {  # answered with ENOSYS: runtimes fall back to older calls
+    "clone3": (435, 435),  # its flags are in memory, which a filter cannot read
     "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
     "memfd_create": (319, 279), "memfd_secret": (447, 447),
     "timer_create": (222, 107),  # its signal may be SIGCONT, which would wake a frozen process
 }  # fmt: skip
 
-_OWN_ONLY: dict[str, tuple[int, int, int]] = {  # calls on another process of the user; the last is the argument
+_OWN_ONLY: dict[str, tuple[int, int, int]] = {  # calls on other processes; the last is the argument's index
     "prlimit64": (302, 261, 0), "sched_setaffinity": (203, 122, 0), "sched_setparam": (142, 118, 0),
     "sched_setscheduler": (144, 119, 0), "sched_setattr": (314, 274, 0), "setpriority": (141, 140, 1),
     "ioprio_set": (251, 30, 1),
@@ -77,6 +77,6 @@ def program(machine: str | None = None) -> bytes:
 
 
 def _on_argument(number: int, argument: int, test: tuple[int, int, int, int], answer: int) -> list[tuple]:
-    """Refuse a call by the low half of an argument: all of these are 32 bits wide to the kernel."""
+    """Refuse a call by the low half of an argument; the kernel uses only 32 bits of all of these."""
     skip = (_EQUAL, 0, 4, number)
     return [skip, (_LOAD, 0, 0, 16 + 8 * argument), test, (_RETURN, 0, 0, answer), (_LOAD, 0, 0, 0)]

@@ -1,4 +1,4 @@
-"""A kept-open session: what one piece of code has defined, the next one can use. For tools that a model calls."""
+"""Sessions that keep state between cells, for a model's code interpreter."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from herd.errors import SandboxError
 from herd.sandbox.packages import chosen
 from herd.sandbox.sandbox import Limits, Place, Result, checked_level, checked_limits, checked_text, encoded
 
-_GRACE_SECONDS = 15.0  # to be stopped, frozen or killed, and to answer, once a cell's own clock has run out
+_GRACE_SECONDS = 15.0  # for interrupting, freezing or killing, and the answer, after a cell's time limit
 
 
 class Session:
     """Python in a box that stays open: names, imports and files last from cell to cell.
 
-    `limits` hold for each cell (time, output, returned files) and for the box at any moment (memory, disk, processes).
-    A cell over a limit is asked to stop, as Ctrl-C would; one that does not is killed with everything the session has
-    defined, `state_lost` says so, and the next cell begins anew beside the same files. Between two cells every process
-    of the box is frozen.
+    `limits` apply to each cell (time, output, returned files) and to the box at any moment (memory, disk, processes). A
+    cell over a limit is interrupted, as by Ctrl-C; if it does not stop, it is killed with the session's state. Then
+    `state_lost` is set, and the next cell starts a new interpreter with the same files. Between cells all processes of
+    the box are frozen.
 
     Raises:
-        SandboxError: the level is not to be had here and `allow_weaker` was not said, or the box could not be put up.
+        SandboxError: the level is not available here and `allow_weaker` is not set, or the box could not be set up.
         ConfigError: a package is not installed, or a file's name leads elsewhere.
     """
 
@@ -48,14 +48,14 @@ class Session:
             raise
 
     def run(self, code: str, files: dict[str, bytes] | None = None, limits: Limits | None = None) -> Result:
-        """Run a cell: the value of an expression at its end is printed, as in a notebook; open plots become files.
+        """Run a cell and print the value of a final expression, as in a notebook; open plots become files.
 
-        `files` are put beside it first. The result has the files that are new or changed since the cell before, plots
-        of matplotlib as plot-1.png and so on. `limits` may be narrower for this cell: time, output, returned files.
+        `files` are written first. The result has the files that are new or changed since the last cell, and matplotlib
+        plots as plot-1.png and so on. `limits` apply to this cell: time, output, returned files.
 
         Raises:
-            SandboxError: the session's process has gone; open a new one.
-            ConfigError: code, a limit or a file's name that cannot be.
+            SandboxError: the session's process has ended; open a new one.
+            ConfigError: code, a limit or a file's name is invalid.
         """
         bounds = self.limits if limits is None else checked_limits(limits)
         cell = {"code": checked_text("code", code), "files": encoded(files), "limits": asdict(bounds)}
@@ -66,7 +66,7 @@ class Session:
             raise
 
     def close(self) -> None:
-        """End everything that runs in it; its files are gone."""
+        """End all its processes and delete its files."""
         with contextlib.suppress(OSError):
             self._place.connection.close()
 

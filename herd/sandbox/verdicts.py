@@ -1,4 +1,4 @@
-"""`run_tests(code, tests, timeout) -> Verdict`: whether code that a model wrote passes its unit tests, and why not."""
+"""`run_tests(code, tests, timeout) -> Verdict`: whether model-written code passes its unit tests, and why not."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 from herd.sandbox.sandbox import Limits, Pool, Result, Sandbox, checked_limits, checked_text
 
-_PATIENCE = 3  # seconds by the clock for each of the processor, so that a busy machine changes no verdict
+_PATIENCE = 3  # wall-clock seconds per CPU second, so that a busy machine does not change verdicts
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`why` is `passed`, the limit that was reached, the last line of the error, or that the tests were not reached."""
+    """`why` is `passed`, the limit that was reached, the last line of the error, or that it ended before its tests."""
 
     passed: bool
     why: str
@@ -23,15 +23,15 @@ class Verdict:
 def run_tests(
     code: str, tests: str, timeout: float = 10.0, *, box: Sandbox | None = None, limits: Limits | None = None
 ) -> Verdict:
-    """Run Python `code` and then `tests` in one program, which passes when it has come to the end of both.
+    """Run Python `code` and then `tests` in one program, which passes if it reaches the end of both.
 
-    `timeout` is in seconds of processor time, three times that by the clock. Without `box` a sandbox of the full level
-    is opened for it; see `run_many_tests` for thousands. Code that leaves before its tests (`exit()`) does not pass,
-    but code that looks for the tests in its own memory can: isolation is not honesty.
+    `timeout` is in seconds of CPU time, and three times that in wall-clock time. Without `box` a sandbox of the full
+    level is opened; see `run_many_tests` for thousands. Code that ends before its tests (`exit()`) fails, but code that
+    manipulates the tests in its own memory can pass: isolation does not prevent cheating.
 
     Raises:
-        SandboxError: the box could not be put up, or its level is not to be had.
-        ConfigError: code or tests that are no text, a limit that cannot be.
+        SandboxError: the box could not be set up, or its level is not available.
+        ConfigError: code or tests are not strings, or a limit is invalid.
     """
     if box is None:
         with Sandbox() as box:
@@ -43,7 +43,7 @@ def run_tests(
 def run_many_tests(
     pairs: Iterable[tuple[str, str]], timeout: float = 10.0, *, pool: Pool, limits: Limits | None = None
 ) -> Iterator[Verdict]:
-    """The verdicts of many (code, tests), in their order, on every worker of the pool."""
+    """The verdicts of many (code, tests), in order, computed by all workers of the pool."""
     programs = [_program(code, tests) for code, tests in pairs]
     results = pool.map([program for program, _ in programs], limits=_limits(timeout, limits))
     return (_verdict(result, mark) for result, (_, mark) in zip(results, programs, strict=True))

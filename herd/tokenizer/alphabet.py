@@ -1,4 +1,4 @@
-"""The two ways in which `tokenizer.json` writes bytes as characters."""
+"""The two encodings of bytes as characters in `tokenizer.json`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WORD_START = "\u2581"  # how SentencePiece writes a space
 
 @cache
 def byte_characters() -> dict[int, str]:
-    """GPT-2's visible character for each byte: printable ones stand for themselves, the others from U+0100 on."""
+    """GPT-2's visible character for each byte: printable ones are unchanged, the others are from U+0100 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     moved = (b for b in range(256) if b not in printable)
     return {b: chr(b) for b in printable} | {b: chr(256 + n) for n, b in enumerate(moved)}
@@ -28,7 +28,7 @@ def write_bytes(token: bytes) -> str:
 
 
 def read_bytes(name: str) -> bytes:
-    """The bytes of a byte-level token's name; KeyError for a character that stands for no byte."""
+    """The bytes of a byte-level token's name; KeyError for a character that encodes no byte."""
     return bytes(map(_character_bytes().__getitem__, name))
 
 
@@ -40,5 +40,5 @@ def read_piece(name: str) -> bytes:
 
 
 def is_byte_piece(name: str) -> bool:
-    """Whether a SentencePiece token stands for one byte: "<0x0A>"."""
+    """Whether a SentencePiece token is a single byte: "<0x0A>"."""
     return _BYTE_PIECE.fullmatch(name) is not None

@@ -1,8 +1,8 @@
-"""What stands beside a vocabulary in a folder: which tokens begin and end, the chat template; read, and given back.
+"""The files beside a vocabulary in a folder, with BOS, EOS and padding tokens and the chat template: read and restored.
 
-Publishers put the begin and end tokens in different places. They are taken from the first of these that names them:
-tokenizer_config.json, special_tokens_map.json, the ids in config.json and generation_config.json, and what the
-vocabulary itself puts before a text.
+Publishers put BOS and EOS tokens in different places. They are read from the first of these that names them:
+tokenizer_config.json, special_tokens_map.json, the ids in config.json and generation_config.json, and the vocabulary's
+post-processor.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class _Config(TypedDict, total=False):
 def read(
     folder: Path, special: dict[str, int] | None, rows: Mapping[str, int], found: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the folder says of a vocabulary: `bos`, `eos`, `pad`, `add_bos`, `chat_template`, and the files themselves.
+    """A folder's settings for a vocabulary: `bos`, `eos`, `pad`, `add_bos`, `chat_template`, and the files themselves.
 
-    `rows` are the names and ids of the vocabulary, `found` what it says of itself. A token that is named and no added
-    token becomes a special one.
+    `rows` are the names and ids of the vocabulary, `found` its own settings. A named token that is not an added token
+    becomes a special one.
 
     Raises:
         DataError: a file is damaged.
@@ -82,9 +82,9 @@ def read(
             parts[role] = name if role != "pad" or name in special else None
         parts["special"] = special
         parts["add_bos"] = bool(found.get("add_bos"))
-        if isinstance(told := config.get("add_bos_token"), bool) and not (folder / VOCABULARY).exists():
-            parts["add_bos"] = told  # a tokenizer.json says it itself, and `transformers` goes by that
-    else:  # ranks, whose special tokens are Llama 3's
+        if isinstance(adds := config.get("add_bos_token"), bool) and not (folder / VOCABULARY).exists():
+            parts["add_bos"] = adds  # otherwise tokenizer.json decides, as in `transformers`
+    else:  # tiktoken ranks, with Llama 3's special tokens
         parts |= {role: name for role in ("bos", "eos") if (name := _name(config.get(f"{role}_token")))}
     files = {name: folder / name for name in _KEPT}
     files |= {f"{TEMPLATES}/{path.name}": path for path in sorted((folder / TEMPLATES).glob("*.jinja"))}
@@ -114,7 +114,7 @@ def _name(token: Any) -> str | None:
 
 
 def template(folder: Path) -> str | None:
-    """The chat template of a folder, None where there is none.
+    """The chat template of a folder, None if there is none.
 
     Raises:
         DataError: a file is damaged.
@@ -132,13 +132,13 @@ def templates(folder: Path) -> dict[str, str]:
 
 
 def _templates(folder: Path) -> Iterator[tuple[str, str]]:
-    for told in (_config(folder).get("chat_template"), _optional(folder / TEMPLATE_JSON).get("chat_template")):
-        if isinstance(told, str):
-            yield DEFAULT, told
-        elif isinstance(told, Mapping):
-            yield from told.items()
+    for value in (_config(folder).get("chat_template"), _optional(folder / TEMPLATE_JSON).get("chat_template")):
+        if isinstance(value, str):
+            yield DEFAULT, value
+        elif isinstance(value, Mapping):
+            yield from value.items()
         else:
-            yield from ((one["name"], one["template"]) for one in told or ())
+            yield from ((one["name"], one["template"]) for one in value or ())
     for file in sorted((folder / TEMPLATES).glob("*.jinja")):
         yield file.stem, _text(file)
     if (folder / TEMPLATE_FILE).exists():
@@ -171,28 +171,28 @@ def read_bytes(path: Path) -> bytes:
     """A file's bytes.
 
     Raises:
-        DataError: it cannot be read, or is none that ends (a device, a pipe), or larger than any such file.
+        DataError: it cannot be read, is not a regular file (a device, a pipe), or is larger than any such file.
     """
     try:
         if path.exists() and not path.is_file():
-            raise DataError(f"{path}: is no regular file; give the file itself.")
+            raise DataError(f"{path} is not a regular file; give the file itself.")
         if path.stat().st_size > _MOST_BYTES:
-            raise DataError(f"{path}: has {path.stat().st_size:,} bytes; at most {_MOST_BYTES:,} are read.")
+            raise DataError(f"{path} has {path.stat().st_size:,} bytes; at most {_MOST_BYTES:,} are allowed.")
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
+        raise DataError(f"{path} cannot be read ({error.strerror}).") from None
 
 
 def load_object(content: bytes, path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        DataError: it holds none.
+        DataError: the file is not a JSON object.
     """
     try:
         data = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: damaged, no JSON ({error}).") from None
+        raise DataError(f"{path}: damaged, not JSON ({error}).") from None
     if not isinstance(data, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(data).__name__}.")
     return data
@@ -202,7 +202,7 @@ def load_object(content: bytes, path: Path) -> dict[str, Any]:
 
 
 def written(tokenizer: Tokenizer) -> dict[str, bytes]:
-    """The files that `transformers` reads beside a vocabulary, of a tokenizer that was not read from such files."""
+    """The files that `transformers` reads beside a vocabulary, for a tokenizer that was not read from such files."""
     if tokenizer.beside is not None:
         return {}
     named = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "pad_token": tokenizer.pad or PAD}
@@ -219,7 +219,7 @@ def written(tokenizer: Tokenizer) -> dict[str, bytes]:
 
 
 def with_template(files: Mapping[str, bytes] | None, chat_template: str | None) -> dict[str, bytes] | None:
-    """The files with another chat template, written where the old one stood."""
+    """The files with another chat template, in the place of the old one."""
     if files is None:
         return None
     changed = {name: content for name, content in files.items() if not name.startswith(TEMPLATES)}

@@ -1,4 +1,4 @@
-"""Byte-level BPE training: merges, learned from counted pre-tokens."""
+"""Byte-level BPE training: learning merges from counts of pre-tokens."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from herd.tokenizer.merges import learn_merges
 
 NUM_BYTES = 256
-_SPARE_MERGES = 10_000  # for those that make a token that is there already
+_SPARE_MERGES = 10_000  # for merges that make an existing token
 
 
 def train(
     counts: Mapping[str, int], vocab_size: int, advance: Callable[[int], object] = lambda merges: None
 ) -> dict[bytes, int]:
-    """The ranks (bytes of a token -> id) of up to `vocab_size` tokens: the 256 bytes, then what merges make."""
+    """The ranks (bytes of a token -> id) of up to `vocab_size` tokens: the 256 bytes, then the learned merges."""
     words = [word.encode("utf-8", "replace") for word in counts]
     bytes_alone = {bytes([b]): b for b in range(NUM_BYTES)}
     return grow(bytes_alone, words, list(counts.values()), vocab_size, advance)
@@ -26,14 +26,14 @@ def grow(
     vocab_size: int,
     advance: Callable[[int], object],
 ) -> dict[bytes, int]:
-    """These ranks and those of further merges, up to `vocab_size` in all; `words` are given as ids of the ranks."""
+    """The ranks extended by further merges, up to `vocab_size` in total; `words` are ids in the given ranks."""
     ranks = dict(ranks)
     tokens = sorted(ranks, key=ranks.__getitem__)
     if len(ranks) >= vocab_size:
         return ranks
     for left, right in learn_merges(words, counts, list(map(len, tokens)), vocab_size - len(ranks) + _SPARE_MERGES):
         tokens.append(tokens[left] + tokens[right])
-        if tokens[-1] in ranks:  # "aba" may come of "ab" + "a" and of "a" + "ba"
+        if tokens[-1] in ranks:  # "aba" may be "ab" + "a" and "a" + "ba"
             continue
         ranks[tokens[-1]] = len(ranks)
         advance(1)
@@ -43,13 +43,13 @@ def grow(
 
 
 def merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """Every way in which two tokens make a third, in the order of the third's rank.
+    """All pairs of tokens whose concatenation is a token, in the order of its rank.
 
-    tiktoken joins any two neighbours whose concatenation is a token, the lowest rank first; a reader that works with a
-    list of merges does the same when the list holds all the ways.
+    tiktoken merges any adjacent tokens whose concatenation is a token, the lowest rank first; a tokenizer with a list
+    of merges does the same if the list contains all such pairs.
     """
-    found = []
+    pairs = []
     for token, _ in sorted(ranks.items(), key=lambda item: item[1]):
         ways = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
-        found += sorted(ways, key=lambda way: (ranks[way[0]], ranks[way[1]]))
-    return found
+        pairs += sorted(ways, key=lambda way: (ranks[way[0]], ranks[way[1]]))
+    return pairs

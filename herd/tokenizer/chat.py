@@ -1,13 +1,12 @@
-"""Conversations to tokens: in the checkpoint's own format, whatever it is.
+"""Conversations to tokens, in the checkpoint's own chat format.
 
     render(tokenizer, messages, generation_prompt=True).tokens     the prompt for an answer
     render(tokenizer, messages)                                    tokens and loss mask, for training
     stops(tokenizer)                                               what ends an answer
 
-The format is that of the checkpoint's chat template. Where the template is Llama 3's, Herd's own writer of that format
-(`herd.tokenizer.llama3`) is taken: it is compared with the template over a set of conversations first. Every other
-template runs itself (`herd.tokenizer.foreign`). A checkpoint without one has no format until somebody names it
-(`named_template`).
+The format is that of the checkpoint's chat template. For Llama 3's, Herd's own implementation (`herd.tokenizer.llama3`)
+is used, after comparing it with the template on a set of conversations. All other templates are run
+(`herd.tokenizer.foreign`). A checkpoint without a template has no format unless one is named (`named_template`).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from herd.tokenizer.tokenizer import Tokenizer
 from herd.tokenizer.toolcalls import Format
 from herd.types import Message
 
-_ALIKE = ("same", "ids differ")  # a message that opens with a line break is encoded apart from its header
+_ALIKE = ("same", "ids differ")  # ids differ if a message begins with a line break, which is encoded separately
 _styles: weakref.WeakKeyDictionary[Tokenizer, Style | None] = weakref.WeakKeyDictionary()
 
 
@@ -48,16 +47,16 @@ def render(
     continue_final: bool = False,
     read_special: bool = False,
 ) -> Rendered:
-    """Tokens and loss mask of a conversation; the assistant's messages and what ends them are trained on.
+    """Tokens and loss mask of a conversation; the assistant's messages and their end tokens are trained on.
 
-    `generation_prompt` opens an answer (there is no mask then); `continue_final` leaves the last message open instead.
-    `tools` (OpenAI's schemas) and `documents` are told to the model, `variables` are the template's own. `date` is
-    today to a template that asks for it (26 Jul 2024 or 2024-07-26; default: today). `style` takes Llama 3's format in
-    that style whatever the template is, and `tool_format` is how style `meta` announces and calls tools. `read_special`
-    reads special strings in messages as their tokens: only for text that you wrote yourself.
+    `generation_prompt` adds the header of an answer (without a mask); `continue_final` leaves the last message open.
+    `tools` (OpenAI's schemas), `documents` and further `variables` are passed to the template. `date` is its current
+    date (26 Jul 2024 or 2024-07-26; default: today). `style` selects Llama 3's format in that style, whatever the
+    template, and `tool_format` how style `meta` announces and calls tools. `read_special` reads special strings in
+    messages as special tokens: only for text that you wrote yourself.
 
     Raises:
-        DataError: there is no template, or it refuses the conversation, or does not show what the assistant wrote.
+        DataError: there is no template, it refuses the conversation, or the assistant's messages are not in its output.
     """
     needs_template = documents or variables or continue_final or read_special
     own = style or (None if needs_template else own_style(tokenizer))
@@ -76,16 +75,16 @@ def render(
 
 
 def _own_date(tokenizer: Tokenizer, style: Style, date: str | None) -> str | None:
-    """What the date lines say: a template that asks for today gets it."""
+    """The date in the date lines: today if the template asks for it."""
     if style == "hf" and date is None and "strftime_now" in (tokenizer.chat_template or ""):
         return datetime.now().strftime("%d %b %Y")
     return date
 
 
 def own_style(tokenizer: Tokenizer) -> Style | None:
-    """In which style of Llama 3's format the template writes, None where it writes another format or there is none.
+    """The template's style of Llama 3's format; None if there is no template or it has another format.
 
-    Text and ids are compared over conversations with and without system prompt, tools and other scripts.
+    Text and ids are compared on conversations with and without system prompt, tools and other scripts.
     """
     template = tokenizer.chat_template
     if template == META_TEMPLATE:
@@ -102,7 +101,7 @@ def own_style(tokenizer: Tokenizer) -> Style | None:
 
 
 def tells_tools(tokenizer: Tokenizer) -> bool:
-    """Whether the format tells the model of the tools that are offered: many templates pass over them."""
+    """Whether the format announces tools to the model: many templates ignore them."""
     return own_style(tokenizer) is not None or re.search(r"\btools\b", tokenizer.template_for(True) or "") is not None
 
 
@@ -110,7 +109,7 @@ _FAMILIES = (("<|im_start|>", "ChatML"), ("[INST]", "Llama 2 or Mistral"), ("<st
 
 
 def format_name(tokenizer: Tokenizer) -> str | None:
-    """The chat format in a word: `Llama 3, style meta`, a family's name, or `its own`; None without a template."""
+    """The name of the chat format: `Llama 3, style meta`, a family's name, or `its own`; None without a template."""
     template = tokenizer.chat_template
     if template is None:
         return None
@@ -121,21 +120,21 @@ def format_name(tokenizer: Tokenizer) -> str | None:
 
 
 def ends(tokenizer: Tokenizer) -> Ends:
-    """What the format writes behind an answer; a text only where it has no token for it."""
+    """What the format writes after an answer; a text only if it has no token for it."""
     own = own_style(tokenizer)
     return foreign.ends(tokenizer) if own is None else Ends((tokenizer.eot_id,))
 
 
 def stops(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The tokens of which any ends an answer: the vocabulary's end tokens, and the template's end of turn."""
+    """The tokens that end an answer: the vocabulary's end tokens, and the template's end of turn."""
     return tuple(sorted({*tokenizer.stop_ids, *ends(tokenizer).ids}))
 
 
 def named_template(name: str) -> str:
-    """A chat template by the name of a format that Herd knows, or from a file.
+    """A chat template by the name of a known format, or from a file.
 
     Raises:
-        ConfigError: there is neither such a format nor such a file.
+        ConfigError: there is no such format or file.
     """
     if name in TEMPLATES:
         return TEMPLATES[name]
@@ -157,7 +156,7 @@ def in_format(tokenizer: Tokenizer, name: str) -> Tokenizer:
     needed = [token for token in _NEEDED.get(name, ()) if token not in tokenizer.special]
     if needed:
         raise ConfigError(
-            f"template={name}: this vocabulary has no {needed[0]}; name a format that it has the tokens for"
+            f"template={name}: this vocabulary has no {needed[0]}; choose a format whose special tokens it has"
         )
     return tokenizer.with_template(template)
 
@@ -166,9 +165,9 @@ _NEEDED = {"llama3": (START_HEADER, END_HEADER, END_OF_TURN), "chatml": ("<|im_s
 
 
 def formatting_mask(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[bool]:
-    """Which tokens are form and not content: special tokens and, in Llama 3's format, roles. DPO leaves them out.
+    """Which tokens are formatting, not content: special tokens and, in Llama 3's format, roles. DPO masks them.
 
-    Source: Llama 3 paper section 4.1.4.
+    Source: The Llama 3 Herd of Models, section 4.1.4.
     """
     if own_style(tokenizer) is not None:
         return llama3.formatting_mask(tokenizer, tokens)
@@ -177,13 +176,13 @@ def formatting_mask(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[bool]:
 
 
 def require_trained(rendered: Rendered) -> Rendered:
-    """The same, if it is fit for training.
+    """Check that a conversation can be trained on; returns it.
 
     Raises:
-        DataError: nothing in it is trained on, or everything is.
+        DataError: no token of it is trained on, or all are.
     """
     if not any(rendered.mask):
-        raise DataError("nothing in this conversation is trained on: it has no assistant message")
+        raise DataError("no token of this conversation is trained on: it has no assistant message")
     if all(rendered.mask):
-        raise DataError("everything in this conversation is trained on: its loss mask hides no prompt")
+        raise DataError("all tokens of this conversation are trained on: its loss mask excludes no prompt")
     return rendered

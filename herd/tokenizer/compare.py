@@ -1,9 +1,9 @@
-"""Does Herd write a conversation as a checkpoint's own chat template does?
+"""Comparing Herd's rendering of conversations with that of a checkpoint's chat template.
 
-The template runs in Jinja's sandbox, as `transformers` runs it. Text is compared, and then ids: a template's output is
-encoded whole, while Herd encodes content apart from its header, so that ids can differ where the text does not (content
-that begins with a line break). A template that is not Llama 3's writes for Herd too: there only ids are compared, which
-differ where a message holds special strings, and what it refuses is refused by both.
+The template runs in Jinja's sandbox, as in `transformers`. Text is compared, then ids: a template's output is encoded
+as a whole, while Herd encodes content separately from its header, so that ids can differ for the same text (if content
+begins with a line break). Templates other than Llama 3's are also what Herd runs: there only ids are compared, which
+differ if a message holds special strings, and both refuse the same conversations.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ANSWER = Message(role="assistant", content="Yes, it is.")
 
 
 class Talk(NamedTuple):
-    """A conversation to compare, and the tools it offers."""
+    """A conversation to compare, and its tools."""
 
     name: str
     messages: list[Message]
@@ -53,11 +53,11 @@ TALKS = (
     Talk("tools offered", [_USER], [_TOOL]),
     Talk("tools, whole story", [_SYSTEM, _USER, _CALL, _RESULT, _ANSWER, _USER], [_TOOL]),
 )
-"""What a chat model meets: each is compared with the header of an answer behind it."""
+"""The compared conversations, each with the header of an answer."""
 
 
 class Comparison(NamedTuple):
-    """What came out for one conversation: `same`, `ids differ`, `text differs`, or why one side refuses, or both do."""
+    """The result for one conversation: `same`, `ids differ`, `text differs`, or why one or both sides refuse it."""
 
     talk: str
     outcome: str
@@ -73,9 +73,9 @@ class Comparison(NamedTuple):
 def compare(
     tokenizer: Tokenizer, template: str, style: Style | None, talks: Sequence[Talk] = TALKS, date: str = DATE
 ) -> list[Comparison]:
-    """Each conversation through the template and through `render`, both told the same date.
+    """Compare the template with `render` on each conversation, with the same date.
 
-    Style None compares the tokenizer's own template with what Herd makes of it.
+    With style None the tokenizer's own template is compared with Herd's ids for it.
     """
     if style is None:
         return [_run(tokenizer, talk, date) for talk in talks]
@@ -94,9 +94,11 @@ def _run(tokenizer: Tokenizer, talk: Talk, date: str) -> Comparison:
 
 
 def _compared(tokenizer: Tokenizer, template: str, style: Style, talk: Talk, date: str) -> Comparison:
-    told = date if style == "hf" else None
+    its_date = date if style == "hf" else None
     try:
-        ours = render(tokenizer, talk.messages, style=style, tools=talk.tools, generation_prompt=True, date=told).tokens
+        ours = render(
+            tokenizer, talk.messages, style=style, tools=talk.tools, generation_prompt=True, date=its_date
+        ).tokens
     except DataError as error:
         return Comparison(talk.name, f"herd refuses: {error}")
     text = tokenizer.decode(ours)

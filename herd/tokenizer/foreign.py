@@ -1,11 +1,11 @@
-"""Conversations in a checkpoint's own format, by its own template: tokens, what is trained on, and what ends a turn.
+"""Conversations rendered by a checkpoint's own chat template: tokens, loss mask, and what ends a turn.
 
-Ids are those of `transformers`: the whole text is encoded at once, with its special strings as tokens. But a special
-string inside a message stays text, so no message can forge a turn: before the template runs, a character that no text
-holds is put into it, and taken out again before it is encoded.
+Ids are those of `transformers`: the whole text is encoded at once, with its special strings as tokens. But special
+strings inside a message stay text, so that no message can forge a turn: before the template runs, a Unicode
+noncharacter is inserted into them, and removed again before encoding.
 
-The loss mask comes from the template's `{% generation %}` marks. Where it has none, the conversation is written again
-up to each of the assistant's messages, with and without it: where the texts agree, what was added is the answer.
+The loss mask comes from the template's `{% generation %}` blocks. Without them, the conversation is rendered up to each
+of the assistant's messages, with and without it: the difference is the answer.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _PROBE, _QUESTION = "where-does-an-answer-end", "what-is-asked"
 
 
 class Ends(NamedTuple):
-    """What ends a turn of the assistant's: tokens, and texts where the format has no token for it."""
+    """What ends the assistant's turn: tokens, or texts if the format has no token for it."""
 
     ids: tuple[int, ...] = ()
     texts: tuple[str, ...] = ()
 
 
 class Asked(NamedTuple):
-    """What a template is given beside the messages."""
+    """A template's inputs besides the messages."""
 
     tools: Sequence[Any] | None = None
     documents: Sequence[Any] | None = None
@@ -50,7 +50,7 @@ def text(
     generation_prompt: bool = False,
     continue_final: bool = False,
 ) -> str:
-    """A conversation as the template writes it; `continue_final` leaves the last message open, to be gone on with.
+    """A conversation as the template renders it; `continue_final` leaves the last message open, to be continued.
 
     Raises:
         DataError: there is no template, or it refuses the conversation or fails.
@@ -59,12 +59,12 @@ def text(
     if not continue_final:
         return _write(tokenizer, asked, talk, generation_prompt=generation_prompt).text
     if not talk or not isinstance(talk[-1].get("content"), str):
-        raise DataError("the last message cannot be gone on with: its content is no text")
+        raise DataError("the last message cannot be continued: its content is not text")
     (tag,) = jinja.free_characters(talk, 1)
     talk[-1] = {**talk[-1], "content": f"{talk[-1]['content']}{tag} "}
     before, found, after = _write(tokenizer, asked, talk, generation_prompt=False).text.rpartition(tag)
     if not found:
-        raise DataError("the chat template does not write the last message as it stands: it cannot be gone on with")
+        raise DataError("the last message cannot be continued: the chat template changes its text")
     return before if after.startswith(" ") else before.rstrip()
 
 
@@ -78,11 +78,11 @@ def render(
     masked: bool = True,
     read_special: bool = False,
 ) -> Rendered:
-    """Tokens and loss mask of a conversation; `masked=False` spares finding the mask. `read_special` reads special
-    strings in messages as their tokens.
+    """Tokens and loss mask of a conversation; `masked=False` skips the mask. `read_special` reads special strings in
+    messages as special tokens.
 
     Raises:
-        DataError: there is no template, it refuses the conversation, fails, or does not show what the assistant wrote.
+        DataError: there is no template, it refuses or fails, or the assistant's messages are not in its output.
     """
     talk = _as_openai(messages)
     (mark,) = jinja.free_characters([talk, asked.tools, asked.documents], 1)
@@ -108,7 +108,7 @@ def render(
 def _mark(
     tokenizer: Tokenizer, mask: list[bool], ids: list[int], places: list[_Span], begin: int, end: int, *, whole: bool
 ) -> None:
-    """Mark the tokens of a stretch; where it was found by prefixes, up to the token that ends the turn."""
+    """Set the mask for a span; one that was found by prefixes, up to the token that ends the turn."""
     inside = [i for i, (first, last) in enumerate(places) if first < end and last > begin]
     if not whole:
         stops = ends(tokenizer).ids or tokenizer.stop_ids
@@ -119,13 +119,13 @@ def _mark(
 
 
 def _check_calls(talk: Sequence[Mapping[str, Any]], learned: str) -> None:
-    """Many templates pass over calls of tools: an empty answer would be learned instead."""
+    """Refuse templates that ignore tool calls, because an empty answer would be learned instead."""
     for number, message in enumerate(talk):
         for call in message.get("tool_calls") or ():
             if (name := call["function"]["name"]) not in learned:
                 raise DataError(
-                    f"message {number}: the chat template does not write its call of {name!r}; name a format that "
-                    "writes calls of tools (template=FILE.jinja), or leave such conversations out"
+                    f"message {number}: the chat template does not write its call of {name!r}; choose a format that "
+                    "writes tool calls (template=FILE.jinja), or leave such conversations out"
                 )
 
 
@@ -139,27 +139,27 @@ def _spans_by_prefixes(
         through = write(talk[: number + 1], generation_prompt=False).text
         if (common := _agreed(tokenizer, whole, through)) is None:
             raise DataError(
-                f"message {number}: the chat template writes it otherwise once others follow, so that what is to be "
-                "learned cannot be told; put {% generation %} and {% endgeneration %} around the assistant's part of "
-                "the template, or train on conversations that end with this message"
+                f"message {number}: the chat template writes it differently when others follow, so that the loss mask "
+                "is unclear; put {% generation %} and {% endgeneration %} around the assistant's part of the "
+                "template, or train on conversations that end with this message"
             )
-        if not whole.startswith(before):  # a prompt with more in it than an answer begins with, such as <think>
+        if not whole.startswith(before):  # the generation prompt has more than a past answer, such as <think>
             before = write(talk[:number], generation_prompt=False).text
             content = message.get("content")
             place = through.find(content, len(before)) if content and through.startswith(before) else -1
             if place < 0:
                 raise DataError(
-                    f"message {number}: the chat template's prompt for an answer is not how it writes an answer; put "
-                    "{% generation %} and {% endgeneration %} around the assistant's part of the template"
+                    f"message {number}: the chat template's generation prompt differs from how it begins an answer; "
+                    "put {% generation %} and {% endgeneration %} around the assistant's part of the template"
                 )
             before = through[:place]
         yield len(before), max(common, len(before))
 
 
 def _agreed(tokenizer: Tokenizer, whole: str, through: str) -> int | None:
-    """How much of a text that ends with an answer stands in the whole; None where words are missing there.
+    """The length of the common prefix of `through`, which ends with an answer, and the whole; None if text is missing.
 
-    Special strings at the end, with which some templates close every text, do not count.
+    Special strings at the end, which some templates write after every text, do not count.
     """
     if whole.startswith(through):
         return len(through)
@@ -180,7 +180,7 @@ def _write(
     template = tokenizer.template_for(bool(asked.tools))
     if template is None:
         raise DataError(
-            "this checkpoint has no chat template, as base models have none; say in which format to write, such as "
+            "this checkpoint has no chat template, as is usual for base models; choose a format, such as "
             "template=llama3, template=chatml or a .jinja file"
         )
     dated = {} if asked.date is None else {"date_string": jinja.as_date(asked.date).strftime("%d %b %Y")}
@@ -197,7 +197,7 @@ def _write(
 
 
 def _as_openai(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages as templates expect them: OpenAI's form, with arguments of calls as objects."""
+    """Messages as templates expect them: OpenAI's form, with the arguments of calls as objects."""
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
         raise DataError(f"the conversation is {type(messages).__name__}, expected a list of messages")
     if not messages:
@@ -207,7 +207,7 @@ def _as_openai(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _one_as_openai(message: Mapping[str, Any], number: int) -> dict[str, Any]:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise DataError(f"message {number} is no message: expected an object with role and content")
+        raise DataError(f"message {number} is not a message: expected an object with role and content")
     worded = dict(message)
     worded["role"] = "tool" if message["role"] == "ipython" else message["role"]
     content = message.get("content")
@@ -232,7 +232,7 @@ def _call(call: Any, number: int) -> dict[str, Any]:
 
 
 def _guarded(special: re.Pattern[str] | None, mark: str, value: Any) -> Any:
-    """The value with a mark inside every special string of its texts; roles are taken as they are."""
+    """The value with a mark inside every special string of its texts, except roles."""
     if isinstance(value, str):
         return special.sub(lambda hit: f"{hit[0][0]}{mark}{hit[0][1:]}", value) if special else value
     if isinstance(value, Mapping):
@@ -241,7 +241,7 @@ def _guarded(special: re.Pattern[str] | None, mark: str, value: Any) -> Any:
 
 
 def _encode(tokenizer: Tokenizer, text: str, mark: str) -> tuple[list[int], list[_Span]]:
-    """The ids of a text and their places in it; a part with a mark in it is plain text."""
+    """The ids of a text and their character ranges; a part with a mark in it is plain text."""
     if mark not in text:
         return tokenizer.encode_places(text)
     ids: list[int] = []
@@ -258,7 +258,7 @@ def _encode(tokenizer: Tokenizer, text: str, mark: str) -> tuple[list[int], list
 
 
 def _parts(special: re.Pattern[str] | None, text: str, mark: str) -> Iterator[str]:
-    """The text cut so that what holds a mark stands between special strings."""
+    """The text split at special strings, so that marks are in parts without any."""
     pieces = re.split(f"({special.pattern})", text) if special else [text]
     held = ""
     for piece in pieces:
@@ -274,7 +274,7 @@ def _parts(special: re.Pattern[str] | None, text: str, mark: str) -> Iterator[st
 
 
 def _back(place: int, shifts: Sequence[int]) -> int:
-    """A place in the text without marks, in the text with them."""
+    """Translate a position in the text without marks to the text with them."""
     for shift in shifts:
         if shift <= place:
             place += 1
@@ -287,7 +287,7 @@ _known_ends: weakref.WeakKeyDictionary[Tokenizer, Ends] = weakref.WeakKeyDiction
 
 
 def ends(tokenizer: Tokenizer) -> Ends:
-    """What the template writes behind an answer: the token that ends the turn, or else the text."""
+    """What the template writes after an answer: the token that ends the turn, or else the text."""
     if tokenizer not in _known_ends:
         _known_ends[tokenizer] = _ends(tokenizer) if tokenizer.chat_template is not None else Ends()
     return _known_ends[tokenizer]
@@ -296,7 +296,7 @@ def ends(tokenizer: Tokenizer) -> Ends:
 def _ends(tokenizer: Tokenizer) -> Ends:
     question = {"role": "user", "content": _QUESTION}
     talk = [question, {"role": "assistant", "content": _PROBE}]
-    for asked in (Asked(), Asked(tools=[_TOOL])):  # some templates are for conversations with tools alone
+    for asked in (Asked(), Asked(tools=[_TOOL])):  # some templates require tools
         try:
             answered = _write(tokenizer, asked, talk, generation_prompt=False).text.rpartition(_PROBE)[2]
             followed = _write(tokenizer, asked, [*talk, question], generation_prompt=False).text.rpartition(_PROBE)[2]
@@ -307,7 +307,7 @@ def _ends(tokenizer: Tokenizer) -> Ends:
         return Ends()
     special = tokenizer.special_ids
     for tail in (answered, followed):
-        if found := [i for i in tokenizer.encode(tail, allow_special=True) if i in special]:
-            return Ends((found[0],))
-    behind = answered.strip() or followed.partition(_QUESTION)[0].strip()
-    return Ends((), (behind,)) if behind else Ends()
+        if ids := [i for i in tokenizer.encode(tail, allow_special=True) if i in special]:
+            return Ends((ids[0],))
+    suffix = answered.strip() or followed.partition(_QUESTION)[0].strip()
+    return Ends((), (suffix,)) if suffix else Ends()

@@ -1,4 +1,4 @@
-"""Llama Guard 3's prompt: a conversation to be judged, in one user message, and the verdict that comes back.
+"""Llama Guard 3's prompt, with a conversation to be judged in one user message, and its verdict.
 
     safe            or       unsafe
                              S1,S5
@@ -32,7 +32,7 @@ CATEGORIES = {
     "S13": "Elections",
     "S14": "Code Interpreter Abuse",
 }
-"""The thirteen hazards of MLCommons and one of Llama's own, under the short names of the prompt."""
+"""MLCommons' thirteen hazard categories and one of Meta's, with the short names of the prompt."""
 
 _SPEAKERS = {"user": "User", "assistant": "Agent"}
 _PROMPT = """\
@@ -67,17 +67,19 @@ def guard_prompt(
     descriptions: Mapping[str, str] | None = None,
     judged: Literal["user", "assistant"] | None = None,
 ) -> str:
-    """The text that asks for a verdict on the last message of the user or of the assistant (default: the last of all).
+    """The prompt for a verdict on the last message of the user or of the assistant (default: the very last one).
 
-    `categories` are the policy, code -> name; `descriptions` (code -> text) stand below the names.
+    `categories` is the policy, code -> name; `descriptions` (code -> text) are written below the names.
 
     Raises:
-        DataError: there is no such message, or messages of other roles.
+        DataError: there is no such message, or there are messages of other roles.
     """
     messages = checked_messages(messages)
     for number, message in enumerate(messages):
         if message["role"] not in _SPEAKERS or message.get("tool_calls"):
-            raise DataError(f"message {number}: Llama Guard judges what user and assistant say, no other messages")
+            raise DataError(
+                f"message {number}: Llama Guard judges only messages of user and assistant, without tool calls"
+            )
     judged = judged or ("user" if messages[-1]["role"] == "user" else "assistant")
     if judged not in [message["role"] for message in messages]:
         raise DataError(f"the conversation has no message of role {judged!r} to judge")
@@ -98,10 +100,10 @@ def render_guard(
     judged: Literal["user", "assistant"] | None = None,
     verdict: Verdict | None = None,
 ) -> Rendered:
-    """The same in tokens, ready for the model to answer; with a `verdict`, its answer too, which is trained on.
+    """The prompt in tokens; with a `verdict` also the answer, which is trained on.
 
     Raises:
-        DataError: as `guard_prompt`, or the verdict names a category that the policy lacks.
+        DataError: as `guard_prompt`, or the verdict has a category that is not in the policy.
     """
     talk = [Message(role="user", content=guard_prompt(messages, categories, descriptions, judged))]
     if verdict is not None:
@@ -119,7 +121,7 @@ def write_verdict(verdict: Verdict, categories: Mapping[str, str] = CATEGORIES) 
 
 
 def read_verdict(text: str, categories: Mapping[str, str] = CATEGORIES) -> Verdict:
-    """The verdict in an answer; codes that the policy lacks are left out.
+    """The verdict in an answer, without codes that are not in the policy.
 
     Raises:
         DataError: the first line is neither `safe` nor `unsafe`.

@@ -1,4 +1,4 @@
-"""A tokenizer on disk: tiktoken ranks, `tokenizer.json`, and what `transformers` reads beside them."""
+"""Tokenizers on disk: tiktoken ranks, `tokenizer.json`, and the files that `transformers` reads beside them."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ _SUPPORTED = "Herd reads BPE and Unigram vocabularies of bytes, as tokenizer.jso
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """Read a checkpoint or tokenizer folder, a `tokenizer.json` or a file of tiktoken ranks.
 
-    Ranks alone carry no pattern and no special tokens: Llama 3's are assumed. A GGUF file's vocabulary is read by
-    `herd.formats.vocabulary.open_tokenizer`, which takes all of these too.
+    Files of ranks have no pattern and no special tokens: Llama 3's are assumed. GGUF files are read by
+    `herd.formats.vocabulary.open_tokenizer`, which also reads all of these.
 
     Raises:
         DataError: the file is missing, damaged, or describes a kind of tokenizer that is not supported.
     """
     file = find_vocabulary(Path(path))
     if file is None:
-        raise DataError(f"{path}: holds neither {JSON_FILE} nor {RANKS_FILE}. Is it a checkpoint or tokenizer folder?")
+        raise DataError(f"{path} holds neither {JSON_FILE} nor {RANKS_FILE}. Is it a checkpoint or tokenizer folder?")
     parts = _read_file(file)
     if file.name in (JSON_FILE, RANKS_FILE):
         parts = parts | beside.read(file.parent, parts["special"], parts.pop("rows"), parts)
@@ -54,17 +54,17 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
 
 def load_template(path: str | os.PathLike[str]) -> str | None:
-    """The chat template that travels with a vocabulary, None where there is none.
+    """The chat template beside a vocabulary, None if there is none.
 
     Raises:
-        DataError: there is nothing at `path`, or what stands beside the vocabulary is damaged.
+        DataError: there is nothing at `path`, or a file beside the vocabulary is damaged.
     """
     file = find_vocabulary(Path(path))
     return beside.template(file.parent) if file and file.name in (JSON_FILE, RANKS_FILE) else None
 
 
 def find_vocabulary(path: Path) -> Path | None:
-    """The file with the vocabulary that a path means: itself, or in a folder, its checkpoint, what its run.json names.
+    """The vocabulary file for a path: itself, or in the folder, its checkpoint, or the one that its run.json names.
 
     Raises:
         DataError: there is nothing at `path`.
@@ -101,7 +101,7 @@ def parse_ranks(content: bytes, path: Path) -> dict[bytes, int]:
             shown = line[:40].decode("utf-8", "replace")
             raise DataError(
                 f"{path}: line {number} is {shown!r}, expected base64, a space and a rank. The file is damaged or "
-                "is no tiktoken ranks file."
+                "not a tiktoken ranks file."
             ) from None
     _check_ranks(ranks, path)
     return ranks
@@ -110,10 +110,10 @@ def parse_ranks(content: bytes, path: Path) -> dict[bytes, int]:
 def _check_ranks(ranks: dict[bytes, int], path: Path) -> None:
     missing_bytes = [b for b in range(256) if bytes([b]) not in ranks]
     if missing_bytes:
-        raise DataError(f"{path}: {len(missing_bytes)} of the 256 single bytes are no tokens. {_SUPPORTED}.")
+        raise DataError(f"{path}: {len(missing_bytes)} of the 256 single bytes are not tokens. {_SUPPORTED}.")
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise DataError(
-            f"{path}: the ranks of its {len(ranks)} tokens are not 0 to {len(ranks) - 1}: lines are missing or double."
+            f"{path}: ranks of its {len(ranks)} tokens are not 0 to {len(ranks) - 1}: lines are missing or repeated."
         )
 
 
@@ -187,9 +187,9 @@ def _checked_json(content: bytes, path: Path) -> dict[str, Any]:
 
 
 def _check_steps(data: dict[str, Any], path: Path) -> None:
-    """Refuse steps that make much of little: thousands of them, endless texts, replacements that feed one another."""
+    """Refuse steps that could make a text explode: too many, too long, or replacements that multiply."""
     steps, growth = [step for name in _AROUND if (step := data.get(name))], 1
-    for step in steps:  # it grows as it is gone through
+    for step in steps:  # it grows during the loop
         steps += [one for name in _INNER for one in step.get(name) or ()]
         pattern = step.get("pattern", "")
         pattern = pattern if isinstance(pattern, str) else "".join(pattern.values())
@@ -198,8 +198,8 @@ def _check_steps(data: dict[str, Any], path: Path) -> None:
         text = len(pattern) + len(step.get("content") or "") + len(step.get("prepend") or "")
         if len(steps) > _MOST_STEPS or text > _MOST_STEP_CHARS or growth > _MOST_GROWTH:
             raise DataError(
-                f"{path}: its normalizer and pre-tokenizer are no vocabulary's: at most {_MOST_STEPS} steps of "
-                f"{_MOST_STEP_CHARS:,} characters that lengthen a text {_MOST_GROWTH} times are taken."
+                f"{path}: its normalizer and pre-tokenizer are too large: at most {_MOST_STEPS} steps of "
+                f"{_MOST_STEP_CHARS:,} characters that lengthen a text {_MOST_GROWTH} times are allowed."
             )
 
 
@@ -209,10 +209,10 @@ _MOST_STEPS, _MOST_STEP_CHARS, _MOST_GROWTH = 300, 20_000, 100
 
 
 def parts_of_json(data: dict[str, Any], path: Path, text: str | None = None) -> dict[str, Any]:
-    """What a tokenizer is made of, from a `tokenizer.json` (`text`, as it is written); `rows` are its names and ids.
+    """The arguments of `Tokenizer` from a `tokenizer.json` (`text` is its content); `rows` are its names and ids.
 
     Raises:
-        DataError: it is no vocabulary of bytes.
+        DataError: the vocabulary does not cover all bytes.
     """
     model, added = data["model"], data.get("added_tokens") or []
     special = {token["content"]: token["id"] for token in added}
@@ -245,7 +245,7 @@ def _opening_token(step: dict[str, Any] | None) -> str | None:
 
 
 def _does_what_tiktoken_does(data: dict[str, Any]) -> bool:
-    """Whether it only splits by Llama 3's pattern and takes bytes, whole pre-tokens first."""
+    """Whether it only splits by Llama 3's pattern, is byte-level, and looks up whole pre-tokens first."""
     if any(token.get(flag) for token in data.get("added_tokens") or [] for flag in ("lstrip", "rstrip", "single_word")):
         return False
     match data.get("pre_tokenizer"), data.get("normalizer"):
@@ -267,8 +267,8 @@ def _does_what_tiktoken_does(data: dict[str, Any]) -> bool:
 def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str], *, with_ranks: bool = False) -> Path:
     """Write `tokenizer.model` (tiktoken ranks), `tokenizer.json` and its companions, which `transformers` loads.
 
-    What the tokenizer was read from comes back as it was; ranks are added to it only `with_ranks`. The folder
-    may hold other files (a checkpoint's weights).
+    The files that the tokenizer was read from are written unchanged; ranks are added to them only `with_ranks`. The
+    folder may hold other files (a checkpoint's weights).
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -285,7 +285,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str], *, with
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The vocabulary in the form of the `tokenizers` library, giving the same ids."""
+    """The vocabulary as a `tokenizer.json`, which gives the same ids."""
     ids = tokenizer.special
     bos = tokenizer.bos
     split = {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN}, "behavior": "Isolated", "invert": False}

@@ -1,7 +1,7 @@
-"""A checkpoint's own chat template at work: conversations to text, as `transformers` writes them.
+"""Running a checkpoint's chat template: conversations to text, as in `transformers`.
 
-The template runs in a process of its own (`herd.tokenizer.jinja_child`), which is started at the first conversation,
-serves all templates, and is ended when one takes too long.
+Templates run in a separate process (`herd.tokenizer.jinja_child`), which is started for the first conversation, serves
+all templates, and is killed if one takes too long.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from herd.errors import DataError
 from herd.tokenizer import jinja_child
 
 SECONDS = 20.0
-"""How long a template may take for a conversation."""
+"""Time limit of a template for one conversation."""
 
 MAX_TEMPLATE_CHARS = 1 << 20
 _START = "from herd.tokenizer.jinja_child import work; work()"
 _DATE_FORMS = ("%d %b %Y", "%d %B %Y", "%Y-%m-%d", "%Y-%m-%dT%H:%M:%S")
-_FREE = tuple(map(chr, range(0xFDD0, 0xFDF0)))  # Unicode's noncharacters, which no text holds
+_FREE = tuple(map(chr, range(0xFDD0, 0xFDF0)))  # Unicode's noncharacters, which do not occur in text
 
 
 class Written(NamedTuple):
-    """What a template wrote, and the stretches of it that stand within `{% generation %}`."""
+    """A template's output, and the spans of it that are inside `{% generation %}`."""
 
     text: str
     generated: list[tuple[int, int]]
@@ -42,32 +42,34 @@ class Written(NamedTuple):
 def write(
     template: str, variables: Mapping[str, Any], *, date: str | None = None, marks: tuple[str, str] | None = None
 ) -> Written:
-    """The text of a template with these variables; `date` is today where it asks for that (default: today).
+    """Run a template with these variables; `date` is its current date (default: today).
 
     Raises:
-        DataError: the template is no Jinja, refuses the conversation, fails, or takes too long.
+        DataError: the template is not valid Jinja, refuses the conversation, fails, or takes too long.
     """
     if len(template) > MAX_TEMPLATE_CHARS:
-        raise DataError(f"the chat template has {len(template):,} characters; {MAX_TEMPLATE_CHARS:,} are read")
+        raise DataError(
+            f"the chat template has {len(template):,} characters; at most {MAX_TEMPLATE_CHARS:,} are allowed"
+        )
     now = None if date is None else as_date(date).isoformat()
     begin, end = marks or free_characters(variables, 2)
     asked = {"template": template, "variables": dict(variables), "now": now, "marks": (begin, end)}
     try:
-        found = _process().ask(asked)
+        result = _process().ask(asked)
     except (TypeError, ValueError) as error:
-        raise DataError(f"the conversation cannot be handed to the chat template: {error}") from None
-    if "refused" in found:
-        raise DataError(f"the chat template refuses: {found['refused']}")
-    if "broken" in found:
-        raise DataError(f"the chat template fails: {found['broken']}")
-    return _without_marks(found["text"], begin, end)
+        raise DataError(f"the conversation cannot be passed to the chat template: {error}") from None
+    if "refused" in result:
+        raise DataError(f"the chat template refuses: {result['refused']}")
+    if "broken" in result:
+        raise DataError(f"the chat template fails: {result['broken']}")
+    return _without_marks(result["text"], begin, end)
 
 
 def as_date(date: str) -> datetime:
-    """A date as people write it: 26 Jul 2024, or 2024-07-26.
+    """Parse a date such as 26 Jul 2024 or 2024-07-26.
 
     Raises:
-        DataError: it is none of these forms.
+        DataError: it has another form.
     """
     for form in _DATE_FORMS:
         with contextlib.suppress(ValueError):
@@ -76,16 +78,16 @@ def as_date(date: str) -> datetime:
 
 
 def free_characters(value: Any, number: int) -> tuple[str, ...]:
-    """Characters that occur nowhere in a value.
+    """Noncharacters that do not occur in a value.
 
     Raises:
-        DataError: it holds nearly all that no text should hold.
+        DataError: it contains nearly all of them.
     """
     text = json.dumps(value, ensure_ascii=False, default=str)
-    found = [mark for mark in _FREE if mark not in text][:number]
-    if len(found) < number:
-        raise DataError("the conversation holds all of Unicode's noncharacters U+FDD0 to U+FDEF: it is no text")
-    return tuple(found)
+    free = [mark for mark in _FREE if mark not in text][:number]
+    if len(free) < number:
+        raise DataError("the conversation contains all of Unicode's noncharacters U+FDD0 to U+FDEF: it is not text")
+    return tuple(free)
 
 
 def _without_marks(text: str, begin: str, end: str) -> Written:
@@ -132,14 +134,14 @@ class _Process:
 
     @property
     def usable(self) -> bool:
-        """Whether it runs, and belongs to this process (not to the one that this was forked from)."""
+        """Whether it runs and belongs to this process (not to a parent that forked this one)."""
         return self._stop.alive and self._owner == os.getpid() and self._child.poll() is None
 
     def ask(self, asked: dict[str, Any]) -> dict[str, str]:
-        """Its answer.
+        """Send a request and wait for the answer.
 
         Raises:
-            DataError: it takes too long, or ends.
+            DataError: it takes too long, or the process ends.
         """
         content = json.dumps(asked).encode()
         with self._one:

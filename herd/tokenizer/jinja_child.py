@@ -1,11 +1,11 @@
-"""The process in which chat templates run: a template is a program of a stranger's.
+"""The process in which chat templates run, because a template is untrusted code.
 
-It runs in Jinja's sandbox, which lets it touch nothing but the values that it is given, in a process of its own, with a
-limit on memory and on what it writes; the process that asks waits only so long (`herd.tokenizer.jinja`). What is
-defined here beside Jinja's own is what `transformers` defines: `raise_exception`, `strftime_now`, `tojson` without HTML
-escapes, `break` and `continue`, and `{% generation %}` around what the assistant writes.
+It runs in Jinja's sandbox, which gives access only to the passed values, in a separate process with limits on memory
+and output; the calling process sets a time limit (`herd.tokenizer.jinja`). Beside Jinja's own features there are those
+of `transformers`: `raise_exception`, `strftime_now`, `tojson` without HTML escapes, `break` and `continue`, and
+`{% generation %}` around the assistant's text.
 
-A message is its length in eight bytes and JSON, both ways.
+In both directions a message is its length in eight bytes, then JSON.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MEMORY_BYTES = 1 << 30
 MAX_CHARS = 1 << 25
-"""The longest text that a template may write."""
+"""The longest output of a template."""
 
 
 class Refused(Exception):
-    """What a template says when it cannot write a conversation."""
+    """Raised by a template that refuses a conversation."""
 
 
 class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}`: what stands within is put between two marks."""
+    """`{% generation %}...{% endgeneration %}`: puts its content between two marks."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -76,7 +76,7 @@ def _refuse(message: object) -> None:
 
 
 def answer(asked: dict[str, Any]) -> dict[str, str]:
-    """`text`, what the template writes; or `refused`, or `broken`: why it does not."""
+    """`text`, the template's output; or `refused` or `broken`, with the reason."""
     now = datetime.fromisoformat(asked["now"]) if asked["now"] else datetime.now()
     try:
         template = _compiled(asked["template"])
@@ -91,7 +91,7 @@ def answer(asked: dict[str, Any]) -> dict[str, str]:
     except Refused as said:
         return {"refused": str(said)}
     except jinja2.TemplateSyntaxError as error:
-        return {"broken": f"line {error.lineno} is no Jinja: {error}"}
+        return {"broken": f"line {error.lineno} is not valid Jinja: {error}"}
     except MemoryError:
         return {"broken": f"it takes more than {MEMORY_BYTES >> 20} MB of memory"}
     except Exception as error:  # it can raise anything
@@ -100,7 +100,7 @@ def answer(asked: dict[str, Any]) -> dict[str, str]:
 
 def work() -> None:
     """Answer until the pipe closes."""
-    with contextlib.suppress(ImportError, ValueError, OSError):  # a system without such limits, or with lower ones
+    with contextlib.suppress(ImportError, ValueError, OSError):  # the system has no such limits, or lower ones
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
@@ -111,7 +111,7 @@ def work() -> None:
 
 
 def read_message(read: Callable[[int], bytes]) -> Any:
-    """The next message, None where there is none."""
+    """The next message, None at the end."""
     head = read(8)
     if len(head) < 8:
         return None

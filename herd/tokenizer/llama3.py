@@ -2,23 +2,24 @@
 
     <|begin_of_text|>
     <|start_header_id|>{role}<|end_header_id|>\\n\\n{content}<|eot_id|>      for every message
-    <|start_header_id|>assistant<|end_header_id|>\\n\\n                      for the model to go on
+    <|start_header_id|>assistant<|end_header_id|>\\n\\n                      as the generation prompt
 
-Content is encoded apart from its header and as plain text, so no message can forge a turn. Two styles are in use:
+Content is encoded separately from its header and as plain text, so that no message can forge a turn. There are two
+styles:
 
-- `meta`, as Meta's own code writes: content as it is; a message that is not the end of its turn (a tool call behind
+- `meta`, as in Meta's code: unchanged content; a message that does not end its turn (a tool call after
   `<|python_tag|>`, or a message followed by another one of the assistant) ends with `<|eom_id|>`.
-- `hf`, as Hugging Face's Llama 3.1 template writes: content stripped, date lines before every system prompt, a tool's
-  answer as a JSON string, every message ended by `<|eot_id|>` (calls by `<|eom_id|>` where built-in tools are offered).
+- `hf`, as in Hugging Face's Llama 3.1 template: stripped content, date lines before every system prompt, a tool's
+  result as a JSON string, every message ended by `<|eot_id|>` (calls by `<|eom_id|>` if built-in tools are offered).
 
-Reading back (`parse`) gives the same messages, with these exceptions, where the format itself is ambiguous:
+`parse` reads back the same messages, with these exceptions, where the format is ambiguous:
 
-- assistant text that is itself the syntax of a tool call is read as the call;
-- code for the interpreter that reads as a search (`x.call(query="...")`) or as another form of call is read as that;
-- style `hf` keeps no whitespace around content, and its empty system message is read as none;
-- what the prompt says of offered tools is read as part of the message it stands in.
+- assistant text with the syntax of a tool call is read as a call;
+- code for the interpreter with the syntax of a search (`x.call(query="...")`) or another call is read as that call;
+- style `hf` strips whitespace around content, and its empty system message is read as none;
+- the prompt's announcement of tools is read as part of its message.
 
-Source: Llama 3 paper section 4.1.1; Meta's prompt format notes.
+Source: The Llama 3 Herd of Models, section 4.1.1; Meta's prompt format notes.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ Style = Literal["meta", "hf"]
 
 ROLES = ("system", "user", "assistant", "ipython")
 DATE = "26 Jul 2024"
-"""The date that Hugging Face's Llama 3.1 template writes when it is told none."""
+"""The default date of Hugging Face's Llama 3.1 template."""
 
 
 class Rendered(NamedTuple):
-    """A conversation in tokens, and for each token whether it is trained on."""
+    """A conversation's tokens, and for each whether it is trained on."""
 
     tokens: list[int]
     mask: list[bool]
@@ -61,15 +62,15 @@ def render(
     tool_format: toolcalls.Format = "json",
     date: str | None = None,
 ) -> Rendered:
-    """Tokens and loss mask of a conversation; the assistant's messages and what ends them are trained on.
+    """Tokens and loss mask of a conversation; the assistant's messages and their end tokens are trained on.
 
-    `style` None takes the checkpoint's own. `tools` are announced to the model: OpenAI's schemas, and names of
-    built-in ones (see `herd.tokenizer.tools`). `tool_format` is how style `meta` announces and calls custom tools.
-    `date` is what the date lines say: style `hf` always writes them (default `DATE`), `meta` only when a date is given.
+    `style` None means the checkpoint's. `tools` are announced to the model: OpenAI's schemas, and names of built-in
+    ones (see `herd.tokenizer.tools`). `tool_format` is how style `meta` announces and calls custom tools. `date` is for
+    the date lines: style `hf` always has them (default `DATE`), `meta` only if a date is given.
 
     Raises:
-        DataError: no message, an unknown role, content that is not text, a tool that is none, a tool call that the form
-            cannot hold.
+        DataError: no message, an unknown role, content that is not text, an invalid tool, a tool call that the format
+            cannot express.
     """
     messages = checked_messages(messages)
     style = style or ("hf" if tokenizer.chat_style == "hf" else "meta")
@@ -100,10 +101,10 @@ def render(
 
 
 def checked_messages(messages: Sequence[Message]) -> list[Message]:
-    """The messages in Herd's own form: text content, `ipython` for `tool`, calls with name and arguments.
+    """The messages in Herd's form: text content, `ipython` for `tool`, calls with name and arguments.
 
     Raises:
-        DataError: one of them is no message.
+        DataError: one of them is not a valid message.
     """
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
         raise DataError(f"the conversation is {type(messages).__name__}, expected a list of messages")
@@ -123,7 +124,7 @@ def _checked(message: Message, number: int) -> Message:
     if not isinstance(calls, list | tuple):
         raise DataError(f"message {number}: tool_calls is {type(calls).__name__}, expected a list of calls")
     if calls and role != "assistant":
-        raise DataError(f"message {number}: tool_calls in a message of role {role}; only the assistant calls tools")
+        raise DataError(f"message {number}: tool_calls in a message of role {role}; only the assistant can call tools")
     if calls:
         checked["tool_calls"] = [toolcalls.checked(call, f"message {number}") for call in calls]
     return checked
@@ -143,7 +144,7 @@ def _date_lines(date: str) -> str:
 
 
 def _as_hf(messages: list[Message], date_lines: str, offered: Offered) -> list[Message]:
-    """The messages as Hugging Face's Llama 3.1 template words them."""
+    """The messages as in Hugging Face's Llama 3.1 template."""
     worded = []
     for number, message in enumerate(messages):
         content = message["content"].strip()
@@ -181,7 +182,7 @@ def _body(
 
 
 def parse(tokenizer: Tokenizer, tokens: Sequence[int], *, style: Style | None = None) -> list[Message]:
-    """The messages of a rendered conversation; the last one may be cut before its end.
+    """The messages of a rendered conversation; the last one may be incomplete.
 
     A generation prompt at the end, with nothing after it, is no message.
 
@@ -215,7 +216,7 @@ def _message(tokenizer: Tokenizer, role: str, body: Sequence[int]) -> Message:
 
 
 def _from_hf(messages: list[Message]) -> list[Message]:
-    """Undo what the template adds: the date lines, and the JSON around what a tool answered."""
+    """Undo what the template adds: the date lines, and the JSON string around a tool's result."""
     for message in messages:
         if message["role"] == "ipython":
             with contextlib.suppress(ValueError):
@@ -233,7 +234,7 @@ _DATE_LINES = re.compile(
 
 
 def parse_reply(tokenizer: Tokenizer, tokens: Sequence[int]) -> Message:
-    """What the assistant said in these tokens (without its header), up to the first stop token: text or tool calls."""
+    """The assistant's message in these tokens (without its header), up to the first stop token: text or tool calls."""
     stop = _find(tokens, tokenizer.stop_ids, 0)
     tokens = list(tokens[:stop])
     tag = tokenizer.special.get(PYTHON_TAG)
@@ -248,7 +249,7 @@ def parse_reply(tokenizer: Tokenizer, tokens: Sequence[int]) -> Message:
 
 
 def formatting_mask(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[bool]:
-    """Which tokens are form and not content: begin of text, headers with the blank line after them, terminators.
+    """Which tokens are formatting, not content: BOS, headers with the blank line after them, terminators.
 
     DPO leaves them out of its loss.
     Source: Llama 3 paper section 4.1.4.
@@ -276,5 +277,5 @@ def _after_blank_line(tokenizer: Tokenizer, body: Sequence[int]) -> Sequence[int
 
 
 def _find(tokens: Sequence[int], wanted: Sequence[int], start: int) -> int | None:
-    """The first place from `start` on that holds one of the wanted tokens."""
+    """The first index from `start` on with one of the wanted tokens."""
     return next((i for i in range(start, len(tokens)) if tokens[i] in wanted), None)

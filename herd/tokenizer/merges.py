@@ -1,18 +1,18 @@
-"""The merge loop of byte-level BPE, over counted words.
+"""The merge loop of byte-level BPE training, over counted words.
 
-All words lie behind one another in flat arrays, one place for each byte. A token is known at its first place (`starts`)
-and at its last (`ends`), so that both neighbours of a token are found without a search:
+All words are concatenated in flat arrays, one place for each byte. A token is stored at its first place (`starts`) and
+at its last (`ends`), so that both neighbours of a token are found without a search:
 
     place    0    1    2    3    4    5
-    byte     l    o    w    |    l    o       | stands between words
+    byte     l    o    w    |    l    o       | separates words
     starts   lo   -    w    |    lo   -
     ends     -    lo   w    |    -    lo
 
-A pair, once born, only ever becomes rarer. So a heap that holds each pair with the count it was born with is an upper
-bound: the pair on top is counted again, at the places where it was, and merged if it is still as frequent.
+A pair's count never grows after its creation. So a heap of pairs with their initial counts gives upper bounds: the top
+pair is counted again, at the places where it was, and merged if its count is unchanged.
 
-Frequent pairs stand at many places and are handled by NumPy. Most merges of a large vocabulary join pairs that stand in
-a handful of distinct words; for those a plain loop costs a tenth of NumPy's calls.
+Frequent pairs have many places and are processed with NumPy. Most merges of a large vocabulary concern pairs in only a
+few distinct words; for those a plain loop costs a tenth of NumPy's calls.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from herd.errors import CapacityError
 
 _NONE = -1  # no token starts (or ends) at this place
 _FEW = 32  # places up to which a plain loop is faster
-_ROUND_SPAN = 16  # a round follows the pairs at least this fraction as frequent as the best one, the others later
+_ROUND_SPAN = 16  # a round keeps pairs at least 1/16 as frequent as the best one; rarer ones are for later rounds
 
 
 Places = Sequence[int] | np.ndarray
 Pair = tuple[int, tuple[int, int], Places]
-"""A pair of neighbours in the heap: its count, negative, so that the most frequent comes first and among equals the one
-of smaller ids; the ids; the places where its left token starts, ascending."""
+"""A pair of adjacent tokens in the heap: its negative count, so that the most frequent comes first, and among equals
+the one with smaller ids; the ids; the places where its left token starts, ascending."""
 
 
 def learn_merges(
@@ -44,10 +44,10 @@ def learn_merges(
     lengths: Sequence[int],
     num_merges: int,
 ) -> Iterator[tuple[int, int]]:
-    """The next merges of BPE, one by one: each the most frequent pair, among equals the one of smaller ids.
+    """The next merges of BPE: each time the most frequent pair, among equals the one with smaller ids.
 
-    `words` are sequences of token ids, `counts` how often each occurs, `lengths` the number of bytes of each id. Merge
-    number i makes token `len(lengths) + i`. It ends after `num_merges`, or earlier when no pair is left.
+    `words` are sequences of token ids, `counts` their frequencies, `lengths` the number of bytes of each id. Merge
+    number i makes token `len(lengths) + i`. It ends after `num_merges`, or earlier if no pair is left.
 
     Source: Sennrich et al. 2016, algorithm 1.
     """
@@ -68,7 +68,7 @@ def learn_merges(
 
 
 class _Text:
-    """The words as they stand after the merges so far."""
+    """The words after the merges so far."""
 
     def __init__(self, words: Sequence[Sequence[int]], counts: Sequence[int], lengths: Sequence[int]) -> None:
         self.least = 1
@@ -104,7 +104,7 @@ class _Text:
             )
 
     def frequent_pairs(self) -> list[Pair]:
-        """Begin a round: the pairs at least a sixteenth as frequent as the best one now."""
+        """Start a round: the pairs at least a sixteenth as frequent as the best one."""
         places = np.flatnonzero(self.starts[:-1] != _NONE).astype(self.lengths.dtype)
         right = self.starts[places + self.lengths[self.starts[places]]]
         places, right = places[right != _NONE], right[right != _NONE]
@@ -121,9 +121,9 @@ class _Text:
         return [(-count, divmod(key, 1 << self._id_bits), where) for key, count, where in groups]
 
     def _groups(self, packed: np.ndarray, new_round: bool = False) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Bring equal keys together: each key with the weight of its places and the places, unless it is too rare.
+        """Group equal keys: each key with the total weight of its places and the places, unless it is too rare.
 
-        Key and place share one integer (the place is the lower bits), so that one sort in place does it.
+        Key and place share one integer (the place is in the lower bits), so that one in-place sort suffices.
         """
         packed.sort()
         places = np.empty(len(packed), dtype=self.lengths.dtype)
@@ -140,7 +140,7 @@ class _Text:
             yield key, total, places[begin:end]
 
     def find(self, ids: tuple[int, int], places: Places) -> tuple[Places, int]:
-        """Of the places where a pair was born, those where it still stands, and how often it occurs there."""
+        """The places where a pair still exists, of those where it was created, and its count there."""
         left, right = ids
         size = self.sizes[left]
         if len(places) <= _FEW:
@@ -154,7 +154,7 @@ class _Text:
         return places, int(self.weights[places].sum(dtype=np.int64))
 
     def merge(self, ids: tuple[int, int], places: Places, new: int) -> list[Pair]:
-        """Join a pair wherever it stands; the pairs that are born with the new token."""
+        """Merge a pair at all its places; returns the new pairs with the new token."""
         left, right = ids
         size = self.sizes[left]
         self.lengths[new] = self.sizes[new] = width = size + self.sizes[right]
@@ -189,7 +189,7 @@ class _Text:
         return [(-count, ids, array("q", where)) for count, ids, where in counted if count >= self.least]
 
     def _born(self, neighbours: np.ndarray, places: np.ndarray, new: int, before: bool) -> Iterator[Pair]:
-        """The pairs of a new token with its neighbours on one side; two new tokens in a row count on the left only."""
+        """The pairs of a new token with its neighbours on one side; two adjacent new tokens count only on the left."""
         wanted = neighbours != _NONE if before else (neighbours != _NONE) & (neighbours != new)
         neighbours, places = neighbours[wanted], places[wanted]
         if not len(places):
@@ -205,7 +205,7 @@ class _Text:
 
 
 def _every_other(places: np.ndarray, size: int) -> np.ndarray:
-    """In a row of equal tokens each second place, from the left: [0, 1, 2, 7, 8], 1 -> [0, 2, 7]."""
+    """Every second place in runs of equal tokens, from the left: [0, 1, 2, 7, 8], 1 -> [0, 2, 7]."""
     in_row = np.diff(places, prepend=places[:1] - size - 1) == size
     index = np.arange(len(places))
     row_start = np.maximum.accumulate(np.where(in_row, 0, index))
@@ -215,7 +215,7 @@ def _every_other(places: np.ndarray, size: int) -> np.ndarray:
 def reference_merges(
     words: Sequence[Sequence[int]], counts: Sequence[int], first_id: int, num_merges: int
 ) -> list[tuple[int, int]]:
-    """The same as `learn_merges`, as simply as it can be said: count all pairs, merge the best, begin again."""
+    """The reference for `learn_merges`: count all pairs, merge the best, repeat."""
     words = [list(word) for word in words]
     merges: list[tuple[int, int]] = []
     while len(merges) < num_merges:

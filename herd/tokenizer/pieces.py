@@ -1,4 +1,4 @@
-"""Vocabularies that tiktoken cannot hold: SentencePiece's (Llama 1 and 2), byte-level ones that cut in other ways."""
+"""Vocabularies that tiktoken cannot represent: SentencePiece (Llama 1 and 2), byte-level ones with other patterns."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from herd.tokenizer.alphabet import WORD_START, byte_characters, read_bytes, rea
 
 
 class PieceEncoding:
-    """A `tokenizer.json` through the `tokenizers` library, behind the few methods that Herd uses of tiktoken's."""
+    """A `tokenizer.json` in the `tokenizers` library, with the methods of tiktoken that Herd uses."""
 
     def __init__(self, content: str, special: dict[str, int], visible: Collection[str] = ()) -> None:
         """`visible` are added tokens that count as text.
 
         Raises:
-            DataError: a pattern of the file's takes for ever on some text.
-            Exception: (the library's own) it cannot use the file.
+            DataError: a pattern in the file backtracks too long on some text.
+            Exception: raised by the library if it cannot use the file.
         """
         data = json.loads(content) | {"post_processor": None}
         self._with_special = tokenizers.Tokenizer.from_str(json.dumps(data))
@@ -30,9 +30,9 @@ class PieceEncoding:
         model = data["model"] | {"vocab": _unreachable(data["model"], special.keys() - set(visible))}
         self._plain = tokenizers.Tokenizer.from_str(json.dumps(data | {"added_tokens": kept, "model": model}))
         own = {token["content"]: self._with_special.token_to_id(token["content"]) for token in kept}
-        found = {self._plain.token_to_id(name): token_id for name, token_id in own.items()}
-        self._moved: dict[int, int] = {  # special ones before them are gone
-            i: token_id for i, token_id in found.items() if i is not None and token_id is not None and i != token_id
+        plain = {self._plain.token_to_id(name): token_id for name, token_id in own.items()}
+        self._moved: dict[int, int] = {  # their ids differ because special tokens before them are removed
+            i: token_id for i, token_id in plain.items() if i is not None and token_id is not None and i != token_id
         }
         read = read_bytes if is_byte_level(data) else read_piece
         vocabulary = self._with_special.get_vocab(with_added_tokens=True)
@@ -48,11 +48,11 @@ class PieceEncoding:
         return [self._moved.get(token, token) for token in ids] if self._moved else ids
 
     def encode(self, text: str, allowed_special: object) -> list[int]:
-        """Ids of text whose special strings count as tokens."""
+        """Ids of text whose special strings are tokens."""
         return _encoded(self._with_special, text).ids
 
     def places(self, text: str, *, allow_special: bool) -> list[tuple[int, int]]:
-        """From where to where each id of a text stands in it, in characters."""
+        """The character range of each id of a text."""
         return _encoded(self._with_special if allow_special else self._plain, text).offsets
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
@@ -61,12 +61,12 @@ class PieceEncoding:
         return joined.removeprefix(b" ") if self._opens_with_space else joined
 
     def decode_single_token_bytes(self, token: int) -> bytes:
-        """Bytes of one id as it stands; KeyError when it is not in the vocabulary."""
+        """Bytes of one id; KeyError if it is not in the vocabulary."""
         return self._bytes[token]
 
 
 def is_byte_level(data: dict) -> bool:
-    """Whether the tokens are named in GPT-2's characters for bytes, all but the added ones."""
+    """Whether all tokens except added ones are written in GPT-2's characters for bytes."""
     alphabet = frozenset(byte_characters().values())
     added = {token["content"] for token in data.get("added_tokens") or []}
     vocabulary = data["model"]["vocab"]
@@ -82,7 +82,7 @@ def _decodes_bytes(decoder: dict) -> bool:
 
 
 def adds_a_space(data: dict) -> bool:
-    """Whether SentencePiece's habit of opening a text with a space is on: in the normalizer or in the pre-tokenizer."""
+    """Whether a space is put before a text, as by SentencePiece, in the normalizer or the pre-tokenizer."""
     normalizer = data.get("normalizer") or {}
     steps = normalizer.get("normalizers", [normalizer])
     if any(step.get("type") == "Prepend" and step.get("prepend") == WORD_START for step in steps):
@@ -92,7 +92,7 @@ def adds_a_space(data: dict) -> bool:
 
 
 def places_of(text: str, sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Where each token of a text begins and ends in characters, from the tokens' lengths in bytes."""
+    """The character range of each token of a text, from the tokens' lengths in bytes."""
     content = np.frombuffer(_valid(text).encode(), dtype=np.uint8)
     begun = np.concatenate([[0], np.cumsum((content & 0xC0) != 0x80)])  # characters begun before each byte
     last = np.cumsum(sizes, dtype=np.int64)
@@ -107,8 +107,8 @@ def split_merges(pairs: list[str] | list[tuple[str, str]]) -> list[tuple[str, ..
 
 
 def _unreachable(model: dict, special: Collection[str]) -> list | dict:
-    """The rows with special tokens under names that no text holds: Unigram, and BPE that takes whole pieces first,
-    would find them in a text by their own."""
+    """The vocabulary with special tokens renamed to strings that occur in no text: Unigram, and BPE that looks up whole
+    pieces first, would otherwise find them in plain text."""
     if isinstance(model["vocab"], list):
         return [[_hidden(i) if name in special else name, score] for i, (name, score) in enumerate(model["vocab"])]
     if not model.get("ignore_merges"):
@@ -121,22 +121,22 @@ def _hidden(row: int) -> str:
     return f"\ufdd0{row}"
 
 
-_PROBED = "aZ1 \n!_\u6f22"  # kinds of characters that patterns tell apart
+_PROBED = "aZ1 \n!_\u6f22"  # one of each kind of character that patterns distinguish
 _PROBE_LENGTHS = (8, 16, 18, 20, 22, 24, 32, 64, 128, 256, 512)
-_PROBE_SECONDS = 0.05  # of the processor; vocabularies in use take a hundredth of it
+_PROBE_SECONDS = 0.05  # CPU time; real vocabularies take a hundredth of it
 
 
 def _try_patterns(tokenizer: tokenizers.Tokenizer, data: dict) -> None:
-    """Refuse patterns that backtrack without end: on longer and longer runs of one character that end otherwise.
+    """Refuse patterns with catastrophic backtracking, by trying longer and longer runs of one character.
 
     Raises:
-        DataError: one takes far longer than any pattern in use.
+        DataError: one takes far longer than any real pattern.
     """
     written = json.dumps([data.get("normalizer"), data.get("pre_tokenizer")])
     if '"Regex"' not in written:
         return
     named = sorted({character for pattern in _patterns(json.loads(written)) for character in pattern[:200]})
-    tail = "".join(named[:50])  # a text without a letter that the pattern asks for is passed over at once
+    tail = "".join(named[:50])  # without a letter that the pattern requires, a match fails at once
     for length in _PROBE_LENGTHS:
         for character in dict.fromkeys([*_PROBED, *named[:50]]):
             text, began = f"{character * length}\ufdd1{tail}", time.thread_time()
@@ -153,8 +153,8 @@ def _try_patterns(tokenizer: tokenizers.Tokenizer, data: dict) -> None:
                 seconds = time.thread_time() - began
             if seconds >= _PROBE_SECONDS:
                 raise DataError(
-                    f"a pattern in tokenizer.json takes {seconds * 1e3:.0f} ms or more for {length} times "
-                    f"{character!r}; use a tokenizer whose patterns do not backtrack without end"
+                    f"a pattern in tokenizer.json backtracks too long: {seconds * 1e3:.0f} ms for {length} times "
+                    f"{character!r}; use a tokenizer without such patterns"
                 )
 
 
@@ -171,15 +171,15 @@ def _patterns(steps: object) -> Iterator[str]:
 def _encoded(tokenizer: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
     try:
         return tokenizer.encode(_valid(text), add_special_tokens=False)
-    except BaseException as error:  # the library panics where a pattern of the file's gives up on a text
+    except BaseException as error:  # the library panics if a pattern gives up on a text
         if type(error).__name__ != "PanicException":
             raise
         raise DataError(
             f"a pattern in tokenizer.json gives up on a text of {len(text):,} characters ({str(error)[:100]}); "
-            "use a tokenizer whose patterns do not backtrack without end"
+            "use a tokenizer without such patterns"
         ) from None
 
 
 def _valid(text: str) -> str:
-    """Lone surrogates, which are no Unicode text, become U+FFFD."""
+    """The text with lone surrogates, which are invalid, replaced by U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

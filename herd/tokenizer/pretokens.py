@@ -1,6 +1,6 @@
-"""Counting pre-tokens in a stream of texts: what byte-level BPE learns its merges from.
+"""Counting pre-tokens in a stream of texts, from which byte-level BPE learns its merges.
 
-The processes that count import this module alone, so it needs no NumPy and starts at once.
+Counting processes import only this module, which does not need NumPy and starts quickly.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from herd.tokenizer.specials import SPLIT_PATTERN
 from herd.tokenizer.workers import Workers, in_parts, num_cores
 
 _BATCH_CHARS = 1_000_000
-_ALONE_BATCHES = 2  # counted in this process; a longer stream is worth starting others for
-_LONG_CHARS = 64  # a pre-token counts as one more toward the memory limit for every so many characters
+_ALONE_BATCHES = 2  # counted in this process; only longer streams justify starting others
+_LONG_CHARS = 64  # a pre-token counts once more toward the memory limit for every 64 characters
 
 _split = regex.compile(SPLIT_PATTERN).findall
-# The pattern always cuts between a line break and what is not whitespace, and before a space that such follows.
+# The pattern always splits after a line break before non-whitespace, and before a space before non-whitespace.
 _line_ends = re.compile(r"\n(?=\S)")
 _word_starts = re.compile(r" (?=\S)")
 
 
 @dataclass
 class PretokenCounts:
-    """How often each pre-token occurs in the texts seen so far."""
+    """Counts of pre-tokens in the texts so far."""
 
     words: Counter[str] = field(default_factory=Counter)
     num_texts: int = 0
     shortfall: int = 0
-    """No count is short by more than this; above 0 only when the memory limit made it forget rare pre-tokens."""
+    """The largest error of a count; above 0 only if rare pre-tokens were dropped because of the memory limit."""
 
     def __post_init__(self) -> None:
         self._size = sum(map(_size, self.words))
 
     def add(self, words: Counter[str], num_texts: int, max_distinct: int) -> None:
-        """Count more; when there are more than `max_distinct` distinct ones, forget the rarest down to half.
+        """Add counts; if there are more than `max_distinct` distinct pre-tokens, drop the rarest down to half.
 
         Source: lossy counting, Manku and Motwani 2002.
         """
@@ -57,7 +57,7 @@ class PretokenCounts:
             self._forget_rarest(max_distinct // 2)
 
     def _forget_rarest(self, size: int) -> None:
-        """Keep the most frequent pre-tokens, as many as fit into `size`; of equally frequent ones all or none."""
+        """Keep the most frequent pre-tokens that fit into `size`; equally frequent ones stay or go together."""
         kept = 0
         sizes: Counter[int] = Counter()
         for word, count in self.words.items():
@@ -82,10 +82,10 @@ def count_pretokens(
     max_distinct: int = 4_000_000,
     after_batch: Callable[[PretokenCounts], object] = lambda counts: None,
 ) -> PretokenCounts:
-    """Count the pre-tokens of a stream of texts, on all cores once the stream is long.
+    """Count the pre-tokens of a stream of texts, on all cores if the stream is long.
 
-    `counts` continues an earlier count (give the texts that follow it). The result depends on the texts alone. It is
-    exact up to `max_distinct` distinct pre-tokens (longer than 64 characters: several); see `PretokenCounts.shortfall`.
+    `counts` continues an earlier count, with the texts after it. The result depends only on the texts. It is exact up
+    to `max_distinct` distinct pre-tokens (ones above 64 characters count as several); see `PretokenCounts.shortfall`.
     """
     counts = counts or PretokenCounts()
     batches = in_parts(texts, _BATCH_CHARS)
@@ -126,7 +126,7 @@ def _count_batch(texts: Sequence[str]) -> tuple[Counter[str], int]:
 
 
 def _bounded(text: str) -> Iterator[str]:
-    """A text in pieces of a few megabytes, cut before words, so that one endless page does not fill the memory."""
+    """A text in pieces of at most a few megabytes, split before words, to bound memory."""
     begin = 0
     while len(text) - begin > _BATCH_CHARS:
         cut = _word_starts.search(text, begin + _BATCH_CHARS, begin + 2 * _BATCH_CHARS)
@@ -144,7 +144,7 @@ def _in_basic_plane(text: str) -> bool:
 def _fast_split() -> Callable[[str], list[str]]:
     """The split pattern for text of the Unicode basic plane (no emoji): twice as fast.
 
-    Python's `re` knows no `\\p`; with the classes written out it looks characters up in one bitmap.
+    Python's `re` has no `\\p`; with the classes written out it uses one bitmap.
     """
     plane = "".join(chr(code) for code in range(0x10000) if not 0xD800 <= code < 0xE000)
     letter, number, space = (
@@ -158,5 +158,5 @@ def _fast_split() -> Callable[[str], list[str]]:
 
 
 def reference_count(texts: Iterable[str]) -> Counter[str]:
-    """The same as `count_pretokens` without a memory limit, said in one line."""
+    """The reference for `count_pretokens`, without a memory limit."""
     return Counter(word for text in texts for word in _split(text))

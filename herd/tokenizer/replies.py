@@ -1,4 +1,4 @@
-"""An assistant's reply read while it is written: text as soon as it is certain to be text, tool calls at the end."""
+"""Parsing an assistant's reply as it is generated: text as soon as it is certain to be text, tool calls at the end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from herd.types import ToolCall
 class ReplyStream:
     """Takes the ids of a reply one by one.
 
-    What `push` and `finish` return, put together, is what `herd.tokenizer.llama3.parse_reply` reads in the whole reply.
+    Together, the results of `push` and `finish` equal `herd.tokenizer.llama3.parse_reply` of the whole reply.
 
     Example:
         >>> stream = ReplyStream(tokenizer)
@@ -24,16 +24,16 @@ class ReplyStream:
         self._stream = TextStream(tokenizer, skip_special=False)
         self._stops = frozenset(tokenizer.stop_ids)
         self._tag = tokenizer.special.get(PYTHON_TAG)
-        self._held = ""  # text not yet given out, because it may be a call
+        self._held = ""  # text not yet returned, because it may be a call
         self._ended = self._tagged = self._is_text = False
 
     @property
     def in_call(self) -> bool:
-        """Whether a tool call is certain: `<|python_tag|>` has opened it."""
+        """Whether a tool call has certainly begun, with `<|python_tag|>`."""
         return self._tagged
 
     def push(self, token: int) -> str:
-        """The text that is certain with this token, possibly none."""
+        """The text that has become certain with this token, possibly none."""
         if self._ended or token in self._stops:
             self._ended = True
             return ""

@@ -1,7 +1,7 @@
-"""SentencePiece's vocabularies: its own `.model` files, and scored pieces written as a `tokenizer.json`.
+"""SentencePiece vocabularies: its `.model` files, and scored pieces as a `tokenizer.json`.
 
 A `.model` is a protocol buffer, of which three parts matter here: the pieces with score and kind, whether it is BPE or
-Unigram, and whether a text is opened with a space.
+Unigram, and whether a space is put before a text.
 
 Source: sentencepiece_model.proto in SentencePiece.
 """
@@ -17,13 +17,13 @@ from herd.errors import DataError
 from herd.tokenizer.alphabet import WORD_START
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-"""What a piece is; GGUF has the same numbers."""
+"""Kinds of pieces, numbered as in GGUF."""
 
 _UNIGRAM, _BPE = 1, 2
 
 
 class Piece(NamedTuple):
-    """A row of the vocabulary."""
+    """An entry of the vocabulary."""
 
     name: str
     score: float
@@ -31,7 +31,7 @@ class Piece(NamedTuple):
 
 
 def is_model(content: bytes) -> bool:
-    """Whether a file seems to be a SentencePiece model: its first piece comes first, and its bytes are no text."""
+    """Whether a file seems to be a SentencePiece model: it begins with a piece, and is not text."""
     return content[:1] == b"\x0a" and b"\x00" in content[:4096]
 
 
@@ -53,9 +53,9 @@ def read_model(content: bytes, path: Path) -> tuple[dict[str, Any], str | None, 
             elif number == 3:
                 opens = bool(dict(_fields(value)).get(3, 1))
     except (IndexError, ValueError, TypeError, struct.error):
-        raise DataError(f"{path}: a SentencePiece model that is damaged or cut short.") from None
+        raise DataError(f"{path}: a damaged or truncated SentencePiece model.") from None
     if kind not in (_UNIGRAM, _BPE):
-        raise DataError(f"{path}: a SentencePiece model of words or characters; BPE and Unigram are read.")
+        raise DataError(f"{path}: a SentencePiece model of words or characters; only BPE and Unigram are supported.")
     data = pieces_json(pieces, opens_with_space=opens, unigram=kind == _UNIGRAM)
     names = {i: piece.name for i, piece in enumerate(pieces)}
     if names.get(bos):
@@ -106,11 +106,11 @@ def _signed(value: int) -> int:
 
 
 def pieces_json(pieces: Sequence[Piece], *, opens_with_space: bool, unigram: bool = False) -> dict[str, Any]:
-    """Scored pieces, whose places are their ids, as a `tokenizer.json`.
+    """Scored pieces, in order of id, as a `tokenizer.json`.
 
-        Unused rows have no name there. A space opens every stretch of text between special tokens, as llama.cpp and
-    `transformers` have it; SentencePiece itself opens only the first where a symbol of a user's comes between.
-    BPE: of the neighbours that make a piece, those of the best score are merged first.
+    Unused pieces are left out. A space is put before every section of text between special tokens, as in llama.cpp and
+    `transformers`; SentencePiece itself puts one only before the first if a user-defined symbol is between them.
+    BPE: of the adjacent pairs that make a piece, the one with the best score is merged first.
     """
     rows = {i: piece for i, piece in enumerate(pieces) if piece.kind != UNUSED}
     unknown = next((i for i, piece in rows.items() if piece.kind == UNKNOWN), None)
@@ -162,13 +162,13 @@ def _merges(rows: dict[int, Piece]) -> list[list[str]]:
 
 
 def added_token(name: str, token_id: int, *, special: bool = True) -> dict[str, Any]:
-    """A token that is not made by merging, as `tokenizer.json` lists it; one that is not special is text."""
+    """An added token's entry in `tokenizer.json`; one that is not special counts as text."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
     return {"id": token_id, "content": name, **flags}
 
 
 def opening(bos: str, bos_id: int | None) -> dict[str, Any]:
-    """The post-processor that puts a begin token before every text."""
+    """The post-processor that puts a BOS token before every text."""
     return {
         "type": "TemplateProcessing",
         "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],

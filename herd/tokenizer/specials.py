@@ -6,10 +6,10 @@ SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""Cuts text into pre-tokens; merges never cross a cut. Digits come in groups of up to three."""
+"""Splits text into pre-tokens; merges never cross their borders. Digits are in groups of up to three."""
 
 NUM_SPECIAL_TOKENS = 256
-"""Rows after the BPE rows of every vocabulary (Llama 3: 128,000 + 256)."""
+"""Tokens after the BPE tokens of every vocabulary (Llama 3: 128,000 + 256)."""
 
 BEGIN_OF_TEXT = "<|begin_of_text|>"
 END_OF_TEXT = "<|end_of_text|>"

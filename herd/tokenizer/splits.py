@@ -1,7 +1,7 @@
-"""The ways in which byte-level vocabularies cut text before merging, by the names that llama.cpp has for them.
+"""Pre-tokenizers of byte-level vocabularies, by llama.cpp's names.
 
-A GGUF file names a way (`tokenizer.ggml.pre`), a `tokenizer.json` writes it out as patterns. Patterns are applied one
-after the other, each to the pieces that the one before left; what none of them takes is a piece of its own.
+A GGUF file names one (`tokenizer.ggml.pre`), a `tokenizer.json` has its patterns. Patterns are applied in order, each
+to the pieces that the previous one left; text between matches is a piece too.
 
 Source: `llm_tokenizer_bpe` in llama.cpp's llama-vocab.cpp, whose patterns are those of the models' own files.
 """
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 
 class Split(NamedTuple):
-    """A way of cutting."""
+    """A pre-tokenizer."""
 
     patterns: tuple[str, ...]
     whole_first: bool = False
-    """A piece that is a token as a whole is taken without merging."""
+    """Whether a piece that is a whole token is used without merging."""
     add_bos: bool = False
-    """The begin token opens a text where the file does not say."""
+    """Whether BOS is added if the file does not say."""
 
 
 def _characters(*ranges: str) -> str:
-    """A class of characters from hexadecimal ranges: "41-5A" -> "A-Z"."""
+    """A character class from hexadecimal ranges: "41-5A" -> "A-Z"."""
     return "".join("-".join(chr(int(end, 16)) for end in one.split("-")) for text in ranges for one in text.split())
 
 
@@ -83,7 +83,7 @@ SPLITS = {
     "gpt-4o": Split((_CAPITALS % {"end": _ENDINGS, "digits": r"\p{N}{1,3}"},)),
     "default": _DEFAULT,
 }
-"""llama.cpp's ways, the likeliest for a Llama first."""
+"""llama.cpp's pre-tokenizers, the likeliest for a Llama first."""
 
 _ALIASES = {
     "llama-bpe": "llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",
@@ -110,12 +110,12 @@ _PROBES = (
 
 
 def find_split(name: str | None) -> Split | None:
-    """llama.cpp's way of that name, None for one that is not known; a file without the name is read by its default."""
+    """llama.cpp's pre-tokenizer of that name, None if unknown; without a name its default."""
     return _BY_NAME.get(name or "default")
 
 
 def pre_tokenizer(split: Split) -> dict[str, Any]:
-    """The way as `tokenizer.json` writes it."""
+    """A pre-tokenizer as in `tokenizer.json`."""
     steps = [
         {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
         for pattern in split.patterns
@@ -125,14 +125,14 @@ def pre_tokenizer(split: Split) -> dict[str, Any]:
 
 
 def name_split(data: dict[str, Any]) -> str | None:
-    """The name of the way in which a `tokenizer.json` of byte-level BPE cuts; None where llama.cpp has none.
+    """llama.cpp's name for the pre-tokenizer of a byte-level `tokenizer.json`; None if it has none.
 
-    Found by what it does to a handful of texts: the same pieces, else the same ids of its own vocabulary.
+    Found by its output on a few texts: the same pieces, else the same ids.
     """
     whole_first = bool(data["model"].get("ignore_merges"))
-    found = _pieces(data.get("pre_tokenizer"))
+    own = _pieces(data.get("pre_tokenizer"))
     for name, split in SPLITS.items():
-        if split.whole_first == whole_first and _pieces(pre_tokenizer(split)) == found:
+        if split.whole_first == whole_first and _pieces(pre_tokenizer(split)) == own:
             return name
     wanted = _ids(data)
     for name, split in SPLITS.items():
@@ -143,7 +143,7 @@ def name_split(data: dict[str, Any]) -> str | None:
 
 
 def split_of(tokenizer: Tokenizer) -> str:
-    """How a tokenizer cuts text, in a word: llama.cpp's name, `sentencepiece`, or that it has none."""
+    """The name of a tokenizer's pre-tokenizer: llama.cpp's, `sentencepiece`, or `of its own`."""
     if tokenizer.pieces is None:
         return "llama-bpe"
     data = json.loads(tokenizer.pieces)

@@ -1,4 +1,4 @@
-"""Text out of tokens that arrive one by one."""
+"""Decoding tokens one by one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from herd.tokenizer.tokenizer import Tokenizer
 class TextStream:
     """Decodes a stream of ids into whole characters.
 
-    A token may end in the middle of a UTF-8 character; what is not yet a character waits for the next token.
-    All pieces together equal `tokenizer.decode(ids, skip_special=skip_special)`, but for the space that Llama 1 and 2
-    put before a text: a stream goes on with one. `skip_unknown` passes over ids that the vocabulary lacks: a model may
-    have rows to spare, and draw one.
+    A token may end in the middle of a UTF-8 character; incomplete characters wait for the next token. All pieces
+    together equal `tokenizer.decode(ids, skip_special=skip_special)`, except for the space that Llama 1 and 2 put
+    before a text, which is kept. `skip_unknown` skips ids that are not in the vocabulary, which a model with unused
+    rows may sample.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True, skip_unknown: bool = False) -> None:
@@ -26,5 +26,5 @@ class TextStream:
         return "" if token in self._skipped else self._decoder.decode(self._token_bytes(token, self._unknown))
 
     def flush(self) -> str:
-        """What is left at the end: a replacement character if the last character was cut, else nothing."""
+        """The rest at the end: a replacement character if the last character is incomplete, else nothing."""
         return self._decoder.decode(b"", final=True)

@@ -1,4 +1,4 @@
-"""Chat templates: the one that travels with Herd's own tokenizers, and those of formats that can be named."""
+"""Chat templates: that of Herd's own tokenizers, and those of named formats."""
 
 META_TEMPLATE = """\
 {{- bos_token }}
@@ -104,4 +104,4 @@ TEMPLATES = {
 {%- endif %}
 """,
 }
-"""Formats by the names under which people know them, for a checkpoint that brings no template."""
+"""Chat formats by name, for checkpoints without a template."""

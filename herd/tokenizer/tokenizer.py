@@ -1,4 +1,4 @@
-"""Text to token ids and back: Llama 3's vocabulary, and any other that a checkpoint brings."""
+"""Text to token ids and back, with Llama 3's vocabulary or any other in a checkpoint."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from herd.tokenizer.workers import Workers, in_parts, num_cores
 # Meta's limits: tiktoken's Rust core overflows on longer texts and slows down quadratically on longer runs.
 MAX_ENCODE_CHARS = 400_000
 MAX_RUN_CHARS = 25_000
-_WORTH_WORKERS_CHARS = 16_000_000  # encoded in batches by one tokenizer; below, starting processes costs more
+_WORTH_WORKERS_CHARS = 16_000_000  # encoded in batches by one tokenizer, before other processes are started
 _PARTS = (
     *("ranks", "special", "pieces", "bos", "eos", "pad", "chat_template", "tool_template", "named"),
     *("visible", "add_bos", "ends", "beside"),
 )
-_PART_CHARS = 500_000  # handed to a process at a time
+_PART_CHARS = 500_000  # sent to a process at a time
 _RUNS = re.compile(r"\s+|\S+")
 
 
@@ -73,17 +73,16 @@ class Tokenizer:
         ends: Iterable[str] = (),
         beside: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Take a vocabulary as it is: bytes of a token -> its rank, which is also its id.
+        """A vocabulary from its ranks: bytes of a token -> its rank, which is also its id.
 
-        `pieces` holds a `tokenizer.json` instead, for a vocabulary that ranks cannot express. `special` are the tokens
-        that no merge makes; those of them in `visible` count as text (`<think>`): they are read in every text and stay
-        in answers. `bos` opens a text, if the vocabulary has such a token and `add_bos` says so. `ends` end an answer
-        besides `eos`. `tool_template` is for conversations with tools where they have one of their own; `named` are the
-        tokens that templates know by a name (`unk_token`). `beside` are the files that it was read from, which saving
-        gives back.
+        `pieces` is the content of a `tokenizer.json` instead, for vocabularies that ranks cannot express. `special` are
+        the tokens not made by merges; those in `visible` count as text (`<think>`): they are recognized in all texts
+        and kept in answers. `bos` is put before a text if `add_bos`. `ends` end an answer, besides `eos`.
+        `tool_template` is a separate template for conversations with tools; `named` are tokens that templates refer to
+        by name (`unk_token`). `beside` are the files that it was read from, which are saved unchanged.
 
         Raises:
-            DataError: the parts do not fit one another.
+            DataError: the arguments contradict each other.
         """
         self.ranks = ranks
         self.special = special_tokens(len(ranks)) if special is None else special
@@ -104,9 +103,7 @@ class Tokenizer:
         if taken or len(set(self.special.values())) < len(self.special):
             raise DataError("the ids of special tokens collide with other rows of the vocabulary")
         if "" in self.special:
-            raise DataError(
-                f"the special token {self.special['']} has an empty name, which every text holds everywhere"
-            )
+            raise DataError(f"the special token {self.special['']} has an empty name, which would match everywhere")
         for role, name in (("bos_token", self.bos), ("eos_token", self.eos)):
             if name is not None and name not in self.special:
                 raise DataError(f"the {role} {name} is not among the special tokens")
@@ -118,20 +115,20 @@ class Tokenizer:
             )
         except DataError:
             raise
-        except Exception as error:  # both libraries raise bare exceptions for what a file made them read
+        except Exception as error:  # both libraries raise bare exceptions for bad files
             raise DataError(f"the vocabulary cannot be used: {error}") from None
 
-    # ---- make --------------------------------------------------------------------------------------------------------
+    # ---- construction ------------------------------------------------------------------------------------------------
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, *, max_pretokens: int = 4_000_000) -> Tokenizer:
-        """Learn a vocabulary of `vocab_size` rows (256 bytes + merges + 256 special tokens) from a stream of texts.
+        """Learn a vocabulary of `vocab_size` tokens (256 bytes + merges + 256 special tokens) from a stream of texts.
 
-        A text too small for that many merges gives a smaller vocabulary. At most `max_pretokens` distinct pre-tokens
-        are held in memory at a time. The result depends on the texts alone.
+        Texts too small for that many merges give a smaller vocabulary. At most `max_pretokens` distinct pre-tokens are
+        kept in memory. The result depends only on the texts.
 
         Raises:
-            ConfigError: `vocab_size` leaves no room for the bytes and the special tokens.
+            ConfigError: `vocab_size` is too small for the bytes and the special tokens.
         """
         _check_vocab_size(vocab_size)
         counts = count_pretokens(texts, max_distinct=max_pretokens)
@@ -141,10 +138,10 @@ class Tokenizer:
     def from_counts(
         cls, words: Mapping[str, int], vocab_size: int, advance: Callable[[int], object] = lambda merges: None
     ) -> Tokenizer:
-        """Learn a vocabulary from pre-tokens and how often each occurs; `advance` hears of each new row.
+        """Learn a vocabulary from counts of pre-tokens; `advance` is called for each new token.
 
         Raises:
-            ConfigError: `vocab_size` leaves no room for the bytes and the special tokens.
+            ConfigError: `vocab_size` is too small for the bytes and the special tokens.
         """
         _check_vocab_size(vocab_size)
         return cls(bpe.train(words, vocab_size - NUM_SPECIAL_TOKENS, advance))
@@ -157,42 +154,42 @@ class Tokenizer:
         )
 
     def template_for(self, tools: bool) -> str | None:
-        """The chat template, or that for conversations with tools where there is one."""
+        """The chat template; with `tools` the one for conversations with tools, if there is one."""
         return self.tool_template if tools and self.tool_template is not None else self.chat_template
 
-    # ---- what it is --------------------------------------------------------------------------------------------------
+    # ---- properties --------------------------------------------------------------------------------------------------
 
     @property
     def vocab_size(self) -> int:
-        """All rows: BPE and special tokens."""
+        """Number of tokens, special ones included."""
         return self._encoding.max_token_value + 1
 
     @property
     def bos_id(self) -> int:
-        """Opens a sequence; the end token does where the vocabulary has no other, as GPT-2's."""
+        """The token that begins a sequence; EOS if the vocabulary has no BOS, as GPT-2's."""
         return self.eos_id if self.bos is None else self.special[self.bos]
 
     @property
     def opening(self) -> list[int]:
-        """What stands before every text: the begin token, or nothing where the checkpoint adds none."""
+        """The ids before every text: BOS, or none if the checkpoint does not add it."""
         return [self.bos_id] if self.add_bos else []
 
     @property
     def eos_id(self) -> int:
-        """Ends a document: Llama 3's end of text, elsewhere the checkpoint's own end token."""
+        """The token that ends a document: Llama 3's end of text, or else the checkpoint's EOS."""
         name = END_OF_TEXT if END_OF_TEXT in self.special else self.eos
         if name is None:
-            raise DataError("this vocabulary names no end token; say which: `eos_token` in its tokenizer_config.json")
+            raise DataError("this vocabulary has no EOS token; add `eos_token` to its tokenizer_config.json")
         return self.special[name]
 
     @property
     def eot_id(self) -> int:
-        """Ends a turn."""
+        """The token that ends a turn."""
         return self.chat_token(END_OF_TURN)
 
     @property
     def eom_id(self) -> int:
-        """Ends a message after which the same side goes on: a tool is to be run."""
+        """The token that ends a message but not the turn: a tool is to be run."""
         return self.chat_token(END_OF_MESSAGE)
 
     def chat_token(self, name: str) -> int:
@@ -202,45 +199,45 @@ class Tokenizer:
             DataError: the vocabulary lacks it.
         """
         if name not in self.special:
-            raise DataError(f"this vocabulary has no {name}: it knows no Llama 3 chat format, only plain completion")
+            raise DataError(f"this vocabulary has no {name}, so Llama 3's chat format cannot be used with it")
         return self.special[name]
 
     @property
     def pad_id(self) -> int:
-        """Fills a batch on the right; nothing is learned from it."""
+        """The padding token."""
         return self.special[self.pad] if self.pad in self.special else self.special.get(PAD, self.eos_id)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Any of these ends generation (Llama 3: 128001, 128008, 128009)."""
+        """The tokens that end generation (Llama 3: 128001, 128008, 128009)."""
         names = (END_OF_TEXT, END_OF_MESSAGE, END_OF_TURN, self.eos, *self.ends)
         return tuple(sorted({self.special[name] for name in names if name in self.special}))
 
     @property
     def chat_style(self) -> str:
-        """How conversations are written: `hf` where the checkpoint's template writes the date lines, else `meta`."""
+        """The style of Llama 3's format: `hf` if the checkpoint's template writes date lines, else `meta`."""
         return "hf" if "Today Date" in (self.chat_template or "") else "meta"
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """The ids of the tokens that are no text: one set for the many that look things up in it."""
+        """The ids of special tokens that do not count as text."""
         return frozenset(token_id for name, token_id in self.special.items() if name not in self.visible)
 
     @cached_property
     def special_strings(self) -> re.Pattern[str] | None:
-        """Finds the names of the tokens that are no text; None where there are none."""
+        """A pattern that matches the special tokens that do not count as text; None if there are none."""
         names = sorted((name for name in self.special if name not in self.visible), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, names))) if names else None
 
     @cached_property
     def named_tokens(self) -> dict[str, Any]:
-        """The tokens that templates know by a name: `bos_token`, `eos_token`, `pad_token` and what else there is."""
+        """The tokens that templates refer to by name: `bos_token`, `eos_token`, `pad_token` and others."""
         roles = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad}
         return {role: name for role, name in roles.items() if name is not None} | self.named
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of everything that decides ids: the vocabulary and its special tokens."""
+        """A hash of everything that determines ids: the vocabulary and its special tokens."""
         digest = hashlib.sha256((self.pieces or SPLIT_PATTERN).encode())
         for token, rank in sorted(self.ranks.items(), key=lambda item: item[1]):
             digest.update(base64.b64encode(token) + b" %d\n" % rank)
@@ -253,12 +250,12 @@ class Tokenizer:
     # ---- encode ------------------------------------------------------------------------------------------------------
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False, allow_special: bool = False) -> list[int]:
-        """The ids of a text, optionally between the begin and end tokens.
+        """The ids of a text, optionally with BOS and EOS.
 
-        `allow_special` turns special strings in the text into their tokens: only for text that you wrote yourself.
+        `allow_special` reads special strings in the text as special tokens: only for text that you wrote yourself.
 
         Raises:
-            DataError: it is no text.
+            DataError: it is not a string.
         """
         if not isinstance(text, str):
             raise DataError(f"only text can be encoded, not {type(text).__name__}")
@@ -279,17 +276,17 @@ class Tokenizer:
         return self._encoding.encode_ordinary(text)
 
     def encode_places(self, text: str, *, allow_special: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
-        """The ids of a text, and from where to where each stands in it, in characters."""
+        """The ids of a text, and their character ranges."""
         ids: list[int] = []
         places: list[tuple[int, int]] = []
         begin = 0
         for piece in _within_limits(text):
-            found = self.encode(piece, allow_special=allow_special)
+            piece_ids = self.encode(piece, allow_special=allow_special)
             if isinstance(self._encoding, PieceEncoding):
                 where = self._encoding.places(piece, allow_special=allow_special)
             else:
-                where = places_of(piece, [len(self.token_bytes(token)) for token in found])
-            ids += found
+                where = places_of(piece, [len(self.token_bytes(token)) for token in piece_ids])
+            ids += piece_ids
             places += [(begin + first, begin + last) for first, last in where]
             begin += len(piece)
         return ids, places
@@ -297,10 +294,10 @@ class Tokenizer:
     def encode_batch(
         self, texts: Sequence[str], *, bos: bool = False, eos: bool = False, allow_special: bool = False
     ) -> list[list[int]]:
-        """The ids of many texts, in order; on all cores once there is much to do.
+        """The ids of many texts, in order; on all cores if there is much to do.
 
         Raises:
-            DataError: one of them is no text.
+            DataError: one of them is not a string.
         """
         arrays = self.encode_arrays(texts, bos=bos, eos=eos, allow_special=allow_special)
         return [array.tolist() for array in arrays]
@@ -308,7 +305,7 @@ class Tokenizer:
     def encode_arrays(
         self, texts: Sequence[str], *, bos: bool = False, eos: bool = False, allow_special: bool = False
     ) -> list[np.ndarray]:
-        """The same as arrays of uint32: what to take for a corpus, where lists cost as much as the encoding itself."""
+        """The same as arrays of uint32, for corpora, where lists would cost as much as the encoding."""
         options = {"bos": bos, "eos": eos, "allow_special": allow_special}
         _check_texts(texts)
         num_chars = sum(map(len, texts))
@@ -323,13 +320,13 @@ class Tokenizer:
             return [ids[begin:end] for ids, ends in packed for begin, end in pairwise([0, *ends])]
 
     def _encode_packed(self, work: tuple[list[str], dict[str, bool]]) -> tuple[np.ndarray, list[int]]:
-        """The ids of all texts behind one another, and where each ends."""
+        """The ids of all texts concatenated, and where each text ends."""
         texts, options = work
         arrays = [self._encode_array(text, **options) for text in texts]
         return np.concatenate(arrays), list(accumulate(map(len, arrays)))
 
     def _encode_array(self, text: str, *, bos: bool, eos: bool, allow_special: bool) -> np.ndarray:
-        """As `encode`, without making a Python integer of every id."""
+        """As `encode`, without Python integers."""
         if allow_special or self.visible or not isinstance(self._encoding, tiktoken.Encoding):
             return np.array(self.encode(text, bos=bos, eos=eos, allow_special=allow_special), dtype=np.uint32)
         parts = [np.array(self.opening, dtype=np.uint32)] if bos else []
@@ -351,7 +348,7 @@ class Tokenizer:
     # ---- decode ------------------------------------------------------------------------------------------------------
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
-        """The text of ids; bytes that are no whole character become U+FFFD."""
+        """The text of ids; incomplete characters become U+FFFD."""
         if skip_special:
             special = self.special_ids
             ids = [i for i in _checked_ids(ids) if i not in special]
@@ -373,7 +370,7 @@ class Tokenizer:
         """The bytes of one token; a special token's are its name.
 
         Raises:
-            DataError: the id is not in the vocabulary, and there is no `default`.
+            DataError: the id is not in the vocabulary and no `default` is given.
         """
         try:
             return self._encoding.decode_single_token_bytes(token)
@@ -396,7 +393,7 @@ class Tokenizer:
 
 
 def _checked_ids(ids: Iterable[int]) -> list[int]:
-    """Ids as Python integers, whatever kind of integers they are."""
+    """Ids as Python integers, from any integer type."""
     try:
         return list(map(operator.index, ids))
     except TypeError:
@@ -413,7 +410,7 @@ def _check_vocab_size(vocab_size: int) -> None:
     if vocab_size < least:
         raise ConfigError(
             f"vocab_size {vocab_size} is too small: {bpe.NUM_BYTES} bytes and {NUM_SPECIAL_TOKENS} special tokens "
-            f"need {least} rows, and every row above that is one merge. Try 8192."
+            f"need {least}, and each token above that is one merge. Try 8192."
         )
 
 
@@ -426,9 +423,9 @@ def _check_texts(texts: Sequence[str]) -> None:
 
 
 def _within_limits(text: str) -> Iterator[str]:
-    """Cut a text where Meta's tokenizer cuts it: every 400,000 characters, and in runs of over 25,000.
+    """Split a text as Meta's tokenizer does: every 400,000 characters, and in runs of over 25,000.
 
-    A run is a stretch of whitespace only, or of none.
+    A run is a section of only whitespace, or only other characters.
     """
     for start in range(0, len(text), MAX_ENCODE_CHARS):
         piece = text[start : start + MAX_ENCODE_CHARS]
@@ -441,9 +438,9 @@ def _within_limits(text: str) -> Iterator[str]:
 
 
 def _may_have_long_run(text: str) -> bool:
-    """Whether some aligned block of half the limit is all of one kind, as it is within every run over the limit.
+    """Whether some aligned block of half the limit is all of one kind, as in every run above the limit.
 
-    Ordinary text fails at the first space of each block, so this costs next to nothing.
+    In ordinary text each check ends at the first space of a block, so this is very cheap.
     """
     size = MAX_RUN_CHARS // 2
     blocks = (text[i : i + size] for i in range(0, len(text) - size, size))

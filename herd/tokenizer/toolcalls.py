@@ -1,4 +1,4 @@
-"""Tool calls as Llama 3 writes them: two built-in forms, four for custom tools.
+"""Tool calls in Llama 3's formats: two for built-in tools, four for custom tools.
 
     <|python_tag|>brave_search.call(query="...")                      built-in search and Wolfram
     <|python_tag|>print(1)                                            code for the interpreter
@@ -36,10 +36,10 @@ _TAGGED_FUNCTION = re.compile(r"<function=(?P<name>[^}>]+)>(?P<arguments>\{.*\})
 
 
 def checked(call: Any, where: str) -> ToolCall:
-    """A call in Herd's form, from that or from OpenAI's (`{"function": {"name", "arguments": "<JSON>"}}`).
+    """A call in Herd's form, from Herd's or OpenAI's form (`{"function": {"name", "arguments": "<JSON>"}}`).
 
     Raises:
-        DataError: it is neither, or its arguments are not JSON.
+        DataError: it has another form, or its arguments are not JSON.
     """
     function = call.get("function", call) if isinstance(call, Mapping) else {}
     function = function if isinstance(function, Mapping) else {}
@@ -55,15 +55,15 @@ def checked(call: Any, where: str) -> ToolCall:
 
 
 def write(calls: list[ToolCall], form: Format = "json") -> tuple[str, bool]:
-    """The text of calls, and whether `<|python_tag|>` opens it; `form` is for custom tools.
+    """The text of calls, and whether `<|python_tag|>` goes before it; `form` is for custom tools.
 
     Raises:
-        DataError: the form cannot hold these calls.
+        DataError: the form cannot express these calls.
     """
     if form == "python" and not any(map(_is_builtin, calls)):
         return f"[{', '.join(map(_python_call, calls))}]", False
     if len(calls) != 1:
-        raise DataError(f"{len(calls)} tool calls in one message; only the `python` format holds more than one")
+        raise DataError(f"{len(calls)} tool calls in one message; only the `python` format allows more than one")
     name, arguments = calls[0]["name"], calls[0]["arguments"]
     if form == "bare":
         return _json({"name": name, "parameters": arguments}), False
@@ -72,13 +72,13 @@ def write(calls: list[ToolCall], form: Format = "json") -> tuple[str, bool]:
         return code, True
     if form == "tag":
         if not _TAG_NAME.fullmatch(name):
-            raise DataError(f"the name of tool {name!r} cannot stand in a <function=...> tag")
+            raise DataError(f"the name of tool {name!r} cannot be written in a <function=...> tag")
         return f"<function={name}>{_json(arguments)}</function>", False
     return _json({"type": "function", "name": name, "parameters": arguments}), True
 
 
 def read_tagged(text: str) -> list[ToolCall]:
-    """The call behind `<|python_tag|>`: a custom call in JSON, a search, or else code."""
+    """The call after `<|python_tag|>`: a custom call in JSON, a search, or else code."""
     if call := _json_call(text):
         return [call]
     if match := _SEARCH_CALL.fullmatch(text.strip()):
@@ -87,7 +87,7 @@ def read_tagged(text: str) -> list[ToolCall]:
 
 
 def read_untagged(text: str) -> list[ToolCall]:
-    """The calls that a whole message consists of, without `<|python_tag|>`; none if it is ordinary text."""
+    """The calls in a whole message without `<|python_tag|>`; none if it is ordinary text."""
     text = text.strip()
     if not may_become_call(text):
         return []
@@ -102,9 +102,9 @@ def read_untagged(text: str) -> list[ToolCall]:
 
 
 def may_become_call(text: str) -> bool:
-    """Whether a message that begins with this text may still turn out to be a call without `<|python_tag|>`.
+    """Whether a message that begins with this text may still become a call without `<|python_tag|>`.
 
-    When it says no, `read_untagged` finds no call however the message goes on.
+    If not, `read_untagged` finds no call, whatever follows.
     """
     text = text.lstrip()
     if text.startswith("{"):

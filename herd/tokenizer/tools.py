@@ -1,11 +1,11 @@
-"""The tools that a conversation offers, and how the prompt tells the model of them.
+"""The tools offered in a conversation, and their announcement in the prompt.
 
-A tool is given as OpenAI's schema (`{"type": "function", "function": {"name", "description", "parameters"}}`), as the
-inner object alone, or, for those that Llama 3.1 knows by itself, as its name or `{"type": name}`.
+A tool is given as OpenAI's schema (`{"type": "function", "function": {"name", "description", "parameters"}}`), as only
+the inner object, or, for Llama 3.1's built-in tools, as its name or `{"type": name}`.
 
-    built-in tools   `Environment: ipython` and `Tools: brave_search, wolfram_alpha` open the system message
+    built-in tools   `Environment: ipython` and `Tools: brave_search, wolfram_alpha` begin the system message
     `json`, `bare`   schemas before the text of the first user message (with `json`, `Environment: ipython` as well)
-    `tag`, `python`  schemas in the system message, before what the caller wrote there
+    `tag`, `python`  schemas in the system message, before its own text
 
 Source: Meta's prompt format notes for Llama 3.1 (`json`, `tag`) and 3.2 (`python`); `bare` is the wording of Hugging
 Face's Llama 3.1 template.
@@ -67,10 +67,10 @@ class Offered(NamedTuple):
 
 
 def checked(tools: Sequence[Any] | None) -> Offered:
-    """The tools, told apart.
+    """Check the tools, and separate built-in from custom ones.
 
     Raises:
-        DataError: one is no tool, has no name, or parameters that are no JSON schema of an object.
+        DataError: one is not a tool, has no name, or its parameters are not the JSON schema of an object.
     """
     if tools is not None and (isinstance(tools, str | Mapping) or not isinstance(tools, Iterable)):
         raise DataError(f"tools is {type(tools).__name__}, expected a list of tools")
@@ -109,15 +109,15 @@ def _checked_schema(tool: Any, where: str) -> Mapping[str, Any]:
     try:
         json.dumps(tool, allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
-        raise DataError(f"{where} is no JSON ({error})") from None
+        raise DataError(f"{where} is not JSON ({error})") from None
     return tool
 
 
 def announce(messages: list[Message], offered: Offered, form: Format, date_lines: str = "") -> list[Message]:
-    """The messages with the tools' definitions in them, as Meta's prompt format has it (style `meta`).
+    """The messages with the tools' definitions added, as in Meta's prompt format (style `meta`).
 
     Raises:
-        DataError: the form puts the definitions into the first user message, and the conversation opens with another.
+        DataError: the form needs a first user message for the definitions, but the conversation begins with another.
     """
     has_system = messages[0]["role"] == "system"
     head = []
@@ -140,7 +140,7 @@ def announce(messages: list[Message], offered: Offered, form: Format, date_lines
 
 
 def into_first_user_message(messages: list[Message], text: str) -> list[Message]:
-    """The messages with a text before that of the first message that is not the system's."""
+    """The messages with `text` put before the first user message."""
     place = 1 if messages[0]["role"] == "system" else 0
     if place == len(messages) or messages[place]["role"] != "user":
         raise DataError("tools are announced in the first user message, and the conversation does not open with one")
@@ -149,15 +149,15 @@ def into_first_user_message(messages: list[Message], text: str) -> list[Message]
 
 
 def definitions(offered: Offered, form: Format) -> str:
-    """What the prompt says about the custom tools."""
+    """The prompt's text about the custom tools."""
     functions = [tool["function"] for tool in offered.custom]
     if form == "python":
         return f"{_PYTHON_INTRODUCTION}\n\n{_indented([_as_dict(function) for function in functions])}"
     if form == "tag":
-        told = [
+        lines = [
             f"Use the function '{f['name']}' to '{f.get('description', '')}':\n{_line(_plain(f))}" for f in functions
         ]
-        return "\n\n".join([_TAG_INTRODUCTION, *told, _TAG_CLOSING])
+        return "\n\n".join([_TAG_INTRODUCTION, *lines, _TAG_CLOSING])
     if form == "bare":
         return "\n\n".join([_BARE_INTRODUCTION, *map(_indented, offered.custom)])
     schemas = [_indented({"type": "function", "function": _plain(function)}) for function in functions]
@@ -171,7 +171,7 @@ def _plain(function: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_dict(function: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with Llama 3.2's wording of the parameters: a `dict`, what is required first."""
+    """The same in Llama 3.2's form: parameters of type `dict`, `required` first."""
     parameters = function.get("parameters") or {}
     worded = {"type": "dict", "required": [*parameters.get("required", [])]}
     return _plain(function) | {"parameters": worded | {"properties": parameters.get("properties", {})}}

@@ -1,7 +1,7 @@
-"""Other processes that count or encode beside this one.
+"""A pool of processes for counting and encoding.
 
-They are started as fresh interpreters, not forked: safe beside threads, without asking the caller's script for a
-`__main__` guard. They end when their pipe closes, so they never outlive the process that started them.
+They are started as new interpreters, not forked: this is safe with threads and needs no `__main__` guard in the
+caller's script. They end when their pipe closes, so they never outlive the process that started them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 
 from herd.errors import CapacityError
 
-_KILLED = "a process that helped to count or encode was killed; is there too little memory?"
-_AHEAD = 2  # items that a process has been sent and not yet answered
+_KILLED = "a worker process was killed while counting or encoding; is there too little memory?"
+_AHEAD = 2  # unanswered items per process
 _START = "from herd.tokenizer.workers import work; work()"
 
 
@@ -33,7 +33,7 @@ def num_cores() -> int:
 
 
 def in_parts(texts: Iterable[str], num_chars: int) -> Iterator[list[str]]:
-    """Texts in order, in lists of about `num_chars` characters: what is handed to a process at a time."""
+    """Texts in order, in lists of about `num_chars` characters, one for each task of a process."""
     part: list[str] = []
     size = 0
     for text in texts:
@@ -47,7 +47,7 @@ def in_parts(texts: Iterable[str], num_chars: int) -> Iterator[list[str]]:
 
 
 class Workers:
-    """One process for each core, all applying the same function (anything that pickles)."""
+    """One process per core, all applying the same function (which must be picklable)."""
 
     def __init__(self, function: Callable[[Any], Any], num: int | None = None) -> None:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -62,11 +62,11 @@ class Workers:
 
     @property
     def usable(self) -> bool:
-        """Whether they still run, and belong to this process (not to the one it was forked from)."""
+        """Whether they run and belong to this process (not to a parent that forked it)."""
         return self._stop.alive and self._pid == os.getpid()
 
     def map(self, items: Iterable[Any]) -> Iterator[Any]:
-        """The function's results in the order of the items; at most two items for each process are drawn ahead.
+        """The function's results in the order of the items; at most two items per process are taken ahead.
 
         The processes end when the results are not all taken, or when one of them fails.
 
@@ -92,7 +92,7 @@ class Workers:
 
 
 def work() -> None:
-    """What a worker does: take a function, then apply it to one item after the other.
+    """The main loop of a worker: receive a function, then apply it to each item.
 
     A thread reads the next item meanwhile. So the parent can always send, and no process waits for the parent's turn.
     """
@@ -116,7 +116,7 @@ def work() -> None:
 
 
 def _read_items(arrived: queue.Queue) -> None:
-    """Every item of the parent's in a tuple, and None when there are no more."""
+    """Each item of the parent in a tuple, and None at the end."""
     with contextlib.suppress(EOFError, pickle.UnpicklingError):
         while True:
             arrived.put((pickle.load(sys.stdin.buffer),))

@@ -132,7 +132,7 @@ CALLS = {  # x86-64, arm64
 
 def at(level):
     if any(sandbox.available()[layer] for layer in LAYERS[level]):
-        pytest.skip(f"`{level}` is not to be had here: {sandbox.available()}")
+        pytest.skip(f"`{level}` is not available here: {sandbox.available()}")
     return level
 
 

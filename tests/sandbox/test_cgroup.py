@@ -27,7 +27,7 @@ def test_the_cgroup_above_is_taken_where_it_hands_down_controllers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("controllers", "why"), [("cpu", "hands down no memory and no pids"), ("memory", "hands down no pids")]
+    ("controllers", "why"), [("cpu", "does not enable memory and pids"), ("memory", "does not enable pids")]
 )
 def test_what_is_lacking_is_named(controllers, why, tmp_path):
     found, said = cgroup.parent(*tree(tmp_path, controllers))

@@ -43,7 +43,7 @@ def test_every_language_says_hello(language, box):
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_result_names_its_level_and_layers(level):
     if any(sandbox.available()[layer] for layer in LAYERS[level]):
-        pytest.skip(f"`{level}` is not to be had here: {sandbox.available()}")
+        pytest.skip(f"`{level}` is not available here: {sandbox.available()}")
     result = run("print(1)", level=level)
     assert (result.stdout, result.level, result.layers) == ("1\n", level, LAYERS[level])
 
@@ -57,7 +57,7 @@ READS = "import sys; print(open(sys.argv[1] if len(sys.argv) > 1 else {path!r}).
 )
 def test_each_level_keeps_files_outside_unread_or_says_that_it_does_not(level, stops, tmp_path):
     if any(sandbox.available()[layer] for layer in LAYERS[level]):
-        pytest.skip(f"`{level}` is not to be had here: {sandbox.available()}")
+        pytest.skip(f"`{level}` is not available here: {sandbox.available()}")
     (tmp_path / "secret").write_text("secret")
     result = run(READS.format(path=str(tmp_path / "secret")), level=level)
     assert ("secret\n" in result.stdout) != stops
@@ -68,7 +68,7 @@ def test_each_level_keeps_files_outside_unread_or_says_that_it_does_not(level, s
 )
 def test_each_level_refuses_sockets_or_says_that_it_does_not(level, stops):
     if any(sandbox.available()[layer] for layer in LAYERS[level]):
-        pytest.skip(f"`{level}` is not to be had here: {sandbox.available()}")
+        pytest.skip(f"`{level}` is not available here: {sandbox.available()}")
     result = run("import socket; socket.socket(); print('open')", level=level)
     assert ("open" in result.stdout) != stops
 
@@ -137,7 +137,7 @@ def test_a_sandbox_outlives_the_thread_that_opened_it():
 @pytest.mark.parametrize("level", LEVELS)
 def test_closing_ends_what_runs(level):
     if any(sandbox.available()[layer] for layer in LAYERS[level]):
-        pytest.skip(f"`{level}` is not to be had here: {sandbox.available()}")
+        pytest.skip(f"`{level}` is not available here: {sandbox.available()}")
     with Sandbox(level) as box, ThreadPoolExecutor(1) as threads:
         code = "import os\nfor _ in range(2): os.fork()\nos.execlp('sleep', 'sleep', '97.5')"
         running = threads.submit(box.run, code)

@@ -12,7 +12,7 @@ from herd.sandbox import LAYERS, LEVELS, Limits, Session, packages
 @pytest.fixture(params=LEVELS)
 def session(request):
     if any(sandbox.available()[layer] for layer in LAYERS[request.param]):
-        pytest.skip(f"`{request.param}` is not to be had here: {sandbox.available()}")
+        pytest.skip(f"`{request.param}` is not available here: {sandbox.available()}")
     limits = Limits(wall_seconds=20, output_bytes=2000)
     with Session(request.param, files={"data/in.txt": b"given"}, limits=limits) as one:
         yield one

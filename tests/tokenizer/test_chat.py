@@ -86,7 +86,7 @@ def test_the_mask_covers_answers_and_what_ends_them(tokenizer):
 def test_a_mask_of_nothing_or_everything_is_refused(tokenizer):
     with pytest.raises(DataError, match="no assistant message"):
         require_trained(render(tokenizer, TALK[:2]))
-    with pytest.raises(DataError, match="hides no prompt"):
+    with pytest.raises(DataError, match="excludes no prompt"):
         require_trained(render(tokenizer, TALK)._replace(mask=[True] * 3))
     assert require_trained(render(tokenizer, TALK)) == render(tokenizer, TALK)
 
@@ -143,7 +143,7 @@ def test_parallel_calls_need_the_python_form(tokenizer):
     }
     rendered = render(tokenizer, [two], tool_format="python")
     assert parse(tokenizer, rendered.tokens) == [two]
-    with pytest.raises(DataError, match="only the `python` format holds more than one"):
+    with pytest.raises(DataError, match="only the `python` format allows more than one"):
         render(tokenizer, [two])
     with pytest.raises(DataError, match="is no Python name"):
         render(tokenizer, [call("f", **{"not a name": 1})], tool_format="python")

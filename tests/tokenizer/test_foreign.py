@@ -160,10 +160,10 @@ def test_every_turn_is_trained_on_where_prefixes_agree_and_else_it_is_refused_by
             talk[-1]["content"],
         ]
     ours, _ = checkpoint("qwen")
-    with pytest.raises(DataError, match=r"message 2: the chat template writes it otherwise once others follow"):
+    with pytest.raises(DataError, match=r"message 2: the chat template writes it differently when others follow"):
         render(ours, talk)
     ours, _ = checkpoint("r1")
-    with pytest.raises(DataError, match="prompt for an answer is not how it writes an answer"):
+    with pytest.raises(DataError, match="generation prompt differs from how it begins an answer"):
         render(ours, TALKS["thinking"][:2])
 
 
@@ -244,7 +244,7 @@ def test_templates_by_name_and_in_files_of_their_own(checkpoint, vocabulary):
 
 def test_without_a_template_a_format_has_to_be_named(checkpoint):
     ours, _ = checkpoint("none", chat_template=None)
-    with pytest.raises(DataError, match="has no chat template, as base models have none; say in which format"):
+    with pytest.raises(DataError, match="has no chat template, as is usual for base models; choose a format"):
         render(ours, [USER])
     assert stops(ours) == (ours.special["<|finish|>"],)
     named = in_format(ours, "chatml")

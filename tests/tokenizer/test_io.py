@@ -170,7 +170,7 @@ def test_a_sentencepiece_style_vocabulary_has_no_chat_format(sentencepiece_style
     loaded = load_tokenizer(sentencepiece_style)
     assert (loaded.bos_id, loaded.eos_id, loaded.pad_id, loaded.stop_ids) == (1, 2, 2, (2,))
     assert not set(loaded.encode("</s> stays text")) & {0, 1, 2}
-    with pytest.raises(DataError, match="knows no Llama 3 chat format"):
+    with pytest.raises(DataError, match="chat format cannot be used"):
         _ = loaded.eot_id
     assert load_tokenizer(save_tokenizer(loaded, tmp_path)).fingerprint == loaded.fingerprint
 
@@ -241,9 +241,9 @@ def test_a_damaged_file_is_one_clear_message(tmp_path, content, message):
 def test_missing_or_double_ranks_are_refused(tokenizer, tmp_path):
     lines = [base64.b64encode(token) + b" %d\n" % rank for token, rank in tokenizer.ranks.items()]
     without = write(tmp_path / "without.model", b"".join(lines[:300] + lines[301:]))
-    with pytest.raises(DataError, match="are not 0 to 1242: lines are missing or double"):
+    with pytest.raises(DataError, match="are not 0 to 1242: lines are missing or repeated"):
         load_tokenizer(without)
-    with pytest.raises(DataError, match="lines are missing or double"):
+    with pytest.raises(DataError, match="lines are missing or repeated"):
         load_tokenizer(write(tmp_path / "double.model", b"".join([*lines, b"YWJjZGVm 5\n"])))
 
 
@@ -301,7 +301,7 @@ def test_a_file_that_cannot_be_read_is_named(folder, tmp_path):
         copy = shutil.copytree(folder, tmp_path / name)
         (copy / name).unlink(missing_ok=True)
         (copy / name).mkdir()
-        with pytest.raises(DataError, match=f"{name}: is no regular file"):
+        with pytest.raises(DataError, match=f"{name} is not a regular file"):
             load_tokenizer(copy)
 
 
@@ -324,7 +324,7 @@ def test_a_pattern_that_backtracks_without_end_is_refused_in_one_sentence(folder
         data["normalizer"] = {"type": "Replace", "pattern": endless, "content": ""}
     else:
         data["pre_tokenizer"]["pretokenizers"][0]["pattern"] = endless
-    with pytest.raises(DataError, match=r"a pattern in tokenizer.json takes .* do not backtrack without end"):
+    with pytest.raises(DataError, match=r"a pattern in tokenizer.json backtracks too long"):
         load_tokenizer(write(tmp_path / "tokenizer.json", data))
 
 
@@ -366,5 +366,5 @@ def test_a_pipe_or_a_device_among_the_files_is_not_waited_for(folder, tmp_path, 
         copy = shutil.copytree(folder, tmp_path / str(number))
         (copy / name).unlink(missing_ok=True)
         make(copy / name)
-        with pytest.raises(DataError, match=f"{name}: is no regular file"):
+        with pytest.raises(DataError, match=f"{name} is not a regular file"):
             load_tokenizer(copy)
