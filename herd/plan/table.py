@@ -127,7 +127,7 @@ _MEANINGS = {
     "copies": "groups of devices that each hold a whole model, sharded among them",
     "rows": "rows in a micro-batch of a device",
     "reshard": "gathered weights are freed between forward and backward pass",
-    "recompute": "recomputed in the backward pass: light, norms and SwiGLU; full, layers",
+    "recompute": "in the backward pass: light, norms and SwiGLU; full, whole layers",
     "MFU": "model FLOPs utilization: model FLOPs as a share of the peak",
 }
 """The abbreviations in a plan's layouts."""

@@ -276,7 +276,7 @@ def test_a_disk_that_fills_up_names_the_file_and_leaves_nothing(tmp_path, monkey
     "config, options, message",
     [
         (TINY, {"precision": "q8_0"}, "q8_0 exists only in GGUF"),
-        (TINY, {"precision": "int3"}, "precision is 'int3'; there are float32"),
+        (TINY, {"precision": "int3"}, "precision is 'int3'; expected one of float32"),
         (TINY, {"shards": 2}, "or more with Meta's format"),
         (TINY, {"format": "meta", "shards": 3}, "cannot be split evenly"),
         (WIDER["wide heads"], {"format": "meta"}, "has no head_dim: 16"),
@@ -451,12 +451,12 @@ def _table(content: bytes, folder):
         ({"llama.expert_count": 8}, "a mixture of 8 experts"),
         ({"general.type": "adapter"}, "general.type is 'adapter': a part of a model"),
         ({"llama.attention.sliding_window": 4096}, "attention.sliding_window is 4096: a sliding window"),
-        ({"llama.attention.causal": False}, "attention.causal is False: attention to what comes later"),
+        ({"llama.attention.causal": False}, "attention.causal is False: bidirectional attention"),
         ({"llama.logit_scale": 8.0}, "llama.logit_scale is 8.0: scaled logits"),
         ({"llama.attention.value_length": 4}, "keys of 8 channels but values of 4"),
         ({"llama.rope.scaling.type": "ntk"}, "RoPE scaling of the type 'ntk'"),
         ({"llama.attention.head_count": 3}, "not a multiple"),
-        ({"llama.block_count": "two"}, "llama.block_count is 'two', expected one int"),
+        ({"llama.block_count": "two"}, "llama.block_count is 'two', expected int"),
         ({"llama.rope.dimension_count": 4}, "RoPE covers only part of each head"),
     ],
 )

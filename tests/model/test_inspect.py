@@ -137,4 +137,4 @@ def test_a_head_stored_beside_its_embedding_is_odd(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False, "dtype": "float32"}))
     odd = "\n".join(examine(folder)["odd"])
-    assert "seems to be the embedding, stored twice" in odd and "declares float32, the weights are bfloat16" in odd
+    assert "seems to be the embedding, stored twice" in odd and "declares float32, but the weights are bfloat16" in odd

@@ -150,7 +150,7 @@ def test_a_warm_up_longer_than_the_run_is_told_of(tmp_path, capsys, monkeypatch)
     train_tiny(tmp_path / "short", num_steps=3, schedule=ScheduleSettings(warmup_steps=3))
     assert "warm up" not in capsys.readouterr().err
     train_tiny(tmp_path / "long", num_steps=3, schedule=ScheduleSettings(warmup_steps=2000))
-    assert "schedule.warmup_steps is 2,000 but the run only 3 steps" in capsys.readouterr().err
+    assert "schedule.warmup_steps is 2,000, the run only 3 steps" in capsys.readouterr().err
 
 
 def test_a_torn_state_falls_back_to_the_one_before(tmp_path, capsys):

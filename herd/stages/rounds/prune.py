@@ -15,7 +15,7 @@ from herd.data.shapes import talks_of
 from herd.data.talks import Notes
 from herd.errors import DataError
 from herd.formats.encoder import open_encoder
-from herd.infer.judge import Judge, asking
+from herd.infer.judge import JudgeModel, asking
 from herd.log import say
 from herd.post.clean import ASKED, apologises, balanced, different, fault_of_tone, grade_of, ranks
 from herd.post.prompts import apart_from, origin_of
@@ -40,7 +40,7 @@ class PruneSettings:
     """Largest share (0 to 1) of answers that say sorry."""
     reward: Path | None = None
     """A reward model: its best `quality` of the conversations are of high quality."""
-    judge: Judge = field(default_factory=Judge)
+    judge: JudgeModel = field(default_factory=JudgeModel)
     """A judge (judge.endpoint, judge.checkpoint) of quality and difficulty from 1 to 3: full marks are high quality."""
     quality: float = 0.25
     """Share (0 to 1) that is of high quality by reward. A conversation stays where either of the two says so."""
