@@ -1,1 +1,1 @@
-"""C++ and Triton twins of the operations in `herd/ops`: compiled where this machine can, never required."""
+"""C++ and Triton kernels for the operations in `herd/ops`: compiled if possible, never required."""

@@ -1,8 +1,8 @@
-"""Our own C++ kernels for the engine, used where the processor has AVX2 or more and there is a compiler.
+"""Our C++ kernels for the engine, used if the processor has AVX2 and there is a compiler.
 
-Nobody ever waits for them: they are compiled in the background the first time (two seconds) and kept; until they are
-there, and where they cannot be, PyTorch's own operations do the work. `HERD_NATIVE=0` leaves them out altogether. They
-are written for AVX-512 with bfloat16; `avx2.h` makes the same of two halves where the processor has less.
+They are compiled in the background the first time (two seconds) and cached; until then, or if that is impossible,
+PyTorch's operations are used. `HERD_NATIVE=0` disables them. They are written for AVX-512 with bfloat16; `avx2.h`
+emulates each vector by two halves on other processors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from herd.kernels.native import find_compiler, library
 
 _NEEDED = {"avx2", "fma"}
 _WISHED = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16"}
-_LOADING_SECONDS = 0.5  # enough to open kernels that are compiled already
+_LOADING_SECONDS = 0.5  # enough to load kernels that are already compiled
 _POINTER, _COUNT, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _SIGNATURES = {
     "run_layers": [_POINTER, _FLOAT, _INT],
@@ -35,7 +35,7 @@ _SIGNATURES = {
 
 _KINDS = {torch.bfloat16: 0, torch.int8: 1, torch.uint8: 2}
 _BLOCK_KINDS = {(torch.uint8, 32): 3, (torch.int8, 32): 4, (torch.int8, 16): 5}
-_FEW_TOKENS = 24  # up to so many, memory is what takes the time, and not the arithmetic of a matrix unit
+_FEW_TOKENS = 24  # up to this many, memory bandwidth is the limit, not arithmetic
 
 _lock = threading.Lock()
 _building: threading.Thread | None = None
@@ -44,12 +44,12 @@ _why_not = "nobody asked for them yet"
 
 
 def kernels() -> ctypes.CDLL | None:
-    """The compiled kernels, or None while they are not there."""
+    """The compiled kernels, or None if they are not ready."""
     return _library
 
 
 def start() -> None:
-    """Load the kernels if they are compiled already, else begin to compile them in the background."""
+    """Load the kernels if they are already compiled, else start compiling them in the background."""
     global _building, _why_not
     with _lock:
         if _library is not None or _building is not None:
@@ -63,12 +63,12 @@ def start() -> None:
 
 
 def is_out_of_reach() -> bool:
-    """The kernels are not there and not on their way."""
+    """Whether the kernels are neither ready nor being compiled."""
     return _library is None and (_building is None or not _building.is_alive())
 
 
 def wait(timeout_seconds: float = 60) -> bool:
-    """Wait for a compilation that was begun; whether the kernels are there. For benchmarks, tests and quantizing."""
+    """Wait for the compilation; returns whether the kernels are ready. For benchmarks, tests and quantizing."""
     start()
     if _building is not None:
         _building.join(timeout_seconds)
@@ -76,12 +76,12 @@ def wait(timeout_seconds: float = 60) -> bool:
 
 
 def status() -> str:
-    """One line for people: that the kernels are there, or why they are not."""
+    """Whether the kernels are ready, or why not, in one line."""
     return f"compiled kernels ({_instructions()})" if _library is not None else f"PyTorch's kernels ({_why_not})"
 
 
 def computes_bf16() -> bool:
-    """bfloat16 models run well on this CPU: PyTorch has instructions for it, or our kernels can be compiled."""
+    """Whether bfloat16 is fast on this CPU: PyTorch supports it, or our kernels can be compiled."""
     return torch.ops.mkldnn._is_mkldnn_bf16_supported() or wait()
 
 
@@ -90,7 +90,7 @@ def _instructions() -> str:
 
 
 def _obstacle() -> str:
-    """Why the kernels cannot be had on this machine; empty where they can."""
+    """Why the kernels cannot be used on this machine; empty if they can."""
     if os.environ.get("HERD_NATIVE") == "0":
         return "HERD_NATIVE=0"
     if platform.system() != "Linux" or platform.machine() != "x86_64":
@@ -119,26 +119,26 @@ def _open() -> None:
 
 
 def declare(found: ctypes.CDLL) -> None:
-    """Tell the types of the kernels' arguments."""
+    """Declare the types of the kernels' arguments."""
     for name, arguments in _SIGNATURES.items():
         getattr(found, name).argtypes = arguments
 
 
 def serve_tokens(num_tokens: int) -> bool:
-    """The kernels are there and quicker than PyTorch's for so many tokens at once."""
+    """Whether the kernels are ready and faster than PyTorch's for this many tokens."""
     return _library is not None and (num_tokens <= _FEW_TOKENS or not _has_matrix_unit())
 
 
 @functools.cache
 def _has_matrix_unit() -> bool:
-    """The processor multiplies matrices by AMX, which PyTorch uses and our kernels do not."""
+    """Whether the processor has AMX, which PyTorch uses and our kernels do not."""
     return "amx_bf16" in _processor_flags()
 
 
 def describe(weight: Tensor, scale: Tensor | None = None, least: Tensor | None = None) -> list[int]:
-    """A linear layer's weights as the kernels take them: what they are, where they lie, N and K as it is stored.
+    """A linear layer's weights in the kernels' form: kind, addresses, N and stored K.
 
-    Scales in float16 are those of blocks (`herd/ops/blocks.py`).
+    Scales in float16 belong to blocks (`herd/ops/blocks.py`).
     """
     num_rows, num_columns = weight.shape
     kind = _KINDS[weight.dtype]
@@ -150,9 +150,9 @@ def describe(weight: Tensor, scale: Tensor | None = None, least: Tensor | None =
 
 
 def linear(x: Tensor, weight: Tensor, scale: Tensor | None = None, least: Tensor | None = None) -> Tensor | None:
-    """x (..., K) bfloat16 on the CPU times weights (N, K') of 16, 8 or 4 bits -> (..., N); K' is K or filled up to it.
+    """x (..., K) bfloat16 on the CPU times weights (N, K') of 16, 8 or 4 bits -> (..., N); K' is K with padding.
 
-    None where the kernels are not there, do not fit, or are slower than PyTorch's.
+    None if the kernels are not ready, do not support it, or are slower than PyTorch's.
     """
     rows = x.numel() // x.shape[-1]
     description = describe(weight, scale, least)

@@ -1,8 +1,7 @@
-"""Our own Triton kernels for decoding on a GPU: compiled in the background, so that nobody waits for a compiler.
+"""Our Triton kernels for decoding on a GPU, compiled in the background.
 
-Every kernel stands beside an operation in plain PyTorch, its twin, which does the work until the kernel is there and
-where it cannot be had. `TRITON_INTERPRET=1`, set before Python starts, runs them on a CPU, slowly, for tests;
-`HERD_NATIVE=0` leaves them out.
+Every kernel has a reference in plain PyTorch, which is used until the kernel is ready, or if it cannot be compiled.
+`TRITON_INTERPRET=1`, set before Python starts, runs them on a CPU, slowly, for tests; `HERD_NATIVE=0` disables them.
 """
 
 from __future__ import annotations
@@ -19,21 +18,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_LEAST_CAPABILITY = (8, 0)  # bfloat16 in the matrix units
+_LEAST_CAPABILITY = (8, 0)  # bfloat16 in tensor cores
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Triton runs kernels on a CPU, as Python."""
+"""Whether Triton interprets kernels on the CPU."""
 
 
 def wide_in_tests(dtype: torch.dtype) -> Any:
-    """Triton's name for the type in which a kernel multiplies; float32 in the interpreter, which has no bfloat16."""
+    """Triton's dtype for a kernel's products; float32 in the interpreter, which has no bfloat16."""
     import triton.language as tl
 
     return tl.float32 if IS_INTERPRETED else getattr(tl, str(dtype).removeprefix("torch."))
 
 
 class Launch(NamedTuple):
-    """One kernel on its grid."""
+    """A kernel with its grid and arguments."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -42,14 +41,14 @@ class Launch(NamedTuple):
 
     @property
     def key(self) -> Hashable:
-        """What its compiled form depends on; sizes that vary from step to step do not count."""
+        """What its compiled form depends on, without sizes that vary from step to step."""
         types = tuple(part.dtype for part in self.arguments if isinstance(part, Tensor))
         device = next(part.device for part in self.arguments if isinstance(part, Tensor))
         return self.kernel.__name__, types, tuple(self.constants.items()), device
 
 
 class _Compilations:
-    """Which kernels are compiled, which are on their way, and which cannot be."""
+    """The kernels that are compiled, being compiled, or impossible to compile."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -60,7 +59,7 @@ class _Compilations:
         self._thread: threading.Thread | None = None
 
     def ask(self, launch: Launch) -> threading.Event:
-        """Have a kernel compiled; the event is set when it is done, well or not."""
+        """Request a kernel's compilation; the event is set at its end, successful or not."""
         with self.lock:
             if launch.key not in self._asked:
                 self._asked[launch.key] = threading.Event()
@@ -81,7 +80,7 @@ class _Compilations:
             try:
                 compile_launch(launch)
                 self.ready.add(launch.key)
-            except Exception as error:  # whatever a compiler may throw: PyTorch's operations go on serving
+            except Exception as error:  # a compiler may raise anything; PyTorch's operations are used then
                 self.failed[launch.key] = f"{launch.kernel.__name__}: {error}"
             self._asked[launch.key].set()
 
@@ -91,16 +90,16 @@ _patience = threading.local()
 
 
 def serves(x: Tensor) -> bool:
-    """Whether there can be kernels for a tensor: a plain one, on a device that has them."""
-    if type(x) is not Tensor:  # no sharded or fake one
+    """Whether kernels support a tensor: a plain one, on a suitable device."""
+    if type(x) is not Tensor:  # not a sharded or fake one
         return False
     return IS_INTERPRETED if x.device.type == "cpu" else not _obstacle(x.device)
 
 
 def run(launches: Sequence[Launch]) -> bool:
-    """Launch kernels in order, if all are compiled; else have them compiled and answer False."""
+    """Launch kernels in order if all are compiled; else request their compilation and return False."""
     if not IS_INTERPRETED:
-        are_ready = [_is_ready(launch) for launch in launches]  # all are asked for at once
+        are_ready = [_is_ready(launch) for launch in launches]  # requests all of them
         if not all(are_ready):
             return False
     for launch in launches:
@@ -136,7 +135,7 @@ def compile_launch(launch: Launch) -> None:
 
 @contextmanager
 def waiting(wish: bool = True) -> Iterator[None]:
-    """Within this, in this thread, a kernel that is not compiled yet is waited for: what runs never changes midway."""
+    """A context in which this thread waits for kernels, so that the code path never changes midway."""
     before = getattr(_patience, "waits", False)
     _patience.waits = before or wish
     try:
@@ -146,12 +145,12 @@ def waiting(wish: bool = True) -> Iterator[None]:
 
 
 def are_pending() -> bool:
-    """Kernels that were asked for are still being compiled."""
+    """Whether requested kernels are still being compiled."""
     return _compilations.are_pending()
 
 
 def status(device: torch.device) -> str:
-    """One line for people: that the kernels are there, or why they are not."""
+    """Whether the kernels are available, or why not, in one line."""
     if obstacle := _obstacle(device):
         return f"PyTorch's kernels ({obstacle})"
     if _compilations.failed:
@@ -161,7 +160,7 @@ def status(device: torch.device) -> str:
 
 @functools.cache
 def _obstacle(device: torch.device) -> str:
-    """Why the kernels cannot be had on a device; empty where they can."""
+    """Why the kernels cannot be used on a device; empty if they can."""
     if os.environ.get("HERD_NATIVE") == "0":
         return "HERD_NATIVE=0"
     if device.type != "cuda" or IS_INTERPRETED:

@@ -1,12 +1,12 @@
-"""C++ kernels, compiled on this machine where it has a compiler and the processor has the instructions; else None.
+"""C++ kernels, compiled on this machine if it has a compiler and the processor has the instructions.
 
-Nothing is ever required: whoever asks gets a library or None, and has a path in plain PyTorch. A library is compiled
-once (a few seconds) and kept in `$XDG_CACHE_HOME/herd` (`~/.cache/herd`), with its hash beside it; `HERD_NATIVE=0`
-switches all of it off, and `HERD_NATIVE=avx2` compiles for processors with no more than AVX2.
+They are optional: callers get a library or None, and have a path in plain PyTorch. A library is compiled once (a few
+seconds) and cached in `$XDG_CACHE_HOME/herd` (`~/.cache/herd`) with its hash; `HERD_NATIVE=0` disables all of them, and
+`HERD_NATIVE=avx2` compiles for processors with only AVX2.
 
-A library that is loaded may do what its user may. So it is loaded only from a folder that nobody else can write to,
-where it is the user's own and has the hash that was recorded; a cut one, which would kill the process (SIGBUS), is
-compiled again. Where there is no such folder it is compiled for this process alone.
+A loaded library has all rights of the user. So it is loaded only from a folder that no other user can write to, if the
+user owns it and its hash is as recorded; a truncated one, which would kill the process (SIGBUS), is compiled again.
+Without such a folder it is compiled for this process only.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from herd.environment import say_once, user_folder
 
 _FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-w")
 _COMPILE_SECONDS = 120
-_UNKEPT = "kernels are compiled for this process alone (XDG_CACHE_HOME names a folder to keep them in)"
-_LANES = 16  # numbers that an instruction takes: widths are multiples of it
+_UNKEPT = "kernels are compiled for this process only (XDG_CACHE_HOME sets the folder to cache them in)"
+_LANES = 16  # numbers per instruction; widths must be multiples of it
 _switched_off = ContextVar("kernels switched off", default=False)
 
 
 @functools.cache
 def library(name: str) -> ctypes.CDLL | None:
-    """The compiled `herd/kernels/<name>.cpp`; None where it cannot be compiled or does not run on this processor."""
+    """The compiled `herd/kernels/<name>.cpp`; None if it cannot be compiled or does not run on this processor."""
     compiler = find_compiler()
     if os.environ.get("HERD_NATIVE") == "0" or compiler is None:
         return None
@@ -49,22 +49,22 @@ def library(name: str) -> ctypes.CDLL | None:
         _share_threads()
         if (folder := _cache_folder()) is not None:
             return ctypes.CDLL(str(_kept(folder, key) or _keep(folder, key, compiler, source)))
-        with tempfile.TemporaryDirectory(prefix="herd-") as aside:  # what is loaded stays when its file goes
+        with tempfile.TemporaryDirectory(prefix="herd-") as aside:  # a loaded library stays when its file is deleted
             return ctypes.CDLL(str(_compile(compiler, source, Path(aside))))
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def loaded(name: str) -> ctypes.CDLL:
-    """The same library, once `library` has found it."""
+    """The library, after `library` has returned one."""
     found = library(name)
     assert found is not None
     return found
 
 
 def layer_kernels(*tensors: Tensor) -> ctypes.CDLL | None:
-    """The kernels for what stands between matmuls, where they take tensors like these (bfloat16, whole); else None."""
-    if torch.compiler.is_compiling() or _switched_off.get():  # a compiler fuses the plain form with what is around it
+    """The kernels for operations between matmuls if they support these tensors (bfloat16, contiguous); else None."""
+    if torch.compiler.is_compiling() or _switched_off.get():  # torch.compile fuses the plain form
         return None
     for tensor in tensors:
         plain = type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu"
@@ -74,7 +74,7 @@ def layer_kernels(*tensors: Tensor) -> ctypes.CDLL | None:
 
 
 def without_kernels(function: Callable) -> Callable:
-    """The function in plain PyTorch, whatever kernels there are."""
+    """The function with kernels disabled, in plain PyTorch."""
 
     @functools.wraps(function)
     def plain(*args: Any, **kwargs: Any) -> Any:
@@ -88,7 +88,7 @@ def without_kernels(function: Callable) -> Callable:
 
 
 def find_compiler() -> str | None:
-    """The C++ compiler: `$CXX`, else the first of g++ and c++ that is there (clang brings an OpenMP of its own)."""
+    """The C++ compiler: `$CXX`, else g++ or c++ (clang has its own OpenMP)."""
     wished = os.environ.get("CXX")
     return next((found for name in (wished, "g++", "c++") if name and (found := shutil.which(name))), None)
 
@@ -105,7 +105,7 @@ def _compile(compiler: str, source: Path, folder: Path) -> Path:
 
 
 def _kept(folder: Path, key: str) -> Path | None:
-    """The library that is kept under a key, where it is the user's own and whole."""
+    """The library cached under a key, if the user owns it and it is intact."""
     try:
         digest = _own_bytes(folder / f"{key}.sha256").decode("ascii")
         file = folder / f"{key}-{digest[:16]}.so"
@@ -115,7 +115,7 @@ def _kept(folder: Path, key: str) -> Path | None:
 
 
 def _keep(folder: Path, key: str, compiler: str, source: Path) -> Path:
-    """Compile aside, flush and rename, the record last: processes that start at once do not disturb each other."""
+    """Compile to a temporary file, flush and rename, the record last, so that several processes can do so at once."""
     with tempfile.TemporaryDirectory(dir=folder) as aside:
         made, record = _compile(compiler, source, Path(aside)), Path(aside) / "record"
         digest = hashlib.sha256(made.read_bytes()).hexdigest()
@@ -130,7 +130,7 @@ def _keep(folder: Path, key: str, compiler: str, source: Path) -> Path:
 
 
 def _own_bytes(path: Path) -> bytes:
-    """A file that this user wrote and nobody else can.
+    """The content of a file that this user owns and nobody else can write.
 
     Raises:
         OSError: it is missing, a link, or another user's.
@@ -138,19 +138,19 @@ def _own_bytes(path: Path) -> bytes:
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-            raise PermissionError(f"{path}: not this user's own")
+            raise PermissionError(f"{path} is not this user's, or others can write it")
         return file.read()
 
 
 def _cache_folder() -> Path | None:
-    """The folder of compiled libraries, this user's own (0700); None where there can be none."""
+    """This user's folder of compiled libraries (0700); None if there cannot be one."""
     folder = user_folder("XDG_CACHE_HOME", ".cache", _UNKEPT)
     if folder is None:
         return None
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         status, user = folder.lstat(), os.geteuid()
-        # what lies in another user's folder is that user's
+        # another user could replace files in that user's folder
         if stat.S_ISDIR(status.st_mode) and status.st_uid == user and folder.parent.stat().st_uid in (0, user):
             folder.chmod(0o700)
             return folder
@@ -161,7 +161,7 @@ def _cache_folder() -> Path | None:
 
 
 def _key(source: Path, compiler: str) -> str:
-    """What a compiled file depends on: its source, the compiler and this processor's instructions."""
+    """A hash of what a compiled file depends on: its source, the compiler and this processor's instructions."""
     cpu = Path("/proc/cpuinfo")
     flags = (
         next((line for line in cpu.read_text().splitlines() if line.startswith("flags")), "") if cpu.exists() else ""
@@ -180,7 +180,7 @@ def _key(source: Path, compiler: str) -> str:
 
 
 def _share_threads() -> None:
-    """Let the library find the OpenMP that PyTorch has loaded: two sets of threads would fight over the cores."""
+    """Let the library use the OpenMP that PyTorch has loaded: two thread pools would compete for the cores."""
     maps = Path("/proc/self/maps")
     names = (
         {line.split()[-1] for line in maps.read_text().splitlines() if "libgomp" in line} if maps.exists() else set()
@@ -190,15 +190,15 @@ def _share_threads() -> None:
 
 
 def counts(*numbers: int) -> list[ctypes.c_int64]:
-    """Sizes, for a call into a library."""
+    """Sizes as arguments of a library function."""
     return [ctypes.c_int64(number) for number in numbers]
 
 
 def pointers(*tensors: torch.Tensor) -> list[ctypes.c_void_p]:
-    """Where the data of tensors begin, for a call into a library."""
+    """Tensors' addresses as arguments of a library function."""
     return [pointer(tensor) for tensor in tensors]
 
 
 def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
-    """Where a tensor's data begin, for a call into a library."""
+    """A tensor's address as an argument of a library function."""
     return ctypes.c_void_p(tensor.data_ptr())

@@ -1,9 +1,9 @@
-"""Triton kernels around the paged cache: attention of decoding sequences, and writing new keys and values.
+"""Triton kernels for the paged KV cache: attention of decoding sequences, and writing new keys and values.
 
-A sequence's keys are cut into parts by its length alone, each part is one program, and a second kernel joins the parts
-in a fixed order: one long sequence fills a GPU, and its result does not depend on its neighbours. Grids depend on sizes
-that the host knows, never on lengths, so a CUDA graph can hold them. The twins are in `paged_attention.py`. This module
-imports Triton: only `device_kernels.serves` tensors come here.
+A sequence's keys are split into parts by its length only, each part is one program, and a second kernel combines the
+parts in a fixed order: one long sequence uses a whole GPU, and its result does not depend on other sequences. Grids
+depend on sizes that the host knows, not on lengths, so that CUDA graphs can capture them. The references are in
+`paged_attention.py`. This module imports Triton, so it is used only after `device_kernels.serves`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor
 from herd.kernels.device import Launch, run, wide_in_tests
 
 MOST_PARTS = 32
-"""Parts of a sequence, at most."""
+"""Most parts of a sequence."""
 LEAST_PART = 256
-"""Keys of a part, at least; only the last is shorter."""
+"""Fewest keys of a part, except the last."""
 _TILE = 64  # keys at a time
 _LOG2_E = 1.4426950408889634
 
@@ -42,7 +42,7 @@ def attend(
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     found = torch.empty(num_rows, num_heads, num_parts, num_channels, dtype=torch.float32, device=q.device)
     sums = torch.empty(num_rows, num_heads, num_parts, 2, dtype=torch.float32, device=q.device)
-    scales = (keys, values) if key_scales is None else (key_scales, value_scales)  # any pointer, where not read
+    scales = (keys, values) if key_scales is None else (key_scales, value_scales)  # any pointer, since it is not read
     group = num_heads // num_kv_heads
     shape = {"CHANNELS": num_channels, "WIDTH": max(triton.next_power_of_2(num_channels), 16)}
     cut = {"TILE": _TILE, "LEAST": LEAST_PART, "MOST": MOST_PARTS}
@@ -73,7 +73,7 @@ def write(
     key_scales: Tensor | None,
     value_scales: Tensor | None,
 ) -> bool:
-    """Put new keys and values (T, K, C) into their slots of the pools; False while the kernel is not compiled."""
+    """Write new keys and values (T, K, C) to their slots of the pools; False while the kernel is not compiled."""
     num_tokens, num_kv_heads, num_channels = k.shape
     scales = (keys, values) if key_scales is None else (key_scales, value_scales)
     return run([
@@ -89,7 +89,7 @@ def write(
 
 @triton.jit
 def _part_size(length, TILE: tl.constexpr, LEAST: tl.constexpr, MOST: tl.constexpr):
-    """Keys of each part of a sequence: a function of its length alone."""
+    """Keys per part of a sequence: a function of its length only."""
     return tl.maximum(tl.cdiv(tl.cdiv(length, MOST), TILE) * TILE, LEAST)
 
 
@@ -100,7 +100,7 @@ def _attend_part(
     BLOCK: tl.constexpr, TILE: tl.constexpr, LEAST: tl.constexpr, MOST: tl.constexpr, SCALED: tl.constexpr,
     NUMBER: tl.constexpr,
 ):  # fmt: skip
-    """Softmax over one part of one sequence for the queries that share a key-value head: numbers yet to be divided."""
+    """Unnormalized softmax over one part of a sequence, for the queries that share a key-value head."""
     kv_head, row, part = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     length = tl.load(lengths + row).to(tl.int32)
     size = _part_size(length, TILE, LEAST, MOST)
@@ -151,7 +151,7 @@ def _join_parts(
     HEADS: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr,
     TILE: tl.constexpr, LEAST: tl.constexpr, MOST: tl.constexpr,
 ):  # fmt: skip
-    """One query's parts together: always summed in the same order, whatever the grid was."""
+    """Combine one query's parts, always in the same order, whatever the grid."""
     place = tl.program_id(0).to(tl.int64)
     length = tl.load(lengths + place // HEADS).to(tl.int32)
     part, channel = tl.arange(0, MOST), tl.arange(0, WIDTH)
@@ -171,7 +171,7 @@ def _write(
     k, v, slots, keys, values, key_scales, value_scales, k_stride, v_stride,
     HEADS: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    """One token's key and value of one head, rounded to int8 beside a scale where the cache is so."""
+    """Write one token's key and value of one head, quantized if the cache is int8."""
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     channel = tl.arange(0, WIDTH)
     mask = channel < CHANNELS
@@ -189,7 +189,7 @@ def _write(
 
 @triton.jit
 def _rounded(x):
-    """As `quantize_heads`: whole numbers up to 127, ties to even (what adding 1.5 x 2^23 does), and their scale."""
+    """As `quantize_heads`: integers up to 127, with ties to even (by adding 1.5 x 2^23), and their scale."""
     bits = tl.maximum(tl.max(tl.abs(x), 0) / 127, 1e-30).to(tl.uint32, bitcast=True)
     bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000  # to bfloat16, to the nearest, ties to even
     scale = bits.to(tl.float32, bitcast=True).to(tl.bfloat16)

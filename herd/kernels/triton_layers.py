@@ -1,7 +1,7 @@
-"""Triton kernels for what stands between the matrix products of a decoding step: each one pass instead of several.
+"""Triton kernels for the operations between the matmuls of a decode step, each in one pass.
 
-A decoding step on a GPU is a thousand small operations; what each of them costs is its launch. The twins are in
-`rms_norm.py`, `rope.py` and `swiglu.py`. This module imports Triton: only `device_kernels.serves` tensors come here.
+A decode step on a GPU is a thousand small operations, each of which costs its launch. The references are in
+`rms_norm.py`, `rope.py` and `swiglu.py`. This module imports Triton, so it is used only after `device_kernels.serves`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from herd.kernels.device import Launch, run
 
-_MOST_CHANNELS = 16_384  # of a row that one program holds
+_MOST_CHANNELS = 16_384  # of a row in one program
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor | None:
-    """x (..., D) and weight (D,) -> (..., D); None where it does not serve or is not compiled."""
+    """x (..., D) and weight (D,) -> (..., D); None if it is not supported or not compiled."""
     width = x.shape[-1]
     if width > _MOST_CHANNELS or weight.dtype != x.dtype:
         return None
@@ -32,7 +32,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor | None:
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor | None:
-    """x (B, T, H, C) turned by the tables (B, T, 1, C) of `rotary_table`; None where it does not serve."""
+    """x (B, T, H, C) rotated by the tables (B, T, 1, C) of `rotary_table`; None if it is not supported."""
     heads, channels = x.shape[2:]
     if not cos.is_contiguous() or not sin.is_contiguous() or cos.numel() * heads != x.numel():
         return None

@@ -1,9 +1,8 @@
-"""Triton kernels for weights of 8 and 4 bits: the product of few tokens, each weight read once and never widened in
-memory.
+"""Triton kernels for 8-bit and 4-bit weights times few tokens; weights are read once and not dequantized in memory.
 
-The columns of a weight may be shared out among programs (a layer of few rows would leave most of a GPU idle); how many
-share them is a function of the weight's shape alone, and their sums meet in a fixed order. The twins are in
-`quantized.py`. This module imports Triton: only `device_kernels.serves` tensors come here.
+The columns of a weight may be split over programs (otherwise a layer with few rows would leave most of a GPU idle); the
+number of splits depends only on the weight's shape, and their sums are added in a fixed order. The references are in
+`quantized.py`. This module imports Triton, so it is used only after `device_kernels.serves`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from herd.kernels.device import Launch, run, wide_in_tests
 
-_PROGRAMS = 264  # two for each multiprocessor of an H100 or H200
+_PROGRAMS = 264  # two per multiprocessor of an H100 or H200
 _MOST_SPLITS = 8
 _INT8 = {"COLUMNS": 32, "INNER": 256}
 _INT4 = {"COLUMNS": 32, "PAIRS": 4}
@@ -34,14 +33,14 @@ def int4_linear(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor | None:
 
 
 def _linear(kernel, x: Tensor, weight: Tensor, scale: Tensor, steps: int, sizes: dict[str, int]) -> Tensor | None:
-    """Sums over parts of the columns, then their sum: `steps` is how often a program of all columns goes round."""
+    """Partial sums over parts of the columns, then their sum; `steps` is the iterations over all columns."""
     (num_rows, inner), num_columns = x.shape, weight.shape[0]
     tile = min(max(triton.next_power_of_2(num_rows), 16), 64)
     tiles = -(-num_columns // sizes["COLUMNS"])
     num_splits = max(min(-(-_PROGRAMS // tiles), _MOST_SPLITS, steps), 1)
     found = torch.empty(num_splits, num_rows, num_columns, dtype=torch.float32, device=x.device)
     out = torch.empty(num_rows, num_columns, dtype=x.dtype, device=x.device)
-    stages = {16: 4, 32: 3, 64: 2}[tile]  # as many as fit into shared memory beside another program
+    stages = {16: 4, 32: 3, 64: 2}[tile]  # as many as fit into shared memory for two programs
     shape = {"OUT": num_columns, "INSIDE": inner, "STEPS": -(-steps // num_splits)}
     launches = [
         Launch(
@@ -65,7 +64,7 @@ def _int8_part(
     OUT: tl.constexpr, INSIDE: tl.constexpr, STEPS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
     ROWS: tl.constexpr, WIDE: tl.constexpr, NUMBER: tl.constexpr,
 ):  # fmt: skip
-    """Sums of some columns, without scales."""
+    """Partial sums over some columns, without scales."""
     split = tl.program_id(1)
     row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -92,7 +91,7 @@ def _int4_part(
     OUT: tl.constexpr, INSIDE: tl.constexpr, STEPS: tl.constexpr, COLUMNS: tl.constexpr, PAIRS: tl.constexpr,
     ROWS: tl.constexpr, WIDE: tl.constexpr, NUMBER: tl.constexpr,
 ):  # fmt: skip
-    """Sums of some columns. Of each pair of groups (64 weights, 32 bytes) the lower nibbles are the first group's."""
+    """Partial sums over some columns. In each pair of groups (64 weights, 32 bytes) low nibbles are the first."""
     split = tl.program_id(1)
     row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -126,7 +125,7 @@ def _int4_part(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _sum_parts(found, scale, out, num_rows, OUT: tl.constexpr, SPLITS: tl.constexpr, SCALED: tl.constexpr):
-    """The splits of one row together, in order, times the scales of int8."""
+    """The sum of one row's splits, in order, times the scales of int8."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * 1024 + tl.arange(0, 1024)
     mask = column < OUT

@@ -1,9 +1,9 @@
 """Causal attention inside documents, over rows in which several documents are packed.
 
-`packed_attention` is the fast path, `reference_attention` its twin; they share no code. PyTorch has no attention for
-the CPU that knows documents and is quick backwards, so the CPU paths are our own: `native_attention`, a C++ kernel for
-bfloat16 where there is a compiler and the processor has the instructions, and everywhere else `block_attention`, blocks
-of queries against the keys they can see, sized so that the scores of a block stay in the processor's cache.
+`packed_attention` is the fast path, `reference_attention` its reference; they share no code. PyTorch has no CPU
+attention with document masks and a fast backward pass, so the CPU paths are our own: `native_attention`, a C++ kernel
+for bfloat16 if there is a compiler and the processor has the instructions, and otherwise `block_attention`, over blocks
+of queries and their visible keys, sized so that the scores of a block stay in the processor's cache.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from herd.kernels.native import library, loaded, pointer
 from herd.ops.segments import Segments, find_segments, segment_attention, serve
 
 BLOCK_BYTES = 2**22
-"""Scores of one block: they are passed over several times, so should stay in cache; small blocks starve the matmuls."""
+"""Scores of one block: they are read several times, so should stay in cache; small blocks make matmuls slow."""
 KEPT_BYTES = 2**25
-"""Attention weights that a layer may keep for its backward pass; where they take more they are computed again."""
+"""Most attention weights that a layer keeps for its backward pass; if there are more, they are recomputed."""
 _NATIVE_CHANNELS = 256  # of a head, at most: the kernel's buffers
 QUERIES = 128
-"""Queries of a block: fewer starve the matmuls, more compute too much of the hidden future."""
+"""Queries of a block: fewer make matmuls slow, more waste work on masked keys."""
 
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """What attention must know of a batch beside its queries, keys and values."""
+    """What attention needs to know of a batch besides queries, keys and values."""
 
     document_ids: Tensor | None = None
-    """(B, T) int32: a token sees its own document, which is one run of equal ids; -1 is padding. None: a row is one."""
+    """(B, T) int32: a token attends within its document, a run of equal ids; -1 is padding. None: each row is one."""
 
     @functools.cached_property
     def document_starts(self) -> Tensor:
@@ -48,11 +48,11 @@ class AttentionContext:
 
     @functools.cached_property
     def holds_several(self) -> bool:
-        """Some row holds more than one document: padding is one too. Asks the device once for all layers."""
+        """Whether some row holds more than one document, padding included; synchronizes once for all layers."""
         return self.document_ids is not None and bool((self.document_starts > 0).any())
 
     def segments(self, begin: int, num_queries: int, device: torch.device) -> Segments:
-        """Where documents part, for a GPU's kernel; worked out by the first layer, used by all."""
+        """The documents' borders, for a GPU's kernel; computed by the first layer, used by all."""
         key = begin, num_queries, device
         if key not in self._plans:
             self._plans[key] = find_segments(self.document_starts, begin, num_queries, device)
@@ -65,17 +65,17 @@ class AttentionContext:
 
     @functools.cached_property
     def _plans(self) -> dict:
-        """Blocks by block size and dtype: worked out by the first layer, used by all."""
+        """Blocks by block size and dtype: computed by the first layer, used by all."""
         return {}
 
 
 def packed_attention(
     q: Tensor, k: Tensor, v: Tensor, context: AttentionContext | None = None, cache: Any = None
 ) -> Tensor:
-    """Each query sees the keys of its own document up to its own place; the output at padding is unspecified.
+    """Each query attends to the keys of its document up to its own position; the output at padding is unspecified.
 
-    q is (B, T, H, C), k and v are (B, T, K, C) with K a divisor of H; the result is (B, T, H, C). Training needs no
-    `cache`; the argument is part of the seam that every `attend` function fills.
+    q is (B, T, H, C), k and v are (B, T, K, C) with K a divisor of H; the result is (B, T, H, C). Training has no
+    `cache`; the argument is part of the interface of all `attend` functions.
     """
     if q.device.type != "cpu":
         return _device_attention(q, k, v, context)
@@ -101,7 +101,7 @@ def native_attention(
 
 
 def native_serves(q: Tensor) -> bool:
-    """Whether the C++ kernel is for queries like these: bfloat16, (B, T, H, C) with C a multiple of 16."""
+    """Whether the C++ kernel supports these queries: bfloat16, (B, T, H, C) with C a multiple of 16."""
     fits = q.dtype == torch.bfloat16 and q.shape[-1] % 16 == 0 and q.shape[-1] <= _NATIVE_CHANNELS
     return fits and library("native_attention") is not None
 
@@ -109,7 +109,7 @@ def native_serves(q: Tensor) -> bool:
 def reference_attention(
     q: Tensor, k: Tensor, v: Tensor, context: AttentionContext | None = None, cache: Any = None
 ) -> Tensor:
-    """The twin of `packed_attention`: every score is computed, then masked."""
+    """The reference for `packed_attention`: all scores are computed, then masked."""
     row_tokens, num_heads = q.shape[1], q.shape[2]
     place = torch.arange(row_tokens, device=q.device)
     visible = (place[:, None] >= place[None, :]).expand(q.shape[0], 1, -1, -1)
@@ -123,7 +123,7 @@ def reference_attention(
 
 
 class _NativeAttention(torch.autograd.Function):
-    """Scores are computed again backwards; kept are the results and the sums of exponentials."""
+    """Scores are recomputed in the backward pass; only the results and the sums of exponentials are kept."""
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class _NativeAttention(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_out: Tensor):
-        saved = q, k, v, *_ = ctx.saved_tensors  # asked for once: recomputed activations are given away once
+        saved = q, k, v, *_ = ctx.saved_tensors  # read once: recomputed activations can be unpacked only once
         grads = [torch.empty_like(x) for x in (q, k, v)]
         grad_out = grad_out.contiguous()
         tensors = map(pointer, (*saved, grad_out, *grads))
@@ -156,21 +156,21 @@ def _no_starts(num_rows: int, tokens: int) -> Tensor:
 
 
 class _Block(NamedTuple):
-    """Queries first:last of some rows, and the keys start:last that they can see."""
+    """Queries first:last of some rows, and the keys start:last that are visible to them."""
 
     rows: slice
     first: int
     last: int
     start: int
     heads: slice  # of the key-value heads
-    bias: Tensor  # (rows or 1, queries, last keys): 0 where a query sees a key, -inf where it does not
+    bias: Tensor  # (rows or 1, queries, last keys): 0 where a key is visible to a query, else -inf
 
     def queries(self, q: Tensor) -> Tensor:
-        """Of q (B, T, K, G, C): (rows x K, G x queries, C), so that the G heads that share keys meet in one matmul."""
+        """Of q (B, T, K, G, C): (rows x K, G x queries, C), so that the G heads that share keys are in one matmul."""
         return self._window(q).permute(0, 2, 3, 1, 4).flatten(2, 3).flatten(0, 1)
 
     def put_queries(self, q: Tensor, values: Tensor) -> None:
-        """The way back: write (rows x K, G x queries, C) to its place in q (B, T, K, G, C)."""
+        """The inverse: write (rows x K, G x queries, C) to its place in q (B, T, K, G, C)."""
         window = self._window(q)
         num_rows, queries, heads, groups, channels = window.shape
         window.copy_(values.view(num_rows, heads, groups, queries, channels).permute(0, 3, 1, 2, 4))
@@ -180,7 +180,7 @@ class _Block(NamedTuple):
         return self._keys(k).flatten(0, 1)
 
     def add_keys(self, k: Tensor, values: Tensor) -> None:
-        """The way back: add (rows x K, keys, C) to its place in k (B, T, K, C)."""
+        """The inverse: add (rows x K, keys, C) to its place in k (B, T, K, C)."""
         window = self._keys(k)
         window.add_(values.view(window.shape))
 
@@ -235,12 +235,12 @@ class _BlockAttention(torch.autograd.Function):
 
 
 def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """scale * (a @ b), the scale applied inside the matmul."""
+    """scale * (a @ b), with the scale applied inside the matmul."""
     return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=scale)
 
 
 def _plan(q: Tensor, context: AttentionContext | None) -> list[_Block]:
-    """The blocks of a batch: as many rows and heads at once as keeps the scores in cache. q is (B, T, K, G, C)."""
+    """The blocks of a batch, with as many rows and heads as keep the scores in cache. q is (B, T, K, G, C)."""
     num_rows, tokens, heads, groups, _ = q.shape
     head_bytes = groups * min(QUERIES, tokens) * tokens * q.element_size()  # one row, one key-value head
     heads_at_once = max(1, min(heads, BLOCK_BYTES // head_bytes))
@@ -259,7 +259,7 @@ def _blocks_of_rows(num_rows: int, tokens: int, *key: Any) -> list[_Block]:
 
 
 def _blocks(starts: Tensor, rows_at_once: int, heads_at_once: int, heads: int, dtype: torch.dtype) -> list[_Block]:
-    """Cut rows into blocks; a block reaches back to where the earliest document of its queries begins."""
+    """Split rows into blocks; a block's keys begin at the earliest document of its queries."""
     num_rows, tokens = starts.shape
     causal = torch.full((1, QUERIES, QUERIES), -torch.inf, dtype=dtype).triu_(1)
     blocks = []
@@ -271,7 +271,7 @@ def _blocks(starts: Tensor, rows_at_once: int, heads_at_once: int, heads: int, d
             start = int(window.min())
             if start == tokens:  # nothing but padding
                 continue
-            alone = bool((window == start).all())  # no other document in sight: only the future is hidden
+            alone = bool((window == start).all())  # no other document: a causal mask is enough
             bias = causal[:, : last - first, : last - first] if alone else _document_bias(window, first, start, dtype)
             for head in range(0, heads, heads_at_once):
                 blocks.append(_Block(rows, first, last, start, slice(head, head + heads_at_once), bias))
@@ -283,7 +283,7 @@ def _document_bias(starts: Tensor, first: int, start: int, dtype: torch.dtype) -
     last = first + starts.shape[1]
     query, key = torch.arange(first, last)[:, None], torch.arange(start, last)
     visible = (starts[..., None] <= key) & (key <= query)
-    visible |= starts[..., None] >= last  # padding looks anywhere, so that no softmax is over nothing
+    visible |= starts[..., None] >= last  # padding attends to everything, so that no softmax is empty
     return torch.where(visible, 0.0, -torch.inf).to(dtype)
 
 
@@ -296,7 +296,7 @@ def _score_bytes(q: Tensor, blocks: list[_Block]) -> int:
 
 
 def _device_attention(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext | None) -> Tensor:
-    """PyTorch's own kernels, elsewhere than on the CPU; a mask only where nothing better is for several documents."""
+    """PyTorch's kernels on devices other than the CPU; with a mask only if several documents need one."""
     several = context if context is not None and context.holds_several else None
     if several and serve(q):
         return segment_attention(q, k, v, 0, several.segments(0, q.shape[1], q.device))

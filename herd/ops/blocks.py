@@ -1,8 +1,8 @@
-"""Layers of llama.cpp's blocks: weights stay in the few bits in which a GGUF file has them.
+"""Layers over llama.cpp's quantized blocks: weights stay in the few bits of their GGUF file.
 
-A block is 32 (or 16) neighbouring weights of a row that share a float16 scale: weight = scale * number + least. Numbers
-have 4 bits or 8; `least` is what a block begins at, none where numbers have a sign. Both are the file's own, but where
-it has them as products (the K kinds), which are rounded to float16: four times as fine as weights in bfloat16.
+A block is 32 (or 16) adjacent weights of a row with one float16 scale: weight = scale * number + least. Numbers have 4
+or 8 bits; `least` is the block's minimum, absent if numbers are signed. Both are as in the file, except that those
+which it stores as products (the K types) are rounded to float16: four times as fine as weights in bfloat16.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from torch import Tensor, nn
 from herd.kernels import decoding
 from herd.ops.quantized import GROUP
 
-_TILE_WEIGHTS = 2**21  # widened at a time: they stay in the processor's cache
+_TILE_WEIGHTS = 2**21  # dequantized at a time, to stay in the processor's cache
 
 
 class Blocks(NamedTuple):
-    """A matrix (N, K) of blocks, K a multiple of 64."""
+    """A quantized matrix (N, K), K a multiple of 64."""
 
     weight: Tensor
-    """4 bits: uint8 (N, K / 2), of 64 numbers the first 32 in lower nibbles, the last 32 in upper; else int8 (N, K)."""
+    """4 bits: uint8 (N, K / 2), each 64 numbers with the first 32 in lower nibbles, the others in upper; 8 bits: int8
+    (N, K)."""
     scale: Tensor
-    """float16 (N, K / 32), or (N, K / 16) of 8 bits."""
+    """float16 (N, K / 32), or (N, K / 16) with 8 bits."""
     least: Tensor | None
-    """float16 (N, K / 32); None is 0, and never of 4 bits."""
+    """float16 (N, K / 32); None means 0, which does not occur with 4 bits."""
 
     def rows(self, chosen: Tensor | slice) -> Blocks:
         """The blocks of some rows."""
@@ -35,13 +36,13 @@ class Blocks(NamedTuple):
 
 
 def pack_numbers(numbers: Tensor) -> Tensor:
-    """Numbers of 4 bits as `Blocks` has them: uint8 (N, K) -> (N, K / 2)."""
+    """4-bit numbers in the layout of `Blocks`: uint8 (N, K) -> (N, K / 2)."""
     pairs = numbers.unflatten(1, (-1, 2, GROUP))
     return (pairs[:, :, 0] | pairs[:, :, 1] << 4).flatten(1)
 
 
 def widen(blocks: Blocks, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The weights that blocks stand for, each rounded once: (N, K)."""
+    """The dequantized weights, each rounded once: (N, K)."""
     numbers = blocks.weight
     if numbers.dtype == torch.uint8:
         bytes_ = numbers.unflatten(1, (-1, GROUP))
@@ -54,9 +55,9 @@ def widen(blocks: Blocks, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def block_linear(x: Tensor, blocks: Blocks) -> Tensor:
-    """x W^T with W of blocks: (..., K) -> (..., N); its twin is `x @ widen(blocks).T`.
+    """x W^T with quantized W: (..., K) -> (..., N); the reference is `x @ widen(blocks).T`.
 
-    Tokens in bfloat16 on a CPU go to a compiled kernel. Otherwise W is widened a part at a time.
+    For bfloat16 on a CPU a compiled kernel is used. Otherwise W is dequantized a part at a time.
     """
     fits = x.dtype == torch.bfloat16 and x.device.type == "cpu"
     if fits and (out := decoding.linear(x, *blocks)) is not None:
@@ -67,7 +68,7 @@ def block_linear(x: Tensor, blocks: Blocks) -> Tensor:
 
 
 class _Holder(nn.Module):
-    """What holds blocks: `weight`, `weight_scale` and `weight_least`."""
+    """A module with blocks as buffers: `weight`, `weight_scale` and `weight_least`."""
 
     weight: Tensor
     weight_scale: Tensor
@@ -80,12 +81,12 @@ class _Holder(nn.Module):
 
     @property
     def blocks(self) -> Blocks:
-        """They are read anew each time: a matrix may have moved."""
+        """The current buffers, which may have been replaced."""
         return Blocks(self.weight, self.weight_scale, self.weight_least)
 
 
 class BlockLinear(_Holder):
-    """Stands where an `nn.Linear` without bias stood."""
+    """A replacement of an `nn.Linear` without bias."""
 
     def __init__(self, blocks: Blocks) -> None:
         super().__init__(blocks)
@@ -105,7 +106,7 @@ class BlockLinear(_Holder):
 
 
 class BlockEmbedding(_Holder):
-    """Stands where an `nn.Embedding` stood: the rows that are asked for are widened."""
+    """A replacement of an `nn.Embedding`, which dequantizes only the requested rows."""
 
     def __init__(self, blocks: Blocks, dtype: torch.dtype) -> None:
         super().__init__(blocks)

@@ -1,8 +1,8 @@
 """Quantized weights on disk: compressed-tensors' formats, which `transformers` and vLLM read.
 
-Three schemes: `int8` (a scale for each row, every linear layer of the blocks), `int4` (a scale for 32 weights, the same
-layers) and `fp8` (a scale for each row, activations quantized as they come; the feed-forward layers only, without those
-of the first and last block, as in the Llama 3 paper, section 6.2).
+Three schemes: `int8` (a scale per row, all linear layers of the blocks), `int4` (a scale per 32 weights, the same
+layers) and `fp8` (a scale per row, dynamically quantized activations; only the feed-forward layers, without those of
+the first and last block, as in the Llama 3 paper, section 6.2).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Scheme = Literal["int8", "int4", "fp8"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 
 LAYERS: dict[Scheme, type[nn.Module]] = {"int8": QuantizedLinear, "int4": Int4Linear, "fp8": Fp8Linear}
-"""The layer that holds a scheme's weights in memory."""
+"""The layer class of each scheme."""
 
 _METHOD = "compressed-tensors"
 _FORMATS = {"int8": "pack-quantized", "int4": "pack-quantized", "fp8": "float-quantized"}
@@ -41,17 +41,17 @@ _LAYER = re.compile(r"model\.layers\.(\d+)\.(self_attn|mlp)\.\w+_proj")
 
 def takes(scheme: Scheme, name: str, num_layers: int) -> bool:
     """Whether a scheme quantizes the linear layer of this name."""
-    found = _LAYER.fullmatch(name)
-    if found is None:
+    match = _LAYER.fullmatch(name)
+    if match is None:
         return False
-    return scheme != "fp8" or (found[2] == "mlp" and 0 < int(found[1]) < num_layers - 1)
+    return scheme != "fp8" or (match[2] == "mlp" and 0 < int(match[1]) < num_layers - 1)
 
 
 # ---- tensors ---------------------------------------------------------------------------------------------------------
 
 
 def pack(weight: Tensor, bits: int = 8) -> Tensor:
-    """int8 (N, K) of `bits` bits -> int32 (N, ceil(K * bits / 32)): the first weight in the lowest bits, no sign."""
+    """int8 (N, K) of `bits` bits -> int32 (N, ceil(K * bits / 32)): the first weight in the lowest bits, unsigned."""
     per_word, offset = 32 // bits, 2 ** (bits - 1)
     padded = F.pad(weight, (0, -weight.shape[1] % per_word)).to(torch.int16) + offset
     if bits == 4:
@@ -65,16 +65,16 @@ def unpack(packed: Tensor, num_columns: int, bits: int = 8) -> Tensor:
     if bits == 4:
         unsigned = torch.stack((unsigned & 15, unsigned >> 4), dim=-1).flatten(1)
         return (unsigned[:, :num_columns] - 8).view(torch.int8)  # wraps around below zero
-    return unsigned[:, :num_columns].bitwise_xor(128).view(torch.int8)  # taking 128 off turns the highest bit around
+    return unsigned[:, :num_columns].bitwise_xor(128).view(torch.int8)  # subtracting 128 flips the highest bit
 
 
 def packed_layers(names: Iterable[str]) -> list[str]:
-    """The layers that a checkpoint holds quantized, by its tensor names."""
+    """The quantized layers of a checkpoint, by its tensor names."""
     return [name.removesuffix(".weight_scale") for name in names if name.endswith(".weight_scale")]
 
 
 def packed_shapes(num_rows: int, num_columns: int, scheme: Scheme = "int8") -> dict[str, tuple[int, ...]]:
-    """The tensors that stand on disk for one layer's weight (N, K)."""
+    """The shapes of the tensors on disk for one layer's weight (N, K)."""
     if scheme == "fp8":
         return {"weight": (num_rows, num_columns), "weight_scale": (num_rows, 1)}
     return {
@@ -85,7 +85,7 @@ def packed_shapes(num_rows: int, num_columns: int, scheme: Scheme = "int8") -> d
 
 
 def pack_layer(weight: Tensor, scheme: Scheme = "int8") -> dict[str, Tensor]:
-    """Quantize a weight (N, K) into the tensors that stand for it on disk."""
+    """Quantize a weight (N, K) to its tensors on disk."""
     if scheme == "fp8":
         rounded, factor = quantize_fp8(weight)
         return {"weight": rounded, "weight_scale": factor[:, None]}
@@ -99,7 +99,7 @@ def pack_layer(weight: Tensor, scheme: Scheme = "int8") -> dict[str, Tensor]:
 
 
 def unpack_tensors(tensors: dict[str, Tensor], scheme: Scheme | None = "int8") -> dict[str, Tensor]:
-    """A quantized checkpoint's tensors as the layers in memory hold them; other tensors pass as they are."""
+    """A quantized checkpoint's tensors in the layers' layout in memory; other tensors are unchanged."""
     state = dict(tensors)
     if scheme is None:
         return state
@@ -122,7 +122,7 @@ def unpack_tensors(tensors: dict[str, Tensor], scheme: Scheme | None = "int8") -
 
 
 def empty_like(module: nn.Module, scheme: Scheme = "int8") -> nn.Module:
-    """A quantized layer of the same shape on the same device, to be filled from a checkpoint."""
+    """An uninitialized quantized layer of the same shape on the same device."""
     return LAYERS[scheme](module.in_features, module.out_features, device=module.weight.device)
 
 
@@ -130,7 +130,7 @@ def empty_like(module: nn.Module, scheme: Scheme = "int8") -> nn.Module:
 
 
 def quantization_config(ignored: Iterable[str], scheme: Scheme = "int8") -> dict[str, Any]:
-    """What `config.json` says of a scheme, in compressed-tensors' words."""
+    """The entry of a scheme in `config.json`, as in compressed-tensors."""
     group = {
         "targets": ["Linear"],
         "weights": _weights(scheme),
@@ -162,31 +162,31 @@ def _activations() -> dict[str, Any]:
 
 
 def check_quantization(config: dict[str, Any] | None, where: object) -> Scheme | None:
-    """The scheme of a checkpoint, None where it is not quantized.
+    """The scheme of a checkpoint, None if it is not quantized.
 
     Raises:
-        CheckpointError: its weights are quantized in another way than `herd quantize` does it.
+        CheckpointError: its weights are quantized, but not as by `herd quantize`.
     """
     if config is None or (scheme := scheme_of(config)) is not None:
         return None if config is None else scheme
     raise CheckpointError(
-        f"{where}: its weights are quantized as {config.get('quant_method')}/{config.get('format')} in a way that "
-        f"is not read here; {_METHOD} with int8 or FP8 by rows or int4 in groups of {GROUP}, symmetric, is. Take the "
-        "original weights and run `herd quantize` on them."
+        f"{where}: its weights are quantized as {config.get('quant_method')}/{config.get('format')}, which is not "
+        f"supported here; expected {_METHOD} with int8 or FP8 by rows or int4 in groups of {GROUP}, symmetric. Use "
+        "the original weights, or run `herd quantize` on them."
     )
 
 
 def scheme_of(config: dict[str, Any]) -> Scheme | None:
-    """The scheme of what `herd quantize` wrote, or of what is like it; None where it is something else."""
+    """The scheme of a configuration as `herd quantize` writes it; None if it is another."""
     groups = [group for group in (config.get("config_groups") or {}).values() if isinstance(group, dict)]
     for scheme in SCHEMES:
         named = (config.get("quant_method"), config.get("format")) == (_METHOD, _FORMATS[scheme])
-        if named and groups and all(_is_alike(group, scheme) for group in groups):
+        if named and groups and all(_matches(group, scheme) for group in groups):
             return scheme
     return None
 
 
-def _is_alike(group: dict[str, Any], scheme: Scheme) -> bool:
+def _matches(group: dict[str, Any], scheme: Scheme) -> bool:
     weights, wanted = group.get("weights") or {}, _weights(scheme)
     names = ("num_bits", "type", "symmetric", "strategy") + (("group_size",) if scheme == "int4" else ())
     return all(weights.get(name) == wanted[name] for name in names) and (

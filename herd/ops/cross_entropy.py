@@ -1,6 +1,6 @@
-"""Cross entropy straight from hidden states and the output weight, in chunks: the logits never exist as a whole.
+"""Cross entropy from hidden states and the output weight, in chunks, so that logits never exist all at once.
 
-V can be 128,256, so that the logits of one 8,192-token row take 4 GB in float32; a chunk takes a few megabytes.
+V can be 128,256, so that the logits of a row of 8,192 tokens take 4 GB in float32; a chunk takes a few megabytes.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from herd.kernels.native import counts, layer_kernels, pointers
 from herd.types import IGNORE
 
 CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**28}
-"""Logits that exist at a time: 8 MB in bfloat16 on the CPU, to stay in its cache; elsewhere to fill wide matmuls."""
+"""Logits of a chunk: 8 MB in bfloat16 on the CPU, to stay in its cache; elsewhere enough for efficient matmuls."""
 MIN_CHUNK_TOKENS = 1024
-"""Fewer would spend more on summing up the weight's gradient than on computing it."""
+"""With fewer, summing the weight's gradient would cost more than computing it."""
 _TINY = torch.finfo(torch.float32).tiny
 
 
 def cross_entropy_sum(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """Sum over all places whose label is not IGNORE of -log softmax(hidden @ weight.T)[label], a float32 scalar.
+    """Sum of -log softmax(hidden @ weight.T)[label] over all labels that are not IGNORE, a float32 scalar.
 
     hidden is (..., D), weight (V, D), labels (...). Gradients are computed together with the loss, chunk by chunk,
-    and only multiplied in the backward pass; the loss is then as exact as the hidden states' dtype. Without gradients
-    it is float32 throughout.
+    and only scaled in the backward pass; the loss then has the precision of the hidden states' dtype. Without gradients
+    everything is float32.
     """
     hidden, labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
     kept = (labels != IGNORE).nonzero().squeeze(1)
@@ -37,15 +37,15 @@ def cross_entropy_sum(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 
 
 def reference_cross_entropy_sum(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """The twin of `cross_entropy_sum`: all logits at once, in float32."""
+    """The reference for `cross_entropy_sum`: all logits at once, in float32."""
     logits = F.linear(hidden, weight).float()
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
 def token_log_probs(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
-    """Natural log-probability of each id at its place: hidden (..., D), weight (V, D), ids (...) -> (...) float32.
+    """Natural log-probability of each id at its position: hidden (..., D), weight (V, D), ids (...) -> (...) float32.
 
-    With ids (..., k) of k at each place.
+    Ids may also be (..., k), k for each position.
     """
     flat = hidden.reshape(-1, hidden.shape[-1])
     log_probs: Tensor = _TokenLogProbs.apply(flat, weight, ids.reshape(len(flat), ids.numel() // max(len(flat), 1)))
@@ -53,14 +53,14 @@ def token_log_probs(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
 
 
 def reference_token_log_probs(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
-    """The twin of `token_log_probs`."""
+    """The reference for `token_log_probs`."""
     log_probs = F.linear(hidden, weight).float().log_softmax(-1)
     several = ids.dim() == hidden.dim()
     return log_probs.gather(-1, ids) if several else log_probs.gather(-1, ids[..., None]).squeeze(-1)
 
 
 class _CrossEntropySum(torch.autograd.Function):
-    """Loss and gradients in one go: three matmuls and one softmax over each chunk; two for a frozen weight."""
+    """Loss and gradients together: three matmuls (two for a frozen weight) and one softmax per chunk."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def _times(gradient: Tensor | None, factor: Tensor) -> Tensor | None:
 
 
 def _accumulate(sums: Tensor, part: Tensor) -> None:
-    """sums += part, which is narrower; PyTorch would widen all of it first."""
+    """sums += part, where part has a narrower dtype; PyTorch would convert all of it first."""
     if kernels := layer_kernels(part):
         kernels.accumulate(*counts(part.numel()), *pointers(part, sums), torch.get_num_threads())
     else:
@@ -97,12 +97,12 @@ def _accumulate(sums: Tensor, part: Tensor) -> None:
 
 
 def _loss_and_gradient(logits: Tensor, labels: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed loss of a chunk, and its gradient by the logits, in the memory of the logits or of `spare`."""
+    """Summed loss of a chunk and the gradient of its logits, in the memory of the logits or of `spare`."""
     if labels.dtype == torch.int64 and (kernels := layer_kernels(logits)):
         losses = torch.empty(len(labels), dtype=torch.float32)
         tensors = pointers(logits, labels, losses)
         if kernels.cross_entropy(*counts(*logits.shape), *tensors, torch.get_num_threads()):
-            raise IndexError(f"a label is not in the vocabulary of {logits.shape[1]:,}")
+            raise IndexError(f"a label is outside the vocabulary of {logits.shape[1]:,}")
         return losses.sum(), logits
     probs = torch.softmax(logits, -1, out=spare)
     at_label = torch.arange(len(probs), device=probs.device), labels
@@ -140,10 +140,10 @@ class _TokenLogProbs(torch.autograd.Function):
 
 
 def chunks(hidden: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Cut the tokens so that a chunk has about CHUNK_LOGITS logits.
+    """Split the tokens so that a chunk has about CHUNK_LOGITS logits.
 
-    Each comes with two buffers (tokens, V), the second of another `dtype` if so wished; they are the same
-    memory each time, because fresh memory costs more than what is written into it.
+    Each comes with two buffers (tokens, V), the second in `dtype` if given. Their memory is reused, because page faults
+    on new memory cost more than writing it.
     """
     num_tokens, vocabulary = len(hidden), len(weight)
     budget = CHUNK_LOGITS.get(hidden.device.type, CHUNK_LOGITS["cuda"])

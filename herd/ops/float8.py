@@ -1,8 +1,8 @@
-"""Linear layers in float8 with a scale for each row, where a GPU gains by it: chosen by a short probe of each shape.
+"""Linear layers in float8 with row-wise scales, for shapes that are faster on this GPU by a short measurement.
 
-Forwards x (rows scaled) meets W (rows scaled) in `torch._scaled_mm`; of the two backward products the one for x is in
-float8 too, the one for W, whose sum over tokens is long, stays in bfloat16. The twin rounds the same values through
-float8 and multiplies in float32, and runs anywhere.
+The forward product of x and W is computed by `torch._scaled_mm`; of the two backward products the one for x is in
+float8 too, the one for W, with its long sum over tokens, is in bfloat16. The reference rounds the same values through
+float8, multiplies in float32, and runs anywhere.
 
 Source: The Llama 3 Herd of Models, section 6.2 (row-wise FP8, for inference); for training: torchao's row-wise recipe.
 """
@@ -19,17 +19,17 @@ from herd.ops.probe import best_seconds
 
 FORMAT = torch.float8_e4m3fn
 _MOST = torch.finfo(FORMAT).max
-_LEAST_GAIN = 1.05  # of the probe: less is not worth the rounding
+_LEAST_GAIN = 1.05  # in the measurement: less is not worth the rounding
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row of x (M, N) over a scale that makes its largest magnitude float8's: (M, N) float8, (M, 1) float32."""
+    """x (M, N) scaled by rows to the range of float8: (M, N) float8 and the scales (M, 1) float32."""
     scale = x.detach().abs().amax(1, keepdim=True).float().clamp_min(1e-12) / _MOST
     return (x.float() / scale).clamp(-_MOST, _MOST).to(FORMAT), scale
 
 
 def scaled_mm(a: Tensor, b: Tensor) -> Tensor:
-    """a (M, K) @ b (N, K).T through float8 with scales of rows, in a's dtype; `torch._scaled_mm` on a GPU."""
+    """a (M, K) @ b (N, K).T through float8 with row-wise scales, in a's dtype; `torch._scaled_mm` on a GPU."""
     if a.device.type == "cpu":
         return reference_scaled_mm(a, b)
     (a8, a_scale), (b8, b_scale) = quantize_rows(a), quantize_rows(b)
@@ -37,13 +37,13 @@ def scaled_mm(a: Tensor, b: Tensor) -> Tensor:
 
 
 def reference_scaled_mm(a: Tensor, b: Tensor) -> Tensor:
-    """The twin of `scaled_mm`: the same rounding, the product in float32."""
+    """The reference for `scaled_mm`: the same rounding, with the product in float32."""
     (a8, a_scale), (b8, b_scale) = quantize_rows(a), quantize_rows(b)
     return ((a8.float() * a_scale) @ (b8.float() * b_scale).T).to(a.dtype)
 
 
 def float8_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x (..., in) by weight (out, in) through float8, forwards and for the gradient of x."""
+    """x (..., in) times weight (out, in) through float8, in the forward pass and for the gradient of x."""
     return _Float8Linear.apply(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])
 
 
@@ -60,7 +60,7 @@ class _Float8Linear(torch.autograd.Function):
 
 
 class Float8Linear(nn.Linear):
-    """A linear layer that multiplies in float8; its weight is the layer's own."""
+    """An `nn.Linear` that multiplies in float8; its weight is not quantized."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
@@ -70,10 +70,10 @@ class Float8Linear(nn.Linear):
 def use_float8(
     model: nn.Module, tokens: int, seconds: Callable[[str, int, int, int], float] | None = None
 ) -> dict[tuple[int, int], float]:
-    """Let those linear layers of a Llama's blocks multiply in float8 whose shape gains by it, in place.
+    """Use float8 for those linear layers of a Llama's blocks whose shape is faster with it, in place.
 
-    `tokens` is the size of a micro-batch. Returns the measured gain of each shape (out, in). `seconds(kind, tokens,
-    out, in)` measures a product of kind `bf16` or `float8`; on the model's device by default.
+    `tokens` is the size of a micro-batch. Returns the measured speed-up of each shape (out, in). `seconds(kind, tokens,
+    out, in)` measures a product of kind `bf16` or `float8`, by default on the model's device.
     """
     device = str(next(model.parameters()).device)
     seconds = seconds or (lambda kind, rows, out, inputs: probe(kind, rows, out, inputs, device))
@@ -84,12 +84,12 @@ def use_float8(
         if shape not in gains:
             gains[shape] = seconds("bf16", tokens, *shape) / seconds("float8", tokens, *shape)
         if gains[shape] >= _LEAST_GAIN:
-            module.__class__ = Float8Linear  # the same weight under the same name: nothing else changes
+            module.__class__ = Float8Linear  # keeps the weight and its name
     return gains
 
 
 def probe(kind: str, tokens: int, out: int, inputs: int, device: str) -> float:
-    """Seconds of one forward product on a device, scales and rounding of x included."""
+    """Seconds of one forward product on a device, quantization of x included."""
     x = torch.randn(tokens, inputs, device=device, dtype=torch.bfloat16)
     weight = torch.randn(out, inputs, device=device, dtype=torch.bfloat16)
     work = {"bf16": lambda: F.linear(x, weight), "float8": lambda: scaled_mm(x, weight)}[kind]

@@ -1,8 +1,8 @@
-"""FP8 matrix products as in the paper: a scale for each row of the weight and for each token, bounded above.
+"""FP8 matrix products as in the Llama 3 paper: scales for each row of the weight and for each token, bounded above.
 
-The weight is stored in 8-bit floating point (e4m3); each token's activations are scaled to its range as they come. A
-token of huge activations would get a huge scale and its small values would vanish, so the row maximum that sets the
-scale is at most 1200; what lies beyond saturates.
+The weight is stored in FP8 (e4m3); each token's activations are quantized dynamically. Huge activations would give a
+token a huge scale, and its small values would become zero, so the maximum for the scale is bounded by 1200; larger
+values saturate.
 
 Source: "The Llama 3 Herd of Models", section 6.2.
 """
@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 UPPER_BOUND = 1200.0
-"""The largest activation that may set a token's scale."""
+"""The upper bound of the maximum that determines a token's scale."""
 
 FP8 = torch.float8_e4m3fn
 LARGEST_FP8 = torch.finfo(FP8).max  # 448
 
 
 def quantize_fp8(rows: Tensor, upper_bound: float | None = None) -> tuple[Tensor, Tensor]:
-    """Each row in FP8: (..., K) -> FP8 (..., K) and the factor (...) float32 that gives the row back.
+    """Quantize rows to FP8: (..., K) -> FP8 (..., K) and the scales (...) float32.
 
-    Example: the row [2.0, -448.0] becomes itself with factor 1; with 4480.0 in the place of -448.0 and the bound 1200,
-    the factor is 1200 / 448 and the large value saturates.
+    Example: the row [2.0, -448.0] is unchanged, with scale 1; with 4480.0 instead of -448.0 and the bound 1200, the
+    scale is 1200 / 448 and the large value saturates.
     """
     wide = rows.float()
     largest = wide.abs().amax(-1).clamp(1e-12, upper_bound)
@@ -34,8 +34,8 @@ def quantize_fp8(rows: Tensor, upper_bound: float | None = None) -> tuple[Tensor
 def fp8_linear(x: Tensor, weight: Tensor, factor: Tensor) -> Tensor:
     """x W^T with both in FP8: (..., K), FP8 (N, K), (N,) float32 -> (..., N).
 
-    On a GPU that has them the products are FP8 ones; elsewhere the same numbers are multiplied in x's type, which holds
-    every FP8 value exactly, or in float32 where x is float16, whose range ends before their sums do.
+    On a GPU with FP8 the products are in FP8; elsewhere the same values are multiplied in x's dtype, which holds every
+    FP8 value exactly, or in float32 if x is float16, whose range is too small for the sums.
     """
     small, token_factor = quantize_fp8(x, UPPER_BOUND)
     if _has_products(x, weight):
@@ -54,20 +54,20 @@ def fp8_linear(x: Tensor, weight: Tensor, factor: Tensor) -> Tensor:
 
 
 def _has_products(x: Tensor, weight: Tensor) -> bool:
-    """Whether `torch._scaled_mm` takes them with scales of rows: bfloat16 out, both sizes of W multiples of 16."""
+    """Whether `torch._scaled_mm` supports them with row-wise scales: bfloat16, both sizes of W multiples of 16."""
     if x.device.type != "cuda" or x.dtype != torch.bfloat16 or any(size % 16 for size in weight.shape):
         return False
     return torch.cuda.get_device_capability(x.device) >= (8, 9)
 
 
 def reference_fp8_linear(x: Tensor, weight: Tensor, factor: Tensor) -> Tensor:
-    """The twin of `fp8_linear`: give every number its real size in float32, then multiply."""
+    """The reference for `fp8_linear`: dequantize to float32, then multiply."""
     small, token_factor = quantize_fp8(x, UPPER_BOUND)
     return ((small.float() * token_factor[..., None]) @ (weight.float() * factor[:, None]).T).to(x.dtype)
 
 
 class Fp8Linear(nn.Module):
-    """Stands where an `nn.Linear` without bias stood; holds FP8 `weight` (N, K) and `weight_scale` (N,) float32."""
+    """A replacement of an `nn.Linear` without bias, with FP8 `weight` (N, K) and `weight_scale` (N,) float32."""
 
     weight: Tensor
     weight_scale: Tensor
@@ -80,7 +80,7 @@ class Fp8Linear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> Fp8Linear:
-        """Quantize a layer's weight as it stands."""
+        """Quantize a layer's weight."""
         layer = cls(linear.in_features, linear.out_features, device="meta")
         layer.weight, layer.weight_scale = quantize_fp8(linear.weight.detach())
         return layer

@@ -1,4 +1,4 @@
-"""NF4: weights in 4 bits, as the nearest of sixteen values placed where a normal distribution has equal mass.
+"""NF4: 4-bit weights, rounded to the nearest of sixteen quantiles of a normal distribution.
 
 Blocks of 64 weights share one scale, their largest magnitude. A weight takes 4.5 bits (scales in float32).
 
@@ -25,15 +25,15 @@ CODE = (
 
 
 class Nf4(NamedTuple):
-    """A weight in 4 bits."""
+    """A quantized weight."""
 
-    packed: Tensor  # (N / 2,) uint8: two codes a byte, the first one high
+    packed: Tensor  # (N / 2,) uint8: two codes per byte, the first in the high bits
     scales: Tensor  # (N / BLOCK,) float32
     shape: tuple[int, ...]
 
 
 def quantize(weight: Tensor) -> Nf4:
-    """Round each weight to the nearest code times its block's scale; a short last block is filled with zeros."""
+    """Round each weight to the nearest code times its block's scale; a short last block is padded with zeros."""
     flat = weight.detach().float().flatten()
     blocks = F.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
     scales = blocks.abs().amax(1)
@@ -43,7 +43,7 @@ def quantize(weight: Tensor) -> Nf4:
 
 
 def dequantize(packed: Tensor, scales: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """The weight that `quantize` stood for, in `dtype`."""
+    """The dequantized weight, in `dtype`."""
     code = torch.tensor(CODE, device=packed.device)
     codes = torch.stack((packed >> 4, packed & 15), dim=1).int()
     flat = (code[codes].view(-1, BLOCK) * scales[:, None]).flatten()
@@ -51,7 +51,7 @@ def dequantize(packed: Tensor, scales: Tensor, shape: tuple[int, ...], dtype: to
 
 
 def nf4_linear(x: Tensor, weight: Nf4) -> Tensor:
-    """x (..., in) by a weight (out, in) in 4 bits; gradients go to x alone, and no full weight is kept for them."""
+    """x (..., in) times a 4-bit weight (out, in); only x gets a gradient, and no dequantized weight is kept for it."""
     return _Nf4Linear.apply(x, weight.packed, weight.scales, weight.shape)
 
 

@@ -1,9 +1,9 @@
-"""Attention over a paged cache: keys and values lie in blocks of a common pool, a sequence holds a list of blocks.
+"""Attention over a paged KV cache: keys and values are in blocks of a common pool, a sequence has a list of blocks.
 
 One flat row holds the tokens of all sequences in the batch: first the decoding ones, one token each, in groups of
-similar length, then chunks of prompts. `paged_attention` fills the model's `attend` seam;
-`reference_paged_attention` is its twin and shares no code with it. The cache holds the model's own numbers, or 8 bits
-each with a scale for every key and value: half the memory, and half the reading for each token.
+similar length, then chunks of prompts. `paged_attention` is the model's `attend` function in the engine;
+`reference_paged_attention` is its reference and shares no code with it. The cache has the model's dtype, or int8 with a
+scale for every key and value: half the memory, and half the reads per token.
 
 Source: Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving".
 """
@@ -28,19 +28,19 @@ class LayerCache(NamedTuple):
 
     keys: Tensor  # (num_blocks, block_size, K, C)
     values: Tensor
-    key_scales: Tensor | None = None  # (num_blocks, block_size, K) bfloat16, where the cache is int8
+    key_scales: Tensor | None = None  # (num_blocks, block_size, K) bfloat16, if the cache is int8
     value_scales: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class DecodeGroup:
-    """Sequences of similar length that add one token each."""
+    """Sequences of similar length that decode one token each."""
 
     rows: slice  # their N places in the flat row
-    blocks: Tensor  # (N, P) int64: the blocks of each sequence, filled up with any block
-    lengths: Tensor  # (N,) int64: tokens each sees, the new one included
+    blocks: Tensor  # (N, P) int64: the blocks of each sequence, padded with any block
+    lengths: Tensor  # (N,) int64: tokens visible to each, the new one included
     mask: Tensor | None = None
-    """(N, 1, 1, P * block_size) added to the scores: 0 for tokens it sees, -inf beyond; None: made where needed."""
+    """(N, 1, 1, P * block_size) added to the scores: 0 for visible tokens, -inf beyond; None: made if needed."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class PromptChunk:
     rows: slice  # their places in the flat row
     blocks: Tensor  # (P,) int64: the sequence's blocks up to the chunk's end
     start: int  # tokens of the sequence that were computed before
-    mask: Tensor | None  # (chunk, start + chunk) bool, True where a token sees a key; None when start is 0
+    mask: Tensor | None  # (chunk, start + chunk) bool, True where a key is visible; None if start is 0
 
 
 @dataclass(frozen=True)
 class PagedContext:
-    """Where each token of the flat row is written, and what it sees."""
+    """Where each token of the flat row is written, and what it attends to."""
 
     slots: Tensor  # (T,) int64: block * block_size + place in the block
     decode: tuple[DecodeGroup, ...] = ()
@@ -77,19 +77,19 @@ def decode_mask(lengths: Tensor, num_keys: int, dtype: torch.dtype) -> Tensor:
 def prompt_mask(start: int, num_tokens: int, device: torch.device | str | None = None) -> Tensor | None:
     """The mask of a prompt chunk, None for a first chunk (plain causal).
 
-    On a GPU it is only said, never made: PyTorch's flash attention knows it by itself.
+    On a GPU it is symbolic: PyTorch's flash attention applies it itself.
     """
     if start == 0:
         return None
     if torch.device(device or "cpu").type != "cpu":
-        from torch.nn.attention.bias import causal_lower_right  # loads PyTorch's compiler: a second that a CPU saves
+        from torch.nn.attention.bias import causal_lower_right  # imports PyTorch's compiler, which takes a second
 
         return causal_lower_right(num_tokens, start + num_tokens)
     return torch.ones(num_tokens, start + num_tokens, dtype=torch.bool, device=device).tril_(start)
 
 
 def paged_attention(q: Tensor, k: Tensor, v: Tensor, context: PagedContext, cache: LayerCache) -> Tensor:
-    """Write the new keys and values to their slots, then let each token see its own sequence up to itself.
+    """Write the new keys and values to their slots, then attend causally within each sequence.
 
     q is (1, T, H, C), k and v are (1, T, K, C); the result is (1, T, H, C).
     """
@@ -116,9 +116,9 @@ def _attend_decode(q: Tensor, group: DecodeGroup, cache: LayerCache) -> Tensor:
 
 
 def spans_of(context: PagedContext) -> np.ndarray:
-    """The context as the kernels take it: (N, 4) int64, a row each of first row, tokens, places before, blocks.
+    """The context in the kernels' form: (N, 4) int64, the first row, tokens, earlier tokens and blocks per sequence.
 
-    The last column is where the sequence's list of blocks lies in memory; the context's tensors must outlive it.
+    The last column is the address of the sequence's list of blocks; the context's tensors must outlive it.
     """
     rows = []
     for group in context.decode:
@@ -132,7 +132,7 @@ def spans_of(context: PagedContext) -> np.ndarray:
 
 
 def _attend_compiled(q: Tensor, context: PagedContext, cache: LayerCache) -> Tensor | None:
-    """All of a step by our kernel, which reads the cache where it lies; None where it does not serve."""
+    """A whole step in our kernel, which reads the cache in place; None if it does not support it."""
     lib = decoding.kernels()
     if lib is None or q.dtype != torch.bfloat16 or not kernels_fit(cache):
         return None
@@ -147,14 +147,14 @@ def _attend_compiled(q: Tensor, context: PagedContext, cache: LayerCache) -> Ten
 
 
 def kernels_fit(cache: LayerCache) -> bool:
-    """The compiled kernels read this kind of cache."""
+    """Whether the compiled kernels support this kind of cache."""
     _, block_size, _, num_channels = cache.keys.shape
     fits = block_size == 16 and num_channels in (32, 64, 128) and cache.keys.device.type == "cpu"
     return fits and cache.keys.dtype in (torch.bfloat16, torch.int8)
 
 
 def scale_pointers(cache: LayerCache) -> tuple[int, int]:
-    """Where the scales of keys and values lie; zeros where the cache has none."""
+    """The addresses of the scales of keys and values; zeros if the cache has none."""
     if cache.key_scales is None or cache.value_scales is None:
         return 0, 0
     return cache.key_scales.data_ptr(), cache.value_scales.data_ptr()
@@ -192,14 +192,14 @@ def _write(cache: LayerCache, slots: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def quantize_heads(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Round each head's channels to int8: (..., C) -> int8 (..., C) and the scale (...) bfloat16."""
+    """Quantize each head's channels to int8: (..., C) -> int8 (..., C) and the scale (...) bfloat16."""
     wide = x.float()
     scale = (wide.abs().amax(-1) / 127).clamp_min(1e-30).to(torch.bfloat16)
     return (wide / scale.float()[..., None]).round_().clamp_(-127, 127).to(torch.int8), scale
 
 
 def _gather(cache: LayerCache, blocks: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Keys and values of each sequence, its blocks side by side: (N, P) -> twice (N, P * block_size, K, C)."""
+    """Keys and values of each sequence, its blocks concatenated: (N, P) -> twice (N, P * block_size, K, C)."""
     return _gathered(cache.keys, cache.key_scales, blocks, dtype), _gathered(
         cache.values, cache.value_scales, blocks, dtype
     )
@@ -214,7 +214,7 @@ def _gathered(pool: Tensor, scales: Tensor | None, blocks: Tensor, dtype: torch.
 
 
 def reference_paged_attention(q: Tensor, k: Tensor, v: Tensor, context: PagedContext, cache: LayerCache) -> Tensor:
-    """The twin of `paged_attention`: token by token, key by key, in float32."""
+    """The reference for `paged_attention`: token by token, key by key, in float32."""
     block_size = cache.keys.shape[1]
     for token, slot in enumerate(context.slots.tolist()):
         place = slot // block_size, slot % block_size

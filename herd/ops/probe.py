@@ -1,4 +1,4 @@
-"""What this machine's arithmetic and memory really reach, measured in a second, and what of its memory is free."""
+"""Short measurements of this machine's matmul rate and memory bandwidth, and its free memory."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 
 
 def matmul_rate(dtype: torch.dtype, size: int | None = None, seconds: float = 0.3, device: str = "cpu") -> float:
-    """Floating-point operations per second of a square matmul of `size`, the best of its repetitions.
+    """Floating-point operations per second of a square matmul of `size`, the best of several repetitions.
 
-    The default is just large enough to reach the peak, so that on a busy machine some repetitions go undisturbed.
+    The default is just large enough to reach the peak, so that even on a busy machine some repetitions are undisturbed.
     """
     size = size or (768 if device == "cpu" else 8192)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -23,9 +23,9 @@ def matmul_rate(dtype: torch.dtype, size: int | None = None, seconds: float = 0.
 
 
 def quiet_matmul_rate(dtype: torch.dtype, device: str = "cpu", seconds: float = 0.3) -> float:
-    """The same for all cores of a machine that does nothing else, also where it does.
+    """The rate that all cores would reach on an idle machine, measured also on a busy one.
 
-    One thread multiplies for so short a time that the best repetition is hardly disturbed; times the threads.
+    The best of very short repetitions in one thread, which is hardly disturbed, times the number of threads.
     """
     if device != "cpu":
         return matmul_rate(dtype, device=device, seconds=seconds)
@@ -38,7 +38,7 @@ def quiet_matmul_rate(dtype: torch.dtype, device: str = "cpu", seconds: float = 
 
 
 def memory_bandwidth(seconds: float = 0.2, device: str = "cpu", megabytes: int = 256) -> float:
-    """Bytes per second of copying one tensor onto another, reads and writes both counted."""
+    """Bytes per second of copying a tensor, counting both reads and writes."""
     source = torch.ones(megabytes * 2**20 // 4, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / best_seconds(lambda: target.copy_(source), seconds, device)
@@ -46,20 +46,19 @@ def memory_bandwidth(seconds: float = 0.2, device: str = "cpu", megabytes: int =
 
 @functools.cache
 def best_dtype(device: str = "cpu") -> torch.dtype:
-    """bfloat16 where its matmul is measured faster than float32's, as `quiet_matmul_rate` does, else float32.
+    """bfloat16 if its matmul is measured to be faster than float32's by `quiet_matmul_rate`, else float32.
 
-    That a processor has instructions for it says little: those of AVX-512 BF16 halve the rate on some, double it on
-    others.
+    The processor's flags say little: AVX-512 BF16 halves the rate on some processors and doubles it on others.
     """
     if device != "cpu":
         return torch.bfloat16
-    kinds = (torch.float32, torch.bfloat16)  # in turn, so that what else is running slows both
+    kinds = (torch.float32, torch.bfloat16)  # alternating, so that other load affects both
     rounds = [[quiet_matmul_rate(kind, seconds=0.05) for kind in kinds] for _ in range(4)]
     return max(zip(kinds, map(max, zip(*rounds))), key=lambda pair: pair[1])[0]
 
 
 def best_seconds(work: Callable[[], object], seconds: float, device: str) -> float:
-    """Seconds that `work` takes on a device, the least of what it took within `seconds`."""
+    """The shortest time of `work` on a device, of as many repetitions as take `seconds`."""
     wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     work()
     wait()
@@ -73,7 +72,7 @@ def best_seconds(work: Callable[[], object], seconds: float, device: str) -> flo
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes of memory that can be taken now: on the GPU, or on the host within the container's limit."""
+    """Bytes of free memory: on the GPU, or on the host within the container's limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = _meminfo_available() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
@@ -89,7 +88,7 @@ def _meminfo_available() -> int | None:
 
 
 def _container_room(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """What is left of a cgroup (v2) memory limit; infinite where there is none."""
+    """The rest of a cgroup (v2) memory limit; infinite if there is none."""
     try:
         limit = (root / "memory.max").read_text().strip()
         used = int((root / "memory.current").read_text())

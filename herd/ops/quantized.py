@@ -1,8 +1,8 @@
-"""Linear layers with weights of 8 or 4 bits, activations untouched.
+"""Linear layers with 8-bit or 4-bit weights and unquantized activations.
 
-A decoded token reads every weight once, so half the bytes is nearly twice the speed. Int8 has one scale for each output
-row; int4 one for 32 weights of a row, searched for the least squared error. `quantized_linear` and `int4_linear` are
-the fast paths (our compiled kernels, else PyTorch's, else dequantizing), the `reference_` functions their twins.
+Decoding a token reads every weight once, so half the bytes is nearly twice the speed. Int8 has one scale per output
+row; int4 one per 32 weights of a row, searched for the least squared error. `quantized_linear` and `int4_linear` are
+the fast paths (our compiled kernels, else PyTorch's, else dequantization), the `reference_` functions their references.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from herd.kernels import decoding
 from herd.kernels import device as device_kernels
 
 LARGEST = 127
-"""The largest int8 magnitude used; -128 stays out, so that the range is symmetric."""
+"""The largest int8 magnitude used; without -128 the range is symmetric."""
 
 GROUP = 32
-"""Weights of 4 bits that share a scale."""
+"""4-bit weights that share a scale."""
 
 _STEP = 2 * GROUP  # the layout of 4-bit weights is in pairs of groups
-_TORCH_KERNEL_ROWS = 16  # above this many tokens, a plain product wins over PyTorch's int8 kernel
-_TORCH_KERNEL_COLUMNS = 16  # it reads so many weights of a row at a time, and past the row's end where they are left
+_TORCH_KERNEL_ROWS = 16  # above this many tokens, a plain product is faster than PyTorch's int8 kernel
+_TORCH_KERNEL_COLUMNS = 16  # it reads this many weights of a row at a time, even past the row's end
 _TORCH_INT4_ROWS = 24  # the same for its int4 kernel
-_DEVICE_KERNEL_ROWS = 256  # and over ours on a GPU
-_TILE_WEIGHTS = 2**21  # widened at a time: they stay in the processor's cache
-_DEVICE_TILE_WEIGHTS = 2**28  # the same on a GPU, where only memory bounds them
-_SHARES = torch.tensor([1.0, *(0.70 + 0.03 * n for n in range(17))])  # of the scale that just holds the largest weight
+_DEVICE_KERNEL_ROWS = 256  # the same for our GPU kernels
+_TILE_WEIGHTS = 2**21  # dequantized at a time, to stay in the processor's cache
+_DEVICE_TILE_WEIGHTS = 2**28  # the same on a GPU, to bound memory
+_SHARES = torch.tensor(
+    [1.0, *(0.70 + 0.03 * n for n in range(17))]
+)  # tried scales, relative to the one for the largest weight
 
 
 # ---- int8: one scale a row -------------------------------------------------------------------------------------------
@@ -51,7 +53,7 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reference_quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The twin of `quantize_rows`."""
+    """The reference for `quantize_rows`."""
     parts = weight.detach().split(_tile_rows(weight.shape[1]))  # small enough to stay in the processor's cache
     rounded, scales = zip(*(_quantize_tile(part.float()) for part in parts), strict=True)
     return (rounded[0], scales[0]) if len(parts) == 1 else (torch.cat(rounded), torch.cat(scales))
@@ -67,15 +69,15 @@ def _quantize_tile(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantize_rows(weight: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The real numbers that int8 rows stand for: (N, K), (N,) -> (N, K)."""
+    """Dequantize int8 rows: (N, K), (N,) -> (N, K)."""
     return weight.to(dtype) * scale.to(dtype)[:, None]
 
 
 def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """x W^T with int8 W: (..., K), int8 (N, K), (N,) -> (..., N).
 
-    Tokens in bfloat16 on a CPU, and few tokens on a GPU once the kernel is compiled, go to a kernel that reads each
-    weight as a byte. Otherwise the product takes W as it is and the scales are applied to the result.
+    For bfloat16 on a CPU, and for few tokens on a GPU once it is compiled, a kernel reads each weight as a byte.
+    Otherwise the product is computed with unscaled W, and the scales are applied to the result.
     """
     rows = x.numel() // x.shape[-1]
     if rows <= _DEVICE_KERNEL_ROWS and device_kernels.serves(x):
@@ -89,7 +91,7 @@ def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         if rows <= _TORCH_KERNEL_ROWS and weight.shape[1] % _TORCH_KERNEL_COLUMNS == 0:
             return torch._weight_int8pack_mm(x.reshape(rows, -1), weight, scale.to(x.dtype)).unflatten(0, x.shape[:-1])
     size = _tile_rows(weight.shape[1], x.device)
-    if x.dtype == torch.float16:  # its range ends before a sum of integers does
+    if x.dtype == torch.float16:  # its range is too small for sums of unscaled integers
         parts = zip(weight.split(size), scale.split(size), strict=True)
         return torch.cat([F.linear(x, dequantize_rows(*part, x.dtype)) for part in parts], dim=-1)
     tiles = (F.linear(x, part.to(x.dtype)) for part in weight.split(size))
@@ -97,7 +99,7 @@ def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def reference_quantized_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """The twin of `quantized_linear`: dequantize to float32, multiply, round once."""
+    """The reference for `quantized_linear`: dequantize to float32, multiply, round once."""
     return (x.float() @ dequantize_rows(weight, scale).T).to(x.dtype)
 
 
@@ -105,16 +107,16 @@ def reference_quantized_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tens
 
 
 def quantize_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Round groups of 32 weights to 4 bits: (N, K) -> uint8 (N, K' / 2), scales bfloat16 (N, K' / 32).
+    """Quantize groups of 32 weights to 4 bits: (N, K) -> uint8 (N, K' / 2), scales bfloat16 (N, K' / 32).
 
-    K' is K filled up with zeros to a multiple of 64. A scale may be negative: the largest weight then becomes -8, of
-    which there is no positive counterpart.
+    K' is K padded with zeros to a multiple of 64. A scale may be negative: the largest weight then becomes -8, which
+    has no positive counterpart.
 
     Raises:
         ValueError: K is no multiple of 32.
     """
     if weight.shape[1] % GROUP:
-        raise ValueError(f"rows of {weight.shape[1]} weights cannot be cut into groups of {GROUP}")
+        raise ValueError(f"rows of {weight.shape[1]} weights cannot be split into groups of {GROUP}")
     rows = F.pad(weight.detach().float(), (0, -weight.shape[1] % _STEP)).contiguous()
     lib = decoding.kernels() if rows.device.type == "cpu" else None
     if lib is None:
@@ -130,7 +132,7 @@ def quantize_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reference_quantize_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The twin of `quantize_groups`, for K a multiple of 64: try every share, keep the best scale of each group."""
+    """The reference for `quantize_groups`, K a multiple of 64: try all scales, keep each group's best."""
     groups = weight.detach().float().unflatten(1, (-1, GROUP))  # (N, K / 32, 32)
     largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
     least = torch.full_like(largest, torch.inf)
@@ -146,7 +148,7 @@ def reference_quantize_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pack_nibbles(weight: Tensor) -> Tensor:
-    """int8 (N, K) from -8 to 7 -> uint8 (N, K / 2): of 64 weights the first 32 are lower nibbles, the last 32 upper."""
+    """int8 (N, K) from -8 to 7 -> uint8 (N, K / 2): of 64 weights the first 32 in lower nibbles, the last 32 in upper."""
     nibbles = (weight + 8).to(torch.uint8).unflatten(1, (-1, 2, GROUP))
     return (nibbles[:, :, 0] | nibbles[:, :, 1] << 4).flatten(1)
 
@@ -165,7 +167,7 @@ def pair_nibbles(in_order: Tensor) -> Tensor:
 
 
 def reference_pair_nibbles(in_order: Tensor) -> Tensor:
-    """The twin of `pair_nibbles`."""
+    """The reference for `pair_nibbles`."""
     first, last = in_order.unflatten(1, (-1, 2, GROUP // 2)).unbind(2)  # (N, K / 64, 16) each
     even, odd = (first & 15) | (last << 4), (first >> 4) | (last & 0xF0)
     return torch.stack((even, odd), dim=-1).flatten(1)
@@ -178,7 +180,7 @@ def unpack_nibbles(packed: Tensor) -> Tensor:
 
 
 def dequantize_groups(packed: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The real numbers that 4-bit rows stand for: (N, K / 2), (N, K / 32) -> (N, K)."""
+    """Dequantize 4-bit rows: (N, K / 2), (N, K / 32) -> (N, K)."""
     if packed.device.type == "cpu" and dtype == torch.bfloat16 and (lib := decoding.kernels()) is not None:
         num_rows, num_columns = packed.shape[0], packed.shape[1] * 2
         out = torch.empty(num_rows, num_columns, dtype=dtype)
@@ -190,9 +192,9 @@ def dequantize_groups(packed: Tensor, scale: Tensor, dtype: torch.dtype = torch.
 
 
 def int4_linear(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
-    """x W^T with W of 4 bits: (..., K), uint8 (N, K' / 2), (N, K' / 32) -> (..., N).
+    """x W^T with 4-bit W: (..., K), uint8 (N, K' / 2), (N, K' / 32) -> (..., N).
 
-    Tokens go to a compiled kernel, as with `quantized_linear`. Otherwise W is dequantized a part at a time.
+    Compiled kernels are used as in `quantized_linear`. Otherwise W is dequantized a part at a time.
     """
     rows = x.numel() // x.shape[-1]
     if rows <= _DEVICE_KERNEL_ROWS and device_kernels.serves(x):
@@ -209,7 +211,7 @@ def int4_linear(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
 
 
 def reference_int4_linear(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
-    """The twin of `int4_linear`: dequantize to float32, multiply, round once."""
+    """The reference for `int4_linear`: dequantize to float32, multiply, round once."""
     weight = unpack_nibbles(packed).float() * scale.float().repeat_interleave(GROUP, dim=1)
     return (x.float() @ weight[:, : x.shape[-1]].T).to(x.dtype)
 
@@ -227,7 +229,7 @@ def _tile_rows(num_columns: int, device: torch.device | None = None) -> int:
 
 
 class QuantizedLinear(nn.Module):
-    """Stands where an `nn.Linear` without bias stood; holds int8 `weight` (N, K) and `weight_scale` (N,)."""
+    """A replacement of an `nn.Linear` without bias, with int8 `weight` (N, K) and `weight_scale` (N,)."""
 
     weight: Tensor
     weight_scale: Tensor
@@ -240,7 +242,7 @@ class QuantizedLinear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> QuantizedLinear:
-        """Quantize a layer's weight as it stands."""
+        """Quantize a layer's weight."""
         layer = cls(linear.in_features, linear.out_features, device="meta")
         layer.weight, layer.weight_scale = quantize_rows(linear.weight)
         return layer
@@ -257,9 +259,9 @@ class QuantizedLinear(nn.Module):
 
 
 class Int4Linear(nn.Module):
-    """Stands where an `nn.Linear` without bias stood; `weight` and `weight_scale` are those of `quantize_groups`.
+    """A replacement of an `nn.Linear` without bias, with `weight` and `weight_scale` as from `quantize_groups`.
 
-    Where our kernels cannot be compiled, PyTorch's are used, on a second copy of the weights in their own order.
+    If our kernels cannot be compiled, PyTorch's are used, on a second copy of the weights in its layout.
     """
 
     weight: Tensor
@@ -277,7 +279,7 @@ class Int4Linear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> Int4Linear:
-        """Quantize a layer's weight as it stands."""
+        """Quantize a layer's weight."""
         layer = cls(linear.in_features, linear.out_features, device="meta")
         layer.weight, layer.weight_scale = quantize_groups(linear.weight)
         return layer
@@ -305,11 +307,11 @@ class Int4Linear(nn.Module):
 
 
 class DecodingLinear(nn.Linear):
-    """An `nn.Linear` without bias whose products in bfloat16 run in our kernel; shares its weight."""
+    """An `nn.Linear` without bias that multiplies bfloat16 in our kernel, with a shared weight."""
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> DecodingLinear:
-        """The same layer around the same weight."""
+        """A layer that shares `linear`'s weight."""
         layer = cls(linear.in_features, linear.out_features, bias=False, device="meta")
         layer.weight = linear.weight
         return layer
@@ -327,9 +329,9 @@ class DecodingLinear(nn.Linear):
 def replace_linears(
     model: nn.Module, names: Iterable[str], make: Callable[[nn.Linear], nn.Module] = QuantizedLinear.from_linear
 ) -> None:
-    """Put `make(linear)` in the place of each named linear layer, one at a time, so that memory never holds both.
+    """Replace each named linear layer by `make(linear)`, one at a time, to save memory.
 
-    A layer with a bias stays as it is: the layers here have none.
+    Layers with a bias are not replaced, since the layers here have none.
     """
     for name in names:
         parent, _, leaf = name.rpartition(".")

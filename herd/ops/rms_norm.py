@@ -1,4 +1,4 @@
-"""Root-mean-square normalization."""
+"""Root mean square normalization."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from herd.kernels.native import counts, layer_kernels, loaded, pointers
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Scale each row of x (..., D) to a mean square of one, then by weight (D,)."""
-    if torch.compiler.is_compiling():  # the compiler fuses the plain form with what stands around it
+    if torch.compiler.is_compiling():  # the compiler fuses the plain form with its surroundings
         return reference_rms_norm(x, weight, eps)
     if not torch.is_grad_enabled() and device_kernels.serves(x):
         from herd.kernels import triton_layers
 
         if (out := triton_layers.rms_norm(x, weight, eps)) is not None:
             return out
-    if not torch.is_grad_enabled():  # for a single decoded token autograd's bookkeeping costs more than the arithmetic
+    if not torch.is_grad_enabled():  # for a single token autograd's overhead exceeds the arithmetic
         return (x * _scale(x, eps).to(x.dtype)).mul_(weight)
     return (_NativeRMSNorm if layer_kernels(x, weight) else _RMSNorm).apply(x, weight, eps)
 
 
 def reference_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The twin of `rms_norm`: float32 up to the cast back, then the weight, as in Llama's own code."""
+    """The reference for `rms_norm`: float32 up to the cast back, then the weight, as in Meta's code."""
     wide = x.float()
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     return weight * normed.to(x.dtype)
@@ -39,7 +39,7 @@ def _scale(x: Tensor, eps: float) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Few passes over x: on the CPU each one costs as much as its memory traffic, and eager mode fuses nothing."""
+    """With few passes over x, since on the CPU each costs its memory traffic, and eager mode fuses nothing."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -54,14 +54,14 @@ class _RMSNorm(torch.autograd.Function):
         narrow = scale.to(x.dtype)
         product = (grad * x).flatten(0, -2)
         grad_weight = torch.mm(narrow.view(1, -1), product).squeeze(0)
-        along = torch.mv(product, weight).view_as(scale)  # how much of the gradient only lengthens x
+        along = torch.mv(product, weight).view_as(scale)  # the gradient's component along x
         shrink = (along * scale.pow(3)).div_(-x.shape[-1]).to(x.dtype)
         grad_x = (grad * weight).mul_(narrow).addcmul_(x, shrink)
         return grad_x, grad_weight, None
 
 
 class _NativeRMSNorm(torch.autograd.Function):
-    """One pass forwards, one backwards, in float32 up to one rounding: more exact than the twin in bfloat16."""
+    """One pass forward and one backward, in float32 with one rounding: more exact than the reference in bfloat16."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:

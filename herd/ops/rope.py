@@ -1,6 +1,6 @@
-"""Turning queries and keys by their position.
+"""Applying RoPE to queries and keys.
 
-Channel i turns together with channel i + C/2 (Hugging Face's layout).
+Channels i and i + C/2 are rotated as a pair (Hugging Face's layout).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from herd.kernels.native import counts, layer_kernels, loaded, pointers
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the channel pairs of x (B, T, H, C) by the angles of cos and sin, both (B, T, 1, C) in x's dtype.
+    """Rotate the channel pairs of x (B, T, H, C) by the angles of cos and sin, both (B, T, 1, C) in x's dtype.
 
-    The table holds each cosine twice, and each sine once negated, once not: (x1, x2) -> (x1 c - x2 s, x2 c + x1 s).
+    cos holds each cosine twice, sin each sine negated and then plain: (x1, x2) -> (x1 c - x2 s, x2 c + x1 s).
     """
     if torch.compiler.is_compiling():  # see rms_norm
         return reference_apply_rotary(x, cos, sin)
@@ -33,7 +33,7 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def reference_apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The twin of `apply_rotary`, in plain float32 arithmetic on halves."""
+    """The reference for `apply_rotary`, in float32 on halves."""
     cos, sin = (table.float()[..., table.shape[-1] // 2 :] for table in (cos, sin))
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
@@ -51,12 +51,12 @@ class _Rotary(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        cos, sin = ctx.saved_tensors  # the inverse of a turn is the turn by the negative angle
+        cos, sin = ctx.saved_tensors  # the inverse is the rotation by the negative angle
         return (grad * cos).addcmul_(grad.roll(grad.shape[-1] // 2, -1), sin, value=-1), None, None
 
 
 class _NativeRotary(torch.autograd.Function):
-    """One pass each way."""
+    """One pass forward and one backward."""
 
     @staticmethod
     def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

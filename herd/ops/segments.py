@@ -1,8 +1,8 @@
-"""Document-masked attention on a GPU by PyTorch's variable-length attention: masked blocks are never computed.
+"""Document-masked attention on a GPU with PyTorch's variable-length attention, which skips masked blocks.
 
-Packed rows become one sequence of segments, a document's part each. A window of queries somewhere in a row (context
-parallelism) is the same: its first segment has more keys than queries, and a query sees the keys up to its own place
-counted from the end. `reference_segments` is the twin of PyTorch's kernel and runs anywhere.
+Packed rows become one sequence of segments, one per document. A window of queries in a row (context parallelism) works
+in the same way: its first segment has more keys than queries, and causality is counted from the end.
+`reference_segments` is the reference for PyTorch's kernel and runs anywhere.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _MOST_CHANNELS = 256
 
 
 class Segments(NamedTuple):
-    """Where documents part in a window of queries and in the keys that it sees."""
+    """The borders of documents in a window of queries and in its visible keys."""
 
     first_keys: tuple[int, ...]  # of each row
-    query_ends: Tensor  # (S + 1,) int32: places in the flat queries, from 0
-    key_ends: Tensor  # (S + 1,) int32: places in the flat keys
+    query_ends: Tensor  # (S + 1,) int32: offsets in the flat queries, from 0
+    key_ends: Tensor  # (S + 1,) int32: offsets in the flat keys
     most_queries: int
     most_keys: int
 
@@ -35,7 +35,7 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Segments], Tensor]
 
 
 def serve(q: Tensor) -> bool:
-    """Whether PyTorch's kernel is for queries like these, (..., C)."""
+    """Whether PyTorch's kernel supports these queries, (..., C)."""
     if q.device.type != "cuda" or q.dtype not in (torch.bfloat16, torch.float16):
         return False
     fits = q.shape[-1] % 8 == 0 and q.shape[-1] <= _MOST_CHANNELS
@@ -43,9 +43,9 @@ def serve(q: Tensor) -> bool:
 
 
 def find_segments(starts: Tensor, begin: int, num_queries: int, device: torch.device) -> Segments:
-    """The segments of the queries at places `begin` and on of each row.
+    """The segments of each row's queries from position `begin` on.
 
-    `starts` (B, T) on the CPU says where the document of each place begins, T for padding; padding sees only itself.
+    `starts` (B, T) on the CPU is the beginning of each token's document, T for padding, which attends only to itself.
     """
     window = starts[:, begin : begin + num_queries]
     parts = window[:, 1:] != window[:, :-1]
@@ -66,7 +66,7 @@ def find_segments(starts: Tensor, begin: int, num_queries: int, device: torch.de
 def segment_attention(
     q: Tensor, k: Tensor, v: Tensor, begin: int, segments: Segments, kernel: Kernel | None = None
 ) -> Tensor:
-    """q (B, Q, H, C) at places `begin` and on of rows whose keys and values are k, v (B, T, K, C): (B, Q, H, C)."""
+    """Attention of q (B, Q, H, C), from position `begin` on, to its rows' k and v (B, T, K, C): (B, Q, H, C)."""
     last = begin + q.shape[1]
     if last - begin == k.shape[1]:
         keys, values = k.flatten(0, 1), v.flatten(0, 1)
@@ -79,24 +79,24 @@ def segment_attention(
 
 def pytorch_segments(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
     """Flash attention segment by segment in one launch: (S queries, H, C), (S keys, K, C) -> (S queries, H, C)."""
-    from torch.nn.attention.varlen import varlen_attn  # loads much, and only here
+    from torch.nn.attention.varlen import varlen_attn  # a slow import, needed only here
 
     ends = segments.query_ends, segments.key_ends
     result = varlen_attn(q, k, v, *ends, segments.most_queries, segments.most_keys, **_causal(varlen_attn))
-    assert isinstance(result, Tensor)  # a pair only where the sums of exponentials are asked for
+    assert isinstance(result, Tensor)  # a pair only if sums of exponentials are requested
     return result
 
 
 @functools.cache
 def _causal(varlen_attn: Callable) -> dict:
-    """How this version of PyTorch is told to mask the future, and that heads are grouped."""
+    """This PyTorch version's arguments for causal masking and grouped heads."""
     names = inspect.signature(varlen_attn).parameters
     options: dict = {"window_size": (-1, 0)} if "window_size" in names else {"is_causal": True}
     return options | ({"enable_gqa": True} if "enable_gqa" in names else {})
 
 
 def reference_segments(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
-    """The twin of `pytorch_segments`: one segment after the other, with a mask."""
+    """The reference for `pytorch_segments`: segment by segment, with a mask."""
     out = []
     query_ends, key_ends = (pairwise(ends.tolist()) for ends in (segments.query_ends, segments.key_ends))
     for (start, stop), (first, last) in zip(query_ends, key_ends, strict=True):

@@ -1,4 +1,4 @@
-"""The gated activation between a feed-forward layer's matmuls."""
+"""SwiGLU, the gated activation of the feed-forward layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from herd.kernels.native import counts, layer_kernels, loaded, pointers
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, element by element; one pass in the engine on a GPU."""
+    """silu(gate) * up, elementwise; one pass in the engine on a GPU."""
     if torch.compiler.is_compiling():  # see rms_norm
         return reference_swiglu(gate, up)
     if not torch.is_grad_enabled() and device_kernels.serves(gate):
@@ -25,12 +25,12 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def reference_swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """The twin of `swiglu`."""
+    """The reference for `swiglu`."""
     return F.silu(gate) * up
 
 
 class _NativeSwiGLU(torch.autograd.Function):
-    """One pass each way; what silu gives is not kept."""
+    """One pass forward and one backward; silu's output is not kept."""
 
     @staticmethod
     def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
