@@ -22,6 +22,9 @@ from torch import Tensor
 from herd.kernels import decoding
 from herd.kernels import device as device_kernels
 
+_SHARED_BLOCKS = 8
+"""From so many on, a beginning that all sequences of a group have in common is worth its own products."""
+
 
 class LayerCache(NamedTuple):
     """One layer's pool of blocks."""
@@ -41,6 +44,16 @@ class DecodeGroup:
     lengths: Tensor  # (N,) int64: tokens visible to each, the new one included
     mask: Tensor | None = None
     """(N, 1, 1, P * block_size) added to the scores: 0 for visible tokens, -inf beyond; None: made if needed."""
+
+    @functools.cached_property
+    def num_shared(self) -> int:
+        """How many blocks, from the first on, all sequences have in common and see whole, once for all layers."""
+        if len(self.blocks) < 2 or self.blocks.device.type != "cpu" or self.mask is None:
+            return 0
+        alike = (self.blocks == self.blocks[0]).all(0)
+        block_size = self.mask.shape[-1] // len(alike)
+        seen = torch.arange(1, len(alike) + 1) * block_size <= self.lengths.min()
+        return int((alike & seen).long().cumprod(0).sum())
 
 
 @dataclass(frozen=True)
@@ -109,10 +122,30 @@ def _attend_decode(q: Tensor, group: DecodeGroup, cache: LayerCache) -> Tensor:
         if (out := triton_attention.attend(q, *cache, group.blocks, group.lengths)) is not None:
             return out
     num_kv_heads = cache.keys.shape[2]
-    keys, values = (part.transpose(1, 2) for part in _gather(cache, group.blocks, q.dtype))  # (N, K, S, C)
     queries = q.unflatten(1, (num_kv_heads, -1))  # (N, K, H / K, C)
-    mask = decode_mask(group.lengths, keys.shape[2], q.dtype) if group.mask is None else group.mask
+    num_keys = group.blocks.shape[1] * cache.keys.shape[1]
+    mask = decode_mask(group.lengths, num_keys, q.dtype) if group.mask is None else group.mask
+    if group.num_shared >= _SHARED_BLOCKS:
+        return _attend_shared(queries, group.blocks, group.num_shared, mask, cache).flatten(1, 2)
+    keys, values = (part.transpose(1, 2) for part in _gather(cache, group.blocks, q.dtype))  # (N, K, S, C)
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask).flatten(1, 2)
+
+
+def _attend_shared(q: Tensor, blocks: Tensor, shared: int, mask: Tensor, cache: LayerCache) -> Tensor:
+    """(N, K, G, C) -> (N, K, G, C). The common beginning is gathered once, and all queries are held against it at once.
+
+    Source: Juravsky et al. 2024, "Hydragen".
+    """
+    num_sequences, _, num_queries, num_channels = q.shape
+    stem_keys, stem_values = (part[0].transpose(0, 1) for part in _gather(cache, blocks[:1, :shared], q.dtype))
+    own_keys, own_values = (part.transpose(1, 2) for part in _gather(cache, blocks[:, shared:], q.dtype))
+    queries = q.transpose(0, 1).flatten(1, 2) * num_channels**-0.5  # (K, N * G, C)
+    to_stem = (queries @ stem_keys.transpose(1, 2)).unflatten(1, (num_sequences, num_queries)).transpose(0, 1)
+    to_own = q @ own_keys.transpose(2, 3) * num_channels**-0.5 + mask[..., to_stem.shape[-1] :]
+    shares = torch.cat((to_stem, to_own), -1).softmax(-1)
+    of_stem, of_own = shares.split((to_stem.shape[-1], to_own.shape[-1]), -1)
+    stem = (of_stem.transpose(0, 1).flatten(1, 2) @ stem_values).unflatten(1, (num_sequences, num_queries))
+    return stem.transpose(0, 1) + of_own @ own_values
 
 
 def spans_of(context: PagedContext) -> np.ndarray:
