@@ -24,8 +24,9 @@ BATCH_TOKENS = 1024
 FILLED = 0.85
 """A tree shorter than this share of a batch's longest begins the next, once the batch is worth its while."""
 
-TREE_TOKENS = 1536
-"""A tree that has so many tokens takes no further continuation: attention is over all pairs of them."""
+TOKEN_PAIRS = 1024
+"""A token costs about as much as so many pairs of tokens in attention: what a tree shares is weighed against the pairs
+of its branches, which see nothing of each other and are computed all the same."""
 
 Choice = tuple[str, str]
 """What stands before a continuation and is not scored, and the continuation."""
@@ -64,6 +65,11 @@ class Tree:
     segments: list[tuple[int, int, list[int]]] = field(default_factory=list)  # new tokens (from, to), what they follow
     tokens: list[int] = field(default_factory=list)
 
+    def gains(self, length: int, shared: int) -> bool:
+        """Whether a continuation that shares so many tokens costs less here than in a tree of its own."""
+        new = length - shared
+        return new * (len(self.tokens) + new - length) <= TOKEN_PAIRS * shared
+
     def add(self, member: int, ids: Sequence[int], shared: int) -> None:
         """Lay a continuation whose first `shared` tokens are those of the one added last."""
         begin = len(self.tokens)
@@ -81,7 +87,7 @@ def trees_of(continuations: Sequence[Continuation]) -> list[Tree]:
     for member in sorted(range(len(continuations)), key=lambda place: list(continuations[place].ids)):
         ids = continuations[member].ids[:-1]
         shared = _shared(last, ids)
-        if not trees or 4 * shared < len(ids) or len(trees[-1].tokens) + len(ids) - shared > TREE_TOKENS:
+        if not trees or 4 * shared < len(ids) or not trees[-1].gains(len(ids), shared):
             trees.append(Tree())
             shared = 0
         trees[-1].add(member, ids, shared)

@@ -66,6 +66,8 @@ class EvaluateSettings:
     """Folder in which the tasks' data is looked for first; default: beside each task's file."""
     limit: int | None = None
     """At most so many questions of a task."""
+    free_limit: int | None = None
+    """At most so many questions of a task with free answers, which take longest; default: `limit`."""
     text_models: list[str] | None = None
     """Models that are asked for bits per byte and needles; default: all."""
     bases: dict[str, Path] = field(default_factory=dict)
@@ -90,8 +92,8 @@ class EvaluateSettings:
         if asked and (unknown := asked - set(named(self.models, self.path))):
             told = "text_models, base_models and bases may only name models"
             raise ValueError(f"{told}; {min(unknown)} is not one of them")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError("limit must be at least 1")
+        if min(self.limit or 1, self.free_limit or 1) < 1 or 0 in (self.limit, self.free_limit):
+            raise ValueError("limit and free_limit must be at least 1")
 
 
 def run(settings: EvaluateSettings) -> Path:
@@ -100,7 +102,7 @@ def run(settings: EvaluateSettings) -> Path:
     own, of_suite = [find_recipe(file) for file in settings.tasks], _of_suite(settings.suite)
     files = [*own, *map(find_recipe, of_suite)]
     _check_files(files)
-    tasks = [replace(load_task(file, settings.data, settings.limit), sandbox=settings.sandbox) for file in files]
+    tasks = [_task(file, settings) for file in files]
     if len({task.name for task in tasks}) < len(tasks):
         raise ConfigError(f"tasks: two have the same name among {', '.join(task.name for task in tasks)}")
     whys = {task.name: missing(task) for task in tasks} | _unanswerable(tasks[: len(own)], tasks[len(own) :], models)
@@ -121,6 +123,12 @@ def run(settings: EvaluateSettings) -> Path:
             write_rows(run.path / "skipped.jsonl", skipped)
             _judge(run, settings, models, tasks, items, [one["why"] for one in skipped])
     return run.path
+
+
+def _task(file: Path, settings: EvaluateSettings) -> Task:
+    task = replace(load_task(file, settings.data, settings.limit), sandbox=settings.sandbox)
+    limits = [one for one in (task.limit, settings.free_limit) if one]
+    return replace(task, limit=min(limits)) if limits and task.ask == "generate" else task
 
 
 def _check_files(files: list[Path]) -> None:

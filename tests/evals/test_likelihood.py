@@ -31,6 +31,15 @@ def test_continuations_that_share_a_beginning_are_as_likely_as_each_alone():
     assert sizes == [2, 7, 21, 40 + 5 * 6]  # shared tokens stand once
 
 
+def test_a_long_prompt_is_computed_once_for_all_its_choices_and_all_questions_behind_it():
+    shots = [7 + place % 90 for place in range(2000)]
+    asked = [Continuation([*shots, *[100 + question] * 30, letter], 2030) for question in range(3) for letter in (1, 2)]
+    assert [len(tree.tokens) for tree in trees_of(asked)] == [2000 + 3 * 30]
+    apart = [Continuation([1, 2, 3, 4, *[100 + number] * 10], 4) for number in range(4000)]
+    sizes = [len(tree.tokens) for tree in trees_of(apart)]
+    assert max(sizes) < 1000 and sum(sizes) < 4000 * 9 + len(sizes) * 4 + 1  # branches that share little do not pile up
+
+
 def test_where_a_tokenizer_joins_prompt_and_answer_only_the_answers_part_is_scored():
     assert continuation([1, 2, 3], [1, 2, 30]) == Continuation([1, 2, 30], 2)
     assert continuation([1, 2, 3], [1, 2, 3, 5]) == Continuation([1, 2, 3, 5], 3)
