@@ -162,11 +162,16 @@ def main() -> None:
             found = took | {"agreement": agreement(answers["herd"], answers["hf"]), "load_average": os.getloadavg()[0]}
             result["tasks"][task] = found
             print(task, json.dumps(found), flush=True)
+            tell(result, options.out)
+
+
+def tell(result: dict[str, Any], out: Path) -> None:
+    """Keep the result, with what all its tasks took together."""
     for unit in ("seconds", "cpu_seconds"):
-        sums = {side: sum(one[side][unit] for one in result["tasks"].values()) for side in makers}
+        sums = {side: sum(one[side][unit] for one in result["tasks"].values()) for side in ("herd", "hf")}
         result[f"times_faster_by_{unit}"] = sums["hf"] / sums["herd"]
-        print(unit, sums, f"{result[f'times_faster_by_{unit}']:.2f} times as fast")
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+        print(unit, sums, f"{result[f'times_faster_by_{unit}']:.2f} times as fast", flush=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
