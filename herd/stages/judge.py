@@ -10,10 +10,11 @@ from typing import Any
 from herd.config import settings
 from herd.data.rows import read_rows, write_rows
 from herd.errors import ConfigError, DataError
+from herd.evals.judged_page import judged_page
 from herd.evals.judging import PROMPT, bradley_terry, duels_of, judged, pair_figures
 from herd.infer.judge import JudgeModel, asking
 from herd.log import say
-from herd.run import open_run
+from herd.run import atomic_write, open_run
 
 
 @settings
@@ -44,7 +45,8 @@ class JudgeSettings:
 
 
 def run(settings: JudgeSettings) -> Path:
-    """Write `judgements.jsonl` (both verdicts of each pair), `pairs.jsonl` (win rates) and `ratings.jsonl`.
+    """Write `judgements.jsonl` (both verdicts of each pair), `pairs.jsonl` (win rates), `ratings.jsonl` and the page,
+    `judged.html`.
 
     Raises:
         DataError: there are no two answers to one question, or no verdict of the judge can be read.
@@ -75,6 +77,8 @@ def run(settings: JudgeSettings) -> Path:
         ratings = bradley_terry(rows, models)
         write_rows(run.path / "pairs.jsonl", pairs)
         write_rows(run.path / "ratings.jsonl", ratings)
+        name = str(settings.judge.endpoint or settings.judge.checkpoint)
+        atomic_write(run.path / "judged.html", judged_page(name, rows, pairs, ratings))
         _tell(pairs, ratings)
         read = [row for row in rows if row["score"] is not None]
         flips = sum(row["flipped"] for row in read) / len(read)

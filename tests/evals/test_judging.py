@@ -6,6 +6,7 @@ import random
 import pytest
 
 from herd import cli
+from herd.evals.judged_page import judged_page
 from herd.evals.judging import bradley_terry, duels_of, judged, pair_figures, verdict
 from tests.post.models import save_model
 
@@ -81,6 +82,27 @@ def test_answers_are_held_together_by_their_question_and_lonely_ones_are_counted
     told = "".join(capsys.readouterr())
     assert "1 of 4 questions have the answer of one model only" in told
     assert "1 further answers" in told
+
+
+def test_the_page_tells_strengths_the_judges_faults_and_every_verdict():
+    def moody(prompts):  # fair, but for one question in four, where it takes the first, and one verdict that is none
+        said = fair(prompts)
+        return ["[[A]]" if place % 8 < 2 else one for place, one in enumerate(said[:-1])] + ["<hm>"]
+
+    models = ["strong", "weak", "long"]
+    rows = judged(duels_of(samples(), models), moody)
+    pairs = [
+        {"model": a, "against": b} | pair_figures([r for r in rows if r["models"] == (a, b)])
+        for a, b in (models[:2], models[1:])
+    ]
+    text = judged_page("a <judge>", rows, pairs, bradley_terry(rows, models))
+    flips = sum(bool(row["flipped"]) for row in rows)
+    assert f"order in {flips} of {len(rows) - 1} " in text
+    assert "1 verdicts could not be read" in text
+    assert "a &lt;judge&gt;" in text and "<judge>" not in text
+    assert text.count("class='sample wrong split'") == flips
+    assert text.count("<circle") == 3
+    assert "&lt;hm&gt;" in text
 
 
 def test_rows_that_are_no_answers_are_refused_by_name(tmp_path, capsys):
