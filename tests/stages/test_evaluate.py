@@ -139,6 +139,14 @@ def test_free_answers_to_plain_prompts_are_scored_by_name(inputs, tmp_path):
     assert [row["n"] for row in rows_of(out / "scores.jsonl")] == [1, 1]
 
 
+def test_free_answers_have_a_limit_of_their_own(inputs, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "What?", "answer": "7"}\n' * 5)
+    (tmp_path / "sums.yaml").write_text("ask: generate\ndata: rows.jsonl\nscorer: number\nmax_tokens: 4\n")
+    words = [f"tasks=[{inputs / 'mine.yaml'}, {tmp_path / 'sums.yaml'}]", "limit=3", "free_limit=2"]
+    rows = rows_of(evaluated(inputs, tmp_path / "e", *words) / "scores.jsonl")
+    assert {(row["task"], row["n"]) for row in rows} == {("mine", 3), ("sums", 2)}
+
+
 def test_the_demos_tasks_score_every_model_and_baseline(inputs, tmp_path):
     tasks = ",".join(f"demo/evals/{name}.yaml" for name in ("text", "trained", "unknown"))
     out = evaluated(inputs, tmp_path / "e", f"tasks=[{tasks}]", f"data={inputs}", "compare=previous")
