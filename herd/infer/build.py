@@ -18,6 +18,7 @@ from herd.model.llama import Attend, LlamaForCausalLM, empty_model
 from herd.ops.blocks import BlockEmbedding, BlockLinear
 from herd.ops.compressed import LAYERS, Scheme, check_quantization, empty_like, takes
 from herd.ops.paged_attention import paged_attention
+from herd.ops.probe import available_memory
 from herd.ops.quantized import DecodingLinear, Int4Linear, QuantizedLinear, replace_linears
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.lora import has_adapters, merged_model
@@ -55,11 +56,14 @@ def load_model(
 def _turn_weights(model: LlamaForCausalLM) -> None:
     """Let float32 matrices of the layers lie in memory as products of 4 to 100 tokens read them: 1.5 times as quick.
 
-    The numbers stay; only the order of their rows and columns in memory changes.
+    The numbers stay; only the order of their rows and columns in memory changes. A model that just fits stays where it
+    is, in the file's own pages.
     """
-    for name, module in model.named_modules():
-        if type(module) is nn.Linear and name != "lm_head":
-            module.weight.data = module.weight.data.t().contiguous().t()
+    layers = [module for name, module in model.named_modules() if type(module) is nn.Linear and name != "lm_head"]
+    if sum(layer.weight.nbytes for layer in layers) > available_memory(torch.device("cpu")) / 2:
+        return
+    for layer in layers:
+        layer.weight.data = layer.weight.data.t().contiguous().t()
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

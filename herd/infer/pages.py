@@ -80,10 +80,12 @@ class PageCopy:
     def _copy(self) -> None:
         begin = 0
         for source in self._sources:
-            target = self._room[begin : begin + source.nbytes]
-            if not self._copy_one(target.numpy(), source.view(torch.uint8).flatten().numpy()):
+            target, turned = self._room[begin : begin + source.nbytes], not source.is_contiguous()
+            lying = source.t() if turned else source
+            if not self._copy_one(target.numpy(), lying.view(torch.uint8).flatten().numpy()):
                 return
-            self._moved[source.data_ptr()] = target.view(source.dtype).view(source.shape)
+            moved = target.view(source.dtype).view(lying.shape)
+            self._moved[source.data_ptr()] = moved.t() if turned else moved
             begin += _padded(source.nbytes)
 
     def _copy_one(self, target: np.ndarray, source: np.ndarray) -> bool:
@@ -103,7 +105,8 @@ def _places(model: nn.Module) -> list[_Place]:
 def _is_matrix(module: nn.Module, name: str) -> bool:
     held = module._parameters.get(name)
     tensor = module._buffers.get(name) if held is None else held
-    return tensor is not None and tensor.ndim == 2 and tensor.device.type == "cpu" and tensor.is_contiguous()
+    is_there = tensor is not None and tensor.ndim == 2 and tensor.device.type == "cpu"
+    return is_there and (tensor.is_contiguous() or tensor.t().is_contiguous())
 
 
 def _padded(num_bytes: int) -> int:

@@ -60,6 +60,20 @@ def test_an_engine_answers_from_the_files_until_the_weights_have_moved(tmp_path)
     assert text == Engine(tmp_path).generate("The quick", params).text
 
 
+def test_float32_matrices_lie_turned_for_small_batches_and_stay_so_when_they_move(tmp_path):
+    model = tiny_model()
+    save(model, tmp_path, small_tokenizer())
+    engine, params = Engine(tmp_path), SamplingParams(temperature=0, max_tokens=20)
+    asked = ["The quick", "An open door"]
+    expected = [answer.text for answer in Engine.of(model, small_tokenizer()).generate(asked, params)]
+    for _ in range(2):
+        weight = engine.model.model.layers[0].mlp.down_proj.weight
+        assert weight.t().is_contiguous() and not weight.is_contiguous()
+        assert torch.equal(weight, model.model.layers[0].mlp.down_proj.weight)
+        assert [answer.text for answer in engine.generate(asked, params)] == expected
+        engine.warm_up()
+
+
 def test_weights_that_answers_must_not_depend_on_the_place_of_stay(tmp_path):
     save(tiny_model(), tmp_path, small_tokenizer())
     engine = Engine(tmp_path, deterministic=True)
