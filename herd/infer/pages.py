@@ -105,8 +105,9 @@ def _places(model: nn.Module) -> list[_Place]:
 def _is_matrix(module: nn.Module, name: str) -> bool:
     held = module._parameters.get(name)
     tensor = module._buffers.get(name) if held is None else held
-    is_there = tensor is not None and tensor.ndim == 2 and tensor.device.type == "cpu"
-    return is_there and (tensor.is_contiguous() or tensor.t().is_contiguous())
+    if tensor is None or tensor.ndim != 2 or tensor.device.type != "cpu":
+        return False
+    return tensor.is_contiguous() or tensor.t().is_contiguous()
 
 
 def _padded(num_bytes: int) -> int:
