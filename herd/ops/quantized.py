@@ -148,7 +148,7 @@ def reference_quantize_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pack_nibbles(weight: Tensor) -> Tensor:
-    """int8 (N, K) from -8 to 7 -> uint8 (N, K / 2): of 64 weights the first 32 in lower nibbles, the last 32 in upper."""
+    """int8 (N, K) from -8 to 7 -> uint8 (N, K / 2): of 64 weights the first 32 in lower nibbles, the last in upper."""
     nibbles = (weight + 8).to(torch.uint8).unflatten(1, (-1, 2, GROUP))
     return (nibbles[:, :, 0] | nibbles[:, :, 1] << 4).flatten(1)
 
