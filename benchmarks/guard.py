@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.curate_extraction import commit, machine
 from herd.data.rows import write_rows
@@ -82,13 +83,24 @@ def injected(contexts: list[str], attacks: list[str], draw: random.Random) -> li
     return found
 
 
+def stretches(text: str) -> list[str]:
+    """A text in stretches of whole lines of some 300 characters."""
+    found = [""]
+    for line in text.splitlines():
+        if len(found[-1]) + len(line) > 300 and found[-1]:
+            found.append("")
+        found[-1] = f"{found[-1]}\n{line}".strip()
+    return [part for part in found if part]
+
+
 def prompt_rows(out: Path) -> Path:
     draw = random.Random(0)
     mails = [row["context"] for row in read("safety-bipia/email_train.jsonl.gz")]
     attacks = [one for row in read("safety-bipia/text_attack_train.jsonl.gz") for one in row["attacks"]]
     rows = list(made_rows("safety/prompt-guard-rows.yaml"))
-    rows += [{"text": text[:1500], "label": "safe", "where": "tool", "group": text} for text in mails]
-    for text, attack in zip(injected(mails, attacks * 3, draw), attacks * 3):
+    parts = [(part, text) for text in mails for part in stretches(text)]  # learning reads a row's first 128 tokens
+    rows += [{"text": part, "label": "safe", "where": "tool", "group": text} for part, text in parts]
+    for text, attack in zip(injected([part for part, _ in parts], attacks * 6, draw), attacks * 6):
         rows.append({"text": text, "label": "injection", "where": "tool", "group": attack})
     rows += harmless_instructions()
     rows += [row | {"where": "tool"} for row in code_rows(train=True)]
@@ -246,6 +258,22 @@ def latency(guard: Guard, where: Where, repeats: int = 200) -> dict[str, float]:
     return {f"p{at}_ms": round(float(np.percentile(times[10:], at)), 1) for at in (50, 95)}
 
 
+def quick(folder: Path) -> dict[str, Any]:
+    """Latency of a trained guard and of its int8 copy, and how far the copy's verdicts differ."""
+    guard, rounded = open_guard(folder), open_guard(folder, int8=True)
+    texts = spread(test_sets()["advbench"], 60) + spread(test_sets()["oasst"], 60)
+    here, there = scores(guard, texts), scores(rounded, texts)
+    limit = guard.thresholds["input"]
+    changed = float(((here >= limit) != (there >= limit)).mean())
+    return {
+        "threads": torch.get_num_threads(),
+        "float32": latency(guard, "input"),
+        "int8": latency(rounded, "input"),
+        "int8 verdicts that differ": round(changed, 4),
+        "int8 farthest probability": round(float(np.abs(here - there).max()), 4),
+    }
+
+
 def hazards(out: Path, encoder: Path, training: GuardTraining, most: int) -> dict[str, Any]:
     rows = hazard_rows(out / "hazards.jsonl")
     stage.run(stage.GuardSettings(rows=[rows], out=out / "hazards", encoder=encoder, training=training))
@@ -326,15 +354,17 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--encoder", type=Path, required=True)
     parser.add_argument("--epochs", type=float, default=GuardTraining().epochs)
-    parser.add_argument("--only", choices=("hazards", "prompts"))
+    parser.add_argument("--only", choices=("hazards", "prompts", "latency"))
     parser.add_argument("--disguised", type=int, default=80, help="harmful and harmless texts that are disguised")
     given = parser.parse_args()
     found: dict[str, Any] = {"machine": machine(), "commit": commit(), "date": time.strftime("%Y-%m-%d")}
-    if given.only != "prompts":
+    if given.only == "latency":  # of a guard that lies there already
+        found["latency"] = quick(given.out / "hazards")
+    if given.only not in ("prompts", "latency"):
         found["hazards"] = {"epochs": given.epochs} | hazards(
             given.out, given.encoder, GuardTraining(epochs=given.epochs), given.disguised
         )
-    if given.only != "hazards":
+    if given.only not in ("hazards", "latency"):
         options = GuardTraining(epochs=given.epochs, false_refusal=0.01, narrow_tokens=64)
         found["prompts"] = prompts(given.out, given.encoder, options, given.disguised)
     result = (json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}) | found

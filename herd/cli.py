@@ -44,7 +44,8 @@ STORY: dict[str, tuple[str, ...]] = {
     "Use": ("chat", "serve", "convert"),
     "Your own files": ("index", "search", "ask", "check"),
     "Look closer": (
-        *("plan", "examine", "inspect", "show", "report", "template", "trace", "sandbox", "guard", "shield", "doctor"),
+        *("plan", "examine", "inspect", "show", "report", "template", "trace"),
+        *("sandbox", "guard", "shield", "card", "memory", "forget", "poison", "identity", "doctor"),
     ),
 }
 """The verbs in the order of the story; each is `herd/stages/<verb>.py`, or a family `herd/stages/<verb>/`."""

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from herd.errors import CheckpointError, DataError
 from herd.log import progress, say
+from herd.ops.quantized import QuantizedLinear
 
 Pooling = Literal["mean", "cls", "max"]
 """The mean or maximum of all tokens' hidden states, or the first token's."""
@@ -225,6 +226,25 @@ class Encoder:
         hidden = self.model(tokens.to(device), mask.to(device)).float()
         pooled = _pooled(hidden, mask.to(device), self.pooling)
         return F.normalize(pooled, dim=1) if self.normalize else pooled
+
+
+def round_to_int8(encoder: Encoder) -> None:
+    """Round the weights of an encoder's layers to int8, where they stand; its fingerprint becomes another."""
+    for owner in list(encoder.model.encoder.modules()):
+        for name, layer in list(owner.named_children()):
+            if isinstance(layer, nn.Linear):
+                setattr(owner, name, _Rounded(layer))
+
+
+class _Rounded(nn.Module):
+    """A linear layer of int8 weights that keeps its bias."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.product, self.bias = QuantizedLinear.from_linear(linear), linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x) + self.bias
 
 
 def _pooled(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from herd.config import to_dict
 from herd.errors import CheckpointError, ConfigError
 from herd.formats.encoder import load_head, open_encoder, save_encoder, save_head
-from herd.model.encoder import Encoder, TextClassifier
+from herd.model.encoder import Encoder, TextClassifier, round_to_int8
 from herd.run import atomic_write
 from herd.safety.policy import PLACES, SAFE, UNSAFE, Category, Policy, Where, only
 from herd.safety.readings import joined_readings, readings
@@ -192,8 +192,8 @@ def save_guard(guard: Guard, encoder_place: Path | str, folder: Path, **about: A
     atomic_write(folder / FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
-def open_guard(folder: Path | str, *, device: str = "cpu") -> Guard:
-    """The guard that `herd guard train` wrote.
+def open_guard(folder: Path | str, *, device: str = "cpu", int8: bool = False) -> Guard:
+    """The guard that `herd guard train` wrote; with `int8` its encoder's weights are rounded (a quarter of the memory).
 
     Raises:
         CheckpointError: there is none, it is damaged, or of another format.
@@ -216,4 +216,7 @@ def open_guard(folder: Path | str, *, device: str = "cpu") -> Guard:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / FILE}: damaged ({error})") from None
     encoder: Encoder = open_encoder(folder / "encoder", device=device)
-    return Guard(load_head(folder / "head", encoder), policy, thresholds, narrow_tokens=narrow)
+    head = load_head(folder / "head", encoder)  # which knows the weights as they were
+    if int8:
+        round_to_int8(encoder)
+    return Guard(head, policy, thresholds, narrow_tokens=narrow)

@@ -1,0 +1,1 @@
+"""What a model keeps of its training texts, and where an answer's words come from."""
