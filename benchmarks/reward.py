@@ -6,8 +6,9 @@
 
 Rows are hh-rlhf's harmless pairs (../shared/data/post-hh-rlhf, MIT), split by their first question. The base is
 SmolLM2-135M-Instruct (`make base-model`), which stands in for a pre-trained model, cut to its first `--layers` layers,
-and rows to those of at most `--max-tokens` a dialogue, so that it ends on two shared cores. Both reward models are
-scored by their own code on every held-out pair. The result goes to benchmarks/results/reward.json.
+and rows to those of at most `--max-tokens` a dialogue (`--last-turn`: of the last question with its answer alone), so
+that it ends on two shared cores. Both reward models are scored by their own code on every held-out pair. The result
+goes to benchmarks/results/reward.json.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ RESULTS = Path(__file__).parent / "results"
 PAIRS_A_STEP, SEED = 16, 0
 
 
-def prepare(out: Path, layers: int, max_tokens: int, held_out: float) -> None:
+def prepare(out: Path, given: argparse.Namespace) -> None:
     """Write the cut base, `train.jsonl` and `test.jsonl`."""
+    layers, max_tokens, held_out = given.layers, given.max_tokens, given.held_out
     if (out / "test.jsonl").exists():
         return
     import transformers
@@ -58,12 +60,13 @@ def prepare(out: Path, layers: int, max_tokens: int, held_out: float) -> None:
     with gzip.open(DATA, "rt", encoding="utf-8") as lines:
         for line in lines:
             for choice in choices_of(json.loads(line), Notes()):
-                whole = {name: [*choice.prompt, *response] for name, response in choice.responses.items()}
+                prompt = choice.prompt[-1:] if given.last_turn else choice.prompt
+                whole = {name: [*prompt, *response] for name, response in choice.responses.items()}
                 if max(len(render(tokenizer, messages).tokens) for messages in whole.values()) > max_tokens:
                     continue
                 group = choice.prompt[0]["content"].strip()
                 number = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
-                row = {"prompt": choice.prompt, **choice.responses, "group": group}
+                row = {"prompt": prompt, **choice.responses, "group": group}
                 rows["test" if number < held_out else "train"].append(row)
     for name, found in rows.items():
         (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
@@ -170,6 +173,7 @@ def measure(out: Path, given: argparse.Namespace) -> dict[str, Any]:
         "train_flops_each": 6 * layer_parameters * tokens,
         "base": f"SmolLM2-135M-Instruct, its first {config.num_hidden_layers} of 30 layers",
         "max_tokens": given.max_tokens,
+        "last_turn_alone": given.last_turn,
         "learning_rate": given.learning_rate,
         "results": found,
         "herd_minus_trl": {
@@ -186,12 +190,13 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=160)
+    parser.add_argument("--last-turn", action="store_true", help="leave out what was said before the last question")
     parser.add_argument("--held-out", type=float, default=0.25, help="share of the prompts")
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     parser.add_argument("--only", choices=["herd", "trl", "measure"])
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    prepare(given.out, given.layers, given.max_tokens, given.held_out)
+    prepare(given.out, given)
     for name, train in (("herd", train_herd), ("trl", train_trl)):
         if given.only in (None, name):
             train(given.out, given)
@@ -199,7 +204,7 @@ def main() -> int:
         found = measure(given.out, given)
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
         sizes = f"--layers {given.layers} --max-tokens {given.max_tokens} --held-out {given.held_out}"
-        rate = f"--learning-rate {given.learning_rate}"
+        rate = f"--learning-rate {given.learning_rate}" + " --last-turn" * given.last_turn
         about = {
             "command": f"python -m benchmarks.reward OUT {sizes} {rate}",
             "date": date.today().isoformat(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -32,6 +33,9 @@ class Choice(NamedTuple):
     responses: dict[str, list[Message]]
     tools: list[Any] | None = None
     group: str | None = None  # what belongs together beyond the prompt
+    gap: float | None = (
+        None  # by how much the chosen response's score is above the rejected one's, where both are known
+    )
 
 
 class _Shape(NamedTuple):
@@ -77,11 +81,18 @@ def _unknown(row: Row) -> str:
 
 
 def _chosen(row: Row, notes: Notes) -> Iterable[Choice]:
-    yield joined(
-        _prompt(row, notes),
-        {name: _response(row[name], name, notes) for name in RANKS if row.get(name) is not None},
-        tools_of(row),
-    )
+    responses = {name: _response(row[name], name, notes) for name in RANKS if row.get(name) is not None}
+    yield joined(_prompt(row, notes), responses, tools_of(row))._replace(gap=_gap(row))
+
+
+_SCORES = (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected"), ("chosen_rating", "rejected_rating"))
+
+
+def _gap(row: Row) -> float | None:
+    """How much the chosen response's own score is above the rejected one's, None where either has none."""
+    pairs = ((row.get(chosen), row.get(rejected)) for chosen, rejected in _SCORES)
+    known = ((one, other) for one, other in pairs if isinstance(one, int | float) and isinstance(other, int | float))
+    return next((float(one) - float(other) for one, other in known if math.isfinite(one - other)), None)
 
 
 def _prompt(row: Row, notes: Notes) -> list[Message]:
@@ -236,7 +247,8 @@ def _ranked(row: Row, notes: Notes) -> Iterable[Choice]:
     ends = {"chosen": several[known[0][1]], "rejected": several[known[-1][1]]}
     for one in ends.values():
         notes.count_texts({key: value for key, value in one.items() if key not in (name, heard)}, " of responses")
-    yield joined(_prompt(row, notes), {rank: _response(one[name], name, notes) for rank, one in ends.items()})
+    found = joined(_prompt(row, notes), {rank: _response(one[name], name, notes) for rank, one in ends.items()})
+    yield found._replace(gap=known[0][0] - known[-1][0] if by_score else None)
 
 
 def _is_ranked(row: Row) -> bool:
@@ -274,7 +286,7 @@ _SHAPES = (
     _Shape("OpenAI's", lambda row: isinstance(row.get("input"), Mapping) and "preferred_output" in row, _openai,
            lambda row: ("input", "preferred_output", "non_preferred_output")),
     _Shape("chosen and rejected", lambda row: row.get("chosen") is not None and row.get("rejected") is not None,
-           _chosen, lambda row: (*RANKS, *_asking_keys(row))),
+           _chosen, lambda row: (*RANKS, *_asking_keys(row), *(name for pair in _SCORES for name in pair))),
     _Shape("message tree", lambda row: isinstance(row.get("prompt"), Mapping) and "replies" in row["prompt"], _tree,
            lambda row: ("prompt", "message_tree_id")),
     _Shape("two responses", _is_two, _two, _two_keys),

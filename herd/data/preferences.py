@@ -139,8 +139,8 @@ def load_pairs(
 
     Other published forms are read too (`herd.data.choices`). A prompt is a list of messages or a text; a response is a
     text, or the messages that follow the prompt or hold it. Pairs of less than `min_strength`, with equal responses or
-    different prompts, and those that together do not fit into a row (or one of them into `context` tokens), are left
-    out and counted, or as `options` says.
+    different prompts, those of nearly equal scores of their own (`rows.min_gap`), and those that together do not fit
+    into a row (or one of them into `context` tokens), are left out and counted, or as `options` says.
 
     Raises:
         DataError: a row is no pair, or too long and that is refused, or no pair is left.
@@ -160,6 +160,7 @@ def load_pairs(
                     notes,
                 )
                 for choice in choices_of(row, notes)
+                if not _is_tie(choice, options.min_gap, notes)
             ]
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
@@ -250,6 +251,15 @@ def _responses(row: dict[str, Any], choice: Choice, tokenizer: Tokenizer, notes:
             )
         )
     return made
+
+
+def _is_tie(choice: Choice, min_gap: float, notes: Notes) -> bool:
+    """Whether a pair's own scores do not prefer the chosen response by enough, which is counted."""
+    if choice.gap is None or (choice.gap > 0 and choice.gap >= min_gap):
+        return False
+    reversed_, what = choice.gap < 0, "pairs whose scores are equal or nearly so"
+    notes.left_out["pairs whose rejected response has the higher score" if reversed_ else what] += 1
+    return True
 
 
 def _strength(row: dict[str, Any]) -> int:

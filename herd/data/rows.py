@@ -48,9 +48,15 @@ class RowSettings:
     """What becomes of a row that is longer than `batch.row_tokens` or the model's context: it is left out and counted,
     loses its end, or ends the run."""
 
+    min_gap: float = 0.0
+    """Pairs whose own scores (chosen_score and rejected_score, score_chosen, overall_score) differ by less are left out
+    as near-ties; those of equal scores, or with the rejected response above, always are."""
+
     def __post_init__(self) -> None:
         if any(not 0 <= weight < math.inf for weight in self.weights.values()):
             raise ValueError("weights must be 0 or more")
+        if not 0 <= self.min_gap < math.inf:
+            raise ValueError("min_gap must be 0 or more")
 
 
 def read_rows(paths: Path | Sequence[Path], options: RowSettings | None = None) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -5,6 +5,7 @@ import pytest
 
 from herd.data.loader import PackedLoader, Phase
 from herd.data.preferences import load_pairs
+from herd.data.rows import RowSettings
 from herd.errors import DataError
 from herd.tokenizer.tokenizer import Tokenizer
 
@@ -88,6 +89,29 @@ def test_held_out_pairs_are_split_by_prompt_and_never_torn(tmp_path):
 def test_pairs_of_similar_responses_and_too_long_ones_are_left_out(tmp_path):
     rows = [pair(strength="marginally_better"), pair(1, strength="better"), pair(2, chosen="hat " * 200)]
     assert len(load_pairs(write(tmp_path, rows), TOKENIZER, 128, min_strength="better")) == 1
+
+
+def test_pairs_whose_own_scores_are_nearly_equal_are_left_out_and_counted(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("HERD_QUIET", raising=False)
+    scored = [
+        pair(0, chosen_score=0.9, rejected_score=0.1),
+        pair(1, score_chosen=8.0, score_rejected=8.0),
+        pair(2, chosen_rating=3, rejected_rating=4),
+        pair(3, chosen_score=0.5, rejected_score=0.45),
+        pair(4, chosen_score=None, rejected_score=0.5),
+    ]
+    file = write(tmp_path, scored)
+    assert len(load_pairs(file, TOKENIZER, 128)) == 3
+    said = capsys.readouterr().err
+    assert "scores are equal or nearly so (1)" in said and "rejected response has the higher score (1)" in said
+    assert len(load_pairs(file, TOKENIZER, 128, options=RowSettings(min_gap=0.1))) == 2
+    several = {
+        "instruction": "q",
+        "completions": [{"response": r, "overall_score": s} for r, s in (("a", 7), ("b", 6.5))],
+    }
+    assert len(load_pairs(write(tmp_path, [several]), TOKENIZER, 128)) == 1
+    with pytest.raises(DataError, match="1 pairs whose scores are equal or nearly so"):
+        load_pairs(write(tmp_path, [several]), TOKENIZER, 128, options=RowSettings(min_gap=1.0))
 
 
 def test_responses_given_as_messages_are_read(tmp_path):
