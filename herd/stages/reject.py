@@ -58,6 +58,8 @@ class RejectSettings:
     """Temperature of the answers."""
     answer_tokens: int = 40
     """Longest answer, in tokens."""
+    whole_only: bool = False
+    """Count answers that ran into answer_tokens as none: SFT on them would teach to stop midway."""
     seed: int = 1
     """Seed of the sampling."""
     engine: str | None = None
@@ -131,7 +133,9 @@ def _answers(run: Run, settings: RejectSettings, questions: list[dict]) -> list[
         seed=settings.seed,
     )
     prompts: list[Any] = [prompt_of(question) for question in questions]
-    return sample_answers(settings.checkpoint, prompts, params, run.path / "state", engine=settings.engine)
+    return sample_answers(
+        settings.checkpoint, prompts, params, run.path / "state", engine=settings.engine, whole_only=settings.whole_only
+    )
 
 
 def _share_right(figures: dict[str, float]) -> str:

@@ -36,6 +36,16 @@ def test_one_answer_a_prompt_is_a_list_of_one(model, tmp_path):
     assert [len(answers) for answers in found] == [1]
 
 
+def test_answers_that_did_not_end_can_be_left_empty_and_are_counted(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("HERD_QUIET", raising=False)
+    kept = sample_answers(model, PROMPTS[:2], PARAMS, tmp_path / "kept")
+    assert all(answer for answers in kept for answer in answers)
+    whole = sample_answers(model, PROMPTS[:2], PARAMS, tmp_path / "whole", whole_only=True)
+    assert all(answer in ("", one) for pair in zip(whole, kept) for answer, one in zip(*pair))
+    cut = sum(not answer for answers in whole for answer in answers)
+    assert cut and f"{cut} of 6 answers did not end within 6 tokens" in capsys.readouterr().err
+
+
 def test_an_interrupted_run_continues_with_the_parts_it_has(model, tmp_path, monkeypatch):
     whole = sample_answers(model, PROMPTS, PARAMS, tmp_path / "whole")
     made = []

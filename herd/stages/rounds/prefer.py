@@ -45,6 +45,8 @@ class PreferSettings:
     """Temperature of the answers."""
     answer_tokens: int = 128
     """Longest answer, in tokens."""
+    whole_only: bool = False
+    """Count answers that ran into answer_tokens as none: SFT on them would teach to stop midway."""
     benchmarks: tuple[Path, ...] = ()
     """Files of benchmarks: a prompt that stands in one of them is left out."""
     earlier: Path | None = None
@@ -78,7 +80,14 @@ def run(settings: PreferSettings) -> Path:
             seed=settings.seed,
         )
         prompts: list[Any] = [prompt_of(row) for row in rows]
-        answers = sample_answers(settings.checkpoint, prompts, params, run.path / "state", engine=settings.engine)
+        answers = sample_answers(
+            settings.checkpoint,
+            prompts,
+            params,
+            run.path / "state",
+            engine=settings.engine,
+            whole_only=settings.whole_only,
+        )
         scores = [verified(verifier, row, texts) for row, texts in zip(rows, answers, strict=True)]
         judged = list(zip(rows, answers, scores, strict=True))
         write_rows(run.path / "answers.jsonl", [row | {"answers": a, "scores": s} for row, a, s in judged])
