@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ from herd.post.sampling import sample_answers
 from herd.run import Run, open_run
 from herd.types import SamplingParams
 
+Scheme = Literal["int8", "int4", "fp8"]
+
 
 @settings
 class QuantizeSettings:
@@ -27,7 +30,7 @@ class QuantizeSettings:
     """Checkpoint or run folder of a language model."""
     out: Path
     """Run folder to write; the copy is its `checkpoint/`."""
-    scheme: Literal["int8", "int4", "fp8"] = "int8"
+    scheme: Scheme = "int8"
     """int8: a scale for each row. int4: a scale for 32 weights. fp8: the paper's, for GPUs; see herd/ops/fp8.py."""
     memory_bytes: int = MEMORY_BYTES
     """What quantizing may hold in memory beside the tensor it reads, in bytes."""
@@ -46,10 +49,14 @@ class QuantizeSettings:
     """Answers of each model that are scored, spread over the prompts."""
     answer_tokens: int = 128
     """Longest such answer, in tokens."""
+    also: tuple[Scheme, ...] = ()
+    """Other schemes whose answers are scored too, side by side; their copies are not kept."""
 
     def __post_init__(self):
         if (self.reward is None) != (self.prompts is None):
             raise ValueError("reward and prompts belong together: give both or none")
+        if self.also and self.reward is None:
+            raise ValueError("also is for the comparison of rewards: give reward and prompts")
         if min(self.answers, self.answer_tokens) < 1:
             raise ValueError("answers and answer_tokens must be at least 1")
         if self.memory_bytes < 1_000_000:
@@ -90,20 +97,35 @@ def _rewards(run: Run, settings: QuantizeSettings, original: Path) -> dict[str, 
     asked: list[Any] = [prompt_of(row) for row in rows]
     params = SamplingParams(temperature=1.0, top_p=1.0, max_tokens=settings.answer_tokens, n=samples, seed=0)
     model = RewardModel(settings.reward)
-    scores: dict[str, list[list[float]]] = {}
-    for name, place in (("before", original), ("after", run.path / "checkpoint")):
+
+    def scores(name: str, place: Path) -> list[list[float]]:
         texts = sample_answers(place, asked, params, run.path / "state" / name, label=f"answers {name}")
         talks = [[*prompt, {"role": "assistant", "content": one}] for prompt, many in zip(asked, texts) for one in many]
         found = iter(model.score(talks))
-        scores[name] = [[next(found) for _ in many] for many in texts]
-    figures = distribution_shift(scores["before"], scores["after"])
+        return [[next(found) for _ in many] for many in texts]
+
+    before, figures = scores("before", original), dict[str, float]()
+    for scheme in dict.fromkeys((settings.scheme, *settings.also)):
+        copy = run.path / "checkpoint"
+        if scheme != settings.scheme:
+            copy = run.path / "state" / f"copy-{scheme}"
+            shutil.rmtree(copy, ignore_errors=True)
+            quantize_folder(open_checkpoint(original), copy, scheme, settings.memory_bytes)
+        shift = distribution_shift(before, scores("after" if scheme == settings.scheme else scheme, copy))
+        _tell_rewards(scheme, shift)
+        figures |= {name if scheme == settings.scheme else f"{name}/{scheme}": one for name, one in shift.items()}
+        if scheme != settings.scheme:
+            shutil.rmtree(copy)
+    return figures
+
+
+def _tell_rewards(scheme: str, figures: dict[str, float]) -> None:
     say(
-        f"  rewards of {figures['reward_answers']:,} answers each: mean {figures['reward_before']:.3f} -> "
+        f"  {scheme}: rewards of {figures['reward_answers']:,} answers each: mean {figures['reward_before']:.3f} -> "
         f"{figures['reward_after']:.3f} ({figures['reward_change_low']:+.3f} to {figures['reward_change_high']:+.3f}); "
         f"the distributions are {figures['reward_distance']:.3f} apart, by chance "
         f"{figures['reward_distance_by_chance']:.3f}"
     )
-    return figures
 
 
 def _sizes(change: Quantized) -> dict[str, float]:

@@ -94,9 +94,14 @@ def test_rewards_of_answers_stand_beside_the_originals(tmp_path):
     save_reward_model(tmp_path / "reward")
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "What does it do?"}\n{"prompt": "Which parameters"}\n')
     given = {"reward": tmp_path / "reward", "prompts": tmp_path / "prompts.jsonl", "answers": 12, "answer_tokens": 6}
-    out = run(QuantizeSettings(checkpoint=tmp_path / "model", out=tmp_path / "out", **given))
+    also = QuantizeSettings(checkpoint=tmp_path / "model", out=tmp_path / "out", also=("fp8",), **given)
+    out = run(also)
     figures = json.loads((out / "run.json").read_text())["figures"]
-    assert figures["reward_answers"] == 12
+    assert figures["reward_answers"] == figures["reward_answers/fp8"] == 12
+    assert figures["reward_before"] == figures["reward_before/fp8"]
+    assert not list(out.rglob("copy-*"))
+    with pytest.raises(ValueError, match="also is for the comparison of rewards"):
+        QuantizeSettings(checkpoint=tmp_path / "model", out=tmp_path / "out", also=("int4",))
     assert figures["reward_change_low"] <= figures["reward_change_high"]
     assert (
         figures["reward_before_5_percent"] <= figures["reward_before_50_percent"] <= figures["reward_before_95_percent"]
