@@ -303,7 +303,7 @@ def index_that_is_nested_deeply(folder):
     [
         (nest_the_header_deeply, "model.safetensors is damaged: its header is not JSON"),
         (an_infinite_shape, "tensor model.layers.0.mlp.gate_proj.weight has an unreadable header entry"),
-        (whole_numbers, r"model.safetensors: tensor model.norm.weight holds whole numbers \(int32\)"),
+        (whole_numbers, r"model.safetensors: tensor model.norm.weight holds integers \(int32\)"),
         (config_that_is_nested_deeply, "config.json cannot be read as JSON"),
         (index_that_is_nested_deeply, "index.json is damaged: no readable `weight_map`"),
         (truncate, "model.safetensors is truncated: [0-9,]+ bytes where its header asks for"),

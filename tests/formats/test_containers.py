@@ -101,7 +101,7 @@ def test_one_bin_file_and_a_lone_safetensors_file_are_read(folder, capsys, monke
     assert torch.equal(checkpoint.load(folder)(TOKENS), expected)
     (folder / "pytorch_model.bin").unlink()
     assert torch.equal(checkpoint.load(folder)(TOKENS), expected)
-    assert "taken from weights.safetensors" in capsys.readouterr().err
+    assert "weights are read from weights.safetensors" in capsys.readouterr().err
 
 
 class Bomb:
@@ -162,7 +162,7 @@ def test_a_part_that_is_missing_renamed_or_anothers_is_named(folder, tmp_path):
     convert(folder, tmp_path / "model.gguf")
     parts = split(tmp_path / "model.gguf", tmp_path / "parts")
     parts[1].rename(tmp_path / "kept.gguf")
-    with pytest.raises(CheckpointError, match=r"00002-of-00003.gguf is missing: the model lies in 3 parts"):
+    with pytest.raises(CheckpointError, match=r"00002-of-00003.gguf is missing: the model has 3 parts"):
         checkpoint.load(tmp_path / "parts")
     parts[1].write_bytes(parts[2].read_bytes())
     with pytest.raises(CheckpointError, match="is not part 2 of 3: it belongs to another model"):

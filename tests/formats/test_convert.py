@@ -411,7 +411,7 @@ DAMAGES = {
         r"tensor blk.0.attn_k.weight has the shape \[16, 32\], but list of fields asks for \[16, 64\]",
     ),
     "a doubled name": (lambda c: c.replace(b"blk.1.attn_q", b"blk.0.attn_q", 1), "the tensor .* occurs twice"),
-    "a foreign tensor": (lambda c: c.replace(b"blk.1.attn_q", b"blk.1.attn_x", 1), "is not part of a Llama"),
+    "a foreign tensor": (lambda c: c.replace(b"blk.1.attn_q", b"blk.1.attn_x", 1), "which a Llama does not have"),
     "another layer": (lambda c: c.replace(b"blk.1.attn_q", b"blk.7.attn_q", 1), "lacks the tensor model.layers.1"),
 }
 

@@ -392,7 +392,7 @@ def test_what_is_not_read_is_refused_in_words(quantization, words, folder):
 @pytest.mark.parametrize(
     "part, tensor, message",
     [
-        ("qzeros", None, "lacks .*up_proj.qzeros, without which the weight has no meaning"),
+        ("qzeros", None, "lacks .*up_proj.qzeros, without which the weight cannot be dequantized"),
         ("scales", torch.ones(3, 5).half(), r"up_proj.scales has the shape \[3, 5\], expected \[3, 96\]"),
         ("g_idx", torch.full((64,), 7, dtype=torch.int32), "up_proj.g_idx names group 7 of 2"),
     ],

@@ -247,8 +247,8 @@ def test_longrope_takes_its_divisors_by_the_context_as_llama_cpp_does(context, p
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({SCALED + "type": "ntk"}, "RoPE scaling of the type 'ntk'; known are linear, yarn"),
-        ({SCALED + "wavelength": 2.0}, "llama.rope.scaling.wavelength changes RoPE in a way that is not known"),
+        ({SCALED + "type": "ntk"}, "RoPE scaling of the type 'ntk'; supported are linear, yarn"),
+        ({SCALED + "wavelength": 2.0}, "llama.rope.scaling.wavelength changes RoPE in an unknown way"),
         ({SCALED + "factor": -2.0}, "scaling.factor is -2.0, expected a positive number"),
         ({SCALED + "type": 3}, "RoPE scaling of the type 3"),
     ],

@@ -109,7 +109,7 @@ def test_a_file_without_a_name_is_read_as_llama_cpp_reads_it_and_an_unknown_name
     found = open_tokenizer(file)
     assert [found.encode(text) for text in STRINGS] == [plain for plain, _ in llama_cpps_ids(file)]
     write_model(tmp_path / "unknown.gguf", fields | {"tokenizer.ggml.pre": "none-such"})
-    with pytest.raises(DataError, match="'none-such', which is not known; known are llama-bpe, smollm"):
+    with pytest.raises(DataError, match="'none-such', which is not supported; supported are llama-bpe, smollm"):
         open_tokenizer(tmp_path / "unknown.gguf")
     assert find_split("starcoder") == SPLITS["smollm"] and pre_tokenizer(SPLITS["gpt-2"])["type"] == "Sequence"
 

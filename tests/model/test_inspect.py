@@ -92,7 +92,7 @@ def test_files_of_meta_and_of_llama_cpp_are_inspected_as_they_are(tmp_path, caps
     convert(folder, tmp_path / "meta", format="meta", shards=2)
     inspect.run(inspect.InspectSettings(path=tmp_path / "model.gguf", against=folder))
     printed = capsys.readouterr().out
-    assert "GGUF" in printed and "Q8_0 (" in printed and "same likeliest token" in printed
+    assert "GGUF" in printed and "Q8_0 (" in printed and "same top token" in printed
     found = examine(tmp_path / "meta")
     assert found["format"] == "meta" and found["config"]["num_hidden_layers"] == 2 and found["odd"] == []
 
@@ -106,7 +106,7 @@ def test_a_model_that_predicts_english_no_better_than_guessing_is_odd(tmp_path):
 def test_the_loaded_model_is_compared_with_its_file(target, options, tmp_path, capsys):
     convert(folder_of(tmp_path / "model"), tmp_path / target, **options)
     inspect.run(inspect.InspectSettings(path=tmp_path / target, weights=True))
-    assert "beside the file itself: largest difference" in capsys.readouterr().out
+    assert "beside the file itself: largest logit difference" in capsys.readouterr().out
     loaded = examine(tmp_path / target, weights=True)["loaded"]
     assert loaded["largest"] < 1e-4 and loaded["same_choice"] == 1.0
 

@@ -42,4 +42,4 @@ def test_the_first_commands_work_in_their_order(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("sys.stdin", io.StringIO("some words\n"))
         short = ["max_tokens=4"] if words[0] == "chat" else []
         assert cli.main([*words, *short]) == 0, capsys.readouterr().err
-    assert "same likeliest token" in capsys.readouterr().out
+    assert "same top token" in capsys.readouterr().out
