@@ -36,7 +36,7 @@ from herd.curate.judge.documents import (
     rules_to_json,
 )
 from herd.curate.judge.part import judge_part
-from herd.curate.judge.planted import find_planted
+from herd.curate.judge.planted import Written, find_planted
 from herd.curate.meanings import meaning
 from herd.curate.parts import read_record
 from herd.curate.read.part import read_unit
@@ -215,7 +215,9 @@ def _fit(corpus: Corpus, rules: Rules, work: Work) -> None:
     """Fit what the judge compares documents with: the words and domains of the corpus."""
     if not needs_fitting(rules):
         return
-    jobs = [{"state": str(corpus.state), "name": name, "rules": rules_to_json(rules)} for name in corpus.names]
+    job = {"state": str(corpus.state), "rules": rules_to_json(rules), "every": Written.every(sum(corpus.rows))}
+    places = zip(corpus.names, corpus.offsets[:-1].tolist(), strict=True)
+    jobs = [job | {"name": name, "first": first} for name, first in places]
     records = [corpus.state / "keys" / f"{name}.words.json" for name in corpus.names]
     for _ in _records(count_part, jobs, records, work, "words"):
         pass

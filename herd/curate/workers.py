@@ -2,8 +2,9 @@
 
 A worker reads one JSON object a line, `{"task", "job", "folder"}`, and answers each with one line. It ends when its
 input does, so none outlives the process that started it. On Linux workers are forks of one process, the nursery, which
-imports what tasks need once for all of them; it has no threads and holds nothing else, so that a fork of it is safe
-whatever the process that asks is made of. Elsewhere each worker is this module run as a program.
+imports what tasks need once for all of them and runs nothing (its threads are those of allocators and of BLAS, which
+know of forks), so that forks of it are safe whatever the process that asks is made of. Elsewhere each worker is this
+module run as a program.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from importlib.abc import MetaPathFinder
@@ -262,7 +264,7 @@ def nurse(control: socket.socket, modules: Collection[str]) -> None:
         if not ends:
             _, status = os.waitpid(int.from_bytes(message, "big"), 0)
             control.sendall(_four(os.waitstatus_to_exitcode(status)))
-        elif pid := os.fork():
+        elif pid := _fork():
             os.close(ends[0])
             control.sendall(_four(pid))
         else:
@@ -279,6 +281,12 @@ class _NoPandas(MetaPathFinder):
         """Refuse pandas, and leave every other module to the others."""
         if fullname == "pandas":
             raise ModuleNotFoundError(fullname, name=fullname)
+
+
+def _fork() -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python counts threads of any kind
+        return os.fork()
 
 
 def main(arguments: list[str]) -> None:

@@ -36,6 +36,8 @@ _LINK_TABLE = 0.75  # share of links that makes a table a menu
 _EDGE_CHARACTERS = 60  # shorter blocks before the first and after the last good text are furniture
 _CODE_FRAME = 0.8  # share of preformatted text that makes an element the frame of a code block
 
+_CODE = "code, tt, kbd, samp, .code"  # bylines and dates have none
+
 _SENTENCE = re.compile(r"[.!?…。！？।:;,،؟]")
 _HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.I)
 _QUESTION_WORDS, _LEAST_SECTIONS = 3, 3
@@ -91,7 +93,7 @@ class _Element:
         self.in_link = in_link
         self.own = 0  # characters of text whose block this is
         self.own_link = 0  # of these, inside links
-        self.marks = 0  # sentence marks in it
+        self.marks = False  # whether a sentence mark is in it
         self.has_title = False  # whether a first-level heading is inside
         self.end = 0  # the number of the first element after the subtree
         # Of each search: `gone`, and of what is left of the subtree the characters of `text`, `link`, `good` text
@@ -104,7 +106,7 @@ class _Element:
             return False
         if self.tag == "pre":
             return self.own > 0
-        return self.own >= _LONG_CHARACTERS or (self.own >= _GOOD_CHARACTERS and self.marks > 0)
+        return self.own >= _LONG_CHARACTERS or (self.own >= _GOOD_CHARACTERS and self.marks)
 
 
 def main_content(tree: LexborHTMLParser) -> LexborNode:
@@ -150,12 +152,14 @@ def _take_out_consent(elements: list[_Element], home: int) -> bool:
     frame, number = elements[home].hint, home
     while (number := elements[number].parent) > 0:
         frame += f" {elements[number].hint}"
-    if elements[home].text == elements[0].text or not furniture.asks_consent(elements[home].node.text() or "", frame):
+    if elements[home].text == elements[0].text or not furniture.frames_consent(frame):
+        return False
+    if not furniture.asks_consent(elements[home].node.text() or ""):
         return False
     elements[home].node.decompose()
     for element in elements[home : elements[home].end]:
-        element.own = element.own_link = element.marks = 0
-        element.tag, element.has_title = "aside", False
+        element.own = element.own_link = 0
+        element.tag, element.has_title, element.marks = "aside", False, False
     return True
 
 
@@ -226,7 +230,7 @@ def _count_text(elements: list[_Element], above: _Element, text: str) -> None:
     block = elements[above.block]
     size = len(text)
     block.own += size
-    block.marks += len(_SENTENCE.findall(text))
+    block.marks = block.marks or _SENTENCE.search(text) is not None
     if above.in_link:
         block.own_link += size
 
@@ -344,8 +348,8 @@ def _can_be_home(element: _Element) -> bool:
     tag = element.tag
     if tag in _NEVER_HOME or not (tag in BLOCKS or tag in _INLINE_HOME or "-" in tag):
         return False
-    if tag == "table" and element.node.css_first("th") is not None:  # data, not layout
-        return False
+    if tag == "table" and (element.node.css_first("th") is not None or "section" in element.hint.split()):
+        return False  # data, or one of the sections of a page of pydoc, not layout
     return element.code <= _CODE_FRAME * element.text
 
 
@@ -420,7 +424,7 @@ def _says_nothing(element: _Element, at_edge: bool, total: int) -> bool:
         if element.link >= _LINK_BLOCK * element.text:
             return True
         if at_edge and element.own < _EDGE_CHARACTERS and not element.marks:
-            return True
+            return element.tag != "p" or element.node.css_first(_CODE) is None  # "Implementation of JSONEncoder"
     said = " ".join((element.node.text() or "").split())
     return element.own <= furniture.MAX_PHRASE_CHARACTERS and furniture.is_phrase(said)
 

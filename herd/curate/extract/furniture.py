@@ -107,10 +107,15 @@ _CONSENT_FRAME = re.compile(
 _CONSENT_CHARACTERS, _CONSENT_WORDS = 4000, 3
 
 
-def asks_consent(text: str, frame: str) -> bool:
-    """Whether a text asks the reader for consent: it is short, of such words, in a frame (class and id) called so."""
+def asks_consent(text: str) -> bool:
+    """Whether a text asks the reader for consent: it is short, and of such words."""
     found = {match.lower() for match in _CONSENT.findall(text)} if len(text) <= _CONSENT_CHARACTERS else set()
-    return len(found) >= _CONSENT_WORDS and _CONSENT_FRAME.search(_CAMEL_CASE.sub("-", frame).lower()) is not None
+    return len(found) >= _CONSENT_WORDS
+
+
+def frames_consent(hint: str) -> bool:
+    """Whether classes and ids are of what asks for consent."""
+    return _CONSENT_FRAME.search(_CAMEL_CASE.sub("-", hint).lower()) is not None
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -147,6 +152,7 @@ _OPENED = re.compile(
 _NO_SLUG = re.compile(r"[^a-z0-9]+")
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def is_opened(hint: str) -> bool:
     """Whether a class name or id is of what a click on its heading shows: hidden it is content all the same."""
     return _OPENED.search(hint) is not None

@@ -26,13 +26,15 @@ MAX_TAGS = 300_000
 MAX_ATTRIBUTES = 1000
 MAX_COMPARISONS = 200_000_000
 """Of a page's attributes: the parser compares each of a tag with all others, some 250 million a second."""
-_LONG_TAG = 300  # characters; what shorter ones cost all together is little
+_FEW_ATTRIBUTES = 20  # of a tag; what those with fewer cost all together is little
 _ATTRIBUTE = r"""(?:[\s/]*+[^\s/>][^\s/>=]*+(?:\s*+=\s*+(?:"[^"]*+"?|'[^']*+'?|[^\s>]*+))?+)"""
-_OPENING = re.compile(
-    rf"<!--[^-]*+(?:-(?!->)[^-]*+)*+|<(script|style)\b[^>]*>[^<]*+(?:<(?!/\1)[^<]*+)*+|<[a-zA-Z][^\s/>]*+{_ATTRIBUTE}*+",
+_FEW = rf"{_ATTRIBUTE}{{0,{_FEW_ATTRIBUTES}}}+[\s/]*+(?:>|\Z)"
+_LONG_TAG = re.compile(  # the next tag of many attributes, with what stands before it
+    r"(?:[^<]++|<!--[^-]*+(?:-(?!->)[^-]*+)*+|"
+    + "|".join(rf"<{name}(?=[\s/>]){_FEW}[^<]*+(?:<(?!/{name})[^<]*+)*+" for name in ("script", "style"))
+    + rf"|<(?!(?:script|style)[\s/>])[a-z][^\s/>]*+{_FEW}|<(?![a-z!])|<!(?!--))*+(<[a-z][^\s/>]*+{_ATTRIBUTE}*+)",
     re.I,
 )
-_MANY_ATTRIBUTES = re.compile(rf"<[a-zA-Z][^\s/>]*+{_ATTRIBUTE}{{{MAX_ATTRIBUTES}}}+")
 _ONE_ATTRIBUTE = re.compile(_ATTRIBUTE)
 _FEW_CHARACTERS = 250  # a page that shows less is looked through for text that it only holds
 _MANY_TAGS = 20_000
@@ -136,13 +138,13 @@ def _too_much(source: str) -> tuple[str, str] | None:
 def _many_attributes(source: str) -> str | None:
     """Whether the parser would compare attributes for long, and why."""
     comparisons = 0
-    for tag in _OPENING.finditer(source):
-        opening = tag[0].partition(">")[0] if tag[1] else tag[0]  # a script's own text has no attributes
-        if len(opening) <= _LONG_TAG or opening.startswith("<!"):
-            continue
-        if len(opening) > 2 * MAX_ATTRIBUTES and _MANY_ATTRIBUTES.match(opening):
+    place = 0
+    while tag := _LONG_TAG.match(source, place):
+        place = tag.end()
+        count = sum(1 for _ in _ONE_ATTRIBUTE.finditer(tag[1])) - 1  # the first is the name
+        if count >= MAX_ATTRIBUTES:
             return f"a tag of {MAX_ATTRIBUTES:,} attributes"
-        comparisons += sum(1 for _ in _ONE_ATTRIBUTE.finditer(opening)) ** 2
+        comparisons += count**2
         if comparisons > MAX_COMPARISONS:
             return "tags of hundreds of attributes, by the thousand"
     return None

@@ -90,7 +90,10 @@ class Text:
         text = "".join(self._pieces)
         self._pieces.clear()
         for piece in text.split("\0"):  # a NUL stands for <br>
-            line = _SPACE.sub(" ", _INVISIBLE.sub("", piece)).strip(" ").replace("\xa0", " ").rstrip()
+            if piece.isascii():
+                line = " ".join(piece.split())
+            else:
+                line = _SPACE.sub(" ", _INVISIBLE.sub("", piece)).strip(" ").replace("\xa0", " ").rstrip()
             if line:
                 self.lines.append(_INDENT * self.indent + line)
             elif "\0" in text and self.lines and self.lines[-1]:

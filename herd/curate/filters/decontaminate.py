@@ -2,7 +2,8 @@
 
 A question counts as found in a document when one of its 13-grams of words stands there, or, where it is too short for
 that many, when most of its 8-grams do. Runs that many texts of a benchmark share are its wording ("which of the
-following statements"), not its content, and what is mostly wording is left out. Every field of a row that holds text is
+following statements"), not its content, and what is mostly wording is left out; so is what it quotes in quotation
+marks, law and verse, which stands in documents that never saw the question. Every field of a row that holds text is
 looked at by itself.
 
 Sources: GPT-3 (Brown et al. 2020, appendix C: 13-grams), the Llama 3 paper, section 5.1.4 (8-grams).
@@ -14,6 +15,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -45,6 +47,10 @@ _SKIPPED_FIELDS = (
     "split",
 )
 _BITMAP_BITS = 22
+_QUOTATION = re.compile(
+    r"“[^”]{30,3000}”|\"[^\"]{30,3000}\"|«[^»]{30,3000}»|„[^“”]{30,3000}[“”]|‘[^‘]{60,3000}?’(?!\w)|[「『][^」』]{10,1000}[」』]"
+)
+_MOST_QUOTED = 2 / 3  # of the words of a run that counts: documents that quote the same are no leak
 _SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".txt", ".csv", ".tsv", ".md")
 
 
@@ -103,14 +109,12 @@ class Benchmarks:
 
     def __post_init__(self):
         self._rows: list[tuple[str, int]] = []  # question -> benchmark, row
-        texts: dict[tuple[str, bytes], tuple[Words, list[int]]] = {}  # each text's words, and its questions
+        texts: dict[tuple[str, bytes], _Text] = {}
         for question in read_questions(self.options.benchmarks):
             self.num_questions[question.benchmark] = self.num_questions.get(question.benchmark, 0) + 1
-            for text in question.texts:
-                words = weighed_words(text)
-                if words.weights.sum() >= WORD_WEIGHT * self.options.short_words:
-                    key = question.benchmark, words.numbers.tobytes()
-                    texts.setdefault(key, (words, []))[1].append(len(self._rows))
+            for words, quoted in _long_texts(question, self.options.short_words):
+                key = question.benchmark, words.numbers.tobytes()
+                texts.setdefault(key, _Text(words, quoted, []))[2].append(len(self._rows))
             self._rows.append((question.benchmark, question.row))
         self.names = list(self.num_questions)
         self.common: frozenset[int] = frozenset()
@@ -122,25 +126,27 @@ class Benchmarks:
                 "shorter ones cannot be told from chance"
             )
 
-    def _build(self, texts: dict[tuple[str, bytes], tuple[Words, list[int]]]) -> dict[int, Table]:
-        """The tables of long and short n-grams, without those that are mostly wording."""
+    def _build(self, texts: dict[tuple[str, bytes], _Text]) -> dict[int, Table]:
+        """The tables of long and short n-grams, without those that are mostly wording or what the question quotes."""
         n = self.options.short_words
         of_benchmark: dict[str, list[np.ndarray]] = {}
-        for (name, _), (words, _) in texts.items():
+        for (name, _), (words, _, _) in texts.items():
             of_benchmark.setdefault(name, []).append(np.unique(weighed_ngrams(words, n)[0]))
         wording = {name: _common(keys) for name, keys in of_benchmark.items()}
         found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {self.options.long_words: [], n: []}
-        for (name, _), (words, questions) in texts.items():
+        for (name, _), (words, quoted, questions) in texts.items():
             is_wording = np.zeros(len(words.numbers), dtype=bool)
             numbers, ends = weighed_ngrams(words, n)
             for place in np.flatnonzero(np.isin(numbers, wording[name])).tolist():
                 is_wording[place : ends[place]] = True
             before = np.concatenate([[0], is_wording.cumsum()])
+            quoted_before = np.concatenate([[0], quoted.cumsum()])
             for length, pairs in found.items():
                 keys, ends = weighed_ngrams(words, length)
                 starts = np.arange(len(keys))
                 is_content = before[ends] - before[starts] <= (ends - starts) / 2
-                keys = np.unique(keys[is_content])
+                is_own = quoted_before[ends] - quoted_before[starts] <= (ends - starts) * _MOST_QUOTED
+                keys = np.unique(keys[is_content & is_own])
                 pairs += [(keys, np.full(len(keys), question)) for question in questions]
         return {length: _table(pairs) for length, pairs in found.items()}
 
@@ -194,6 +200,39 @@ class Benchmarks:
         """Take n-grams for common property that stand in too many documents; returns how many they are."""
         self.common = frozenset(n for n, count in documents.items() if count > self.options.most_documents)
         return len(self.common)
+
+
+class _Text(NamedTuple):
+    """A text of questions."""
+
+    words: Words
+    quoted: np.ndarray  # (words,) bool, whether each stands in quotation marks
+    questions: list[int]
+
+
+def _long_texts(question: Question, least_words: int) -> Iterator[tuple[Words, np.ndarray]]:
+    """The texts of a question that are long enough, and which of their words they quote: law, verses, sayings.
+
+    A text that is one quotation counts as the question's own where no other says enough.
+    """
+    found = []
+    for text in question.texts:
+        words = weighed_words(text)
+        if words.weights.sum() >= WORD_WEIGHT * least_words:
+            found.append((words, _quoted(text, len(words.numbers))))
+    own = [words.weights[~quoted].sum() >= WORD_WEIGHT * least_words for words, quoted in found]
+    for number, (words, quoted) in enumerate(found):
+        is_alone = quoted.all() and not any(own[:number] + own[number + 1 :])
+        yield words, np.zeros_like(quoted) if is_alone else quoted
+
+
+def _quoted(text: str, count: int) -> np.ndarray:
+    quoted = np.zeros(count, dtype=bool)
+    marked = [match.span() for match in _QUOTATION.finditer(text)]
+    starts = np.array([start for start, _ in word_spans(text)] if marked else [], dtype=np.int64)
+    for start, end in marked if len(starts) == count else ():
+        quoted[(starts >= start) & (starts < end)] = True
+    return quoted
 
 
 Table = tuple[np.ndarray, np.ndarray, np.ndarray]

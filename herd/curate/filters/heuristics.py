@@ -91,7 +91,9 @@ def _lettered_share(text: Text) -> float:
     if text.word_characters:
         words = [word for word in text.words if unicodedata.category(word[0])[0] != "P" or len(word) > 2]
         return _share(words, lambda word: any(map(str.isalpha, word)) or unicodedata.category(word[0]) in _MARKS)
-    count = len(text.words) - len(_DASH.findall(text.text))  # a dash is no word
+    count = len(text.words)
+    if not text.text.isascii():
+        count -= len(_DASH.findall(text.text))  # a dash is no word
     return len(_LETTERED_WORD.findall(text.text)) / count if count > 0 else 0.0
 
 

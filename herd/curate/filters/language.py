@@ -24,7 +24,8 @@ _NO_PROSE = re.compile(
     r"^[ \t]*(?P<fence>```+|~~~+)[\s\S]*?(?:^[ \t]*(?P=fence)|\Z)|`[^`\n]+`"  # code
     r"|\[[^\[\]\n]*\]\([^()\s]*\)|^import .*"  # links, whose words are names of other pages
     r"|<[^<>\n]{1,300}>|https?://[!-~]+|www\.[!-~]+"  # markup and addresses
-    r"|(?<![!-~])[!-~]*[\d_/\\=;{}#|$@][!-~]*",  # numbers, names, paths; next to them letters may stand without a space
+    r"|(?<![!-~])[!\"%&'()*+,\-.:<>?A-Z\[\]^`a-z~]*+[\d_/\\=;{}#|$@][!-~]*+",
+    # the last are numbers, names, paths; next to them letters may stand without a space
     re.M,
 )
 
@@ -89,8 +90,10 @@ def _own_script(text: str) -> str:
     """The text without its Latin words where letters of other scripts are a fair part."""
     if text.isascii():
         return text
-    latin = len(text) - len(_LATIN.sub("", text))
     others = sum(map(str.isalpha, _LATIN_OR_ASCII.sub("", text)))
+    if not others:
+        return text
+    latin = len(text) - len(_LATIN.sub("", text))
     return " ".join(_LATIN.sub(" ", text).split()) if others >= _LEAST_SHARE * (latin + others) else text
 
 

@@ -46,7 +46,7 @@ def gopher_top_ngram(text: Text, most_2: float = 0.20, most_3: float = 0.18, mos
     """Drop pages where the commonest 2-, 3- or 4-gram covers over 20, 18 or 16 % of the characters."""
     for n, limit in ((2, most_2), (3, most_3), (4, most_4)):
         length = n * (text.word_characters or 1)
-        keys = _ngram_keys(text.word_ids, length)
+        keys = text.ngram_keys(length)
         if len(keys) == 0:
             return None
         key, count = _commonest(keys)
@@ -91,7 +91,7 @@ def repeated_ngram_share(text: Text, n: int, names: bool = True) -> float:
     Without `names`, n-grams do not count that are capitalized words and numbers but for one: an article has to name
     its subject. Where most words are such, all count.
     """
-    keys = _ngram_keys(text.word_ids, n)
+    keys = text.ngram_keys(n)
     repeated = _repeated(keys)
     if not names and len(repeated) and _is_mostly_plain(text):
         plain = np.array([not _is_name(word) for word in text.words])
@@ -125,17 +125,6 @@ def _repeated(keys: np.ndarray) -> np.ndarray:
     candidates = np.flatnonzero(repeats[place] == keys)
     _, first = np.unique(keys[candidates], return_index=True)
     return np.delete(candidates, first)
-
-
-def _ngram_keys(ids: np.ndarray, n: int) -> np.ndarray:
-    """One 64-bit key for each n-gram of word ids."""
-    count = len(ids) - n + 1
-    if count < 1:
-        return np.empty(0, dtype=np.uint64)
-    keys = np.zeros(count, dtype=np.uint64)
-    for i in range(n):
-        keys = keys * np.uint64(0x9E3779B97F4A7C15) + ids[i : i + count].astype(np.uint64) + np.uint64(1)
-    return keys
 
 
 def technical_repetition(text: Text, most: float = 0.75) -> Reason | None:

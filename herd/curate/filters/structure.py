@@ -6,6 +6,7 @@ What a page marks (`pre`, tables, lists) is told by ranges of lines; of plain te
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 _CODE_START = re.compile(
@@ -35,6 +36,21 @@ _COLUMNS = re.compile(r"\S(?: {3,}|\t)\S.*\S(?: {3,}|\t)\S|^\s*\|.*\|\s*$|^\s*[-
 _MAX_ITEM_CHARACTERS = 300
 _END_OF_VERSE = (",", ";", ":", ".", "!", "?", "—", "–", "…", "”", '"', "’", "'", "。", "，", "、", "！", "？", "।")
 _VERSE = (4, 70, 3.0, 0.3)  # lines of a stanza at least, characters of a line at most, mean words, share of end marks
+_SONG = (3.5, 0.4)  # mean words of the lines of a stanza without marks, share of them that speak of me and you
+_ME_AND_YOU = re.compile(
+    r"(?<!\w)(?:i|i['’]\w{1,2}|me|my|mine|you|your|you['’]\w{1,2}|we|we['’]\w{1,2}|us|our|"  # English
+    r"ich|mich|mir|mein\w{0,2}|du|dich|dir|dein\w{0,2}|wir|uns|je|j['’]\w+|moi|mon|ma|mes|tu|toi|ton|ta|nous|"
+    r"yo|mí|mi|mis|tú|ti|eu|meu|minha|io|mio|mia|ik|mij|jij|jou|jag|mig|jeg|meg|ja|mnie|ty|ciebie|я|меня|мне|ты|тебя|мы)"
+    r"(?!\w)",
+    re.I,
+)
+_CHAT = re.compile(  # who speaks, perhaps behind the time: `[12:01] <anne> hi`, `Anne: hi`
+    r"\s*(?:[\[(]?\d{1,2}:\d\d(?::\d\d)?(?: ?[ap]m)?[\])]?,? ?(?:[-–] ?)?)?"
+    r"(?:<[@+%~&]?(?P<nick>[^<>\n]{1,24})>|(?P<name>[^\W\d_][\w.'-]{0,20}(?: [^\W\d_][\w.'-]{0,20})?) ?:)"
+    r"\s+[^\W\d]",
+    re.I,
+)
+_CHAT_LINES, _CHAT_SHARE = 6, 0.8  # of speakers who speak more than once; of all lines
 _MAX_LABEL_WORDS = 6
 _MAX_QUANTITY_WORDS = 12
 _WIDTH = (50, 100)  # characters within which lines are broken
@@ -45,7 +61,7 @@ def running_text(lines: list[str], aside: Sequence[int] = ()) -> str:
     """The running text among some lines, each paragraph on a line of its own; `aside`: start, end, start, end..."""
     found: list[str] = []
     block: list[str] = []
-    for line in [*without(lines, aside), ""]:
+    for line in [*_without_chat(without(lines, aside)), ""]:
         if line.strip():
             block.append(line)
         elif block:
@@ -63,6 +79,18 @@ def without(lines: list[str], ranges: Sequence[int]) -> list[str]:
         end = min(end, len(lines))
         lines[start:end] = [""] * max(0, end - start)
     return lines
+
+
+def _without_chat(lines: list[str]) -> list[str]:
+    """Lines of which those of a chat are blank: several speakers, of whom each speaks again."""
+    said = [_CHAT.match(line) if ":" in line or ">" in line else None for line in lines]
+    names = [one and (one["nick"] or one["name"]) for one in said]
+    counts = Counter(name for name in names if name)
+    speakers = {name for name, count in counts.items() if count > 1}
+    spoken = sum(counts[name] for name in speakers)
+    if len(speakers) < 2 or spoken < max(_CHAT_LINES, _CHAT_SHARE * sum(map(bool, map(str.strip, lines)))):
+        return lines
+    return ["" if name else line for name, line in zip(names, lines, strict=True)]
 
 
 def _paragraphs(block: list[str]) -> list[str]:
@@ -102,13 +130,17 @@ def is_label(line: str) -> bool:
 
 
 def is_verse(block: list[str]) -> bool:
-    """Whether lines are a stanza: short ones of several words, many with a mark at their end."""
+    """Whether lines are a stanza: short ones of several words, many with a mark at their end or of me and you."""
     least, most_characters, least_words, least_marks = _VERSE
     if len(block) < least or max(map(len, block)) > most_characters:
         return False
     words = sum(len(line.split()) for line in block)
     marks = sum(line.rstrip().endswith(_END_OF_VERSE) for line in block)
-    return words >= least_words * len(block) and marks >= least_marks * len(block) and not is_broken_at_a_width(block)
+    if marks < least_marks * len(block):  # a song without marks, or headlines and menus
+        least_words, least_share = _SONG
+        if sum(_ME_AND_YOU.search(line) is not None for line in block) < least_share * len(block):
+            return False
+    return words >= least_words * len(block) and not is_broken_at_a_width(block)
 
 
 def is_broken_at_a_width(block: list[str]) -> bool:

@@ -137,6 +137,20 @@ class Text:
         numbers = {word: number for number, word in enumerate(dict.fromkeys(self.lower_words))}
         return np.fromiter(map(numbers.__getitem__, self.lower_words), dtype=np.int64, count=len(self.lower_words))
 
+    def ngram_keys(self, n: int) -> np.ndarray:  # (words - n + 1,) uint64
+        """One key for each n words in a row."""
+        least, keys = max((item for item in self._ngram_keys.items() if item[0] <= n), key=lambda item: item[0])
+        ids = self.word_ids.astype(np.uint64) + np.uint64(1) if least < n else self.word_ids
+        for have in range(least, n):
+            count = max(0, len(ids) - have)
+            keys = keys[:count] * np.uint64(0x9E3779B97F4A7C15) + ids[have : have + count]
+        self._ngram_keys[n] = keys
+        return keys
+
+    @cached_property
+    def _ngram_keys(self) -> dict[int, np.ndarray]:  # by the number of words; those of none are zeros
+        return {0: np.zeros(len(self.word_ids), dtype=np.uint64)}
+
     @cached_property
     def word_lengths(self) -> np.ndarray:  # (words,) characters
         return np.fromiter(map(len, self.words), dtype=np.int64, count=len(self.words))

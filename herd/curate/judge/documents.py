@@ -34,7 +34,7 @@ from herd.curate.filters.outliers import Outliers, WordCounts, load_counts, save
 from herd.curate.filters.text import Reason, Text, keep_lines, technical_kind
 from herd.curate.funnel import Step
 from herd.curate.judge.classifier import AnyClassifier, Classifier
-from herd.curate.judge.planted import TRIPLE, triples_of
+from herd.curate.judge.planted import TRIPLE, Stream, Written
 from herd.curate.judge.quality import quality
 from herd.curate.judge.rules import Heuristics, Quality, Rules, rules_from_json
 from herd.curate.judge.rules import Privacy as Privacy
@@ -210,7 +210,12 @@ def count_part(job: dict[str, Any]) -> dict[str, Any]:
     counted: dict[str, WordCounts] = {}
     domains = np.zeros(_DOMAIN_BUCKETS, dtype=np.uint32)
     triples: list[np.ndarray] = [np.empty(0, dtype=TRIPLE)]
+    written = Written()
+    sample = range(-job["first"] % job["every"], len(rows), job["every"]) if rules.planted.enabled else ()
     for number, row in enumerate(rows):
+        stream = Stream(row["text"], weighed_words(row["text"])) if number in sample else None
+        if stream is not None:
+            written.add(stream)
         if row["drop"] is not None or number in copies:
             continue
         domains[_domain_bucket(host(row["url"]))] += 1
@@ -220,10 +225,10 @@ def count_part(job: dict[str, Any]) -> dict[str, Any]:
             classes[knowledge.label(row["text"])[0]] += 1
         is_prose = row["kind"] != "code" and row["source"] not in options.technical_sources
         if row["language"] and is_prose and page_kind(row) not in options.exempt:
-            words = weighed_words(row["text"])
+            words = stream.words if stream is not None else weighed_words(row["text"])
             counted.setdefault(row["language"], WordCounts()).add_words(words.numbers)
             if rules.planted.enabled:
-                keys = triples_of(row["text"], words)
+                keys = (stream or Stream(row["text"], words)).triples(row["text"])
                 triples.append(np.empty(len(keys), dtype=TRIPLE))
                 triples[-1]["key"], triples[-1]["doc"] = keys, number
                 triples[-1]["site"] = zlib.crc32(row["group"].encode())
@@ -231,9 +236,11 @@ def count_part(job: dict[str, Any]) -> dict[str, Any]:
     save_counts(counted, file, domains=domains)
     shared = state / "keys" / f"{name}.triples.npy"
     save_array(np.concatenate(triples), shared)
+    files = [file, file.with_suffix(".npy"), shared, state / "keys" / f"{name}.written.npy"]
+    written.save(files[-1])
     leaks = np.array([list(ngrams), list(ngrams.values())], dtype=np.uint64)
     save_array(leaks, file.with_suffix(".npy"))
-    write_record(file.with_suffix(".json"), len(rows), [file, file.with_suffix(".npy"), shared], classes=dict(classes))
+    write_record(file.with_suffix(".json"), len(rows), files, classes=dict(classes))
     return {}
 
 

@@ -21,6 +21,7 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from herd.curate.filters.outliers import NUM_BUCKETS, WordCounts, load_counts
 from herd.curate.funnel import PHRASES, Step
 from herd.curate.judge.rules import Planted
 from herd.curate.ngrams import WORD_WEIGHT, Words, weighed_ngrams, weighed_words, word_capitals, word_spans
-from herd.curate.parts import read_table
+from herd.curate.parts import read_table, save_array
 from herd.curate.privacy.personal import mask_pii
 from herd.curate.spill import MAX_FILES, Spill, num_partitions
 from herd.log import progress
@@ -59,47 +60,64 @@ _LOW = np.uint64((1 << 24) - 1)
 _TITLED = np.uint64(0x5BD1E995_00000000)  # tells the keys of words by their capitals from those of the same words
 _GAP = 3  # words between triples of one phrase
 _WRITTEN = 1000  # documents in which is counted how words are written
+_COUNTED = np.dtype([("kind", "u1"), ("what", "<u8"), ("count", "<i8")])
+_MARK, _DOCUMENTS = 2, 3  # kinds; 0 and 1 are words with and without a capital letter
 
 
-def triples_of(text: str, words: Words) -> np.ndarray:
-    """The keys of all three words in a row, each once, (n,) uint64: 40 bits of the first two, 24 of all three."""
-    if _FILLER.search(text):
-        return np.empty(0, dtype=np.uint64)
-    return np.unique(_Stream(text, words).keys)
-
-
-class _Stream:
+class Stream:
     """A text's words and odd marks in order, and each three in a row: as they are, and again where capitals begin and
     end them."""
 
     def __init__(self, text: str, words: Words):
+        self.words = words  # without the marks
         self.capitals = word_capitals(text)
         marks = list(islice(_MARKS.finditer(text), _MAX_MARKS)) if _MARKS.search(text) else []
         self.marks = np.zeros(len(words.numbers), dtype=bool)
-        self.places = np.empty(0, dtype=np.int64)
+        self._inserted = np.empty(0, dtype=np.int64)
         if marks:
             starts = [start for start, _ in word_spans(text)]
-            self.places = np.searchsorted(starts, [mark.start() for mark in marks])
+            self._inserted = np.searchsorted(starts, [mark.start() for mark in marks])
             numbers = np.array([zlib.crc32(mark[0].encode()) for mark in marks], dtype=np.uint64) << np.uint64(32)
             words = Words(
-                np.insert(words.numbers, self.places, numbers), np.insert(words.weights, self.places, WORD_WEIGHT)
+                np.insert(words.numbers, self._inserted, numbers),
+                np.insert(words.weights, self._inserted, WORD_WEIGHT),
             )
-            self.capitals = np.insert(self.capitals, self.places, False)
-            self.marks = np.insert(self.marks, self.places, True)
-        self.numbers, self.found = words.numbers, marks
+            self.capitals = np.insert(self.capitals, self._inserted, False)
+            self.marks = np.insert(self.marks, self._inserted, True)
+        self.numbers, self.found, self._words = words.numbers, marks, words
+
+    def triples(self, text: str) -> np.ndarray:
+        """The keys of all three words in a row, each once, (n,) uint64: 40 bits of the first two, 24 of all three."""
+        return np.empty(0, dtype=np.uint64) if _FILLER.search(text) else np.unique(self._in_a_row[0])
+
+    @property
+    def keys(self) -> np.ndarray:  # (n,) uint64
+        """The key of each three words in a row."""
+        return self._in_a_row[0]
+
+    @cached_property
+    def _in_a_row(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Of each three words in a row the key, the first word, the word after the last, and whether capitals count."""
+        words = self._words
         three, ends = weighed_ngrams(words, 3)
         two, _ = weighed_ngrams(words, 2)
         keys = (two[: len(three)] & ~_LOW) | (three & _LOW)
         last = self.capitals[ends - 1] & self.capitals[: len(keys)]
-        self.titled = np.concatenate([np.zeros(len(keys), dtype=bool), np.ones(int(last.sum()), dtype=bool)])
-        self.keys = np.concatenate([keys, keys[last] ^ _TITLED])
-        self.begins = np.concatenate([np.arange(len(keys)), np.flatnonzero(last)])
-        self.ends = np.concatenate([ends, ends[last]])
+        titled = np.concatenate([np.zeros(len(keys), dtype=bool), np.ones(int(last.sum()), dtype=bool)])
+        begins = np.concatenate([np.arange(len(keys)), np.flatnonzero(last)])
+        return np.concatenate([keys, keys[last] ^ _TITLED]), begins, np.concatenate([ends, ends[last]]), titled
+
+    def places(self, keys: list[int]) -> list[tuple[int, int, bool]]:
+        """Where each of some keys stands first: its first word, the word after its last, and whether capitals count."""
+        own, begins, ends, titled = self._in_a_row
+        order = np.argsort(own, kind="stable")
+        found = order[np.searchsorted(own[order], np.array(keys, dtype=np.uint64))]
+        return list(zip(begins[found].tolist(), ends[found].tolist(), titled[found].tolist(), strict=True))
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Where words and marks stand, in characters."""
         spans = word_spans(text)
-        for mark in reversed(list(zip(self.places.tolist(), self.found, strict=True))):
+        for mark in reversed(list(zip(self._inserted.tolist(), self.found, strict=True))):
             spans.insert(mark[0], mark[1].span())
         return spans
 
@@ -223,21 +241,50 @@ class _Subjects:
         return float(both / np.sqrt(norm)) if norm else 0.0
 
 
-class _Written:
+class Written:
     """How often a sample of documents has each odd mark, each word with a capital letter, and each without."""
 
-    def __init__(self, corpus: Corpus):
+    def __init__(self):
         self.capital, self.small = np.zeros(NUM_BUCKETS, dtype=np.int64), np.zeros(NUM_BUCKETS, dtype=np.int64)
         self.marks: Counter[int] = Counter()
-        every = -(-corpus.offsets[-1] // _WRITTEN) or 1
         self.documents = 0
-        for _, text, _ in _texts(corpus, set(range(0, int(corpus.offsets[-1]), int(every)))):
-            stream = _Stream(text, weighed_words(text))
-            buckets = _buckets(stream.numbers)
-            self.capital[np.unique(buckets[stream.capitals])] += 1
-            self.small[np.unique(buckets[~stream.capitals & ~stream.marks])] += 1
-            self.marks.update(np.unique(stream.numbers[stream.marks]).tolist())
-            self.documents += 1
+
+    @staticmethod
+    def every(documents: int) -> int:
+        """One in how many documents of a corpus belongs to the sample."""
+        return -(-documents // _WRITTEN) or 1
+
+    def add(self, stream: Stream) -> None:
+        """Count a document."""
+        buckets = _buckets(stream.numbers)
+        self.capital[np.unique(buckets[stream.capitals])] += 1
+        self.small[np.unique(buckets[~stream.capitals & ~stream.marks])] += 1
+        self.marks.update(np.unique(stream.numbers[stream.marks]).tolist())
+        self.documents += 1
+
+    def save(self, path: Path) -> None:
+        """Write what was counted in one part of a corpus."""
+        rows = [
+            (kind, place, counts[place])
+            for kind, counts in enumerate((self.capital, self.small))
+            for place in np.flatnonzero(counts).tolist()
+        ]
+        rows += [(_MARK, number, count) for number, count in self.marks.items()] + [(_DOCUMENTS, 0, self.documents)]
+        save_array(np.array(rows, dtype=_COUNTED), path)
+
+    @classmethod
+    def load(cls, corpus: Corpus) -> Written:
+        """What was counted in all parts."""
+        self = cls()
+        for part in range(len(corpus.names)):
+            rows = np.load(corpus.file(part, "written.npy"))
+            for kind, counts in enumerate((self.capital, self.small)):
+                some = rows[rows["kind"] == kind]
+                counts[some["what"].astype(np.int64)] += some["count"]
+            marks = rows[rows["kind"] == _MARK]
+            self.marks.update(dict(zip(marks["what"].tolist(), marks["count"].tolist(), strict=True)))
+            self.documents += int(rows["count"][rows["kind"] == _DOCUMENTS].sum())
+        return self
 
     def rarity(self, have: np.ndarray | float, share: float) -> np.ndarray:
         """How rare what so many documents of the sample have is in those that have not the phrase."""
@@ -249,15 +296,13 @@ def _read_triples(corpus: Corpus, shared: list[_Found], subjects: dict[str, _Sub
     wanted: dict[int, list[_Found]] = defaultdict(list)
     for one in shared:
         wanted[int(one.sample[0])].append(one)
-    written = _Written(corpus)
+    written = Written.load(corpus)
     for document, text, language in _texts(corpus, wanted):
-        stream = _Stream(text, weighed_words(text))
+        stream = Stream(text, weighed_words(text))
         spans = stream.spans(text.lower()) if len(text) == len(text.lower()) else []
-        order = np.argsort(stream.keys, kind="stable")
-        for one in wanted[document] if spans else ():
-            place = order[np.searchsorted(stream.keys[order], np.uint64(one.key))]
-            begin, end = int(stream.begins[place]), int(stream.ends[place])
-            one.words, one.titled = (begin, end), bool(stream.titled[place])
+        some = wanted[document] if spans else []
+        for one, (begin, end, titled) in zip(some, stream.places([one.key for one in some]), strict=True):
+            one.words, one.titled = (begin, end), titled
             one.span = spans[begin][0], spans[end - 1][1]
             around = slice(max(0, begin - _AROUND), end + _AROUND)
             one.buckets = _buckets(stream.numbers[around][~stream.marks[around]])
@@ -267,9 +312,7 @@ def _read_triples(corpus: Corpus, shared: list[_Found], subjects: dict[str, _Sub
                 one.rarity = _rarity(one, stream, known, written, corpus)
 
 
-def _rarity(
-    one: _Found, stream: _Stream, known: list[_Subjects], written: _Written, corpus: Corpus
-) -> dict[int, float]:
+def _rarity(one: _Found, stream: Stream, known: list[_Subjects], written: Written, corpus: Corpus) -> dict[int, float]:
     """How rare each word of a triple is, by its place; nothing for names, which are seldom written small."""
     places = np.arange(*one.words)
     numbers, capitals, marks = (a[places] for a in (stream.numbers, stream.capitals, stream.marks))

@@ -94,7 +94,8 @@ def decode(content: bytes, declared: str = "") -> tuple[str, str]:
             return content[len(mark) :].decode(encoding, "replace"), encoding
     if wide := _wide(content):
         return content.decode(wide, "replace"), wide
-    if shifted := next((name for mark, name in _SHIFTS if mark in content[:100_000]), ""):
+    head = content[:100_000]
+    if b"\x1b$" in head and (shifted := next((name for mark, name in _SHIFTS if mark in head), "")):
         with suppress(UnicodeDecodeError):
             return content.decode(shifted), shifted
     try:

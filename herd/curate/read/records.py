@@ -28,7 +28,8 @@ _MEMORY_BYTES = 1 << 26  # a member that unpacks to more goes through a temporar
 _MAX_HEAD = 1 << 16
 _START = re.compile(rb"(?:\A|(?<=\n))WARC/[01]\.\d")
 _BEHIND = re.compile(rb"[\r\n]*(?:WARC/|W?A?R?C?\Z)")
-_NEXT = b"\nWARC/"
+_NEXT = b"WARC/"
+_HEAD = re.compile(rb"WARC/[01]\.\d\r?\n[\w-]{1,40}[ \t]*:")  # wherever it stands: what lies before may be cut
 _LENGTH = re.compile(rb"^content-length[ \t]*:[ \t]*(\d{1,15})[ \t]*\r?$", re.I | re.M)
 _BLANK = b"\r\n\xef\xbb\xbf"  # line breaks, and what an editor puts before a file
 _ARC_HEAD = re.compile(rb"(?:\A|(?<=\n))([a-z]{3,10}:[^\r\n]*?) ([\d.:a-f]+) (\d{14}) (\S+)(?: \S+)*? (\d{1,12})\r?\n")
@@ -252,7 +253,11 @@ def _plain(file: IO[bytes], counts: Counter) -> Iterator[tuple[int, bytes]]:
         end = _record_end(file, position, text, size)
         if end is None:
             counts["corrupt"] += 1
-            position = _next_head(file, position + 1)
+            following = _next_head(file, position + 1)
+            if record := _up_to(file, position, text, following, size):
+                counts["length of a record not as declared"] += 1
+                yield position, record
+            position = following
             continue
         file.seek(end)
         behind = file.read(80)
@@ -289,6 +294,22 @@ def _record_end(file: IO[bytes], position: int, lead: bytes, size: int, whole: b
     return end if inner is not None and end < inner <= end + 64 else None  # a length that is a little too short
 
 
+def _up_to(file: IO[bytes], position: int, lead: bytes, following: int | None, size: int) -> bytes | None:
+    """A record whose declared length is wrong, up to the next head; None where it is no record, or was cut.
+
+    One that is whole ends as all do, with two line breaks.
+    """
+    head = HEAD_END.search(lead)
+    if head is None or not _START.match(lead) or (following or size) - position > _MEMORY_BYTES:
+        return None
+    declared = _LENGTH.search(lead, 0, head.start() + 2)
+    if following is None and (declared is None or position + head.end() + int(declared[1]) > size):
+        return None  # the file breaks off
+    file.seek(position)
+    data = file.read((following or size) - position)
+    return next((data[: -len(mark)] for mark in (b"\r\n\r\n", b"\n\n") if data.endswith(mark)), None)
+
+
 def _end_of_inner(file: IO[bytes], position: int, size: int) -> int | None:
     file.seek(position)
     return _record_end(file, position, file.read(_MAX_HEAD), size, whole=False)
@@ -301,14 +322,14 @@ def _next_head(file: IO[bytes], position: int, until: int | None = None) -> int 
         file.seek(position)
         wanted = _SEARCH_BYTES if until is None else min(_SEARCH_BYTES, until + 80 - position)
         block = file.read(wanted)
-        place = block.find(_NEXT)
-        while place >= 0 and not _START.match(block[place + 1 : place + 16]):
+        place = block.find(_NEXT, 1)
+        while place >= 0 and not (_HEAD.match(block, place) or _START.match(block, place)):
             place = block.find(_NEXT, place + 1)
         if place >= 0:
-            return position + place + 1
+            return position + place
         if len(block) < _SEARCH_BYTES:
             return None
-        position += len(block) - 16
+        position += len(block) - 64
 
 
 # ---- ARC -------------------------------------------------------------------------------------------------------------

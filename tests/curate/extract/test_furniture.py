@@ -1,5 +1,8 @@
 """Kinds of pages whose text was taken for furniture, or whose furniture for text."""
 
+import json.encoder
+import pydoc
+
 from herd.curate.extract.html import html_to_text
 
 LONG = "The council voted on Tuesday to close the old bridge for repairs that will last until spring."
@@ -17,6 +20,15 @@ def test_sections_of_documentation_are_not_judged_by_ids_made_of_their_headings(
     readers = "<section id=comments><h2>Comments</h2><p>I always said that it would fall down one day.</p></section>"
     page = f"<html><body><article><h1>B</h1><p>{LONG} {LONG}</p></article>{readers}</body></html>"
     assert "I always said" not in html_to_text(page)
+
+
+def test_a_short_first_paragraph_of_code_is_what_a_page_is_about():
+    body = f"<p>{LONG} {LONG}</p>" * 3
+    about = "<table><tr><td>bees.encoder</td></tr></table><p><span class=code>Implementation of Encoder</span></p>"
+    assert "Implementation of Encoder" in html_to_text(about + body)
+    assert "Jane Doe" not in html_to_text(f"<p>By Jane Doe</p>{body}")
+    html = pydoc.HTMLDoc()
+    assert "Implementation of JSONEncoder" in html_to_text(html.page("json", html.document(json.encoder)))
 
 
 def test_sentences_about_copyright_stay_and_notes_of_rights_go():

@@ -49,6 +49,21 @@ def test_wording_that_questions_share_is_no_contamination(bench):
     assert found.find(sentence(7777, 500)) == []
 
 
+def test_what_a_question_quotes_is_no_contamination_and_the_question_with_it_is(tmp_path):
+    verse = sentence(40, 30)
+    rows = [
+        {"question": f"{sentence(41, 9)} “{verse}” {sentence(42, 6)}?"},
+        {"passage": f"“{sentence(43, 30)}”"},
+        {"question": f"{sentence(44, 9)}?", "answer": f'"{sentence(45, 30)}"'},
+    ]
+    (tmp_path / "law.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = Benchmarks(Contamination(benchmarks=[tmp_path / "law.jsonl"]))
+    assert found.find(f"{sentence(50, 20)} {verse} {sentence(51, 20)}") == []
+    assert [hit.row for hit in found.find(rows[0]["question"])] == [1]
+    assert [hit.row for hit in found.find(sentence(43, 30))] == [2]
+    assert found.find(sentence(45, 30)) == [] and [hit.row for hit in found.find(sentence(44, 9))] == [3]
+
+
 def test_short_questions_need_most_of_their_runs(bench):
     found = Benchmarks(Contamination(benchmarks=[bench[0]]))
     words = bench[1][25]["question"].split()

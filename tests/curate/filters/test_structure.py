@@ -71,6 +71,29 @@ def test_verse_is_known_by_its_lines_and_a_poem_with_a_refrain_stays():
     assert [r for r in drops(Text((VERSE + refrain) * 2, "en")) if "lines" in r] == []
 
 
+SONG = """I left my heart down by the river
+Where the water knows my name
+You came along with all that thunder
+And nothing stayed the same"""
+
+
+def test_a_song_without_marks_is_verse_and_headlines_and_menus_are_none():
+    assert is_verse(SONG.split("\n"))
+    stanzas = "\n\n".join(SONG.replace("river", place) for place in ("river", "harbor", "meadow", "river"))
+    assert drops(Text(stanzas, "en")) == []
+    assert not is_verse(["My account", "Your basket", "Contact us", "Follow us"])
+    assert not is_verse(["Storm hits the coast of Peru", "Ten dead after the fire", "Why banks cut the rates", "A win"])
+
+
+@pytest.mark.parametrize("form", ["{}: {}", "<{}> {}", "[12:04] <{}> {}", "09:15 {}: {}"])
+def test_a_chat_of_short_lines_stays_and_a_list_of_labels_is_no_chat(form):
+    lines = ["hi there", "hey you", "did it work", "no idea why", "try the new one", "ok and now", "not to me", "hm"]
+    chat = [form.format("anne" if n % 2 else "tom", f"{line} {n}") for n, line in enumerate(lines * 3)]
+    assert drops(Text("\n".join(chat), "en")) == []
+    labels = [f"{label}: 12 {n}" for n in range(20) for label in ("Price", "Size")]
+    assert running_text(labels) != "" and running_text(chat) == ""
+
+
 def test_lines_broken_at_a_width_are_one_paragraph():
     wrapped = (
         "The hive stands at the edge of the wood, and every morning the\nbees leave it with the first light of it, and"

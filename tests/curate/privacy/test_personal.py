@@ -365,3 +365,25 @@ def test_forms_of_many_countries_are_found(text):
 )
 def test_numbers_of_science_games_and_trade_stay(text):
     assert mask_pii(text)[0] == text
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("Pay to de89 3704 0044 0532 0130 00 by May", "Pay to [IBAN] by May"),
+        ("iban: gb82west12345698765432, bic x", "iban: [IBAN], bic x"),
+        ("Konto Nl91abna0417164300 from Ann", "Konto [IBAN] from Ann"),
+        (
+            "commit be71096123456769ab0 and de89370400440532013001",
+            "commit be71096123456769ab0 and de89370400440532013001",
+        ),
+        ("Write to joe @ garden.org today", "Write to email@example.com today"),
+        ("E-mail: joe@ garden.co.uk", "E-mail: email@example.com"),
+        ("Ask jane.doe @ garden.org about it", "Ask email@example.com about it"),
+        ("(joe @ garden.org)", "(email@example.com)"),
+        ("Great sale @ amazon.com this week", "Great sale @ amazon.com this week"),
+        ("Two of them @ five dollars. Then more", "Two of them @ five dollars. Then more"),
+    ],
+)
+def test_accounts_in_small_letters_and_addresses_written_with_spaces_are_masked(text, masked):
+    assert mask_pii(text)[0] == masked

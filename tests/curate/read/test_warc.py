@@ -69,7 +69,8 @@ def test_every_sound_record_is_read_after_any_number_of_damages(tmp_path_factory
     sound = {url: place for url, place in places.items() if int(url.rpartition("/")[2]) not in bad}
     assert {url: place for url, place in read.items() if url in sound} == sound
     if suffix != ".zst":  # its frames have no checksum here
-        assert read == sound and counts["corrupt"] == damages
+        assert counts["corrupt"] == damages
+        assert read == (places if suffix == "" else sound)  # up to the next head, where only the length is wrong
 
 
 @pytest.mark.parametrize(
@@ -104,6 +105,15 @@ def test_a_sound_members_bounds_are_believed_where_its_head_lies_about_its_lengt
     found, counts = pages(tmp_path, b"".join(records), ".gz")
     assert [page.content for page in found] == [BODY] * 6
     assert counts["length of a record not as declared"] == 5 and counts["corrupt"] == 0
+
+
+@pytest.mark.parametrize("lie", [b"7", b"150", b"99999999", b"-3", b"many"])
+def test_a_plain_record_of_a_wrong_length_is_read_up_to_the_next_head(tmp_path, lie):
+    plain = [gzip.decompress(warc_record(f"http://a/{i}", "2024", "text/html", BODY)) for i in range(4)]
+    wrong = plain[1].replace(b"Length: %d" % len(BODY), b"Length: " + lie)
+    found, counts = pages(tmp_path, plain[0] + wrong + plain[2] + plain[1][:-60] + plain[3], "")
+    assert [page.url[-1] for page in found] == ["0", "1", "2", "3"] and [page.content for page in found] == [BODY] * 4
+    assert counts["corrupt"] == 2 and counts["length of a record not as declared"] == 1
 
 
 def test_what_is_no_record_costs_none_of_those_around_it(tmp_path):
