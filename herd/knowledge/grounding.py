@@ -6,10 +6,14 @@ the same. Who says what is decided after the answer, by `herd.knowledge.citation
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from herd.knowledge.index import Hit, Index
+from herd.knowledge.reading import Reading, read_out
+from herd.knowledge.store import FILE
 from herd.knowledge.terms import terms
 from herd.types import Conversation, Message
 
@@ -29,17 +33,22 @@ class Found:
 
     question: str
     passages: list[Hit] = field(default_factory=list)
+    reading: Reading | None = None  # the sentence of the first passage that answers
+    beside: bool = False  # told beside the model's own words, which are not given the passages
 
 
 class Library:
     """An index, asked on behalf of a conversation.
 
+    With `beside` the model answers in its own words, as it would without, and the sentence that the program reads out
+    of the index stands beside them: for models too small to answer from passages.
+
     Raises:
         DataError: no index lies there, or it is damaged.
     """
 
-    def __init__(self, index: Index, *, limit: int = 5, least: float = LEAST_COVERED) -> None:
-        self.index, self._limit, self._least = index, limit, least
+    def __init__(self, index: Index, *, limit: int = 5, least: float = LEAST_COVERED, beside: bool = False) -> None:
+        self.index, self.beside, self._limit, self._least = index, beside, limit, least
 
     def find(self, conversation: Conversation) -> Found:
         """The passages for a conversation's last question.
@@ -49,7 +58,10 @@ class Library:
         """
         question = question_of(conversation)
         if not terms(question):
-            return Found(question)
+            return Found(question, beside=self.beside)
+        if self.beside:
+            reading = read_out(self.index, question)
+            return Found(question, [reading.hit] if reading else [], reading, beside=True)
         hits = self.index.search(question, self._limit)
         if self.index.covered(question, hits) < self._least:
             return Found(question)
@@ -82,3 +94,17 @@ def fitting(passages: Sequence[Hit], most: int, tokens: Callable[[str], int]) ->
             break
         kept.append(hit)
     return kept
+
+
+def index_beside(model: Path) -> Path | None:
+    """The index that a demo's run folder holds, or that lies beside one of its steps; None where there is none."""
+    for folder in (model, model.parent):
+        place = folder / "index" / "index"
+        try:
+            record = json.loads((folder / "index" / "run.json").read_text("utf-8"))
+            is_demos = record.get("stage") == "demo index" and record.get("state") == "finished"
+        except (OSError, ValueError, AttributeError):
+            continue
+        if is_demos and (place / FILE).is_file():
+            return place
+    return None

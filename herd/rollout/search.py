@@ -77,31 +77,32 @@ class TreeOptions:
 
 
 @dataclass(eq=False)
-class _Node:
+class Node:
     """A beginning of an answer."""
 
     text: str
     whole: bool
     value: float
-    parent: _Node | None = None
-    children: list[_Node] = field(default_factory=list)
+    parent: Node | None = None
+    children: list[Node] = field(default_factory=list)
     visits: int = 0
     total: float = 0.0
 
     def mean(self) -> float:
+        """What has come of it so far."""
         return self.total / self.visits if self.visits else self.value
 
 
-class _Tree:
+class Tree:
     """One prompt's tree."""
 
     def __init__(self, messages: Conversation, prompt: list[int]):
         self.messages, self.prompt = messages, prompt
-        self.root = _Node("", False, 0.0)
+        self.root = Node("", False, 0.0)
         self.low, self.high = math.inf, -math.inf
-        self.whole: list[_Node] = []
+        self.whole: list[Node] = []
 
-    def leaf(self, curiosity: float) -> _Node | None:
+    def leaf(self, curiosity: float) -> Node | None:
         """The beginning to go on with: down the tree, always to the child of the highest bound; None if all ended."""
         node = self.root
         while node.children:
@@ -111,26 +112,34 @@ class _Tree:
             node = max(open_ones, key=lambda child: self._bound(child, curiosity))
         return node
 
-    def _bound(self, node: _Node, curiosity: float) -> float:
+    def _bound(self, node: Node, curiosity: float) -> float:
         assert node.parent is not None
         spread = self.high - self.low
         scaled = (node.mean() - self.low) / spread if spread > 0 else 0.5
         return scaled + curiosity * math.sqrt(math.log(max(node.parent.visits, 1) + 1) / (node.visits + 1))
 
-    def grow(self, node: _Node, steps: Sequence[tuple[str, bool, float]]) -> None:
+    def grow(self, node: Node, steps: Sequence[tuple[str, bool, float]]) -> None:
         """Hang next steps (whole text, whether it ended, value) under a node, and tell all above it."""
         for text, whole, value in dict.fromkeys(steps):
-            child = _Node(text, whole, value, node)
+            child = Node(text, whole, value, node)
             node.children.append(child)
             self.low, self.high = min(self.low, value), max(self.high, value)
             if whole:
                 self.whole.append(child)
         best = max(child.value for child in node.children)
-        above: _Node | None = node
+        above: Node | None = node
         while above is not None:
             above.visits += 1
             above.total += best
             above = above.parent
+
+    def talk(self, text: str) -> Conversation:
+        """The conversation with an answer that has begun so."""
+        return [*self.messages, Message(role="assistant", content=text.strip())]
+
+    def beginning(self) -> Node:
+        """The most promising beginning."""
+        return max(_leaves(self.root), key=lambda node: node.value)
 
     def best(self) -> Found:
         """The whole answer of the highest value; where none has ended, the most promising beginning."""
@@ -151,17 +160,28 @@ def tree_search(
         RequestError: a prompt is too long.
     """
     options = options or TreeOptions()
-    trees = [_Tree(messages, engine.encode(messages)) for messages in prompts]
+    trees = [Tree(messages, engine.encode(messages)) for messages in prompts]
     with progress("search", total=options.expansions * len(trees), unit="steps") as bar:
         for turn in range(options.expansions):
             growing = [(tree, node) for tree in trees if (node := tree.leaf(options.curiosity)) is not None]
             drawn = next_steps(engine, [(tree.prompt, node.text) for tree, node in growing], options, turn)
-            talks = [_talk(tree, text) for (tree, _), steps in zip(growing, drawn) for text, _ in steps]
+            talks = [tree.talk(text) for (tree, _), steps in zip(growing, drawn) for text, _ in steps]
             values = iter(score(talks) if talks else [])
             for (tree, node), steps in zip(growing, drawn, strict=True):
                 tree.grow(node, [(text, whole, next(values)) for text, whole in steps])
             bar.advance(len(trees))
+    _end_the_open(engine, [tree for tree in trees if not tree.whole], score, options)
     return [tree.best() for tree in trees]
+
+
+def _end_the_open(engine: Engine, trees: Sequence[Tree], score: Score, options: TreeOptions) -> None:
+    """Where no answer has ended, the most promising beginning is ended: everything was not drawn for nothing."""
+    nodes = [tree.beginning() for tree in trees]
+    begun = [(tree.prompt, node.text) for tree, node in zip(trees, nodes)]
+    texts = [one for (one,) in endings(engine, begun, options, 1, options.expansions)]
+    values = score([tree.talk(text) for tree, text in zip(trees, texts)]) if texts else []
+    for tree, node, text, value in zip(trees, nodes, texts, values, strict=True):
+        tree.grow(node, [(text, True, value)])
 
 
 def next_steps(
@@ -170,6 +190,19 @@ def next_steps(
     """`width` next steps of each beginning (prompt tokens, answer so far): the answer with the step, and whether it is
     whole. `turn` makes each drawing another one.
     """
+    requests = _done(engine, step_requests(engine, begun, options, turn))
+    return [steps_in(engine, one, request, options) for one, request in zip(begun, requests, strict=True)]
+
+
+def step_requests(
+    engine: Engine,
+    begun: Sequence[tuple[list[int], str]],
+    options: TreeOptions,
+    turn: int,
+    owner: str | None = None,
+    adapter: str | None = None,
+) -> list[Request]:
+    """What draws the next steps, to be run by whoever drives the engine."""
     requests = []
     for number, (prompt, text) in enumerate(begun):
         params = SamplingParams(
@@ -179,19 +212,24 @@ def next_steps(
             n=options.width,
             seed=(options.seed * 1_000_003 + turn) * 10_007 + number,
             stop=(options.step_end,),
+            adapter=adapter,
         )
-        requests.append(engine.request([*prompt, *_encoded(engine, text)], params))
-    found = []
-    for (prompt, text), request in zip(begun, _done(engine, requests), strict=True):
-        steps = []
-        for answer in request.answers:
-            ended = bool(answer.tokens) and answer.tokens[-1] in engine.stop_ids
-            longer = text + engine.text_of(answer)
-            long = len(request.prompt) - len(prompt) + len(answer.tokens) >= options.answer_tokens
-            at_end = len(answer.tokens) < options.step_tokens  # else the step was too long, and goes on
-            steps.append((longer, True) if ended or long else (longer + options.step_end * at_end, False))
-        found.append(steps)
-    return found
+        requests.append(engine.request([*prompt, *_encoded(engine, text)], params, owner=owner))
+    return requests
+
+
+def steps_in(
+    engine: Engine, begun: tuple[list[int], str], request: Request, options: TreeOptions
+) -> list[tuple[str, bool]]:
+    """The steps that a request has drawn: the answer with each, and whether it is whole."""
+    (prompt, text), steps = begun, []
+    for answer in request.answers:
+        ended = bool(answer.tokens) and answer.tokens[-1] in engine.stop_ids
+        longer = text + engine.text_of(answer)
+        long = len(request.prompt) - len(prompt) + len(answer.tokens) >= options.answer_tokens
+        at_end = len(answer.tokens) < options.step_tokens  # else the step was too long, and goes on
+        steps.append((longer, True) if ended or long else (longer + options.step_end * at_end, False))
+    return steps
 
 
 def endings(
@@ -227,14 +265,10 @@ def _done(engine: Engine, requests: list[Request]) -> list[Request]:
     return requests
 
 
-def _talk(tree: _Tree, text: str) -> Conversation:
-    return [*tree.messages, Message(role="assistant", content=text.strip())]
-
-
-def _is_over(node: _Node) -> bool:
+def _is_over(node: Node) -> bool:
     """Whether nothing below it can be gone on with."""
     return node.whole or (bool(node.children) and all(_is_over(child) for child in node.children))
 
 
-def _leaves(node: _Node) -> list[_Node]:
+def _leaves(node: Node) -> list[Node]:
     return [leaf for child in node.children for leaf in _leaves(child)] if node.children else [node]

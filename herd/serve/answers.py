@@ -13,23 +13,25 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from starlette.background import BackgroundTask
 
-from herd.errors import DataError, RequestError
+from herd.errors import RequestError
 from herd.infer.request import Piece
 from herd.infer.request import Request as EngineRequest
 from herd.knowledge.grounding import NOT_FOUND, Found
 from herd.knowledge.index import Hit
-from herd.serve.effort import EFFORT_FIELDS, Vote
+from herd.serve.effort import EFFORT_FIELDS, TREE_WIDTH, Choice, talk_of
 from herd.serve.errors import ApiError
 from herd.serve.memory import give_back
 from herd.serve.models import Model
-from herd.serve.prompts import encode, longest
+from herd.serve.prompts import encode
 from herd.serve.record import RequestRecord
 from herd.serve.replies import Counts, Dialect, Reply, num_tokens, written
 from herd.serve.rounds import Rounds, guarded, own_names, with_own_tools
+from herd.serve.search import Search
 from herd.serve.services import Services
 from herd.serve.speech import Speech, parts_of
 from herd.serve.streams import EventStream
 from herd.serve.streams import gone as client_gone
+from herd.serve.thinker import Thinker
 from herd.serve.tools import CallReader, Part
 from herd.serve.turn import Refused, Turn
 from herd.serve.worker import PieceRelay
@@ -54,9 +56,9 @@ async def answer(services: Services, model: Model, http: Request, body: Dialect)
     turn = replace(with_own_tools(turn, services.tools), owner=record.owner, request=record.id)
     refusal: Refused | None = None
     found: Found | None = None
-    vote = services.effort.vote(turn) if services.effort is not None else None
-    if vote is not None:
-        turn, record.unheeded = vote.drawn(turn), [name for name in record.unheeded if name not in EFFORT_FIELDS]
+    choice = services.effort.choice(turn) if services.effort is not None else None
+    if choice is not None:
+        turn, record.unheeded = choice.drawn(turn), [name for name in record.unheeded if name not in EFFORT_FIELDS]
     if turn.tools and not await asyncio.to_thread(tells_tools, model.engine.tokenizer):
         record.unheeded = [*record.unheeded, "tools"]
     try:
@@ -73,13 +75,13 @@ async def answer(services: Services, model: Model, http: Request, body: Dialect)
             model.engine,
             turn.params,
             gone,
-            lambda: _requests(services, model, body, turn, relay, record.owner),
+            lambda: services.requests(model, body.field_of, turn, relay, record.owner),
         )
         record.prompt_tokens = sum(len(request.prompt) for request in requests)
         if services.keep_text:
             record.asked = turn.inputs
         reply = body.reply(model, turn, [request.prompt for request in requests])
-        run = _Run(services, model, requests, relay, body, reply, record, vote)
+        run = _Run(services, model, requests, relay, body, reply, record, choice)
         if refusal is not None:
             run.refuse(refusal)
         elif found is not None:
@@ -110,12 +112,12 @@ class _Run:
         body: Dialect,
         reply: Reply,
         record: RequestRecord,
-        vote: Vote | None = None,
+        choice: Choice | None = None,
     ) -> None:
         self.body = body
         self.requests, self.reply, self.record = list(requests), reply, record
         self.seconds = services.limits.timeout_seconds
-        self._services, self._engine, self._relay, self._vote = services, model.engine, relay, vote
+        self._services, self._engine, self._relay, self._choice = services, model.engine, relay, choice
         self._until = asyncio.get_running_loop().time() + self.seconds
         self._gone = False
         self._instead: str | None = None  # of a word from the model: why an answer ends before it begins
@@ -128,6 +130,7 @@ class _Run:
         self._notes: dict[int, list[Part]] = {}  # what tools did, not yet passed on
         self._latest: dict[int, EngineRequest] = {}  # by which an answer goes on behind its tools
         self._over: set[int] = set()  # answers whose end was passed on
+        self._thinker = Thinker(model.engine, services.limits, self.reply.turn, requests[0])
         self._fault: Exception | None = None
 
     def refuse(self, refused: Refused) -> None:
@@ -139,14 +142,17 @@ class _Run:
     def answer_from(self, found: Found) -> None:
         """The answer is given from passages of the documents, or declined where they have none."""
         self._found = found
-        if not found.passages:
+        if not found.passages and not found.beside:
             self._instead = "stop"
 
     def _speech(self) -> Speech:
         turn = self.reply.turn
         filters = [guard.after(turn) for guard in self._services.guards]
         tags = [self._special[name] for name in _CALL_TOKENS if name in self._special]
-        return Speech(self._reader(), filters, tags=tags, own=own_names(turn, self._services.tools))
+        thoughts = self._thinker.reader()
+        judged = [guard.after(turn) for guard in self._services.guards] if thoughts is not None else []
+        own = own_names(turn, self._services.tools)
+        return Speech(self._reader(), filters, tags=tags, own=own, thoughts=thoughts, judged_thoughts=judged)
 
     def _reader(self) -> CallReader | None:
         turn = self.reply.turn
@@ -174,6 +180,10 @@ class _Run:
             yield told
             return
         quiet = self._services.limits.keep_alive_seconds
+        if self._choice is not None and self._choice.how == "tree":
+            async for told in self._searched(self._choice, quiet):
+                yield told
+            return
         batches = self._relay.pieces(self._services.worker, self._engine, self.requests, self._until, quiet)
         try:
             async with aclosing(batches):
@@ -190,13 +200,38 @@ class _Run:
             for task in self._at_work:
                 task.cancel()
 
+    async def _searched(self, choice: Choice, quiet: float) -> AsyncGenerator[list[tuple[int, list[Part], Piece]]]:
+        """The answer that a search over steps finds."""
+        assert choice.judge is not None
+        owner = None if self._services.limits.share_prefixes else self.record.owner
+        search = Search(self._services.worker, self._engine, self._until, owner)
+        talk, (speech,) = talk_of(self.reply.turn), self.answers
+        run = search.run(self.requests[0], talk, choice.judge, answers=choice.count, width=TREE_WIDTH)
+        task = asyncio.create_task(run)
+        try:
+            while not (await asyncio.wait({task}, timeout=min(quiet, 1.0)))[0]:
+                if self._gone:
+                    speech.take(Piece(0, "", (), (), "cancelled"))
+                    return
+                yield []
+            found = task.result()
+        finally:
+            task.cancel()
+        ended = "stop" if found.is_whole else "length"
+        parts = await asyncio.to_thread(speech.take, Piece(0, found.text, (), (), ended))
+        speech.num_tokens, speech.votes = found.num_tokens, {"answers": found.num_answers}
+        yield [(0, parts, Piece(0, "", (), (), speech.finish_reason))]
+
     async def _take(self, index: int, piece: Piece) -> tuple[int, list[Part], Piece] | None:
         """What a client is told of a piece; where its answer calls tools of the server's, they begin to run."""
         speech = self.answers[index]
         if index in self._over:
             return None
+        piece, goes_on = self._thinker.seen(index, piece, speech)
         judged = self._services.guards and piece.text + (piece.finish_reason or "")
         told = await asyncio.to_thread(speech.take, piece) if judged else speech.take(piece)
+        if goes_on and speech.finish_reason is None:
+            told += await self._answer_now(index, speech)
         parts = self._notes.pop(index, []) + told
         if speech.own_calls and piece.finish_reason and not speech.finish_reason:
             self._relay.hold(1)
@@ -206,10 +241,29 @@ class _Run:
         if speech.finish_reason:
             self._over.add(index)
         if speech.finish_reason and (passages := self._passages(index)):
-            parts += await asyncio.to_thread(speech.cite, passages)
+            reading = self._found.reading if self._found is not None else None
+            parts += await asyncio.to_thread(speech.cite, passages, reading.text if reading else None)
         if piece.finish_reason != speech.finish_reason:  # as the client sees it
             piece = replace(piece, finish_reason=speech.finish_reason)
         return index, parts, piece
+
+    async def _answer_now(self, index: int, speech: Speech) -> list[Part]:
+        """Let an answer go on that stopped at the bound of thoughts; one that still thinks is made to end that."""
+        words, prompt = self._thinker.continued(index, self.requests[index // self._n].prompt, speech)
+        told = speech.take(Piece(index, words, (), (), None)) if words else []
+        left = max(self._thinker.most - speech.num_tokens, 1)
+        await self._go_on(index, prompt, left)
+        return told
+
+    async def _go_on(self, index: int, prompt: list[int], max_tokens: int) -> None:
+        first = self.requests[index // self._n]
+        params = replace(first.params, n=1, best_of=None, max_tokens=max_tokens, prompt_logprobs=None)
+        owner = None if self._services.limits.share_prefixes else self.record.owner
+        listener = self._relay.listener(index)
+        request = await asyncio.to_thread(self._engine.request, prompt, params, listener, owner=owner)
+        self.requests.append(request)
+        self._latest[index] = request
+        self._relay.go_on(request)
 
     def _passages(self, index: int) -> list[Hit]:
         if index in self._rounds:
@@ -226,7 +280,7 @@ class _Run:
         self._relay.hold(-1)
 
     async def _next_round(self, index: int) -> None:
-        speech, turn, first = self.answers[index], self.reply.turn, self.requests[index // self._n]
+        speech, turn = self.answers[index], self.reply.turn
         if index not in self._rounds:
             talk = cast("list[Message]", turn.inputs[index // self._n])
             services = self._services
@@ -241,7 +295,7 @@ class _Run:
             speech.refuse(refused)
             goes_on = False
         speech.next_round(self._reader())
-        left = first.params.max_tokens - speech.num_tokens
+        left = self._thinker.most - speech.num_tokens
         prompt = await asyncio.to_thread(
             encode, self._engine, turn, rounds.talk, builtin=own_names(turn, self._services.tools)
         )
@@ -249,14 +303,8 @@ class _Run:
         if self._gone or not goes_on or min(left, room) < 1:
             self._end(index, "cancelled" if self._gone else "length")
             return
-        params = replace(first.params, n=1, best_of=None, max_tokens=min(left, room), prompt_logprobs=None)
-        owner = None if self._services.limits.share_prefixes else self.record.owner
-        listener = self._relay.listener(index)
-        request = await asyncio.to_thread(self._engine.request, prompt, params, listener, owner=owner)
         self.record.prompt_tokens += len(prompt)
-        self.requests.append(request)
-        self._latest[index] = request
-        self._relay.go_on(request)
+        await self._go_on(index, prompt, min(left, room))
 
     def _note(self, index: int, parts: list[Part]) -> None:
         self._notes.setdefault(index, []).extend(parts)
@@ -291,19 +339,21 @@ class _Run:
                 raise ApiError(499, "The client closed the connection.", code="gone")
             raise ApiError(503, "The server is stopping; this answer was not finished.", code="stopping")
         self._echo()
-        self._choose()
+        await self._choose()
         await self.reply.keep(self.answers, self._counts)
         if sum(len(answer.logprobs) for answer in self.answers) <= _FEW_SCORES:
             return JSONResponse(self.reply.whole(self.answers, self._counts))
         text = await asyncio.to_thread(lambda: "".join(written(self.reply.whole(self.answers, self._counts))))
         return Response(text, media_type="application/json", background=BackgroundTask(give_back))
 
-    def _choose(self) -> list[tuple[int, list[Part], Piece]]:
-        """Of answers that were drawn for a vote the chosen one stays; what is told of it."""
-        if self._vote is None:
+    async def _choose(self) -> list[tuple[int, list[Part], Piece]]:
+        """Of answers that were drawn to choose among the chosen one stays; what is told of it."""
+        if self._choice is None:
             return []
-        speech = self._vote.chosen(self.answers)
-        self.answers = [speech]
+        if len(self.answers) > 1:
+            talk = talk_of(self.reply.turn)
+            self.answers = [await asyncio.to_thread(self._choice.chosen, self.answers, talk)]
+        (speech,) = self.answers
         return [(0, parts_of(speech), Piece(0, "", (), (), speech.finish_reason))]
 
     @property
@@ -327,19 +377,19 @@ class _Run:
         """Server-sent events, as the dialect writes them."""
         reply = self.reply
         try:
-            for index in range(1 if self._vote else len(self.answers)):
+            for index in range(1 if self._choice else len(self.answers)):
                 for chunk in reply.opening(index, index // self._n):
                     yield reply.written(chunk)
             async with aclosing(self._steps()) as steps:
                 async for told in steps:
-                    if text := "" if self._vote else self._chunks(told):
+                    if text := "" if self._choice else self._chunks(told):
                         yield text
                     elif not told:
                         yield ": nothing yet\n\n"
             if self._was_cut:
                 yield reply.failure(503, "The server is stopping; this answer was cut.", code="stopping")
                 return
-            for chosen in self._choose():
+            for chosen in await self._choose():
                 yield self._chunks([chosen])
             await reply.keep(self.answers, self._counts)
             for event in reply.closing(self.answers, self._counts):
@@ -388,22 +438,3 @@ def _turn(body: Dialect) -> Turn:
         return body.turn()
     except RequestError as error:
         raise ApiError(400, str(error), param=body.field_of(str(error))) from None
-
-
-def _requests(
-    services: Services, model: Model, body: Dialect, turn: Turn, relay: PieceRelay, owner: str | None
-) -> list[EngineRequest]:
-    """Encode and check every prompt of a body before any of them runs."""
-    engine, requests = model.engine, []
-    owner = None if services.limits.share_prefixes else owner
-    for number, item in enumerate(turn.inputs):
-        try:
-            prompt = encode(engine, turn, item, builtin=own_names(turn, services.tools))
-            max_tokens = longest(engine, services.limits, len(prompt), turn)
-            params = replace(turn.params, max_tokens=max_tokens, adapter=model.adapter)
-            requests.append(engine.request(prompt, params, relay.listener(number * params.n), owner=owner))
-        except (RequestError, DataError) as error:
-            too_long = "context" in str(error)
-            code = "context_length_exceeded" if too_long else None
-            raise ApiError(400, str(error), param=body.field_of(str(error)), code=code) from None
-    return requests

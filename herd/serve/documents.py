@@ -53,6 +53,7 @@ class AnswerMessage(BaseModel):
     content: str | None
     refusal: str | None
     tool_calls: list[Call] | None = None
+    reasoning_content: str | None = None
     tool_trace: list[dict[str, Any]] | None = None
     annotations: list[dict[str, Any]] | None = None
     documents: dict[str, Any] | None = None

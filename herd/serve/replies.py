@@ -133,6 +133,8 @@ def cited_fields(cited: Cited) -> dict[str, Any]:
     """An answer's citations as OpenAI writes them in a chat, and the passages they are of; counted in characters."""
     found: dict[str, Any] = {"annotations": []}
     found["documents"] = {"passages": passages_of(cited.passages), "unsupported": unsupported_of(cited, cited.start)}
+    if cited.read_out is not None:
+        found["documents"]["read_out"] = {"text": cited.read_out, "quote": cited.read_out, "passage": 1}
     for one, hit in supported_by(cited):
         start, end = span_of(one, cited.start)
         place = {"start_index": start, "end_index": end, "title": hit.source, "url": address_of(hit)}

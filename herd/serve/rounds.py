@@ -165,7 +165,7 @@ async def with_documents(
         for guard in inspectors:
             hits[number] = replace(hit, text=await guard.data(hits[number].text, "documents"))
     found = replace(found, passages=hits)
-    return (replace(turn, inputs=[grounded(talk, hits)]) if hits else turn), found
+    return (replace(turn, inputs=[grounded(talk, hits)]) if hits and not found.beside else turn), found
 
 
 async def guarded(guards: Sequence[Guard], engine: Engine, turn: Turn) -> Turn:

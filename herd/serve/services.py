@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from herd.errors import DataError, RequestError
 from herd.infer.engine import Engine
+from herd.infer.request import Request as EngineRequest
 from herd.knowledge.grounding import Found, Library
 from herd.serve.attachments import with_files
 from herd.serve.effort import Effort
+from herd.serve.errors import ApiError
 from herd.serve.files import FileStore
 from herd.serve.limits import Admission, Limits
-from herd.serve.prompts import encode
+from herd.serve.models import Model
+from herd.serve.prompts import encode, longest
 from herd.serve.rounds import own_names, with_documents, with_own_tools
+from herd.serve.thinker import first_bound
 from herd.serve.trials import Trials
 from herd.serve.turn import Budget, Guard, Tool, Turn
-from herd.serve.worker import Worker
+from herd.serve.worker import PieceRelay, Worker
 from herd.tokenizer.toolcalls import CODE_INTERPRETER
 
 
@@ -58,3 +63,24 @@ class Services:
         """
         turn, _ = await self.with_what_it_needs(replace(with_own_tools(turn, self.tools), owner=owner), engine)
         return len(await asyncio.to_thread(encode, engine, turn, turn.inputs[0], builtin=own_names(turn, self.tools)))
+
+    def requests(
+        self, model: Model, field_of: Callable[[str], str], turn: Turn, relay: PieceRelay, owner: str | None
+    ) -> list[EngineRequest]:
+        """Encode and check every prompt of a turn before any of them runs.
+
+        Raises:
+            ApiError: 400, one does not fit; `field_of` says which field a refusal is about.
+        """
+        engine, requests = model.engine, []
+        owner = None if self.limits.share_prefixes else owner
+        for number, item in enumerate(turn.inputs):
+            try:
+                prompt = encode(engine, turn, item, builtin=own_names(turn, self.tools))
+                most = first_bound(engine, turn, longest(engine, self.limits, len(prompt), turn))
+                params = replace(turn.params, max_tokens=most, adapter=model.adapter)
+                requests.append(engine.request(prompt, params, relay.listener(number * params.n), owner=owner))
+            except (RequestError, DataError) as error:
+                code = "context_length_exceeded" if "context" in str(error) else None
+                raise ApiError(400, str(error), param=field_of(str(error)), code=code) from None
+        return requests

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from herd.infer.request import Piece
 from herd.knowledge.citations import cite
 from herd.knowledge.index import Hit
-from herd.serve.tools import Begun, Call, CallReader, Cited, Ended, Grown, Part, Ran, Running, Use, Words
+from herd.serve.thoughts import ThoughtReader
+from herd.serve.tools import Begun, Call, CallReader, Cited, Ended, Grown, Part, Ran, Running, Thought, Use, Words
 from herd.serve.turn import CallFilter, Filter, Refused
 from herd.types import TokenLogprob
 
@@ -36,8 +37,10 @@ class Speech:
         *,
         tags: Collection[int] = (),
         own: Collection[str] = (),
+        thoughts: ThoughtReader | None = None,
+        judged_thoughts: Sequence[Filter] = (),
     ) -> None:
-        self.text, self.num_tokens = "", 0
+        self.text, self.thought, self.num_tokens = "", "", 0
         self.calls: list[Call] = []
         self.uses: list[Use] = []  # of the server's own tools
         self.order: list[str | Call | Use] = []  # texts, calls and uses as they followed one another
@@ -51,6 +54,7 @@ class Speech:
         self.own_calls: list[Call] = []
         self.round_text = ""  # what was said since the last round
         self._reader, self._filters = reader, filters
+        self._thoughts, self._judged = thoughts, judged_thoughts
         self._tags, self._own = frozenset(tags), frozenset(own)
 
     def take(self, piece: Piece) -> list[Part]:
@@ -60,17 +64,44 @@ class Speech:
         self.num_tokens += len(piece.tokens)
         self.logprobs += piece.logprobs
         self.stop = piece.stop
-        parts: list[Part] = [Words(piece.text)] if piece.text else []
+        text, thought = piece.text, list[Part]()
+        if self._thoughts is not None:
+            text, thought = self._without_thought(text, is_last=bool(piece.finish_reason))
+            if self.finish_reason is not None:
+                return thought
+        parts: list[Part] = [Words(text)] if text else []
         if self._reader is not None:
             tag = not self._tags.isdisjoint(piece.tokens)
-            parts = self._reader.push(piece.text, tag=tag)
+            parts = self._reader.push(text, tag=tag)
             if piece.finish_reason:
                 parts += self._reader.finish(cut=piece.finish_reason == "length")
         self.own_calls += [part.call for part in parts if isinstance(part, Begun) and part.call.name in self._own]
-        told = self._passed([part for part in parts if not self._is_own(part)])
+        told = thought + self._passed([part for part in parts if not self._is_own(part)])
         if piece.finish_reason and not self.finish_reason:
             self._end(piece.finish_reason, told)
         return told
+
+    @property
+    def is_thinking(self) -> bool:
+        """It has begun a thought and not ended it."""
+        return self._thoughts is not None and self._thoughts.state == "thought"
+
+    def _without_thought(self, text: str, *, is_last: bool) -> tuple[str, list[Part]]:
+        """The answer's part of a piece of text, and what is told of the thought's."""
+        assert self._thoughts is not None
+        thought, text = self._thoughts.push(text)
+        if is_last:
+            more, rest = self._thoughts.finish()
+            thought, text = thought + more, text + rest
+        try:
+            for one in self._judged:
+                thought = one.push(thought) if thought else ""
+                thought += one.finish() if not self.is_thinking or is_last else ""
+        except Refused as refusal:
+            self.refuse(refusal)
+            return "", []
+        self.thought += thought
+        return text, [Thought(thought)] if thought else []
 
     def refuse(self, refused: Refused) -> None:
         """End it with a guard's words."""
@@ -92,12 +123,12 @@ class Speech:
         self.finish_reason, self.cited = "stop", Cited(0, (), ())
         return [*self._noted(words), self.cited]
 
-    def cite(self, passages: Sequence[Hit]) -> list[Part]:
+    def cite(self, passages: Sequence[Hit], read_out: str | None = None) -> list[Part]:
         """Hold the last text of an answer that has ended against the passages it was given."""
         text = self.order[-1] if self.order else ""
         if self.finish_reason not in ("stop", "length") or not text or not isinstance(text, str):
             return []
-        self.cited = Cited(len(self.text) - len(text), cite(text, passages), passages)
+        self.cited = Cited(len(self.text) - len(text), cite(text, passages), passages, read_out)
         return [self.cited]
 
     def next_round(self, reader: CallReader | None) -> None:
@@ -183,7 +214,7 @@ class Speech:
 
 def parts_of(speech: Speech) -> list[Part]:
     """All that is told of an answer that is done, at once."""
-    parts: list[Part] = []
+    parts: list[Part] = [Thought(speech.thought)] if speech.thought else []
     for one in speech.order:
         match one:
             case str():

@@ -38,6 +38,12 @@ class Words(NamedTuple):
     text: str
 
 
+class Thought(NamedTuple):
+    """What the model thinks before it answers."""
+
+    text: str
+
+
 class Begun(NamedTuple):
     """A call begins: its name is known."""
 
@@ -86,9 +92,10 @@ class Cited(NamedTuple):
     start: int  # of the text, in characters of the whole answer
     citations: Sequence[Citation]
     passages: Sequence[Hit]
+    read_out: str | None = None  # the sentence of the first passage that answers by itself
 
 
-Part = Cited | Words | Begun | Grown | Ended | Running | Ran
+Part = Cited | Thought | Words | Begun | Grown | Ended | Running | Ran
 
 _FENCE = re.compile(r"```(?:json|python|tool_call|tool_code|tool)?\s*")
 _FENCES = ("```json", "```python", "```tool_call", "```tool_code")

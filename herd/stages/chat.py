@@ -16,7 +16,7 @@ from herd.config import settings
 from herd.errors import RequestError
 from herd.infer.settings import EngineSettings
 from herd.serve.terminal.session import answer_lines, converse, history_file, leave_when_told, line_editing
-from herd.serve.terminal.speaker import open_speaker
+from herd.serve.terminal.speaker import documents_beside, open_speaker
 from herd.serve.terminal.talk import Speaker, Talk
 from herd.types import SamplingParams
 
@@ -41,6 +41,8 @@ class ChatSettings:
     """The same seed gives the same answers."""
     json: bool = False
     """Where standard input is not a terminal: one JSON string a line, so that answers may hold line breaks."""
+    beside: bool = True
+    """At a terminal, tell what the index beside a demo's model holds, beside the model's own words."""
     history: bool = True
     """Remember what was typed for the next time (arrow up), in a file that only you can read."""
     device: str = "cpu"
@@ -63,7 +65,8 @@ def run(settings: ChatSettings) -> int:
     for stream, way in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=way)  # what is no text is told of, line by line; what cannot be written is a "?"
-    talk = Talk(_speaker(settings, params), params, settings.system)
+    beside = documents_beside(settings.path) if settings.beside and sys.stdin.isatty() else None
+    talk = Talk(_speaker(settings, params), params, settings.system, beside=beside)
     if not sys.stdin.isatty():
         return answer_lines(talk, as_json=settings.json)
     leave_when_told()

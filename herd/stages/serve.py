@@ -14,7 +14,7 @@ from typing import Literal
 from herd.config import settings
 from herd.errors import ConfigError
 from herd.infer.settings import EngineSettings
-from herd.knowledge.grounding import Library
+from herd.knowledge.grounding import Library, index_beside
 from herd.knowledge.index import Index
 from herd.log import say
 from herd.safety.opened import open_any_guard
@@ -23,6 +23,7 @@ from herd.serve.codes import CodeWatch
 from herd.serve.effort import Effort
 from herd.serve.files import FileStore
 from herd.serve.journal import Journal
+from herd.serve.judges import open_judge
 from herd.serve.keys import check_keys, read_keys
 from herd.serve.memory import use_one_pool
 from herd.serve.server import LOOPBACK, announce, begin_to_listen, bound, open_engines, serve, settle
@@ -75,12 +76,18 @@ class ServeSettings:
     """MCP servers whose tools run here, by names of yours: a command, or an address (http://host/mcp)."""
     documents: Path | None = None
     """Index of your own files (`herd index`): answers are given from it and cite it, where no tool looks into it."""
+    beside: bool = True
+    """Look into the index that lies beside a demo's model, and tell what it holds beside the model's own words."""
     search: str | None = None
     """Search engine for the tool `search`, answering in JSON: http://host/search?format=json&q={query}."""
     effort: dict[str, int] | None = None
     """Answers that a vote chooses among, by a request's word: effort.high=8. Without it such words have no effect."""
     vote: Literal["number", "mathematics", "words"] = "number"
     """What makes two answers of such a vote one: their last number, final expression, or words."""
+    choose: Literal["vote", "best", "weighted", "tree"] = "vote"
+    """Of such answers what most say, the best by `judge`, a vote that it weighs; or a tree of steps that it judges."""
+    judge: Path | None = None
+    """Reward model, or Python file with `score(messages, answer)`, for `choose`."""
     engine: EngineSettings = EngineSettings()
     """How each model is run."""
     toolbox: ToolSettings = ToolSettings()
@@ -106,6 +113,10 @@ class ServeSettings:
         for word, count in (self.effort or {}).items():
             if not 1 <= count <= 128:
                 raise ValueError(f"effort.{word}: expected 1 to 128 answers")
+        if (self.choose == "vote") != (self.judge is None):
+            raise ValueError("choose=best, weighted and tree need judge=, and a plain vote has no use for it")
+        if self.judge is not None and not self.effort:
+            raise ValueError("judge: say for which words more answers are drawn, effort.high=8")
         if not 0 <= self.port <= 65535:
             raise ValueError("port must be from 0 to 65535")
 
@@ -123,9 +134,10 @@ def run(settings: ServeSettings) -> None:
     watch = Watch(guards, settings.log.verdicts) if guards or settings.shield else None
     shields = [CodeWatch(watch, settings.shield)] if watch is not None and settings.shield else []
     tracing = Tracing() if settings.log.traces else None
-    index = Index(settings.documents) if settings.documents is not None else None
+    index, library = _library(settings)
     tools = open_tools(settings.tools or (), settings.toolbox, index=index, search=settings.search, mcp=settings.mcp)
     looks = not {"documents", "search"}.isdisjoint(settings.tools or ())
+    judge = open_judge(settings.judge) if settings.judge is not None else None
     listener = bound(settings.host, settings.port)
     engines = open_engines(paths, settings.engine, settings.device, dtype=settings.dtype, quantize=settings.quantize)
     for name, folder in (settings.adapters or {}).items():
@@ -141,9 +153,9 @@ def run(settings: ServeSettings) -> None:
         guards=shields,
         own_tools=tools,
         budget=Budget(settings.toolbox.calls, settings.toolbox.seconds, settings.toolbox.characters),
-        library=Library(index) if index is not None else None,
-        from_library=index is not None and not looks,
-        effort=Effort(settings.effort, settings.vote) if settings.effort else None,
+        library=library,
+        from_library=library is not None and not looks,
+        effort=Effort(settings.effort, settings.vote, settings.choose, judge) if settings.effort else None,
         files=FileStore(settings.limits.for_files()),
         store=store,
         origins=settings.origins or (),
@@ -156,6 +168,19 @@ def run(settings: ServeSettings) -> None:
         say(f"tools that run here: {', '.join(tool.function['name'] for tool in tools)}")
     announce(engines, settings.host, listener.getsockname()[1], is_open=is_open)
     serve(app, listener, settings.limits.door(), settings.limits.drain_seconds)
+
+
+def _library(settings: ServeSettings) -> tuple[Index | None, Library | None]:
+    """The index that is named, or that lies beside a demo's model: what it holds is told beside the model's words."""
+    if settings.documents is not None:
+        index = Index(settings.documents)
+        return index, Library(index)
+    place = index_beside(settings.path[0]) if settings.beside else None
+    if place is None:
+        return None, None
+    say(f"documents: what {place} holds is told beside the model's own words (beside=false: not)")
+    index = Index(place)
+    return index, Library(index, beside=True)
 
 
 def _named(settings: ServeSettings) -> dict[str, Path]:

@@ -9,9 +9,10 @@ import openai
 import pytest
 
 from herd.knowledge.build import index_folder
-from herd.knowledge.grounding import NOT_FOUND, Library
+from herd.knowledge.grounding import NOT_FOUND, Library, index_beside
 from herd.knowledge.index import Index
 from herd.serve.app import create_app
+from herd.serve.terminal.speaker import documents_beside
 from herd.toolbox.library import Documents
 from tests.serve.conftest import chat_engine, listening
 from tests.serve.scripts import scripted
@@ -103,3 +104,30 @@ def test_passages_that_a_tool_found_are_cited_too(index):
     with scripted(call, ANSWER, own_tools=[Documents(index)]) as (url, _):
         said = client(url).chat.completions.create(model="tiny", messages=ASK).choices[0].message
     assert said.tool_trace[0]["output"].startswith("[1] rules.md") and len(said.annotations) == 1
+
+
+def test_beside_a_small_models_own_words_stands_what_the_documents_say(index):
+    with scripted("Keys are round.", library=Library(index, beside=True), from_library=True) as (url, script):
+        here = client(url).chat.completions
+        whole = here.create(model="tiny", messages=[{"role": "user", "content": "What does who loses a key pay?"}])
+        other = here.create(model="tiny", messages=[{"role": "user", "content": "Which zeppelin crossed it?"}])
+    assert "forty euros" not in script.prompts[0] and whole.choices[0].message.content == "Keys are round."
+    found = whole.choices[0].message.documents
+    assert found["read_out"]["text"] == found["passages"][0]["text"] == "Who loses a key pays forty euros."
+    assert other.choices[0].message.content == "Keys are round." and not hasattr(other.choices[0].message, "documents")
+
+
+def test_a_demos_index_is_found_beside_its_models_and_no_other(tmp_path):
+    (tmp_path / "demo/dpo").mkdir(parents=True)
+    (tmp_path / "demo/index").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/a.md").write_text("Keys cost forty euros.")
+    index_folder(tmp_path / "notes", tmp_path / "demo/index/index")
+    assert index_beside(tmp_path / "demo") is None
+    (tmp_path / "demo/index/run.json").write_text(json.dumps({"stage": "demo index", "state": "finished"}))
+    for model in ("demo", "demo/dpo"):
+        assert index_beside(tmp_path / model) == tmp_path / "demo/index/index"
+    assert index_beside(tmp_path) is None
+    told = documents_beside(str(tmp_path / "demo"))
+    assert told is not None and told("What do keys cost?") == "Keys cost forty euros.\n    a.md · line 1"
+    assert told("Which zeppelin?") is None and documents_beside("http://localhost:1") is None

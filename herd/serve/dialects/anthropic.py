@@ -16,122 +16,20 @@ from pydantic import Field, model_validator
 from herd.errors import DataError, RequestError
 from herd.infer.request import Piece
 from herd.serve.answers import answer
-from herd.serve.attachments import attached_file
-from herd.serve.body import MAX_MESSAGES, MAX_STOPS, SHORT_STOPS, Name, NoEffect, OnlyEmpty, Open, Strict
+from herd.serve.body import MAX_MESSAGES, MAX_STOPS, SHORT_STOPS, Name, OnlyEmpty, Open, Strict
+from herd.serve.dialects.blocks import AnthropicTurn, Blocks, text_of
 from herd.serve.documents import REFUSALS, AnthropicMessage, TokenCount, streamed
 from herd.serve.errors import ApiError, as_anthropic, error_object
 from herd.serve.forms import MAX_TOOLS, Choice, Talk
-from herd.serve.messages import CalledFunction, said
 from herd.serve.models import Model, Models
 from herd.serve.reading import Apart
 from herd.serve.replies import Counts, Event, Reply, address_of, num_tokens, supported_by
 from herd.serve.services import Services
 from herd.serve.speech import Speech
-from herd.serve.tools import Begun, Call, Cited, Ended, Grown, Part, Ran, Running, Use, Words
+from herd.serve.tools import Begun, Call, Cited, Ended, Grown, Part, Ran, Running, Thought, Use, Words
 from herd.serve.turn import Refused, Turn
 from herd.serve.unheeded import Unheeded
-from herd.types import AttachedFile, Conversation, Message, SamplingParams
-
-_TEXT, _THOUGHT = "text", ("thinking", "redacted_thinking")
-_FILES = {"document": "source", "container_upload": "file_id"}
-_USED = ("mcp_tool_use", "mcp_tool_result")  # by the server itself, for an earlier answer: not told again
-
-
-class Source(Open):
-    """Where a document's contents are: here as text or in base64, or under the id of a file."""
-
-    type: str | None = None
-    media_type: NoEffect = None
-    data: str | None = None
-    file_id: str | None = Field(None, max_length=100)
-    content: str | Annotated[list[Block], Field(max_length=MAX_MESSAGES, fail_fast=True)] | None = None
-
-    def as_file(self, title: str | None) -> AttachedFile:
-        """The file.
-
-        Raises:
-            ValueError: it is not there, or no base64.
-        """
-        if self.type not in ("text", "base64", "file", "content"):
-            raise ValueError("needs a source of type text, base64, file or content")
-        if self.type in ("text", "content"):
-            text = self.data if self.type == "text" else text_of(self.content)
-            return AttachedFile(name=f"{title or 'document'}.txt", data=(text or "").encode())
-        return attached_file(id=self.file_id, data=self.data, name=title or "document.pdf")
-
-
-class Block(Open):
-    """A part of a message: a text, a file, a call (`tool_use`), what a tool answered (`tool_result`)."""
-
-    type: str
-    text: str | None = None
-    name: str | None = Field(None, max_length=256)
-    input: dict[str, Any] | None = None
-    tool_use_id: str | None = None
-    content: str | Annotated[list[Block], Field(max_length=MAX_MESSAGES, fail_fast=True)] | None = None
-    source: Source | None = None
-    title: str | None = Field(None, max_length=1024)
-    file_id: str | None = Field(None, max_length=100)
-
-    @model_validator(mode="after")
-    def _is_known(self) -> Block:
-        needs = {_TEXT: "text", "tool_use": "name", "tool_result": "tool_use_id"} | _FILES
-        needs |= dict.fromkeys(_THOUGHT + _USED, "type")
-        if self.type not in needs:
-            raise ValueError(f"is of type {self.type[:40]!r}, and this server reads text and documents; leave it out")
-        if getattr(self, needs[self.type]) is None:
-            raise ValueError(f"needs `{needs[self.type]}`")
-        if self.type in _FILES:
-            self.as_file()
-        return self
-
-    def as_file(self) -> AttachedFile:
-        """The file of a document, or of what is uploaded to the code's folder.
-
-        Raises:
-            ValueError: it is not there, or no base64.
-        """
-        return AttachedFile(id=self.file_id) if self.file_id is not None else self.source.as_file(self.title)  # type: ignore[union-attr]
-
-
-Blocks = str | Annotated[list[Block], Field(max_length=MAX_MESSAGES, fail_fast=True)]
-
-
-def text_of(content: Blocks | None) -> str:
-    """The text of some blocks."""
-    if isinstance(content, str):
-        return content
-    return "".join(block.text or "" for block in content or () if block.type == _TEXT)
-
-
-class AnthropicTurn(Open):
-    """One message."""
-
-    role: Literal["user", "assistant", "system"]
-    content: Blocks
-
-    def to_messages(self) -> Conversation:
-        """The house's own nouns: what tools answered are messages of their own."""
-        if isinstance(self.content, str):
-            return [Message(role=self.role, content=self.content)]
-        if self.role == "assistant":
-            calls = [
-                CalledFunction(name=block.name or "", arguments=block.input)
-                for block in self.content
-                if block.type == "tool_use"
-            ]
-            return [said(text_of(self.content), calls)]
-        messages: Conversation = []
-        for block in self.content:
-            if block.type == "tool_result":
-                messages.append(Message(role="ipython", content=text_of(block.content)))
-                continue
-            if not messages or messages[-1]["role"] != self.role:
-                messages.append(Message(role=self.role, content=""))
-            messages[-1]["content"] += block.text or ""
-            if block.type in _FILES:
-                messages[-1].setdefault("files", []).append(block.as_file())
-        return messages or [Message(role=self.role, content="")]
+from herd.types import Conversation, Message, SamplingParams
 
 
 class AnthropicTool(Open):
@@ -286,11 +184,12 @@ class MessagesReply(Reply):
     def __init__(self, model: Model, turn: Turn, prompts: Sequence[list[int]] = ()) -> None:
         super().__init__(model, turn, prompts)
         self._index, self._is_open = -1, False  # of the block that is being written
+        self._thinks = False  # it is a thought
 
     def whole(self, answers: Sequence[Speech], counts: Counts) -> dict[str, Any]:
         """The response that is not streamed; a call that was cut has nothing to be called with, and is left out."""
         (answer,) = answers
-        blocks = []
+        blocks = [_thinking(answer.thought)] if answer.thought else []
         for one in answer.order:
             if isinstance(one, Use):
                 blocks += [_using(one), _used(one)]
@@ -311,7 +210,14 @@ class MessagesReply(Reply):
         """The events that a piece makes."""
         for part in parts:
             match part:
+                case Thought(text):
+                    if not self._is_open:
+                        yield from self._open(_thinking(""), is_text=True)
+                        self._thinks = True
+                    yield self._delta({"type": "thinking_delta", "thinking": text})
                 case Words(text):
+                    if self._thinks:
+                        yield from self._close()
                     yield from self._text(text)
                 case Begun(call):
                     yield from self._close()
@@ -376,7 +282,7 @@ class MessagesReply(Reply):
 
     def _close(self) -> Iterator[Event]:
         if self._is_open:
-            self._is_open = False
+            self._is_open = self._thinks = False
             yield {"type": "content_block_stop", "index": self._index}
 
     def _delta(self, delta: dict[str, Any]) -> Event:
@@ -388,6 +294,10 @@ def _block(said: str | Call) -> dict[str, Any]:
         return {"type": "text", "text": said}
     given = json.loads(said.arguments) if said.is_whole else {}
     return {"type": "tool_use", "id": "toolu_" + said.id[5:], "name": said.name, "input": given}
+
+
+def _thinking(text: str) -> dict[str, Any]:
+    return {"type": "thinking", "thinking": text, "signature": ""}
 
 
 def _citations(cited: Cited) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ from herd.serve.replies import (
 )
 from herd.serve.services import Services
 from herd.serve.speech import Speech, Unscored
-from herd.serve.tools import Begun, Call, Cited, Grown, Part, Ran, Running, Words
+from herd.serve.tools import Begun, Call, Cited, Grown, Part, Ran, Running, Thought, Words
 from herd.serve.turn import Turn
 from herd.serve.unheeded import Unheeded, named
 from herd.types import Conversation, TokenLogprob
@@ -180,6 +180,8 @@ class ChatReply(Reply):
         match part:
             case Words(text):
                 return {"content": text}
+            case Thought(text):
+                return {"reasoning_content": text}
             case Begun(call):
                 return {"tool_calls": [{"index": answer.calls.index(call)} | call_object(call, arguments="")]}
             case Grown(call, text):
@@ -206,6 +208,8 @@ class ChatReply(Reply):
         if answer.calls:
             message["tool_calls"] = [call_object(call, call.arguments) for call in answer.calls]
         choice |= {"verdict": answer.verdict} if answer.verdict is not None else {}
+        if answer.thought:
+            message["reasoning_content"] = answer.thought
         if answer.cited is not None:
             message |= cited_fields(answer.cited)
         if answer.votes is not None:

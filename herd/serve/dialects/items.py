@@ -71,6 +71,7 @@ class UseItem(Open):
     approval_request_id: NoEffect = None
     queries: NoEffect = None
     results: NoEffect = None
+    read_out: NoEffect = None
 
 
 class ReferenceItem(Open):

@@ -23,7 +23,7 @@ from herd.serve.replies import (
 )
 from herd.serve.speech import Speech, Unscored
 from herd.serve.store import Kept, Store
-from herd.serve.tools import Begun, Call, Cited, Ended, Grown, Part, Ran, Running, Use, Words
+from herd.serve.tools import Begun, Call, Cited, Ended, Grown, Part, Ran, Running, Thought, Use, Words
 from herd.serve.turn import Turn
 from herd.types import TokenLogprob
 
@@ -49,7 +49,7 @@ class ResponsesReply(Reply):
         self._number = -1
         self._output: list[dict[str, Any]] = []  # the items so far
         self._texts: dict[str, Any] | None = None  # the message that is being written
-        self._is_streamed = False
+        self._is_streamed, self._thoughts = False, ""
         self._searched: dict[str, Any] | None = None  # what is told of passages, behind the text
 
     # ---- whole -------------------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ class ResponsesReply(Reply):
 
     def _items(self, answer: Speech) -> list[dict[str, Any]]:
         """The items of an answer; its log-probabilities stand with its only text."""
-        items = []
+        items = [_thought(answer.thought)] if answer.thought else []
         for said in answer.order:
             if isinstance(said, Call):
                 items.append(self._call(said, "completed" if said.is_whole else "incomplete"))
@@ -156,6 +156,8 @@ class ResponsesReply(Reply):
         """The events that a piece makes."""
         logprobs = self._logprobs(piece.logprobs)
         for part in parts:
+            if not isinstance(part, Thought):
+                yield from self._close_thought()
             match part:
                 case Words(text):
                     yield from self._open_text()
@@ -164,6 +166,8 @@ class ResponsesReply(Reply):
                     self._texts["text"] += text
                     self._texts["logprobs"] += logprobs
                     logprobs = []
+                case Thought(text):
+                    yield from self._think(text)
                 case Begun(call):
                     yield from self._close_text("completed")
                     self._output.append(self._call(call, "in_progress") | {"arguments": ""})  # deltas bring all of it
@@ -189,6 +193,22 @@ class ResponsesReply(Reply):
         if piece.finish_reason:
             yield from self._finish(answer)
 
+    def _think(self, text: str) -> Iterator[Event]:
+        if not self._output:
+            self._output.append(_thought("") | {"status": "in_progress"})
+            yield self._of_item("response.output_item.added", self._output[0])
+            yield self._of_text("response.content_part.added", part={"type": "reasoning_text", "text": ""})
+        self._thoughts += text
+        yield self._of_text("response.reasoning_text.delta", delta=text)
+
+    def _close_thought(self) -> Iterator[Event]:
+        if not self._thoughts or self._output[-1].get("status") != "in_progress" or len(self._output) > 1:
+            return
+        yield self._of_text("response.reasoning_text.done", text=self._thoughts)
+        self._output[0] = _thought(self._thoughts) | {"id": self._output[0]["id"]}
+        yield self._of_text("response.content_part.done", part=self._output[0]["content"][0])
+        yield self._of_item("response.output_item.done", self._output[0])
+
     def _cite(self, cited: Cited) -> Iterator[Event]:
         yield from self._open_text()
         assert self._texts is not None
@@ -205,6 +225,7 @@ class ResponsesReply(Reply):
         yield self._event("response.output_item.done", output_index=at, item=item)
 
     def _finish(self, answer: Speech) -> Iterator[Event]:
+        yield from self._close_thought()
         if answer.refusal is not None:
             yield from self._close_text("completed")
             yield from self._refused(answer.refusal)
@@ -288,6 +309,11 @@ def _text(text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
 
+def _thought(text: str) -> dict[str, Any]:
+    content = [{"type": "reasoning_text", "text": text}]
+    return {"type": "reasoning", "id": _id("rs"), "summary": [], "content": content, "status": "completed"}
+
+
 def _cited(cited: Cited) -> dict[str, Any]:
     annotations = []
     for one, hit in supported_by(cited):
@@ -306,7 +332,8 @@ def _searched(cited: Cited) -> dict[str, Any]:
     for one in passages_of(cited.passages):
         attributes = {name: one[name] for name in ("number", "heading", "place", "stale")}
         results.append({"file_id": one["file"], "filename": one["file"], "text": one["text"], "attributes": attributes})
-    return {"type": "file_search_call", "id": _id("fs"), "status": "completed", "queries": [], "results": results}
+    item = {"type": "file_search_call", "id": _id("fs"), "status": "completed", "queries": [], "results": results}
+    return item if cited.read_out is None else item | {"read_out": cited.read_out}
 
 
 def _use(use: Use) -> dict[str, Any]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 from herd.infer.engine import Engine
 from herd.infer.request import check_params
+from herd.knowledge.grounding import index_beside
+from herd.knowledge.index import Index
+from herd.knowledge.reading import read_out
+from herd.knowledge.terms import terms
 from herd.types import Conversation, SamplingParams
 
 
@@ -43,3 +47,17 @@ def open_local(path: Path, params: SamplingParams, **options: Any) -> Local:
     """
     check_params(params)
     return Local(Engine(path, max_sequences=1, **options))
+
+
+def reader_beside(path: Path) -> Callable[[str], str | None] | None:
+    """What reads the answer to a question out of the index beside a model, with its source; None where none lies."""
+    place = index_beside(path)
+    if place is None:
+        return None
+    index = Index(place)
+
+    def told(question: str) -> str | None:
+        found = read_out(index, question) if terms(question) else None
+        return found and f"{found.text}\n    {found.hit.source}"
+
+    return told

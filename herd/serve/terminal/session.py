@@ -167,5 +167,8 @@ def print_answer(talk: Talk, text: str) -> None:
         return
     finally:
         answer.close()
+    if talk.beside is not None:
+        found = talk.beside(text)
+        print(f"\n{styled(DIM, 'from the documents: ')}{shown(found) if found else 'nothing on this'}", end="")
     seconds = max(time.monotonic() - began, 1e-9)
     print("\n" + styled(DIM, f"{num_tokens} tokens, {num_tokens / seconds:.0f} tokens/s") + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,3 +24,12 @@ def open_speaker(path: str, params: SamplingParams, *, model: str | None = None,
     from herd.serve.terminal.local import open_local
 
     return open_local(Path(path), params, **options)
+
+
+def documents_beside(path: str) -> Callable[[str], str | None] | None:
+    """What tells the sentence that answers a question, from the index beside a demo's model; None where none lies."""
+    if path.startswith(("http://", "https://")):
+        return None
+    from herd.serve.terminal.local import reader_beside
+
+    return reader_beside(Path(path))

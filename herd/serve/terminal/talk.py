@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -33,6 +33,7 @@ class Talk:
     params: SamplingParams
     system: str | None = None
     messages: Conversation = field(default_factory=list)
+    beside: Callable[[str], str | None] | None = None  # what documents say on a question, where they say anything
 
     def answer(self, text: str) -> Generator[tuple[str, int], None, None]:
         """The pieces of the answer. What was answered, even in part, becomes part of the conversation."""

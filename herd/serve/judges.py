@@ -1,0 +1,43 @@
+"""Who judges answers where more effort is asked for: a reward model, or a function of a Python file of one's own."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from herd.errors import ConfigError
+from herd.post.reward import RewardModel
+from herd.rollout.search import Score
+from herd.types import Conversation
+
+
+def open_judge(place: Path) -> Score:
+    """What scores conversations by their last answer: a folder's reward model, or `score(messages, answer)` of a file.
+
+    Raises:
+        ConfigError: the file is not there, fails as it is read, or has no such function.
+        CheckpointError: the folder holds no reward model.
+    """
+    if place.suffix != ".py":
+        return RewardModel(place).score
+    spec = importlib.util.spec_from_file_location("herd_judge", place)
+    if not place.is_file() or spec is None or spec.loader is None:
+        raise ConfigError(f"judge: there is no file {place}; expected a reward model's folder, or a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"judge: {place} fails as it is read: {type(error).__name__}: {error}") from None
+    one = getattr(module, "score", None)
+    if not callable(one):
+        raise ConfigError(f"judge: {place} defines no `score(messages, answer)`, a figure that is larger for better")
+
+    def score(talks: Sequence[Conversation]) -> list[float]:
+        found = [float(one(talk[:-1], talk[-1]["content"])) for talk in talks]
+        if not all(map(math.isfinite, found)):
+            raise ValueError(f"{place}: `score` gave {found}, expected finite numbers")
+        return found
+
+    return score
