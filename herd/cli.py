@@ -42,7 +42,7 @@ STORY: dict[str, tuple[str, ...]] = {
     "Measure and shrink": ("evaluate", "quantize"),
     "Measure further": ("harness", "haystack", "judge", "scaling"),
     "Use": ("chat", "serve", "convert"),
-    "Your own files": ("index", "search", "ask", "check"),
+    "Your own files": ("index", "search", "ask", "check", "summarize"),
     "Look closer": (
         *("plan", "examine", "inspect", "show", "report", "template", "trace"),
         *("sandbox", "guard", "shield", "card", "memory", "forget", "poison", "identity", "doctor"),
