@@ -58,6 +58,6 @@ def reader_beside(path: Path) -> Callable[[str], str | None] | None:
 
     def told(question: str) -> str | None:
         found = read_out(index, question) if terms(question) else None
-        return found and f"{found.text}\n    {found.hit.source}"
+        return None if found is None else f"{found.text}\n    {found.hit.source}"
 
     return told
