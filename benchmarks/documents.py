@@ -1,12 +1,14 @@
 """Search and citations over one's own files: what is found among five, how fast, and whether citations hold.
 
-    python -m benchmarks.documents --data FOLDER [--encoder FOLDER] [--out results/documents.json]
+    python -m benchmarks.documents --data FOLDER [--encoder FOLDER] [--parts words,encoder,large] [--out FILE]
 
-XQuAD's paragraphs (60 a language), each a file, beside distractors: English paragraphs of WikiText-2, Thai ones of
-government news. Recall@5: the share of 310 questions whose own paragraph is among the first five hits, with its 95 %
-interval (Wilson). `sqlite_trigram` is FTS5's own trigram tokenizer over the same passages. Citations: the sentence of
-the paragraph that holds the answer, as it stands and with another question's answer in it, checked against the five
-hits. Milliseconds are of one thread, questions one after another, the first ones left out.
+XQuAD's paragraphs (60 a language), each a file, beside up to 5,000 distractors of the same language: WikiText-2, Thai
+government news, guides, books, FLORES. Recall@5: the share of 310 questions whose own paragraph is among the first five
+hits, with its 95 % interval (Wilson). `sqlite_trigram` is FTS5's own trigram tokenizer over the same passages,
+`haystack` the library haystack-ai's BM25 (and, with vectors of the same encoder, its BM25 and embedding retrievers
+joined by reciprocal ranks), where it is installed. Citations: the sentence of the paragraph that holds the answer, as
+it stands and with another question's answer in it, checked against the five hits. Milliseconds are of one thread,
+questions one after another, the first ones left out. A run renews its parts of the result and leaves the others.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.curate_extraction import commit, machine
+from herd.formats.encoder import open_encoder
 from herd.knowledge.build import index_folder
 from herd.knowledge.citations import cite
 from herd.knowledge.index import Index
@@ -43,15 +48,33 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
 
 
 def distractors(data: Path, language: str) -> Iterator[str]:
-    """Paragraphs of 300 to 2,000 characters."""
-    if language == "th":
-        texts = [row["text"] for row in rows_of(data / "text-thaigov/docs.jsonl.gz")]
-        found = (text[at : at + 900] for text in texts for at in range(0, len(text), 900))
-    else:
+    """Paragraphs of 300 to 2,000 characters, those nearest to an encyclopaedia first."""
+    if language == "en":
         files = [data / f"text-wikitext2/{part}.txt.gz" for part in ("test", "valid")]
         lines = (line for file in files for line in gzip.decompress(file.read_bytes()).decode().split("\n"))
-        found = (re.sub(r" ([.,;:)'])", r"\1", line.replace(" @-@ ", "-").strip()) for line in lines)
-    return (text for text in found if 300 <= len(text) <= 2000)
+        plain = (re.sub(r" ([.,;:)'])", r"\1", line.replace(" @-@ ", "-").strip()) for line in lines)
+        yield from (text for text in plain if 300 <= len(text) <= 2000)
+    if language == "th":
+        yield from cut("\n".join(row["text"] for row in rows_of(data / "text-thaigov/docs.jsonl.gz")), "")
+    flores = [row["text"] for row in rows_of(data / "text-flores/dev.jsonl.gz") if row["lang"] == language]
+    yield from cut("\n".join(flores))
+    for name in ("text-docs-multilingual/docs.jsonl.gz", "text-books/books.jsonl.gz"):
+        for row in rows_of(data / name):
+            if row["lang"] == language:
+                yield from cut(row["text"])
+
+
+def cut(text: str, at: str = "\n") -> Iterator[str]:
+    """Pieces of 300 to 900 characters that end with a line, or anywhere."""
+    if not at:
+        yield from (text[start : start + 900] for start in range(0, len(text) - 300, 900))
+        return
+    piece = ""
+    for line in text.split(at):
+        piece = f"{piece} {line.strip()}".strip()[:900]
+        if len(piece) >= 300:
+            yield piece
+            piece = ""
 
 
 def interval(right: int, count: int) -> list[float]:
@@ -96,6 +119,36 @@ def sqlite_trigram(place: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
     return found_of(right, times[5:])
 
 
+def haystack(place: Path, rows: list[dict[str, Any]], encoder: Path | None) -> dict[str, Any] | None:
+    """The same passages in haystack-ai's store; None where it is not installed."""
+    os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
+    try:
+        from haystack import Document
+        from haystack.components.joiners import DocumentJoiner
+        from haystack.document_stores.in_memory import InMemoryDocumentStore
+    except ImportError:
+        return None
+    base, reader = sqlite3.connect(place / FILE), open_encoder(encoder) if encoder else None
+    query = "SELECT p.id, f.name, p.text FROM passages p JOIN files f ON p.file = f.id"
+    vectors = dict(base.execute("SELECT passage, vector FROM vectors")) if encoder else {}
+    store = InMemoryDocumentStore(embedding_similarity_function="cosine")
+    store.write_documents([
+        Document(id=str(number), content=text, meta={"file": name},
+                 embedding=np.frombuffer(vectors[number], "<f2").astype(float).tolist() if encoder else None)
+        for number, name, text in base.execute(query)
+    ])  # fmt: skip
+    joiner, right, times = DocumentJoiner(join_mode="reciprocal_rank_fusion"), 0, []
+    for row in rows:
+        start = time.perf_counter()
+        found = store.bm25_retrieval(row["question"], top_k=10)
+        if reader is not None:
+            near = store.embedding_retrieval(reader.embed([row["question"]])[0].tolist(), top_k=10)
+            found = joiner.run(documents=[found, near])["documents"]
+        times.append(1000 * (time.perf_counter() - start))
+        right += row["file"] in {one.meta["file"] for one in found[:LIMIT]}
+    return found_of(right, times[5:])
+
+
 def measure(data: Path, language: str, most: int, encoder: Path | None, folder: Path) -> dict[str, Any]:
     rows = [row for row in rows_of(data / "bench-xquad/xquad.jsonl.gz") if row["lang"] == language]
     files = folder / "files"
@@ -121,9 +174,11 @@ def measure(data: Path, language: str, most: int, encoder: Path | None, folder: 
     if encoder:
         found["hybrid"] = asked(index, rows)
         found["without_vector"] = indexed.without_vector
+    if (theirs := haystack(folder / "index", rows, encoder if not indexed.without_vector else None)) is not None:
+        found["haystack"] = theirs
     if language == "th":
         found["sqlite_trigram"] = sqlite_trigram(folder / "index", rows)
-    elif not encoder:
+    elif language == "en" and not encoder:
         found["citations"] = citations(index, rows)
     return found
 
@@ -182,22 +237,25 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--encoder", type=Path)
-    parser.add_argument("--embedded", type=int, default=1000, help="distractors where vectors are made")
+    parser.add_argument("--embedded", type=int, default=400, help="distractors where vectors are made")
     parser.add_argument("--large", type=int, default=100_000)
+    parser.add_argument("--parts", default="words,encoder,large")
+    parser.add_argument("--languages", default="en,de,es,hi,th")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/documents.json")
     options = parser.parse_args()
     words = ["../" + Path(word).name if "/" in word else word for word in sys.argv[1:]]
-    found: dict[str, Any] = {"machine": machine(), "cores": len(os.sched_getaffinity(0)), "commit": commit()}
-    found["command"] = " ".join(["python -m benchmarks.documents", *words])
+    found: dict[str, Any] = json.loads(options.out.read_text("utf-8")) if options.out.exists() else {}
+    head = {"machine": machine(), "cores": len(os.sched_getaffinity(0)), "commit": commit()}
+    head["command"] = " ".join(["python -m benchmarks.documents", *words])
+    parts, languages = options.parts.split(","), options.languages.split(",")
     with tempfile.TemporaryDirectory() as folder:
-        for language in ("en", "th"):
-            found[language] = measure(options.data, language, 5000, None, Path(folder, language))
-            if options.encoder:
-                name = f"{language}, with encoder"
-                found[name] = measure(options.data, language, options.embedded, options.encoder, Path(folder, name))
-            print(json.dumps(found, indent=1), flush=True)
-        if options.large:
-            found["large"] = large(options.data, options.large, Path(folder, "large"))
+        for language in languages if "words" in parts else ():
+            found[language] = head | measure(options.data, language, 5000, None, Path(folder, language))
+        for language in languages if "encoder" in parts and options.encoder else ():
+            name = f"{language}, with encoder"
+            found[name] = head | measure(options.data, language, options.embedded, options.encoder, Path(folder, name))
+        if "large" in parts:
+            found["large"] = head | large(options.data, options.large, Path(folder, "large"))
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1))
 

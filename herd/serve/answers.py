@@ -124,13 +124,13 @@ class _Run:
         self._found: Found | None = None
         self._n = requests[0].params.n
         self._special = model.engine.tokenizer.special
+        self._thinker = Thinker(model.engine, services.limits, reply.turn, requests[0])
         self.answers = [self._speech() for request in requests for _ in range(request.params.n)]
         self._rounds: dict[int, Rounds] = {}  # of answers that use the server's own tools
         self._at_work: set[asyncio.Task[None]] = set()
         self._notes: dict[int, list[Part]] = {}  # what tools did, not yet passed on
         self._latest: dict[int, EngineRequest] = {}  # by which an answer goes on behind its tools
         self._over: set[int] = set()  # answers whose end was passed on
-        self._thinker = Thinker(model.engine, services.limits, self.reply.turn, requests[0])
         self._fault: Exception | None = None
 
     def refuse(self, refused: Refused) -> None:
