@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import httpx
 import openai
 import pytest
 
+from herd.infer.engine import Engine
 from herd.serve.app import create_app
 from herd.serve.thoughts import ThoughtReader
-from tests.serve.conftest import chat_engine, listening
+from tests.infer.models import small_tokenizer, tiny_model
+from tests.serve.conftest import listening
 from tests.serve.scripts import scripted
 
 ASK = [{"role": "user", "content": "What is six by seven?"}]
@@ -64,12 +67,13 @@ def test_every_dialect_tells_thoughts_apart_whole_and_streamed():
 
 
 def test_a_thought_that_takes_too_long_is_closed_so_that_an_answer_follows():
-    engine = chat_engine(max_position_embeddings=2048)
-    engine.tokenizer.chat_template = (
+    tokenizer = copy.copy(small_tokenizer())  # others have theirs as it is
+    tokenizer.chat_template = (
         "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}<|eot_id|>"
         "{% endfor %}<|start_header_id|>assistant<|end_header_id|>\n\n<think>{# ends with </think> #}"
     )
-    with listening(create_app(engine, name="tiny")) as url:
+    model = tiny_model(eos_token_id=list(tokenizer.stop_ids), max_position_embeddings=2048)
+    with listening(create_app(Engine.of(model, tokenizer, max_sequences=4), name="tiny")) as url:
         body = {"messages": ASK, "max_tokens": 40, "temperature": 0, "logit_bias": {}, "ignore_eos": True}
         found = httpx.post(f"{url}/v1/chat/completions", json=body).json()
     message, usage = found["choices"][0]["message"], found["usage"]
