@@ -63,7 +63,9 @@ class Search:
                 break
             begun = (tree.prompt, node.text)
             (request,) = step_requests(self.engine, [begun], options, turn, owner=self.owner, adapter=params.adapter)
-            await self._draw(request)
+            relay = PieceRelay()
+            request.listener = relay.listener(0)
+            await self._draw(request, relay)
             spent += sum(len(answer.tokens) for answer in request.answers)
             steps = steps_in(self.engine, begun, request, options)
             values = await asyncio.to_thread(score, [tree.talk(text) for text, _ in steps])
@@ -73,16 +75,15 @@ class Search:
         begun_text = tree.beginning().text if tree.root.children else ""
         so_far = self.engine.tokenizer.encode(begun_text) if begun_text else []
         left = max(longest - len(so_far), 1)
-        end = self.engine.request([*tree.prompt, *so_far], replace(params, max_tokens=left), owner=self.owner)
-        await self._draw(end)
+        relay, params = PieceRelay(), replace(params, max_tokens=left)
+        end = self.engine.request([*tree.prompt, *so_far], params, relay.listener(0), owner=self.owner)
+        await self._draw(end, relay)
         (answer,) = end.answers
         text = begun_text + self.engine.text_of(answer)
         return Searched(text.strip(), answer.finish_reason == "stop", spent + len(answer.tokens), 1)
 
-    async def _draw(self, request: EngineRequest) -> None:
+    async def _draw(self, request: EngineRequest, relay: PieceRelay) -> None:
         """Have the worker answer a request."""
-        relay = PieceRelay()
-        request.listener = relay.listener(0)
         async with aclosing(relay.pieces(self.worker, self.engine, [request], self.until)) as batches:
             async for _ in batches:
                 pass
