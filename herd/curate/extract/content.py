@@ -44,21 +44,8 @@ _QUESTION_WORDS, _LEAST_SECTIONS = 3, 3
 _HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
 _LISTS = {"ul", "ol", "table", "dl"}
 _PARTS = {"li", "td", "th", "tr", "dt", "dd", "tbody", "thead", "tfoot", "pre", "caption"}  # judged with the whole
-_NAMED_AFTER_CONTENT = {
-    "code",
-    "pre",
-    "math",
-    "kbd",
-    "samp",
-    "dt",
-    "table",
-    "thead",
-    "tbody",
-    "tr",
-    "td",
-    "th",
-    *_HEADINGS,
-}
+_NAMED_AFTER_CONTENT = {"code", "pre", "math", "kbd", "samp", "dt", "table", "thead", "tbody", "tr", "td", "th"}
+_NAMED_AFTER_CONTENT |= _HEADINGS
 _NAMED_AFTER_CONTENT |= {"body", "html", "article", "main"}
 _NEVER_HOME = {"p", "ul", "ol", "tbody", "tr", "blockquote", "pre", "dl", "li", "dd", "dt", *_HEADINGS}
 _INLINE_HOME = {"span", "font", "a", "b", "i", "em", "strong"}  # what broken pages wrap everything in
@@ -109,15 +96,24 @@ class _Element:
         return self.own >= _LONG_CHARACTERS or (self.own >= _GOOD_CHARACTERS and self.marks)
 
 
-def main_content(tree: LexborHTMLParser) -> LexborNode:
-    """The element that holds the page's own content, with furniture taken out of it."""
+def measure(tree: LexborHTMLParser) -> list[_Element]:
+    """The elements of a page, counted; what is no text on any page is taken out of the tree."""
+    prepare(tree)
+    assert tree.body is not None  # the parser makes one where the page has none
+    return _measure(tree.body)
+
+
+def prepare(tree: LexborHTMLParser) -> None:
+    """Take out of a tree what is no text on any page: scripts, menus, buttons but the questions of an accordion."""
     for button in tree.css("h2 button, h3 button, h4 button, h5 button, dt button, button[aria-expanded]"):
         if len((button.text() or "").split()) >= _QUESTION_WORDS:
             button.unwrap()  # the question of an accordion
     for node in tree.css(furniture.CUT):
         node.decompose()
-    assert tree.body is not None  # the parser makes one where the page has none
-    elements = _measure(tree.body)
+
+
+def main_content(elements: list[_Element]) -> LexborNode:
+    """The element that holds the page's own content, with furniture taken out of it."""
     _forget_ids_of_headings(elements)
     whole = sum(element.own for element in elements)
     for strictness in (2, 1, 0):

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 from selectolax.lexbor import LexborHTMLParser
 
-from herd.curate.extract.content import main_content
+from herd.curate.extract.content import main_content, measure
 from herd.curate.extract.embedded import embedded_page
 from herd.curate.extract.feeds import feed_page
 from herd.curate.extract.latex import latex_text
 from herd.curate.extract.markdown import markdown_text
 from herd.curate.extract.pdf import pdf_text
+from herd.curate.extract.posts import Table, load_table, posts_of
 from herd.curate.extract.render import Text, render
 from herd.curate.extract.threads import post_furniture
 from herd.curate.filters.structure import without
@@ -69,10 +70,13 @@ def html_to_text(html: str | bytes, url: str | None = None) -> str:
     return extract(html, url).text
 
 
-def extract(content: str | bytes, url: str | None = None, charset: str = "", kind: str = "html") -> Extracted:
+def extract(
+    content: str | bytes, url: str | None = None, charset: str = "", kind: str = "html", threads: Table | bool = True
+) -> Extracted:
     """Text and title of a page; never raises for any content.
 
-    `kind` is one of `herd.curate.read.kinds.kind_of`; `text` and `code` are taken as they are.
+    `kind` is one of `herd.curate.read.kinds.kind_of`; `text` and `code` are taken as they are. `threads` says
+    whether the posts of threads are looked for, or is the table to do it with instead of the one that ships.
     """
     if kind == "pdf":
         text, problem = pdf_text(content) if isinstance(content, bytes) else ("", ("pdf", "no bytes"))
@@ -93,15 +97,26 @@ def extract(content: str | bytes, url: str | None = None, charset: str = "", kin
     tree = LexborHTMLParser(_flattened(source.replace("\0", "")))
     if tree.body is None:
         return Extracted("", _title(tree), [], None)
-    body = tree.body if kind == "feed" else main_content(tree)
-    shown = render(body)
-    if kind != "feed" and (held := _held(source, len(str(shown)))) is not None:
-        shown = held
+    if kind == "feed":
+        shown = render(tree.body)
+    else:
+        shown = _own_text(tree, source, load_table() if threads is True else threads or None)
     found: dict[str, Any] = {"text": str(shown), "code_lines": shown.code_lines}
     found |= {"aside_lines": shown.aside_lines, "link_lines": shown.link_lines}
     if kind != "feed":
         _take_out_post_furniture(found)
     return Extracted(found["text"], _title(tree), found["code_lines"], None, found["aside_lines"], found["link_lines"])
+
+
+def _own_text(tree: LexborHTMLParser, source: str, table: Table | None) -> Text:
+    """What a web page says: the posts of a thread, the main content of other pages."""
+    elements = measure(tree)
+    if table is not None and table.is_thread((element.hint for element in elements if element.hint), source):
+        posts = posts_of(elements[0].node, table)
+        if posts is not None:
+            return render(posts.root, posts.dropped)
+    shown = render(main_content(elements))
+    return _held(source, len(str(shown))) or shown
 
 
 def _take_out_post_furniture(found: dict[str, Any]) -> None:

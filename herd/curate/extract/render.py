@@ -38,7 +38,7 @@ _LINES = {
 }
 _LINES |= {"tfoot", "td", "th", "body", "html", "menu", "hgroup", "optgroup", "search", "dir"}
 BLOCKS = _PARAGRAPHS | _LINES
-_CODE_TAGS = {"pre", "code", "table", "div"}
+CODE_TAGS = {"pre", "code", "table", "div"}
 _STRUCTURES = {"table", "ul", "ol", "dl", "menu"}
 _LINK_SHARE = 0.6  # of the characters of a list or table of links
 _INDENT = "    "
@@ -179,7 +179,7 @@ def _enter(node: LexborNode, text: Text, dropped: Collection[int]) -> bool:
     if tag == "math":
         _add_math(node, text)
         return False
-    if tag in _CODE_TAGS and (code := verbatim(node, tag)) is not None:
+    if tag in CODE_TAGS and (code := verbatim(node, tag)) is not None:
         if code:
             text.add_code(code)
         return False

@@ -10,6 +10,8 @@ LAYOUT_CHARACTERS = 1500  # a cell that holds more lays out the page
 _ROW_CHARACTERS = 2000
 _MAX_FILLED = 20_000  # cells that spans add to a table
 _MAX_COLUMNS = 100
+_CELL_CHARACTERS = 600
+_NOT_CELLS = "h1, h2, h3, h4, article, section, form, input, pre, textarea"  # a table with these lays out the page
 _NOT_DATA = "pre, table, h1, h2, h3, h4, h5, h6, blockquote, article, section, dl, form"
 
 Row = list[LexborNode | None]
@@ -76,3 +78,13 @@ def data_row(row: LexborNode, cells: Row, text_of: Callable[[LexborNode], str]) 
     if any(cell.css_first(_NOT_DATA) is not None for cell in own):
         return None
     return "\t".join(text_of(cell) if cell is not None else "" for cell in cells)
+
+
+def is_data(table: LexborNode) -> bool:
+    """Whether a table holds data and is one block: no table inside, rows of several cells, none of them long."""
+    if len(table.text() or "") > 20 * _ROW_CHARACTERS or len(table.css("table")) > 1:
+        return False
+    cells = table.css("td, th")
+    if len(cells) < 4 or table.css_first("tr > * ~ *") is None or table.css_first(_NOT_CELLS) is not None:
+        return False
+    return max(len(cell.text() or "") for cell in cells) <= _CELL_CHARACTERS
