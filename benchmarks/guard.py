@@ -314,7 +314,7 @@ def _areas(table: dict[str, dict[str, np.ndarray]], bad: Iterable[str], good: It
     return areas(several, unsafe)
 
 
-def prompts(out: Path, encoder: Path, training: GuardTraining, most: int) -> dict[str, Any]:
+def prompts(out: Path, encoder: Path, training: GuardTraining, most: int, texts: int) -> dict[str, Any]:
     rows = prompt_rows(out / "prompts.jsonl")
     policy = Path("safety/prompt-guard.yaml")
     stage.run(stage.GuardSettings(rows=[rows], policy=policy, out=out / "prompts", encoder=encoder, training=training))
@@ -324,7 +324,8 @@ def prompts(out: Path, encoder: Path, training: GuardTraining, most: int) -> dic
     learned = labelled_rows([rows], read_policy(policy))
     found["rows"] = len(learned)
     plain = TfIdf([row.text for row in learned], [row.is_unsafe for row in learned])
-    sets = prompt_sets()
+    sets = {name: (where, spread(some, texts)) for name, (where, some) in prompt_sets().items()}
+    found["texts"] = {name: len(some) for name, (_, some) in sets.items()}
     table = {name: scores(guard, some, where) for name, (where, some) in sets.items()}
     theirs = {name: plain.scores(some) for name, (_, some) in sets.items()}
     found["flagged"] = {
@@ -355,6 +356,7 @@ def main() -> None:
     parser.add_argument("--encoder", type=Path, required=True)
     parser.add_argument("--epochs", type=float, default=GuardTraining().epochs)
     parser.add_argument("--only", choices=("hazards", "prompts", "latency"))
+    parser.add_argument("--texts", type=int, default=MOST, help="at most so many texts of a prompt guard's set")
     parser.add_argument("--disguised", type=int, default=80, help="harmful and harmless texts that are disguised")
     given = parser.parse_args()
     found: dict[str, Any] = {"machine": machine(), "commit": commit(), "date": time.strftime("%Y-%m-%d")}
@@ -366,7 +368,9 @@ def main() -> None:
         )
     if given.only not in ("hazards", "latency"):
         options = GuardTraining(epochs=given.epochs, false_refusal=0.01, narrow_tokens=64)
-        found["prompts"] = prompts(given.out, given.encoder, options, given.disguised)
+        found["prompts"] = {"epochs": given.epochs} | prompts(
+            given.out, given.encoder, options, given.disguised, given.texts
+        )
     result = (json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}) | found
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))

@@ -187,7 +187,8 @@ def sort_words(verb: str, cls: type, words: list[str]) -> tuple[Path | None, lis
         elif typing.get_origin(hints.get("path")) is list:
             paths.append(word)
         elif bare:
-            overrides.append(f"{bare.pop(0)}={word}")
+            name = bare.pop(0)  # a text is no YAML: "Note: this" is not a mapping, "12" no number
+            overrides.append(f"{name}={json.dumps(word, ensure_ascii=False) if hints[name] is str else word}")
         else:
             expected = "only one recipe" if recipe else "a recipe (.yaml) or setting=value"
             meant = _first_input(cls, hints)

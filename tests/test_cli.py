@@ -3,11 +3,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from herd import cli, renamed, stages
-from herd.config import find_recipe
+from herd.config import find_recipe, load, settings
 
 VERBS = [verb for verbs in cli.STORY.values() for verb in verbs]
 BRIEF = [verb for group in cli.BY_NAME_ONLY for verb in cli.STORY[group]]
@@ -67,6 +68,7 @@ def test_a_stage_that_no_group_names_is_told_apart_from_a_slip(monkeypatch, caps
 STAGE = '''"""{text}"""
 
 from pathlib import Path
+from typing import ClassVar
 
 from herd.config import settings
 
@@ -191,3 +193,19 @@ def test_shipped_recipes_are_found_by_name():
 def test_what_was_probably_meant_is_named(words, meant, capsys):
     assert cli.main(words) == 2
     assert f"did you mean `{meant}`" in capsys.readouterr().err
+
+
+def test_a_bare_text_is_taken_as_it_is(tmp_path, capsys):
+    for text in ("Note: [this] is {text}", "12", "# it"):
+        words = cli.sort_words("shield", Texts, ["a.index", text])[1]
+        assert load(Texts, None, words).text == text
+
+
+@settings
+class Texts:
+    """A command that takes a text without a name."""
+
+    bare_words: ClassVar = ("path", "text")
+
+    path: Path
+    text: str

@@ -169,7 +169,7 @@ def _of_file(root: Path, name: str, extra: str) -> Part:
     if not file.is_file():
         return Part("", ())
     facts = [Fact(told, value, _file(name, extra), key) for told, value, key in _leaves(_read(file), "")]
-    return Part(f"{name}, {extra.removesuffix('.json')}", tuple(facts[:200]))
+    return Part(f"{name}, {extra.removesuffix('.json')}", tuple(facts))
 
 
 def _inputs(root: Path, name: str) -> Part:
