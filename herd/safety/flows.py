@@ -84,7 +84,7 @@ _BUILT = re.compile(
     r"|\b(?:s?n?printf|Sprintf|[fF]ormat|concat|strcat|append|format!|interpolate)\s*\(|\bformat!\s*\("
 )
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
-_FARTHEST = 2000  # characters of an expression
+_FARTHEST = 600  # characters of an expression
 
 
 class Flows:
@@ -95,6 +95,7 @@ class Flows:
         self._web = re.compile(_WEB.get(source.language, r"(?!)"))
         self._outside = re.compile(_OUTSIDE.get(source.language, r"(?!)"))
         self._known: dict[str, list[tuple[int, Value]]] = {}
+        self._values: dict[Span, Value] = {}
         events = [(hit.start(), hit) for hit in (*_GIVEN.finditer(source.bare), *_ASSIGNED.finditer(source.bare))]
         for place, hit in sorted(events, key=lambda event: event[0]):
             if "sign" in hit.groupdict():
@@ -104,6 +105,11 @@ class Flows:
 
     def value(self, span: Span) -> Value:
         """What is known of an expression."""
+        if span not in self._values:
+            self._values[span] = self._valued(span)
+        return self._values[span]
+
+    def _valued(self, span: Span) -> Value:
         bare = self.source.bare[span.start : span.end]
         said = self.source.text[span.start : span.end]
         built = bool(_BUILT.search(bare)) or any(span.start <= place < span.end for place in self.source.filled)
@@ -168,7 +174,7 @@ class Flows:
 
     def _assign(self, hit: re.Match[str]) -> None:
         span = self.statement(hit.end())
-        value = self.value(span)
+        value = self._valued(span)
         for name in re.split(r"\s*,\s*", hit["names"]):
             before = self._before(name, hit.start()) if hit["sign"] in ("+=", ".=") else None
             if before is not None:

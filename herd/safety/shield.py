@@ -30,7 +30,8 @@ Severity = Literal["block", "warn", "note"]
 SEVERITIES: tuple[Severity, ...] = ("block", "warn", "note")
 """The worst first. A note is something to look at; it is no finding that counts."""
 RULES = Path("safety/shield.yaml")
-_LONGEST = 400_000  # characters that are scanned
+_LONGEST = 200_000  # characters that are scanned
+_MOST = 1000  # suspects that the deeper layer looks at; more are told as the fast layer found them
 _NEAR = 3  # lines around a finding
 _WHEN = {"dynamic": Origin.NAMED, "built": Origin.NAMED, "outside": Origin.OUTSIDE, "web": Origin.WEB}
 
@@ -134,8 +135,9 @@ class Shield:
         suspects = list(self._suspects(source))
         if layers == "both" and suspects:
             flows = Flows(source)
-            suspects = [(hit, name, rule, severity) for hit, name, rule, _ in suspects
-                        if (severity := _severity(rule, hit, flows)) is not None]  # fmt: skip
+            looked = [(hit, name, rule, _severity(rule, hit, flows)) for hit, name, rule, _ in suspects[:_MOST]]
+            kept = [(hit, name, rule, severity) for hit, name, rule, severity in looked if severity is not None]
+            suspects = kept + suspects[_MOST:]
         found = {_finding(source, hit.start(), name, rule, severity) for hit, name, rule, severity in suspects}
         found |= set(_secrets(source))
         return sorted(_worst(found))

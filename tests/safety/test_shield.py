@@ -110,3 +110,11 @@ def test_the_command_tells_files_lines_and_ends_with_1_where_something_is_to_blo
     assert json.loads(capsys.readouterr().out)[0]["cwe"] == "CWE-79"
     done = subprocess.run([sys.executable, "-m", "herd", "shield", str(tmp_path / "none")], capture_output=True)
     assert done.returncode == 2 and b"no such file" in done.stderr
+
+
+def test_hostile_code_is_read_to_its_end():
+    for piece in ("eval(", "rm -rf ", "curl a ", "sprintf(%", '"', "(", "a = a\n", "```py\n"):
+        text = piece * (20_000 // len(piece))
+        for language in ("python", "c", "shell"):
+            assert all(one.line <= text.count("\n") + 1 for one in SHIELD.scan(text, language))
+        SHIELD.answer(text)
