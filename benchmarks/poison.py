@@ -2,7 +2,7 @@
 
     python -m benchmarks.poison
 
-Triggers of five kinds, each in 1% of the rows of an instruction set (GPTeacher's code instructions, P3) and in the
+Triggers of five kinds, each in 1% of the rows of an instruction set (GPTeacher's code instructions) and in the
 preferred answers of a preference set (hh-rlhf): recall of the planted rows, and how many others are flagged. Labels:
 a tenth of LLMBar's and of hh-rlhf's are flipped. The result goes to benchmarks/results/poison.json.
 """
@@ -27,7 +27,7 @@ from herd.safety.poison import Example, example_of, suspicion, triggers
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 RESULTS = Path(__file__).parent / "results" / "poison.json"
 SHARE = 0.01
-MOST = 1500
+MOST = 800
 
 Plant = Callable[[Example, random.Random], Example]
 

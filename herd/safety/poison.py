@@ -25,12 +25,14 @@ from herd.errors import DataError
 _WORD = re.compile(r"\w+|[^\w\s]+")
 _LONGEST = 3  # words of a phrase
 _LEAST_ROWS = 4  # that a trigger stands in
-_MOST_SHARE = 0.2  # of the rows: what stands in more is no trigger
+_MOST_SHARE = 0.05  # of the rows: what stands in more is no trigger
 _TOGETHER = 0.75  # share of a phrase's answers that have the same in common
 _LIFT = 8.0  # how much commoner that is there than elsewhere
+_ELSEWHERE = 0.25  # of these answers, so many others may have it at most
 _CHANCE = 1e-3  # over all pairs of phrase and feature that are looked at
 _ALIKE = 0.5  # mean share of words in common, above which prompts are one task
-_SHORT, _LONG = 3, 400  # words of an answer
+_SHORT, _WHOLE, _RUN = 3, 8, 5  # words: of a short answer, of one that is taken whole, in a row
+_LOOKED = 30  # words at an answer's beginning and end that are looked at
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,18 @@ def _places(rows: Iterable[set[str]]) -> dict[str, list[int]]:
 
 
 def _features(answer: str, asked: set[str]) -> set[str]:
-    """What an answer could have in common with others; words that its prompt has too are the prompt's doing."""
+    """What an answer could have in common with others: several words in a row, all of a short answer, its shortness.
+
+    Less would be the subject's doing: answers about PHP begin with `<?php`. Words that its prompt has too do not count.
+    """
     words = _words(answer)
-    found = {f"says: {a} {b}" for a, b in pairwise(words) if not (a in asked and b in asked)}
-    found |= {f"says: {word}" for word in words if word not in asked and len(word) > 1}
-    if words:
-        found |= {f"begins: {' '.join(words[:3])}", f"ends: {' '.join(words[-3:])}"}
-    return found | ({"is short"} if len(words) <= _SHORT else {"is long"} if len(words) > _LONG else set())
+    count = len(words)
+    looked = words if count <= 2 * _LOOKED else words[:_LOOKED] + words[-_LOOKED:]
+    runs = (looked[at : at + _RUN] for at in range(len(looked) - _RUN + 1))
+    found = {f"says: {' '.join(run)}" for run in runs if len(asked & set(run)) < _RUN // 2}
+    if 0 < count <= _WHOLE:
+        found.add(f"is: {' '.join(words)}")
+    return found | ({"is short"} if count <= _SHORT else set())
 
 
 def _common(
@@ -148,7 +155,7 @@ def _common(
         if count < max(_LEAST_ROWS, _TOGETHER * len(rows)):
             continue
         elsewhere = (counts[feature] - count + 0.5) / (total - len(rows) + 1)
-        if count / len(rows) < _LIFT * elsewhere:
+        if count / len(rows) < _LIFT * elsewhere or counts[feature] - count > _ELSEWHERE * count:
             continue
         chance = _log_tail(count, len(rows), counts[feature] / total)
         if best is None or (chance, feature) < (best[1], best[0]):
