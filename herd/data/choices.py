@@ -18,7 +18,7 @@ from herd.data.shapes import (
     rank_of,
     with_system,
 )
-from herd.data.talks import LeftOut, Notes, Talk, as_text, asked, dialogue_of, said, tools_of, turns_of
+from herd.data.talks import LeftOut, Notes, Talk, as_text, asked, dialogue_of, refuse_media, said, tools_of, turns_of
 from herd.errors import DataError
 from herd.types import Message
 
@@ -55,6 +55,7 @@ def choices_of(row: Row, notes: Notes) -> list[Choice]:
     if shape is None:
         raise DataError(_unknown(row))
     try:
+        refuse_media(row)
         found = list(shape.read(row, notes))
     except LeftOut as reason:
         notes.left_out[str(reason)] += 1
@@ -222,7 +223,11 @@ _TWO: tuple[tuple[str, str, Callable[[Row], bool | None]], ...] = (
     ("conversation_a", "conversation_b", _one_of("winner", "model_a", "model_b")),
     ("human_ref_A", "human_ref_B", _one_of("labels", "1", "0")),
     ("response_j", "response_k", lambda row: True),
+    ("chosen_response", "rejected_response", lambda row: True),
+    ("preferred", "dispreferred", lambda row: True),
+    ("accepted", "rejected", lambda row: True),
 )
+_LISTED = (("generations", "ratings"), ("responses", "scores"))  # responses, and their scores in the same order
 
 
 def _is_two(row: Row) -> bool:
@@ -236,6 +241,9 @@ def _two_keys(row: Row) -> Iterable[str]:
 
 def _ranked(row: Row, notes: Notes) -> Iterable[Choice]:
     """Several responses with scores (UltraFeedback) or ranks (Nectar): the best against the worst."""
+    if names := _listed(row):
+        pairs = zip(row[names[0]], row[names[1]], strict=True)
+        row = {**row, "completions": [{"response": text, "overall_score": score} for text, score in pairs]}
     by_score = row.get("completions") is not None
     several = [one for one in row["completions" if by_score else "answers"] if isinstance(one, Mapping)]
     values = [(one.get("overall_score") if by_score else one.get("rank"), one) for one in several]
@@ -251,11 +259,38 @@ def _ranked(row: Row, notes: Notes) -> Iterable[Choice]:
     yield found._replace(gap=known[0][0] - known[-1][0] if by_score else None)
 
 
+def _listed(row: Row) -> tuple[str, str] | None:
+    """The keys of responses and of their scores, where these are two lists."""
+    for names in _LISTED:
+        texts, scores = (row.get(name) for name in names)
+        if isinstance(texts, list) and isinstance(scores, list) and len(texts) == len(scores) > 1:
+            return names
+    return None
+
+
 def _is_ranked(row: Row) -> bool:
+    if _listed(row):
+        return True
     several = row.get("completions") or row.get("answers")
     return isinstance(several, list) and any(
         isinstance(one, Mapping) and ("overall_score" in one or "rank" in one) for one in several
     )
+
+
+_REJECTED = ("rejected_response", "rejected_messages")
+
+
+def _has_other_answer(row: Row) -> bool:
+    return bool(row.get("messages")) and any(row.get(name) for name in _REJECTED)
+
+
+def _answered_otherwise(row: Row, notes: Notes) -> Iterable[Choice]:
+    """A conversation, and what else its last answer might have been (ms-swift's)."""
+    whole = _prompt({**row, "prompt": None}, notes)
+    name = next(name for name in _REJECTED if row.get(name))
+    if not whole or whole[-1]["role"] != "assistant":
+        raise LeftOut("pairs with an empty response")
+    yield joined(whole[:-1], {"chosen": whole[-1:], "rejected": _response(row[name], name, notes)}, tools_of(row))
 
 
 def _tree(row: Row, notes: Notes) -> Iterable[Choice]:
@@ -290,6 +325,9 @@ _SHAPES = (
     _Shape("message tree", lambda row: isinstance(row.get("prompt"), Mapping) and "replies" in row["prompt"], _tree,
            lambda row: ("prompt", "message_tree_id")),
     _Shape("two responses", _is_two, _two, _two_keys),
-    _Shape("ranked responses", _is_ranked, _ranked, lambda row: ("completions", "answers", *_asking_keys(row))),
+    _Shape("ranked responses", _is_ranked, _ranked,
+           lambda row: ("completions", "answers", *(_listed(row) or ()), *_asking_keys(row))),
+    _Shape("messages and a rejected answer", _has_other_answer, _answered_otherwise,
+           lambda row: ("messages", *_REJECTED, *_asking_keys(row))),
 )  # fmt: skip
 """The table, in the order in which shapes are tried."""

@@ -84,9 +84,9 @@ def read_rows(paths: Path | Sequence[Path], options: RowSettings | None = None) 
 
 
 def _renamed(place: str, row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row with the keys that Herd knows."""
+    """The row with the keys that Herd knows, in small letters (`Question`, `INSTRUCTION`)."""
     if not columns:
-        return row
+        return _in_small_letters(row)
     found = {key: row[column] for key, column in columns.items() if column in row}
     rest = {key: value for key, value in row.items() if key not in columns.values()}
     if not found:
@@ -94,7 +94,16 @@ def _renamed(place: str, row: dict[str, Any], columns: Mapping[str, str]) -> dic
     if taken := found.keys() & rest.keys():
         key = min(taken)
         raise DataError(f"{place}: has a column `{key}` beside `{columns[key]}`, which is to be called so; rename it")
-    return rest | found
+    return _in_small_letters(rest | found)
+
+
+def _in_small_letters(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with keys such as `Question` and `INSTRUCTION` in small letters, unless another key is called so."""
+    if not any(key[:1].isupper() for key in row):
+        return row
+    small = Counter(key.lower() for key in row)
+    plain = {key: key.lower() for key in row if (key.istitle() or key.isupper()) and small[key.lower()] == 1}
+    return {plain.get(key, key): one for key, one in row.items()}
 
 
 def _files(path: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from herd.data.talks import (
     asked,
     calls_in,
     dialogue_of,
+    refuse_media,
     said,
     talk_of,
     tools_of,
@@ -31,9 +32,10 @@ _Turns = list[tuple[Message, bool]]
 
 LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue", "utterances", "data", "contents")
 PROMPTS = ("prompt", "instruction", "question", "query", "problem", "input", "inputs")
-ANSWERS = ("completion", "response", "output", "answer", "answers", "solution", "targets")
+ANSWERS = ("completion", "response", "output", "answer", "answers", "solution", "targets", "generation")
 SYSTEMS = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
-EXTRAS = ("input", "context")
+EXTRAS = ("input", "context", "passage", "article")
+_ALSO_LISTS = ("turns", "chat", "items")  # of messages, where objects are in them
 ABOUT = ("source", "group", "name", "kind")  # what other parts of Herd read
 _OFFERED = ("tools", "functions")
 
@@ -57,6 +59,7 @@ def talks_of(row: Row, notes: Notes) -> list[Talk]:
     if shape is None:
         raise DataError(_unknown(row))
     try:
+        refuse_media(row)
         if _is_bad(row):
             raise LeftOut("answers that are labelled as bad")
         talks = list(shape.read(row, notes))
@@ -177,8 +180,16 @@ def asking_keys(row: Row) -> tuple[str, ...]:
     return name, extra or name, "history", *SYSTEMS, *_OFFERED
 
 
+def _list_name(row: Row) -> str | None:
+    """The key with the messages."""
+    found = next((name for name in LISTS if row.get(name) is not None), None)
+    objects = (name for name in _ALSO_LISTS if isinstance(row.get(name), list) and row[name])
+    return found or next((name for name in objects if all(isinstance(one, Mapping) for one in row[name])), None)
+
+
 def _messages(row: Row, notes: Notes) -> Iterable[Talk]:
-    name = next(name for name in LISTS if row.get(name) is not None)
+    name = _list_name(row)
+    assert name is not None
     turns, tools = with_system(row, turns_of(row[name], name, notes)), tools_of(row)
     first = turns[0][0]
     if tools and first["role"] == "system" and "<tools>" in first["content"]:  # Hermes'
@@ -196,7 +207,15 @@ def _prompt_and_answer(row: Row, notes: Notes) -> Iterable[Talk]:
     turns, name = before_answer(row, notes), _answering(row)
     if row.get(name) in (None, "", [], {}):
         raise LeftOut("rows with an empty answer")
+    if choices := next((key for key in ("choices", "options") if isinstance(row.get(key), list | Mapping)), None):
+        raise DataError(
+            f"a question with `{choices}`, which nobody reads: write them into the question, and the right one as the "
+            "answer"
+        )
     answer = as_text(row[name], notes)
+    if isinstance(answer, list) and all(isinstance(one, str) for one in answer):  # the best first, or by other words
+        notes.left_out["further answers of a list"] += len(answer) - 1
+        answer = answer[0]
     if name == "answers" and isinstance(answer, str) and row.get("tools"):
         answer = {"tool_calls": calls_in(answer, notes), "role": "assistant"}
     elif isinstance(answer, str):
@@ -274,8 +293,8 @@ def _has_answer_key(row: Row) -> bool:
 
 
 SHAPES = (
-    Shape("messages", lambda row: any(row.get(name) is not None for name in LISTS), _messages,
-          lambda row: (next(name for name in LISTS if row.get(name) is not None), *SYSTEMS, *_OFFERED)),
+    Shape("messages", lambda row: _list_name(row) is not None, _messages,
+          lambda row: (str(_list_name(row)), *SYSTEMS, *_OFFERED)),
     Shape("message tree", lambda row: isinstance(row.get("prompt"), Mapping) and "replies" in row["prompt"], _tree,
           lambda row: ("prompt", "message_tree_id")),
     Shape("tasks with instances", lambda row: isinstance(row.get("instances"), list), _instances,

@@ -19,12 +19,14 @@ from herd.log import say
 from herd.types import Message
 
 _SPEAKERS = {
-    "user": ("user", "human", "prompter", "usr", "customer"),
-    "assistant": ("assistant", "gpt", "model", "bot", "agent", "ai", "chatgpt", "bing", "bard", "claude", "chatbot"),
+    "user": ("user", "human", "prompter", "usr", "customer", "benutzer", "nutzer", "utilisateur", "usuario", "usuário",
+             "utente", "用户", "ผู้ใช้", "उपयोगकर्ता"),
+    "assistant": ("assistant", "gpt", "model", "bot", "agent", "ai", "chatgpt", "bing", "bard", "claude", "chatbot",
+                  "assistent", "asistente", "assistente", "助手", "ผู้ช่วย", "सहायक"),
     "system": ("system", "developer"),
     "ipython": ("tool", "ipython", "observation", "function", "function_response", "tool_response"),
     "call": ("function_call", "tool_call"),
-}
+}  # fmt: skip
 ROLES = {name: role for role, names in _SPEAKERS.items() for name in names}
 """A role or speaker in somebody's data -> Herd's; `call` is the assistant's message that is a call in JSON."""
 
@@ -32,7 +34,8 @@ _ROLE_KEYS, _TEXT_KEYS = ("role", "from", "speaker", "user"), ("content", "value
 _PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"), ("question", "answer"),
           ("prompt", "response"), ("instruction", "output"))  # fmt: skip
 _REASONING = ("reasoning_content", "reasoning", "thinking")
-_SWITCHES = ("train", "training", "trainable")
+_SWITCHES = ("train", "training", "trainable", "loss")
+_MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 _KEPT = ("name", "tool_call_id")
 _PARTLY = ("train_detail", "training_detail")  # axolotl's stretches of a message
 _HEARD = {*_ROLE_KEYS, *_TEXT_KEYS, *_REASONING, *_SWITCHES, *_KEPT, "id", "weight", "refusal"}
@@ -112,6 +115,9 @@ def turns_of(value: Any, name: str, notes: Notes) -> list[tuple[Message, bool]]:
     for one in value:
         if isinstance(one, Mapping) and (pair := _pair(one)):
             notes.count_texts({key: text for key, text in one.items() if key not in pair}, " of messages")
+            if one[pair[1]] is None:  # the last question, whose answers stand elsewhere
+                turns.append((said("user", one[pair[0]]), True))
+                continue
             one = [one[key] for key in pair]
         if isinstance(one, Sequence) and len(one) == 2 and all(isinstance(text, str) for text in one):
             turns += [(said("user", one[0]), True), (said("assistant", one[1]), True)]
@@ -126,7 +132,8 @@ def _pair(turn: Mapping[str, Any]) -> tuple[str, str] | None:
     """The keys of a question and its answer, where one object has both."""
     if any(isinstance(turn.get(key), str) for key in _ROLE_KEYS if key != "user"):
         return None
-    return next((pair for pair in _PAIRS if all(isinstance(turn.get(key), str) for key in pair)), None)
+    found = (pair for pair in _PAIRS if isinstance(turn.get(pair[0]), str) and pair[1] in turn)
+    return next((pair for pair in found if isinstance(turn[pair[1]], str | None)), None)
 
 
 def said(role: str, text: str) -> Message:
@@ -144,6 +151,16 @@ def said(role: str, text: str) -> Message:
     if role == "assistant" and not text.strip():
         raise LeftOut("rows with an empty answer")
     return Message(role=role, content=text)
+
+
+def refuse_media(row: Mapping[str, Any]) -> None:
+    """What a text stands beside in vision and speech data.
+
+    Raises:
+        DataError: the row has a picture, film or sound.
+    """
+    if name := next((name for name in _MEDIA if row.get(name) and row[name] == row[name]), None):
+        raise DataError(f"has `{name}`, and only text is learned: leave such rows out, or the column where it is empty")
 
 
 def rendered_mark(text: str) -> str | None:
@@ -276,7 +293,8 @@ def _content(turn: Mapping[str, Any], name: str) -> str | None:
     if isinstance(content, list):
         texts: list[Any] = [_part(part) for part in content]
         if not all(isinstance(text, str) for text in texts):
-            raise DataError(f"a message of `{name}` holds a part that is no text; only text is learned from")
+            kind = next((_kind(part) for part, text in zip(content, texts) if not isinstance(text, str)), "")
+            raise DataError(f"a message of `{name}` holds a part that is no text ({kind}); only text is learned from")
         return "".join(texts)
     if isinstance(content, Mapping):  # what a tool answered, as an object
         return json.dumps(content, ensure_ascii=False)
@@ -285,6 +303,11 @@ def _content(turn: Mapping[str, Any], name: str) -> str | None:
     if content and _RENDERED.match(content):
         said("user", content)
     return content
+
+
+def _kind(part: Any) -> str:
+    """What a part says that it is: an `image_url`, an `input_audio`, ..."""
+    return str(part.get("type") or ", ".join(map(str, part))) if isinstance(part, Mapping) else type(part).__name__
 
 
 def _part(part: Any) -> Any:

@@ -6,7 +6,7 @@ import json
 import pyarrow as pa
 import pytest
 
-from herd.data.rows import read_rows
+from herd.data.rows import RowSettings, read_rows
 from herd.errors import DataError
 from herd.tuning.reading import by_split
 
@@ -93,3 +93,11 @@ def test_files_in_folders_below_are_read_where_the_folder_has_none_else_named(tm
     (tmp_path / "own.jsonl").write_text(json.dumps(ROWS[1]))
     assert rows_of(tmp_path) == ROWS[1:]
     assert f"its own files are read, not those in {tmp_path / 'data'}" in capsys.readouterr().err
+
+
+def test_capital_letters_of_columns_do_not_hide_them(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    rows = [{"Question": "q", "Response": "a", "human_ref_A": "x"}, {"INSTRUCTION": "i", "A": 1, "a": 2}]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    found = [list(row) for _, row in read_rows(file, RowSettings())]
+    assert found == [["question", "response", "human_ref_A"], ["instruction", "A", "a"]]

@@ -1,6 +1,7 @@
 """Rows in the forms in which conversations are published, written here by hand."""
 
 import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -248,3 +249,47 @@ def test_published_files_are_read_as_they_lie(shared_data, name, count):
     talks = [talk for _, row in read_rows(shared_data / name) for talk in read(row, notes)]
     assert len(talks) >= count
     assert all(any(message["role"] == "assistant" for message in talk.messages) for talk in talks)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"instruction": "q", "output": ["a", "worse"]}, QA),
+        ({"turns": [USER, ANSWER]}, QA),
+        ({"chat": [USER, ANSWER]}, QA),
+        ({"items": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, QA),
+        ({"question": "q", "passage": "p", "answer": "a"}, [("user", "q\n\np"), QA[1]]),
+        ({"instruction": "q", "generation": "a"}, QA),
+        ({"messages": [{"role": "Benutzer", "content": "q"}, {"role": "Assistent", "content": "a"}]}, QA),
+        ({"conversations": [{"from": "用户", "value": "q"}, {"from": "助手", "value": "a"}]}, QA),
+        ({"messages": [USER, ANSWER], "images": []}, QA),
+    ],
+)
+def test_rarer_forms_of_conversations_are_read_too(row, expected):
+    assert spoken(row) == expected
+
+
+def test_a_message_without_loss_is_not_learned_and_further_answers_are_counted():
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "loss": False}]
+    (talk,) = read({"messages": [*turns, USER, ANSWER]})
+    assert talk.trained == [False, True]
+    read({"instruction": "q", "output": ["a", "b", "c"]}, notes := Notes())
+    assert notes.left_out == {"further answers of a list": 2}
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "x.png"}}
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ({"messages": [{"role": "user", "content": [IMAGE]}, ANSWER]}, "no text (image_url)"),
+        ({"contents": [{"role": "user", "parts": [{"fileData": {"fileUri": "x"}}]}]}, "no text (fileData)"),
+        ({"messages": [{"role": "user", "content": "<image>q"}, ANSWER], "images": ["x.jpg"]}, "has `images`"),
+        ({"prompt": "q", "completion": "a", "audio": {"path": "x.wav"}}, "has `audio`"),
+        ({"question": "q", "choices": ["a", "b"], "answer": 1}, "a question with `choices`"),
+    ],
+)
+def test_what_is_more_than_text_is_refused_by_its_name(row, named):
+    with pytest.raises(DataError, match=re.escape(named)):
+        read(row)
