@@ -318,7 +318,7 @@ def test_the_saved_template_writes_what_render_writes(tokenizer, theirs):
         ([{"content": "x"}], "role None is unknown"),
         ([TALK[0], {"role": "user", "content": 3}], "message 1: content is int, expected text"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "content is list, expected text"),
-        ([{"role": "user", "tool_calls": [{"name": "f"}]}], "only the assistant calls tools"),
+        ([{"role": "user", "tool_calls": [{"name": "f"}]}], "only the assistant can call tools"),
         ([{"role": "assistant", "tool_calls": ["f"]}], "needs a `name` and an object of `arguments`"),
         ([{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}], "are not JSON"),
         ([{"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"a": float("nan")}}]}], "are not JSON"),
