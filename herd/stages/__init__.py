@@ -1,6 +1,6 @@
-"""The commands: one short file each, a settings class and `run(settings)`; none imports another.
+"""The commands: one short file each, with a settings class and `run(settings)`; none imports another.
 
-What runs or plans other commands (the command line, a story) asks for them by name, here.
+The command line and stories, which run other commands, look them up by name here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def settings_of(command: str) -> type:
 
 
 def find(command: str) -> tuple[type, Callable[[Any], Any]]:
-    """The settings class and the `run` of a command that somebody has written down.
+    """The settings class and the `run` of a command by its name.
 
     Raises:
         ConfigError: there is no such command.

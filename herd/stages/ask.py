@@ -1,7 +1,7 @@
 """Ask a model a question about your own files: the answer, each sentence with the passage that says it.
 
 `herd ask notes.index MODEL "Who pays for a lost key?"`; MODEL is a checkpoint, a run folder, or a server's address.
-Where no passage holds enough of the question's words, it is declined and the model is not asked.
+If no passage contains enough of the question's words, the question is declined without asking the model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from herd.types import Message, SamplingParams
 
 @settings
 class AskSettings:
-    """Whom to ask what, about which files."""
+    """The question, the model, and the index of the files."""
 
     bare_words: ClassVar = ("index", "path", "question")
 
@@ -40,9 +40,9 @@ class AskSettings:
     limit: int = 5
     """Passages that the model is given."""
     least: float = LEAST_COVERED
-    """Share of the question's words, weighed by their rarity, that a passage must hold; else it is declined."""
+    """Share of the question's words, weighted by rarity, that a passage must contain; else it is declined."""
     temperature: float = 0.0
-    """Randomness; 0 always takes the likeliest token."""
+    """Sampling temperature; 0 always takes the likeliest token."""
     max_tokens: int = 256
     """Longest answer, in tokens."""
     json: bool = False
@@ -87,9 +87,9 @@ def run(settings: AskSettings) -> None:
 
 def _print(settings: AskSettings, answer: str, passages: Sequence[Hit], citations: Sequence[Citation]) -> None:
     if settings.json:
-        found = {"answer": answer, "passages": [asdict(hit) for hit in passages]}
+        result = {"answer": answer, "passages": [asdict(hit) for hit in passages]}
         print(
-            json_format.dumps(found | {"citations": [asdict(one) for one in citations]}, ensure_ascii=False, indent=1)
+            json_format.dumps(result | {"citations": [asdict(one) for one in citations]}, ensure_ascii=False, indent=1)
         )
         return
     lines = [marked(answer, citations)]

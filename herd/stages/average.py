@@ -15,14 +15,14 @@ from herd.train.average import average
 
 @settings
 class AverageSettings:
-    """The Polyak average of checkpoints of one shape."""
+    """The weighted mean of checkpoints of one shape (Polyak averaging)."""
 
     checkpoints: list[Path]
-    """Checkpoints or run folders; a run folder that kept snapshots (`saving.snapshots`) gives the last of them."""
+    """Checkpoints or run folders; of a run folder with snapshots (`saving.snapshots`) the last ones are taken."""
     out: Path
     """Run folder to write."""
     last: int = 4
-    """Snapshots taken from a run folder that kept some, counted from its end."""
+    """Number of last snapshots taken from each run folder that has them."""
     weights: list[float] | None = None
     """Weight of each checkpoint; equal when not given."""
 
@@ -38,20 +38,20 @@ def run(settings: AverageSettings) -> Path:
     ) as run:
         if run.finished:
             return run.path
-        found = [checkpoint for path in settings.checkpoints for checkpoint in snapshots(path, settings.last)]
-        run.need(disk_bytes=sum(file.stat().st_size for file in {info.file for info in found[0].table.values()}))
-        say(f"  the mean of {len(found)} checkpoints: {', '.join(checkpoint.place.name for checkpoint in found)}")
-        average(found, run.path / "checkpoint", settings.weights)
+        checkpoints = [checkpoint for path in settings.checkpoints for checkpoint in snapshots(path, settings.last)]
+        run.need(disk_bytes=sum(file.stat().st_size for file in {info.file for info in checkpoints[0].table.values()}))
+        say(f"  the mean of {len(checkpoints)} checkpoints: {', '.join(one.place.name for one in checkpoints)}")
+        average(checkpoints, run.path / "checkpoint", settings.weights)
         save_tokenizer(open_checkpoint(settings.checkpoints[0]).tokenizer, run.path / "checkpoint")
-        run.finish({"checkpoints": len(found)})
+        run.finish({"checkpoints": len(checkpoints)})
     return run.path
 
 
 def snapshots(path: Path, last: int) -> list[Checkpoint]:
-    """The last snapshots that a run kept under `checkpoints/`, or the one checkpoint that the path means.
+    """The last snapshots of a run folder (`checkpoints/`), or the single checkpoint at the path.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: the path does not exist.
     """
     kept = sorted((path / "checkpoints").glob("step-*"))
     if kept:

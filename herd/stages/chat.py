@@ -1,9 +1,9 @@
 """Chat with a model here in the terminal, or with any OpenAI-compatible server by its address.
 
 Answers stream as they are made; Ctrl-C stops an answer, not the program. `/help` shows the commands: a system prompt,
-settings, another answer, saving. A line that ends with a backslash goes on in the next one, and three double quotes
+settings, another answer, saving. A line that ends with a backslash continues in the next one, and three double quotes
 open and close a text of several lines. When standard input is not a terminal, each line is a question of its own:
-commands work there too, and `json=true` writes one JSON string a line. A base model goes on with the text it is given.
+commands work there too, and `json=true` writes one JSON string per line. A base model continues the text it is given.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ChatSettings:
     system: str | None = None
     """System prompt."""
     temperature: float = 0.6
-    """Randomness; 0 always takes the likeliest token."""
+    """Sampling temperature; 0 always takes the likeliest token."""
     top_p: float = 0.9
     """Keep the likeliest tokens up to this total probability."""
     max_tokens: int = 512
@@ -44,11 +44,11 @@ class ChatSettings:
     beside: bool = True
     """At a terminal, tell what the index beside a demo's model holds, beside the model's own words."""
     history: bool = True
-    """Remember what was typed for the next time (arrow up), in a file that only you can read."""
+    """Keep a history of what was typed (arrow up), in a file that only you can read."""
     device: str = "cpu"
     """Where the model runs: cpu or cuda."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Numbers to compute in; the checkpoint's own where this machine computes in them well, when not given."""
+    """Number type to compute in; default: the checkpoint's own if this machine computes in it well."""
     quantize: Literal["int8", "int4", "fp8"] | None = None
     """Round the weights on loading."""
     engine: EngineSettings = EngineSettings()
@@ -56,7 +56,7 @@ class ChatSettings:
 
 
 def run(settings: ChatSettings) -> int:
-    """Answer lines until they end; 2 when a line of a pipe could not be answered."""
+    """Answer until the input ends; returns 2 if a line from a pipe could not be answered."""
     params = SamplingParams(
         temperature=settings.temperature, top_p=settings.top_p, max_tokens=settings.max_tokens, seed=settings.seed
     )

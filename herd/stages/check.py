@@ -29,9 +29,9 @@ class CheckSettings:
     path: Path
     """Folder of the index."""
     text: str
-    """The text, or a file that holds it."""
+    """The text, or a file that contains it."""
     limit: int = 5
-    """Passages that each sentence is held against."""
+    """Passages that each sentence is compared with."""
     json: bool = False
     """Print one JSON object."""
 
@@ -44,14 +44,14 @@ def run(settings: CheckSettings) -> None:
     """Print each sentence with its verdict.
 
     Raises:
-        DataError: no index lies there, or it is damaged; the file holds no text.
+        DataError: there is no index, or it is damaged; the file is not text.
     """
-    found = check(_read(settings.text), Index(settings.path), limit=settings.limit)
+    checked = check(_read(settings.text), Index(settings.path), limit=settings.limit)
     if settings.json:
-        print(json_format.dumps([asdict(one) for one in found], ensure_ascii=False, indent=1))
+        print(json_format.dumps([asdict(one) for one in checked], ensure_ascii=False, indent=1))
         return
-    print("\n".join(map(_told, found)))
-    counts = Counter(one.verdict for one in found)
+    print("\n".join(map(_line, checked)))
+    counts = Counter(one.verdict for one in checked)
     say(", ".join(f"{counts[name]} {name}" for name in ("supported", "contradicted", "not found")))
 
 
@@ -65,7 +65,7 @@ def _read(text: str) -> str:
         raise DataError(f"{file}: cannot be read as text ({error})") from None
 
 
-def _told(one: Checked) -> str:
+def _line(one: Checked) -> str:
     why = f" ({', '.join(one.differs)})" if one.differs else ""
     head = f"{one.verdict}{why}: {one.sentence}"
     return head if one.passage is None else f'{head}\n    {one.passage.source}: "{one.quote}"'

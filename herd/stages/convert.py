@@ -4,8 +4,8 @@
     herd convert llama.gguf a-folder
     herd convert a-folder for-meta format=meta shards=8
 
-The copy is written piece by piece, so that its size does not matter, and compared with the original by the logits of a
-few tokens before it gets its name: a copy that predicts something else is not kept.
+The copy is written piece by piece, so a model may be larger than memory. Before it gets its name, its logits for a few
+tokens are compared with the original's; a copy that differs is not kept.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class ConvertSettings:
     out: Path
     """Folder or GGUF file to write; must not exist."""
     format: Literal["huggingface", "meta", "gguf"] | None = None
-    """Format to write; default: GGUF where `out` ends in .gguf, else Hugging Face's."""
+    """Format to write; default: GGUF if `out` ends in .gguf, else Hugging Face's."""
     precision: Literal["float32", "bfloat16", "float16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"] | None = None
-    """Numbers to write, q8_0 to q4_0 only in GGUF; default: as stored, bfloat16 for what is packed."""
+    """Number type to write, q8_0 to q4_0 only in GGUF; default: as stored, bfloat16 for quantized weights."""
     shards: int = 1
     """Files of Meta's format, one for each tensor-parallel rank."""
     check: bool = True
     """Compare the logits of original and copy; reads both once more."""
     dry_run: bool = False
-    """Only say what would be written; of the source only its configuration is needed."""
+    """Only print what would be written; this needs only the source's configuration."""
     json: bool = False
     """Print the result as one JSON object."""
 
@@ -57,8 +57,8 @@ def run(settings: ConvertSettings) -> None:
         return
     done = convert(settings.path, settings.out, check=settings.check, **choices)
     if settings.json:
-        found = done.difference and asdict(done.difference)
-        print(json_format.dumps({"path": str(done.path), **_as_values(done.plan), "difference": found}, indent=1))
+        difference = done.difference and asdict(done.difference)
+        print(json_format.dumps({"path": str(done.path), **_as_values(done.plan), "difference": difference}, indent=1))
         return
     checked = f"; {done.difference}" if done.difference else "; not checked"
     print(f"{done.path}: {size(done.plan.num_bytes)}, {done.plan.format}, {done.plan.precision}{checked}")

@@ -68,8 +68,8 @@ def run(settings: CurateSettings) -> Path:
         if settings.rules.cutoff and figures["undated"]:
             say(f"  {figures['undated']:,} pages have no date that can be read: the cutoff cannot tell, and they stay")
         funnel = json.loads((run.path / "funnel.json").read_text())
-        for told in filter(None, [*heavy_losses(funnel), planted_phrases(funnel)]):
-            say(f"  {told}")
+        for warning in filter(None, [*heavy_losses(funnel), planted_phrases(funnel)]):
+            say(f"  {warning}")
         say(f"  {kept:,} of {read:,} documents kept, {size(figures['bytes'])} of text")
         say(f"  what was dropped, and why: {run.path / 'funnel.html'}")
         run.finish(figures)

@@ -1,4 +1,4 @@
-"""Distil: a smaller model learns a larger one's probabilities, its answers, or what it makes of the student's own."""
+"""Distil: a smaller model learns a larger one's probabilities on texts, its answers, or its probabilities on-policy."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class DistillSettings(TuneSettings):
     checkpoint: Path
     """The student to start from, its tokenizer beside it."""
     teacher: Path
-    """The checkpoint that it learns from; of the same vocabulary, but for `how=answers`."""
+    """The checkpoint to learn from; with the same vocabulary, except for `how=answers`."""
     how: Literal["probabilities", "answers", "own_answers"] = "probabilities"
-    """The teacher's probabilities on given texts; its answers to `prompts`, learned as they stand (sequence-level); or
-    its probabilities on what the student itself answers to them (on-policy)."""
+    """Learn the teacher's probabilities on given texts, its answers to `prompts` (sequence-level distillation), or its
+    probabilities on the student's own answers to them (on-policy)."""
     shards: Path | None = None
     """Documents to learn probabilities on: a run folder of `herd pack`. Either these or conversations."""
     conversations: list[Path] = field(default_factory=list)
@@ -49,25 +49,25 @@ class DistillSettings(TuneSettings):
     mixture: dict[str, float] = field(default_factory=dict)
     """Weight of each source; by its tokens when empty."""
     top: int = 16
-    """The teacher's likeliest tokens that are kept for each place (6 bytes each on disk while the run goes)."""
+    """Number of the teacher's likeliest tokens kept per position (6 bytes each on disk during the run)."""
     prompts: Path | None = None
-    """What is asked, for answers: JSONL or Parquet rows with `messages` or `prompt`."""
+    """Prompts, for answers: JSONL or Parquet rows with `messages` or `prompt`."""
     max_prompts: int = 100_000
-    """Prompts that are used, spread evenly over the file."""
+    """Most prompts used, spread evenly over the file."""
     benchmarks: tuple[Path, ...] = ()
-    """Files of benchmarks: a prompt that stands in one of them is left out."""
+    """Files of benchmarks: prompts that occur in them are left out."""
     answer_tokens: int = 128
     """Longest answer, in tokens."""
     samples: int = 1
     """The teacher's answers to each prompt."""
     temperature: float = 0.7
-    """Temperature of the teacher's answers; the student's are drawn at 1."""
+    """Temperature of the teacher's answers; the student's are sampled at 1."""
     steps: int = 100
     """Steps on the student's own answers."""
     prompts_per_step: int = 32
     """Prompts that the student answers for a step."""
     watch: WatchSettings = field(default_factory=WatchSettings)
-    """What the student is judged by while it learns."""
+    """Evaluations of the student during training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,7 +99,7 @@ def run(settings: DistillSettings) -> Path:
 
 
 def _probabilities(job: Job, settings: DistillSettings, student: Checkpoint, teacher: Checkpoint) -> dict[str, Any]:
-    """Learn what the teacher finds likely after each token of given texts."""
+    """Learn the teacher's next-token probabilities on given texts."""
     if settings.shards is not None:
         trained = open_trained_with(settings.shards / "train", job.tokenizer.fingerprint, str(student.place))
     else:
@@ -113,7 +113,7 @@ def _probabilities(job: Job, settings: DistillSettings, student: Checkpoint, tea
 
 
 def _answers(job: Job, settings: DistillSettings, student: Checkpoint, teacher: Checkpoint) -> dict[str, Any]:
-    """Learn the teacher's answers as they stand; they are kept in answers.jsonl."""
+    """Learn the teacher's answers, which are kept in answers.jsonl."""
     _check_alone()
     rows = _prompts(settings)
     params = SamplingParams(
@@ -140,7 +140,7 @@ def _answers(job: Job, settings: DistillSettings, student: Checkpoint, teacher: 
 
 
 def _own_answers(job: Job, settings: DistillSettings, student: Checkpoint, teacher: Checkpoint) -> dict[str, Any]:
-    """Learn what the teacher finds likely at each place of the student's own answers."""
+    """Learn the teacher's next-token probabilities on the student's own answers."""
     _check_alone()
     limits = Limits(settings.answer_tokens, settings.batch.row_tokens)
     rows = fitting(_prompts(settings), job.tokenizer, limits)
@@ -169,16 +169,16 @@ def _ask(job: Job, teacher: Checkpoint, sources: dict[str, Documents], folder: P
 
 def _check_alone() -> None:
     if num_processes() > 1:
-        raise ConfigError("answers are drawn in one process; start `herd distill` without torchrun, or take `shards`")
+        raise ConfigError("answers are sampled in one process; start `herd distill` without torchrun, or use `shards`")
 
 
 def _check_vocabularies(student: Checkpoint, teacher: Checkpoint, top: int) -> None:
     sizes = student.config.vocab_size, teacher.config.vocab_size
     if sizes[0] != sizes[1] or student.tokenizer.fingerprint != teacher.tokenizer.fingerprint:
         raise ConfigError(
-            f"{teacher.place} (vocabulary of {sizes[1]:,}) and {student.place} ({sizes[0]:,}) have other vocabularies: "
-            "a teacher's probabilities mean nothing under another; take a student made with the teacher's tokenizer, "
-            "or learn its answers (how=answers)"
+            f"{teacher.place} (vocabulary of {sizes[1]:,}) and {student.place} ({sizes[0]:,}) have different "
+            "vocabularies, so probabilities cannot be compared; take a student made with the teacher's tokenizer, or "
+            "learn its answers (how=answers)"
         )
     if top > sizes[0]:
         raise ConfigError(f"top is {top:,}, and the vocabulary has {sizes[0]:,} tokens")

@@ -34,23 +34,23 @@ class DpoSettings(TuneSettings):
     """JSONL, JSON, CSV or Parquet files (or folders of them) of preferences in any form that docs/tuning.md lists; an
     `edited` response replaces the chosen one."""
     checkpoint: Path
-    """Checkpoint to start from, which is the reference too; its tokenizer beside it."""
+    """Checkpoint to start from, also the reference model; with its tokenizer."""
     beta: float = 0.1
-    """How strongly the policy is held to the reference."""
+    """Strength of the constraint to the reference model."""
     nll: float = 0.2
     """Weight of the NLL per token of the chosen response."""
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
-    """How a pair's margin becomes a loss: sigmoid is DPO's own, ipo has an optimum (beta is then often 0.1 to 1)."""
+    """Loss of a pair's margin: sigmoid (DPO) or ipo, which has a finite optimum (beta is then often 0.1 to 1)."""
     count_terminators: bool = False
     """Whether the token that ends a response counts, as in TRL; the paper masks it with the other formatting tokens."""
     min_strength: Literal["marginally_better", "slightly_better", "better", "significantly_better"] = "better"
-    """Pairs whose responses are more alike than this are left out."""
+    """Pairs with a weaker preference than this are left out."""
     watched: int = 16
-    """Prompts that the model answers before and after, for a warning where lengths or refusals drift; 0: none."""
+    """Prompts answered before and after training, for a warning if lengths or refusals drift; 0: none."""
     watched_tokens: int = 128
     """Longest such answer, in tokens."""
     watch: WatchSettings = field(default_factory=WatchSettings)
-    """What it is judged by while it learns."""
+    """Evaluations during training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,7 +88,7 @@ def run(settings: DpoSettings) -> Path:
 
 
 def _pairs(settings: DpoSettings, job: Job) -> tuple[Pairs, Pairs | None]:
-    """What is learned and what is kept aside, each with the reference's log-probabilities."""
+    """Training and validation pairs, each with the reference's log-probabilities."""
     row_tokens, validation = settings.batch.row_tokens, settings.validation
     context = job.config.max_position_embeddings
     load = partial(
@@ -102,12 +102,12 @@ def _pairs(settings: DpoSettings, job: Job) -> tuple[Pairs, Pairs | None]:
         raise DataError(f"validation.share={validation.share} leaves one part of {len(pairs)} pairs empty; change it")
     names = ("reference.npy", "reference-validation.npy")
     parts = [part.with_terminators() if settings.count_terminators else part for part in parts]
-    found = [part.with_reference(_reference(job, part, name)) for part, name in zip(parts, names)]
-    return found[0], found[1] if validation else None
+    with_reference = [part.with_reference(_reference(job, part, name)) for part, name in zip(parts, names)]
+    return with_reference[0], with_reference[1] if validation else None
 
 
 def _reference(job: Job, pairs: Pairs, name: str) -> np.ndarray:
-    """The data's own log-probabilities where every pair has them; else the starting model's, kept for a resumed run."""
+    """The log-probabilities in the data if every pair has them; else the starting model's, kept for a resumed run."""
     if not np.isnan(pairs.reference[pairs.is_extreme()]).any():
         say("  reference log-probabilities are those in the data")
         return pairs.reference
@@ -116,9 +116,9 @@ def _reference(job: Job, pairs: Pairs, name: str) -> np.ndarray:
         return read_log_probs(file, len(pairs.documents))
     batch = job.settings.batch
     options = {"row_tokens": batch.row_tokens, "micro_tokens": batch.micro_tokens}
-    found = log_probs(job.model, pairs, **options, **job.placement.rows)
+    reference = log_probs(job.model, pairs, **options, **job.placement.rows)
     if is_first():
         buffer = io.BytesIO()
-        np.save(buffer, found)
+        np.save(buffer, reference)
         atomic_write(file, buffer.getvalue())
-    return found
+    return reference

@@ -1,4 +1,4 @@
-"""Evaluate: models side by side on tasks, which are files; every figure with its interval."""
+"""Evaluate: compare models on tasks (YAML files); every figure with its confidence interval."""
 
 from __future__ import annotations
 
@@ -43,61 +43,62 @@ from herd.run import Run, atomic_write, open_run
 from herd.types import Score
 
 CHUNK_ITEMS, CHUNK_ANSWERS = 384, 64
-"""Questions asked and kept together, and those with free answers; nothing is remembered beyond them, so that stopping
-changes no answer."""
+"""Questions asked and saved together (the second for free answers); caches are cleared between them, so that an
+interruption changes no answer."""
 
 
 @settings
 class EvaluateSettings:
-    """Judge checkpoints, GGUF files and endpoints on tasks."""
+    """Evaluate checkpoints, GGUF files and endpoints on tasks."""
 
     out: Path
     """Run folder to write."""
     tasks: list[Path] = field(default_factory=list)
     """Task files (YAML; see recipes/evals/), in the order of the tables."""
     suite: str = ""
-    """More of them: `base` or `instruct` (the paper's, recipes/evals/suites/), or a YAML file with a list `tasks`."""
+    """More tasks: the suite `base` or `instruct` (the paper's, recipes/evals/suites/), or a YAML file with a list
+    `tasks`."""
     path: list[Path] = field(default_factory=list)
     """Models: checkpoints, run folders, LoRA adapters (PEFT folders), GGUF files, or addresses of OpenAI-compatible
     endpoints (http://HOST/v1)."""
     models: dict[str, Path] = field(default_factory=dict)
-    """The same by the names they get in the tables."""
+    """More models, by the names they get in the tables."""
     data: Path | None = None
     """Folder in which the tasks' data is looked for first; default: beside each task's file."""
     limit: int | None = None
-    """At most so many questions of a task."""
+    """Most questions of a task."""
     free_limit: int | None = None
-    """At most so many questions of a task with free answers, which take longest; default: `limit`."""
+    """Most questions of a task with free answers, which take longest; default: `limit`."""
     text_models: list[str] | None = None
-    """Models that are asked for bits per byte and needles; default: all."""
+    """Models evaluated for bits per byte and needles; default: all."""
     bases: dict[str, Path] = field(default_factory=dict)
-    """Of LoRA adapters by name: the checkpoint they change; default: what their adapter_config.json names."""
+    """Base checkpoints of LoRA adapters, by name; default: the one in their adapter_config.json."""
     base_models: list[str] | None = None
-    """Models that continue raw text; default: those that were not trained on conversations."""
+    """Models that continue raw text; default: those not trained on conversations."""
     sandbox: str = "full"
     """Level of the sandbox in which programs run (docs/sandbox.md)."""
     ngrams: Path | None = None
-    """Index of the training corpus (`herd ngrams`), for the tasks' contamination."""
+    """Index of the training corpus (`herd ngrams`), to measure the tasks' contamination."""
     prices: dict[str, list[float]] = field(default_factory=dict)
-    """Of models by name: price of a million tokens read and of a million written, for the costs."""
+    """Prices of a million tokens read and of a million written, by model, for the costs."""
     compare: Literal["first", "previous"] = "first"
-    """Whether each model is compared with the first, or with the one before it."""
+    """Compare each model with the first one, or with the one before it."""
 
     def __post_init__(self):
         if not self.tasks and not self.suite:
             raise ValueError("tasks: name at least one task file, or a suite")
         if any(len(pair) != 2 for pair in self.prices.values()):
-            raise ValueError("prices: two figures for each model, of a million tokens read and written")
+            raise ValueError("prices: expected two figures for each model, per million tokens read and written")
         asked = {*(self.text_models or ()), *(self.base_models or ()), *self.bases}
         if asked and (unknown := asked - set(named(self.models, self.path))):
-            told = "text_models, base_models and bases may only name models"
-            raise ValueError(f"{told}; {min(unknown)} is not one of them")
+            rule = "text_models, base_models and bases may only name models"
+            raise ValueError(f"{rule}; {min(unknown)} is not one of them")
         if min(self.limit or 1, self.free_limit or 1) < 1 or 0 in (self.limit, self.free_limit):
             raise ValueError("limit and free_limit must be at least 1")
 
 
 def run(settings: EvaluateSettings) -> Path:
-    """Write `scores.jsonl`, `samples.jsonl`, `samples.html` (the page) and more, and show the scores as tables."""
+    """Write `scores.jsonl`, `samples.jsonl`, `samples.html` and more, and print the scores as tables."""
     models = _models(settings)
     own, of_suite = [find_recipe(file) for file in settings.tasks], _of_suite(settings.suite)
     files = [*own, *map(find_recipe, of_suite)]
@@ -132,25 +133,25 @@ def _task(file: Path, settings: EvaluateSettings) -> Task:
 
 
 def _check_files(files: list[Path]) -> None:
-    """Refuse task files that are not there, all at once.
+    """Check that all task files exist.
 
     Raises:
-        ConfigError: with the nearest names of shipped tasks.
+        ConfigError: with all missing ones, and the nearest names of shipped tasks.
     """
     absent = [file for file in files if not file.is_file()]
     if absent:
         shipped = find_recipe(Path("evals"))
         known = {one.stem: one.relative_to(shipped.parent) for one in sorted(shipped.rglob("*.yaml"), reverse=True)}
         near = {file: difflib.get_close_matches(file.stem, known, 1, 0.7) for file in absent}
-        told = [f"{file}" + "".join(f" (did you mean {known[one]}?)" for one in near[file]) for file in absent]
-        raise ConfigError(f"tasks: not there: {', '.join(told)}; shipped ones lie in {shipped}")
+        names = [f"{file}" + "".join(f" (did you mean {known[one]}?)" for one in near[file]) for file in absent]
+        raise ConfigError(f"tasks: not there: {', '.join(names)}; shipped ones lie in {shipped}")
 
 
 def _unanswerable(own: list[Task], of_suite: list[Task], models: dict[str, Model]) -> dict[str, str]:
-    """Why tasks of a suite are not asked where a model is an endpoint, for they need its weights.
+    """The tasks of a suite that are skipped because a model is an endpoint and they need its weights, with the reason.
 
     Raises:
-        ConfigError: such a task was named by itself.
+        ConfigError: such a task was given by itself.
     """
     remote = [name for name, model in models.items() if address_of(model)]
     if not remote:
@@ -162,23 +163,23 @@ def _unanswerable(own: list[Task], of_suite: list[Task], models: dict[str, Model
 
 
 def _models(settings: EvaluateSettings) -> dict[str, Model]:
-    """All models by name; an adapter is opened over its base, which is told.
+    """All models by name; an adapter is opened over its base, which is printed.
 
     Raises:
-        ConfigError: some are not there: all by name.
+        ConfigError: with all models that do not exist.
     """
-    found: dict[str, Model] = {}
+    models: dict[str, Model] = {}
     given = named(settings.models, settings.path)
     if absent := [f"{name} ({path})" for name, path in given.items() if not address_of(path) and not path.exists()]:
         raise ConfigError(f"models: not there: {', '.join(absent)}")
     for name, path in given.items():
-        found[name] = path
+        models[name] = path
         if is_adapter(path):
-            found[name] = adapted = open_adapter(name, path, settings.bases.get(name))
+            models[name] = adapted = open_adapter(name, path, settings.bases.get(name))
             say(f"  {name}: a LoRA adapter, added to {adapted.place}")
         elif name in settings.bases:
             raise ConfigError(f"bases.{name}: {path} is no adapter (it has no adapter_config.json)")
-    return found
+    return models
 
 
 def _files(model: Model) -> Path | list[Path]:
@@ -186,17 +187,17 @@ def _files(model: Model) -> Path | list[Path]:
 
 
 def _of_suite(name: str) -> list[Path]:
-    """The tasks of a suite: a shipped one by its name, or a file whose tasks lie beside it or among the recipes."""
+    """The tasks of a suite: a shipped one by name, or a file; its tasks are beside it or among the recipes."""
     if not name:
         return []
     file = find_recipe(Path(name if name.endswith((".yaml", ".yml")) else f"evals/suites/{name}.yaml"))
     try:
-        found = read_markup(file)
+        suite = read_markup(file)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         shipped = sorted(one.stem for one in find_recipe(Path("evals/suites")).glob("*.yaml"))
-        told = f"there are {', '.join(shipped)}, or your own file"
-        raise ConfigError(f"suite: {name} is none ({error}); {told}") from None
-    names = found.get("tasks") if isinstance(found, dict) and set(found) == {"tasks"} else None
+        hint = f"there are {', '.join(shipped)}, or your own file"
+        raise ConfigError(f"suite: {name} is none ({error}); {hint}") from None
+    names = suite.get("tasks") if isinstance(suite, dict) and set(suite) == {"tasks"} else None
     if not isinstance(names, list) or not names or not all(isinstance(one, str) for one in names):
         raise ConfigError(f"{file}: expected `tasks:` with a list of task files, and nothing else")
     with_ends = [one if one.endswith((".yaml", ".yml")) else f"{one}.yaml" for one in names]
@@ -222,7 +223,7 @@ def _judge(
     figures: dict[str, Any] = {}
     differences: list[dict[str, Any]] = []
     contaminated: list[dict[str, Any]] = []
-    of_text: list[Score] = []  # the manifest tells them of the first model, which was made for text
+    of_text: list[Score] = []  # the manifest has those of the first text model
     text_models = {name: models[name] for name in settings.text_models or models}
     answers: dict[tuple[str, str], list[Result]] = {}
     for name, path in models.items():  # each is opened once
@@ -283,13 +284,13 @@ def _judge(
 def _main_values(
     task: Task, results: dict[str, list[Result]], models: list[str], places: list[int]
 ) -> dict[str, list[float]]:
-    """Of each model the values of the metric that decides."""
+    """Each model's values of the main metric."""
     metric = main_metric(task)
     return {name: [results[name][place]["scores"][metric] for place in places] for name in models}
 
 
 def _paper_half(score: Score) -> float | None:
-    """Half the interval by the paper's formula, where it is a mean of figures from 0 to 1."""
+    """Half the interval by the paper's formula, for means of figures from 0 to 1."""
     fits = score.n and 0 <= score.value <= 1 and score.metric not in (*LOWER, "gain_over_retrieved")
     return round(as_published(score.value, score.n), 4) if fits else None
 
@@ -302,7 +303,7 @@ def _answers(
     name: str,
     opened: Callable[[], Subject],
 ) -> tuple[list[Result], dict[str, float]]:
-    """A model's results and what they took, in chunks that an interrupted run does not ask again."""
+    """A model's results and resource usage, in chunks that a resumed run does not repeat."""
     base = None if settings.base_models is None else name in settings.base_models
     results: list[Result] = []
     used: dict[str, float] = {}
@@ -310,9 +311,9 @@ def _answers(
         size = CHUNK_ANSWERS if task.ask == "generate" else CHUNK_ITEMS
         for start in range(0, len(items), size):
             part = items[start : start + size]
-            found = _kept(run, task, f"{name} {start}", partial(_asked, task, part, opened, base, bar))
-            results += found["results"]
-            for key, value in found["usage"].items():
+            answered = _kept(run, task, f"{name} {start}", partial(_asked, task, part, opened, base, bar))
+            results += answered["results"]
+            for key, value in answered["usage"].items():
                 used[key] = used.get(key, 0) + value
             bar.advance(len(part))
     return results, used
@@ -331,7 +332,7 @@ def _asked(
 
 
 def _kept(run: Run, task: Task, name: str, make: Callable[[], Any]) -> Any:
-    """A part of the work: read back where an interrupted run had finished it, else made and kept."""
+    """A part of the work: read back if an interrupted run had finished it, else computed and saved."""
     key = blake2b(f"{task.name}\0{name}".encode(), digest_size=8).hexdigest()
     file = run.path / "state" / f"{key}.json"
     if not file.exists():

@@ -1,4 +1,4 @@
-"""Examine: what every filter of curation says about a page, whether it drops it or not."""
+"""Examine: every curation filter's verdict on a page, also of those that keep it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SHOWN = 90  # characters of a line
 
 @settings
 class ExamineSettings:
-    """Show what curation makes of single pages: text, language, every filter's verdict, personal data, score."""
+    """Show how curation treats single pages: text, language, every filter's verdict, personal data, score."""
 
     path: Path
     """File or folder of pages: HTML, WARC, JSONL, Parquet, text."""
@@ -59,36 +59,37 @@ def run(settings: ExamineSettings) -> None:
 
 
 def _show(page: RawPage, gate: AddressGate, judge: Judge, settings: ExamineSettings) -> None:
-    found = extract(page.content, page.url, page.charset, page.kind)
-    row: dict[str, Any] = {"id": page.id, "url": page.url, "text": found.text, "kind": page.kind, "drop": None}
-    row |= {"source": page.source, "code_lines": found.code_lines}
-    row |= {"aside_lines": list(found.aside_lines), "link_lines": list(found.link_lines)}
-    row["language"], probability = language(found.text) if page.kind != "code" else ("", 0.0)
-    print(f"{page.url}\n  {page.num_bytes:,} bytes -> {len(found.text):,} characters; title: {found.title or 'none'}")
+    extracted = extract(page.content, page.url, page.charset, page.kind)
+    row: dict[str, Any] = {"id": page.id, "url": page.url, "text": extracted.text, "kind": page.kind, "drop": None}
+    row |= {"source": page.source, "code_lines": extracted.code_lines}
+    row |= {"aside_lines": list(extracted.aside_lines), "link_lines": list(extracted.link_lines)}
+    row["language"], probability = language(extracted.text) if page.kind != "code" else ("", 0.0)
+    title = extracted.title or "none"
+    print(f"{page.url}\n  {page.num_bytes:,} bytes -> {len(extracted.text):,} characters; title: {title}")
     if refused := gate.why_refuse(page.url, page.date):
         print(f"  address        DROP {refused[0]}: {refused[1]}")
-    if found.problem:
-        print(f"  extraction     DROP {found.problem[0]}: {found.problem[1]}")
+    if extracted.problem:
+        print(f"  extraction     DROP {extracted.problem[0]}: {extracted.problem[1]}")
         return
-    others = Counter(p.language for p in paragraph_languages(found.text) if p.language not in ("", row["language"]))
+    others = Counter(p.language for p in paragraph_languages(extracted.text) if p.language not in ("", row["language"]))
     foreign = "".join(f", {count} paragraphs {name}" for name, count in others.most_common(3))
     print(
         f"  language       {row['language'] or 'none'} ({probability:.2f}){foreign}; kind: {page_kind(row) or 'prose'}"
     )
     _show_filters(row, judge.rules)
-    for one in find_pii(found.text)[:10]:
-        print(f"  {one.kind:<14} {found.text[one.start : one.end][:_SHOWN]!r}")
+    for one in find_pii(extracted.text)[:10]:
+        print(f"  {one.kind:<14} {extracted.text[one.start : one.end][:_SHOWN]!r}")
     steps = {name: Step(name) for name in Judge.STEPS}
     judge.judge(row, steps)
     if "quality" in row:
         print(f"  quality        {row['quality']:.3f}")
     print(f"  verdict        {'DROP ' + row['drop'] + ': ' + row['drop_detail'] if row['drop'] else 'kept'}")
     if settings.text:
-        print("\n" + found.text)
+        print("\n" + extracted.text)
 
 
 def _show_filters(row: dict[str, Any], rules: Rules) -> None:
-    """What each heuristic says, in its order; those that do not apply to this kind of page are marked."""
+    """Each heuristic's verdict, in order; those that do not apply to this kind of page are marked."""
     options = rules.heuristics
     technical = page_kind(row) in options.exempt or row["source"] in options.technical_sources
     text, limits = text_of(row), limits_for(row["language"], options.limits)

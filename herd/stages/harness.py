@@ -23,44 +23,45 @@ from herd.run import atomic_write, open_run
 
 @settings
 class HarnessSettings:
-    """Judge a checkpoint by lm-evaluation-harness's tasks (extra `eval`), without a network."""
+    """Evaluate a checkpoint on lm-evaluation-harness's tasks (extra `eval`), offline."""
 
     out: Path
     """Run folder to write."""
     path: Path
     """Checkpoint, run folder, LoRA adapter (PEFT folder) or GGUF file."""
     base: Path | None = None
-    """Of an adapter: the checkpoint it changes; default: what its adapter_config.json names."""
+    """Base checkpoint of an adapter; default: the one in its adapter_config.json."""
     cut: bool = False
-    """Whether prompts beyond the context lose their beginning, as in the harness's own models; else it is an error."""
+    """Whether prompts longer than the context are truncated at the start, as in the harness's own models; else they are
+    an error."""
     tasks_folder: Path
-    """Folder with the harness's task files (YAML), whose data are local files (`dataset_path: json`)."""
+    """Folder of the harness's task files (YAML), whose data are local files (`dataset_path: json`)."""
     tasks: list[str] = field(default_factory=list)
-    """Their names; default: all in the folder."""
+    """Names of the tasks; default: all in the folder."""
     limit: int | None = None
-    """At most the first so many rows of a task."""
+    """Take only the first rows of a task, at most this many."""
     shots: int | None = None
-    """Solved examples; default: as each task says."""
+    """Number of few-shot examples; default: the task's own."""
     chat: bool = False
-    """Whether prompts are put as conversations, in the checkpoint's own template."""
+    """Whether prompts are formatted with the checkpoint's chat template."""
 
 
 def run(settings: HarnessSettings) -> Path:
-    """Write `results.json` and `samples.jsonl`, as the harness gives them."""
+    """Write the harness's `results.json` and `samples.jsonl`."""
     if not settings.tasks_folder.is_dir():
-        raise ConfigError(f"tasks_folder: {settings.tasks_folder} is no folder")
+        raise ConfigError(f"tasks_folder: {settings.tasks_folder} is not a folder")
     model = open_adapter("path", settings.path, settings.base) if is_adapter(settings.path) else settings.path
     if settings.base and model is settings.path:
-        raise ConfigError(f"base: {settings.path} is no adapter (it has no adapter_config.json)")
+        raise ConfigError(f"base: {settings.path} is not an adapter (it has no adapter_config.json)")
     of_model = [model.adapter, model.place] if isinstance(model, Adapted) else settings.path
     inputs: dict[str, Any] = {"model": of_model, "tasks": settings.tasks_folder}
     with open_run(settings.out, stage="harness", settings=settings, inputs=inputs) as run:
         if not run.finished:
-            found = _evaluated(settings, model)
-            atomic_write(run.path / "results.json", json.dumps(found["results"], indent=1, default=str))
-            rows = [{"task": task} | row for task, own in found["samples"].items() for row in own]
+            evaluated = _evaluated(settings, model)
+            atomic_write(run.path / "results.json", json.dumps(evaluated["results"], indent=1, default=str))
+            rows = [{"task": task} | row for task, own in evaluated["samples"].items() for row in own]
             write_rows(run.path / "samples.jsonl", [json.loads(json.dumps(row, default=str)) for row in rows])
-            run.finish(dict(_figures(found["results"])) | {"prompts_cut": found["prompts_cut"]})
+            run.finish(dict(_figures(evaluated["results"])) | {"prompts_cut": evaluated["prompts_cut"]})
     return run.path
 
 
@@ -77,10 +78,10 @@ def _evaluated(settings: HarnessSettings, model: Model) -> dict[str, Any]:
         manager = managers.TaskManager(include_path=str(settings.tasks_folder), include_defaults=False)
         known = sorted(manager.all_tasks)
         if missing := set(settings.tasks) - set(known):
-            told = ", ".join(known) or "none"
-            raise ConfigError(f"tasks: {settings.tasks_folder} has no {', '.join(sorted(missing))}; it has {told}")
+            available = ", ".join(known) or "none"
+            raise ConfigError(f"tasks: {settings.tasks_folder} has no {', '.join(sorted(missing))}; it has {available}")
         judged = models.HarnessModel(model, cut=settings.cut)
-        found = harness.simple_evaluate(
+        evaluated = harness.simple_evaluate(
             model=judged,
             tasks=settings.tasks or known,
             task_manager=manager,
@@ -90,10 +91,10 @@ def _evaluated(settings: HarnessSettings, model: Model) -> dict[str, Any]:
             bootstrap_iters=1000,
             verbosity="ERROR",
         )
-    assert isinstance(found, dict)  # None is for other ranks only
+    assert isinstance(evaluated, dict)  # None is for other ranks only
     if judged.num_cut:
-        say(f"  {judged.num_cut:,} prompts lost their beginning to fit into the context")
-    return found | {"prompts_cut": judged.num_cut}
+        say(f"  {judged.num_cut:,} prompts were truncated at the start to fit into the context")
+    return evaluated | {"prompts_cut": judged.num_cut}
 
 
 def _figures(results: dict[str, dict[str, Any]]) -> Iterator[tuple[str, float]]:
@@ -101,6 +102,6 @@ def _figures(results: dict[str, dict[str, Any]]) -> Iterator[tuple[str, float]]:
         for name, value in figures.items():
             if isinstance(value, int | float) and "stderr" not in name and name not in ("sample_len",):
                 error = figures.get(name.replace(",", "_stderr,"))
-                told = f" +- {1.96 * error:.4f}" if isinstance(error, int | float) else ""
-                say(f"  {task} {name.split(',')[0]}: {value:.4f}{told}")
+                interval = f" +- {1.96 * error:.4f}" if isinstance(error, int | float) else ""
+                say(f"  {task} {name.split(',')[0]}: {value:.4f}{interval}")
                 yield f"{task}_{name.split(',')[0]}", float(value)

@@ -1,4 +1,4 @@
-"""Haystack: long prompts with something to find in them, as rows for `herd evaluate suite=long`."""
+"""Haystack: long prompts with hidden facts to find, as rows for `herd evaluate suite=long`."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from herd.run import open_run
 
 @settings
 class HaystackSettings:
-    """Make needle grids and RULER's kinds from text of your own."""
+    """Make needle-in-a-haystack grids and RULER's tasks from your own text."""
 
     out: Path
     """Run folder to write: `rows.jsonl`."""
     path: Path
-    """Checkpoint whose tokens lengths are counted in, and whose context the longest prompt fills."""
+    """Checkpoint whose tokenizer counts lengths, and whose context the longest prompt fills."""
     text: list[Path]
-    """What needles are hidden in: plain text, or JSONL or Parquet with `text`; best what no model has learned."""
+    """Text to hide needles in: plain text, or JSONL or Parquet with `text`; ideally text that no model has seen."""
     kinds: list[str] = field(default_factory=lambda: [kind for kind in KINDS if kind != "qa"])
-    """Needles: plain, style, paraphrased, multi. RULER's: single, multikey, multivalue, multiquery, tracking, common,
-    frequent, qa."""
+    """Kinds of needles (plain, style, paraphrased, multi) and of RULER's tasks (single, multikey, multivalue,
+    multiquery, tracking, common, frequent, qa)."""
     questions: Path | None = None
     """For `qa`: rows with `context`, `question` and `answers`, such as SQuAD's."""
     lengths: list[int] | None = None
@@ -39,11 +39,11 @@ class HaystackSettings:
     trials: int = 2
     """Prompts for each kind, length and depth."""
     seed: int = 0
-    """Seed of what is hidden."""
+    """Seed of the hidden facts."""
 
     def __post_init__(self) -> None:
         if unknown := set(self.kinds) - set(KINDS):
-            raise ValueError(f"kinds: {min(unknown)} is none of {', '.join(KINDS)}")
+            raise ValueError(f"kinds: {min(unknown)} is not one of {', '.join(KINDS)}")
         if "qa" in self.kinds and self.questions is None:
             raise ValueError("questions: the kind qa needs rows with context, question and answers")
         if self.trials < 1 or min(self.lengths or [256]) < 256:
@@ -51,7 +51,7 @@ class HaystackSettings:
 
 
 def run(settings: HaystackSettings) -> Path:
-    """Write `rows.jsonl`; needles stand at five depths, of the other kinds the depth is drawn."""
+    """Write `rows.jsonl`; needles are placed at five depths, other kinds at varying ones."""
     inputs: dict[str, Any] = {"model": settings.path, "text": settings.text, "questions": settings.questions}
     with open_run(settings.out, stage="haystack", settings=settings, inputs=inputs) as run:
         if run.finished:
@@ -66,8 +66,8 @@ def run(settings: HaystackSettings) -> Path:
             raise DataError(f"text: nothing to read in {', '.join(map(str, settings.text))}")
         rows = list(_rows(settings, checkpoint.tokenizer, sentences, lengths))
         write_rows(run.path / "rows.jsonl", rows)
-        told = ", ".join(f"{length:,}" for length in lengths)
-        say(f"  {len(rows):,} rows of {len(settings.kinds)} kinds, up to {told} tokens")
+        listed = ", ".join(f"{length:,}" for length in lengths)
+        say(f"  {len(rows):,} rows of {len(settings.kinds)} kinds, up to {listed} tokens")
         run.finish({"rows": len(rows), "longest_tokens": max(lengths)})
     return run.path
 

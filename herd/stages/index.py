@@ -1,7 +1,7 @@
-"""Make an index of a folder's files to search in and cite from; given again, it reads only what has changed.
+"""Make an index of a folder's files for search and citations; a second run reads only what has changed.
 
-HTML, Markdown, text, code, LaTeX, JSON, CSV, docx, pptx and xlsx are read, PDF with `pip install pypdf`; what is left
-out is told with its reason. `encoder=FOLDER` adds search by meaning. See docs/assistant.md.
+HTML, Markdown, text, code, LaTeX, JSON, CSV, docx, pptx and xlsx are read, PDF with `pip install pypdf`; files left out
+are listed with the reason. `encoder=FOLDER` adds search by meaning. See docs/assistant.md.
 """
 
 from __future__ import annotations
@@ -18,37 +18,39 @@ _NAMES_SHOWN = 3
 
 @settings
 class IndexSettings:
-    """Which folder, and where its index goes."""
+    """The folder and its index."""
 
     path: Path
-    """Folder of your files; all folders in it are read too."""
+    """Folder of your files, read with all its subfolders."""
     out: Path
-    """Folder of the index; an index that lies there is brought up to date."""
+    """Folder of the index; an existing index is updated."""
     encoder: Path | None = None
-    """Encoder for search by meaning: a folder (BERT, MiniLM, RoBERTa) or an installed package; remembered."""
+    """Encoder for search by meaning: a folder (BERT, MiniLM, RoBERTa) or an installed package; kept for updates."""
     max_bytes: int = MAX_FILE_BYTES
-    """Bytes of a file; a larger one is left out and told of."""
+    """Largest file, in bytes; larger ones are left out and listed."""
 
 
 def run(settings: IndexSettings) -> None:
-    """Write the index and say what became of the files.
+    """Write the index and print how many files were added, changed, removed or left out.
 
     Raises:
         DataError: no such folder, or the index is damaged or of another folder.
         CheckpointError: the encoder cannot be read, or another process writes this index.
     """
-    found = index_folder(settings.path, settings.out, encoder=settings.encoder, max_bytes=settings.max_bytes)
-    say(_told(found))
-    say(f"{settings.out}: {found.passages:,} passages, {size((settings.out / FILE).stat().st_size)}")
+    indexed = index_folder(settings.path, settings.out, encoder=settings.encoder, max_bytes=settings.max_bytes)
+    say(_summary(indexed))
+    say(f"{settings.out}: {indexed.passages:,} passages, {size((settings.out / FILE).stat().st_size)}")
     say(f'  herd search {settings.out} "your question"')
 
 
-def _told(found: Indexed) -> str:
-    lines = [f"{found.added:,} files added, {found.changed:,} changed, {found.unchanged:,} as before, "
-             f"{found.removed:,} gone"]  # fmt: skip
-    if found.without_vector:
-        lines.append(f"  {found.without_vector:,} passages are found by words only: the encoder has no words for them")
-    for reason, names in sorted(found.left_out.items()):
+def _summary(indexed: Indexed) -> str:
+    lines = [f"{indexed.added:,} files added, {indexed.changed:,} changed, {indexed.unchanged:,} as before, "
+             f"{indexed.removed:,} gone"]  # fmt: skip
+    if indexed.without_vector:
+        lines.append(
+            f"  {indexed.without_vector:,} passages are indexed by words only: the encoder has no words for them"
+        )
+    for reason, names in sorted(indexed.left_out.items()):
         more = f" and {len(names) - _NAMES_SHOWN:,} more" if len(names) > _NAMES_SHOWN else ""
         lines.append(f"  left out, {reason}: {len(names):,} ({'; '.join(names[:_NAMES_SHOWN])}{more})")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""Say what a checkpoint is: its shape, weights, tokenizer, chat template, and what is odd about it.
+"""Describe a checkpoint: its shape, weights, tokenizer, chat template, and anything odd about it.
 
-Any format is read as it lies there. `against=OTHER` also compares its predictions with those of another checkpoint, in
-whatever format, on a few tokens: the check after a conversion, a download or a merge.
+Any format is read. `against=OTHER` also compares its predictions on a few tokens with those of another checkpoint, in
+any format: a check after a conversion, a download or a merge.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from herd.log import progress, size
 
 @settings
 class InspectSettings:
-    """What to look at, and how closely."""
+    """The checkpoint, and how thoroughly to check it."""
 
     path: Path
     """Checkpoint in any format (a folder of Hugging Face's or Meta's, a GGUF file) or run folder."""
     weights: bool = False
-    """Read every weight, not a few rows of each tensor; try the model on a sentence; check how it is loaded."""
+    """Read every weight instead of a few rows per tensor, run the model on a sentence, and check that it loads."""
     against: Path | None = None
     """Another checkpoint of the same shape, in any format: compare the logits of a few tokens."""
     json: bool = False
@@ -56,37 +56,37 @@ def _turn(ends: list[str]) -> str:
     return f", the end of a turn is {' '.join(map(repr, ends))}" if ends else ""
 
 
-def _table(found: dict[str, Any]) -> str:
-    config, tokenizer = found["config"], found["tokenizer"]
+def _table(findings: dict[str, Any]) -> str:
+    config, tokenizer = findings["config"], findings["tokenizer"]
     heads = f"{config['num_attention_heads']} heads of {config['head_dim']}, {config['num_key_value_heads']} key-value"
     tied = ", tied to the output" if config["tie_word_embeddings"] else ""
     scaling = config.get("rope_scaling")
     rope = f"theta {config['rope_theta']:,.0f}{_scaled(scaling)}"
-    dtypes = ", ".join(f"{dtype} ({count} tensors)" for dtype, count in found["dtypes"].items())
+    dtypes = ", ".join(f"{dtype} ({count} tensors)" for dtype, count in findings["dtypes"].items())
     quantized = (config.get("quantization_config") or {}).get("format")
     rows = {
-        "format": {"huggingface": "Hugging Face", "meta": "Meta", "gguf": "GGUF"}[found["format"]],
-        "architecture": found["architecture"],
-        "parameters": f"{found['parameters']:,}",
-        "weights": f"{size(found['weights_bytes'])}: {dtypes}" + (f", quantized ({quantized})" if quantized else ""),
+        "format": {"huggingface": "Hugging Face", "meta": "Meta", "gguf": "GGUF"}[findings["format"]],
+        "architecture": findings["architecture"],
+        "parameters": f"{findings['parameters']:,}",
+        "weights": f"{size(findings['weights_bytes'])}: {dtypes}" + (f", quantized ({quantized})" if quantized else ""),
         "layers": f"{config['num_hidden_layers']} of width {config['hidden_size']:,}, {heads}",
         "feed-forward": f"{config['intermediate_size']:,}",
         "vocabulary": f"{config['vocab_size']:,} rows{tied}",
         "context": f"{config['max_position_embeddings']:,} tokens, RoPE {rope}",
-        "cache": f"{size(found['cache_bytes_per_token'])} a token in 16 bits",
+        "cache": f"{size(findings['cache_bytes_per_token'])} a token in 16 bits",
         "tokenizer": tokenizer
         and f"{tokenizer['vocab_size']:,} ids, {tokenizer['special_tokens']} special, cut as "
         f"{tokenizer['pre_tokenizer']}, {tokenizer['opens_with'] or 'nothing'} before a text",
         "chat format": tokenizer and (tokenizer["chat_format"] or "none: a base model, which goes on with a text"),
         "stops at": tokenizer and f"{tokenizer['stop_ids']}{_turn(tokenizer['end_of_turn'])}",
     }
-    if loaded := found["loaded"]:
+    if loaded := findings["loaded"]:
         rows["loaded"] = loaded if isinstance(loaded, str) else f"beside the file itself: {Difference(**loaded)}"
-    if against := found.get("difference"):
+    if against := findings.get("difference"):
         figures = {name: value for name, value in against.items() if name != "against"}
         rows["compared"] = f"with {against['against']}: {Difference(**figures)}"
-    lines = [found["path"], *(f"  {name:<14}{value}" for name, value in rows.items() if value)]
-    lines += ["", "odd:" if found["odd"] else "Nothing odd.", *(f"  - {fault}" for fault in found["odd"])]
+    lines = [findings["path"], *(f"  {name:<14}{value}" for name, value in rows.items() if value)]
+    lines += ["", "odd:" if findings["odd"] else "Nothing odd.", *(f"  - {fault}" for fault in findings["odd"])]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Judge: whose answers a judge prefers, each pair in both orders, with the judge's own faults beside the win rates."""
+"""Judge: which model's answers a judge prefers, each pair in both orders, with win rates and the judge's biases."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from herd.run import atomic_write, open_run
 
 @settings
 class JudgeSettings:
-    """Let a model judge the free answers that evaluations kept, pair by pair."""
+    """Let a model judge pairs of free answers from evaluations."""
 
     out: Path
     """Run folder to write."""
     path: list[Path]
-    """Run folders of `herd evaluate` (their `samples.jsonl`), or such files: rows with task, item, model, question,
+    """Run folders of `herd evaluate`, or files like their `samples.jsonl`: rows with task, item, model, question and
     answer."""
     judge: JudgeModel = field(default_factory=JudgeModel)
     models: list[str] | None = None
-    """Whose answers; default: all."""
+    """Models to compare; default: all."""
     tasks: list[str] | None = None
-    """Of which tasks; default: all with free answers."""
+    """Tasks to take answers from; default: all with free answers."""
     prompt: Path | None = None
-    """What the judge is asked, a Jinja template over question, a, b and reference that wants [[A]], [[B]] or [[C]];
-    default: one that asks for correctness and help."""
+    """The judge's prompt, a Jinja template over question, a, b and reference that asks for [[A]], [[B]] or [[C]];
+    default: one that asks which answer is more correct and helpful."""
     limit: int | None = None
-    """At most so many pairs of answers, spread over the questions."""
+    """Most pairs of answers, spread over the questions."""
 
     def __post_init__(self) -> None:
         if not self.judge.endpoint and not self.judge.checkpoint:
@@ -49,7 +49,7 @@ def run(settings: JudgeSettings) -> Path:
     `judged.html`.
 
     Raises:
-        DataError: there are no two answers to one question, or no verdict of the judge can be read.
+        DataError: no question has two answers, or no verdict of the judge can be parsed.
     """
     files = [path / "samples.jsonl" if path.is_dir() else path for path in settings.path]
     inputs = {"samples": files, "judge": settings.judge.checkpoint, "prompt": settings.prompt}
@@ -87,29 +87,29 @@ def run(settings: JudgeSettings) -> Path:
 
 
 def _samples(files: list[Path]) -> list[dict[str, Any]]:
-    wanted, found = ("task", "item", "model", "question", "answer"), []
+    wanted, samples = ("task", "item", "model", "question", "answer"), []
     for file in files:
         for place, row in read_rows(file):
             if lacking := [name for name in wanted if name not in row]:
                 raise DataError(f"{place}: has no {', '.join(lacking)}; expected rows of an evaluation's samples.jsonl")
-            found.append(row)
-    return found
+            samples.append(row)
+    return samples
 
 
 def _models(settings: JudgeSettings, samples: list[dict[str, Any]]) -> list[str]:
     known = list(dict.fromkeys(row["model"] for row in samples))
     if missing := set(settings.models or ()) - set(known):
-        raise ConfigError(f"models: there are no answers of {min(missing)}; there are those of {', '.join(known)}")
+        raise ConfigError(f"models: no answers of {min(missing)}; the files have answers of {', '.join(known)}")
     return settings.models or known
 
 
 def _pairs(rows: list[dict[str, Any]], models: list[str]) -> list[dict[str, Any]]:
-    found = []
+    results = []
     for pair in combinations(models, 2):
         own = [row for row in rows if tuple(row["models"]) == pair]
         if own:
-            found.append({"model": pair[0], "against": pair[1]} | pair_figures(own))
-    return found
+            results.append({"model": pair[0], "against": pair[1]} | pair_figures(own))
+    return results
 
 
 def _tell(pairs: list[dict[str, Any]], ratings: list[dict[str, Any]]) -> None:
@@ -118,11 +118,11 @@ def _tell(pairs: list[dict[str, Any]], ratings: list[dict[str, Any]]) -> None:
         if not one["n"]:
             say(f"  {what}: no verdict could be read")
             continue
-        told = [f"{what}: wins {one['win_rate']:.1%} ({one['low']:.1%} to {one['high']:.1%}) of {one['n']}"]
-        told += [f"flipped with the order {one['flip_rate']:.1%}"]
-        told += [f"longer answer won {one['longer_won']:.0%}"] if one["longer_won"] is not None else []
-        told += [f"at equal length {one['win_rate_at_equal_length']:.1%}"]
-        told += [f"{one['unreadable']} verdicts unreadable"] if one["unreadable"] else []
-        say("  " + "; ".join(told))
+        parts = [f"{what}: wins {one['win_rate']:.1%} ({one['low']:.1%} to {one['high']:.1%}) of {one['n']}"]
+        parts += [f"flipped with the order {one['flip_rate']:.1%}"]
+        parts += [f"longer answer won {one['longer_won']:.0%}"] if one["longer_won"] is not None else []
+        parts += [f"at equal length {one['win_rate_at_equal_length']:.1%}"]
+        parts += [f"{one['unreadable']} verdicts unreadable"] if one["unreadable"] else []
+        say("  " + "; ".join(parts))
     for one in ratings:
         say(f"    {one['model']}: {one['points']:+.0f} points ({one['low']:+.0f} to {one['high']:+.0f})")

@@ -1,4 +1,4 @@
-"""Mix: several curated sources become one corpus with given weights, ready for `herd pack`."""
+"""Mix: combine curated sources into one corpus with given weights, ready for `herd pack`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NAME = re.compile(r"\w[\w.-]*$")
 
 @settings
 class MixSettings:
-    """Mix sources by weight; a document may come in several times, up to a cap."""
+    """Mix sources by weight; a document may be repeated, up to a cap."""
 
     sources: dict[str, Path]
     """Name of each source -> its documents: a run folder of `herd curate` or a folder of Parquet files."""
@@ -37,9 +37,9 @@ class MixSettings:
     out: Path
     """Run folder to write."""
     bytes: int | None = None
-    """Text to aim at, in bytes; default: as much as the scarcest source allows."""
+    """Target size of the text, in bytes; default: as much as the scarcest source allows."""
     max_epochs: float = 4.0
-    """How often a source is repeated at most."""
+    """Most repetitions of a source."""
     seed: int = 0
     """Chooses which documents of a source are taken."""
 
@@ -57,18 +57,18 @@ class MixSettings:
 
 
 def run(settings: MixSettings) -> Path:
-    """Write `documents/*.parquet`, whose `source` is the name given here, and `mix.json`.
+    """Write `documents/*.parquet`, with the name given here as `source`, and `mix.json`.
 
     Raises:
         ConfigError: sources and weights do not match.
-        DataError: a source is no folder of curated documents.
+        DataError: a source is not a folder of curated documents.
     """
     inputs = {f"sources.{name}": path for name, path in settings.sources.items()}
     with open_run(settings.out, stage="mix", settings=settings, inputs=inputs) as run:
         if run.finished:
             return run.path
         files = {name: parquet_files(path) for name, path in settings.sources.items()}
-        available = {name: sum(map(_kept_bytes, found)) for name, found in files.items()}
+        available = {name: sum(map(_kept_bytes, paths)) for name, paths in files.items()}
         repeats = epochs(available, settings.weights, settings.bytes, settings.max_epochs)
         run.need(disk_bytes=sum(available[name] * repeats[name] for name in files))
         figures = _write(run, files, repeats, settings)
@@ -85,9 +85,9 @@ def run(settings: MixSettings) -> Path:
 
 def _kept_bytes(file: Path) -> int:
     counts: Counter = Counter()
-    found = sum(_bytes_of(_kept(table)) for table in whole_tables(file, counts, ["text", "drop"]))
+    total = sum(_bytes_of(_kept(table)) for table in whole_tables(file, counts, ["text", "drop"]))
     tell_lost(file, counts)
-    return found
+    return total
 
 
 def _kept(table: pa.Table) -> pa.Table:
@@ -102,8 +102,8 @@ def _write(run: Run, files: dict[str, list[Path]], repeats: dict[str, float], se
     (run.path / "documents").mkdir(exist_ok=True)
     figures = {name: {"documents": 0, "bytes": 0} for name in files}
     with progress("mix", total=sum(map(len, files.values())), unit="files") as bar:
-        for name, found in files.items():
-            for number, file in enumerate(found):
+        for name, paths in files.items():
+            for number, file in enumerate(paths):
                 drawn = _drawn(file, name, repeats[name], settings.seed, figures[name])
                 schema = pq.read_schema(file)
                 save_tables(drawn, schema, run.path / "documents" / f"{name}-{number:05d}.parquet", durable=True)
@@ -112,8 +112,8 @@ def _write(run: Run, files: dict[str, list[Path]], repeats: dict[str, float], se
 
 
 def _drawn(file: Path, name: str, repeats: float, seed: int, figures: dict[str, int]) -> Iterator[pa.Table]:
-    """A file's documents as often as they are taken, a part of them at a time."""
-    for table in whole_tables(file, Counter()):  # what is lost was told of when it was counted
+    """A file's documents, repeated as often as they are drawn, in parts."""
+    for table in whole_tables(file, Counter()):  # lost rows were reported when the sizes were counted
         kept = _kept(table)
         counts = copies(kept["id"].to_pylist(), repeats, seed)
         place = kept.schema.get_field_index("source")

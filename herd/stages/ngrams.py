@@ -28,9 +28,9 @@ class NgramsSettings:
     path: Path
     """Run folder of `herd pack` (its training shards), or a folder of shards."""
     tokenizer: Path
-    """The tokenizer that the shards were packed with; it is kept beside the index."""
+    """The tokenizer of the shards; it is saved with the index."""
     n: int = 8
-    """Tokens of an n-gram."""
+    """Number of tokens in an n-gram."""
 
     def __post_init__(self):
         if self.n < 2:
@@ -47,22 +47,22 @@ def run(settings: NgramsSettings) -> Path:
         sources = open_shards(train if train.is_dir() else settings.path)
         tokenizer = open_tokenizer(settings.tokenizer)
         if any(one.tokenizer != tokenizer.fingerprint for one in sources.values()):
-            raise ConfigError(f"tokenizer: {settings.path} was packed with another than {settings.tokenizer}")
+            raise ConfigError(f"tokenizer: {settings.path} was packed with another tokenizer than {settings.tokenizer}")
         total = sum(int(one.num_tokens.sum()) for one in sources.values())
         run.need(disk_bytes=20 * total + 1e6)
         begin = time.perf_counter()
-        told = build_index(whole(sources), run.path, settings.n, tokenizer.fingerprint)
+        index = build_index(whole(sources), run.path, settings.n, tokenizer.fingerprint)
         built = time.perf_counter() - begin
         save_tokenizer(tokenizer, run.path / "tokenizer")
         size = sum((run.path / name).stat().st_size for name in ("numbers.u64", "counts.u32"))
         figures: dict[str, float] = {
             "num_tokens": total,
-            "num_distinct": int(told["num_distinct"]),
+            "num_distinct": int(index["num_distinct"]),
             "bytes_per_token": round(size / max(total, 1), 2),
             "tokens_per_second": round(total / max(built, 1e-9)),
             "queries_per_second": round(_speed(NgramIndex(run.path))),
         }
-        say(f"  {total:,} tokens, {told['num_distinct']:,} different {settings.n}-grams")
+        say(f"  {total:,} tokens, {index['num_distinct']:,} different {settings.n}-grams")
         say("  " + ", ".join(f"{name.replace('_', ' ')}: {value:,}" for name, value in list(figures.items())[2:]))
         run.finish(figures)
     return run.path

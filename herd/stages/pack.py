@@ -28,7 +28,7 @@ _ROWS = 256  # documents encoded together
 
 @settings
 class PackSettings:
-    """Cut curated documents into token shards."""
+    """Encode curated documents into token shards."""
 
     documents: Annotated[list[Path], BeforeValidator(as_list)]
     """Run folders of `herd curate`, or folders of Parquet files with its columns; one or a list."""
@@ -37,7 +37,7 @@ class PackSettings:
     out: Path
     """Run folder to write."""
     holdout: float = 0.08
-    """Share (0 to 1) of the groups that training never sees."""
+    """Share (0 to 1) of the groups held out from training."""
 
     def __post_init__(self):
         if not 0 <= self.holdout < 1:
@@ -45,7 +45,7 @@ class PackSettings:
 
 
 def run(settings: PackSettings) -> Path:
-    """Write `train/` and `heldout/` shards and `index.json`; one Parquet file after the other, each kept once done."""
+    """Write `train/` and `heldout/` shards and `index.json`; a resumed run skips Parquet files that are finished."""
     inputs: dict[str, Path | str | Sequence[Path | str] | None] = {
         "documents": settings.documents,
         "tokenizer": settings.tokenizer,
@@ -76,7 +76,7 @@ def run(settings: PackSettings) -> Path:
 
 
 def _pack_file(run: Run, settings: PackSettings, tokenizer: Tokenizer, file: Path, number: int, bar) -> dict:
-    """The shards of one Parquet file; when its record is there, an interrupted run had finished it."""
+    """The shards of one Parquet file; if its record exists, an interrupted run had finished it."""
     record = run.path / "parts" / f"{number:05d}.json"
     if record.exists():
         done = json.loads(record.read_text(encoding="utf-8"))

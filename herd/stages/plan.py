@@ -1,14 +1,14 @@
-"""Say what a training run will take before it is started: memory, time, money, interruptions, the best layout.
+"""Estimate a training run before it is started: memory, time, money, interruptions, the best layout.
 
 For one of Llama's sizes, a model folder or a recipe of `herd pretrain`, `sft`, `distill`, `reward` or `dpo`, on any
-number of devices, without touching one:
+number of devices, without using one:
 
     herd plan 125M --devices here
     herd plan 8B --devices 64 --device h100
     herd plan recipes/llama3/405b.yaml --devices 16384
     herd plan recipes/llama3/8b-sft.yaml 8B --device h200      fine-tuning: does it fit, and if not, what does
     herd plan 70B --device h200 optimizer.lora.rank=16 optimizer.lora.base=nf4
-    herd plan --check                 how near the projection comes to Meta's published figures
+    herd plan --check                 how close the projection is to Meta's published figures
 """
 
 from __future__ import annotations
@@ -42,34 +42,35 @@ class PlanSettings:
     """What to plan for."""
 
     path: str | None = None
-    """A size (125M, 8B, 405B, llama2-70B), or a folder or config.json of a model; with a recipe for fine-tuning: what
-    it starts from."""
+    """A size (125M, 8B, 405B, llama2-70B), or a folder or config.json of a model; with a recipe for fine-tuning, the
+    model it starts from."""
     recipe: list[Path] = field(default_factory=list)
-    """Recipes of `herd pretrain`, in the order they are run: the stages of one model; or one of a fine-tuning."""
+    """Recipes of `herd pretrain` for the stages of one model, in order; or one recipe for fine-tuning."""
     stage: Literal["auto", "pretrain", "sft", "distill", "reward", "dpo"] = "auto"
-    """What is run; auto: by the recipe's own settings, else fine-tuning where `optimizer` is other than usual."""
+    """The stage to plan; auto: from the recipe's settings, or fine-tuning if `optimizer` is not the default."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-    """What is learned and in which number types (`state`, `lora`), instead of what the recipe says."""
+    """What is trained and in which number types (`state`, `lora`); overrides the recipe."""
     devices: int | Literal["here"] = 1
     """How many devices; `here` is this machine, measured."""
     device: Literal["h100", "h200", "b200", "a100", "rtx4090"] = "h100"
     """Kind of device."""
     efficiency: float | None = None
-    """Share of the peak that the arithmetic alone reaches; Meta's on GPUs by default, measured on the CPU."""
+    """Share of the peak that the arithmetic alone reaches; default: Meta's on GPUs, measured on the CPU."""
     tokens: float | None = None
-    """Tokens to train on; by the recipe, or the compute-optimal number; for fine-tuning by its data, or 9,000 steps."""
+    """Tokens to train on; default: the recipe's, or the compute-optimal number; for fine-tuning from its data, or 9,000
+    steps."""
     batch_tokens: int | None = None
-    """Tokens of a step, where no recipe says."""
+    """Tokens per step, if no recipe says."""
     row_tokens: int | None = None
-    """Tokens of a row, where no recipe says: 8,192, for small models 2,048."""
+    """Tokens per row, if no recipe says; default: 8,192, for small models 2,048."""
     layouts: int = 5
-    """Layouts listed, the best first."""
+    """Number of layouts listed, best first."""
     cost: CostSettings = field(default_factory=CostSettings)
-    """What it costs."""
+    """Prices."""
     slurm: bool = False
-    """Print a Slurm script that runs the recipe with the planned layout, and nothing else."""
+    """Print only a Slurm script that runs the recipe with the planned layout."""
     check: bool = False
-    """Print how near the projection comes to Meta's published figures."""
+    """Print how close the projection is to Meta's published figures."""
     json: bool = False
     """Print one JSON object."""
 
@@ -84,19 +85,19 @@ class PlanSettings:
         if self.batch_tokens and self.row_tokens and self.batch_tokens < self.row_tokens:
             raise ValueError("batch_tokens must hold at least one row of row_tokens")
         if not (self.path or self.recipe or self.check):
-            raise ValueError("what is to be planned? Give a size (herd plan 8B), a model folder, or a recipe")
+            raise ValueError("nothing to plan: give a size (herd plan 8B), a model folder, or a recipe")
         if self.slurm and (len(self.recipe) != 1 or self.devices == _HERE):
-            raise ValueError("a Slurm script needs a recipe, one alone, and a number of devices")
+            raise ValueError("a Slurm script needs exactly one recipe and a number of devices")
 
 
 def run(settings: PlanSettings) -> int:
-    """Print the plan; the exit status is 2 where it does not fit."""
+    """Print the plan; the exit status is 2 if it does not fit."""
     if settings.check:
         print(json_format.dumps(_checks(), indent=1) if settings.json else check_table(_checks()))
         return 0
     machine = _machine(settings)
     if settings.slurm:
-        processes_per_server(machine)  # before anything is worked out
+        processes_per_server(machine)  # refuses unsuitable machines early
     names = ("path", "stage", "optimizer", "tokens", "batch_tokens", "row_tokens")
     asked = Asked(**{name: getattr(settings, name) for name in names})
     wanted = from_recipes(_recipes(settings), asked, machine) if settings.recipe else from_size(asked)
@@ -104,8 +105,8 @@ def run(settings: PlanSettings) -> int:
     try:
         projection = project(wanted.model, machine, wanted.phases, wanted.layouts)
     except ValueError as error:
-        told = remedy_lines(_remedies(wanted, machine, wanted.phases[-1]))
-        raise CapacityError("\n".join([str(error), *told])) from None
+        hints = remedy_lines(_remedies(wanted, machine, wanted.phases[-1]))
+        raise CapacityError("\n".join([str(error), *hints])) from None
     too_big = [planned.phase for planned in projection.phases if not planned.fits]
     if settings.slurm:
         tokens = None if wanted.tuning else settings.tokens

@@ -1,6 +1,6 @@
-"""Pre-train a language model on token shards: from scratch, on a longer context, or to anneal it.
+"""Pre-train a language model on token shards: from scratch, for a longer context, or for annealing.
 
-The three are one stage with other settings: a starting checkpoint, a row length, RoPE, a mixture, a quality threshold
+All three are this stage with other settings: a starting checkpoint, a row length, RoPE, a mixture, a quality threshold
 and a learning-rate schedule.
 """
 
@@ -51,9 +51,9 @@ class PretrainSettings(TrainSettings):
     tokenizer: Path
     """Tokenizer the shards were packed with."""
     size: str | None = None
-    """Size of a new model (15M, 125M, 1B, 8B, ...): sets shape, tokens, batch and learning rate where they are not."""
+    """Size of a new model (15M, 125M, 1B, 8B, ...): default shape, tokens, batch and learning rate follow from it."""
     depth: int | None = None
-    """The same dial by layers instead of parameters."""
+    """Like `size`, by number of layers instead of parameters."""
     checkpoint: Path | None = None
     """Checkpoint to start from; a new model when not given."""
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -61,31 +61,31 @@ class PretrainSettings(TrainSettings):
     tokens: float = 2e6
     """Tokens to train on."""
     flops: float | None = None
-    """FLOPs to train for, attention counted, instead of `tokens`: a budget that models of every size share."""
+    """Training budget in FLOPs, attention included, instead of `tokens`."""
     max_epochs: float | None = None
-    """Passes over a source at most; a run that needs more ends at once, with `left_out` in its figures."""
+    """Most epochs over a source; a run that needs more ends at once, with `left_out` in its figures."""
     mixture: dict[str, float] = field(default_factory=dict)
-    """Weight of each source; by its size when empty."""
+    """Weight of each source; default: in proportion to their sizes."""
     mixture_at: dict[float, dict[str, float]] = field(default_factory=dict)
-    """Shares of the run's steps (0 to 1) at which the mixture becomes another: `{0.8: {web: 1, code: 3}}`."""
+    """Shares of the run's steps (0 to 1) at which the mixture changes: `{0.8: {web: 1, code: 3}}`."""
     mixture_from: Path | None = None
     """Run folder of `herd scaling mix`, whose recommended weights are taken instead of `mixture`."""
     scaling: Path | None = None
     """Run folder of `herd scaling fit`, whose law gives a `size` its tokens, batch and rate instead of the paper's."""
     benchmarks: Path | None = None
-    """Folder of benchmarks: a mix that holds rows of its files `train...` is refused where the rate falls to 0."""
+    """Folder of benchmarks: annealing on a mix that contains rows of its `train...` files is refused."""
     probe: bool = False
-    """Anneal only to measure what a source is worth: the mix may hold a benchmark's training rows."""
+    """Anneal only to measure the worth of a source: the mix may contain benchmarks' training rows."""
     long_share: float = 0.0
-    """Share (0 to 1) of each source's weight that goes to its documents which fill a row: for longer contexts."""
+    """Share (0 to 1) of each source's weight given to documents that fill a whole row, for longer contexts."""
     copying_share: float = 0.0
-    """Share (0 to 1) of the tokens that are documents made here, which at their end repeat what stood far before."""
+    """Share (0 to 1) of the tokens in synthetic documents that repeat, at their end, text from far before."""
     min_quality: float = 0.0
     """Percentile (0 to 100) of a source's quality below which its documents are left out."""
     prompts: list[str] = field(default_factory=list)
     """Texts the model continues at 25, 50 and 100 % of the run."""
     watch: WatchSettings = field(default_factory=WatchSettings)
-    """What it is judged by while it learns."""
+    """Evaluations during training."""
     saving: SavingSettings = field(default_factory=lambda: SavingSettings(keep_best=True))
     """What is kept while it runs."""
 
@@ -103,7 +103,7 @@ class PretrainSettings(TrainSettings):
         if self.mixture_from is not None and (self.mixture or self.mixture_at):
             raise ValueError("give mixture_from, or mixture and mixture_at")
         if not (0 <= self.long_share <= 1 and 0 <= self.copying_share < 1):
-            raise ValueError("long_share and copying_share are shares: from 0 to 1, of copying_share below 1")
+            raise ValueError("long_share must be from 0 to 1, copying_share at least 0 and below 1")
         if (self.long_share or self.copying_share) and self.mixture_at:
             raise ValueError("long_share and copying_share change the mixture: give them or mixture_at")
         if not all(0 < share < 1 for share in self.mixture_at):
@@ -115,7 +115,7 @@ class PretrainSettings(TrainSettings):
 
     @staticmethod
     def derived(values: Mapping[str, Any]) -> dict[str, Any]:
-        """What follows from `size` or `depth`."""
+        """Defaults that follow from `size` or `depth`."""
         return dialled(values)
 
 
@@ -132,13 +132,13 @@ def run(settings: PretrainSettings) -> Path:
         start = open_checkpoint(settings.checkpoint) if settings.checkpoint else None
         config = _config(settings, tokenizer, start)
         seed, wide = settings.seed, settings.model.embedding_range
-        job.start(  # the placement is settled there: `begin` is looked up when the model is first needed
+        job.start(  # it sets `job.placement`, so `begin` is looked up later
             config,
             tokenizer,
             lambda: job.placement.begin(start, job.dtype, seed=seed, embedding_range=wide),
         )
-        found = open_trained_with(settings.shards / "train", tokenizer.fingerprint, str(settings.tokenizer))
-        sources = {name: documents.better_than(settings.min_quality) for name, documents in found.items()}
+        documents_of = open_trained_with(settings.shards / "train", tokenizer.fingerprint, str(settings.tokenizer))
+        sources = {name: documents.better_than(settings.min_quality) for name, documents in documents_of.items()}
         mixture = _mixture(settings, tokenizer)
         if start is not None and settings.schedule.anneals and not settings.probe:
             mixed = dict.fromkeys(
@@ -168,31 +168,31 @@ def run(settings: PretrainSettings) -> Path:
 
 
 def _mixture(settings: PretrainSettings, tokenizer: Tokenizer) -> Mapping[str, float]:
-    """The mixture that is wished, or recommended for these very sources."""
+    """The given mixture, or the one recommended for these sources."""
     if settings.mixture_from is None:
         return settings.mixture
     return recommended(settings.mixture_from, content_hashes(settings.shards), tokenizer.fingerprint)
 
 
 def _tokens(settings: PretrainSettings, config: ModelConfig) -> float:
-    """The tokens that are wished, or that a budget of FLOPs pays for.
+    """The given tokens, or those that a budget of FLOPs allows.
 
     Raises:
-        ConfigError: it does not pay for a single step.
+        ConfigError: the budget is less than one step.
     """
     if settings.flops is None:
         return settings.tokens
     tokens = settings.flops / flops_per_token(config, settings.batch.row_tokens)
     if tokens < settings.batch.tokens:
         raise ConfigError(
-            f"flops={settings.flops:g} pays for {tokens:,.0f} tokens of this model, less than one step's batch.tokens "
+            f"flops={settings.flops:g} allows {tokens:,.0f} tokens of this model, less than one step's batch.tokens "
             f"({settings.batch.tokens:,}): give more FLOPs, a smaller model or a smaller batch"
         )
     return tokens
 
 
 def _too_often(settings: PretrainSettings, epochs: Mapping[str, float]) -> str:
-    """Why a run sees its data too often, in words; else empty."""
+    """Why a run repeats its data too often; empty if it does not."""
     name, most = max(epochs.items(), key=lambda one: one[1])
     if settings.max_epochs is None or most <= settings.max_epochs:
         return ""
@@ -200,7 +200,7 @@ def _too_often(settings: PretrainSettings, epochs: Mapping[str, float]) -> str:
 
 
 def _config(settings: PretrainSettings, tokenizer: Tokenizer, start: Checkpoint | None) -> ModelConfig:
-    """The shape that is trained: the wished one, or the starting checkpoint's with another RoPE and context."""
+    """The shape of the model: the given one, or the starting checkpoint's with another RoPE and context."""
     row_tokens = settings.batch.row_tokens
     if start is None:
         return new_config(settings.model, tokenizer, row_tokens)
@@ -215,7 +215,7 @@ def _config(settings: PretrainSettings, tokenizer: Tokenizer, start: Checkpoint 
 
 
 def _finish(job: Job, settings: PretrainSettings, sources: Mapping[str, Documents], loader: PackedLoader) -> None:
-    """The run's headlines, held-out bits per byte among them, and `sources.json`: what it learned from, by content."""
+    """Record the run's headline figures, with held-out bits per byte, and `sources.json`: its data by content hash."""
     steps = read_metrics(job.run.path)[-1]["step"]
     spent = loader.tokens_by_length(steps).items()
     figures = headlines(job.run.path) | {

@@ -1,4 +1,4 @@
-"""Quality: label texts, or let a model label them by a rubric, and train the small classifier that judges all."""
+"""Quality: train a small classifier of documents from labels, from examples, or from a model's grades by a rubric."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ class QualitySettings:
     positives: list[Path] | None = None
     """Good texts: curated documents, or any pages that `herd curate` reads."""
     negatives: list[Path] | None = None
-    """Texts to tell them from, such as a sample of the crawl."""
+    """Texts to distinguish them from, such as a sample of the crawl."""
     positive_urls: Path | None = None
-    """A list of addresses (what Wikipedia references, one a line): documents at them are good, the others not."""
+    """A list of URLs, one per line (such as Wikipedia's references): documents at them are good, the others not."""
     labelled: Path | None = None
     """JSONL or Parquet with `text` and `score` (0 to 1) or `label` (a class)."""
     documents: list[Path] | None = None
-    """Documents that a sample is drawn from: for the judge, or to look up in `positive_urls`."""
+    """Documents to sample: for the judge, or to look up in `positive_urls`."""
     rubric: Path | None = None
-    """What the judge grades by (YAML); shipped: rubrics/quality.yaml, code, reasoning, and knowledge for classes."""
+    """The judge's rubric (YAML); shipped: rubrics/quality.yaml, code, reasoning, and knowledge for classes."""
     judge: JudgeModel = field(default_factory=JudgeModel)
     training: Training = field(default_factory=Training)
     encoder: Path | None = None
-    """An encoder's folder (BERT, MiniLM, RoBERTa): its vectors' classifier is trained beside the linear one."""
+    """An encoder's folder (BERT, MiniLM, RoBERTa): a classifier on its embeddings is trained beside the linear one."""
 
     def __post_init__(self):
         ways = [
@@ -54,13 +54,13 @@ class QualitySettings:
         if sum(ways) != 1:
             raise ValueError("give one of: positives with negatives; positive_urls with documents; labelled; rubric")
         if bool(self.positives) != bool(self.negatives):
-            raise ValueError("positives and negatives belong together")
+            raise ValueError("give both positives and negatives")
         if both := {path.resolve() for path in self.positives or ()} & {
             path.resolve() for path in self.negatives or ()
         }:
             raise ValueError(f"positives and negatives: {min(both)} is in both; a text is one or the other")
         if (self.positive_urls or self.rubric) and not self.documents:
-            raise ValueError("documents: which documents are sampled?")
+            raise ValueError("documents: give the documents to sample")
         if self.rubric and not (self.judge.endpoint or self.judge.checkpoint):
             raise ValueError("rubric: needs a judge; give judge.endpoint or judge.checkpoint")
 
@@ -69,7 +69,7 @@ def run(settings: QualitySettings) -> Path:
     """Write `classifier.npz`, `calibration.json` and `calibration.svg`; with a judge also `grades.jsonl`.
 
     Raises:
-        DataError: too few texts or labels, or the judge's answers hold no grades.
+        DataError: too few texts or labels, or the judge's answers contain no grades.
     """
     inputs = {
         "positives": settings.positives,
@@ -98,7 +98,7 @@ def run(settings: QualitySettings) -> Path:
 
 
 def _beside(run: Run, folder: Path, options: Training, texts: list, targets: list, linear: dict) -> None:
-    """Train a classifier on an encoder's vectors and the same labels; write it, its calibration and what it gains."""
+    """Train a classifier on an encoder's embeddings and the same labels; write it, its calibration and its gain."""
     encoder = open_encoder(folder)
     vectors = encoder.embed(texts, label="embed")
     is_score = not isinstance(targets[0], str)
@@ -141,8 +141,8 @@ def _graded(run: Run, settings: QualitySettings) -> Labelled:
     texts = [document["text"] for document, row in zip(documents, rows, strict=True) if row["grade"] is not None]
     targets = [row["grade"] for row in rows if row["grade"] is not None]
     if len(texts) < len(rows) / 2:
-        told = f"only {len(texts)} of {len(rows)} answers hold a grade"
-        raise DataError(f"{path}: {told}; the first answer: {rows[0]['answer'][:200]!r}")
+        problem = f"only {len(texts)} of {len(rows)} answers hold a grade"
+        raise DataError(f"{path}: {problem}; the first answer: {rows[0]['answer'][:200]!r}")
     counts = ", ".join(f"{name} {count:,}" for name, count in sorted(Counter(map(_name, targets)).items()))
     say(f"  {len(texts):,} of {len(rows):,} documents graded: {counts}")
     return texts, targets

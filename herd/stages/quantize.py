@@ -1,4 +1,4 @@
-"""Quantize: weights of 8 or 4 bits, and what that changes in size, speed, bits per byte and predictions."""
+"""Quantize: weights in 8 or 4 bits, and the change in size, speed, bits per byte and predictions."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ class QuantizeSettings:
     out: Path
     """Run folder to write; the copy is its `checkpoint/`."""
     scheme: Scheme = "int8"
-    """int8: a scale for each row. int4: a scale for 32 weights. fp8: the paper's, for GPUs; see herd/ops/fp8.py."""
+    """int8: a scale per row. int4: a scale per 32 weights. fp8: the paper's, for GPUs; see herd/ops/fp8.py."""
     memory_bytes: int = MEMORY_BYTES
-    """What quantizing may hold in memory beside the tensor it reads, in bytes."""
+    """Memory that quantizing may use besides the tensor it reads, in bytes."""
     shards: Path | None = None
-    """Run folder of `herd pack`: bits per byte are measured on its held-out side; not measured without it."""
+    """Run folder of `herd pack`, to measure bits per byte on its held-out documents."""
     max_bytes: int = 30_000
     """Held-out text per source, in bytes; whole documents, spread evenly."""
     context_tokens: int | None = None
     """Context for bits per byte, in tokens; default: the model's own, at most 1024."""
 
     reward: Path | None = None
-    """A reward model: answers of both models to `prompts` are scored, and their distributions compared (paper 6.2)."""
+    """A reward model: both models' answers to `prompts` are scored and the distributions compared (paper 6.2)."""
     prompts: Path | None = None
-    """What is asked for that: JSONL or Parquet rows with `messages` or `prompt`."""
+    """Prompts for `reward`: JSONL or Parquet rows with `messages` or `prompt`."""
     answers: int = 1000
-    """Answers of each model that are scored, spread over the prompts."""
+    """Answers scored per model, spread over the prompts."""
     answer_tokens: int = 128
     """Longest such answer, in tokens."""
     also: tuple[Scheme, ...] = ()
@@ -54,7 +54,7 @@ class QuantizeSettings:
 
     def __post_init__(self):
         if (self.reward is None) != (self.prompts is None):
-            raise ValueError("reward and prompts belong together: give both or none")
+            raise ValueError("give both reward and prompts, or neither")
         if self.also and self.reward is None:
             raise ValueError("also is for the comparison of rewards: give reward and prompts")
         if min(self.answers, self.answer_tokens) < 1:
@@ -87,9 +87,9 @@ def run(settings: QuantizeSettings) -> Path:
 
 
 def _rewards(run: Run, settings: QuantizeSettings, original: Path) -> dict[str, float]:
-    """What a reward model gives the answers of both, which bits per byte do not show.
+    """Compare the rewards of both models' answers, which may differ when bits per byte do not.
 
-    Source: The Llama 3 Herd of Models, section 6.2 (standard benchmarks hide what wrong scales break).
+    Source: The Llama 3 Herd of Models, section 6.2 (standard benchmarks miss some damage by wrong scales).
     """
     assert settings.reward and settings.prompts
     rows = read_prompts(settings.prompts, settings.answers)
@@ -101,8 +101,8 @@ def _rewards(run: Run, settings: QuantizeSettings, original: Path) -> dict[str, 
     def scores(name: str, place: Path) -> list[list[float]]:
         texts = sample_answers(place, asked, params, run.path / "state" / name, label=f"answers {name}")
         talks = [[*prompt, {"role": "assistant", "content": one}] for prompt, many in zip(asked, texts) for one in many]
-        found = iter(model.score(talks))
-        return [[next(found) for _ in many] for many in texts]
+        rewards = iter(model.score(talks))
+        return [[next(rewards) for _ in many] for many in texts]
 
     before, figures = scores("before", original), dict[str, float]()
     for scheme in dict.fromkeys((settings.scheme, *settings.also)):

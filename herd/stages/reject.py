@@ -1,4 +1,4 @@
-"""Reject: of K answers to each question a reward model or a verifier keeps the best, for the next SFT."""
+"""Reject: rejection sampling; of K answers to each prompt a reward model or a verifier keeps the best, for SFT."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ _CHUNK_QUESTIONS = 128  # scored together and kept together
 
 @settings
 class RejectSettings:
-    """Rejection sampling: draw K answers to each question, keep the one with the highest reward."""
+    """Rejection sampling: sample K answers to each prompt, keep the one with the highest reward."""
 
     out: Path
     """Run folder to write."""
     checkpoint: Path
     """The chat model that is sampled."""
     reward: Path | None = None
-    """The reward model that chooses. Without one the verifier does: the first of the answers that it finds right."""
+    """The reward model that chooses. Without one the verifier does: it takes the first correct answer."""
     prompts: Path
-    """What is asked: JSONL or Parquet rows with `messages` or `prompt`; a reference `answer` or checks are optional.
-    Rows with `answers` (of `herd rounds prefer`) are not asked again."""
+    """Prompts: JSONL or Parquet rows with `messages` or `prompt`; a reference `answer` or checks are optional. Rows
+    with `answers` (of `herd rounds prefer`) are not sampled again."""
     samples: int = 8
-    """K, the answers drawn for each question."""
+    """K, the number of answers sampled for each prompt."""
     max_prompts: int = 512
-    """Prompts asked, spread evenly over the file."""
+    """Most prompts used, spread evenly over the file."""
     part: tuple[float, float] = (0.0, 1.0)
-    """Which prompts, by a hash of theirs (0 to 1): other parts are for other uses."""
+    """Which prompts to use, by a range of their hashes (0 to 1), so that other uses can take other parts."""
     benchmarks: tuple[Path, ...] = ()
-    """Files of benchmarks: a prompt that stands in one of them is left out."""
+    """Files of benchmarks: prompts that occur in them are left out."""
     verifier: Verifier | None = None
-    """What measures the choice: `checks` or `answer`; default: what all rows have. It chooses only where no reward
-    model does."""
+    """How the choice is measured: `checks` or `answer`; default: what all rows have. It chooses only without a reward
+    model."""
     only_differing: bool = False
-    """Leave out prompts to which all samples are the same text (or, where the verifier chooses, equally right): there
-    is nothing to choose, and it is known already."""
+    """Leave out prompts whose samples are all the same text (or, if the verifier chooses, equally right): there is
+    nothing to choose."""
     keep: float = 0.7
-    """Share (0 to 1) of the chosen answers that is kept, those of the highest reward."""
+    """Share (0 to 1) of the chosen answers to keep, those with the highest reward."""
     references: Path | None = None
-    """Conversations that are mixed in as they are, so that nothing learned is lost."""
+    """Conversations mixed in unchanged, against forgetting."""
     temperature: float = 0.7
     """Temperature of the answers."""
     answer_tokens: int = 40
@@ -97,28 +97,28 @@ def run(settings: RejectSettings) -> Path:
             rewards = [verified(verifier, row, texts) for row, texts in zip(questions, answers, strict=True)]
             best = [row for row in best_of(questions, answers, rewards) if row["score"] >= RIGHT]
             figures, differing = verified_figures(rewards), rewards
-            told = _share_right(figures)
+            summary = _share_right(figures)
         else:
             rewards = _rewards(run, settings, questions, answers)
             best = best_of(questions, answers, rewards)
             figures = selection_figures(questions, answers, rewards, verifier or "answer")
-            told = f"each the best of {settings.samples} by reward; {_worth(figures)}"
+            summary = f"each the best of {settings.samples} by reward; {_worth(figures)}"
         if settings.only_differing:
             best = where_samples_differ(best, questions, differing)
             say(f"  {len(best):,} of {len(questions):,} prompts got answers that differ")
         chosen = keep_best(best, settings.keep)
         if not chosen and settings.references is None:
-            raise DataError(f"{settings.prompts}: no answer is left to keep; raise `samples`, or ask what is easier")
+            raise DataError(f"{settings.prompts}: no answer is left to keep; raise `samples`, or use easier prompts")
         write_rows(run.path / "chosen.jsonl", chosen)
         references = [row for _, row in read_rows(settings.references)] if settings.references else []
         write_rows(run.path / "conversations.jsonl", [*references, *chosen])
-        say(f"  {len(chosen):,} answers kept, {told}")
+        say(f"  {len(chosen):,} answers kept, {summary}")
         run.finish(figures | {"questions": len(questions), "kept": len(chosen)})
     return run.path
 
 
 def _answers(run: Run, settings: RejectSettings, questions: list[dict]) -> list[list[str]]:
-    """The answers that come with the rows, or fresh ones."""
+    """The answers given in the rows, or newly sampled ones."""
     if given := sum("answers" in question for question in questions):
         if given < len(questions):
             raise DataError(
@@ -146,23 +146,23 @@ def _share_right(figures: dict[str, float]) -> str:
 
 
 def _worth(figures: dict[str, float]) -> str:
-    """What the selection was worth in words: by the verifier where rows have what it needs, else by reward alone."""
+    """The gain of the selection as text: by the verifier if rows have what it needs, else by reward alone."""
     unit, what = next(one for one in _UNITS if f"{one[0]}_of_chosen" in figures)
     chosen, random, best = (figures.get(f"{unit}_of_{which}") for which in ("chosen", "samples", "best"))
-    told = f"{what} {chosen:.3f}, a random one {random:.3f}" + (f", the best there is {best:.3f}" if best else "")
+    summary = f"{what} {chosen:.3f}, a random one {random:.3f}" + (f", the best there is {best:.3f}" if best else "")
     if "gain" not in figures:
-        return told
+        return summary
     gain, low, high = figures["gain"], figures["gain_low"], figures["gain_high"]
     word = "better" if low > 0 else "worse" if high < 0 else "not clearly different"
     where = f"on {figures['gain_prompts']} prompts whose samples differ"
-    return f"{told}; {where} {word} than a random pick ({gain:+.3f}, {low:+.3f} to {high:+.3f})"
+    return f"{summary}; {where} {word} than a random pick ({gain:+.3f}, {low:+.3f} to {high:+.3f})"
 
 
 _UNITS = (("f1", "F1 to the references"), ("checks", "checks that hold"), ("reward", "mean reward"))
 
 
 def _rewards(run: Run, settings: RejectSettings, questions: list[dict], answers: list[list[str]]) -> list[list[float]]:
-    """The reward of every answer to every question; scored questions are kept in parts of a fixed size."""
+    """The reward of every answer to every question, saved in parts of a fixed size."""
     assert settings.reward is not None
     model = RewardModel(settings.reward)
     rewards: list[list[float]] = []

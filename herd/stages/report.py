@@ -4,8 +4,8 @@
     herd report runs/one runs/other out=compared.html
 
 One self-contained page: what was made, five dialogues, what each step gained; then the figures, curves, samples and
-scores of each stage, and the command to redo it. Runs of one stage stand side by side with the settings in which they
-differ and their curves in one plot.
+scores of each stage, and the command to repeat it. Runs of the same stage are compared: their differing settings, their
+figures, and their curves in one plot.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class ReportSettings:
     """A run folder, or a folder of run folders (runs/demo); several are compared."""
 
     out: Path | None = None
-    """Where the page goes; `report.html` in that folder when not given. Of several folders it must be given."""
+    """File to write; default: `report.html` in the folder. Required for several folders."""
 
     def __post_init__(self):
         if not self.path:
-            raise ValueError("path: which run folder? Give one, or several to compare")
+            raise ValueError("path: give a run folder, or several to compare")
         if len(self.path) > 1 and self.out is None:
-            raise ValueError("several folders: say where the page goes, out=compared.html")
+            raise ValueError("several folders need a file to write: out=compared.html")
 
 
 def run(settings: ReportSettings) -> Path:

@@ -1,4 +1,4 @@
-"""Reward model: the pre-trained (or fine-tuned) layers with a score head, trained to put better responses higher."""
+"""Reward model: the pre-trained (or fine-tuned) layers with a score head, trained to score better responses higher."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class RewardSettings(TuneSettings):
     pairs: list[Path]
     """JSONL, JSON, CSV or Parquet files (or folders of them) of preferences in any form that docs/tuning.md lists."""
     holdout: float = 0.1
-    """Share (0 to 1) of the prompts kept aside to measure accuracy on."""
+    """Share (0 to 1) of the prompts held out to measure accuracy."""
     concatenated: bool = False
-    """Train with all responses of a prompt behind one another in one row, as in the paper, instead of each by itself:
-    the prompt is computed once, and responses see one another. Held-out pairs are judged each by itself."""
+    """Train with all responses of a prompt concatenated in one row, as in the paper, instead of in separate rows: the
+    prompt is computed once, and responses attend to one another. Held-out pairs are scored separately."""
     min_strength: Literal["marginally_better", "slightly_better", "better", "significantly_better"] = "better"
-    """Pairs whose responses are more alike than this are left out."""
+    """Pairs with a weaker preference than this are left out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.holdout < 1:
-            raise ValueError("holdout is a share: 0 or more, less than 1")
+            raise ValueError("holdout must be at least 0 and below 1")
 
 
 def run(settings: RewardSettings) -> Path:
@@ -77,7 +77,7 @@ def run(settings: RewardSettings) -> Path:
 
 
 def _pairs(settings: RewardSettings, job: Job) -> tuple[Pairs, Pairs, Pairs | None]:
-    """Pairs to train on, those held out to the end, and those whose loss is measured on the way, if any."""
+    """Training pairs, held-out pairs, and validation pairs, if any."""
     row_tokens, validation = settings.batch.row_tokens, settings.validation
     context = job.config.max_position_embeddings
     load = partial(
@@ -97,8 +97,8 @@ def _pairs(settings: RewardSettings, job: Job) -> tuple[Pairs, Pairs, Pairs | No
 
 @torch.no_grad()
 def accuracy(model: Llama | ParallelModel, pairs: Pairs, loader: PackedLoader) -> dict[str, Any]:
-    """How often the better response of a held-out comparison scores higher, over all and for each kind of pair; over
-    all with the 95 % interval, comparisons of one prompt taken as one group."""
+    """The share of held-out comparisons in which the better response scores higher, overall and for each kind of pair;
+    overall with its 95 % interval, clustered by prompt."""
     model.eval()
     device = next(model.parameters()).device
     won: list[tuple[bool, int]] = []
@@ -106,9 +106,11 @@ def accuracy(model: Llama | ParallelModel, pairs: Pairs, loader: PackedLoader) -
         signs = (model.run(reward_margins, batch.to(device)) > 0).tolist()
         won += zip(signs, batch.columns["document"].tolist())
     right: dict[str, list[float]] = {}
-    found = list(chain.from_iterable(from_all(won)))
-    interval = summary([float(better) for better, _ in found], [str(pairs.group[document]) for _, document in found])
-    for better, document in found:
+    outcomes = list(chain.from_iterable(from_all(won)))
+    interval = summary(
+        [float(better) for better, _ in outcomes], [str(pairs.group[document]) for _, document in outcomes]
+    )
+    for better, document in outcomes:
         for name in ("heldout_accuracy", f"heldout_accuracy/{pairs.kind[document]}"):
             right.setdefault(name, []).append(float(better))
     figures: dict[str, Any] = {"heldout_accuracy_interval": [round(interval.low, 4), round(interval.high, 4)]}

@@ -1,6 +1,6 @@
-"""Search an index that `herd index` made: the sentence that answers, and passages with file, heading and place.
+"""Search an index made by `herd index`: the sentence that answers, and passages with file, heading and position.
 
-`answer="..."` sets citations: each sentence with the passage that says it, or marked as unsupported.
+`answer="..."` adds citations: each sentence with the passage that supports it, or marked as unsupported.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class SearchSettings:
     limit: int = 5
     """Passages to show."""
     words_only: bool = False
-    """By words alone (BM25), though the index has vectors."""
+    """Search by words only (BM25), even if the index has vectors."""
     answer: str = ""
     """An answer to check: each of its sentences against the passages that the question finds."""
     json: bool = False
@@ -57,9 +57,9 @@ def run(settings: SearchSettings) -> None:
     citations = cite(settings.answer, hits) if settings.answer else []
     reading = None if settings.answer else read_out(index, settings.question)
     if settings.json:
-        found = {"hits": [asdict(hit) for hit in hits], "citations": [asdict(one) for one in citations]}
+        result = {"hits": [asdict(hit) for hit in hits], "citations": [asdict(one) for one in citations]}
         answer = {"reading": asdict(reading) if reading else None}
-        print(json_format.dumps(answer | found, ensure_ascii=False, indent=1))
+        print(json_format.dumps(answer | result, ensure_ascii=False, indent=1))
     elif settings.answer:
         print(_cited(settings.answer, citations, hits))
     else:

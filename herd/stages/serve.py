@@ -57,7 +57,7 @@ class ServeSettings:
     device: str = "cpu"
     """Where the models run: cpu or cuda."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Numbers to compute in; the checkpoint's own where this machine computes in them well, when not given."""
+    """Number type to compute in; default: the checkpoint's own if this machine computes in it well."""
     quantize: Literal["int8", "int4", "fp8"] | None = None
     """Round the weights on loading; see `herd quantize` for a smaller copy on disk."""
     adapters: dict[str, Path] | None = None

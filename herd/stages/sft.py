@@ -1,4 +1,4 @@
-"""SFT: supervised fine-tuning on conversations; prompts are masked, answers and their stop tokens are learned."""
+"""SFT: supervised fine-tuning on conversations, with loss on the answers and their stop tokens only."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class SftSettings(TuneSettings):
     conversations: list[Path]
     """JSONL, JSON, CSV or Parquet files (or folders of them) of conversations in any form that docs/tuning.md lists."""
     epochs: float = 2.0
-    """How often all conversations are gone through."""
+    """Passes over the conversations."""
     mixture: dict[str, float] = field(default_factory=dict)
-    """Weight of each `source` of the rows; by its tokens when empty."""
+    """Weight of each `source` of the rows; default: in proportion to their tokens."""
     text: Path | None = None
-    """Run folder of `herd pack`: its training side is mixed in, so that general text is not forgotten."""
+    """Run folder of `herd pack`: its training documents are mixed in, against forgetting."""
     text_share: float = 0.2
-    """Share (0 to 1) of the tokens of a step that is such text, beside the conversations' epochs."""
+    """Share (0 to 1) of each step's tokens taken from that text; the conversations' epochs stay the same."""
     watch: WatchSettings = field(default_factory=WatchSettings)
-    """What it is judged by while it learns."""
+    """Evaluations during training."""
     batch: BatchSettings = field(default_factory=lambda: BatchSettings(row_tokens=512))
     """Batch size and row length; a conversation must fit into a row."""
 
@@ -81,25 +81,25 @@ def run(settings: SftSettings) -> Path:
 
 
 def _conversations(settings: SftSettings, job: Job) -> Conversations:
-    """What is learned, and what is kept aside, a share or files of its own."""
+    """Training and validation conversations; validation is a share of the data or files of its own."""
     options, validation = settings.rows, settings.validation
     longest = min(settings.batch.row_tokens, job.config.max_position_embeddings)
-    found = split_conversations(settings.conversations, job.tokenizer, longest, validation.share, options)
+    parts = split_conversations(settings.conversations, job.tokenizer, longest, validation.share, options)
     if not validation.files:
-        return found
+        return parts
     own = replace(options, weights={})
-    return found._replace(aside=split_conversations(validation.files, job.tokenizer, longest, 0.0, own).learned)
+    return parts._replace(aside=split_conversations(validation.files, job.tokenizer, longest, 0.0, own).learned)
 
 
 def _with_text(
     settings: SftSettings, job: Job, conversations: Mapping[str, Documents]
 ) -> tuple[dict[str, Documents], float, dict[str, float]]:
-    """Conversations and general text, how often to go through all, and the weight of each: the conversations are gone
-    through as often as without the text."""
+    """Conversations together with general text, the epochs over both, and the weights, such that the conversations'
+    own epochs stay the same."""
     assert settings.text is not None
     fingerprint, place = job.tokenizer.fingerprint, str(settings.checkpoint)
-    found = open_trained_with(settings.text / "train", fingerprint, place)
-    texts = {f"text {name}": documents for name, documents in found.items()}
+    packed = open_trained_with(settings.text / "train", fingerprint, place)
+    texts = {f"text {name}": documents for name, documents in packed.items()}
     mixture = settings.mixture or _sizes(conversations)
     weights = {name: (1 - settings.text_share) * weight / sum(mixture.values()) for name, weight in mixture.items()}
     sizes = _sizes(texts)

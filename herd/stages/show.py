@@ -21,7 +21,7 @@ from herd.formats.vocabulary import open_tokenizer
 
 @settings
 class ShowSettings:
-    """Print conversations with their special tokens; trained tokens are green (between ⟦ and ⟧ where no colour is)."""
+    """Print conversations with their special tokens; trained tokens are green (without colour: between ⟦ and ⟧)."""
 
     path: Path
     """File or folder of conversations, as `herd sft` takes them."""

@@ -1,7 +1,7 @@
-"""Go through a story: a file of steps that build on one another, with rounds, grids and gates.
+"""Run a story: a file of steps that build on one another, with rounds, grids and gates.
 
-Each step is a command in its own run folder under the story's; all settings are checked before the first begins. The
-same command continues where it was stopped, and skips what is done. docs/stories.md has the whole notation.
+Each step is a command with its own run folder inside the story's; all settings are checked before the first step. The
+same command resumes an interrupted story and skips what is done. docs/stories.md describes the notation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def run(settings: StorySettings) -> Path:
         print("\n".join(described(acts, settings.seconds)))
         return settings.out
     with open_run(settings.out, stage="story", settings=settings, inputs={}) as run:
-        run.reopen()  # a finished story may have got more steps
+        run.reopen()  # a finished story may have new steps
         atomic_write(run.path / "settings.yaml", config.dump(settings))
         try:
             ended = go(acts, find)

@@ -1,4 +1,4 @@
-"""Template: compare a checkpoint's chat template with what Herd writes, conversation by conversation."""
+"""Template: compare a checkpoint's chat template with Herd's own formatting, conversation by conversation."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _CONTEXT_CHARS = 60
 
 @settings
 class TemplateSettings:
-    """Compare a chat template (Jinja) with what Herd writes; the exit status is 1 where they differ."""
+    """Compare a chat template (Jinja) with Herd's own formatting; the exit status is 1 if they differ."""
 
     path: Path
     """Checkpoint or tokenizer folder; or a file with a template, together with `tokenizer`."""
     tokenizer: Path | None = None
-    """Checkpoint or tokenizer folder whose ids to use, where `path` is a template's file."""
+    """Checkpoint or tokenizer folder for the token ids, if `path` is a template file."""
     style: Literal["meta", "hf"] | None = None
-    """Herd's chat style to compare with; default: the one for this template, none where it is not Llama 3's."""
+    """Herd's chat style to compare with; default: the one for this template, none if it is not Llama 3's."""
     conversations: Path | None = None
-    """Your own conversations to compare as well (JSONL or Parquet, as `herd sft` takes them; the first 200)."""
+    """Your own conversations to compare too (JSONL or Parquet, as `herd sft` takes them; the first 200)."""
 
 
 def run(settings: TemplateSettings) -> int:
-    """Print a line for each conversation, and the first place where the two part."""
+    """Print a line for each conversation, and the first position where the two differ."""
     tokenizer, template = _load(settings)
     style = settings.style or (cast(Style, tokenizer.chat_style) if START_HEADER in template else None)
     talks = [*TALKS, *_own(settings.conversations)]
@@ -89,7 +89,7 @@ def _own(path: Path | None) -> list[Talk]:
 
 
 def _parting(result: Comparison) -> str:
-    """The first place where the two texts part, with what stands around it."""
+    """The first position where the two texts differ, with its surroundings."""
     pairs = enumerate(zip(result.theirs, result.ours))
     shorter = min(len(result.theirs), len(result.ours))
     begin = max(0, next((i for i, (a, b) in pairs if a != b), shorter) - _CONTEXT_CHARS // 2)

@@ -1,4 +1,4 @@
-"""Tokenizer: learn a byte-level BPE vocabulary, Llama 3's way, from the documents a model will be trained on."""
+"""Tokenizer: train a byte-level BPE vocabulary, as Llama 3's, on the documents a model will be trained on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from herd.tokenizer.pretokens import PretokenCounts, count_pretokens
 from herd.tokenizer.specials import NUM_SPECIAL_TOKENS
 
 _SAVE_SECONDS = 8.0
-_SAVE_SHARE = 30  # at least so many times as long as a save took lies between two
+_SAVE_SHARE = 30  # the pause between saves is at least this many times as long as a save
 
 
 @settings
@@ -38,17 +38,17 @@ class TokenizerSettings:
     """Train a byte-level BPE vocabulary with Llama 3's split pattern and special tokens."""
 
     out: Path
-    """Run folder to write; the tokenizer lies directly in it."""
+    """Run folder to write, with the tokenizer directly in it."""
     documents: Annotated[list[Path], BeforeValidator(as_list)]
     """Documents: run folders of `herd curate`, or any folders and files of Parquet, JSONL or text; one or a list."""
     vocab_size: int = 8192
-    """Rows of the vocabulary, the 256 special tokens included (Llama 3: 128256)."""
+    """Size of the vocabulary, including the 256 special tokens (Llama 3: 128256)."""
     base: Path | None = None
     """A tokenizer to extend: it keeps its tokens and ids, and merges are added up to `vocab_size`."""
     holdout: float = 0.08
-    """Share of groups that the tokenizer does not learn from, the same groups that `herd pack` holds out."""
+    """Share (0 to 1) of groups not used for training, the same groups that `herd pack` holds out."""
     max_pretokens: int = 4_000_000
-    """Distinct pre-tokens held in memory (about 500 bytes each at the peak); beyond it the rarest are forgotten."""
+    """Most distinct pre-tokens in memory (about 500 bytes each at the peak); beyond it the rarest are dropped."""
 
     def __post_init__(self):
         if not 0 <= self.holdout < 1:
@@ -60,9 +60,8 @@ class TokenizerSettings:
 
 
 def run(settings: TokenizerSettings) -> Path:
-    """Write the tokenizer and `compression.json`: bytes and characters per token for each source and language.
-
-    With a base, the same of the base stands beside.
+    """Write the tokenizer and `compression.json`: bytes and characters per token for each source and language, with the
+    base's beside, if there is one.
     """
     inputs = {"documents": settings.documents, "base": settings.base}
     with open_run(settings.out, stage="tokenizer", settings=settings, inputs=inputs) as run:
@@ -107,7 +106,7 @@ def _num_merges(settings: TokenizerSettings, base: Tokenizer | None) -> int:
 
 
 def _count(settings: TokenizerSettings, saved: Path) -> PretokenCounts:
-    """Pre-tokens of the kept texts of all groups that are not held out; saved every few seconds, so as to continue."""
+    """Pre-token counts of all groups that are not held out, saved every few seconds so that the run can be resumed."""
     counts = _load(saved)
     begun = counts.num_texts
     next_save = time.monotonic() + _SAVE_SECONDS
@@ -133,7 +132,7 @@ def _count(settings: TokenizerSettings, saved: Path) -> PretokenCounts:
 
 
 def _load(saved: Path) -> PretokenCounts:
-    """The counts of an interrupted run, or none yet."""
+    """The counts of an interrupted run, or empty ones."""
     if not saved.exists():
         return PretokenCounts()
     content = json.loads(saved.read_bytes())

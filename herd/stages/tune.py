@@ -1,10 +1,10 @@
-"""Tune a model on your own rows: what they are is found out, and what they change is measured.
+"""Tune a model on your own rows: their kind is detected, and the effect of training is measured.
 
     herd tune BASE DATA                         a checkpoint, and a CSV, JSONL, Parquet, text file or folder
-    herd tune BASE reviews.csv look=true        only say what would be done
+    herd tune BASE reviews.csv look=true        only show what would be done
 
-Rows may be raw text, conversations (questions and answers among them), texts with a label, or preferences. A fifth is
-kept aside; before and after are compared on it, and on general text. docs/tuning.md tells the forms of rows.
+Rows may be raw text, conversations (or questions with answers), texts with a label, or preferences. A fifth is held
+out; the model is compared before and after on it, and on general text. docs/tuning.md lists the forms of rows.
 """
 
 from __future__ import annotations
@@ -64,48 +64,49 @@ class TuneOwnSettings:
     may_change: ClassVar[tuple[str, ...]] = ("look",)
 
     path: Path
-    """What to start from: a checkpoint, or a run folder with one."""
+    """The base model: a checkpoint, or a run folder with one."""
     data: Path
     """Your rows: a file (CSV, TSV, JSONL, JSON, Parquet, or text) or a folder of them."""
     out: Path = Path("runs/tuned")
     """Run folder to write."""
     kind: Literal["auto", "text", "chat", "label", "preferences"] = "auto"
-    """What the rows are; auto: found out, and said."""
+    """Kind of the rows; auto: detected and printed."""
     rows: RowSettings = field(default_factory=RowSettings)
-    """How rows are read: columns of other names, files that count more, what becomes of long ones."""
+    """How rows are read: column names, weights of files, treatment of long rows."""
     judge_on: Path | None = None
-    """File or folder of rows to judge on; default: a fifth of the rows by prompt, or a folder's own test file."""
+    """File or folder of test rows; default: a fifth of the rows, split by prompt, or a folder's own test file."""
     general: Path | None = None
-    """Text file by which forgetting is measured; default: two dozen passages that come with Herd."""
+    """Text file to measure forgetting on; default: two dozen passages that come with Herd."""
     method: Literal["auto", "full", "lora", "qlora"] = "auto"
-    """What is learned; auto: by the rows and by what fits."""
+    """Which weights are trained; auto: chosen by the rows and the memory."""
     ask: str = ""
-    """Of label tasks, the question; {text} and {labels} stand for what they say."""
+    """The question for label tasks, with {text} and {labels} as placeholders."""
     template: str | None = None
-    """Chat format for a base model that has none; default: the first of llama3, chatml and vicuna that it can write."""
+    """Chat format for a base model without one; default: the first of llama3, chatml and vicuna that its vocabulary
+    supports."""
     epochs: float | None = None
-    """How often rows are gone through at most; default: by their number."""
+    """Most passes over the rows; default: depends on their number."""
     max_steps: int | None = None
-    """At most so many steps."""
+    """Most steps."""
     minutes: float | None = None
-    """At most about so many minutes by plan, all measuring included; default: 10 for up to 1,000 rows, where neither
-    epochs nor max_steps are given."""
+    """Planned time limit in minutes, including all measurements; default: 10 for up to 1,000 rows if neither epochs nor
+    max_steps is given."""
     learning_rate: float | None = None
-    """Peak learning rate; default: by what is learned and the model's width."""
+    """Peak learning rate; default: depends on the method and the model's width."""
     batch_tokens: int | None = None
-    """Tokens of a step; default: so that an epoch has some 32 steps."""
+    """Tokens per step; default: such that an epoch has about 32 steps."""
     longest_tokens: int = 2048
-    """Tokens of the longest row that is learned; the model's context where that is shorter."""
+    """Longest training row, in tokens; at most the model's context."""
     answers: int = 3
-    """Held-out questions that are answered before and after, for the page."""
+    """Held-out questions answered before and after, for the page."""
     look: bool = False
-    """Only show what the rows are and what would be done."""
+    """Only show the kind of the rows and the plan."""
     dtype: Dtype = "auto"
     """Number type of weights and activations."""
     compile: Compile = "auto"
-    """What a C++ or Triton compiler may make faster."""
+    """What to compile with a C++ or Triton compiler."""
     seed: int = 0
-    """Seed of the order of rows."""
+    """Seed of the row order."""
 
     def __post_init__(self) -> None:
         numbers = {
@@ -116,11 +117,11 @@ class TuneOwnSettings:
         if self.longest_tokens < 16 or self.answers < 0:
             raise ValueError("longest_tokens must be at least 16, answers 0 or more")
         if self.ask and "{text}" not in self.ask:
-            raise ValueError("ask must say where the text stands: {text}")
+            raise ValueError("ask must contain {text}, the place of the text")
 
 
 def tune(base: Path | str, data: Path | str, **options: Any) -> dict[str, Any]:
-    """Tune a model on somebody's rows, as `herd tune` does; what is in `results.json`, and `path`, the run folder.
+    """Tune a model on rows, like `herd tune`; returns the content of `results.json` and the run folder as `path`.
 
     `options` are the settings of `herd tune` by name, with dots as in `{"rows.columns": {...}}`.
     """
@@ -133,7 +134,7 @@ def tune(base: Path | str, data: Path | str, **options: Any) -> dict[str, Any]:
 
 
 def run(settings: TuneOwnSettings) -> Path:
-    """Show what the rows are, learn them, and write the adapter or checkpoint and the results."""
+    """Show the kind of the rows, train on them, and write the adapter or checkpoint and the results."""
     base = open_checkpoint(settings.path)
     config = base.learnable_config()
     if config.architecture == SEQUENCE_CLASSIFICATION:
@@ -155,11 +156,11 @@ def run(settings: TuneOwnSettings) -> Path:
     return settings.out
 
 
-# ---- what the rows are -----------------------------------------------------------------------------------------------
+# ---- rows ------------------------------------------------------------------------------------------------------------
 
 
 def _material(settings: TuneOwnSettings, base: Checkpoint) -> tuple[Material, Tokenizer, str | None]:
-    """The rows in their parts, the tokenizer with the format they are written in, and that format where it is new."""
+    """The rows split into parts, the tokenizer with their chat format, and that format's name if it is new."""
     paths, judged_paths = by_split([settings.data])
     judged_paths = [settings.judge_on] if settings.judge_on else judged_paths
     rows = read(paths, settings.rows)
@@ -193,7 +194,7 @@ def _entries(
     notes: Notes,
     like: list[Placed] | None,
 ) -> tuple[list[Entry], tuple[str, ...]]:
-    """Rows rendered, and their labels, which are those of the rows `like` them."""
+    """Rendered rows, and the labels: those of `like`, if given."""
     if kind == "text":
         return texts(rows, tokenizer, longest, notes), ()
     if kind == "chat":
@@ -203,23 +204,25 @@ def _entries(
 
 
 def _written(tokenizer: Tokenizer, kind: Kind, wish: str | None) -> tuple[Tokenizer, str | None]:
-    """The tokenizer with a chat format, and that format's name where the checkpoint had none."""
+    """The tokenizer with a chat format, and that format's name if the checkpoint had none."""
     if wish is not None:
         return in_format(tokenizer, wish), wish
     if kind == "text" or tokenizer.chat_template is not None:
         return tokenizer, None
     for name in _FORMATS:
         try:
-            found = in_format(tokenizer, name)
+            formatted = in_format(tokenizer, name)
         except ConfigError:
             continue
-        say(f"  the checkpoint has no chat format; rows are written in {format_name(found)}, which travels on")
-        return found, name
-    raise ConfigError("the checkpoint has no chat format, and its vocabulary suits none; give one: template=FILE.jinja")
+        say(f"  the checkpoint has no chat format; rows are written in {format_name(formatted)}, also in the result")
+        return formatted, name
+    raise ConfigError(
+        "the checkpoint has no chat format, and its vocabulary supports none; give one: template=FILE.jinja"
+    )
 
 
 def _show(material: Material, tokenizer: Tokenizer) -> None:
-    """The parts, and one rendered row with what is learned in colour."""
+    """Print the sizes of the parts, and a rendered row with the trained tokens in colour."""
     parts = (material.learned, material.watched, material.judged)
     counts = [f"{len(part):,} {what}" for part, what in zip(parts, ("learned", "watched while learning", "judged on"))]
     say(f"  {', '.join(counts)}; {amount(material.num_tokens)} tokens learned from")
@@ -234,13 +237,13 @@ def _show(material: Material, tokenizer: Tokenizer) -> None:
     console.rule(style="dim")
 
 
-# ---- how it is learned -----------------------------------------------------------------------------------------------
+# ---- training --------------------------------------------------------------------------------------------------------
 
 
 def _settled(
     settings: TuneOwnSettings, material: Material, general: General, config: Any, template: str | None
 ) -> tuple[TuneSettings, Way]:
-    """The settings of the training, and the way that was taken; an interrupted run goes on in the way it began."""
+    """The settings of the training, and the method; a resumed run keeps its method."""
     longest = min(settings.longest_tokens, config.max_position_embeddings)
     batch = batch_for(material, longest, settings.batch_tokens)
     epochs = settings.epochs or epochs_for(material)
@@ -249,14 +252,14 @@ def _settled(
         material, settings.minutes, length_is_given=settings.epochs is not None or settings.max_steps is not None
     )
     tokens, wished = int(general.documents.num_tokens.sum()), min(whole, settings.max_steps or whole)
-    found = ways(material, config, this_machine(), batch, wished, minutes, tokens)
+    options = ways(material, config, this_machine(), batch, wished, minutes, tokens)
     begun, wish = settings.out / "way.json", settings.method
     kept = json.loads(begun.read_text(encoding="utf-8")) if agreed(begun.exists) else {}
     if wish == "auto":
         wish = kept.get("method", wish)
-    way, why = agreed(lambda: chosen(found, material, num_parameters(config), wish))
+    way, why = agreed(lambda: chosen(options, material, num_parameters(config), wish))
     way = replace(way, steps=kept.get("steps", way.steps))
-    for one in found:
+    for one in options:
         say(f"    {'>' if one.method == way.method else ' '} {one}")
     rate = settings.learning_rate or way.optimizer.learning_rate
     say(
@@ -285,7 +288,7 @@ def _settled(
 
 
 def _learn(settings: TuneOwnSettings, job: Job, material: Material, general: General, way: Way) -> None:
-    """Measure, learn, measure again, and write it all down."""
+    """Measure, train, measure again, and write the results."""
     folder, batch = job.run.path, job.settings.batch
     if is_first():
         atomic_write(folder / "way.json", json.dumps({"method": way.method, "steps": way.steps}))
@@ -301,37 +304,37 @@ def _learn(settings: TuneOwnSettings, job: Job, material: Material, general: Gen
     else:
         again = [""] * len(answered)
     if is_first():
-        found = results.outcome(material, general, before, after)
-        found |= {
+        outcome = results.outcome(material, general, before, after)
+        outcome |= {
             "facts": _facts(settings, material, general, way, figures),
             "commands": results.commands(settings.path, settings.out, way.method != "full"),
             "answers": results.beside(material, settings.answers, answered, again),
             "validation": history(folder),
             "left_out": dict(material.left_out),
         }
-        results.write(folder, found)
+        results.write(folder, outcome)
     if material.kind != "text":
         job.model.config = replace(job.config, eos_token_id=stops(job.tokenizer))
-    shown = {row["name"]: row["difference"][0] for row in found["figures"]} if is_first() else {}
+    shown = {row["name"]: row["difference"][0] for row in outcome["figures"]} if is_first() else {}
     job.finish({"kind": material.kind, "method": way.method, "rows": len(material.learned)} | figures | shown)
 
 
 def _before(
     settings: TuneOwnSettings, job: Job, material: Material, general: General, how: dict[str, int]
 ) -> tuple[Measured, list[str]]:
-    """What the base makes of it; kept, so that an interrupted run does not measure it twice."""
+    """The base model's measurements, saved so that a resumed run does not repeat them."""
     file = job.run.path / "before.json"
     if agreed(file.exists):
         kept = json.loads(file.read_text(encoding="utf-8"))
         return read_measured(kept), kept["answers"]
     say("  measuring the base")
-    found = measured(job.model, material, general, **how)
+    before = measured(job.model, material, general, **how)
     given: list[str] = []
     if isinstance(job.model, LlamaForCausalLM):
         given = results.answers(job.model, job.tokenizer, material, settings.answers)
     if is_first():
-        atomic_write(file, json.dumps(write_measured(found) | {"answers": given}))
-    return found, given
+        atomic_write(file, json.dumps(write_measured(before) | {"answers": given}))
+    return before, given
 
 
 def _trained(job: Job, material: Material) -> dict[str, Any]:

@@ -43,8 +43,8 @@ def run(settings: IndexSettings) -> Path:
             return run.path
         run.need(disk_bytes=100_000_000)
         say(f"  {_write_pages(settings.pages, run.path / 'pages'):,} pages")
-        found = index_folder(run.path / "pages", run.path / "index")
-        figures: dict[str, float] = {"passages": found.passages}
+        indexed = index_folder(run.path / "pages", run.path / "index")
+        figures: dict[str, float] = {"passages": indexed.passages}
         if settings.questions is not None:
             figures |= _ask(Index(run.path / "index"), settings.questions, run.path / "answers.jsonl")
         run.finish(figures)
@@ -54,8 +54,8 @@ def run(settings: IndexSettings) -> Path:
 def _write_pages(pages: Path, out: Path) -> int:
     """The HTML pages as files named by their addresses; of Python's documentation the manual alone, not the source."""
     out.mkdir(exist_ok=True)
-    found = [page for file in find_files([pages]) for page in read_pages(file, Counter()) if page.kind == "html"]
-    manual = [page for page in found if page.source == "pydoc"] or found
+    html = [page for file in find_files([pages]) for page in read_pages(file, Counter()) if page.kind == "html"]
+    manual = [page for page in html if page.source == "pydoc"] or html
     for number, page in enumerate(manual):
         name = PurePosixPath(urlsplit(page.url).path).name.removesuffix(".html") or f"page-{number}"
         file = out / f"{name}.html"
@@ -68,9 +68,9 @@ def _ask(index: Index, questions: Path, out: Path) -> dict[str, float]:
     unknown = list(_rows(questions / "eval_unknown.jsonl"))[:_MOST_QUESTIONS]
     rows = []
     for row in heldout + unknown:
-        found = read_out(index, row["messages"][0]["content"])
-        score = token_f1(found.text, row["answer"]) if found else 0.0
-        said = {"answer": found.text, "source": found.hit.source} if found else {"answer": None, "source": None}
+        reading = read_out(index, row["messages"][0]["content"])
+        score = token_f1(reading.text, row["answer"]) if reading else 0.0
+        said = {"answer": reading.text, "source": reading.hit.source} if reading else {"answer": None, "source": None}
         rows.append({"question": row["messages"][0]["content"], **said, "wanted": row["answer"], "token_f1": score})
     write_rows(out, rows)
     right = [row["token_f1"] >= RIGHT for row in rows[: len(heldout)]]

@@ -31,14 +31,14 @@ class TableSettings:
 
 def run(settings: TableSettings) -> Path:
     """Write `rounds.json` and `rounds.md`, and say which checkpoint is the best."""
-    found = _evaluations(settings)
+    evaluations = _evaluations(settings)
     with open_run(
-        settings.out, stage="rounds table", settings=settings, inputs={"evaluations": [one for _, one in found]}
+        settings.out, stage="rounds table", settings=settings, inputs={"evaluations": [one for _, one in evaluations]}
     ) as run:
         if run.finished:
             return run.path
         best, rows = str(settings.start), list[dict[str, Any]]()
-        for number, folder in found:
+        for number, folder in evaluations:
             figures = read_manifest(folder)["figures"]
             models = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))
             last = [entry["path"] for name, entry in models.items() if name.startswith("model ")][-1]
@@ -62,8 +62,8 @@ _COLUMNS = ("gain", "gain_low", "gain_high", "still_right", "fixed", "still_wron
 def _evaluations(settings: TableSettings) -> list[tuple[int, Path]]:
     name = re.compile(rf"{re.escape(settings.rounds)}-(\d+)-{re.escape(settings.evaluation)}")
     folders = settings.story.iterdir() if settings.story.is_dir() else ()
-    found = [(int(match[1]), one) for one in folders if (match := name.fullmatch(one.name))]
-    done = sorted(one for one in found if (one[1] / "run.json").exists())
+    matches = [(int(match[1]), one) for one in folders if (match := name.fullmatch(one.name))]
+    done = sorted(one for one in matches if (one[1] / "run.json").exists())
     if not done:
         raise DataError(
             f"{settings.story}: no finished {settings.rounds}-N-{settings.evaluation} in it; name the story's steps "

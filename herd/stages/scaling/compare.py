@@ -1,4 +1,4 @@
-"""Compare: a forecast against the run that it was written for."""
+"""Compare: a forecast with the run that it was written for."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(settings: CompareSettings) -> Path:
     """Write `comparison.json`: predicted, measured, and how far they are apart.
 
     Raises:
-        DataError: the runs are of other data or another budget, or the law was fitted to them.
+        DataError: the runs have other data or another budget, or the law was fitted to them.
         CheckpointError: the forecast was edited.
     """
     inputs: dict[str, Any] = {"forecast": settings.forecast, "runs": settings.runs, "fit": settings.fit}
@@ -54,14 +54,14 @@ def run(settings: CompareSettings) -> Path:
         atomic_write(run.path / "comparison.json", json.dumps(result, indent=1))
         for row in rows:
             within = {None: "", True: ", within its interval", False: ", outside its interval"}[row["within"]]
-            told = f"predicted {row['predicted']:.4g}, measured {row['measured']:.4g}"
-            say(f"  {row['what']}: {told} ({row['error']:+.2%}{within})")
+            values = f"predicted {row['predicted']:.4g}, measured {row['measured']:.4g}"
+            say(f"  {row['what']}: {values} ({row['error']:+.2%}{within})")
         say(
-            f"  {best.name}: {amount(best.parameters)} parameters on {amount(best.tokens)} tokens; best were thought "
-            f"{amount(predicted['parameters']['value'])} on {amount(predicted['tokens']['value'])}"
+            f"  {best.name}: {amount(best.parameters)} parameters on {amount(best.tokens)} tokens; the forecast "
+            f"optimum was {amount(predicted['parameters']['value'])} on {amount(predicted['tokens']['value'])}"
         )
         if not before:
-            say(f"  no prediction: the run began {began}, the forecast was written {predicted['written']}")
+            say(f"  not a prediction: the run began {began}, the forecast was written {predicted['written']}")
         figures = {f"{row['what']}_error": round(row["error"], 5) for row in rows}
         run.finish(figures | {"before": before})
     return run.path
@@ -69,30 +69,30 @@ def run(settings: CompareSettings) -> Path:
 
 def _forecast(path: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads((path / "forecast.json").read_text(encoding="utf-8"))
+        forecast: dict[str, Any] = json.loads((path / "forecast.json").read_text(encoding="utf-8"))
         recorded = read_manifest(path)["figures"]["sha256"]
     except (OSError, ValueError, KeyError):
         raise DataError(f"{path}: expected a finished run folder of `herd scaling predict`") from None
-    if not recorded == found["sha256"] == sha256_of(found):
+    if not recorded == forecast["sha256"] == sha256_of(forecast):
         raise CheckpointError(
             f"{path}/forecast.json was edited after it was written: its hash is not the one of run.json"
         )
-    if "metric" not in found:
-        raise DataError(f"{path}: this forecast came from a law of tokens alone; it says no loss to compare")
-    return found
+    if "metric" not in forecast:
+        raise DataError(f"{path}: this forecast came from a law of tokens alone; it has no loss to compare")
+    return forecast
 
 
 def _check(predicted: dict[str, Any], made_of: dict[str, Any], best: Point, fit: dict[str, Any]) -> None:
     if different := [key for key, value in predicted["made_of"].items() if made_of[key] != value]:
         raise DataError(
             f"{best.name} and the runs that the law was fitted to differ in {' and '.join(different)}: their losses "
-            "are of different things"
+            "cannot be compared"
         )
     if best.sha256 in {point.sha256 for point in points_from(fit["runs"])}:
         raise DataError(f"{best.name} is one of the runs that the law was fitted to: nothing was held out")
     if abs(best.flops / predicted["flops"] - 1) > _SAME_BUDGET:
         raise DataError(
-            f"{best.name} took {best.flops:.4g} FLOPs, and the forecast is for {predicted['flops']:.4g}: predict it"
+            f"{best.name} took {best.flops:.4g} FLOPs, and the forecast is for {predicted['flops']:.4g}: make a new one"
         )
 
 
@@ -117,5 +117,5 @@ def _row(what: str, entry: dict[str, float], measured: float) -> dict[str, Any]:
 
 def _began(folder: Path) -> str:
     """When a run was first opened."""
-    found: str = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["time"]
-    return found
+    began: str = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["time"]
+    return began

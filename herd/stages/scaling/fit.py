@@ -1,4 +1,4 @@
-"""Fit: a ladder of runs becomes a law: which size and how many tokens are best for a budget, and what loss they reach.
+"""Fit: scaling laws from a ladder of runs: the best size, tokens and loss of any budget.
 
 A parabola for each budget over the logarithm of tokens; a power law through the minima. docs/scaling.md.
 """
@@ -21,7 +21,7 @@ from herd.scaling.record import FILE, to_record
 
 
 def _flat(given: Any) -> Any:
-    """One folder, several, or lists of them, as a story has of each grid."""
+    """One folder, several, or nested lists of them, as a story gives for grids."""
     if not isinstance(given, list | tuple):
         return [given]
     return [one for part in given for one in (part if isinstance(part, list | tuple) else [part])]
@@ -38,15 +38,15 @@ class FitSettings:
     metric: str = "heldout_bits_per_byte"
     """Figure of the runs that is fitted; lower is better."""
     irreducible: float = IRREDUCIBLE
-    """Loss that no model removes, in the metric's unit; beside it the fitted one is shown."""
+    """Irreducible loss in the metric's unit; a fitted one is shown beside it."""
     max_epochs: float = MAX_EPOCHS
-    """Runs that went through a source more often are left out."""
+    """Runs with more epochs over a source are left out."""
     also: list[Path] = field(default_factory=list)
-    """Further runs, of other data too, from which only the second step of a forecast learns: nats to accuracy."""
+    """Further runs, also on other data, used only for the second step of a forecast: from nats to accuracy."""
     draws: int = 500
-    """Of the bootstrap."""
+    """Number of bootstrap samples."""
     seed: int = 0
-    """Of the bootstrap."""
+    """Seed of the bootstrap."""
 
     def __post_init__(self):
         if self.irreducible < 0 or self.max_epochs <= 0 or self.draws < 20:
@@ -54,24 +54,24 @@ class FitSettings:
 
 
 def run(settings: FitSettings) -> Path:
-    """Write `fit.json`, and show the law with everything that speaks against it."""
-    found = collect(settings.runs, settings.metric, max_epochs=settings.max_epochs)
+    """Write `fit.json`, and print the law with all caveats."""
+    collection = collect(settings.runs, settings.metric, max_epochs=settings.max_epochs)
     also = [point for path in settings.also for point in collect([path], settings.metric, max_epochs=1e9).points]
-    inputs: dict[str, Any] = {"runs": found.folders, "also": settings.also}
+    inputs: dict[str, Any] = {"runs": collection.folders, "also": settings.also}
     with open_run(settings.out, stage="scaling fit", settings=settings, inputs=inputs) as run:
         if run.finished:
             return run.path
-        for name, why in found.left_out.items():
+        for name, why in collection.left_out.items():
             say(f"  left out: {name}: {why}")
-        result = fit(found.points, irreducible=settings.irreducible, draws=settings.draws, seed=settings.seed)
-        record = to_record(result, found, settings.metric, also)
+        result = fit(collection.points, irreducible=settings.irreducible, draws=settings.draws, seed=settings.seed)
+        record = to_record(result, collection, settings.metric, also)
         atomic_write(run.path / FILE, json.dumps(record, indent=1))
-        say("\n".join(_told(result, record, found)))
+        say("\n".join(_summary(result, record, collection)))
         law = result.law
         run.finish(
             {
-                "runs": len(found.points),
-                "left_out": len(found.left_out),
+                "runs": len(collection.points),
+                "left_out": len(collection.left_out),
                 "budgets": len(result.budgets),
                 "tokens_exponent": round(law.tokens.exponent, 4),
                 "tokens_factor": float(f"{law.tokens.factor:.4g}"),
@@ -83,8 +83,8 @@ def run(settings: FitSettings) -> Path:
     return run.path
 
 
-def _told(result: Fit, record: dict[str, Any], found: Collection) -> list[str]:
-    lines = [f"  {len(found.points)} runs of {len(result.budgets)} budgets"]
+def _summary(result: Fit, record: dict[str, Any], collection: Collection) -> list[str]:
+    lines = [f"  {len(collection.points)} runs of {len(result.budgets)} budgets"]
     for one in result.budgets:
         if one.why:
             continue

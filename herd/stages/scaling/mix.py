@@ -1,6 +1,6 @@
-"""Mix: small runs with different mixtures become a recommended one, with how sure that is.
+"""Mix: recommend a mixture of sources from small runs with different mixtures, with intervals.
 
-`herd pretrain mixture_from=FOLDER` trains on it, as long as the sources have the content that it was found for.
+`herd pretrain mixture_from=FOLDER` trains on it, if the sources have the same content.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class MixtureSettings:
     out: Path
     """Run folder to write."""
     weights: dict[str, float] = field(default_factory=dict)
-    """What each held-out text counts; all the same when empty."""
+    """Weight of each held-out text; default: all equal."""
     tokens: float | None = None
     """Tokens of the run that the mixture is for: no source is then recommended beyond `max_epochs`."""
     max_epochs: float = MAX_EPOCHS
-    """Passes over a source at most."""
+    """Most epochs over a source."""
     draws: int = 200
-    """Of the bootstrap."""
+    """Number of bootstrap samples."""
     seed: int = 0
-    """Of the bootstrap and of the mixtures tried."""
+    """Seed of the bootstrap and of the mixtures tried."""
 
     def __post_init__(self):
         if min(self.weights.values(), default=1.0) < 0 or (self.weights and not sum(self.weights.values())):
@@ -48,13 +48,13 @@ class MixtureSettings:
 
 def run(settings: MixtureSettings) -> Path:
     """Write `mix.json`, keyed by the content of the sources."""
-    found = collect(settings.runs, "heldout_bits_per_byte", max_epochs=settings.max_epochs, mixtures=True)
-    with open_run(settings.out, stage="scaling mix", settings=settings, inputs={"runs": found.folders}) as run:
+    collection = collect(settings.runs, "heldout_bits_per_byte", max_epochs=settings.max_epochs, mixtures=True)
+    with open_run(settings.out, stage="scaling mix", settings=settings, inputs={"runs": collection.folders}) as run:
         if run.finished:
             return run.path
-        for name, why in found.left_out.items():
+        for name, why in collection.left_out.items():
             say(f"  left out: {name}: {why}")
-        sources = _sources(found.folders[0])
+        sources = _sources(collection.folders[0])
         total = sum(one["tokens"] for one in sources.values())
         others = {
             "uniform": dict.fromkeys(sources, 1 / len(sources)),
@@ -63,27 +63,32 @@ def run(settings: MixtureSettings) -> Path:
         most = dict.fromkeys(sources, 1.0)
         if settings.tokens:
             most = {name: settings.max_epochs * one["tokens"] / settings.tokens for name, one in sources.items()}
-        said = recommend(
-            found.points, others, weights=settings.weights or None, most=most, draws=settings.draws, seed=settings.seed
+        result = recommend(
+            collection.points,
+            others,
+            weights=settings.weights or None,
+            most=most,
+            draws=settings.draws,
+            seed=settings.seed,
         )
         record = {
             "metric": "held-out bits per byte",
             "sources": {name: one["sha256"] for name, one in sources.items()},
-            "tokenizer": found.made_of["their tokenizer"],
+            "tokenizer": collection.made_of["their tokenizer"],
             "runs": [
                 {"name": point.name, "shares": point.shares, "measured": measured, "fitted": fitted}
-                for point, measured, fitted in zip(found.points, said.measured, said.fitted, strict=True)
+                for point, measured, fitted in zip(collection.points, result.measured, result.fitted, strict=True)
             ],
-            "recommended": asdict(said.recommended),
-            **{name: asdict(one) for name, one in said.others.items()},
-            "notes": said.notes,
+            "recommended": asdict(result.recommended),
+            **{name: asdict(one) for name, one in result.others.items()},
+            "notes": result.notes,
         }
         atomic_write(run.path / "mix.json", json.dumps(record, indent=1))
-        say("\n".join(_told({"recommended": said.recommended, **said.others})))
-        for note in said.notes:
+        say("\n".join(_lines({"recommended": result.recommended, **result.others})))
+        for note in result.notes:
             say(f"  {note}")
-        figures = {f"loss_{name}": round(one.loss[0], 5) for name, one in said.others.items()}
-        run.finish({"runs": len(found.points), "loss_recommended": round(said.recommended.loss[0], 5)} | figures)
+        figures = {f"loss_{name}": round(one.loss[0], 5) for name, one in result.others.items()}
+        run.finish({"runs": len(collection.points), "loss_recommended": round(result.recommended.loss[0], 5)} | figures)
     return run.path
 
 
@@ -91,7 +96,7 @@ def _sources(folder: Path) -> dict[str, dict]:
     return json.loads((folder / "sources.json").read_text(encoding="utf-8"))["sources"]
 
 
-def _told(mixtures: dict[str, Mixture]) -> list[str]:
+def _lines(mixtures: dict[str, Mixture]) -> list[str]:
     lines = []
     for name, one in mixtures.items():
         shares = ", ".join(

@@ -1,4 +1,4 @@
-"""Predict: size, tokens, loss and benchmarks of a budget, written down with their hash before anything is trained.
+"""Predict: size, tokens, loss and benchmarks for a budget, recorded with a hash before anything is trained.
 
 herd scaling predict fit=runs/fit flops=3e14 out=runs/forecast
 herd scaling predict exponent=0.537 factor=0.299 flops=3.8e25      # the paper's own law of tokens
@@ -29,45 +29,45 @@ FILE = "forecast.json"
 
 @settings
 class PredictSettings:
-    """What a fitted law says of a budget."""
+    """A budget, and the law to predict with."""
 
     fit: Path | None = None
-    """Run folder of `herd scaling fit`; without one the law of tokens below."""
+    """Run folder of `herd scaling fit`; default: the law of tokens below."""
     flops: float = 3.8e25
-    """FLOPs of the training, attention counted."""
+    """Training budget in FLOPs, attention included."""
     out: Path = Path("runs/forecast")
     """Run folder to write."""
     exponent: float = PAPER.exponent
-    """Without a fit: alpha of tokens = A FLOPs^alpha. Nothing but size and tokens follows."""
+    """Without a fit: alpha in tokens = A FLOPs^alpha. It predicts only size and tokens."""
     factor: float = PAPER.factor
-    """Without a fit: A of tokens = A FLOPs^alpha."""
+    """Without a fit: A in tokens = A FLOPs^alpha."""
     chance: dict[str, float] = field(default_factory=dict)
-    """Accuracy of guessing, by task; 0.25 where nothing is said."""
+    """Accuracy of random guessing, by task; default: 0.25."""
 
     def __post_init__(self):
         if self.flops <= 0 or self.factor <= 0 or not 0 < self.exponent < 1:
             raise ValueError("flops and factor must be above 0, exponent between 0 and 1")
         if self.fit is not None and Power(self.factor, self.exponent) != PAPER:
-            raise ValueError("give a `fit`, or `exponent` and `factor`: the law is one or the other")
+            raise ValueError("give either `fit`, or `exponent` and `factor`")
 
 
 def run(settings: PredictSettings) -> Path:
-    """Write `forecast.json`, its own hash inside."""
+    """Write `forecast.json`, which contains its own hash."""
     with open_run(settings.out, stage="scaling predict", settings=settings, inputs={"fit": settings.fit}) as run:
         if run.finished:
             return run.path
         if settings.fit is None:
-            found = _from_law(Power(settings.factor, settings.exponent), settings.flops)
+            prediction = _from_law(Power(settings.factor, settings.exponent), settings.flops)
         else:
-            found = _from_fit(read_record(settings.fit), settings) | {"fit": fingerprint(settings.fit)}
-        found |= {"flops": settings.flops, "written": now()}
-        digest = sha256_of(found)
-        atomic_write(run.path / FILE, json.dumps(found | {"sha256": digest}, indent=1))
-        for line in _told(found):
+            prediction = _from_fit(read_record(settings.fit), settings) | {"fit": fingerprint(settings.fit)}
+        prediction |= {"flops": settings.flops, "written": now()}
+        digest = sha256_of(prediction)
+        atomic_write(run.path / FILE, json.dumps(prediction | {"sha256": digest}, indent=1))
+        for line in _lines(prediction):
             say(f"  {line}")
-        say(f"  written {found['written']}, sha256 {digest}")
-        loss = found.get("loss") or {}
-        values = {name: found[name]["value"] for name in ("parameters", "tokens")} | {"loss": loss.get("value")}
+        say(f"  written {prediction['written']}, sha256 {digest}")
+        loss = prediction.get("loss") or {}
+        values = {name: prediction[name]["value"] for name in ("parameters", "tokens")} | {"loss": loss.get("value")}
         run.finish({name: float(f"{one:.6g}") for name, one in values.items() if one is not None} | {"sha256": digest})
     return run.path
 
@@ -88,7 +88,7 @@ def _from_fit(record: dict[str, Any], settings: PredictSettings) -> dict[str, An
     draws = [law_from(one) for one in record["draws"]]
     random = np.random.default_rng(0)
     losses = [one.loss(flops) + random.normal(0, record["noise"]) for one in draws]
-    found: dict[str, Any] = {
+    prediction: dict[str, Any] = {
         "metric": record["metric"],
         "tokens": _entry(law.tokens(flops), [one.tokens(flops) for one in draws]),
         "parameters": _entry(law.parameters(flops), [one.parameters(flops) for one in draws]),
@@ -100,12 +100,14 @@ def _from_fit(record: dict[str, Any], settings: PredictSettings) -> dict[str, An
     }
     if law.fitted:
         fitted = [one.fitted(flops) for one in draws if one.fitted]
-        found["loss_with_fitted_floor"] = _entry(law.fitted(flops), fitted) | {"irreducible": law.fitted.irreducible}
+        prediction["loss_with_fitted_floor"] = _entry(law.fitted(flops), fitted) | {
+            "irreducible": law.fitted.irreducible
+        }
     if joint := joint_from(record["joint"]):
         n, d = joint.best(flops)
-        found["all_runs_at_once"] = {"parameters": n, "tokens": d, "loss": joint.loss(n, d)}
-    found["answers"] = _answers(record, settings, found["notes"])
-    return found
+        prediction["all_runs_at_once"] = {"parameters": n, "tokens": d, "loss": joint.loss(n, d)}
+    prediction["answers"] = _answers(record, settings, prediction["notes"])
+    return prediction
 
 
 def _entry(value: float, draws: list[float]) -> dict[str, float]:
@@ -119,11 +121,11 @@ def _notes(record: dict[str, Any], flops: float) -> list[str]:
     beyond, span = math.log10(flops / max(used)), math.log10(max(used) / min(used))
     if beyond > span:
         notes.append(
-            f"far extrapolation: {flops:.3g} FLOPs lie {beyond:.1f} decades beyond the largest budget, and all budgets "
-            f"together span {span:.1f}; the interval knows only the noise of the runs, not whether the law holds there"
+            f"far extrapolation: {flops:.3g} FLOPs are {beyond:.1f} decades beyond the largest budget, and the budgets "
+            f"span only {span:.1f}; the interval covers the noise of the runs, not whether the law holds there"
         )
     if flops < min(used):
-        notes.append(f"{flops:.3g} FLOPs lie below the smallest budget ({min(used):.3g})")
+        notes.append(f"{flops:.3g} FLOPs are below the smallest budget ({min(used):.3g})")
     return notes
 
 
@@ -138,35 +140,35 @@ def _answers(record: dict[str, Any], settings: PredictSettings, notes: list[str]
     answers = []
     for task in dict.fromkeys(task for point in points.values() for task in point.answers):
         try:
-            found = forecast(task, best, everyone, settings.flops, chance=settings.chance.get(task, 0.25))
+            result = forecast(task, best, everyone, settings.flops, chance=settings.chance.get(task, 0.25))
         except DataError as error:
             notes.append(str(error))
             continue
-        row: dict[str, Any] = {"task": task, "nats_per_character": dict(zip(("value", "low", "high"), found.nats))}
-        if found.accuracy:
-            row["accuracy"] = dict(zip(("value", "low", "high"), found.accuracy))
+        row: dict[str, Any] = {"task": task, "nats_per_character": dict(zip(("value", "low", "high"), result.nats))}
+        if result.accuracy:
+            row["accuracy"] = dict(zip(("value", "low", "high"), result.accuracy))
         else:
-            notes.append(f"{task}: {found.why}")
+            notes.append(f"{task}: {result.why}")
         answers.append(row)
     return answers
 
 
-def _told(found: dict[str, Any]) -> list[str]:
+def _lines(prediction: dict[str, Any]) -> list[str]:
     def within(entry: dict[str, float], show: Any) -> str:
         return show(entry["value"]) + (f" ({show(entry['low'])} to {show(entry['high'])})" if "low" in entry else "")
 
     lines = [
-        f"{found['flops']:.4g} FLOPs: {within(found['parameters'], amount)} parameters on "
-        f"{within(found['tokens'], amount)} tokens"
+        f"{prediction['flops']:.4g} FLOPs: {within(prediction['parameters'], amount)} parameters on "
+        f"{within(prediction['tokens'], amount)} tokens"
     ]
-    if "loss" in found:
-        lines.append(f"{found['metric']} {within(found['loss'], '{:.4f}'.format)}, irreducible part fixed")
-    if fitted := found.get("loss_with_fitted_floor"):
-        lines.append(f"{found['metric']} {within(fitted, '{:.4f}'.format)}, irreducible part fitted")
-    for row in found.get("answers", []):
+    if "loss" in prediction:
+        lines.append(f"{prediction['metric']} {within(prediction['loss'], '{:.4f}'.format)}, irreducible part fixed")
+    if fitted := prediction.get("loss_with_fitted_floor"):
+        lines.append(f"{prediction['metric']} {within(fitted, '{:.4f}'.format)}, irreducible part fitted")
+    for row in prediction.get("answers", []):
         nats = within(row["nats_per_character"], "{:.4f}".format)
         text = f"{row['task']}: {nats} nats per character of the right answer"
         if "accuracy" in row:
             text += f", accuracy {within(row['accuracy'], '{:.3f}'.format)}"
         lines.append(text)
-    return lines + found["notes"]
+    return lines + prediction["notes"]

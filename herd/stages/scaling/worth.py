@@ -1,6 +1,6 @@
-"""Worth: what each new source is worth on each evaluation, from annealing runs with and without it.
+"""Worth: the gain from each new source on each evaluation, from annealing runs with and without it.
 
-recipes/scaling/anneal.yaml makes the runs: a half-trained checkpoint, the rate linearly to 0, 70 % the default mix.
+recipes/scaling/anneal.yaml makes the runs: a half-trained checkpoint, the rate decayed linearly to 0, 70 % default mix.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class WorthSettings:
 
 
 def run(settings: WorthSettings) -> Path:
-    """Write `worth.json`, and show a line for each source and evaluation."""
+    """Write `worth.json`, and print a line for each source and evaluation."""
     inputs = {"default": settings.default, "runs": settings.runs}
     with open_run(settings.out, stage="scaling worth", settings=settings, inputs=inputs) as run:
         if run.finished:
