@@ -228,7 +228,7 @@ def test_what_does_not_fit_is_said_with_its_size():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "what is to be planned"),
+        ([], "nothing to plan"),
         (["nonsense"], "no size"),
         (["8B", "--devices", "0"], "at least 1"),
         (["8B", "--device", "h1000"], "device"),

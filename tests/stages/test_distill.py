@@ -87,7 +87,7 @@ def test_the_teacher_is_asked_once(models, monkeypatch):
 def test_a_teacher_of_another_vocabulary_is_refused(models):
     other = Tokenizer.train([TEXT[::-1]], 530)
     save(tiny_model(vocab_size=other.vocab_size), models / "teacher", other)
-    with pytest.raises(ConfigError, match=r"teacher.*vocabulary of 530.*student.*540.*other vocabularies"):
+    with pytest.raises(ConfigError, match=r"teacher.*vocabulary of 530.*student.*540.*different vocabularies"):
         distill.run(settings(models, f"shards={models / 'shards'}"))
 
 

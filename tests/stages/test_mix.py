@@ -89,11 +89,11 @@ def test_every_token_leads_back_to_its_page(tmp_path, sources):
                 assert found == trace.trace(shard, document=number) and found["passed"] == ["read"]
                 assert found["url"].startswith(f"http://{found['source']}.org/") and "crawl.warc.gz#" in found["place"]
     assert open_shards(packed / "train").keys() == {"general", "code"}
-    with pytest.raises(DataError, match="no such place"):
+    with pytest.raises(DataError, match="no such position"):
         trace.trace(shard, document=10_000)
     with pytest.raises(DataError, match="no token shard"):
         trace.trace(tmp_path / "nothing-00000.npy", document=0)
-    with pytest.raises(DataError, match="is not what was packed"):
+    with pytest.raises(DataError, match="does not match"):
         trace.trace(shard, document=len(ends) - 1, documents=sources["code"].parent / "documents" / "1.parquet")
 
 

@@ -140,7 +140,7 @@ def test_a_local_checkpoint_can_be_the_judge(pages, capsys):
     ("words", "message"),
     [
         ([], "give one of: positives with negatives"),
-        (["positives=x"], "positives and negatives belong together"),
+        (["positives=x"], "give both positives and negatives"),
         (["rubric=x", "documents=y"], "needs a judge"),
         (["positive_urls=x"], "which documents are sampled"),
         (["rubric=x", "documents=y", "judge.endpoint=nonsense"], "expected an address such as"),

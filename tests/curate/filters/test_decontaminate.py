@@ -165,6 +165,6 @@ def test_the_command_leaves_common_property_out(bench, tmp_path, capsys, monkeyp
     words = [f"documents={tmp_path}/docs.parquet", f"benchmarks.benchmarks={bench[0]}", "write=false"]
     assert main(["decontaminate", f"out={tmp_path}/few", *words, "benchmarks.most_documents=20"]) == 0
     assert json.loads((tmp_path / "few/report.json").read_text())["contaminated"] == 0
-    assert "common property" in capsys.readouterr().err
+    assert "common phrases" in capsys.readouterr().err
     assert main(["decontaminate", f"out={tmp_path}/all", *words]) == 0
     assert json.loads((tmp_path / "all/report.json").read_text())["contaminated"] == 30
