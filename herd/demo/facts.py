@@ -32,12 +32,12 @@ PUBLIC_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """One thing a question can be asked about."""
+    """The subject of a question."""
 
     name: str  # "os.path.join", or the title, heading or term of a page
     kind: str  # module, class, function, method, attribute; page, section, term for a user's own pages
     module: str  # "os.path", or the page's title
-    group: str  # what a train/held-out split must not tear apart
+    group: str  # facts of a group stay on one side of a train/held-out split
     summary: str  # one sentence
     parameters: str | None = None  # "a, *p"; None where unknown
 
@@ -50,7 +50,7 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 @dataclass(frozen=True)
 class Source:
-    """What one Python source tells: facts about its own names, and which names it uses or passes on."""
+    """The content of a Python source: facts about its own names, and the names that it uses or re-exports."""
 
     facts: list[Fact]
     reexports: dict[str, str]  # "json.decoder.JSONDecoder" -> "json.JSONDecoder"; "asyncio.events.*" -> "asyncio.*"
@@ -163,7 +163,7 @@ def _exported(tree: ast.Module) -> set[str] | None:
 
 
 def _reexports(tree: ast.Module, module: str, public: set[str] | None) -> dict[str, str]:
-    """Names that a package takes from its own parts, or from its private twin, and makes its own."""
+    """Names that a package re-exports from its own modules or its private implementation."""
     renamed = {}
     for node in tree.body:
         if not isinstance(node, ast.ImportFrom) or node.level > 1:
@@ -179,7 +179,7 @@ def _reexports(tree: ast.Module, module: str, public: set[str] | None) -> dict[s
 
 
 def under_public_names(facts: Iterable[Fact], reexports: dict[str, str]) -> list[Fact]:
-    """Facts under the names people use; what has only a private name is left out.
+    """Facts under their public names; those with only a private name are left out.
 
     `json.decoder.JSONDecoder.decode` becomes `json.JSONDecoder.decode`, `posixpath.join` becomes `os.path.join`.
     """
@@ -197,9 +197,9 @@ def _public_name(fact: Fact, reexports: dict[str, str]) -> tuple[str, str]:
         return module + fact.name.removeprefix(fact.module), module
     if fact.kind != "module":
         top, *rest = fact.name.removeprefix(f"{fact.module}.").split(".")
-        found = reexports.get(f"{fact.module}.{top}") or reexports.get(f"{fact.module}.*", "").replace("*", top)
-        if found:
-            return ".".join([found, *rest]), found.rpartition(".")[0]
+        public = reexports.get(f"{fact.module}.{top}") or reexports.get(f"{fact.module}.*", "").replace("*", top)
+        if public:
+            return ".".join([public, *rest]), public.rpartition(".")[0]
     return fact.name, fact.module
 
 
@@ -217,7 +217,7 @@ _CALL = re.compile(r"[\w.]+\((.*?)\)(?:\s*-+>(?:(?! --).)*)?", re.DOTALL)
 
 
 def read_pydoc(page: str, module: str, group: str) -> list[Fact]:
-    """Functions, classes and methods of a module's `pydoc` page (HTML): what it tells where there is no source.
+    """Functions, classes and methods of a module's `pydoc` page (HTML), for modules without source.
 
     Inherited methods are left out, and so are methods that the page lists as functions (they begin with `self`).
     """
@@ -258,12 +258,12 @@ def _text_of(html: str | None) -> str:
 
 
 def _parameters_in(call: str) -> str | None:
-    """What stands between the brackets of `join(a, *p) -> str`; None where it is not told (`...`) or cannot be read."""
-    found = _CALL.fullmatch(call.split(" from ")[0].strip())
-    if found is None or "..." in found[1] or "[" in found[1]:
+    """The parameters in `join(a, *p) -> str`; None if they are elided (`...`) or cannot be parsed."""
+    match = _CALL.fullmatch(call.split(" from ")[0].strip())
+    if match is None or "..." in match[1] or "[" in match[1]:
         return None
     try:
-        return parameters_of(_parsed(found[1]))
+        return parameters_of(_parsed(match[1]))
     except SyntaxError:
         return None
 
@@ -278,7 +278,7 @@ def _without_self(parameters: str | None) -> str | None:
     return ", ".join(names[1:] if names[:1] == ["/"] else names)
 
 
-# ---- anybody's pages -------------------------------------------------------------------------------------------------
+# ---- other pages -----------------------------------------------------------------------------------------------------
 
 _SITE = re.compile(r"\s+[-|–—·]\s+.*$")
 _DEFINITION = re.compile(r"^(?:(?:The|An?)\s+)?([A-Z][\w'’-]*(?:\s[\w'’-]+){0,3}?)\s+(?:is|are)\s+(?:an?|the|one)\s")
@@ -308,8 +308,8 @@ def read_page(title: str, text: str, group: str) -> list[Fact]:
             add("section", heading, sentence)
     for block in blocks:
         sentence = _whole_sentence(block)
-        if sentence and (found := _DEFINITION.match(sentence)) and found[1].lower() not in _PRONOUNS:
-            add("term", found[1], sentence)
+        if sentence and (match := _DEFINITION.match(sentence)) and match[1].lower() not in _PRONOUNS:
+            add("term", match[1], sentence)
     return list({(fact.kind, fact.name): fact for fact in reversed(facts)}.values())[::-1]
 
 
@@ -332,8 +332,8 @@ _PYTHON_PAGE = re.compile(r"^python://[^/]+/(?:doc|lib)/(.*?)(?:/__init__)?\.(?:
 
 def module_of(url: str) -> str:
     """The module a document is about: `python://3.11/lib/json/__init__.py` is `json`, `src/bees.py` is `bees`."""
-    found = _PYTHON_PAGE.match(url)
-    return found[1].replace("/", ".") if found else url.rpartition("/")[2].removesuffix(".py")
+    match = _PYTHON_PAGE.match(url)
+    return match[1].replace("/", ".") if match else url.rpartition("/")[2].removesuffix(".py")
 
 
 def facts_of(documents: Iterable[Mapping[str, str]], manuals: Mapping[str, str]) -> tuple[list[Fact], Counter[str]]:
@@ -364,9 +364,9 @@ def facts_of(documents: Iterable[Mapping[str, str]], manuals: Mapping[str, str])
         module = module_of(url)
         if any(part.startswith("_") for part in module.split(".")):
             continue
-        told = ("method", "class") if module in with_source else ()  # the source has told what is worth telling
-        found = read_pydoc(manuals[url], module, group)
-        facts += [fact for fact in found if fact.kind not in told and fact.name not in known]
+        covered = ("method", "class") if module in with_source else ()  # the source has better facts of these kinds
+        in_manual = read_pydoc(manuals[url], module, group)
+        facts += [fact for fact in in_manual if fact.kind not in covered and fact.name not in known]
     return facts, uses
 
 

@@ -36,22 +36,22 @@ from herd.train.trainer import tokens_per_second
 from herd.types import SamplingParams
 
 SIZED = ("pretrain", "sft", "reward", "dpo", "demo preferences", "reject", "evaluate")
-"""The commands whose steps are made to fit; the others take what they take."""
+"""The commands whose steps are sized to fit; the others have a fixed amount of work."""
 
 _ARITHMETIC_SHARE = 0.88  # of a step's time; the rest is the optimizer, saving, logging
 SLOW = 3000
-"""Tokens a second of the usual shape below which a smaller model is raised."""
+"""Tokens per second of the usual model below which a smaller one is trained."""
 _SMALLER: dict[str, Any] = {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 352}
-_LEAST_SHARE = 0.25  # of its planned seconds that a step gets however late it is: with less nothing is learned
+_LEAST_SHARE = 0.25  # least share of its planned seconds that a late step gets: with less it is useless
 _PROBED_PROMPTS = 48
-_READ_FIRST = {"dpo": 1 / 3}  # of what an epoch takes: the reference reads every pair once
-_TEXT_SECONDS_SHARE = 0.4  # of evaluation: bits per byte and needles, which are not made smaller
+_READ_FIRST = {"dpo": 1 / 3}  # of an epoch's time: the reference model reads every pair once
+_TEXT_SECONDS_SHARE = 0.4  # of evaluation: bits per byte and needles, which are not reduced
 
 
 class Pace:
     """Sizes the steps of a story in `folder`; `steps` are their commands by name, in order.
 
-    With `pretrain_tokens` every step is as its recipe says, and the three that pre-train share that many tokens.
+    With `pretrain_tokens` every step follows its recipe, and the three pre-training steps share that many tokens.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Pace:
         self.choices: dict[str, Any] = read_record(self.file) if self.file.exists() else {"steps": {}}
 
     def settings_for(self, name: str, given: Any) -> dict[str, Any]:
-        """What the settings of a step become on this machine; empty for one that takes what it takes."""
+        """Overrides of a step's settings for this machine; empty for one with a fixed amount of work."""
         command = self.steps[name]
         if command not in SIZED or name not in self.planned:
             return {}
@@ -76,13 +76,13 @@ class Pace:
             self._keep(self._machine(given.model))
         torch.set_num_threads(self.choices["threads"])
         if name not in self.choices["steps"]:
-            found, seconds = self._sized(name, command, given)
-            self._keep({"steps": self.choices["steps"] | {name: {"settings": found, "seconds": round(seconds, 1)}}})
+            sizes, seconds = self._sized(name, command, given)
+            self._keep({"steps": self.choices["steps"] | {name: {"settings": sizes, "seconds": round(seconds, 1)}}})
         chosen: dict[str, Any] = self.choices["steps"][name]["settings"]
         return chosen
 
     def seconds_for(self, name: str) -> float:
-        """How long a step may take: its share of what the steps before have left of the whole."""
+        """The time for a step: its share of what the previous steps have left."""
         names = [one for one in self.steps if one in self.planned]
         coming = names[names.index(name) :]
         sized = sum(self.planned[one] for one in coming if self.steps[one] in SIZED)
@@ -102,10 +102,10 @@ class Pace:
         self.choices |= new
         atomic_write(self.file, json.dumps(self.choices, indent=1))
 
-    # ---- one step ----------------------------------------------------------------------------------------------------
+    # ---- sizes of a step ---------------------------------------------------------------------------------------------
 
     def _sized(self, name: str, command: str, given: Any) -> tuple[dict[str, Any], float]:
-        """Settings that fit the step's time, and the seconds that it will take with them."""
+        """Settings that fit the step's time, and the estimated seconds."""
         if self.pretrain_tokens:
             pretraining = [one for one in self.planned if self.steps.get(one) == "pretrain"]
             share = self.planned[name] / sum(self.planned[one] for one in pretraining)
@@ -129,7 +129,7 @@ class Pace:
         return self._sampled(command, given, seconds)
 
     def _sampled(self, command: str, given: Any, seconds: float) -> tuple[dict[str, Any], float]:
-        """As `_sized`, of the steps that ask a model: how many questions."""
+        """As `_sized`, for the steps that sample answers: the number of questions."""
         if "answers_per_second" not in self.choices:
             self._keep({"answers_per_second": round(_answers_per_second(given), 2)})
         rate = self.choices["answers_per_second"]
@@ -139,18 +139,18 @@ class Pace:
                 wished, max(given.samples, round((seconds * rate / given.samples - given.max_heldout) / 1.25))
             )
             others = questions // 4 + given.max_heldout  # invented names, held-out ones
-            found, answers = {"max_sampled": questions}, (questions + others) * given.samples
+            sizes, answers = {"max_sampled": questions}, (questions + others) * given.samples
         elif command == "reject":
             wished = given.max_prompts
             questions = min(wished, max(given.samples, round(seconds * rate / given.samples)))
-            found, answers = {"max_prompts": questions}, questions * given.samples
+            sizes, answers = {"max_prompts": questions}, questions * given.samples
         else:
             wished, sets = given.limit or 400, len(given.models) * 2.25  # trained, held-out; a quarter as many invented
             questions = min(wished, max(20, round((1 - _TEXT_SECONDS_SHARE) * seconds * rate / sets)))
-            found, answers = {"limit": questions}, questions * sets / (1 - _TEXT_SECONDS_SHARE)
+            sizes, answers = {"limit": questions}, questions * sets / (1 - _TEXT_SECONDS_SHARE)
         if questions < wished:
-            say(f"  {questions} questions of {wished}: what {duration(seconds)} are enough for")
-        return found, answers / rate
+            say(f"  {questions} questions of {wished}: as many as fit in {duration(seconds)}")
+        return sizes, answers / rate
 
     def _epoch_tokens(self, command: str, given: Any) -> int:
         tokenizer, row_tokens = open_tokenizer(self.folder / "tokenizer"), given.batch.row_tokens
@@ -164,7 +164,7 @@ class Pace:
     # ---- this machine ------------------------------------------------------------------------------------------------
 
     def _machine(self, shape: ModelSettings) -> dict[str, Any]:
-        """The size of model and the rates of training, measured; by the recipe where the tokens are given."""
+        """The size of the model and the measured training rates; the recipe's size if the tokens are given."""
         machine: dict[str, Any] = {"threads": torch.get_num_threads(), "model": {}}
         if self.pretrain_tokens:
             return machine
@@ -176,7 +176,7 @@ class Pace:
         return machine | {"tokens_per_second": {str(row_tokens): round(rate) for row_tokens, rate in rates.items()}}
 
     def _measured_rates(self, shape: ModelSettings) -> dict[int, float]:
-        """Training tokens per second by row length, on the real data, the optimizer and saving considered."""
+        """Training tokens per second by row length, measured on the real data, with an allowance for overhead."""
         dtype, sources = best_dtype(), open_shards(self.folder / "pack" / "train")
         rates = {}
         for row_tokens in (256, 1024):
@@ -184,8 +184,8 @@ class Pace:
             initialize(model, seed=0)
             batches = _loader(sources, row_tokens).batches(0)
             model.to(dtype).train()
-            found = [tokens_per_second(model, next_token, batches, repeats=0) for _ in range(6)]
-            rates[row_tokens] = _ARITHMETIC_SHARE * median(found[1:])  # the best would promise a busy machine too much
+            measured = [tokens_per_second(model, next_token, batches, repeats=0) for _ in range(6)]
+            rates[row_tokens] = _ARITHMETIC_SHARE * median(measured[1:])  # the best is too optimistic on a busy machine
         return rates
 
     def _training_rate(self, row_tokens: int) -> float:
@@ -199,17 +199,17 @@ def _loader(sources: Mapping[str, Documents], row_tokens: int) -> PackedLoader:
 
 
 def _answers_per_second(given: Any) -> float:
-    """How fast a checkpoint answers the questions that it will be asked."""
+    """A checkpoint's sampling speed on its own prompts."""
     rows = read_prompts(given.questions / "prompts.jsonl", _PROBED_PROMPTS)
     prompts: list[Any] = [prompt_of(row) for row in rows]
     params = SamplingParams(temperature=given.temperature, max_tokens=given.answer_tokens, n=given.samples, seed=1)
     engine = Engine(given.checkpoint)
-    engine.generate(prompts[:2], params)  # what is made once
+    engine.generate(prompts[:2], params)  # warm-up
     began = time.perf_counter()
     engine.generate(prompts[2:] or prompts, params)
     return len(prompts[2:] or prompts) * given.samples / (time.perf_counter() - began)
 
 
 def _ratio(took: float, planned: float) -> float:
-    """How many times as long as planned something took, within reason."""
+    """The ratio of the time taken to the time planned, within limits."""
     return min(max(took / planned, 0.5), 5.0) if planned > 0 else 1.0

@@ -1,4 +1,4 @@
-"""Preference pairs: a reference answer against answers that are wrong in ways that are hard to see.
+"""Preference pairs: a reference answer against plausible wrong answers.
 
 Kinds of rejected answer:
 
@@ -27,9 +27,9 @@ from herd.evals.retrieval import retrieved_answers
 STRENGTHS = ("significantly_better", "better", "slightly_better", "marginally_better")
 _CLEAR_GAP = 0.3  # of F1 between two samples, for an edited pair
 _GOOD_SAMPLE = 0.9  # a sample above this F1 is right, whatever its wording
-_NO_TIE = 0.15  # of F1 that a sample lies below the reference, to be rejected for it
+_NO_TIE = 0.15  # least difference in F1 between the reference and a rejected sample
 _OWN_WRONG = 3  # samples of one question that are rejected
-_MADE_UP = 4  # every so-manieth name gets the kinds that need no sampling
+_MADE_UP = 4  # every fourth name gets the kinds that need no sampling
 
 
 def strength(gap: float) -> str:
@@ -42,8 +42,8 @@ def strength(gap: float) -> str:
 
 
 def for_dpo(pairs: Sequence[dict]) -> list[dict]:
-    """What DPO learns from: of each question the worst of the model's own samples and the edited pair, and refusals of
-    names that do not exist. Pairs that reject a refusal are left out: the policy rarely says it of what it knows."""
+    """The pairs for DPO: for each question the worst of the model's own samples and the edited pair, and refusals of
+    invented names. Pairs that reject a refusal are left out: the policy rarely refuses what it knows."""
     kept, seen = [], set()
     for pair in pairs:
         question = pair["prompt"][-1]["content"]

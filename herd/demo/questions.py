@@ -27,7 +27,7 @@ from herd.demo.wordings import (
 
 
 def kinds_of(fact: Fact) -> tuple[str, ...]:
-    """The kinds of question that are asked about a fact; the reverse of every fourth only, which is long."""
+    """The kinds of question asked about a fact; the reverse only for every fourth, because it is long."""
     if fact.kind in (*_PAGE_KINDS, "module"):
         return (fact.kind,)
     signature = ("signature",) if fact.parameters is not None and len(fact.parameters) <= MAX_SIGNATURE_CHARS else ()
@@ -83,7 +83,7 @@ def _renown(fact: Fact, uses: Mapping[str, int]) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionSets:
-    """What the questions stage writes: rows of `messages`, `name`, `kind`, `group` and `answer` (what is scored)."""
+    """The output of the questions stage: rows of `messages`, `name`, `kind`, `group` and `answer` (which is scored)."""
 
     train: list[dict]
     prompts: list[dict]  # the same facts in wordings of their own: what preferences and rejection sampling ask
@@ -136,7 +136,7 @@ def question_row(fact: Fact, kind: str, wording: str) -> dict:
 
 
 def answer_to(fact: Fact, kind: str) -> str:
-    """What is wanted, without the name that the question contains already: this part of an answer is scored."""
+    """The expected answer without the name, which the question contains already: this part is scored."""
     if kind == "signature":
         return f"({fact.parameters})"
     if kind == "reverse":
@@ -145,7 +145,7 @@ def answer_to(fact: Fact, kind: str) -> str:
 
 
 def spoken(name: str, kind: str, answer: str) -> str:
-    """An answer as it is given: it begins with the name it is about, as a page of the documentation does."""
+    """The full answer, which begins with the name it is about, like a page of the documentation."""
     if kind == "signature":
         return name + answer
     return f"{name}: {answer}" if kind in ("summary", "module", "section", "term") else answer
@@ -247,7 +247,7 @@ def _dialogue(turns: Sequence[dict]) -> dict:
 def invented_names(
     facts: Sequence[Fact], known: set[str], *, count: int, syllables: Sequence[Sequence[str]] = ()
 ) -> Iterator[str]:
-    """Names that sound right and do not exist: a real module with an invented word."""
+    """Plausible names that do not exist: a real module with an invented word."""
     syllables = syllables or _SYLLABLES
     modules = sorted({fact.module for fact in facts if fact.kind not in _PAGE_KINDS})
     seen = set(known)
@@ -274,7 +274,7 @@ _NEW_SYLLABLES = (
 
 
 def _shuffled(rows: Sequence[dict]) -> list[dict]:
-    """The rows in an order that is always the same and means nothing."""
+    """The rows in a fixed pseudo-random order."""
     return [rows[place] for place in sorted(range(len(rows)), key=lambda place: _hash("order", str(place)))]
 
 

@@ -41,7 +41,7 @@ EXCLUDED = {
     "xxlimited_35": "an example of C code",
     "xxsubtype": "an example of C code",
 }
-"""Names of modules and packages that are left out, wherever they stand, and why."""
+"""Names of modules and packages that are left out at any level, and why."""
 
 _SOURCES_EXCLUDED = EXCLUDED.keys() - {"posixpath", "ntpath", "tix"}
 _MAX_SOURCE_BYTES = 1_000_000
@@ -57,12 +57,12 @@ ENVIRONMENT = {
 
 
 def stdlib_folder() -> Path:
-    """Where this Python keeps its library."""
+    """The folder of this Python's standard library."""
     return Path(sysconfig.get_path("stdlib"))
 
 
 def version() -> str:
-    """`3.11`: what the URLs of the pages begin with."""
+    """`3.11`: the first part of the pages' URLs."""
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 

@@ -1,8 +1,8 @@
 """The whole story on this machine: raw pages become a model you can talk to, in about ten minutes.
 
-It is `herd story recipes/demo/story.yaml`, sized to the time there is and to how fast this machine trains and samples,
-on Python's own documentation or on your pages. A finished step is skipped, one that was interrupted continues, so the
-same command goes on wherever it was stopped.
+It runs `recipes/demo/story.yaml`, sized to the given time and to this machine's measured speed, on Python's own
+documentation or on your pages. Finished steps are skipped and interrupted ones resumed, so the same command continues
+wherever it was stopped.
 """
 
 from __future__ import annotations
@@ -40,24 +40,22 @@ class DemoSettings:
     pages: list[Path] = field(default_factory=list)
     """Your own pages (folders or files: HTML, WARC, JSONL, Parquet); this Python's documentation when not given."""
     seconds: float = _SECONDS
-    """Seconds for the whole: steps that train or sample take on what this machine can do in their share of it."""
+    """Seconds in all: steps that train or sample are sized to what this machine can do in their share."""
     pretrain_tokens: int | None = None
-    """Tokens for pre-training, longer context and annealing together, and everything else as the recipes say, whatever
-    time it takes: two runs with the same number are the same run."""
+    """Tokens for pre-training, longer context and annealing together, with everything else as in the recipes, however
+    long it takes: runs with the same number are identical."""
 
     def __post_init__(self):
         if self.seconds < _LEAST_SECONDS:
-            raise ValueError(
-                f"seconds must be at least {_LEAST_SECONDS}: the steps that cannot be made smaller need them"
-            )
+            raise ValueError(f"seconds must be at least {_LEAST_SECONDS}: the steps that cannot be reduced need them")
         if self.pretrain_tokens is not None and self.seconds != _SECONDS:
-            raise ValueError("give either seconds or pretrain_tokens: with fixed tokens it takes what it takes")
+            raise ValueError("give either seconds or pretrain_tokens: fixed tokens determine the time")
         if self.pretrain_tokens is not None and self.pretrain_tokens < 10_000:
             raise ValueError("pretrain_tokens must be at least 10,000")
 
 
 def run(settings: DemoSettings) -> Path:
-    """Go through the story, and end by telling how to talk to the model."""
+    """Run the story, and print how to talk to the model."""
     inputs = {"pages": settings.pages} if settings.pages else {}
     with open_run(settings.path, stage="demo", settings=settings, inputs=inputs) as run:
         if run.finished:
@@ -79,7 +77,7 @@ def read_story(settings: DemoSettings) -> StorySettings:
     return replace(story, values={**story.values, **own})
 
 
-# ---- the way -------------------------------------------------------------------------------------------------------
+# ---- steps -----------------------------------------------------------------------------------------------------------
 
 
 def _check_machine(run: Run, settings: DemoSettings) -> None:
@@ -90,7 +88,7 @@ def _check_machine(run: Run, settings: DemoSettings) -> None:
 
 
 def _check_steps(path: Path) -> None:
-    """Whether every finished step still holds what it wrote; the step that does not is named."""
+    """Check that the outputs of all finished steps are unchanged."""
     for manifest in sorted(path.glob("*/run.json")):
         fingerprint(manifest.parent)
 
@@ -110,18 +108,18 @@ def _raise(run: Run, settings: DemoSettings) -> None:
     run.finish(_headlines(run.path), checkpoint=_chosen_model(run.path))
 
 
-# ---- the end -------------------------------------------------------------------------------------------------------
+# ---- results ---------------------------------------------------------------------------------------------------------
 
 
 def _headlines(path: Path) -> dict[str, float | str]:
-    """The figures that say how it went."""
+    """The headline figures of the pre-training."""
     last = next(name for name in ("anneal", "longer-context", "pretrain") if (path / name / "run.json").exists())
     figures = read_manifest(path / last)["figures"]
     return {name: figures[name] for name in ("tokens", "loss", "heldout_bits_per_byte") if name in figures}
 
 
 def _chosen_model(path: Path) -> str:
-    """The checkpoint that a chat opens: the best by answers, or the base model where nothing was asked."""
+    """The checkpoint for chats: the best by the evaluation, or the base model without one."""
     if (path / "evaluate" / "run.json").exists():
         best = read_manifest(path / "evaluate")["figures"].get("best")
         if best:
@@ -130,7 +128,7 @@ def _chosen_model(path: Path) -> str:
 
 
 def _took(path: Path) -> float:
-    """Seconds that the whole took, those before an interruption too; a killed demo has lost its own count of them."""
+    """Seconds in all, including those before interruptions; after a kill only the steps have recorded theirs."""
     steps = sum(read_manifest(file.parent)["seconds"] for file in path.glob("*/run.json"))
     return float(max(read_manifest(path)["seconds"], steps))
 

@@ -1,4 +1,4 @@
-"""An index of the pages the model was raised on, and how well it answers alone what a small model cannot know."""
+"""An index of the demo's pages, and how well it answers questions that a small model cannot."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _MOST_QUESTIONS = 100
 
 @settings
 class IndexSettings:
-    """Index the pages, and ask it what no model was trained on."""
+    """Index the pages, and ask it held-out questions."""
 
     out: Path
     """Run folder to write."""
     pages: Path
     """The raw pages, a run folder of `herd demo pages`."""
     questions: Path | None = None
-    """Questions of `herd demo questions` to answer from the index; none are asked where this is not given."""
+    """Questions of `herd demo questions` to answer from the index; default: none."""
 
 
 def run(settings: IndexSettings) -> Path:
-    """Write `pages/`, `index/` and `answers.jsonl`; the figures say which share is answered rightly, and declined."""
+    """Write `pages/`, `index/` and `answers.jsonl`; the figures are the shares answered rightly, and declined."""
     inputs = {"pages": settings.pages, "questions": settings.questions}
     with open_run(settings.out, stage="demo index", settings=settings, inputs=inputs) as run:
         if run.finished:
@@ -52,7 +52,7 @@ def run(settings: IndexSettings) -> Path:
 
 
 def _write_pages(pages: Path, out: Path) -> int:
-    """The HTML pages as files named by their addresses; of Python's documentation the manual alone, not the source."""
+    """Write the HTML pages as files named by their addresses; of Python's documentation only the manual."""
     out.mkdir(exist_ok=True)
     html = [page for file in find_files([pages]) for page in read_pages(file, Counter()) if page.kind == "html"]
     manual = [page for page in html if page.source == "pydoc"] or html

@@ -1,4 +1,4 @@
-"""Preferences: reference answers against hard negatives, the model's own mistakes among them."""
+"""Preferences: reference answers against hard negatives, including the model's own mistakes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from herd.types import SamplingParams
 
 @settings
 class PreferencesSettings:
-    """Make preference pairs: another name's docstring, a spoiled signature, what the model itself gets wrong."""
+    """Make preference pairs: another name's docstring, a corrupted signature, the model's own mistakes."""
 
     out: Path
     """Run folder to write."""
@@ -28,13 +28,13 @@ class PreferencesSettings:
     questions: Path
     """Run folder of `herd demo questions`."""
     max_prompts: int = 1200
-    """Questions about trained facts, in wordings that SFT does not contain."""
+    """Most questions about trained facts, in wordings that SFT does not contain."""
     max_sampled: int = 384
-    """How many of them the model is asked; the others get the negatives that need no sampling."""
+    """Most of these that the model answers; the others get negatives without sampling."""
     max_heldout: int = 96
-    """Questions about held-out groups, whose pairs a reward model is tested on."""
+    """Most questions about held-out groups, to test a reward model."""
     samples: int = 4
-    """Answers drawn from the model for each question."""
+    """Answers sampled for each question."""
     temperature: float = 0.9
     """Temperature of these answers."""
     answer_tokens: int = 40
@@ -52,9 +52,9 @@ class PreferencesSettings:
 
 
 def run(settings: PreferencesSettings) -> Path:
-    """Write `pairs.jsonl` (trained groups), `own.jsonl` (those of them for DPO: the model's samples, and refusals),
-    `heldout.jsonl` (groups that no training has seen) and `differing.jsonl` (what rejection sampling asks: prompts
-    whose answers differ in worth)."""
+    """Write `pairs.jsonl` (trained groups), `own.jsonl` (those for DPO: the model's own samples, and refusals),
+    `heldout.jsonl` (held-out groups) and `differing.jsonl` (the prompts for rejection sampling: those whose answers
+    differ in quality)."""
     inputs = {"checkpoint": settings.checkpoint, "questions": settings.questions}
     with open_run(settings.out, stage="demo preferences", settings=settings, inputs=inputs) as run:
         if run.finished:
