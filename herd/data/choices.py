@@ -1,4 +1,4 @@
-"""The shapes in which preferences are published, as one table: a prompt, and a better and a worse response."""
+"""The published formats of preference data, as one table: a prompt, and a better and a worse response."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Shape(NamedTuple):
 
 
 def choices_of(row: Row, notes: Notes) -> list[Choice]:
-    """The pairs of a row, none where it is left out (which `notes` counts).
+    """The pairs of a row; none if it is left out, which `notes` counts.
 
     Raises:
         DataError: the row has no known shape, or is damaged.
@@ -66,7 +66,7 @@ def choices_of(row: Row, notes: Notes) -> list[Choice]:
 
 
 def choice_shape_of(row: Row) -> str | None:
-    """The name of the shape that a row has, None if it is no preference."""
+    """The name of a row's format, None if it is not a preference."""
     return next((shape.name for shape in _SHAPES if shape.fits(row)), None)
 
 
@@ -97,7 +97,7 @@ def _gap(row: Row) -> float | None:
 
 
 def _prompt(row: Row, notes: Notes) -> list[Message]:
-    """What is asked, from a prompt or from the messages beside; empty where it stands in the responses alone."""
+    """The prompt, from its key or from the messages beside; empty if only the responses contain it."""
     name = next((name for name in LISTS if row.get(name)), None)
     if any(row.get(name) for name in PROMPTS):
         turns = before_answer(row, notes)
@@ -330,4 +330,4 @@ _SHAPES = (
     _Shape("messages and a rejected answer", _has_other_answer, _answered_otherwise,
            lambda row: ("messages", *_REJECTED, *_asking_keys(row))),
 )  # fmt: skip
-"""The table, in the order in which shapes are tried."""
+"""The table, in the order in which formats are tried."""

@@ -1,4 +1,4 @@
-"""A rendered conversation for a person: what is learned in colour, special tokens dim."""
+"""A rendered conversation for the terminal: trained tokens in colour, special tokens dim."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ def colour(tokenizer: Tokenizer, rendered: Rendered, *, marks: bool = False) -> 
 
 
 def _pieces(tokenizer: Tokenizer, tokens: list[int], special: frozenset[int]) -> list[tuple[str, bool]]:
-    """Runs of special and of ordinary tokens as text: no character is torn, and none can command the terminal."""
+    """Runs of special and of ordinary tokens as text, in whole characters and without terminal control codes."""
     grouped = groupby(tokens, key=special.__contains__)
     return [(tokenizer.decode(run).replace("\x1b", "␛"), is_special) for is_special, run in grouped]

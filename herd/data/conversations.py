@@ -28,7 +28,8 @@ _OPENINGS = re.compile(r"<tool_call>|<tool_response>|<functioncall>|\[TOOL_CALLS
 
 
 class Conversations(NamedTuple):
-    """Conversations as documents with a loss mask, by source: to learn from, and kept aside; what was left out."""
+    """Conversations as documents with a loss mask, by source: for training, for validation, and counts of those left
+    out."""
 
     learned: dict[str, Documents]
     aside: dict[str, Documents]
@@ -47,7 +48,7 @@ def load_conversations(paths: Path | Sequence[Path], tokenizer: Tokenizer, row_t
 def split_conversations(
     paths: Path | Sequence[Path], tokenizer: Tokenizer, longest: int, share: float, options: RowSettings
 ) -> Conversations:
-    """The same, with about this share (0 to 1) of the groups (`group`, `name`, or the first question) kept aside.
+    """The same, with about this share (0 to 1) of the groups (`group`, `name`, or the first question) for validation.
 
     Raises:
         DataError: as `load_conversations`, or `share` leaves nothing to learn from.
@@ -64,7 +65,7 @@ def split_conversations(
 def pack_conversations(
     rows: Iterable[tuple[str, dict[str, Any]]], tokenizer: Tokenizer, row_tokens: int
 ) -> dict[str, Documents]:
-    """The same from rows in memory, each with where it came from (for error messages)."""
+    """The same from rows in memory, each with its place for error messages."""
     return _by_source(render_rows(rows, tokenizer, row_tokens)[0], tokenizer)
 
 
@@ -82,7 +83,7 @@ def render_rows(
     longest: int,
     too_long: Literal["leave_out", "cut", "refuse"] = "leave_out",
 ) -> tuple[list[Told], Notes]:
-    """Every conversation of at most `longest` tokens, and what was left out, which is said.
+    """Every conversation of at most `longest` tokens, and counts of those left out, which are printed.
 
     Raises:
         DataError: a row is no conversation, has nothing to learn from or is too long and that is refused; none is left.
@@ -111,7 +112,7 @@ def render_rows(
 
 
 def fitted(rendered: Rendered, longest: int, too_long: str, notes: Notes) -> Rendered | None:
-    """The conversation if at most `longest` of its tokens are read, else its beginning or None, as `too_long` says.
+    """The conversation if it has at most `longest` input tokens, else its beginning or None, according to `too_long`.
 
     Raises:
         DataError: it is longer, and that is refused.
@@ -129,7 +130,7 @@ def fitted(rendered: Rendered, longest: int, too_long: str, notes: Notes) -> Ren
 
 
 def group_of(row: Mapping[str, Any], talk: Talk) -> str:
-    """What belongs together: rows of the same `group` or `name`, or that begin with the same question."""
+    """The group of a row: its `group` or `name`, or its first question."""
     asked = (message.get("content") for message in talk.messages if message["role"] == "user")
     return str(row.get("group") or row.get("name") or next(asked, "") or talk.messages[0].get("content"))
 
@@ -152,7 +153,7 @@ def documents_of(source: str, rendered: Sequence[Rendered], tokenizer: Tokenizer
 
 
 def render_talk(tokenizer: Tokenizer, talk: Talk, notes: Notes, *, style: Style | None = None) -> Rendered:
-    """Tokens and loss mask of a conversation; what its rows switch off is not learned.
+    """Tokens and loss mask of a conversation; messages that the row excludes have no loss.
 
     Raises:
         DataError: the template refuses it, nothing in it is learned, or its messages cannot be told apart in it.
@@ -163,7 +164,7 @@ def render_talk(tokenizer: Tokenizer, talk: Talk, notes: Notes, *, style: Style 
 
 
 def switched(mask: Sequence[bool], trained: Sequence[bool]) -> list[bool]:
-    """The loss mask with only those of the assistant's messages that are to be learned.
+    """The loss mask restricted to those of the assistant's messages that are trained on.
 
     Raises:
         DataError: the mask has another number of stretches than there are messages.
@@ -176,7 +177,7 @@ def switched(mask: Sequence[bool], trained: Sequence[bool]) -> list[bool]:
 
 
 def count_special(tokenizer: Tokenizer, text: str, notes: Notes) -> None:
-    """Count the strings in a text that name a special token, or open a call, and are kept as the text that they are."""
+    """Count the strings that look like special tokens or tool calls and are encoded as ordinary text."""
     if not text or ("<" not in text and "[" not in text):
         return
     found = set(_OPENINGS.findall(text)) - tokenizer.visible

@@ -1,4 +1,4 @@
-"""Preference pairs with all responses of a prompt behind one another in one document: the paper's saving, compared.
+"""Preference pairs with all responses of a prompt concatenated in one document, as in the paper, for comparison.
 
 The prompt is computed once and a response sees those before it, in an order that is drawn for each pair; scores are
 read where each response ends. `herd.data.preferences.Pairs` keeps responses apart, which is how they are judged later.
@@ -22,7 +22,7 @@ from herd.data.shards import Documents, in_memory
 
 @dataclass(frozen=True, eq=False)
 class JoinedPairs:
-    """One document for each pair. `ends` are the places of each response's last token, best response first."""
+    """One document for each pair. `ends` are the positions of each response's last token, best response first."""
 
     documents: Documents
     ends: list[list[int]]
@@ -43,7 +43,7 @@ class JoinedPairs:
 
 
 def joined(pairs: Pairs, seed: int = 0) -> JoinedPairs:
-    """The same pairs, each in one document: the prompt, then its responses in an order drawn from `seed`."""
+    """The same pairs, each as one document: the prompt, then its responses in random order."""
     draw, bundle = np.random.default_rng(seed), pairs.documents.bundle
     assert bundle is not None
     tokens: list[list[int]] = []

@@ -26,7 +26,7 @@ from herd.types import IGNORE, Batch
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """What the steps from `step` on are made of, until the next phase begins."""
+    """The batch size, row length and mixture of the steps from `step` until the next phase."""
 
     step: int = 0
     batch_tokens: int  # of one optimizer step, over all processes
@@ -40,7 +40,7 @@ class Phase:
 
 
 class Placed(NamedTuple):
-    """Where a stretch of a document lies in a micro-batch."""
+    """The location of a part of a document in a micro-batch."""
 
     row: int
     offset: int
@@ -51,7 +51,7 @@ class Placed(NamedTuple):
 
 
 Columns = Callable[[list[Placed], tuple[int, int]], dict[str, torch.Tensor]]
-"""Makes an objective's further columns from where the documents of a micro-batch lie and its (B, T)."""
+"""Makes an objective's additional columns from the locations of the documents in a micro-batch and its (B, T)."""
 
 
 class PackedLoader:
@@ -86,7 +86,7 @@ class PackedLoader:
 
     @property
     def row_tokens(self) -> int:
-        """Places in a row of the first phase."""
+        """Length of a row in the first phase."""
         return self.phases[0].row_tokens
 
     def batches(self, step: int) -> list[Batch]:
@@ -114,24 +114,24 @@ class PackedLoader:
             yield self._batch(mine[first : first + per_batch], row_tokens)
 
     def tokens_before(self, step: int) -> int:
-        """How many tokens (places in rows) all steps before this one hold, over all processes."""
+        """The number of tokens (positions in rows) of all steps before this one, over all processes."""
         return sum(steps * phase.num_rows * phase.row_tokens for phase, steps in self._spans(step))
 
     def tokens_by_length(self, step: int) -> dict[int, int]:
-        """The same, apart for each length of rows."""
+        """The same, by row length."""
         found: dict[int, int] = {}
         for phase, steps in self._spans(step):
             found[phase.row_tokens] = found.get(phase.row_tokens, 0) + steps * phase.num_rows * phase.row_tokens
         return found
 
     def epochs(self, step: int) -> dict[str, float]:
-        """How often each source has been gone through before this step."""
+        """Epochs over each source before this step."""
         row_tokens = self._phase(step).row_tokens
         cursors = self._cursors(step, row_tokens)
         return {name: cursors[name] / len(self._table(name, row_tokens).rows) for name in self.names if cursors[name]}
 
     def epoch_tokens(self) -> int:
-        """How many tokens (places in rows of the first phase's length) all sources hold together."""
+        """The number of tokens (positions in rows of the first phase's length) of all sources."""
         return self.row_tokens * sum(len(self._table(name, self.row_tokens).rows) for name in self.names)
 
     # ---- which rows --------------------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ class PackedLoader:
         return [phase for phase in self.phases if phase.step <= step][-1]
 
     def _spans(self, step: int) -> list[tuple[Phase, int]]:
-        """The phases begun before a step, each with how many of its steps lie before."""
+        """The phases begun before a step, each with its number of steps before that."""
         ends = [phase.step for phase in self.phases[1:]] + [step]
         spans = [(phase, min(end, step) - phase.step) for phase, end in zip(self.phases, ends)]
         return [(phase, steps) for phase, steps in spans if steps > 0]
@@ -274,7 +274,7 @@ class _Table:
         return pack_bundles(self.pieces.length, self.documents.bundle[self.pieces.document], self.row_tokens)
 
     def shuffled(self, first: int, count: int) -> np.ndarray:
-        """The rows at places `first` to `first + count` of the endless shuffled sequence of epochs."""
+        """The rows `first` to `first + count` of the infinite shuffled sequence of epochs."""
         epochs, within = np.divmod(np.arange(first, first + count), len(self.rows))
         rows = np.empty(count, np.int64)
         for epoch in np.unique(epochs):

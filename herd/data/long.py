@@ -1,4 +1,4 @@
-"""Sources for longer contexts: long documents up-sampled, and documents that ask for something from far back."""
+"""Sources for longer contexts: long documents up-sampled, and synthetic documents with long-range repetition."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def for_long_rows(
     tokens: float,
     seed: int,
 ) -> tuple[dict[str, Documents], dict[str, float]]:
-    """The sources and their weights with more of what needs a long context.
+    """The sources and their weights, with a larger share of documents that need a long context.
 
     Of each source's weight `long_share` goes to its documents that fill a row, and `copying_share` of all to documents
     made here for a run of `tokens`: text of the sources in which a stretch is repeated at the end.
@@ -54,7 +54,7 @@ def for_long_rows(
 
 
 def origin(name: str) -> str:
-    """The packed source that one made here comes from; of documents that ask for copying none, an empty name."""
+    """The packed source behind a derived one; empty for synthetic documents."""
     return "" if name == COPYING else name.removesuffix(LONG)
 
 

@@ -1,4 +1,4 @@
-"""Whose turn it is: how many of the first n rows come from each source of a weighted mixture.
+"""The order of a weighted mixture: how many of the first n rows come from each source.
 
 Webster's apportionment is used because it is house-monotone (one more row never takes a row away from a source) and
 stays within about one row of the exact share: the counts of any prefix are a pure function of its length, so a cursor

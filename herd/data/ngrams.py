@@ -1,4 +1,4 @@
-"""The n-grams of a packed corpus on disk: which stand in it, and how often.
+"""An index on disk of the n-grams of a packed corpus, with their counts.
 
 Each n-gram of token ids is a 64-bit number (Karp and Rabin 1987); that any two of 10^9 n-grams share one has a
 probability of about 3 %. `numbers.u64` holds those of the corpus once each, in order, `counts.u32` how often each
@@ -29,7 +29,7 @@ Numbers = NDArray[np.uint64]
 
 
 def ngram_numbers(tokens: NDArray[np.uint32] | Iterable[int], n: int) -> Numbers:
-    """One number for each n tokens in a row, (tokens - n + 1,); empty where there are fewer."""
+    """A hash of each n consecutive tokens, (tokens - n + 1,); empty if there are fewer."""
     array = np.asarray(tokens, dtype=np.uint64)
     count = len(array) - n + 1
     if count < 1:
@@ -45,7 +45,7 @@ def ngram_numbers(tokens: NDArray[np.uint32] | Iterable[int], n: int) -> Numbers
 
 
 def build_index(sources: Iterable[Documents], folder: Path, n: int, tokenizer: str) -> dict[str, int | str]:
-    """Write the index of documents into a folder; no n-gram spans two of them. Returns what `index.json` holds."""
+    """Write the index of documents to a folder; no n-gram spans two of them. Returns the content of `index.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     num_tokens = num_documents = 0
     files = [(folder / f"bucket-{place:02d}").open("wb") for place in range(_BUCKETS)]
@@ -120,7 +120,7 @@ class NgramIndex:
         return np.where(self._numbers[place] == asked, self._counts[place], 0).astype(np.int64)
 
     def overlap(self, tokens: list[int]) -> float:
-        """The share of a text's tokens that lie in an n-gram of the corpus, 0 to 1.
+        """The share of a text's tokens covered by n-grams of the corpus, 0 to 1.
 
         Source: Llama 3, section 5.1.4 (8-grams of tokens).
         """

@@ -1,4 +1,4 @@
-"""Documents into rows of equal length with next to no padding.
+"""Packing documents into rows of equal length with hardly any padding.
 
 A document of n tokens has n - 1 places to learn from (every token but the first is predicted once). Long documents
 are cut into whole rows; what is left over, and the short documents, share rows by best-fit-decreasing, so that no
@@ -15,7 +15,7 @@ import numpy as np
 
 
 class Pieces(NamedTuple):
-    """Stretches of documents, each short enough for a row. Arrays of equal length."""
+    """Parts of documents, each short enough for a row. Arrays of equal length."""
 
     document: np.ndarray  # which document
     start: np.ndarray  # first input token within the document
@@ -36,7 +36,7 @@ class Rows(NamedTuple):
 
 
 def cut(document_tokens: np.ndarray, row_tokens: int) -> Pieces:
-    """Cut documents of so many tokens each into pieces of at most `row_tokens` inputs."""
+    """Split documents, given by their numbers of tokens, into pieces of at most `row_tokens` inputs."""
     places = np.maximum(np.asarray(document_tokens, dtype=np.int64) - 1, 0)
     num_pieces = -(-places // row_tokens)
     document = np.repeat(np.arange(len(places)), num_pieces)
@@ -46,7 +46,7 @@ def cut(document_tokens: np.ndarray, row_tokens: int) -> Pieces:
 
 
 def pack(lengths: np.ndarray, row_tokens: int) -> Rows:
-    """Put pieces into rows of at most `row_tokens`: longest first, each into the fullest row that still has room.
+    """Pack pieces into rows of at most `row_tokens` by best-fit decreasing.
 
     `lengths` are between 1 and `row_tokens`. The same lengths always give the same rows.
     """
@@ -76,7 +76,7 @@ def pack(lengths: np.ndarray, row_tokens: int) -> Rows:
 
 
 def pack_bundles(lengths: np.ndarray, bundle: np.ndarray, row_tokens: int) -> Rows:
-    """Put pieces into rows as `pack` does, those of the same `bundle` number always into the same row."""
+    """Like `pack`, with pieces of the same `bundle` number always in the same row."""
     numbers, member_of = np.unique(bundle, return_inverse=True)
     members = np.argsort(member_of, kind="stable")
     ends = np.cumsum(np.bincount(member_of, minlength=len(numbers)))

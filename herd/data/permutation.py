@@ -1,4 +1,4 @@
-"""A shuffle that is computed, not stored: any element of any epoch in constant time and memory.
+"""A shuffle computed on the fly: any element of any epoch in constant time and memory.
 
 A Feistel network is a bijection whatever its round function; on the smallest even number of bits that holds `size`
 it may leave the range, and is then applied again until it comes back (cycle walking, fewer than four times on average).
@@ -10,7 +10,7 @@ _ROUNDS = 6
 
 
 def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
-    """Where a shuffle of `range(size)` puts each of `index` (any shape); each `key` is another shuffle."""
+    """The images of `index` (any shape) under a pseudo-random permutation of `range(size)`, chosen by `key`."""
     half = np.uint64(max((size - 1).bit_length() + 1, 2) // 2)
     keys = _mix(np.arange(_ROUNDS, dtype=np.uint64) + np.uint64(key * _ROUNDS % 2**63))
     place = _feistel(np.asarray(index, dtype=np.uint64), half, keys)

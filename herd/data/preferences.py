@@ -31,7 +31,7 @@ from herd.tokenizer.chat import formatting_mask, render
 from herd.tokenizer.tokenizer import Tokenizer
 
 STRENGTHS = ("marginally_better", "slightly_better", "better", "significantly_better")
-"""How much the chosen response is better, in annotators' four grades; a row that does not say counts as `better`."""
+"""Annotators' four grades of preference; a row without one counts as `better`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +50,12 @@ class Pairs:
 
     @property
     def _bundle(self) -> np.ndarray:
-        """The number of its pair for each document."""
+        """Each document's pair number."""
         assert self.documents.bundle is not None
         return self.documents.bundle
 
     def is_extreme(self) -> np.ndarray:
-        """Which documents are the best or the worst of their pair: the two that DPO compares."""
+        """Whether each document is the best or the worst of its pair: the two that DPO compares."""
         bundle = self._bundle
         edge = bundle[1:] != bundle[:-1]
         extreme: np.ndarray = np.concatenate([[True], edge]) | np.concatenate([edge, [True]])
@@ -66,14 +66,14 @@ class Pairs:
         return replace(self, reference=np.asarray(reference, dtype=np.float64))
 
     def select(self, keep: np.ndarray) -> Pairs:
-        """Only the documents where `keep` is true (whole pairs, please)."""
+        """Only the documents where `keep` is true; it must keep whole pairs."""
         names = ("rank", "reference", "group", "kind")
         return replace(
             self, documents=self.documents.select(keep), **{name: getattr(self, name)[keep] for name in names}
         )
 
     def with_terminators(self) -> Pairs:
-        """The same with the tokens that end responses counted, as TRL does, and not as form."""
+        """The same with the responses' stop tokens counted, as in TRL, not masked as formatting."""
         return replace(self, formatting=np.zeros_like(self.formatting))
 
     def split(self, share: float, salt: str = "pairs") -> tuple[Pairs, Pairs]:
@@ -85,7 +85,7 @@ class Pairs:
         return self.select(~held_out), self.select(held_out)
 
     def reward_columns(self, placed: list[Placed], shape: tuple[int, int]) -> dict[str, Tensor]:
-        """What `reward_pairs` reads, by comparison: `better`, `worse` (M, 2), row and place where each response ends.
+        """The columns of `reward_pairs`, per comparison: `better`, `worse` (M, 2), row and position of a response's end.
 
         `document` (M,) is the better response's number.
         """
@@ -102,7 +102,7 @@ class Pairs:
         return columns | {"document": torch.tensor(document, dtype=torch.int64)}
 
     def dpo_columns(self, placed: list[Placed], shape: tuple[int, int]) -> dict[str, Tensor]:
-        """What `dpo` reads of every best and worst: `response`, `counted` (B, T), `reference`, `document` (2P,)."""
+        """The columns of `dpo` for best and worst: `response`, `counted` (B, T), `reference`, `document` (2P,)."""
         response, counted = np.full(shape, -1, np.int64), np.zeros(shape, bool)
         numbers: list[int] = []
         for responses in self._by_pair(placed):
@@ -207,13 +207,13 @@ class _Response:
     bundle: int = -1
 
     def cut(self, most: int) -> _Response:
-        """Its beginning, of which `most` tokens are read."""
+        """Its beginning, with `most` input tokens."""
         parts = {name: getattr(self, name)[: most + 1] for name in ("tokens", "trained", "formatting")}
         return replace(self, reference=float("nan"), **parts)  # what is known is of the whole response
 
 
 def _fitted(pair: list[_Response], row_tokens: int, context: int, too_long: str, notes: Notes) -> list[_Response]:
-    """The pair if it fits; else nothing, or its responses without their ends, as `too_long` says."""
+    """The pair if it fits; else None, or its responses truncated, according to `too_long`."""
     lengths = [len(response.tokens) - 1 for response in pair]
     if sum(lengths) <= row_tokens and max(lengths) <= context:
         return pair

@@ -1,4 +1,4 @@
-"""Rows of data as people keep them: JSON lines, JSON, CSV and TSV (each plain, gz, zst), Parquet, Arrow.
+"""Reading rows of data in common file formats: JSON lines, JSON, CSV and TSV (each plain, gz, zst), Parquet, Arrow.
 
 Text is UTF-8, or UTF-16 where the file begins with its mark.
 """
@@ -41,9 +41,9 @@ class RowSettings:
     """How rows are read."""
 
     columns: dict[str, str] = field(default_factory=dict)
-    """What the file calls a key that docs/tuning.md names: {prompt: QUESTION, completion: REPLY}."""
+    """The file's names for keys of docs/tuning.md: {prompt: QUESTION, completion: REPLY}."""
     weights: dict[str, float] = field(default_factory=dict)
-    """Of files by name, how often their rows count: 2 twice, 0.5 every second row; 1 otherwise."""
+    """Weights of files by name: with 2 their rows count twice, with 0.5 every second row is taken; default: 1."""
     too_long: Literal["leave_out", "cut", "refuse"] = "leave_out"
     """What becomes of a row that is longer than `batch.row_tokens` or the model's context: it is left out and counted,
     loses its end, or ends the run."""

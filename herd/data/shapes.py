@@ -41,7 +41,7 @@ _OFFERED = ("tools", "functions")
 
 
 class Shape(NamedTuple):
-    """A way in which conversations are published."""
+    """A published format of conversations."""
 
     name: str
     fits: Callable[[Row], bool]
@@ -50,7 +50,7 @@ class Shape(NamedTuple):
 
 
 def talks_of(row: Row, notes: Notes) -> list[Talk]:
-    """The conversations of a row, none where it is left out (which `notes` counts).
+    """The conversations of a row; none if it is left out, which `notes` counts.
 
     Raises:
         DataError: the row has no known shape, or is damaged.
@@ -94,7 +94,7 @@ def asked_in(row: Row) -> list[Message]:
 
 
 def shape_of(row: Row) -> str | None:
-    """The name of the shape that a row has, None if it is no conversation."""
+    """The name of a row's format, None if it is not a conversation."""
     return next((shape.name for shape in SHAPES if shape.fits(row)), None)
 
 
@@ -309,4 +309,4 @@ SHAPES = (
           _dialogue, lambda row: ("text", *SYSTEMS)),
     Shape("glaive's chat", lambda row: isinstance(row.get("chat"), str), _glaive, lambda row: ("chat", "system")),
 )  # fmt: skip
-"""The table, in the order in which shapes are tried."""
+"""The table, in the order in which formats are tried."""

@@ -25,7 +25,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, eq=False)
 class Documents:
-    """The documents of one source, wherever they lie. Arrays have one entry per document."""
+    """The documents of one source, in one or several files. Arrays have one entry per document."""
 
     source: str
     storage: tuple[np.ndarray, ...]  # the tokens of each shard, one after the other
@@ -46,7 +46,7 @@ class Documents:
         return self._stretch(self.storage, document, start, length)
 
     def is_trained(self, document: int, start: int = 0, length: int | None = None) -> np.ndarray | None:
-        """Which of those tokens are learned; None when all are."""
+        """The loss mask of those tokens; None if all have a loss."""
         return None if self.trained is None else self._stretch(self.trained, document, start, length)
 
     def select(self, keep: np.ndarray) -> Documents:
@@ -111,7 +111,7 @@ class ShardWriter:
         self._quality.append(round(float(quality), 4))
 
     def close(self) -> dict[str, int]:
-        """Write the shard, its manifest last; what it holds as counts of documents, tokens and bytes."""
+        """Write the shard, its manifest last; returns its numbers of documents, tokens and bytes."""
         ends = np.cumsum([len(document) for document in self._tokens]).tolist()
         counts = {"documents": len(ends), "tokens": ends[-1] if ends else 0, "bytes": sum(self._bytes)}
         lists = {"document_ends": ends, "document_bytes": self._bytes, "document_quality": self._quality}
@@ -146,7 +146,7 @@ def open_shards(folder: Path) -> dict[str, Documents]:
 
 
 def open_heldout(packed: Path) -> dict[str, Documents]:
-    """The held-out sources of a `herd pack` run; none where so few groups were packed that none was held out.
+    """The held-out sources of a `herd pack` run; empty if there were so few groups that none was held out.
 
     Raises:
         DataError: not the run folder of `herd pack`.
@@ -216,7 +216,7 @@ def _read_tokens(file: Path, manifest: dict[str, Any]) -> np.ndarray:
 
 
 def open_trained_with(folder: Path, fingerprint: str, tokenizer: str) -> dict[str, Documents]:
-    """The shards of a folder, with the ids of this tokenizer: those of another would be learned as nonsense.
+    """The shards of a folder; they must have been packed with this tokenizer.
 
     Shards of somebody else's making may name no tokenizer; those are believed. `tokenizer` is its name for messages.
 

@@ -1,4 +1,4 @@
-"""Which groups of documents are kept out of training: one rule for packing, questions and evaluation."""
+"""Which groups of documents are held out from training: one rule for packing, questions and evaluation."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ def is_held_out(group: str, share: float) -> bool:
 
 
 def kept_aside(groups: Sequence[str], num_rows: float, salt: str) -> list[bool]:
-    """For each row, given its group, whether it is kept aside: about `num_rows` of them, whole groups by their hash.
+    """For each row, given its group, whether it is held out: about `num_rows` of them, whole groups by their hash.
 
     Unlike `is_held_out` it counts, as few rows would otherwise give none or all by chance; of several groups at least
     one is kept aside and at least one is not.

@@ -1,4 +1,4 @@
-"""Anybody's messages in Herd's own form: whatever a message says is heard, or counted and named once.
+"""Messages of other formats in Herd's own form: everything a message contains is used, or counted and reported once.
 
 Roles and keys of OpenAI, ShareGPT and its dialects, OpenAssistant, Anthropic's dialogues and Taskmaster are known.
 """
@@ -55,7 +55,7 @@ class LeftOut(Exception):
 
 
 class Notes:
-    """What was left out, changed or not read while rows were read, with how often."""
+    """Counts of what was left out, changed or ignored while reading rows."""
 
     def __init__(self) -> None:
         self.left_out: Counter[str] = Counter()
@@ -69,7 +69,7 @@ class Notes:
                 self.unread[f"`{key}`{of}"] += 1
 
     def tell(self) -> None:
-        """Say each kind once, with counts."""
+        """Print each kind once, with its count."""
         for title, counts in (("left out", self.left_out), ("changed", self.changed), ("not read", self.unread)):
             if told := ", ".join(f"{what} ({count:,})" for what, count in (+counts).most_common()):
                 say(f"  {title}: {told}")
@@ -77,7 +77,7 @@ class Notes:
 
 @dataclass(frozen=True)
 class Talk:
-    """A conversation, its tools, and for each of the assistant's messages whether it is learned."""
+    """A conversation, its tools, and for each of the assistant's messages whether it is trained on."""
 
     messages: list[Message]
     trained: list[bool]
@@ -164,7 +164,7 @@ def refuse_media(row: Mapping[str, Any]) -> None:
 
 
 def rendered_mark(text: str) -> str | None:
-    """By what a whole text is seen to be a conversation that a template has written; None where it is not one."""
+    """The marker by which a text is recognised as a conversation rendered by a template; None if it is not."""
     hit = _RENDERED.match(text)
     if hit is None or ("nstruction" in hit[0] and "### Response" not in text):  # a heading of a manual
         return None
@@ -172,7 +172,7 @@ def rendered_mark(text: str) -> str | None:
 
 
 def dialogue_of(text: str) -> list[Message] | None:
-    """The messages of a dialogue in one text (`Human:` and `Assistant:`, `### Human:`), None if it is none."""
+    """The messages of a dialogue in one text (`Human:` and `Assistant:`, `### Human:`), or None."""
     if "<extra_id_1>" in text:  # HelpSteer's: the first question has no mark
         first, *rest = _HELPSTEER.split(text)
         turns = [("User", first), *zip(rest[::2], rest[1::2])]
@@ -334,7 +334,7 @@ def _call(call: Any, notes: Notes) -> Any:
 
 
 def calls_in(text: str, notes: Notes) -> list[Any]:
-    """Calls that stand as JSON in a text: one object with name and arguments, or a list of them.
+    """Calls written as JSON in a text: one object with name and arguments, or a list of them.
 
     Raises:
         DataError: they do not.

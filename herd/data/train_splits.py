@@ -1,4 +1,4 @@
-"""Whether a source holds the training rows of a benchmark: by runs of tokens that both have."""
+"""Whether a source contains the training rows of a benchmark, by common n-grams of tokens."""
 
 from __future__ import annotations
 

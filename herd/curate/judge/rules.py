@@ -78,8 +78,8 @@ class Quality:
     keep_shares: dict[str, float] = field(default_factory=dict)
     """Knowledge class to the share (0 to 1) of its documents that is kept: {sports: 0.3}."""
     max_class_share: float | None = None
-    """Hold every class to about this share (0 to 1) of the documents that remain once all are held to it, by drawing
-    among its documents; below 1 / classes it makes all classes equally large."""
+    """Largest share (0 to 1) of every class among the documents before the rules drop any, by sampling its documents;
+    as rules drop classes unevenly, shares of the result may differ. Below 1 / classes all classes become equal."""
 
     def __post_init__(self):
         if not 0 <= self.min_score <= 1:
