@@ -85,7 +85,7 @@ class Pairs:
         return self.select(~held_out), self.select(held_out)
 
     def reward_columns(self, placed: list[Placed], shape: tuple[int, int]) -> dict[str, Tensor]:
-        """The columns of `reward_pairs`, per comparison: `better`, `worse` (M, 2), row and position of a response's end.
+        """The columns of `reward_pairs` by comparison: `better`, `worse` (M, 2), row and position of a response's end.
 
         `document` (M,) is the better response's number.
         """
