@@ -142,7 +142,7 @@ def test_a_local_checkpoint_can_be_the_judge(pages, capsys):
         ([], "give one of: positives with negatives"),
         (["positives=x"], "give both positives and negatives"),
         (["rubric=x", "documents=y"], "needs a judge"),
-        (["positive_urls=x"], "which documents are sampled"),
+        (["positive_urls=x"], "give the documents to sample"),
         (["rubric=x", "documents=y", "judge.endpoint=nonsense"], "expected an address such as"),
     ],
 )
