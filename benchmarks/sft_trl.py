@@ -5,12 +5,12 @@
     python benchmarks/sft_trl.py trl BASE CHATS...
     python benchmarks/sft_trl.py report                        # benchmarks/results/sft_trl.json
 
-Full fine-tuning with AdamW at a constant rate, loss on the assistant's tokens. First the loss of the first step in
-float32, then 50 steps in bfloat16 (Herd: bfloat16 weights with float32 masters; TRL: float32 weights under bfloat16
-autocast, its own `bf16=True`). TRL gets Herd's rows as they are packed, with the lengths of their documents, and keeps
-documents apart (`padding_free`); on a CPU that is done by masks. Tokens a second are the median step's. In the first
-steps Herd's losses fall later, perhaps because changes smaller than a rounding step of bfloat16 show in its weights
-when they add up.
+Full fine-tuning with AdamW at a constant rate, loss on the assistant's tokens. `--dtype fp32` (the default) is float32
+on both sides, which is what `dtype=auto` takes on a processor without fast bfloat16; `bf16`: Herd's bfloat16 weights
+with float32 masters beside float32 weights under bfloat16 autocast, TRL's own `bf16=True`. TRL gets Herd's rows as they
+are packed, with the lengths of their documents, and keeps documents apart (`padding_free`); on a CPU that is done by
+masks. Tokens a second are the median step's. Neither saves checkpoints on the way; Herd saves the state that a run can
+be resumed from after the second step and at the end.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def as_trl(batch: Batch) -> list[dict[str, list[int]]]:
     return rows
 
 
-def run_herd(base: Path, files: list[Path], steps: int) -> dict[str, Any]:
-    """First the float32 loss of the first step, then the run."""
+def run_herd(base: Path, files: list[Path], steps: int, dtype: str) -> dict[str, Any]:
+    """Herd's figures."""
     with tempfile.TemporaryDirectory() as folder:
         values: dict[str, Any] = {
             "conversations": [str(file) for file in files], "checkpoint": str(base), "epochs": 1000,
@@ -75,11 +75,10 @@ def run_herd(base: Path, files: list[Path], steps: int) -> dict[str, Any]:
             "schedule.shape": "constant", "saving.save_seconds": 1e9,
             "optimizer": {"learning_rate": RATE, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "clip_norm": 1.0},
         }  # fmt: skip
-        first = _sft(values | {"out": f"{folder}/one", "dtype": "fp32", "max_steps": 1})[0]["loss"]
         began = time.perf_counter()
-        rows = _sft(values | {"out": f"{folder}/all", "dtype": "bf16", "max_steps": steps})
+        rows = _sft(values | {"out": f"{folder}/run", "dtype": dtype, "max_steps": steps})
         seconds = [row["seconds"] for row in rows]
-        return _found("Herd", first, [row["loss"] for row in rows], seconds, time.perf_counter() - began)
+        return _found("Herd", [row["loss"] for row in rows], seconds, time.perf_counter() - began)
 
 
 def _sft(values: dict[str, Any]) -> list[dict[str, Any]]:
@@ -87,7 +86,7 @@ def _sft(values: dict[str, Any]) -> list[dict[str, Any]]:
     return read_metrics(sft.run(load(sft.SftSettings, None, words)))
 
 
-def run_trl(base: Path, files: list[Path], steps: int) -> dict[str, Any]:
+def run_trl(base: Path, files: list[Path], steps: int, dtype: str) -> dict[str, Any]:
     """The same with TRL."""
     import datasets
     import transformers
@@ -117,33 +116,28 @@ def run_trl(base: Path, files: list[Path], steps: int) -> dict[str, Any]:
         def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
-    def train(folder: str, count: int, bf16: bool) -> tuple[list[float], list[float], float]:
+    with tempfile.TemporaryDirectory() as folder:
         model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         options = trl.SFTConfig(
-            output_dir=folder, max_steps=count, per_device_train_batch_size=ROWS, learning_rate=RATE, bf16=bf16,
-            lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to="none", use_cpu=True,
-            packing=False, padding_free=True, max_length=None, gradient_checkpointing=False, weight_decay=0.0,
-            dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False, adam_beta2=0.999,
+            output_dir=folder, max_steps=steps, per_device_train_batch_size=ROWS, learning_rate=RATE,
+            bf16=dtype == "bf16", lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to="none",
+            use_cpu=True, packing=False, padding_free=True, max_length=None, gradient_checkpointing=False,
+            weight_decay=0.0, dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False,
+            adam_beta2=0.999,
         )  # fmt: skip
         clock, began = Clock(), time.perf_counter()
         tokenizer = transformers.AutoTokenizer.from_pretrained(base)
-        data = datasets.Dataset.from_list(rows[: ROWS * count])
+        data = datasets.Dataset.from_list(rows)
         trainer = InOrder(model, args=options, train_dataset=data, processing_class=tokenizer, callbacks=[clock])
         trainer.train()
-        losses, exact[:] = list(exact), []
-        return losses, clock.seconds, time.perf_counter() - began
-
-    with tempfile.TemporaryDirectory() as folder:
-        first = train(folder, 1, False)[0][0]
-        losses, seconds, wall = train(folder, steps, True)
-    return _found(f"TRL {trl.__version__}, transformers {transformers.__version__}", first, losses, seconds, wall)
+        wall = time.perf_counter() - began
+    return _found(f"TRL {trl.__version__}, transformers {transformers.__version__}", exact, clock.seconds, wall)
 
 
-def _found(name: str, first: float, losses: list[float], seconds: list[float], wall: float) -> dict[str, Any]:
+def _found(name: str, losses: list[float], seconds: list[float], wall: float) -> dict[str, Any]:
     return {
         "name": name,
-        "first_loss_fp32": first,
-        "losses": [round(loss, 5) for loss in losses],
+        "losses": [round(loss, 6) for loss in losses],
         f"mean_loss_of_{len(losses[-10:])}_steps": round(fmean(losses[-10:]), 4),
         "tokens_per_second": round(ROWS * ROW_TOKENS / median(seconds[1:]), 1),
         "wall_seconds": round(wall, 1),
@@ -151,21 +145,20 @@ def _found(name: str, first: float, losses: list[float], seconds: list[float], w
     }
 
 
-def report(parts: list[Path]) -> dict[str, Any]:
+def report(parts: list[Path], dtype: str) -> dict[str, Any]:
     """Both beside one another."""
     herd, peer = (json.loads(part.read_text()) for part in parts)
     apart = [abs(one - other) for one, other in zip(herd["losses"], peer["losses"], strict=True)]
+    steps = len(apart)
     return {
         "benchmark": "sft_trl",
         "commit": commit(),
-        "command": "python benchmarks/sft_trl.py herd BASE CHATS --steps {}; the same with trl; report".format(
-            len(herd["losses"])
-        ),
+        "command": f"python benchmarks/sft_trl.py herd BASE CHATS --steps {steps} --dtype {dtype}; so trl; report",
         "hardware": hardware(torch.get_num_threads()),
-        "rows": f"{ROWS} packed rows of {ROW_TOKENS} tokens a step, {len(herd['losses'])} steps",
-        "first_loss_apart_fp32": abs(herd["first_loss_fp32"] - peer["first_loss_fp32"]),
-        "shared_machine": "measured at normal priority beside other work at lowest priority",
-        "losses_apart": {"mean": round(fmean(apart), 5), "most": round(max(apart), 5)},
+        "rows": f"{ROWS} packed rows of {ROW_TOKENS} tokens a step, {steps} steps",
+        "dtype": dtype,
+        "first_loss_apart": apart[0],
+        "losses_apart": {"mean": round(fmean(apart), 6), "most": round(max(apart), 6), "last": round(apart[-1], 6)},
         "speed_ratio": round(herd["tokens_per_second"] / peer["tokens_per_second"], 2),
         "memory_ratio": round(herd["peak_memory_mb"] / peer["peak_memory_mb"], 2),
         "results": [herd, peer],
@@ -178,15 +171,16 @@ def main() -> None:
     parser.add_argument("base", type=Path, nargs="?")
     parser.add_argument("files", type=Path, nargs="*")
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--parts", type=Path, default=Path("runs/sft_trl"))
     asked = parser.parse_args()
     files = [asked.parts / f"{name}.json" for name in ("herd", "trl")]
     asked.parts.mkdir(parents=True, exist_ok=True)
     if asked.what == "report":
-        RESULT.write_text(json.dumps(report(files), indent=1) + "\n")
+        RESULT.write_text(json.dumps(report(files, asked.dtype), indent=1) + "\n")
         print(RESULT.read_text())
         return
-    found = (run_herd if asked.what == "herd" else run_trl)(asked.base, asked.files, asked.steps)
+    found = (run_herd if asked.what == "herd" else run_trl)(asked.base, asked.files, asked.steps, asked.dtype)
     files[asked.what == "trl"].write_text(json.dumps(found))
     print(json.dumps(found))
 
