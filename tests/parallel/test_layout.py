@@ -59,7 +59,7 @@ def test_all_faults_of_a_layout_are_told_at_once():
     )  # fmt: skip
     with pytest.raises(ConfigError) as fault:
         check(tied, ParallelSettings(tensor=2, context=2, pipeline=6), 7, row_tokens=100)
-    for words in ("takes 24 processes, and there are 7", "num_key_value_heads (3)", "vocab_size (97)",
+    for words in ("needs 24 processes, but there are 7", "num_key_value_heads (3)", "vocab_size (97)",
                   "rows of 100 tokens", "tie_word_embeddings", "6 stages"):  # fmt: skip
         assert words in str(fault.value)
 

@@ -66,7 +66,7 @@ def test_refusals_of_either_side_are_told(tokenizer):
 
 @pytest.mark.parametrize("text", ["{% if %}", "{{ 'open", "{% endfor %}"])
 def test_what_is_no_jinja_is_refused(tokenizer, text):
-    with pytest.raises(DataError, match="is no Jinja"):
+    with pytest.raises(DataError, match="is not valid Jinja"):
         jinja.write(text, {})
 
 

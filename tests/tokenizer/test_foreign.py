@@ -275,7 +275,7 @@ def test_without_a_template_a_format_has_to_be_named(checkpoint):
         ("{{ ''.__class__.__mro__ }}", "fails"),
         ("{{ messages.append(1) }}", "fails"),
         ("{{ raise_exception('not so') }}", "refuses: not so"),
-        ("{% if %}", "line 1 is no Jinja"),
+        ("{% if %}", "line 1 is not valid Jinja"),
         ("x" * (1 << 20) + "y", "1,048,577 characters"),
     ],
 )
@@ -299,7 +299,7 @@ def test_a_template_that_never_ends_is_ended(monkeypatch):
     [
         ("hello", "expected a list of messages"),
         ([], "has no messages"),
-        ([{"content": "x"}], "message 0 is no message"),
+        ([{"content": "x"}], "message 0 is not a message"),
         ([{"role": "user", "content": 3}], "content is int"),
         ([{"role": "assistant", "content": "", "tool_calls": [{"name": 3}]}], "message 0"),
     ],

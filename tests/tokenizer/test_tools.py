@@ -120,7 +120,7 @@ def test_definitions_are_never_trained_on_and_forge_no_turn(tokenizer):
         ([WEATHER, WEATHER], "'get_weather' is offered twice"),
         ([{"name": "f", "description": 3}], "`description` must be text"),
         ([{"name": "f", "parameters": {"required": "city"}}], r"tool 0 \(f\): `required` must be a list of names"),
-        ([{"name": "f", "parameters": {"properties": {"a": {1, 2}}}}], "is no JSON"),
+        ([{"name": "f", "parameters": {"properties": {"a": {1, 2}}}}], "is not JSON"),
     ],
 )
 def test_bad_tools_are_named(tokenizer, tools, message):

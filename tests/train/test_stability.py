@@ -220,8 +220,8 @@ def test_a_rising_loss_is_no_outlier_but_a_jump_is():
 @pytest.mark.parametrize(
     "name, place",
     [
-        ("model.layers.1.mlp.down_proj.weight", "result of model.layers.1.mlp.down_proj"),
-        ("model.embed_tokens.weight", "result of model.embed_tokens"),
+        ("model.layers.1.mlp.down_proj.weight", "the output of model.layers.1.mlp.down_proj"),
+        ("model.embed_tokens.weight", "the output of model.embed_tokens"),
     ],
 )
 def test_a_number_that_is_none_is_named_by_its_layer(tmp_path, name, place):
