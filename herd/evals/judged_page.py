@@ -9,7 +9,7 @@ from typing import Any
 from herd.evals.page import SHOWN, style
 
 Row = Mapping[str, Any]
-_WIDTH, _LINE = 560, 26  # of the drawing, in pixels
+_WIDTH = 480  # of a drawn interval, in pixels
 
 
 def judged_page(judge: str, rows: Sequence[Row], pairs: Sequence[Row], ratings: Sequence[Row]) -> str:
@@ -31,28 +31,23 @@ def _strengths(ratings: Sequence[Row]) -> str:
     """Bradley and Terry's points, each with its interval as a line."""
     low, high = min(row["low"] for row in ratings), max(row["high"] for row in ratings)
     scale = (_WIDTH - 20) / max(high - low, 1.0)
-
-    def across(points: float) -> float:
-        return 10 + (points - low) * scale
-
-    height = _LINE * len(ratings)
-    marks = f"<line x1={across(0):.1f} x2={across(0):.1f} y1=0 y2={height} stroke='#8888' stroke-dasharray=4 />"
     lines = ""
-    for place, row in enumerate(ratings):
-        y = _LINE * place + _LINE / 2
-        marks += f"<line x1={across(row['low']):.1f} x2={across(row['high']):.1f} y1={y} y2={y} "
-        marks += "stroke=#4a7fb5 stroke-width=3 />"
-        marks += f"<circle cx={across(row['points']):.1f} cy={y} r=5 fill=#4a7fb5 />"
+    for row in ratings:
+        begin, middle, end, zero = (
+            10 + (points - low) * scale for points in (row["low"], row["points"], row["high"], 0)
+        )
+        marks = f"<line x1={zero:.1f} x2={zero:.1f} y1=0 y2=20 stroke=#8888 stroke-dasharray=4 />"
+        marks += f"<line x1={begin:.1f} x2={end:.1f} y1=10 y2=10 stroke=#4a7fb5 stroke-width=3 />"
+        marks += f"<circle cx={middle:.1f} cy=10 r=5 fill=#4a7fb5 />"
         lines += f"<tr><td>{escape(row['model'])}<td class=n>{row['points']:+.0f}"
         lines += f"<td class=n><span class=dim>{row['low']:+.0f} to {row['high']:+.0f}</span>"
-    drawn = f"<svg width={_WIDTH} height={height} role=img aria-label='strengths with intervals'>{marks}</svg>"
-    drawn = f"<div class=wide>{drawn}</div>"
+        lines += f"<td><svg width={_WIDTH} height=20 role=img aria-label='point and interval'>{marks}</svg>"
     note = (
         "Bradley and Terry's strengths in Elo's points, mean 0 (the dashed line), with 95 % intervals over resampled "
     )
-    note += "questions. 100 points are wins of 64 %. In the order of the table:"
-    head = "<tr><th>model<th>points<th>95 % interval"
-    return f"<h2>Strengths</h2><p class=dim>{note}</p>{drawn}<table>{head}{lines}</table>"
+    note += "questions. 100 points are wins of 64 %."
+    table = f"<div class=wide><table><tr><th>model<th>points<th>95 % interval<th>{lines}</table></div>"
+    return f"<h2>Strengths</h2><p class=dim>{note}</p>{table}"
 
 
 def _pairs(pairs: Sequence[Row]) -> str:

@@ -122,7 +122,11 @@ def pair_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return found
     scores = [row["score"] for row in read]
     rate = bootstrap(scores)
-    found |= {"win_rate": rate.value, "low": max(rate.low, 0.0), "high": min(rate.high, 1.0)}
+    low, high = max(rate.low, 0.0), min(rate.high, 1.0)
+    if len(set(scores)) == 1:  # so many alike leave room for a share of others that they would not show
+        hidden = 1 - 0.025 ** (1 / len(scores))
+        low, high = rate.value * (1 - hidden), rate.value + (1 - rate.value) * hidden
+    found |= {"win_rate": rate.value, "low": low, "high": high}
     found |= {"wins": scores.count(1.0), "draws": scores.count(0.5), "losses": scores.count(0.0)}
     found |= {"flip_rate": sum(row["flipped"] for row in read) / len(read)}
     first = [value for row in read for value in (row["verdicts"][0], 1 - row["verdicts"][1]) if value != 0.5]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import gzip
 import io
@@ -94,12 +95,39 @@ def _table_rows(path: Path, columns: Sequence[str] | None, delimiter: str) -> It
         names = list(reader.fieldnames or ())
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise DataError(f"{path}: two columns are called {twice[0]!r}")
+        rows = list[dict[str, Any]]()
         for row in reader:
             if None in row or None in row.values():
                 raise DataError(f"{path}, line {reader.line_num}: expected {len(names)} columns")
-            yield {name: _unquoted(value) for name, value in row.items()} if plain else row
+            rows.append({name: _unquoted(value) for name, value in row.items()} if plain else row)
+        yield from _with_lists(rows, names)
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as CSV ({error})") from None
+
+
+def _with_lists(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows whose columns of lists and mappings, which a table can only write out, are lists and mappings again.
+
+    A column is one where every cell that is not empty is written as JSON or as Python writes it.
+    """
+    for name in names:
+        cells = [_literal(row[name]) if row[name] else "" for row in rows]
+        if any(cells) and not any(isinstance(cell, str) for cell in cells if cell != ""):
+            rows = [row | {name: cell} for row, cell in zip(rows, cells, strict=True)]
+    return rows
+
+
+def _literal(text: str) -> Any:
+    """What a cell holds, if it is a list or a mapping; else the text."""
+    if text[:1] + text[-1:] not in ("[]", "{}"):
+        return text
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return found if isinstance(found, list | dict) else text
+    return text
 
 
 def _unquoted(value: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -293,7 +293,8 @@ def items_of(task: Task) -> list[Item]:
     """
     tables = {name: list(rows_of(path)) for name, path in task.tables.items()}
     say_lacking(task.name, task.data)
-    rows = [row for row in _rows(task, task.data, tables) if not task.where or holds(task.where, row)]
+    rows = list(_rows(task, task.data, tables))
+    rows = [row for number, row in enumerate(rows, 1) if not task.where or _told(task, number, holds, task.where, row)]
     if not rows:
         raise DataError(f"{task.data}: no rows for {task.name}{f' where {task.where}' if task.where else ''}")
     examples = rows if task.shots else []
@@ -311,6 +312,14 @@ def items_of(task: Task) -> list[Item]:
     return items
 
 
+def _told(task: Task, number: int, what: Callable[..., Any], expression: str, row: dict[str, Any]) -> Any:
+    """What an expression is over a row; a fault tells which row of which file it is."""
+    try:
+        return what(expression, row)
+    except DataError as error:
+        raise DataError(f"{task.data}, row {number} of {task.name}: {error}") from None
+
+
 def _rows(task: Task, path: Path, tables: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """The rows of a file with all that the task adds to them."""
     rows = joined(list(rows_of(path, task.columns, task.unfold)), tables, task.join)
@@ -325,7 +334,7 @@ def _limited(task: Task, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     parts: dict[str, list[int]] = {}
     part = task.kind or task.group
     for place, row in enumerate(rows):
-        parts.setdefault(render(part, row), []).append(place)
+        parts.setdefault(_told(task, place + 1, render, part, row), []).append(place)
     draw = random.Random(task.seed)
     drawn = [draw.sample(places, len(places)) for _, places in sorted(parts.items())]
     draw.shuffle(drawn)  # a limit below the number of parts takes any of them
@@ -368,11 +377,15 @@ def _answers(task: Task, row: Mapping[str, Any]) -> tuple[tuple[str, ...], list[
         return (), [], (reference,)
     given = value_of(task.answer, row)
     several = given if isinstance(given, list) else [given]
+    if None in several:
+        raise DataError(f"its right answer, {task.answer}, is null")
     right = tuple(str(one) for one in several)
     if task.ask != "choices":
         _check_right(task, right)
         return (), [], right
     listed = expression_of(task.choices, row) or () if isinstance(task.choices, str) else ()
+    if isinstance(listed, str):
+        raise DataError(f"its choices, {task.choices}, are no list but the text {listed[:60]!r}")
     numbers = bool(listed) and all(isinstance(one, int | float) for one in listed)
     choices = tuple(map(str, listed)) or tuple(render(one, row) for one in task.choices)
     places = [_place(one, choices, numbers) for one in several]

@@ -14,7 +14,17 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from herd.errors import ConfigError, DataError
 
-_TEMPLATES = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+
+def _filled(value: Any) -> Any:
+    """What a template writes: a null would stand in the text as None."""
+    if value is None:
+        raise jinja2.UndefinedError("a value that it writes is null")
+    return value
+
+
+_TEMPLATES = ImmutableSandboxedEnvironment(
+    undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_filled
+)
 _TEMPLATES.filters |= {
     "literal": lambda text: ast.literal_eval(text),  # a Python literal, as AGIEval's cells are
     "fromjson": json.loads,
@@ -105,8 +115,9 @@ def _expression(text: str) -> Callable[..., Any]:
 def _over(row: Mapping[str, Any], text: str, compiled: Callable[[str], Callable[..., Any]]) -> Any:
     try:
         found = compiled(text)(**{str(key): value for key, value in row.items() if key != "row"}, row=row)
-        if isinstance(found, jinja2.Undefined):
-            str(found)  # which tells what is undefined
+        for one in found if isinstance(found, list) else [found]:
+            if isinstance(one, jinja2.Undefined):
+                str(one)  # which tells what is undefined
         return found
     except jinja2.TemplateSyntaxError as error:
         raise ConfigError(f"{text!r}: no Jinja template ({error})") from None

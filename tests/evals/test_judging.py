@@ -39,6 +39,7 @@ def test_a_fair_judge_finds_the_better_model_and_never_flips():
 def test_a_judge_that_takes_the_first_has_flipped_and_calls_all_draws():
     found = pair_figures(judged(duels_of(samples(), ["strong", "weak"]), lambda prompts: ["[[A]]"] * len(prompts)))
     assert (found["win_rate"], found["flip_rate"], found["first_preferred"]) == (0.5, 1, 1)
+    assert 0.43 < found["low"] < 0.47 and 0.53 < found["high"] < 0.57  # of 40 draws one win may be hidden
 
 
 def test_a_judge_that_likes_length_is_told_by_the_longer_answers_wins():
@@ -98,7 +99,7 @@ def test_the_page_tells_strengths_the_judges_faults_and_every_verdict():
     text = judged_page("a <judge>", rows, pairs, bradley_terry(rows, models))
     flips = sum(bool(row["flipped"]) for row in rows)
     assert f"order in {flips} of {len(rows) - 1} " in text
-    assert "1 verdicts could not be read" in text
+    assert "of 1 a verdict could not be read" in text
     assert "a &lt;judge&gt;" in text and "<judge>" not in text
     assert text.count("class='sample wrong split'") == flips
     assert text.count("<circle") == 3

@@ -44,12 +44,31 @@ def test_a_right_choice_is_told_by_place_text_or_letter(tmp_path, choices, answe
         ("ask: generate\nprompt: '{{ q }}'\nanswer: '{{ a }}'\n", "q,a\r\nWhich?,\r\n", "question 1.*no right answer"),
         ("ask: generate\nprompt: x\nanswer: '{{ a }}'\nscorer: number\n", [{"a": "seven"}], "looks for a number"),
         ("ask: generate\nprompt: x\nanswer: '{{ a }}'\nscorer: letter\n", [{"a": "ABC"}], "one capital letter"),
+        (PICK, [{"q": None, "c": ["x", "y"], "a": "x"}], "question 1.*is null"),
+        (PICK, [{"q": "Which?", "c": ["x", "y"], "a": None}], "question 1.*right answer.*is null"),
+        (PICK, [{"q": "Which?", "c": "['x', 'y']", "a": "x"}], "no list but the text"),
+        (
+            "ask: generate\nprompt: x\nanswer: '{{ a }}'\nwhere: b > 1\n",
+            [{"a": "x", "b": "2"}],
+            "row 1 of own: 'b > 1'",
+        ),
+        ("ask: generate\nprompt: x\nanswer: '{{ a|map(attribute=\"text\")|list }}'\n", [{"a": ["x"]}], "no attribute"),
         ("ask: generate\nprompt: x\nderive: {b: c ~ 1}\nanswer: x\n", [{"a": "x"}], "row 1: derive: b: .*'c' is"),
     ],
 )
 def test_a_row_without_an_answer_that_could_be_right_is_refused(tmp_path, text, rows, told):
     with pytest.raises(DataError, match=told):
         items_of(task_of(tmp_path, text, rows, "rows.csv" if isinstance(rows, str) else "rows.jsonl"))
+
+
+@pytest.mark.parametrize("written", ['["x, y", "z"]', "['x, y', 'z']"])
+def test_lists_that_a_table_has_written_out_are_lists_again(tmp_path, written):
+    cell = '"' + written.replace('"', '""') + '"'
+    task = task_of(tmp_path, PICK, f"q,c,a\r\n[1] Which?,{cell},1\r\n[2],{cell},0\r\n", "rows.csv")
+    items = items_of(task)
+    assert [item.choices for item in items] == [("x, y", "z")] * 2
+    assert [item.text for item in items] == ["[1] Which?", "[2]"], "one cell of brackets makes no column of lists"
+    assert [item.best for item in items] == [1, 0]
 
 
 def test_letters_are_the_same_in_either_case_and_in_brackets(tmp_path):
