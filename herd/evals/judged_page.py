@@ -20,9 +20,8 @@ def judged_page(judge: str, rows: Sequence[Row], pairs: Sequence[Row], ratings: 
     flipped = sum(row["flipped"] for row in read)
     told = f"{escape(judge)} read {len(rows):,} pairs of answers, each in both orders. It changed its mind with the "
     told += f"order in {flipped:,} of {len(read):,} ({flipped / max(len(read), 1):.0%}), which counts as a draw"
-    told += (
-        f"; {len(rows) - len(read):,} verdicts could not be read and are left out." if len(read) < len(rows) else "."
-    )
+    lost = len(rows) - len(read)
+    told += f"; of {lost:,} a verdict could not be read: they are left out." if lost else "."
     body = f"<h1>Judged answers</h1><p>{told}</p>{_strengths(ratings)}{_pairs(pairs)}{_duels(rows)}"
     return f"{head}<title>Judged answers</title><style>{style()}</style><body>{body}</html>\n"
 
