@@ -26,8 +26,8 @@ _TEMPLATES = ImmutableSandboxedEnvironment(
     undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_filled
 )
 _TEMPLATES.filters |= {
-    "literal": lambda text: ast.literal_eval(text),  # a Python literal, as AGIEval's cells are
-    "fromjson": json.loads,
+    "literal": lambda cell: ast.literal_eval(cell) if isinstance(cell, str) else cell,  # as AGIEval's cells are
+    "fromjson": lambda cell: json.loads(cell) if isinstance(cell, str) else cell,
     "tojson": lambda value: json.dumps(value, ensure_ascii=False),  # Jinja's own is for pages: it writes ' as \\u0027
     "search": lambda text, pattern: next(iter(re.findall(pattern, text, re.DOTALL)), ""),  # its first group
     "resub": lambda text, pattern, new: re.sub(pattern, new, text),
