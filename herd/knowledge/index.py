@@ -25,7 +25,7 @@ from herd.model.encoder import Encoder
 MAX_TERMS = 300
 _DEPTH = 100  # hits of each way that are merged
 _FLAT = 60  # reciprocal rank fusion's constant; Source: Cormack et al. 2009
-_OFTEN = 0.05  # of all passages: a word in more of them tells little and costs most of the time
+_OFTEN = 0.1  # of all passages: a word in more of them tells little and costs most of the time
 _FEW = 2000
 _MOST_UNKNOWN = 0.1
 _LEAST_LETTERS = 1.5
