@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from herd.config import settings
-from herd.curate.extract.html import extract
+from herd.curate.extract.html import explain_thread, extract
 from herd.curate.filters.addresses import AddressGate
 from herd.curate.filters.heuristics import PROSE_FILTERS, TECHNICAL_FILTERS, WEB_FILTERS, limits_for
 from herd.curate.filters.language import language, paragraph_languages
@@ -34,6 +34,8 @@ class ExamineSettings:
     """How many pages to show."""
     text: bool = False
     """Whether to print the extracted text as well."""
+    blocks: bool = False
+    """Whether to print each block of a forum's page: kept (+) or not, score, the figures that moved it most, text."""
     rules: Rules = field(default_factory=Rules)
 
     def __post_init__(self):
@@ -71,6 +73,11 @@ def _show(page: RawPage, gate: AddressGate, judge: Judge, settings: ExamineSetti
     if extracted.problem:
         print(f"  extraction     DROP {extracted.problem[0]}: {extracted.problem[1]}")
         return
+    if page.kind == "html" and (blocks := explain_thread(page.content, page.charset)):
+        print(f"  extraction     a thread: {sum(block.kept for block in blocks)} of {len(blocks)} blocks are posts")
+        for block in blocks if settings.blocks else []:
+            reasons = ", ".join(f"{name} {share:+.1f}" for name, share in block.reasons)
+            print(f"    {'+' if block.kept else ' '} {block.score:+5.1f}  {block.text[:_SHOWN]!r} ({reasons})")
     others = Counter(p.language for p in paragraph_languages(extracted.text) if p.language not in ("", row["language"]))
     foreign = "".join(f", {count} paragraphs {name}" for name, count in others.most_common(3))
     print(

@@ -1,6 +1,7 @@
 """Examine: every filter's verdict on a page."""
 
 from herd.cli import main
+from tests.curate.extract.test_posts import POSTS, thread
 
 PROSE = "The hive stands at the edge of the wood, and every morning the bees leave it with the first light. " * 2
 
@@ -29,3 +30,12 @@ def test_blocked_and_empty_pages_say_so_and_a_missing_one_is_refused(tmp_path, c
     assert "DROP blocked_domain_adult: casino.example" in capsys.readouterr().out
     assert main(["examine", str(tmp_path / "a.jsonl"), "first=2"]) == 2
     assert "has no page 2" in capsys.readouterr().err
+
+
+def test_the_blocks_of_a_thread_are_shown_with_scores_and_reasons(tmp_path, capsys):
+    (tmp_path / "thread.html").write_text(thread("xenforo"))
+    assert main(["examine", str(tmp_path / "thread.html"), "blocks=true"]) == 0
+    lines = capsys.readouterr().out.split("\n")
+    assert any("a thread: 6 of " in line for line in lines)
+    post = next(line for line in lines if POSTS[0][:40] in line)
+    assert post.startswith("    +  +") and post.count(",") >= 2 and post.endswith(")")

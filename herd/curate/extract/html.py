@@ -14,7 +14,7 @@ from herd.curate.extract.feeds import feed_page
 from herd.curate.extract.latex import latex_text
 from herd.curate.extract.markdown import markdown_text
 from herd.curate.extract.pdf import pdf_text
-from herd.curate.extract.posts import Table, load_table, posts_of
+from herd.curate.extract.posts import ExplainedBlock, Table, explain, load_table, posts_of
 from herd.curate.extract.render import Text, render
 from herd.curate.extract.threads import post_furniture
 from herd.curate.filters.structure import without
@@ -117,6 +117,17 @@ def _own_text(tree: LexborHTMLParser, source: str, table: Table | None) -> Text:
             return render(posts.root, posts.dropped)
     shown = render(main_content(elements))
     return _held(source, len(str(shown))) or shown
+
+
+def explain_thread(content: str | bytes, charset: str = "") -> list[ExplainedBlock]:
+    """The blocks of a page that is read as a thread, with their scores and why; none of any other page."""
+    source = decode(content, charset)[0] if isinstance(content, bytes) else content
+    if _is_binary(source) or _too_much(source):
+        return []
+    elements = measure(LexborHTMLParser(_flattened(source.replace("\0", ""))))
+    table = load_table()
+    names = (element.hint for element in elements if element.hint)
+    return explain(elements[0].node, table) if table.is_thread(names, source) else []
 
 
 def _take_out_post_furniture(found: dict[str, Any]) -> None:

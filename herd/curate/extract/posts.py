@@ -65,6 +65,15 @@ class Posts(NamedTuple):
     dropped: set[int]
 
 
+class ExplainedBlock(NamedTuple):
+    """A block of a thread: its text, its score (log odds of being a post), whether it stays, and why."""
+
+    text: str
+    score: float
+    kept: bool
+    reasons: list[tuple[str, float]]
+
+
 class Table:
     """The learned weights: of the gate, of the words in names, and of a net with one hidden layer.
 
@@ -83,8 +92,17 @@ class Table:
 
     def scores(self, blocks: Blocks) -> np.ndarray:
         """The log odds of each block of being a post's text, (blocks,)."""
-        shown = np.clip((figures(blocks, self.words) - self.mean) * self.scale, -5, 5)
-        return np.maximum(shown @ self.inner + self.inner_bias, 0) @ self.outer + self.outer_bias
+        return np.maximum(self._shown(blocks) @ self.inner + self.inner_bias, 0) @ self.outer + self.outer_bias
+
+    def reasons(self, blocks: Blocks, count: int = 3) -> list[list[tuple[str, float]]]:
+        """For each block the figures that move its score most, and by how much (log odds, to the first order)."""
+        shown = self._shown(blocks)
+        shares = shown * (((shown @ self.inner + self.inner_bias > 0) * self.outer) @ self.inner.T)
+        order = np.argsort(-np.abs(shares), axis=1)[:, :count]
+        return [[(FIGURES[i], float(shares[row, i])) for i in best] for row, best in enumerate(order.tolist())]
+
+    def _shown(self, blocks: Blocks) -> np.ndarray:
+        return np.clip((figures(blocks, self.words) - self.mean) * self.scale, -5, 5)
 
     def is_thread(self, names: Iterable[str], source: str) -> bool:
         """Whether a page is taken for a thread, by the class names and ids of its elements and by its HTML."""
@@ -127,6 +145,16 @@ def posts_of(body: LexborNode, table: Table) -> Posts | None:
     if size[keep].sum() < max(_LEAST_CHARACTERS, _LEAST_SHARE * size.sum()):
         return None
     return Posts(_smallest_around(blocks, keep), _dropped(blocks, keep) | {node.mem_id for node in unseen})
+
+
+def explain(body: LexborNode, table: Table) -> list[ExplainedBlock]:
+    """The blocks of a thread in their order, with their scores and what moved them most."""
+    blocks, _ = read_blocks(body)
+    if not blocks.texts:
+        return []
+    scores = table.scores(blocks)
+    rows = zip(blocks.texts, scores.tolist(), kept(blocks, scores).tolist(), table.reasons(blocks), strict=True)
+    return [ExplainedBlock(" ".join(text.split()), *row) for text, *row in rows]
 
 
 def kept(blocks: Blocks, scores: np.ndarray) -> np.ndarray:
