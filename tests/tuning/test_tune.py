@@ -166,7 +166,7 @@ def test_rows_that_fit_nothing_or_lie_mixed_or_are_too_few_are_named(tmp_path, b
     one = [{"text": text(n), "label": "same"} for n in range(9)]
     with pytest.raises(DataError, match="has 1 different values"):
         tuned(tmp_path, base, write_json(tmp_path / "d.jsonl", one))
-    with pytest.raises(ConfigError, match="where the text stands"):
+    with pytest.raises(ConfigError, match="the place of the text"):
         tuned(tmp_path, base, csv_of_labels(tmp_path / "e.csv"), ask="Which?")
 
 

@@ -123,7 +123,7 @@ def test_the_command_writes_the_documents_without_them(bench, tmp_path, capsys):
     assert written[2]["drop_detail"].startswith("bench, row 4: ")
     assert json.loads((tmp_path / "run/report.json").read_text())["contaminated"] == 1
     assert main(["decontaminate", f"out={tmp_path}/x", f"documents={tmp_path}/docs.parquet"]) == 2
-    assert "which files of questions" in capsys.readouterr().err
+    assert "give the files of questions" in capsys.readouterr().err
 
 
 def test_one_benchmark_inside_another_is_found(shared_data):
