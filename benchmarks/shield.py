@@ -3,9 +3,10 @@
     python -m benchmarks.shield
 
 CyberSecEval's insecure-code prompts come with the code they were taken from, its language, the CWE and the line that is
-insecure: how many of these are found, by language, in the code and on that line. The rules were written without these
-rows. Then how many files of the standard library and how many solutions of MBPP and HumanEval are flagged, and what
-either layer takes. The result goes to benchmarks/results/shield.json.
+insecure: how many of these are found, by language, in the code and on that line. Who wrote the rules had read the list
+of patterns that CyberSecEval looks for, and one of its rows, but not the others' code. Then how many files of the
+standard library and how many solutions of MBPP and HumanEval are flagged, and what either layer takes. The result goes
+to benchmarks/results/shield.json.
 """
 
 from __future__ import annotations
