@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import random
 import re
 import threading
@@ -40,8 +41,8 @@ ESCAPES = (  # each says ESCAPED where it got out
     "import socket; socket.create_connection(('127.0.0.1', PORT), 2); print('ESCAPED network')",
     "import glob; print('ESCAPED store') if glob.glob('/tmp/herd-files-*/*') else None",
     "open('/herd-escape', 'w').write('x'); print('ESCAPED write')",
-    "import os; os.kill(os.getppid(), 0) or os.kill(1, 9); print('ESCAPED kill')",
-    "import os; print('ESCAPED home') if os.listdir('/root') or os.listdir('/home') else None",
+    "import os; os.kill(SERVER, 0); print('ESCAPED kill')",  # 1 is the box's own, which no signal reaches
+    "print('ESCAPED home') if open('OWN').read() else None",  # this file, which is not the box's
     "import os; os.symlink('/etc/passwd', 'passwd.txt'); print('linked')",
     "import ctypes; ctypes.CDLL(None).mount(b'/', b'/tmp', None, 4096, None) == 0 and print('ESCAPED mount')",
     "import os; print('ESCAPED environ') if 'HERD_SECRET' in os.environ else None",
@@ -266,7 +267,8 @@ def tried(url: str, script: Script, task: Task, escape: str) -> dict[str, Any]:
     """One task through the loop."""
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
     port = url.rpartition(":")[2]
-    attempt = f"try:\n    {escape.replace('PORT', port)}\nexcept BaseException as e:\n    print('kept in:', e)\n"
+    escape = escape.replace("PORT", port).replace("SERVER", str(os.getpid())).replace("OWN", __file__)
+    attempt = f"try:\n    {escape}\nexcept BaseException as e:\n    print('kept in:', e)\n"
     script.rounds = [called(attempt + task.wrong), called(task.code), f"The answer is {task.answer}."]
     file = client.files.create(file=(task.name, task.data), purpose="user_data")
     parts: list[Any] = [{"type": "file", "file": {"file_id": file.id}}, {"type": "text", "text": task.question}]
@@ -280,7 +282,8 @@ def tried(url: str, script: Script, task: Task, escape: str) -> dict[str, Any]:
     left = json.dumps([first, second])
     client.files.delete(file.id)
     escaped, seconds = "ESCAPED" in first["output"] or "root:" in left, first["seconds"] + second["seconds"]
-    return {"kind": task.kind, "right": right, "erred first": first["failed"], "escaped": escaped, "seconds": seconds}
+    marks = {"right": right, "erred first": first["failed"], "escaped": escaped, "seconds": seconds}
+    return {"kind": task.kind} | marks | ({"said": first["output"]} if escaped else {})
 
 
 def measure(engine: Engine, count: int = 50) -> dict[str, Any]:
