@@ -139,6 +139,12 @@ def mapped(file: Path, name: str) -> Tensor:
         raise CheckpointError(f"{file} is damaged: {fault}.") from None
 
 
+def close_files() -> None:
+    """Close the files that were read; tensors keep their mappings, all other pages are released."""
+    _opened_at.cache_clear()
+    _unpickled_at.cache_clear()
+
+
 @functools.lru_cache(maxsize=256)
 def _opened_at(file: Path, changed: int):
     return safe_open(file, framework="pt")

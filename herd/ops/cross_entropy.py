@@ -17,7 +17,8 @@ from herd.types import IGNORE
 CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**28}
 """Logits of a chunk: 8 MB in bfloat16 on the CPU, to stay in its cache; elsewhere enough for efficient matmuls."""
 MIN_CHUNK_TOKENS = 1024
-"""With fewer, summing the weight's gradient would cost more than computing it."""
+"""With fewer, summing the weight's gradient would cost more than computing it; a quarter of it in float32, where the
+matmul itself accumulates."""
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -73,7 +74,7 @@ class _CrossEntropySum(torch.autograd.Function):
             total += loss
             torch.mm(grad_logits, weight, out=grad_hidden[part])
             if grad_weight is not None:
-                _accumulate(grad_weight, torch.mm(grad_logits.T, hidden[part]))
+                _accumulate(grad_weight, grad_logits.T, hidden[part])
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         return total
 
@@ -85,11 +86,17 @@ class _CrossEntropySum(torch.autograd.Function):
 
 
 def _times(gradient: Tensor | None, factor: Tensor) -> Tensor | None:
-    return None if gradient is None else gradient * factor.to(gradient.dtype)
+    if gradient is None or (factor.device.type == "cpu" and factor == 1):  # a trainer's loss is the last of its graph
+        return gradient
+    return gradient * factor.to(gradient.dtype)
 
 
-def _accumulate(sums: Tensor, part: Tensor) -> None:
-    """sums += part, where part has a narrower dtype; PyTorch would convert all of it first."""
+def _accumulate(sums: Tensor, left: Tensor, right: Tensor) -> None:
+    """sums += left @ right, which may have a narrower dtype; PyTorch would convert all of it first."""
+    if sums.dtype == right.dtype:
+        torch.addmm(sums, left, right, out=sums)
+        return
+    part = torch.mm(left, right)
     if kernels := layer_kernels(part):
         kernels.accumulate(*counts(part.numel()), *pointers(part, sums), torch.get_num_threads())
     else:
@@ -135,7 +142,7 @@ class _TokenLogProbs(torch.autograd.Function):
             probs.scatter_add_(1, ids[part], upstream.to(probs.dtype))
             torch.mm(probs, weight, out=grad_hidden[part])
             if grad_weight is not None:
-                grad_weight += torch.mm(probs.T, hidden[part])
+                _accumulate(grad_weight, probs.T, hidden[part])
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None
 
 
@@ -147,7 +154,8 @@ def chunks(hidden: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> 
     """
     num_tokens, vocabulary = len(hidden), len(weight)
     budget = CHUNK_LOGITS.get(hidden.device.type, CHUNK_LOGITS["cuda"])
-    size = min(num_tokens, max(MIN_CHUNK_TOKENS, budget // vocabulary))
+    least = MIN_CHUNK_TOKENS // 4 if hidden.dtype == torch.float32 else MIN_CHUNK_TOKENS
+    size = min(num_tokens, max(least, budget // vocabulary))
     logits = torch.empty(size, vocabulary, dtype=hidden.dtype, device=hidden.device)
     second = torch.empty_like(logits, dtype=dtype)
     for first in range(0, num_tokens, size or 1):

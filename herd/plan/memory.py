@@ -168,10 +168,10 @@ def _parameters(config: ModelConfig, chunk: ModelChunk) -> int:
 def _gradients(parameters: float, unit: float, layout: PlanLayout, width: int) -> float:
     """Float32 sums over micro-batches, unsharded if weights stay gathered, and the new gradients of a backward pass.
 
-    On one device the new gradients of all weights exist before they are added; FSDP adds them unit by unit.
+    New gradients are added one by one as they are computed, with FSDP unit by unit.
     """
     if layout.shards == 1:
-        return (FLOAT + width) * parameters
+        return FLOAT * parameters + width * unit
     return (
         FLOAT * parameters / layout.shards + 2 * FLOAT * unit if layout.reshard else FLOAT * parameters + width * unit
     )

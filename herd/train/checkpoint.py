@@ -6,8 +6,9 @@ A state is written to a temporary folder, flushed and renamed, and the previous 
 So after an interrupted save (a kill, a full disk) the newest complete state is found, verified and used. Parameters are
 stored by name, so that another number of processes can read them.
 
-A save pauses training only for a copy into CPU memory, which a thread of every process writes. These threads have their
-own process group, because the training's collectives run at the same time.
+A thread of every process writes while training goes on. A large state in CPU memory is written in place, and only the
+next update waits for it; otherwise training pauses for a copy. These threads have their own process group, because the
+training's collectives run at the same time.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import os
 import shutil
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,9 +40,12 @@ T = TypeVar("T")
 
 KEEP = 2
 """How many states are kept: the newest and the previous one."""
+SMALL = 2**28
+"""Largest state in bytes that is copied even from CPU memory, so that no update waits."""
 
 _MANIFEST = "manifest.json"
 _MOST_OF_MEMORY = 0.5  # of the free memory, for copies of the state
+_WAITING = 0.05  # the largest share of a run's time in which updates wait for a save
 _GRACE_SECONDS = 10.0  # less than the 30 that torchrun gives the others when a process is lost
 
 
@@ -78,18 +83,22 @@ def save_state(
 
 
 class StateSaver:
-    """Saves states asynchronously: a thread writes a copy while the next steps are computed.
+    """Saves states asynchronously: a thread writes while training goes on.
 
-    Every process has one, and all call `save` and `finish` at the same steps. The copies (this process's part of
-    masters and moments) stay allocated in CPU memory between saves. If they would take more than half of the free
-    memory, no copies are made, and training waits for each save.
+    Every process has one, and all call `save` and `finish` at the same steps. A state of more than SMALL bytes in CPU
+    memory is written in place: forward and backward passes do not change masters and moments, and only the next update
+    waits (`release`). Otherwise a copy is written. The copies (this process's part of masters and moments) stay
+    allocated in CPU memory between saves. If they would take more than half of the free memory, no copies are made, and
+    training waits for each save.
     """
 
     def __init__(self, folder: Path, keep_every: int = 0):
         self.folder, self.keep_every = folder, keep_every
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._copies: dict[str, Tensor] = {}
-        self._with_copies: bool | None = None  # not known yet
+        self._way: str | None = None  # not known yet
+        self._is_live = False
+        self._waited = 0.0  # seconds, of the update that waited last
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -100,25 +109,41 @@ class StateSaver:
             CapacityError: the disk is full (in this save or the previous one), on all processes.
         """
         self.finish()
-        if wait or not self._may_copy(tensors):
+        if wait or (way := self._way_for(tensors)) == "wait":
             save_state(self.folder, step, tensors, self.keep_every, self._group)
             return
-        arguments = (step, {name: self._copy(name, tensor) for name, tensor in tensors.items()})
-        self._thread = threading.Thread(target=self._write, args=arguments, name="save state", daemon=True)
+        self._is_live = way == "live"
+        written = tensors if self._is_live else {name: self._copy(name, one) for name, one in tensors.items()}
+        self._thread = threading.Thread(target=self._write, args=(step, written), name="save state", daemon=True)
         self._thread.start()
 
-    def _may_copy(self, tensors: dict[str, Tensor]) -> bool:
-        """Whether the copies fit into this machine's free memory; determined once."""
-        if self._with_copies is None:
+    def release(self) -> None:
+        """Wait for a save in place, before an update changes masters and moments."""
+        if self._thread is not None and self._is_live:
+            began = time.monotonic()
+            self._thread.join()
+            self._waited = time.monotonic() - began
+
+    @property
+    def rest_seconds(self) -> float:
+        """Least time until the next save, so that updates wait for a small share of the time only."""
+        return self._waited / _WAITING
+
+    def _way_for(self, tensors: dict[str, Tensor]) -> str:
+        """How to save: `live` (in place), `copy`, or `wait` if copies do not fit into free memory; determined once."""
+        if self._way is None:
             needed = sum(_local(tensor).nbytes for tensor in tensors.values())
             free = available_memory(torch.device("cpu")) / processes_here()
-            self._with_copies = needed <= _MOST_OF_MEMORY * free
-            if not self._with_copies:
+            in_memory = all(_local(tensor).device.type == "cpu" for tensor in tensors.values())
+            self._way = "copy" if needed <= _MOST_OF_MEMORY * free else "wait"
+            if in_memory and needed > SMALL:
+                self._way = "live"
+            elif self._way == "wait":
                 say(
                     f"  training pauses for each save: a copy of its state would take {size(needed)} of the "
                     f"{size(free)} of free CPU memory; a larger save_seconds saves less often"
                 )
-        return self._with_copies
+        return self._way
 
     @property
     def failed(self) -> bool:
@@ -252,7 +277,21 @@ def _make_room(folder: Path, aside: Path) -> None:
 def _write(tensors: dict[str, Tensor], aside: Path, group: dist.ProcessGroup | None) -> None:
     writer, alone = dcp.FileSystemWriter(aside), not dist.is_initialized()
     with _quiet():
-        dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=alone)
+        dcp.save(
+            {name: _apart(tensor) for name, tensor in tensors.items()},
+            storage_writer=writer,
+            process_group=group,
+            no_dist=alone,
+        )
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    """The same memory as a tensor with its own storage: DCP copies each view, and keeps all copies until the end."""
+    local = _local(tensor)
+    if local.device.type != "cpu" or not local.is_contiguous() or local.untyped_storage().nbytes() == local.nbytes:
+        return tensor
+    alone = torch.from_numpy(local.view(-1).view(torch.uint8).numpy()).view(local.dtype).view(local.shape)
+    return LocalShard(alone, tensor.offset, tensor.whole) if isinstance(tensor, LocalShard) else alone
 
 
 def _cause(error: BaseException) -> str:

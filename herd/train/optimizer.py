@@ -11,8 +11,10 @@ bytes per parameter instead of eighteen: full fine-tuning of 8B parameters fits 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -143,6 +145,16 @@ class FlatAdamW:
         """Add the parameters' gradients of one micro-batch to the float32 sums and free them."""
         for group in self.groups:
             group.collect()
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Collect each gradient as soon as the backward pass has computed it, so that they never exist all at once."""
+        handles = [handle for group in self.groups for handle in group.hooks()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def reduce(self) -> None:
         """Sum the gradients over all processes, if there are several."""
@@ -301,36 +313,44 @@ class _Group:
 
     def forget(self) -> None:
         """Clear the sums; narrow gradients are accumulated by autograd directly in the flat buffer."""
-        self.empty = True
+        self._summed: set[int] = set()  # numbers of the parameters that have a sum
         if self.narrow:
             self._sums.zero_()
             for (_, parameter), view in zip(self.parameters, self._sum_views):
                 parameter.grad = view
 
     def sums(self) -> Tensor:
-        if self.empty:
-            self._sums.zero_()
-            self.empty = False
+        if not self.narrow:
+            for number, view in enumerate(self._sum_views):
+                if number not in self._summed:
+                    view.zero_()
+                    self._summed.add(number)
         return self._sums
 
     def collect(self) -> None:
+        for number, (_, parameter) in enumerate(self.parameters):
+            self._take(number, parameter)
+
+    def hooks(self) -> list[Any]:
+        """Collect each gradient as soon as it exists, until these handles are removed."""
         if self.narrow:
-            self.empty = False
-            return
-        pairs = [
-            (view, parameter.grad)
-            for view, (_, parameter) in zip(self._sum_views, self.parameters)
-            if parameter.grad is not None
+            return []
+        return [
+            parameter.register_post_accumulate_grad_hook(partial(self._take, number))
+            for number, (_, parameter) in enumerate(self.parameters)
         ]
-        views, gradients = [view for view, _ in pairs], [gradient for _, gradient in pairs]
-        if self.empty and len(pairs) == len(self.parameters):
-            torch._foreach_copy_(views, gradients)
-            self.empty = False
-        elif pairs:
-            self.sums()
-            torch._foreach_add_(views, gradients)
-        for _, parameter in self.parameters:
-            parameter.grad = None
+
+    @torch.no_grad()
+    def _take(self, number: int, parameter: Tensor) -> None:
+        gradient, view = parameter.grad, self._sum_views[number]
+        if self.narrow or gradient is None:
+            return
+        if number in self._summed:
+            view.add_(gradient)
+        else:
+            view.copy_(gradient)
+            self._summed.add(number)
+        parameter.grad = None
 
     @torch.no_grad()
     def publish(self) -> None:

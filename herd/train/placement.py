@@ -17,6 +17,7 @@ from torch import Tensor
 
 from herd.errors import ConfigError
 from herd.formats.checkpoint import Checkpoint
+from herd.formats.folder import close_files
 from herd.formats.stored import StoredWeights
 from herd.model.config import SEQUENCE_CLASSIFICATION, ModelConfig, num_parameters
 from herd.model.init import fresh_weights, initialize
@@ -120,6 +121,7 @@ class Placement:
 
         def whole() -> Llama:
             model = checkpoint.load(dtype=wish)
+            close_files()
             return as_reward_model(model, score_seed) if scores else model
 
         scores = self.config.architecture == SEQUENCE_CLASSIFICATION

@@ -136,6 +136,7 @@ class Trainer:
             self.adamw.drop_gradients()
             raise Outlier(self.num_steps, fault, batches)
         rate = self._rate(num_steps)
+        self.saver.release()
         self.amid_update = True
         self.adamw.step(rate, totals.count, norm)
         self.amid_update = False
@@ -160,11 +161,11 @@ class Trainer:
         else:
             assert isinstance(self.adamw, FlatAdamW)
             device = next(self.model.parameters()).device
-            for batch in readable:
-                loss = self.model.run(self.objective, batch.to(device))
-                loss.sum.backward()
-                self.adamw.collect()
-                totals.add(loss)
+            with self.adamw.collecting():
+                for batch in readable:
+                    loss = self.model.run(self.objective, batch.to(device))
+                    loss.sum.backward()
+                    totals.add(loss)
             totals.worked()
             self.now(COLLECTIVE + "sum of gradients")
             self.adamw.reduce()
@@ -363,7 +364,7 @@ class _Fit:
         now = due or trainer.asked_to_end or step == self.num_steps  # the state must be on disk before these
         anchor = trainer.anchored and step % trainer.anchored == 0
         rehearsal = self.fresh and step == _REHEARSAL < self.num_steps
-        overdue = time.monotonic() - self.saved_at > trainer.saving.save_seconds
+        overdue = time.monotonic() - self.saved_at > max(trainer.saving.save_seconds, trainer.saver.rest_seconds)
         if _agreed(now or anchor or rehearsal or overdue or trainer.saver.failed):  # `save` raises its error
             trainer.save(wait=bool(now or rehearsal))
             self.saved_at = time.monotonic()

@@ -443,9 +443,9 @@ tokens = torch.randint(0, 16384, (rows, row_tokens))
 positions = torch.arange(row_tokens).expand_as(tokens)
 batch = Batch(tokens=tokens, labels=tokens, positions=positions, document_ids=torch.zeros_like(tokens).int())
 for _ in range(2):
-    loss = model.run(next_token, batch)
-    loss.sum.backward()
-    adamw.collect()
+    with adamw.collecting():
+        loss = model.run(next_token, batch)
+        loss.sum.backward()
     adamw.step(1e-4, float(loss.count), adamw.norm(float(loss.count)))
 done = True
 watcher.join()

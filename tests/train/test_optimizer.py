@@ -50,6 +50,22 @@ def test_gradients_are_divided_by_the_count_once_and_clipped_by_their_global_nor
     assert flat.norm(8) == pytest.approx(whole, rel=1e-5)
 
 
+def test_gradients_are_collected_as_they_are_made_and_none_stays():
+    model, again = tiny_model(dtype=torch.bfloat16), tiny_model(dtype=torch.bfloat16)
+    early, late = FlatAdamW(model, OPTIONS), FlatAdamW(again, OPTIONS)
+    tokens = torch.arange(3, 35).view(2, 16)
+    with early.collecting():
+        for _ in range(2):
+            model(tokens).float().square().sum().backward()
+            assert all(parameter.grad is None for parameter in model.parameters())
+    for _ in range(2):
+        again(tokens).float().square().sum().backward()
+        late.collect()
+    assert early.norm(1) == late.norm(1) > 0
+    model(tokens).float().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_the_norm_of_millions_of_gradients_is_exact_to_rounding():
     model = torch.nn.Linear(2048, 2048, bias=False)
     flat = FlatAdamW(model, OptimizerSettings())

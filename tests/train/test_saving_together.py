@@ -149,3 +149,28 @@ def test_what_fails_in_one_process_is_raised_in_both_at_a_step_and_the_run_goes_
     assert left == ["step-00000000", "step-00000002"] and 6 < steps < NUM_STEPS
     assert states(folder)[-1] == f"step-{NUM_STEPS:08d}"
     assert [row["step"] for row in read_metrics(folder / "run")] == [*range(1, NUM_STEPS + 1)]
+
+
+def test_what_is_large_is_written_from_where_it_lies_and_the_next_update_waits(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SMALL", 0)
+    held, seen, save = threading.Event(), [], dcp.save
+
+    def slow(tensors, **options):
+        held.wait(5)
+        seen.append({name: tensor.data_ptr() for name, tensor in tensors.items()})
+        save(tensors, **options)
+
+    monkeypatch.setattr(dcp, "save", slow)
+    flat = torch.arange(24.0)
+    tensors = {"one": flat[:8].view(2, 4), "two": flat[8:].bfloat16().view(4, 4)[1:]}
+    saver = checkpoint.StateSaver(tmp_path / "state")
+    saver.save(3, tensors)
+    threading.Timer(0.05, held.set).start()
+    saver.release()
+    assert saver.rest_seconds > 0
+    flat.zero_()
+    saver.finish()
+    assert seen == [{name: tensor.data_ptr() for name, tensor in tensors.items()}]
+    found = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in tensors.items()}
+    assert checkpoint.load_state(tmp_path / "state", found)
+    assert found["one"].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]] and torch.equal(found["two"], tensors["two"])
