@@ -233,7 +233,7 @@ def test_what_does_not_fit_is_said_with_its_size():
         (["8B", "--devices", "0"], "at least 1"),
         (["8B", "--device", "h1000"], "device"),
         (["405B", "--devices", "1"], "no layout fits"),
-        (["8B", "--slurm"], "needs a recipe"),
+        (["8B", "--slurm"], "needs exactly one recipe"),
         (["8B", "--devices", "7"], "cannot be split over"),
         ([str(RECIPES[0].parent / "8b.yaml"), "--devices", "12", "--slurm"], "not a multiple of the 8"),
         ([str(RECIPES[0].parent / "8b-sft.yaml")], "give its size"),
