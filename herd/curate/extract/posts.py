@@ -49,6 +49,7 @@ _SIGNS = (
 )
 """Besides names: the schemas, software, addresses and buttons of boards, in a page's source in lower case."""
 _MOST = 8  # of one word or sign; more say no more
+_SEEN = 40_000  # characters from each end of the source in which signs are looked for
 _NAMES_AGAINST = -0.5  # log odds by the names alone that rule a thread out
 _LEAST_CHARACTERS, _LEAST_SHARE = 30, 0.1  # with less in its posts, or of its text, a page is read like any other
 _HEADING, _TABLE, _CODE, _BETWEEN = -3.0, -2.5, -6.0, -2.0  # log odds that are enough before and between kept blocks
@@ -108,7 +109,7 @@ class Table:
         """Whether a page is taken for a thread, by the class names and ids of its elements and by its HTML."""
         counts = _name_counts(names)
         by_names = float(counts @ self.gate[: len(counts)])
-        if by_names <= _NAMES_AGAINST:  # most pages: the signs, which cost more, are not looked for
+        if not counts.any() or by_names <= _NAMES_AGAINST:  # most pages: the signs, which cost more, are not looked for
             return False
         return self.gate_bias + by_names + float(_sign_counts(source) @ self.gate[len(counts) :]) > _GATE
 
@@ -131,7 +132,7 @@ def _name_counts(names: Iterable[str]) -> np.ndarray:
 
 
 def _sign_counts(source: str) -> np.ndarray:
-    lower = source.lower()
+    lower = (source if len(source) <= 2 * _SEEN else source[:_SEEN] + source[-_SEEN:]).lower()
     return np.log1p(np.minimum([sum(map(lower.count, signs)) for signs in _SIGNS], _MOST))
 
 
