@@ -11,10 +11,10 @@ import torch
 from herd.errors import CheckpointError, DataError
 from herd.evals.statistics import paired_difference
 from herd.formats.checkpoint import Checkpoint, open_checkpoint
+from herd.formats.reward import REWARD_RECORD, reward_record
 from herd.model.llama import LlamaForSequenceClassification
 from herd.run import read_record
 from herd.tokenizer.chat import render
-from herd.train.saving import REWARD_RECORD, reward_record
 from herd.types import Conversation
 
 

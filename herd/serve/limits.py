@@ -249,7 +249,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        most = self.limits.max_upload_bytes if scope["path"] == UPLOADS else self.limits.max_body_bytes
+        most = self.limits.max_upload_bytes if scope.get("path") == UPLOADS else self.limits.max_body_bytes
         message = f"The body is larger than {most:,} bytes."
         headers = dict(scope["headers"])
         if not headers.get(b"content-type", b"").strip():

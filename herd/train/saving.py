@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -17,10 +16,10 @@ import torch
 
 from herd.config import settings
 from herd.formats.checkpoint import save
+from herd.formats.reward import REWARD_RECORD, reward_record
 from herd.model.llama import Llama, LlamaForCausalLM, LlamaForSequenceClassification
 from herd.parallel.model import ParallelModel
 from herd.run import Run, atomic_write, read_metrics
-from herd.tokenizer.chat import format_name
 from herd.tokenizer.tokenizer import Tokenizer
 from herd.train.checkpoint import discard_state, is_first, read_masters, steps_of
 from herd.train.lora import has_adapters, save_adapters, save_merged
@@ -85,16 +84,6 @@ def finish(
         atomic_write(run.path / "checkpoint" / REWARD_RECORD, json.dumps(reward_record(tokenizer)))
     run.finish(figures=figures)
     discard_state(run.path / "state")
-
-
-REWARD_RECORD = "reward.json"
-"""File beside a reward model with the chat template it was trained with, without which its scores mean nothing."""
-
-
-def reward_record(tokenizer: Tokenizer) -> dict[str, str]:
-    """The contents of `reward.json` for a tokenizer's chat template."""
-    template = tokenizer.chat_template or ""
-    return {"template": hashlib.sha256(template.encode()).hexdigest()[:16], "format": format_name(tokenizer) or "none"}
 
 
 def _base(run: Path) -> str:

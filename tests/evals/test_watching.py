@@ -44,7 +44,7 @@ def test_right_answers_become_likelier_and_the_report_draws_it(corpus, tmp_path)
     }
     for name in ("right right_nats", "text bits_per_byte", "bits code bits_per_byte"):
         assert rows[1]["figures"][name] < rows[0]["figures"][name]
-    assert "Judged while it learned" in render(tmp_path / "run")
+    assert "Evaluated during training" in render(tmp_path / "run")
 
 
 def test_preferences_a_teacher_and_rewards_are_watched_too(tmp_path):

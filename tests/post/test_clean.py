@@ -60,6 +60,6 @@ def test_conversations_are_pruned_and_everything_left_out_is_counted(tmp_path, c
     assert "says what a better one says" in said
     save_model(tmp_path / "judge")
     with pytest.raises(DataError, match="no conversation is left"):  # a judge that says nothing gives no full marks
-        judge = prune.Judge(checkpoint=tmp_path / "judge", answer_tokens=1)
+        judge = prune.JudgeModel(checkpoint=tmp_path / "judge", answer_tokens=1)
         prune.run(prune.PruneSettings(out=tmp_path / "no", judge=judge, **given))
     assert "hold no grade" in capsys.readouterr().err

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from herd.errors import CheckpointError, DataError
+from herd.formats.reward import REWARD_RECORD, reward_record
 from herd.post.reward import RewardModel, distribution_shift
 from herd.run import atomic_write
 from herd.tokenizer.chat import render
-from herd.train.saving import REWARD_RECORD, reward_record
 from tests.post.models import save_model, save_reward_model, small_tokenizer
 
 

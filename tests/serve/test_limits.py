@@ -147,7 +147,7 @@ def test_an_answer_that_takes_too_long_is_cancelled(monkeypatch):
 
 
 def test_a_client_that_does_not_read_its_stream_is_cut_off_without_a_fault(monkeypatch):
-    monkeypatch.setattr("herd.serve.answers._READING_SECONDS", 0.2)
+    monkeypatch.setattr("herd.serve.streams._READING_SECONDS", 0.2)
     out, engine = io.StringIO(), chat_engine()
     app = create_app(engine, name="tiny", limits=Limits(timeout_seconds=0.2), journal=Journal("json", stream=out))
     body = [{"type": "http.request", "body": json.dumps(CHAT | {"stream": True}).encode()}]

@@ -64,11 +64,13 @@ class FakeJudge(BaseHTTPRequestHandler):
     """Grades by counting words of offers; the first question is answered with 503."""
 
     asked = 0
+    counting = threading.Lock()
 
     def do_POST(self):
-        type(self).asked += 1
+        with self.counting:
+            type(self).asked += 1
+            busy = type(self).asked == 1
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        busy = type(self).asked == 1
         grade = 1 if "cheap" in body["messages"][0]["content"] else 4
         data = json.dumps({"choices": [{"message": {"content": f"It is so.\nGrade: {grade}"}}]}).encode()
         self.send_response(503 if busy else 200)
