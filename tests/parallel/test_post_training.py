@@ -128,7 +128,7 @@ def test_adapters_on_shards_with_a_rank_killed_are_those_of_one_process(stage, i
         ("sft", ["parallel.tensor=2", "optimizer.lora.rank=4"], "not with tensor or pipeline"),
         ("sft", ["parallel.shard=2", "optimizer.lora.rank=4", "optimizer.lora.base=nf4"], "use base=as_is with shards"),
         ("sft", ["parallel.shard=2", "optimizer.state=bf16"], "needs a whole copy on each process"),
-        ("sft", ["parallel.shard=3"], "shard 3 takes 3 processes, and there are 2"),
+        ("sft", ["parallel.shard=3"], "shard 3 needs 3 processes, but there are 2"),
     ],
 )
 def test_what_a_mesh_has_not_is_refused_once_in_words(stage, words, message, inputs, tmp_path):

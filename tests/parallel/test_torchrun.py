@@ -125,6 +125,6 @@ def test_a_mesh_that_cannot_be_is_refused_once_with_every_fault(corpus, tmp_path
     text = process.communicate(timeout=SECONDS)[1]
     assert process.returncode != 0
     [message] = [line for line in text.splitlines() if line.startswith("error:")]
-    assert "tensor 3 takes 3 processes, and there are 2" in message
+    assert "tensor 3 needs 3 processes, but there are 2" in message
     assert "does not divide the model's num_attention_heads (4)" in text
     assert "herd/stages" not in text  # no traceback of ours
