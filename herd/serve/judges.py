@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from herd.errors import ConfigError
 from herd.post.reward import RewardModel
 from herd.rollout.search import Score
+from herd.toolbox.functions import module_of
 from herd.types import Conversation
 
 
@@ -22,14 +22,7 @@ def open_judge(place: Path) -> Score:
     """
     if place.suffix != ".py":
         return RewardModel(place).score
-    spec = importlib.util.spec_from_file_location("herd_judge", place)
-    if not place.is_file() or spec is None or spec.loader is None:
-        raise ConfigError(f"judge: there is no file {place}; expected a reward model's folder, or a Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ConfigError(f"judge: {place} fails as it is read: {type(error).__name__}: {error}") from None
+    module = module_of(place, "judge")
     one = getattr(module, "score", None)
     if not callable(one):
         raise ConfigError(f"judge: {place} defines no `score(messages, answer)`, a figure that is larger for better")

@@ -15,6 +15,7 @@ import typing
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pydantic import ConfigDict, PydanticUserError, ValidationError, create_model
@@ -88,22 +89,32 @@ class Function:
         return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
 
 
+def module_of(file: Path, setting: str) -> ModuleType:
+    """The module in a user's Python file, which `setting` names.
+
+    Raises:
+        ConfigError: the file is not there, is no Python file, or fails as it is read.
+    """
+    if not file.is_file():
+        raise ConfigError(f"{setting}: there is no file {file}")
+    spec = importlib.util.spec_from_file_location(f"herd_{setting}_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{setting}: {file} is no Python file; expected one that ends with .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{setting}: {file} fails as it is read: {type(error).__name__}: {error}") from None
+    return module
+
+
 def functions_of(file: Path) -> list[Function]:
     """The functions that a Python file defines, but those whose names begin with `_`.
 
     Raises:
         ConfigError: the file is not there, fails as it is read, or holds none; or a function has no types.
     """
-    if not file.is_file():
-        raise ConfigError(f"tools: there is no file {file}")
-    spec = importlib.util.spec_from_file_location(f"herd_tools_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"tools: {file} is no Python file; expected one that ends with .py")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ConfigError(f"tools: {file} fails as it is read: {type(error).__name__}: {error}") from None
+    module = module_of(file, "tools")
     own = [
         one
         for name, one in vars(module).items()
